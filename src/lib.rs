@@ -1,0 +1,37 @@
+//! stratafs: a FUSE union file system, and the library behind the `stratafs` and `strata` programs.
+//!
+//! An ordered stack of read-only *lower* layer directories and one writable *upper* directory appear as one
+//! tree. Upper directories are interchangeable with the Linux kernel's overlayfs in both directions.
+//!
+//! # Map of the code
+//!
+//! One direction of flow: a module uses only what stands below it in this table (`tests/tidy.rs` enforces it).
+//!
+//! | module | what it is for | may use |
+//! |---|---|---|
+//! | `bin/stratafs`, `bin/strata` | arguments, logging, exit codes | everything public |
+//! | [`fuse`] | mount, read requests from `/dev/fuse`, decode, call, reply; threads; passthrough ids. The only module naming `fuser` | `overlay` `node` `config` `sys` |
+//! | [`overlay`] | one file per verb group; takes the locks | `node` `merge` `copy_up` `layer` `whiteout` `config` `sys` |
+//! | [`copy_up`] | stage in the work directory, fill, publish with one rename or link | `merge` `layer` `whiteout` `sys` |
+//! | [`merge`] | resolve one name through the stack; merge one directory | `layer` `whiteout` `sys` |
+//! | [`node`] | inode table, dentries, lookup counts, open handles; no I/O | `layer` types |
+//! | [`layer`] | [`layer::Layer`] (reads only), [`layer::UpperLayer`] (alone can write), work directory, stack | `sys` `whiteout` `config` |
+//! | [`image`] | archives in and out, the store, unpacking, diff, commit | `whiteout` `sys` |
+//! | [`container`] | OCI runtime bundles, running them | `image` `sys` |
+//! | [`whiteout`] | codec of every on-disk mark: whiteouts, opaque, redirect, origin, metacopy; pure | nothing |
+//! | [`config`] | mount options; pure | nothing |
+//! | [`sys`] | system calls that rustix lacks; the only `unsafe` | nothing |
+//!
+//! `overlay` and everything below it runs without FUSE: unit and model tests drive it on temporary directories.
+
+pub mod config;
+pub mod container;
+pub mod copy_up;
+pub mod fuse;
+pub mod image;
+pub mod layer;
+pub mod merge;
+pub mod node;
+pub mod overlay;
+pub mod sys;
+pub mod whiteout;

@@ -1,0 +1,260 @@
+//! Codec of every mark that a union file system leaves on disk: whiteouts, opaque directories, redirects,
+//! origins and metacopy. Pure: bytes in, bytes out; no system calls.
+//!
+//! Formats: the kernel's `Documentation/filesystems/overlayfs.rst` (whiteouts, opaque directories, redirects,
+//! `userxattr`, nested escapes), `fs/overlayfs/overlayfs.h` (`struct ovl_fb`), the OCI image specification,
+//! section "Whiteouts" (`.wh.NAME`, `.wh..wh..opq`), and fuse-overlayfs' own `user.fuseoverlayfs.*`.
+
+pub mod origin;
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+
+/// Prefix of a whiteout's name in image layers and in AUFS: `.wh.NAME` deletes `NAME`.
+pub const AUFS_PREFIX: &[u8] = b".wh.";
+/// Name of the entry that makes its directory opaque in image layers and in AUFS.
+pub const AUFS_OPAQUE: &[u8] = b".wh..wh..opq";
+/// Prefix of AUFS' own bookkeeping entries (`.wh..wh.plnk`, `.wh..wh.aufs`, …).
+pub const AUFS_META_PREFIX: &[u8] = b".wh..wh.";
+
+/// Override of owner, mode and device number that rootless engines store instead of the real ones
+/// (`uid:gid:mode[:type]`, containers/storage).
+pub const OVERRIDE_STAT: &str = "user.containers.override_stat";
+
+/// The name space of extended attributes that a layer's marks live in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Namespace {
+    /// `trusted.overlay.*`, the kernel's default; needs `CAP_SYS_ADMIN`.
+    Trusted,
+    /// `user.overlay.*`, the kernel's `userxattr`.
+    User,
+    /// `user.fuseoverlayfs.*`, written by fuse-overlayfs when not privileged.
+    FuseOverlayfs,
+}
+
+impl Namespace {
+    /// Every name space, in the order in which a reader tries them.
+    pub const ALL: [Self; 3] = [Self::Trusted, Self::User, Self::FuseOverlayfs];
+
+    /// The prefix of every mark in this name space, with its final dot.
+    pub const fn prefix(self) -> &'static str {
+        match self {
+            Self::Trusted => "trusted.overlay.",
+            Self::User => "user.overlay.",
+            Self::FuseOverlayfs => "user.fuseoverlayfs.",
+        }
+    }
+
+    /// Full name of `mark` in this name space.
+    pub const fn xattr(self, mark: Mark) -> &'static str {
+        match (self, mark) {
+            (Self::Trusted, Mark::Opaque) => "trusted.overlay.opaque",
+            (Self::Trusted, Mark::Redirect) => "trusted.overlay.redirect",
+            (Self::Trusted, Mark::Origin) => "trusted.overlay.origin",
+            (Self::Trusted, Mark::Impure) => "trusted.overlay.impure",
+            (Self::Trusted, Mark::Nlink) => "trusted.overlay.nlink",
+            (Self::Trusted, Mark::Upper) => "trusted.overlay.upper",
+            (Self::Trusted, Mark::Uuid) => "trusted.overlay.uuid",
+            (Self::Trusted, Mark::Metacopy) => "trusted.overlay.metacopy",
+            (Self::Trusted, Mark::Whiteout) => "trusted.overlay.whiteout",
+            (Self::User, Mark::Opaque) => "user.overlay.opaque",
+            (Self::User, Mark::Redirect) => "user.overlay.redirect",
+            (Self::User, Mark::Origin) => "user.overlay.origin",
+            (Self::User, Mark::Impure) => "user.overlay.impure",
+            (Self::User, Mark::Nlink) => "user.overlay.nlink",
+            (Self::User, Mark::Upper) => "user.overlay.upper",
+            (Self::User, Mark::Uuid) => "user.overlay.uuid",
+            (Self::User, Mark::Metacopy) => "user.overlay.metacopy",
+            (Self::User, Mark::Whiteout) => "user.overlay.whiteout",
+            (Self::FuseOverlayfs, Mark::Opaque) => "user.fuseoverlayfs.opaque",
+            (Self::FuseOverlayfs, Mark::Redirect) => "user.fuseoverlayfs.redirect",
+            (Self::FuseOverlayfs, Mark::Origin) => "user.fuseoverlayfs.origin",
+            (Self::FuseOverlayfs, Mark::Impure) => "user.fuseoverlayfs.impure",
+            (Self::FuseOverlayfs, Mark::Nlink) => "user.fuseoverlayfs.nlink",
+            (Self::FuseOverlayfs, Mark::Upper) => "user.fuseoverlayfs.upper",
+            (Self::FuseOverlayfs, Mark::Uuid) => "user.fuseoverlayfs.uuid",
+            (Self::FuseOverlayfs, Mark::Metacopy) => "user.fuseoverlayfs.metacopy",
+            (Self::FuseOverlayfs, Mark::Whiteout) => "user.fuseoverlayfs.whiteout",
+        }
+    }
+}
+
+/// A mark kept in an extended attribute.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Mark {
+    /// `y`: nothing below this directory shows through; `x`: the directory holds xattr whiteouts.
+    Opaque,
+    /// Where the lower part of a renamed directory (or metacopy file) is.
+    Redirect,
+    /// File handle of the lower file that this one was copied up from.
+    Origin,
+    /// `y`: the directory holds entries with an origin, so their inode numbers differ from the upper's own.
+    Impure,
+    /// Difference between the union's link count and the real one, on an indexed hard link.
+    Nlink,
+    /// File handle of the upper directory, on an index entry.
+    Upper,
+    /// UUID of the overlay instance, on the upper root.
+    Uuid,
+    /// The file has its metadata here and its data in a layer below.
+    Metacopy,
+    /// On an empty regular file: the file is a whiteout.
+    Whiteout,
+}
+
+/// How a directory's opaque attribute reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Opaque {
+    /// No attribute, or a value that the kernel does not know either.
+    No,
+    /// `y`: the directory hides everything below it.
+    Yes,
+    /// `x`: entries of this directory may be xattr whiteouts.
+    XattrWhiteouts,
+}
+
+/// Reads the value of an opaque attribute (kernel: `ovl_check_opaque`-family; unknown values mean "no").
+pub fn decode_opaque(value: &[u8]) -> Opaque {
+    match value {
+        b"y" => Opaque::Yes,
+        b"x" => Opaque::XattrWhiteouts,
+        _ => Opaque::No,
+    }
+}
+
+/// What an entry's name says by the AUFS and OCI rules.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AufsName<'a> {
+    /// An ordinary name.
+    Plain,
+    /// `.wh..wh..opq`: the directory that holds it is opaque.
+    Opaque,
+    /// `.wh.NAME`: deletes NAME, which is given.
+    Whiteout(&'a OsStr),
+    /// Other `.wh..wh.*` entries: AUFS bookkeeping, not part of the tree.
+    Bookkeeping,
+}
+
+/// Classifies `name` by the AUFS and OCI rules. `.wh.` alone, which names nothing, is plain; so are the names
+/// that would delete `.` or `..`, which no reader may obey.
+pub fn decode_aufs_name(name: &OsStr) -> AufsName<'_> {
+    let bytes = name.as_bytes();
+    if bytes == AUFS_OPAQUE {
+        return AufsName::Opaque;
+    }
+    if bytes.starts_with(AUFS_META_PREFIX) {
+        return AufsName::Bookkeeping;
+    }
+    match bytes.strip_prefix(AUFS_PREFIX) {
+        None | Some(b"" | b"." | b"..") => AufsName::Plain,
+        Some(target) => AufsName::Whiteout(OsStr::from_bytes(target)),
+    }
+}
+
+/// A directory's redirect.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Redirect {
+    /// From the root of the layers below; components joined by `/`, without a leading slash.
+    Absolute(Vec<u8>),
+    /// Another name in the same parent directory.
+    Relative(Vec<u8>),
+}
+
+/// Why a redirect's value is not one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("malformed redirect")]
+pub struct MalformedRedirect;
+
+/// Reads a redirect (kernel: `ovl_get_redirect_xattr`): an absolute path without empty, `.` or `..`
+/// components, or a single name.
+///
+/// # Errors
+/// [`MalformedRedirect`] when the value is neither; nothing may be looked up by it.
+pub fn decode_redirect(value: &[u8]) -> Result<Redirect, MalformedRedirect> {
+    let component =
+        |name: &[u8]| !name.is_empty() && name != b"." && name != b".." && name.len() <= 255 && !name.contains(&0);
+    match value.strip_prefix(b"/") {
+        Some(path) if path.split(|&b| b == b'/').all(component) => Ok(Redirect::Absolute(path.to_vec())),
+        None if component(value) && !value.contains(&b'/') => Ok(Redirect::Relative(value.to_vec())),
+        _ => Err(MalformedRedirect),
+    }
+}
+
+/// Escapes an attribute name of the mounted file system that lies in the marks' own name space, so that a
+/// user's `trusted.overlay.x` is stored as `trusted.overlay.overlay.x` (kernel >= 6.7, nested overlayfs).
+/// `None` when the name needs no escape.
+pub fn escape_xattr(namespace: Namespace, name: &[u8]) -> Option<Vec<u8>> {
+    let rest = name.strip_prefix(namespace.prefix().as_bytes())?;
+    let mut escaped = namespace.prefix().as_bytes().to_vec();
+    escaped.extend_from_slice(b"overlay.");
+    escaped.extend_from_slice(rest);
+    Some(escaped)
+}
+
+/// How a stored attribute name appears in the mounted file system.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Visible {
+    /// As it is.
+    Plain,
+    /// Under this name: it was escaped.
+    Unescaped(Vec<u8>),
+    /// Not at all: one of our marks.
+    Hidden,
+}
+
+/// Undoes [`escape_xattr`] and hides the marks themselves.
+pub fn unescape_xattr(namespace: Namespace, name: &[u8]) -> Visible {
+    match name.strip_prefix(namespace.prefix().as_bytes()) {
+        None => Visible::Plain,
+        Some(mark) => match mark.strip_prefix(b"overlay.") {
+            None => Visible::Hidden,
+            Some(rest) => {
+                let mut plain = namespace.prefix().as_bytes().to_vec();
+                plain.extend_from_slice(rest);
+                Visible::Unescaped(plain)
+            }
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn aufs_names() {
+        let table: [(&str, AufsName); 9] = [
+            ("file", AufsName::Plain),
+            (".wh.", AufsName::Plain),
+            (".wh..", AufsName::Plain),
+            (".wh...", AufsName::Plain),
+            (".wh.file", AufsName::Whiteout(OsStr::new("file"))),
+            (".wh..hidden", AufsName::Whiteout(OsStr::new(".hidden"))),
+            (".wh..wh..opq", AufsName::Opaque),
+            (".wh..wh.plnk", AufsName::Bookkeeping),
+            (".wh..wh..opq.x", AufsName::Bookkeeping),
+        ];
+        for (name, expected) in table {
+            assert_eq!(decode_aufs_name(OsStr::new(name)), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn redirects() {
+        assert_eq!(decode_redirect(b"/a/b"), Ok(Redirect::Absolute(b"a/b".to_vec())));
+        assert_eq!(decode_redirect(b"name"), Ok(Redirect::Relative(b"name".to_vec())));
+        for bad in [&b""[..], b"/", b"a/b", b"/a//b", b"/a/../b", b"..", b".", b"/a/", b"a\0b"] {
+            assert_eq!(decode_redirect(bad), Err(MalformedRedirect), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn escapes_round_trip() {
+        let stored = escape_xattr(Namespace::Trusted, b"trusted.overlay.opaque").expect("needs an escape");
+        assert_eq!(stored, b"trusted.overlay.overlay.opaque");
+        assert_eq!(unescape_xattr(Namespace::Trusted, &stored), Visible::Unescaped(b"trusted.overlay.opaque".to_vec()));
+        assert_eq!(unescape_xattr(Namespace::Trusted, b"trusted.overlay.opaque"), Visible::Hidden);
+        assert_eq!(unescape_xattr(Namespace::Trusted, b"user.overlay.opaque"), Visible::Plain);
+        assert_eq!(escape_xattr(Namespace::Trusted, b"user.x"), None);
+    }
+}
