@@ -613,3 +613,20 @@ fn damage_is_found_file_by_file() {
     assert!(found[0].starts_with("layer file a: ") && found[1].starts_with("layer file c: "), "{found:?}");
     assert!(reassembled(&layer).is_err());
 }
+
+#[test]
+fn deep_trees_are_made_replaced_and_written_without_recursion() {
+    let deep = vec!["d"; 2000].join("/");
+    let tar = Tar::new()
+        .entry(spec("x", b'0').pax("path", format!("{deep}/f")).content("deep"))
+        .entry(spec("x", b'0').pax("path", format!("{deep}/g")).content("deep too"))
+        .end();
+    let layer = unpack(&tar);
+    assert_eq!(reassembled(&layer).unwrap(), tar);
+    let mut out = Vec::new();
+    let snapshot = layer::snapshot(layer.as_fd(), &[], &mut out, &SnapshotOptions::default()).unwrap();
+    assert_eq!(snapshot.entries, 2003);
+    let replaced = unpack(&[&tar[..tar.len() - 1024], &Tar::new().file("d", "a file").end()].concat());
+    assert_eq!(replaced.tree().len(), 2);
+    assert!(reassembled(&replaced).is_ok());
+}
