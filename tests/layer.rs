@@ -474,6 +474,12 @@ fn marks_in_the_image_are_escaped_never_obeyed() {
 }
 
 #[test]
+fn acls_as_text_are_left_out_with_a_warning() {
+    let layer = unpack(&Tar::new().entry(spec("f", b'0').pax("SCHILY.acl.access", "user::rw-,user:alice:rw-")).end());
+    assert!(layer.unpacked.warnings[0].starts_with("f: an ACL as text"), "{:?}", layer.unpacked.warnings);
+}
+
+#[test]
 fn sparse_files_of_every_format_are_expanded() {
     // Ten stored bytes: five at 0, five at 100,000, of 200,000.
     let mut content = vec![0; 200_000];

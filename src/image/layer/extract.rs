@@ -91,6 +91,10 @@ impl<'a> Extractor<'a> {
                 return Err(LayerError::Limit { what, limit: self.options.limits.xattr as u64, option: "xattr" });
             }
         }
+        if entry.text_acl {
+            let reason = "an ACL as text (SCHILY.acl) was not kept; layers carry them as attributes";
+            self.warn(vec![format!("{}: {reason}", printable(&path))]);
+        }
         let Some((parent, name)) = split(&path) else { return self.root(entry) };
         match directory_names(parent, &path)? {
             Names::Bookkeeping => return Ok(()),
