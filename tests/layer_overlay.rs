@@ -123,6 +123,18 @@ fn layer_directories_mount_as_they_are() {
 }
 
 #[test]
+fn an_opaque_root_hides_everything_below() {
+    let bottom = base();
+    let top =
+        unpack_over(&Tar::new().file(".wh..wh..opq", "").dir("etc/").file("etc/mine", "m").end(), &[&bottom]).unwrap();
+    assert!(top.unpacked.depends_on_lower);
+    assert_eq!(seen(&[&top, &bottom]).keys().collect::<Vec<_>>(), ["etc", "etc/mine"]);
+    // And it stays one, for layers above that are unpacked later.
+    let above = unpack_over(&Tar::new().hardlink("h", "null").end(), &[&top, &bottom]);
+    assert!(above.is_err());
+}
+
+#[test]
 fn xattr_whiteouts_delete_in_the_kernel_too() {
     let bottom = base();
     let marks = layer::Marks { whiteouts: layer::WhiteoutForm::Xattr, ..layer::Marks::default() };
