@@ -109,10 +109,14 @@ pub struct Mounted {
 /// The directory, the options or the user's rights do not allow it, or the root of the mount cannot be read. Nothing
 /// is mounted then.
 pub fn mount(overlay: Overlay, mountpoint: &Path, options: &MountOptions) -> Result<Mounted, MountError> {
-    try_mount(overlay, mountpoint, options).map_err(|cause| MountError { mountpoint: mountpoint.to_owned(), cause })
+    let overlay = Arc::new(overlay);
+    try_mount(&overlay, mountpoint, options).map_err(|cause| {
+        overlay.close();
+        MountError { mountpoint: mountpoint.to_owned(), cause }
+    })
 }
 
-fn try_mount(overlay: Overlay, mountpoint: &Path, options: &MountOptions) -> io::Result<Mounted> {
+fn try_mount(overlay: &Arc<Overlay>, mountpoint: &Path, options: &MountOptions) -> io::Result<Mounted> {
     rustix::process::umask(rustix::fs::Mode::empty());
     let read_only = overlay.is_read_only();
     let (handshake, agreed) = Handshake::new(Wishes {
@@ -137,7 +141,7 @@ fn try_mount(overlay: Overlay, mountpoint: &Path, options: &MountOptions) -> io:
 
 /// Starts answering on a mount that was just made.
 fn start(
-    overlay: Overlay,
+    overlay: &Arc<Overlay>,
     mountpoint: &Path,
     options: &MountOptions,
     mut session: ManuallyDrop<Session<Handshake>>,
@@ -145,12 +149,11 @@ fn start(
 ) -> io::Result<Mounted> {
     let place = Place::find(mountpoint)?;
     let unmounter = session.unmount_callable();
-    let overlay = Arc::new(overlay);
     let device = session.as_fd().try_clone_to_owned()?;
     let connection = Connection::new(device.try_clone()?, session.notifier());
     overlay.attach(Arc::new(connection), agreed.passthrough);
     let server = Server {
-        overlay: Arc::clone(&overlay),
+        overlay: Arc::clone(overlay),
         counters: Counters::new(),
         door: match options.mount.access {
             Access::Owner | Access::Everybody => Door::Open,
@@ -163,7 +166,7 @@ fn start(
     if !fs::symlink_metadata(mountpoint)?.is_dir() {
         return Err(io::ErrorKind::NotADirectory.into());
     }
-    Ok(Mounted { overlay, crew, place, unmounter, _session: session })
+    Ok(Mounted { overlay: Arc::clone(overlay), crew, place, unmounter, _session: session })
 }
 
 /// The kernel takes passthrough files only from `CAP_SYS_ADMIN` in the first user namespace
@@ -236,11 +239,19 @@ impl Mounted {
                 Event::Ended | Event::OutOfPatience => break,
             }
         }
-        self.crew.stop(GRACE);
+        self.end()
+    }
+
+    /// Unmounts what is still mounted, refuses what is still asked and closes the overlay.
+    ///
+    /// # Errors
+    /// The mount cannot be taken away.
+    pub fn end(mut self) -> io::Result<()> {
         // Still there if the connection was aborted: it would answer ENOTCONN for ever.
-        self.unmount()?;
+        let unmounted = self.unmount();
+        self.crew.stop(GRACE);
         self.overlay.close();
-        Ok(())
+        unmounted
     }
 
     fn wait(&self, signals: &SignalQueue, patience: Option<Duration>) -> io::Result<Event> {
