@@ -3,5 +3,8 @@
 #![allow(unsafe_code)]
 
 pub mod chmod;
+pub mod fork;
+pub mod fuse_device;
 pub mod handle;
+pub mod signals;
 pub mod xattr;
