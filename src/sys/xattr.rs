@@ -36,8 +36,9 @@ pub struct Target<'a> {
 }
 
 impl Target<'_> {
-    fn flags(&self) -> libc::c_int {
-        if self.name.is_empty() { libc::AT_EMPTY_PATH } else { libc::AT_SYMLINK_NOFOLLOW }
+    /// The calls refuse a descriptor that is `O_PATH`; the path to it works with any.
+    fn needs_path(&self) -> bool {
+        self.name.is_empty() || NO_XATTRAT.load(Ordering::Relaxed)
     }
 
     /// The same file as a path, and whether its last component must not be followed.
@@ -52,24 +53,18 @@ impl Target<'_> {
     }
 }
 
-/// Runs `at`; where the kernel lacks the call, `by_path`.
-fn at_or_path(
-    at: impl FnOnce() -> libc::c_long,
-    by_path: impl FnOnce() -> Result<usize, Errno>,
-) -> Result<usize, Errno> {
-    if !NO_XATTRAT.load(Ordering::Relaxed) {
-        let done = at();
-        if let Ok(done) = usize::try_from(done) {
-            return Ok(done);
-        }
-        let errno = std::io::Error::last_os_error();
-        let errno = Errno::from_io_error(&errno).unwrap_or(Errno::IO);
-        if errno != Errno::NOSYS {
-            return Err(errno);
-        }
-        NO_XATTRAT.store(true, Ordering::Relaxed);
+/// The outcome of an `*xattrat` call; `None` where the kernel lacks it.
+fn outcome(returned: libc::c_long) -> Option<Result<usize, Errno>> {
+    if let Ok(done) = usize::try_from(returned) {
+        return Some(Ok(done));
     }
-    by_path()
+    match Errno::from_io_error(&std::io::Error::last_os_error()) {
+        Some(Errno::NOSYS) => {
+            NO_XATTRAT.store(true, Ordering::Relaxed);
+            None
+        }
+        errno => Some(Err(errno.unwrap_or(Errno::IO))),
+    }
 }
 
 /// Reads attribute `key` into `buffer`; its size in bytes. An empty buffer only asks for the size.
@@ -77,24 +72,23 @@ fn at_or_path(
 /// # Errors
 /// `NODATA`: no such attribute. `RANGE`: the buffer is too small. `OPNOTSUPP`: the file system has none.
 pub fn get(target: Target<'_>, key: &CStr, buffer: &mut [u8]) -> Result<usize, Errno> {
-    let at = || {
+    if !target.needs_path() {
         let args = XattrArgs { value: buffer.as_mut_ptr() as u64, size: buffer.len() as u32, flags: 0 };
         // SAFETY: both strings are NUL-terminated, `args` describes `buffer`, and all outlive the call.
-        unsafe {
+        let returned = unsafe {
             libc::syscall(
                 SYS_GETXATTRAT,
                 target.dir.as_raw_fd(),
                 target.name.as_ptr(),
-                target.flags(),
+                libc::AT_SYMLINK_NOFOLLOW,
                 key.as_ptr(),
                 &args as *const XattrArgs,
                 size_of::<XattrArgs>(),
             )
+        };
+        if let Some(done) = outcome(returned) {
+            return done;
         }
-    };
-    let done = at_or_path(at, || Err(Errno::NOSYS));
-    if done != Err(Errno::NOSYS) {
-        return done;
     }
     let (path, nofollow) = target.proc_path();
     if nofollow {
@@ -109,22 +103,21 @@ pub fn get(target: Target<'_>, key: &CStr, buffer: &mut [u8]) -> Result<usize, E
 /// # Errors
 /// `RANGE`: the buffer is too small. `OPNOTSUPP`: the file system has none.
 pub fn list(target: Target<'_>, buffer: &mut [u8]) -> Result<usize, Errno> {
-    let at = || {
+    if !target.needs_path() {
         // SAFETY: the name is NUL-terminated, pointer and length are `buffer`'s, and both outlive the call.
-        unsafe {
+        let returned = unsafe {
             libc::syscall(
                 SYS_LISTXATTRAT,
                 target.dir.as_raw_fd(),
                 target.name.as_ptr(),
-                target.flags(),
+                libc::AT_SYMLINK_NOFOLLOW,
                 buffer.as_mut_ptr(),
                 buffer.len(),
             )
+        };
+        if let Some(done) = outcome(returned) {
+            return done;
         }
-    };
-    let done = at_or_path(at, || Err(Errno::NOSYS));
-    if done != Err(Errno::NOSYS) {
-        return done;
     }
     let (path, nofollow) = target.proc_path();
     if nofollow {
@@ -139,32 +132,31 @@ pub fn list(target: Target<'_>, buffer: &mut [u8]) -> Result<usize, Errno> {
 /// # Errors
 /// Those of `setxattr(2)`.
 pub fn set(target: Target<'_>, key: &CStr, value: &[u8], flags: u32) -> Result<(), Errno> {
-    let at = || {
+    if !target.needs_path() {
         let args = XattrArgs { value: value.as_ptr() as u64, size: value.len() as u32, flags };
         // SAFETY: both strings are NUL-terminated, `args` describes `value`, and all outlive the call.
-        unsafe {
+        let returned = unsafe {
             libc::syscall(
                 SYS_SETXATTRAT,
                 target.dir.as_raw_fd(),
                 target.name.as_ptr(),
-                target.flags(),
+                libc::AT_SYMLINK_NOFOLLOW,
                 key.as_ptr(),
                 &args as *const XattrArgs,
                 size_of::<XattrArgs>(),
             )
-        }
-    };
-    let by_path = || {
-        let (path, nofollow) = target.proc_path();
-        let flags = rustix::fs::XattrFlags::from_bits_retain(flags);
-        let set = if nofollow {
-            rustix::fs::lsetxattr(path.as_slice(), key, value, flags)
-        } else {
-            rustix::fs::setxattr(path.as_slice(), key, value, flags)
         };
-        set.map(|()| 0)
-    };
-    at_or_path(at, by_path).map(|_| ())
+        if let Some(done) = outcome(returned) {
+            return done.map(|_| ());
+        }
+    }
+    let (path, nofollow) = target.proc_path();
+    let flags = rustix::fs::XattrFlags::from_bits_retain(flags);
+    if nofollow {
+        rustix::fs::lsetxattr(path.as_slice(), key, value, flags)
+    } else {
+        rustix::fs::setxattr(path.as_slice(), key, value, flags)
+    }
 }
 
 /// Removes attribute `key`.
@@ -172,22 +164,27 @@ pub fn set(target: Target<'_>, key: &CStr, value: &[u8], flags: u32) -> Result<(
 /// # Errors
 /// `NODATA`: no such attribute; others of `removexattr(2)`.
 pub fn remove(target: Target<'_>, key: &CStr) -> Result<(), Errno> {
-    let at = || {
+    if !target.needs_path() {
         // SAFETY: both strings are NUL-terminated and outlive the call.
-        unsafe {
-            libc::syscall(SYS_REMOVEXATTRAT, target.dir.as_raw_fd(), target.name.as_ptr(), target.flags(), key.as_ptr())
-        }
-    };
-    let by_path = || {
-        let (path, nofollow) = target.proc_path();
-        let removed = if nofollow {
-            rustix::fs::lremovexattr(path.as_slice(), key)
-        } else {
-            rustix::fs::removexattr(path.as_slice(), key)
+        let returned = unsafe {
+            libc::syscall(
+                SYS_REMOVEXATTRAT,
+                target.dir.as_raw_fd(),
+                target.name.as_ptr(),
+                libc::AT_SYMLINK_NOFOLLOW,
+                key.as_ptr(),
+            )
         };
-        removed.map(|()| 0)
-    };
-    at_or_path(at, by_path).map(|_| ())
+        if let Some(done) = outcome(returned) {
+            return done.map(|_| ());
+        }
+    }
+    let (path, nofollow) = target.proc_path();
+    if nofollow {
+        rustix::fs::lremovexattr(path.as_slice(), key)
+    } else {
+        rustix::fs::removexattr(path.as_slice(), key)
+    }
 }
 
 #[cfg(test)]
