@@ -5,4 +5,17 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod attr;
+mod create;
+mod io;
+mod link;
+mod locks;
 mod lookup;
+mod opaque;
+mod ownership;
+mod readdir;
+mod redirect;
+mod remove;
+mod rename;
+mod special;
+mod xattr;
