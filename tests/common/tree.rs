@@ -198,9 +198,9 @@ fn content_detail(content: &[u8]) -> String {
     if content.len() <= 100 {
         return format!("\"{}\"", content.escape_ascii());
     }
-    let digest = content.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, &byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)
-    });
+    let digest = content
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3));
     format!("{} bytes {digest:016x}", content.len())
 }
 
@@ -221,7 +221,8 @@ pub fn describe(path: &Path, with_times: bool) -> String {
     let mut xattrs = BTreeMap::new();
     for name in sys::listxattr(path).unwrap_or_else(|error| panic!("listxattr {}: {error}", path.display())) {
         if name != "security.selinux" {
-            let value = sys::getxattr(path, &name).unwrap_or_else(|error| panic!("{}: {name}: {error}", path.display()));
+            let value =
+                sys::getxattr(path, &name).unwrap_or_else(|error| panic!("{}: {name}: {error}", path.display()));
             xattrs.insert(name, value);
         }
     }
