@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::Overlay;
 use super::types::{Errno, Result};
 use crate::copy_up::{Plan, Source, stage};
-use crate::layer::{TimeTo, Times, UpperDir};
+use crate::layer::{LayerStack, TimeTo, Times, UpperDir};
 use crate::node::{Body, Node, Real, UpperPart};
 use crate::whiteout::Mark;
 
@@ -89,7 +89,14 @@ impl Overlay {
         above.set_times(c"", &Times { atime: None, mtime: Some(TimeTo::At(before.mtime)) })?;
         match &node.body {
             Body::Dir(dir) => dir.state.lock().upper = Some(UpperPart::default()),
-            Body::File(file) => file.state.lock().real = Real::Upper,
+            Body::File(file) => {
+                file.state.lock().real = Real::Upper;
+                if stat.nlink > 1 {
+                    // Its other names stay what they were, so the copy is a file of its own (kernel: `ovl_getattr`).
+                    let copied = above.stat(&name)?.ok_or(Errno::IO)?;
+                    node.set_ino(self.stack.show_ino(LayerStack::UPPER_FS, copied.ino));
+                }
+            }
         }
         parent_dir.state.lock().listing = None;
         Ok(())
