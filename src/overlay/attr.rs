@@ -48,7 +48,10 @@ impl Overlay {
         set: &SetAttr,
     ) -> Result<(Attr, Validity)> {
         let node = self.node(node)?;
-        self.copy_up_to(&node, set.size)?;
+        match set.size {
+            Some(size) => self.copy_up_to(&node, Some(size))?,
+            None => self.copy_up_attributes(&node)?,
+        }
         if let Some(size) = set.size {
             self.truncate(&node, handle, size)?;
         }

@@ -70,6 +70,9 @@ impl Overlay {
         if node.dir().is_some() {
             return act(&self.upper_dir(node)?, c"");
         }
+        if let Some((index, entry)) = self.index_place(node) {
+            return act(&index, &entry);
+        }
         loop {
             let (at, orphan) = {
                 let place = node.place.lock();
@@ -167,6 +170,7 @@ impl Overlay {
             listing: listing.as_deref(),
             upper_may_have_marks,
             follow_redirects: self.follows_redirects(),
+            metacopy: self.config.metacopy,
         })
     }
 

@@ -9,7 +9,7 @@ use super::types::{Attr, Entry, Errno, NodeId, Result, Validity};
 use super::{Overlay, checked_name, is_reserved};
 use crate::layer::{LayerStack, Stat, UpperDir};
 use crate::merge::{Resolution, Source};
-use crate::node::{self, Body, DirState, File, FileState, Name, Node, Place, Real, UpperPart};
+use crate::node::{self, Body, DataRef, DirState, File, FileState, Name, Node, Place, Real, UpperPart};
 use crate::whiteout::Opaque;
 
 impl Overlay {
@@ -57,7 +57,7 @@ impl Overlay {
             Resolution::Found(found) => {
                 let stat = found.stat;
                 let node = self.admit(parent, name, found)?;
-                let attr = self.show(&node, &stat);
+                let attr = if self.indexed(&node).is_some() { self.attr(&node)? } else { self.show(&node, &stat) };
                 Ok(Some((node, attr)))
             }
         }
@@ -73,10 +73,28 @@ impl Overlay {
             return Ok(node);
         }
         let upper_ino = found.stat.ino;
+        let indexed = self.index_entry(parent, &name, &found)?;
+        if let Some((entry, _)) = &indexed
+            && let Some(node) = self.nodes.by_index(&entry.name)
+        {
+            self.nodes.add_name(parent, &name, &node);
+            return Ok(node);
+        }
         let node = self.make_node(parent, &name, found)?;
+        if let (Some((entry, stat)), Some(file)) = (indexed, node.file()) {
+            let mut state = file.state.lock();
+            if stat.is_some() {
+                // The index has it, whatever this name still is.
+                state.real = Real::Upper;
+            }
+            state.index = Some(Box::new(entry));
+        }
         let node = self.nodes.adopt(parent, &name, Arc::new(node));
         if has_links {
             self.nodes.share(upper_ino, &node);
+        }
+        if let Some(entry) = self.indexed(&node) {
+            self.nodes.share_index(&entry.name, &node);
         }
         Ok(node)
     }
@@ -103,7 +121,8 @@ impl Overlay {
                 Source::Upper => Real::Upper,
                 Source::Lower(index) => Real::Lower(index),
             };
-            Body::File(File { state: Mutex::new(FileState { real, open: None, bypassed: false }) })
+            let data = found.data.map(|(layer, path)| Box::new(DataRef { layer, path }));
+            Body::File(File { state: Mutex::new(FileState { data, ..FileState::new(real) }) })
         };
         Ok(Node::new(id, ino, file_type, place, body))
     }
@@ -123,7 +142,9 @@ impl Overlay {
             Source::Upper => {
                 let Some(mark) = &found.marks.origin else { return Ok(upper_ino) };
                 match self.origins.resolve(&self.stack, mark) {
-                    Some((fs, origin)) if origin.nlink == 1 && origin.file_type() == found.stat.file_type() => {
+                    Some((fs, origin))
+                        if (origin.nlink == 1 || self.config.index) && origin.file_type() == found.stat.file_type() =>
+                    {
                         Ok(self.stack.show_ino(fs, origin.ino))
                     }
                     _ => {
@@ -142,22 +163,30 @@ impl Overlay {
             let parts = dir.lowers.len() + usize::from(dir.state.lock().upper.is_some());
             parts > 1
         });
+        let indexed = self.indexed(node);
         Attr {
             ino: node.ino(),
             mode: stat.mode,
             // Subdirectories of a merged directory are not counted (kernel: `ovl_getattr`).
-            nlink: if merged || self.config.static_nlink { 1 } else { stat.nlink },
+            nlink: if merged || self.config.static_nlink { 1 } else { indexed.map_or(stat.nlink, |entry| entry.nlink) },
             uid,
             gid,
             rdev: stat.rdev,
             size: stat.size,
-            blocks: stat.blocks,
+            blocks: self.data_blocks(node).unwrap_or(stat.blocks),
             blksize: stat.blksize,
             atime: stat.atime,
             mtime: stat.mtime,
             ctime: stat.ctime,
             btime: stat.btime,
         }
+    }
+
+    /// Allocated size of a file that has its content in a lower layer.
+    fn data_blocks(&self, node: &Node) -> Option<u64> {
+        let data = node.file()?.state.lock().data.as_deref().cloned()?;
+        let stat = self.stack.lower(data.layer).ok()?.stat_file(&data.path).ok()??;
+        Some(stat.blocks)
     }
 
     pub(super) fn entry(&self, node: &Node, attr: Attr) -> Entry {

@@ -5,6 +5,7 @@ mod acl;
 mod attr;
 mod copy_up;
 mod create;
+mod index;
 mod io;
 mod link;
 mod locate;
