@@ -1,5 +1,10 @@
 //! System calls that rustix lacks, one file a family; the only place where `unsafe` is allowed.
 
+#![allow(unsafe_code)]
+
+pub mod chmod;
 pub mod fork;
 pub mod fuse_device;
+pub mod handle;
 pub mod signals;
+pub mod xattr;
