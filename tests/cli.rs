@@ -1,5 +1,7 @@
 //! `stratafs` without a mount: what it refuses, and how it says so.
 
+#![allow(clippy::unwrap_used)]
+
 use std::path::Path;
 use std::process::{Command, Output};
 

@@ -1,5 +1,9 @@
 //! A mount from its start to its end, with the real program: exit codes, messages, signals, unmounting.
 
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::Read;
@@ -14,8 +18,8 @@ use tempfile::TempDir;
 macro_rules! needs_fuse {
     () => {
         if std::env::var_os("STRATAFS_TEST_NO_FUSE").is_some_and(|value| value == "1") {
-            eprintln!("skipped: STRATAFS_TEST_NO_FUSE=1");
-            return;
+            let thread = std::thread::current();
+            return common::skip(thread.name().unwrap_or_default(), "STRATAFS_TEST_NO_FUSE=1");
         }
         assert!(Path::new("/dev/fuse").exists(), "/dev/fuse is missing; STRATAFS_TEST_NO_FUSE=1 skips mount tests");
     };
@@ -315,8 +319,7 @@ fn the_source_is_fsname_or_the_first_argument() {
 fn the_mount_helper_of_libfuse_mounts() {
     needs_fuse!();
     if Command::new("mount.fuse3").arg("-h").output().is_err() {
-        eprintln!("skipped: mount.fuse3 is not installed");
-        return;
+        return common::skip("the_mount_helper_of_libfuse_mounts", "mount.fuse3 is not installed");
     }
     let scene = Scene::new();
     let bin = Path::new(env!("CARGO_BIN_EXE_stratafs")).parent().unwrap();
