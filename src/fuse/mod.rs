@@ -124,7 +124,7 @@ fn try_mount(overlay: &Arc<Overlay>, mountpoint: &Path, options: &MountOptions) 
         writeback: options.overlay.writeback && !read_only,
         passthrough: options.overlay.passthrough != Passthrough::Off && may_pass_through(),
     });
-    let session = Session::new(handshake, mountpoint, &session_config(options, read_only))?;
+    let session = Session::new(handshake, mountpoint, &session_config(options, read_only)).map_err(explain)?;
     let mut session = ManuallyDrop::new(session);
     let mut unmounter = session.unmount_callable();
     let mounted = match agreed.get() {
@@ -137,6 +137,16 @@ fn try_mount(overlay: &Arc<Overlay>, mountpoint: &Path, options: &MountOptions) 
         tracing::error!(%error, "a useless mount is left behind");
     }
     mounted
+}
+
+/// fuser does not say what it may not open.
+fn explain(error: io::Error) -> io::Error {
+    match fs::File::options().read(true).write(true).open("/dev/fuse") {
+        Err(cause) if error.raw_os_error() == cause.raw_os_error() => {
+            io::Error::new(error.kind(), format!("/dev/fuse: {cause}"))
+        }
+        _ => error,
+    }
 }
 
 /// Starts answering on a mount that was just made.

@@ -62,7 +62,7 @@ impl Overlay {
             }
             if let Some(mode) = set.mode {
                 dir.set_mode(name, mode & 0o7777)?;
-            } else if set.size.is_some() && set.kill_suidgid {
+            } else if set.kill_suidgid && set.uid.is_none() && set.gid.is_none() {
                 let stat = dir.stat(name)?.ok_or(Errno::STALE)?;
                 if let Some(mode) = mode_without_set_id(caller, &stat) {
                     dir.set_mode(name, mode)?;
