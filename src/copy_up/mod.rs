@@ -30,8 +30,8 @@ pub struct Source<'a> {
 
 /// How to copy.
 pub struct Plan<'a> {
-    /// Value of the origin mark; empty: the file system has no handles.
-    pub origin: &'a [u8],
+    /// Value of the origin mark (empty: the file system has no handles); none for a lower hard link, which breaks.
+    pub origin: Option<&'a [u8]>,
     /// Copy only this many bytes: the rest would be truncated anyway.
     pub length: Option<u64>,
     /// ACLs are kept.
@@ -92,11 +92,12 @@ fn copy_attributes(upper: &UpperLayer, staged: &Staged<'_>, source: &Source<'_>,
         .or_else(tolerate_unprivileged_chown)?;
     }
     copy_xattrs(target(staged)?, source, plan)?;
-    let key = upper.mark_key(Mark::Origin);
-    match xattr::set(target(staged)?, &key, plan.origin, 0) {
-        // Without marks, inode numbers change at the next mount; nothing else is lost. The kernel does the same.
-        Ok(()) | Err(Errno::OPNOTSUPP | Errno::PERM) => {}
-        Err(errno) => return Err(errno),
+    if let Some(origin) = plan.origin {
+        match xattr::set(target(staged)?, &upper.mark_key(Mark::Origin), origin, 0) {
+            // Without marks, inode numbers change at the next mount; nothing else is lost. The kernel does the same.
+            Ok(()) | Err(Errno::OPNOTSUPP | Errno::PERM) => {}
+            Err(errno) => return Err(errno),
+        }
     }
     match (stat.file_type(), staged.place()) {
         (FileType::Symlink, _) => {}

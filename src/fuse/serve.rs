@@ -201,7 +201,7 @@ impl Server {
                 reply.fill(size, |buffer| overlay.read(handle, offset, buffer))
             }
             Operation::Write { handle, offset, bytes, kill_suidgid } => {
-                reply.written(overlay.write(handle, offset, bytes, kill_suidgid)?)
+                reply.written(overlay.write(&caller(header, 0), handle, offset, bytes, kill_suidgid)?)
             }
             Operation::Release(handle) => {
                 overlay.release(handle);

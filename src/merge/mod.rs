@@ -193,7 +193,11 @@ enum Next {
 impl Walk<'_> {
     /// The redirect that applies, or `None`.
     fn redirect_of(&self, marks: &Marks, name: &CStr) -> Result<Option<Redirect>, Errno> {
-        let Some(value) = marks.redirect.as_deref().filter(|_| self.dir.follow_redirects) else { return Ok(None) };
+        let Some(value) = marks.redirect.as_deref() else { return Ok(None) };
+        if !self.dir.follow_redirects {
+            tracing::warn!("{name:?}: redirect not followed (redirect_dir=nofollow)");
+            return Err(Errno::PERM);
+        }
         whiteout::decode_redirect(value).map(Some).map_err(|malformed| {
             tracing::error!("{name:?}: {malformed}: {:?}", String::from_utf8_lossy(value));
             Errno::IO

@@ -56,8 +56,8 @@ const DEAD: u64 = 1 << 63;
 pub struct Node {
     /// Its number.
     pub id: NodeId,
-    /// `st_ino`; the same for the node's whole life.
-    pub ino: u64,
+    /// `st_ino`; only the copy-up of a lower hard link, which breaks it, changes the number.
+    ino: AtomicU64,
     /// Its type.
     pub file_type: FileType,
     /// How many lookups the kernel has not yet forgotten, or [`DEAD`].
@@ -192,7 +192,7 @@ impl Node {
     pub fn new(id: NodeId, ino: u64, file_type: FileType, place: Place, body: Body) -> Self {
         Self {
             id,
-            ino,
+            ino: AtomicU64::new(ino),
             file_type,
             lookups: AtomicU64::new(0),
             place: Mutex::new(place),
@@ -200,6 +200,16 @@ impl Node {
             shared: AtomicU64::new(0),
             body,
         }
+    }
+
+    /// `st_ino`.
+    pub fn ino(&self) -> u64 {
+        self.ino.load(Ordering::Relaxed)
+    }
+
+    /// Changes `st_ino`.
+    pub fn set_ino(&self, ino: u64) {
+        self.ino.store(ino, Ordering::Relaxed);
     }
 
     /// The directory part, if it is one.

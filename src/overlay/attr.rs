@@ -42,7 +42,7 @@ impl Overlay {
     /// `ROFS`; those of copy-up, `chown(2)`, `chmod(2)`, `truncate(2)`, `utimensat(2)`.
     pub fn setattr(
         &self,
-        _caller: &Caller,
+        caller: &Caller,
         node: NodeId,
         handle: Option<HandleId>,
         set: &SetAttr,
@@ -61,7 +61,7 @@ impl Overlay {
                 dir.set_mode(name, mode & 0o7777)?;
             } else if set.size.is_some() && set.kill_suidgid {
                 let stat = dir.stat(name)?.ok_or(Errno::STALE)?;
-                if let Some(mode) = mode_without_set_id(stat.mode) {
+                if let Some(mode) = mode_without_set_id(caller, &stat) {
                     dir.set_mode(name, mode)?;
                 }
             }
@@ -132,10 +132,12 @@ impl Overlay {
 
 /// The permission bits that are left when somebody without the right to keep them changes a file (kernel:
 /// `setattr_should_drop_suidgid`); `None` if there is nothing to clear.
-pub(super) fn mode_without_set_id(mode: u32) -> Option<u32> {
-    let mut kept = mode & 0o7777 & !libc::S_ISUID;
-    if mode & libc::S_IXGRP != 0 {
+pub(super) fn mode_without_set_id(caller: &Caller, stat: &Stat) -> Option<u32> {
+    let mode = stat.mode & 0o7777;
+    let mut kept = mode & !libc::S_ISUID;
+    // Without group execution the bit only means something for who is not in the group.
+    if mode & libc::S_ISGID != 0 && (mode & libc::S_IXGRP != 0 || !super::owner::is_in_group(caller, stat.gid)) {
         kept &= !libc::S_ISGID;
     }
-    (kept != mode & 0o7777).then_some(kept)
+    (kept != mode).then_some(kept)
 }

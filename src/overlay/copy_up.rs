@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::Overlay;
 use super::types::{Errno, Result};
 use crate::copy_up::{Plan, Source, stage};
-use crate::layer::{TimeTo, Times, UpperDir};
+use crate::layer::{LayerStack, TimeTo, Times, UpperDir};
 use crate::node::{Body, Node, Real, UpperPart};
 use crate::whiteout::Mark;
 
@@ -58,9 +58,10 @@ impl Overlay {
             }
         };
         let stat = source_dir.stat(source_name)?.ok_or(Errno::IO)?;
-        let origin = self.origins.encode(fs, &source_dir, source_name)?;
+        let breaks_link = stat.nlink > 1 && !stat.is_dir();
+        let origin = if breaks_link { None } else { Some(self.origins.encode(fs, &source_dir, source_name)?) };
         let plan = Plan {
-            origin: &origin,
+            origin: origin.as_deref(),
             length,
             acls: upper.has_acls(),
             xattrs: !self.config.no_xattrs,
@@ -89,7 +90,14 @@ impl Overlay {
         above.set_times(c"", &Times { atime: None, mtime: Some(TimeTo::At(before.mtime)) })?;
         match &node.body {
             Body::Dir(dir) => dir.state.lock().upper = Some(UpperPart::default()),
-            Body::File(file) => file.state.lock().real = Real::Upper,
+            Body::File(file) => {
+                file.state.lock().real = Real::Upper;
+                if breaks_link {
+                    // Its other names stay what they were, so the copy is a file of its own (kernel: `ovl_getattr`).
+                    let copied = above.stat(&name)?.ok_or(Errno::IO)?;
+                    node.set_ino(self.stack.show_ino(LayerStack::UPPER_FS, copied.ino));
+                }
+            }
         }
         parent_dir.state.lock().listing = None;
         Ok(())

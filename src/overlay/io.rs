@@ -13,7 +13,7 @@ use rustix::fs::{FallocateFlags, OFlags, SeekFrom};
 use super::Overlay;
 use super::attr::mode_without_set_id;
 use super::types::{Caller, Errno, HandleId, NodeId, OpenMode, Opened, Result};
-use crate::layer::FileType;
+use crate::layer::{FileType, Stat};
 use crate::node::{FileHandle, Handle, Node, Real, handle::RealFile};
 
 /// Access mode bits of `open(2)`.
@@ -37,7 +37,7 @@ impl Overlay {
     ///
     /// # Errors
     /// `ROFS`; those of copy-up and `open(2)`.
-    pub fn open_file(&self, _caller: &Caller, node: NodeId, flags: u32, kill_suidgid: bool) -> Result<Opened> {
+    pub fn open_file(&self, caller: &Caller, node: NodeId, flags: u32, kill_suidgid: bool) -> Result<Opened> {
         let node = self.node(node)?;
         if node.file_type != FileType::Regular {
             return Err(Errno::INVAL);
@@ -50,10 +50,11 @@ impl Overlay {
         let (file, upper) = self.open_real(&node, self.backing_flags(flags))?;
         let mut mode = 0;
         if upper && writes {
-            mode = crate::layer::Stat::of(file.as_fd(), c"")?.mode;
+            let stat = Stat::of(file.as_fd(), c"")?;
+            mode = stat.mode;
             if truncates
                 && kill_suidgid
-                && let Some(kept) = mode_without_set_id(mode)
+                && let Some(kept) = mode_without_set_id(caller, &stat)
             {
                 self.on_upper(&node, |dir, name| dir.set_mode(name, kept))?;
                 mode = kept;
@@ -216,7 +217,14 @@ impl Overlay {
     ///
     /// # Errors
     /// `BADF`; those of `pwrite(2)`.
-    pub fn write(&self, handle: HandleId, offset: u64, bytes: &[u8], kill_suidgid: bool) -> Result<usize> {
+    pub fn write(
+        &self,
+        caller: &Caller,
+        handle: HandleId,
+        offset: u64,
+        bytes: &[u8],
+        kill_suidgid: bool,
+    ) -> Result<usize> {
         let handle = self.open_handle(handle)?;
         if !handle.writable {
             return Err(Errno::BADF);
@@ -233,8 +241,8 @@ impl Overlay {
             }
         }
         if kill_suidgid {
-            let mode = crate::layer::Stat::of(file.as_fd(), c"")?.mode;
-            if let Some(kept) = mode_without_set_id(mode) {
+            let stat = Stat::of(file.as_fd(), c"")?;
+            if let Some(kept) = mode_without_set_id(caller, &stat) {
                 rustix::fs::fchmod(&file, rustix::fs::Mode::from_raw_mode(kept))?;
             }
         }

@@ -143,7 +143,7 @@ impl Overlay {
             parts > 1
         });
         Attr {
-            ino: node.ino,
+            ino: node.ino(),
             mode: stat.mode,
             // Subdirectories of a merged directory are not counted (kernel: `ovl_getattr`).
             nlink: if merged || self.config.static_nlink { 1 } else { stat.nlink },

@@ -1,6 +1,7 @@
 //! Owners as the mount shows them and as they are on disk (`squash_to_*`, `uidmapping`, `gidmapping`).
 
 use super::Overlay;
+use super::types::Caller;
 use crate::config::IdRange;
 
 /// What an id without a mapping is shown as (`/proc/sys/kernel/overflowuid`'s default).
@@ -20,6 +21,16 @@ fn on_disk(mapping: &[IdRange], id: u32) -> u32 {
     }
     let find = |range: &IdRange| Some(range.on_disk + id.checked_sub(range.shown).filter(|&d| d < range.count)?);
     mapping.iter().find_map(find).unwrap_or(OVERFLOW)
+}
+
+/// True if `gid` is one of the caller's groups. Supplementary groups are only known while the caller's process is.
+pub(super) fn is_in_group(caller: &Caller, gid: u32) -> bool {
+    if caller.gid == gid {
+        return true;
+    }
+    let status = std::fs::read_to_string(format!("/proc/{}/status", caller.pid)).unwrap_or_default();
+    let groups = status.lines().find_map(|line| line.strip_prefix("Groups:")).unwrap_or_default();
+    groups.split_whitespace().any(|group| group.parse() == Ok(gid))
 }
 
 impl Overlay {

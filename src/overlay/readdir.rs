@@ -134,12 +134,12 @@ impl Overlay {
     /// `.` and `..`, at positions 1 and 2; `false` if the sink is full.
     fn push_dots(&self, node: &Arc<Node>, offset: u64, sink: &mut dyn DirSink) -> Result<bool> {
         let kind = libc::DT_DIR;
-        let own = DirEntry { name: OsStr::new("."), ino: node.ino, kind, next: 1 };
+        let own = DirEntry { name: OsStr::new("."), ino: node.ino(), kind, next: 1 };
         if offset == 0 && !sink.push(&own, None) {
             return Ok(false);
         }
         let parent = if node.id == Id::ROOT { None } else { node.name() };
-        let ino = parent.map_or(node.ino, |(parent, _)| parent.ino);
+        let ino = parent.map_or(node.ino(), |(parent, _)| parent.ino());
         let above = DirEntry { name: OsStr::new(".."), ino, kind, next: 2 };
         Ok(offset > 1 || sink.push(&above, None))
     }
@@ -147,7 +147,7 @@ impl Overlay {
     /// `d_ino` of an entry: its `st_ino`.
     fn listed_ino(&self, parent: &Arc<Node>, listed: &Listed<'_>) -> Result<u64> {
         let dir = parent.dir().ok_or(Errno::NOTDIR)?;
-        let known = dir.state.lock().children.get(listed.name).map(|node| node.ino);
+        let known = dir.state.lock().children.get(listed.name).map(|node| node.ino());
         if let Some(ino) = known {
             return Ok(ino);
         }
@@ -161,7 +161,7 @@ impl Overlay {
                 // Only files that were copied up, and merged directories, have another number than their own.
                 let may_differ = impure || (listed.kind == libc::DT_DIR && !dir.lowers.is_empty());
                 if may_differ && let Some((node, _)) = self.find(parent, listed.name)? {
-                    let ino = node.ino;
+                    let ino = node.ino();
                     self.forget(node.id, 1);
                     return Ok(ino);
                 }
