@@ -96,6 +96,10 @@ impl Overlay {
                     // Its other names stay what they were, so the copy is a file of its own (kernel: `ovl_getattr`).
                     let copied = above.stat(&name)?.ok_or(Errno::IO)?;
                     node.set_ino(self.stack.show_ino(LayerStack::UPPER_FS, copied.ino));
+                    if let Some(kernel) = self.kernel() {
+                        // The listings that the kernel keeps of the directory have the old number.
+                        kernel.invalidate_pages(parent.id);
+                    }
                 }
             }
         }

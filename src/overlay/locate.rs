@@ -10,8 +10,8 @@ use crate::merge::{self, Listing, MergedDir, Resolution};
 use crate::node::{self, Body, DirState, Node, NodeId, Real};
 
 /// Lookups without a listing after which it is worth making one: a directory of several layers, and of one.
-const PROBES_MERGED: u32 = 4;
-const PROBES_SINGLE: u32 = 64;
+const PROBES_MERGED: u32 = 1;
+const PROBES_SINGLE: u32 = 16;
 
 impl Overlay {
     /// The directory's lower part `index`.
