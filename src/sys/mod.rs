@@ -6,5 +6,6 @@ pub mod chmod;
 pub mod fork;
 pub mod fuse_device;
 pub mod handle;
+pub mod memory;
 pub mod signals;
 pub mod xattr;
