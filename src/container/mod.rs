@@ -12,6 +12,7 @@
 pub mod bundle;
 mod mount;
 mod run;
+mod stubs;
 mod users;
 
 use std::fs::{self, File};
@@ -60,7 +61,7 @@ pub struct Record {
     /// Remove it when it ends.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub remove_at_exit: bool,
-    /// Mount points that the image lacks; the runtime makes them, and they are no change of the container's.
+    /// Mount points that the image lacks and that were made for the runtime; they are no change of the container's.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub stubs: Vec<PathBuf>,
 }

@@ -6,11 +6,10 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 
-use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, openat2, statat, unlinkat};
 use serde::Deserialize;
 
 use super::bundle::{Network, RunOptions, Setting, Volume, configuration};
-use super::{Container, users};
+use super::{Container, stubs, users};
 use crate::image::digest::Digest;
 use crate::image::store::Store;
 use crate::image::{ImageError, IoContext, Result, spec};
@@ -184,9 +183,8 @@ impl Container {
         let document = configuration(options, &setting);
         let path = self.dir.join("config.json");
         fs::write(&path, spec::serialize("config.json", &document)?).at(&path)?;
-        let mount_points = document["mounts"].as_array().map(Vec::as_slice).unwrap_or_default();
-        let mount_points = mount_points.iter().filter_map(|mount| mount["destination"].as_str());
-        self.record.stubs = missing(&root, mount_points);
+        let mounts = document["mounts"].as_array().map(Vec::as_slice).unwrap_or_default();
+        self.record.stubs = stubs::make(&root, mounts).at(mountpoint)?;
         self.save_record()
     }
 
@@ -207,49 +205,13 @@ impl Container {
         Ok(volumes)
     }
 
-    /// Removes the mount points that the runtime made and that are still empty.
+    /// Removes the mount points that were made for the runtime and that are still empty.
     ///
     /// # Errors
     /// When the mount does not answer.
     pub fn remove_stubs(&self) -> Result<()> {
         let mountpoint = &self.record.mountpoint;
         let root = File::open(mountpoint).at(mountpoint)?;
-        for stub in self.record.stubs.iter().rev() {
-            let Some((dir, name)) = stub.parent().zip(stub.file_name()) else { continue };
-            let dir = dir.strip_prefix("/").unwrap_or(dir);
-            let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { dir };
-            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-            let Ok(dir) = openat2(&root, dir, flags, Mode::empty(), ResolveFlags::IN_ROOT) else { continue };
-            let Ok(stat) = statat(&dir, name, AtFlags::SYMLINK_NOFOLLOW) else { continue };
-            let kind = rustix::fs::FileType::from_raw_mode(stat.st_mode);
-            let removed = match kind {
-                rustix::fs::FileType::Directory => unlinkat(&dir, name, AtFlags::REMOVEDIR),
-                rustix::fs::FileType::RegularFile if stat.st_size == 0 => unlinkat(&dir, name, AtFlags::empty()),
-                _ => Ok(()),
-            };
-            if let Err(error) = removed {
-                tracing::debug!("{} stays: {error}", stub.display());
-            }
-        }
-        Ok(())
+        stubs::remove(&root, &self.record.stubs).at(mountpoint)
     }
-}
-
-/// Those mount points, and their missing parents, that are not in the image; parents first.
-fn missing<'m>(root: &File, mount_points: impl Iterator<Item = &'m str>) -> Vec<PathBuf> {
-    let exists = |path: &Path| {
-        let relative = path.strip_prefix("/").unwrap_or(path);
-        let relative = if relative.as_os_str().is_empty() { Path::new(".") } else { relative };
-        openat2(root, relative, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), ResolveFlags::IN_ROOT).is_ok()
-    };
-    let mut found: Vec<PathBuf> = Vec::new();
-    // What lies below /dev, /proc and /sys is made in the file systems mounted there.
-    let own = |path: &Path| ["/dev", "/proc", "/sys"].iter().all(|top| path == Path::new(top) || !path.starts_with(top));
-    for point in mount_points.map(Path::new).filter(|point| own(point)) {
-        let chain: Vec<&Path> = point.ancestors().take_while(|path| !exists(path)).collect();
-        found.extend(chain.into_iter().rev().map(Path::to_path_buf));
-    }
-    found.sort();
-    found.dedup();
-    found
 }

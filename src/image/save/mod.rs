@@ -196,7 +196,8 @@ impl<'l> Contents<'l> {
             let layers: Vec<Descriptor> =
                 stack.iter().filter_map(|layer| packed.get(&layer.record.diff_id)).map(|(d, _)| d.clone()).collect();
             let members: Vec<String> = layers.iter().map(|layer| blob_member(&layer.digest)).collect();
-            let tags: Vec<String> = selected.names.iter().map(Reference::to_string).collect();
+            // Full names: docker reads either form, podman takes a short one for `localhost/…`.
+            let tags: Vec<String> = selected.names.iter().map(Reference::full).collect();
             items.push(json!({"Config": blob_member(&config.id()), "RepoTags": tags, "Layers": members}));
             let manifest = Manifest::new(Descriptor::of(spec::CONFIG, config.bytes()), layers);
             let manifest = spec::serialize("manifest", &manifest)?;

@@ -187,10 +187,7 @@ impl Transaction<'_> {
     /// When a step fails: layers may then have been added that nothing names, which does no harm.
     pub fn publish(self) -> Result<()> {
         let layers_dir = self.store.layers_dir();
-        if !self.layers.is_empty() || !self.blobs.is_empty() {
-            let root = File::open(&self.store.root).at(&self.store.root)?;
-            syncfs(&root).at(&self.store.root)?;
-        }
+        self.sync()?;
         for layer in &self.layers {
             publish_new(&layer.dir, &layers_dir.join(layer.id().hex()))?;
         }
@@ -209,6 +206,19 @@ impl Transaction<'_> {
             }
             Ok(())
         })
+    }
+}
+
+impl Transaction<'_> {
+    /// Brings what is staged to the disk: a layer's many files by one syncfs, a few documents one by one, which does
+    /// not wait for what other programs write.
+    fn sync(&self) -> Result<()> {
+        if self.layers.is_empty() {
+            let sync = |path: &Path| File::open(path).and_then(|file| file.sync_all()).at(path);
+            return self.blobs.iter().try_for_each(|digest| sync(&self.staged_blob(digest)));
+        }
+        let root = File::open(&self.store.root).at(&self.store.root)?;
+        syncfs(&root).at(&self.store.root)
     }
 }
 
