@@ -71,6 +71,9 @@ fn skopeo_copies_what_we_save_and_we_load_its_copies() {
         let config = run("skopeo", &["inspect", "--config", "--raw", &source]);
         assert_eq!(config.as_bytes(), config_bytes(), "{path}");
         for kind in ["oci", "docker-archive", "oci-archive"] {
+            if kind == "docker-archive" && path.ends_with("Zstd") && format != Format::DockerArchive {
+                continue; // skopeo cannot.
+            }
             let copy = scratch.dir.path().join("copy");
             let destination = format!("{kind}:{}:x:2", copy.display());
             run("skopeo", &["copy", "--quiet", "--insecure-policy", &source, &destination]);
