@@ -228,7 +228,7 @@ mod tests {
     #[test]
     fn records() {
         let extended =
-            parse(b"12 path=a/b\n20 mtime=-1.25000000\n6 x=y\n22 SCHILY.xattr.u.a=\x00\n\n12 path=c/d\n").unwrap();
+            parse(b"12 path=a/b\n21 mtime=-1.25000000\n6 x=y\n23 SCHILY.xattr.u.a=\x00\n\n12 path=c/d\n").unwrap();
         assert_eq!(extended.path.as_deref(), Some(&b"c/d"[..]));
         assert_eq!(extended.mtime, Some(Time { seconds: -2, nanoseconds: 750_000_000 }));
         assert_eq!(extended.xattrs, [(b"u.a".to_vec(), b"\x00\n".to_vec())]);
@@ -240,7 +240,7 @@ mod tests {
             b"4 =\n",
             b"7 path\n",
             b"-5 a=b\n",
-            b"13 path=a\0b\n\n",
+            b"12 path=a\0b\n",
         ] {
             assert!(parse(bad).is_err(), "{:?}", String::from_utf8_lossy(bad));
         }

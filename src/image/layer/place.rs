@@ -13,15 +13,17 @@ use super::dirs::Dir;
 use super::error::{AtPath, LayerError, Result, printable};
 use super::extract::{Extractor, attributes_of};
 use super::lower_view::{Found, LowerFile};
-use super::path::{join, normalise, split};
+use super::path::{is_at_or_below, join, normalise, split};
 use super::read::{Entry, Kind, TarReader};
 use super::recipe::RecipeWriter;
 use super::resolve::Missing;
 use super::sparse::Segment;
 use super::{confined, marks};
 
-/// Runs of zeros of this length, at multiples of it, become holes.
+/// Contents are looked at in windows of this length, at multiples of it; a window of zeros becomes a hole.
 const HOLE: usize = 64 << 10;
+/// So does a part of one, where it lies across two buffers, if it is not shorter than this.
+const SHORTEST_HOLE: usize = 4 << 10;
 static ZEROS: [u8; HOLE] = [0; HOLE];
 
 /// Where an entry goes.
@@ -265,6 +267,9 @@ impl Extractor<'_> {
             if (stat.st_dev, stat.st_ino) == (source_stat.st_dev, source_stat.st_ino) {
                 return Ok(());
             }
+            if is_at_or_below(&source_path, &place.path) {
+                return Err(refused("it is in the directory that the link would replace"));
+            }
             self.make_room(place, &stat, recipe)?;
         }
         let source_dir = self.dirs.get(&parent)?;
@@ -389,7 +394,7 @@ fn write_with_holes(file: &File, offset: u64, bytes: &[u8]) -> std::io::Result<(
         let aligned = HOLE - usize::try_from((offset + at as u64) % HOLE as u64).unwrap_or(0);
         let next = bytes.len().min(at + aligned);
         let window = bytes.get(at..next).unwrap_or_default();
-        if window.len() == HOLE && window == ZEROS {
+        if window.len() >= SHORTEST_HOLE && ZEROS.starts_with(window) {
             flush(run, at)?;
             run = next;
         }

@@ -131,14 +131,15 @@ impl Walk<'_> {
         let attributes = match &dir.upper {
             Some(path) => {
                 let fd = confined::open_dir(self.upper, path).at(path)?;
-                if marks::hides_lower(fd.as_fd()).at(path)? {
+                let opaque = marks::hides_lower(fd.as_fd()).at(path)?;
+                if opaque {
                     // Where everything is written out anyway, one more mark would say nothing.
                     dir.opaque = !dir.whole || dir.opaque;
                     dir.hidden = dir.hidden.take().or(dir.lower.take());
                     dir.lower = None;
                 }
                 let stat = rustix::fs::fstat(&fd).at(path)?;
-                list_upper(fd.as_fd(), path, dir.opaque, &mut items)?;
+                list_upper(fd.as_fd(), path, opaque, &mut items)?;
                 attributes::read(fd.as_fd(), b".", &stat).at(path)?.1
             }
             None => self.lower_attributes(dir.lower.as_ref(), &dir.path)?,
