@@ -2,4 +2,10 @@
 
 #![allow(unsafe_code)]
 
+pub mod chmod;
+pub mod fork;
 pub mod forward;
+pub mod fuse_device;
+pub mod handle;
+pub mod signals;
+pub mod xattr;
