@@ -70,7 +70,8 @@ impl std::str::FromStr for Volume {
     fn from_str(text: &str) -> crate::image::Result<Self> {
         let bad = |reason: &str| crate::image::ImageError::malformed(text, reason);
         let mut parts = text.split(':');
-        let (source, destination) = parts.next().zip(parts.next()).ok_or_else(|| bad("a volume reads SOURCE:DESTINATION[:ro]"))?;
+        let (source, destination) =
+            parts.next().zip(parts.next()).ok_or_else(|| bad("a volume reads SOURCE:DESTINATION[:ro]"))?;
         let mut read_only = false;
         for option in parts.flat_map(|options| options.split(',')) {
             match option {
@@ -193,9 +194,7 @@ pub(super) fn configuration(options: &RunOptions, setting: &Setting<'_>) -> Valu
 }
 
 fn mounts(options: &RunOptions, setting: &Setting<'_>) -> Vec<Value> {
-    let file_system = |destination: &str, kind: &str, options: &[&str]| {
-        json!({"destination": destination, "type": kind, "source": kind, "options": options})
-    };
+    let file_system = |destination: &str, kind: &str, options: &[&str]| json!({"destination": destination, "type": kind, "source": kind, "options": options});
     let mut mounts = vec![
         file_system("/proc", "proc", &["nosuid", "noexec", "nodev"]),
         file_system("/dev", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
@@ -238,7 +237,8 @@ mod tests {
     fn entrypoint_and_command() {
         let image = Process { entrypoint: words(&["e"]), cmd: words(&["c", "d"]), ..Process::default() };
         let run = |entrypoint: Option<&str>, command: &[&str]| {
-            RunOptions { command: words(command), entrypoint: entrypoint.map(str::to_owned), ..RunOptions::default() }.words(&image)
+            RunOptions { command: words(command), entrypoint: entrypoint.map(str::to_owned), ..RunOptions::default() }
+                .words(&image)
         };
         assert_eq!(run(None, &[]), ["e", "c", "d"]);
         assert_eq!(run(None, &["x"]), ["e", "x"]);

@@ -20,7 +20,10 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Mode, OFlags, RenameFlags, Timespec, Timestamps, fchmod, fchown, fgetxattr, flistxattr, fsetxattr, fstat, futimens, open, renameat_with};
+use rustix::fs::{
+    Mode, OFlags, RenameFlags, Timespec, Timestamps, fchmod, fchown, fgetxattr, flistxattr, fsetxattr, fstat, futimens,
+    open, renameat_with,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::image::config::ImageConfig;
@@ -124,7 +127,8 @@ impl Container {
             remove_at_exit: options.remove_at_exit,
             stubs: Vec::new(),
         };
-        let stage = tempfile::Builder::new().prefix("container-").tempdir_in(store.root().join("tmp")).at(store.root())?;
+        let stage =
+            tempfile::Builder::new().prefix("container-").tempdir_in(store.root().join("tmp")).at(store.root())?;
         prepare(stage.path(), layers.last(), &record)?;
         let stage = stage.keep();
         match renameat_with(rustix::fs::CWD, &stage, rustix::fs::CWD, &dir, RenameFlags::NOREPLACE) {
@@ -132,7 +136,9 @@ impl Container {
             Err(error) => {
                 fs::remove_dir_all(&stage).at(&stage)?;
                 match error {
-                    rustix::io::Errno::EXIST => Err(ImageError::refused(name, "there is a container of that name already")),
+                    rustix::io::Errno::EXIST => {
+                        Err(ImageError::refused(name, "there is a container of that name already"))
+                    }
                     error => Err(error).at(dir),
                 }
             }
@@ -266,7 +272,8 @@ fn copy_attributes(from: &impl AsFd, to: &impl AsFd) -> rustix::io::Result<()> {
         fchown(to, Some(wants.0), Some(wants.1))?;
     }
     fchmod(to, Mode::from_raw_mode(stat.st_mode & 0o7777))?;
-    let time = |seconds, nanoseconds: u64| Timespec { tv_sec: seconds, tv_nsec: i64::try_from(nanoseconds).unwrap_or(0) };
+    let time =
+        |seconds, nanoseconds: u64| Timespec { tv_sec: seconds, tv_nsec: i64::try_from(nanoseconds).unwrap_or(0) };
     let times = Timestamps {
         last_access: time(stat.st_atime, stat.st_atime_nsec),
         last_modification: time(stat.st_mtime, stat.st_mtime_nsec),

@@ -182,7 +182,10 @@ fn mount_overlay(stack: &Stack) -> Result<()> {
     let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).at(mountpoint)?;
     let set = |key: &str, value: &OsStr| {
         fsconfig_set_string(&context, key, value).map_err(|error| {
-            ImageError::refused(mountpoint.display().to_string(), format!("overlayfs refuses {key}={}: {error}", value.display()))
+            ImageError::refused(
+                mountpoint.display().to_string(),
+                format!("overlayfs refuses {key}={}: {error}", value.display()),
+            )
         })
     };
     set("source", OsStr::new("strata"))?;

@@ -178,8 +178,13 @@ impl Container {
         let root = File::open(mountpoint).at(mountpoint)?;
         let identity = users::resolve(root.as_fd(), options.user.as_deref().unwrap_or(&image.user))?;
         let network_files = self.network_files(options.network)?;
-        let setting =
-            Setting { name: &self.name, root: mountpoint, image: &image, identity: &identity, network_files: &network_files };
+        let setting = Setting {
+            name: &self.name,
+            root: mountpoint,
+            image: &image,
+            identity: &identity,
+            network_files: &network_files,
+        };
         let document = configuration(options, &setting);
         let path = self.dir.join("config.json");
         fs::write(&path, spec::serialize("config.json", &document)?).at(&path)?;

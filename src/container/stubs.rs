@@ -6,8 +6,8 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{
-    AtFlags, FileType, Mode, OFlags, ResolveFlags, Timespec, Timestamps, fchmod, fstat, futimens, mkdirat, openat, openat2,
-    statat, unlinkat,
+    AtFlags, FileType, Mode, OFlags, ResolveFlags, Timespec, Timestamps, fchmod, fstat, futimens, mkdirat, openat,
+    openat2, statat, unlinkat,
 };
 use rustix::io::{Errno, Result};
 use serde_json::Value;
@@ -22,7 +22,8 @@ pub(super) fn make(root: &File, mounts: &[Value]) -> Result<Vec<PathBuf>> {
         }
         let bound = mount["type"] == "bind";
         let is_file = bound && mount["source"].as_str().is_some_and(|source| !Path::new(source).is_dir());
-        let missing: Vec<&Path> = destination.ancestors().take_while(|path| open(root, path, OFlags::PATH).is_err()).collect();
+        let missing: Vec<&Path> =
+            destination.ancestors().take_while(|path| open(root, path, OFlags::PATH).is_err()).collect();
         for path in missing.into_iter().rev() {
             if make_one(root, path, is_file && path == destination)? {
                 made.push(path.to_path_buf());
@@ -48,7 +49,8 @@ fn make_one(root: &File, path: &Path, is_file: bool) -> Result<bool> {
     keeping_times(&parent, || {
         let made = if is_file {
             let flags = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::WRONLY;
-            openat(&parent, name, flags, Mode::from_raw_mode(0o644)).map(|file| fchmod(file, Mode::from_raw_mode(0o644)))
+            openat(&parent, name, flags, Mode::from_raw_mode(0o644))
+                .map(|file| fchmod(file, Mode::from_raw_mode(0o644)))
         } else {
             mkdirat(&parent, name, Mode::from_raw_mode(0o755)).map(Ok)
         };

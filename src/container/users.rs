@@ -59,7 +59,8 @@ fn resolve_in(passwd: &str, group: &str, user: &str) -> Result<Identity> {
         let gid = fields.get(2)?.parse().ok()?;
         fields.get(3)?.split(',').any(|member| Some(member) == name).then_some(gid)
     };
-    let mut additional_gids: Vec<u32> = lines(group).filter_map(|fields| member(&fields)).filter(|&other| other != gid).collect();
+    let mut additional_gids: Vec<u32> =
+        lines(group).filter_map(|fields| member(&fields)).filter(|&other| other != gid).collect();
     additional_gids.sort_unstable();
     additional_gids.dedup();
     Ok(Identity { uid, gid, additional_gids, home })
@@ -91,7 +92,12 @@ mod tests {
 
     #[test]
     fn users_and_groups() {
-        let identity = |uid, gid, groups: &[u32], home: &str| Identity { uid, gid, additional_gids: groups.to_vec(), home: home.to_owned() };
+        let identity = |uid, gid, groups: &[u32], home: &str| Identity {
+            uid,
+            gid,
+            additional_gids: groups.to_vec(),
+            home: home.to_owned(),
+        };
         let table = [
             ("", identity(0, 0, &[], "/root")),
             ("me", identity(1000, 1001, &[29, 44], "/home/me")),

@@ -104,7 +104,8 @@ impl ImageConfig {
     /// # Errors
     /// When a part that must be changed has another shape than the specification gives it.
     pub fn with_layer(&self, diff_id: Digest, history: &History, changes: &[Change]) -> Result<Self> {
-        let misshapen = |part: &str| ImageError::document("config", format!("{part} is not what the specification says"));
+        let misshapen =
+            |part: &str| ImageError::document("config", format!("{part} is not what the specification says"));
         let mut document = self.document.clone();
         if let Some(created) = &history.created {
             document.insert("created".to_owned(), json!(created));

@@ -73,7 +73,9 @@ impl FromStr for Reference {
             _ => (text, DEFAULT_TAG),
         };
         if !is_tag(tag) {
-            return Err(bad("a tag is up to 128 letters, digits, '_', '.' and '-', and starts with none of the last two"));
+            return Err(bad(
+                "a tag is up to 128 letters, digits, '_', '.' and '-', and starts with none of the last two",
+            ));
         }
         let (domain, path) = split_domain(name);
         if !is_domain(domain) {
@@ -109,9 +111,7 @@ fn split_domain(name: &str) -> (&str, &str) {
 
 fn is_tag(tag: &str) -> bool {
     let word = |b: u8| b.is_ascii_alphanumeric() || b == b'_';
-    tag.len() <= 128
-        && tag.bytes().next().is_some_and(word)
-        && tag.bytes().all(|b| word(b) || b == b'.' || b == b'-')
+    tag.len() <= 128 && tag.bytes().next().is_some_and(word) && tag.bytes().all(|b| word(b) || b == b'.' || b == b'-')
 }
 
 fn is_domain(domain: &str) -> bool {
@@ -130,9 +130,9 @@ fn is_path_component(component: &str) -> bool {
     if !bytes.first().is_some_and(word) || !bytes.last().is_some_and(word) {
         return false;
     }
-    bytes.split(word).all(|separator| {
-        matches!(separator, b"" | b"." | b"_" | b"__") || separator.iter().all(|&b| b == b'-')
-    })
+    bytes
+        .split(word)
+        .all(|separator| matches!(separator, b"" | b"." | b"_" | b"__") || separator.iter().all(|&b| b == b'-'))
 }
 
 /// What a user may write where an image is wanted.
@@ -150,7 +150,8 @@ impl FromStr for ImageQuery {
     type Err = ImageError;
 
     fn from_str(text: &str) -> Result<Self> {
-        let is_hex = |id: &str| !id.is_empty() && id.len() <= 64 && id.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+        let is_hex =
+            |id: &str| !id.is_empty() && id.len() <= 64 && id.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
         if let Some(id) = text.strip_prefix("sha256:").filter(|id| is_hex(id)) {
             return Ok(Self::Id(id.to_owned()));
         }

@@ -183,9 +183,15 @@ impl Manifest {
 #[serde(untagged)]
 pub enum IndexEntry {
     /// A descriptor that this program understands.
-    Known(Descriptor),
+    Known(Box<Descriptor>),
     /// Anything else.
     Foreign(Value),
+}
+
+impl From<Descriptor> for IndexEntry {
+    fn from(descriptor: Descriptor) -> Self {
+        Self::Known(Box::new(descriptor))
+    }
 }
 
 impl IndexEntry {
@@ -218,7 +224,7 @@ pub struct Index {
 impl Index {
     /// An OCI index of `manifests`.
     pub fn new(manifests: Vec<Descriptor>) -> Self {
-        let manifests = manifests.into_iter().map(IndexEntry::Known).collect();
+        let manifests = manifests.into_iter().map(IndexEntry::from).collect();
         Self { schema_version: 2, media_type: Some(INDEX.to_owned()), manifests, unknown: Map::new() }
     }
 

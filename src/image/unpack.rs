@@ -15,7 +15,12 @@ use super::{ImageError, IoContext, Result};
 ///
 /// # Errors
 /// When the archive is bad or holds several images, or `dir` exists and is not empty; then `dir` stays as it was.
-pub fn unpack(archive: &Archive, dir: &Path, platform: Option<&Platform>, options: &UnpackOptions) -> Result<Vec<PathBuf>> {
+pub fn unpack(
+    archive: &Archive,
+    dir: &Path,
+    platform: Option<&Platform>,
+    options: &UnpackOptions,
+) -> Result<Vec<PathBuf>> {
     let mut images = archive.images(platform, false)?;
     let image = images.swap_remove(0);
     if !images.is_empty() {

@@ -119,7 +119,11 @@ fn a_layer_that_needs_those_below_belongs_to_its_chain() {
     let linked = |name: &str| {
         let image = scratch.store.find(name).unwrap();
         let layers = scratch.store.layers_of(&image).unwrap();
-        (layers[1].id(), layers[1].record.diff_id, std::fs::read_to_string(layers[1].diff().join("etc/passwd-")).unwrap())
+        (
+            layers[1].id(),
+            layers[1].record.diff_id,
+            std::fs::read_to_string(layers[1].diff().join("etc/passwd-")).unwrap(),
+        )
     };
     let (first, second) = (linked("x:1"), linked("other:1"));
     assert_eq!(first.1, second.1, "one diff id");
@@ -181,10 +185,15 @@ fn several_images_share_layers_in_one_archive() {
     scratch.load(&tar_of(&files)).unwrap();
     let bytes = scratch.save(&["x:1", "small:1", "small:2"], Format::DockerArchive, Compression::None);
     let needle = base_layer();
-    assert_eq!(bytes.windows(needle.len()).filter(|window| *window == needle).count(), 1, "the shared layer is there once");
+    assert_eq!(
+        bytes.windows(needle.len()).filter(|window| *window == needle).count(),
+        1,
+        "the shared layer is there once"
+    );
     let other = Scratch::new();
     let loaded = other.load(&bytes).unwrap();
-    let names: Vec<Vec<String>> = loaded.iter().map(|image| image.names.iter().map(ToString::to_string).collect()).collect();
+    let names: Vec<Vec<String>> =
+        loaded.iter().map(|image| image.names.iter().map(ToString::to_string).collect()).collect();
     assert_eq!(names, [vec!["x:1"], vec!["small:1", "small:2"]]);
     assert_eq!(other.store.all_layers().unwrap().len(), 3);
 }
@@ -195,7 +204,9 @@ fn multi_platform() -> Files {
     let mut entries = Vec::new();
     for (architecture, variant, layer) in [("amd64", None, base_layer()), ("arm64", Some("v8"), top_layer())] {
         let layers = vec![layer];
-        let text = String::from_utf8(config(&layers, architecture)).unwrap().replace("\"amd64\",", &format!("\"{architecture}\","));
+        let text = String::from_utf8(config(&layers, architecture))
+            .unwrap()
+            .replace("\"amd64\",", &format!("\"{architecture}\","));
         let manifest = add_manifest(&mut files, text.as_bytes(), &layers, &gzip, "+gzip");
         let mut entry = descriptor("application/vnd.oci.image.manifest.v1+json", &manifest);
         entry["platform"] = json!({"architecture": architecture, "os": "linux"});
@@ -225,7 +236,8 @@ fn the_platform_is_chosen_from_an_index() {
     let archive = tar_of(&multi_platform());
     let load = |platform: Option<&str>| {
         let scratch = Scratch::new();
-        let options = LoadOptions { platform: platform.map(|p| p.parse::<Platform>().unwrap()), ..LoadOptions::default() };
+        let options =
+            LoadOptions { platform: platform.map(|p| p.parse::<Platform>().unwrap()), ..LoadOptions::default() };
         scratch.load_with(Source::Stream(&mut &archive[..], "stream"), &options, &mut ())?;
         let image = scratch.store.find("multi:1")?;
         Ok::<_, stratafs::image::ImageError>(image.config.platform().unwrap().architecture)

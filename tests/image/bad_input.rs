@@ -59,7 +59,9 @@ fn cut_short_at_every_block() {
 
 #[test]
 fn a_flipped_bit_in_a_layer() {
-    for (shape, mut bytes) in [("docker", tar_of(&docker_podman("x:1"))), ("oci", tar_of(&oci("x:1", &|b| b.to_vec(), "")))] {
+    for (shape, mut bytes) in
+        [("docker", tar_of(&docker_podman("x:1"))), ("oci", tar_of(&oci("x:1", &|b| b.to_vec(), "")))]
+    {
         let needle = b"root:x:0:0";
         let at = bytes.windows(needle.len()).position(|window| window == needle).unwrap();
         bytes[at] ^= 1;

@@ -63,10 +63,7 @@ fn a_tour() {
     assert_eq!(ok(&root, &["gc"]), "Removed 0 layers and 0 blobs, 0B\n");
     let unpacked = dir.path().join("unpacked");
     let unpacked = unpacked.to_str().unwrap();
-    assert_eq!(
-        ok(&root, &["unpack", archive, unpacked]),
-        format!("lowerdir={unpacked}/3:{unpacked}/2:{unpacked}/1\n")
-    );
+    assert_eq!(ok(&root, &["unpack", archive, unpacked]), format!("lowerdir={unpacked}/3:{unpacked}/2:{unpacked}/1\n"));
     assert!(Path::new(unpacked).join("1/etc/issue").exists());
     let upper = format!("{unpacked}/3");
     let layer = dir.path().join("layer.tar");
@@ -123,7 +120,8 @@ fn a_kill_loses_nothing_that_was_acknowledged() {
         let images = ok(&root, &["images"]);
         assert!(images.contains("kept"), "{images}");
         let tag = format!("{round} ");
-        let listed = images.lines().any(|line| line.starts_with("big") && line.split_whitespace().nth(1) == Some(tag.trim()));
+        let listed =
+            images.lines().any(|line| line.starts_with("big") && line.split_whitespace().nth(1) == Some(tag.trim()));
         assert!(listed || !finished, "round {round}: {images}");
         assert!(ok(&root, &["verify"]).contains("layers are sound"));
     }

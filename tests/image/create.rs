@@ -28,7 +28,8 @@ fn import(scratch: &Scratch, tar: &[u8]) -> Digest {
     let mut transaction = scratch.store.begin().unwrap();
     let platform: Platform = "linux/amd64".parse().unwrap();
     let authoring = authoring("base:1", &["CMD [\"/bin/sh\"]"]);
-    let id = create::import(&mut transaction, &mut &tar[..], "tar", &platform, &authoring, &UnpackOptions::default()).unwrap();
+    let id = create::import(&mut transaction, &mut &tar[..], "tar", &platform, &authoring, &UnpackOptions::default())
+        .unwrap();
     transaction.publish().unwrap();
     id
 }
@@ -58,7 +59,8 @@ fn changed_container(scratch: &Scratch, name: &str) -> Container {
     let container = Container::create(&scratch.store, &image, &options).unwrap();
     let upper = container.dir().join("upper");
     fs::create_dir(upper.join("etc")).unwrap();
-    let device = std::process::Command::new("mknod").arg(upper.join("etc/issue")).args(["c", "0", "0"]).status().unwrap();
+    let device =
+        std::process::Command::new("mknod").arg(upper.join("etc/issue")).args(["c", "0", "0"]).status().unwrap();
     assert!(device.success());
     fs::write(upper.join("new"), "n").unwrap();
     fs::hard_link(upper.join("new"), upper.join("new2")).unwrap();
@@ -71,7 +73,8 @@ fn commit(scratch: &Scratch, container: &Container, name: &str) -> Digest {
     let parent = container.config(&scratch.store).unwrap();
     let stack = container.layers(&scratch.store).unwrap();
     let authoring = authoring(name, &["ENV X=1"]);
-    let id = create::commit(&mut transaction, &parent, &stack, upper.as_fd(), &authoring, &UnpackOptions::default()).unwrap();
+    let id = create::commit(&mut transaction, &parent, &stack, upper.as_fd(), &authoring, &UnpackOptions::default())
+        .unwrap();
     transaction.publish().unwrap();
     id
 }
@@ -92,7 +95,11 @@ fn a_commit_is_one_more_layer() {
     let paths: Vec<String> = tree(&layer.diff()).into_keys().collect();
     assert_eq!(paths, [".", "etc", "etc/issue", "new", "new2"]);
     assert!(layer.verify().unwrap().is_empty());
-    let saved = scratch.save(&["child:1"], stratafs::image::save::Format::DockerArchive, stratafs::image::layer::Compression::None);
+    let saved = scratch.save(
+        &["child:1"],
+        stratafs::image::save::Format::DockerArchive,
+        stratafs::image::layer::Compression::None,
+    );
     let other = Scratch::new();
     assert_eq!(other.load(&saved).unwrap()[0].id, id);
     assert_eq!(other.trees(&other.store.find("child:1").unwrap()), scratch.trees(&child));

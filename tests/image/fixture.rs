@@ -4,13 +4,13 @@ use std::io::Write;
 use std::path::Path;
 
 use serde_json::{Value, json};
+use stratafs::image::Result;
 use stratafs::image::archive::Source;
 use stratafs::image::digest::Digest;
+use stratafs::image::layer::Compression;
 use stratafs::image::load::{self, LoadOptions, Loaded, Progress};
 use stratafs::image::save::{self, Format, SaveOptions, Target};
-use stratafs::image::layer::Compression;
 use stratafs::image::store::{Image, Layer, Store};
-use stratafs::image::Result;
 
 use super::layer_dirs::tree;
 use super::tar_build::{Tar, spec};
@@ -57,7 +57,8 @@ pub fn layers() -> Vec<Vec<u8>> {
 
 pub fn config(layers: &[Vec<u8>], note: &str) -> Vec<u8> {
     let diff_ids: Vec<Digest> = layers.iter().map(|layer| Digest::of(layer)).collect();
-    let history: Vec<Value> = diff_ids.iter().map(|_| json!({"created": "2024-01-01T00:00:00Z", "created_by": note})).collect();
+    let history: Vec<Value> =
+        diff_ids.iter().map(|_| json!({"created": "2024-01-01T00:00:00Z", "created_by": note})).collect();
     let document = json!({
         "x-unknown": {"b": 1, "a": [1.5, null]},
         "architecture": "amd64", "os": "linux", "created": "2024-01-02T03:04:05Z",
@@ -147,7 +148,13 @@ pub fn descriptor(media_type: &str, bytes: &[u8]) -> Value {
 }
 
 /// Adds the blobs of an image and returns its manifest.
-pub fn add_manifest(files: &mut Files, config: &[u8], layers: &[Vec<u8>], pack: &dyn Fn(&[u8]) -> Vec<u8>, suffix: &str) -> Vec<u8> {
+pub fn add_manifest(
+    files: &mut Files,
+    config: &[u8],
+    layers: &[Vec<u8>],
+    pack: &dyn Fn(&[u8]) -> Vec<u8>,
+    suffix: &str,
+) -> Vec<u8> {
     let mut descriptors = Vec::new();
     for layer in layers {
         let packed = pack(layer);
@@ -182,7 +189,12 @@ impl Scratch {
         self.load_with(Source::Stream(&mut &bytes[..], "stream"), &LoadOptions::default(), &mut ())
     }
 
-    pub fn load_with(&self, source: Source<'_>, options: &LoadOptions, progress: &mut dyn Progress) -> Result<Vec<Loaded>> {
+    pub fn load_with(
+        &self,
+        source: Source<'_>,
+        options: &LoadOptions,
+        progress: &mut dyn Progress,
+    ) -> Result<Vec<Loaded>> {
         let mut transaction = self.store.begin()?;
         let archive = load::open(&transaction, source, options)?;
         let loaded = load::load(&mut transaction, &archive, options, progress)?;

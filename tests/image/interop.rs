@@ -14,9 +14,10 @@ use super::fixture::*;
 use super::layer_dirs::tree;
 
 fn run(program: &str, args: &[&str]) -> String {
-    let output = Command::new(program).args(args).output().unwrap_or_else(|error| {
-        panic!("{program}: {error}; scripts/test installs it")
-    });
+    let output = Command::new(program)
+        .args(args)
+        .output()
+        .unwrap_or_else(|error| panic!("{program}: {error}; scripts/test installs it"));
     assert!(output.status.success(), "{program} {args:?}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
 }
@@ -26,7 +27,9 @@ fn saved(scratch: &Scratch) -> Vec<(String, Format)> {
     scratch.load(&docker_old("docker.io/library/x:1")).unwrap();
     let selection = save::select(&scratch.store, &["x:1".to_owned()]).unwrap();
     let mut paths = Vec::new();
-    for (name, format) in [("docker", Format::DockerArchive), ("archive", Format::OciArchive), ("dir", Format::OciDirectory)] {
+    for (name, format) in
+        [("docker", Format::DockerArchive), ("archive", Format::OciArchive), ("dir", Format::OciDirectory)]
+    {
         for compression in [Compression::None, Compression::Gzip, Compression::Zstd] {
             let path = scratch.dir.path().join(format!("{name}-{compression:?}"));
             save::save(&scratch.store, &selection, Target::Path(&path), SaveOptions { format, compression }).unwrap();

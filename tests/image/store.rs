@@ -28,7 +28,8 @@ fn names_and_ids() {
     scratch.load(&docker_old("localhost/tool:1")).unwrap();
     let image = scratch.store.find("localhost/tool:1").unwrap();
     let id = image.id().hex();
-    for text in ["tool:1", "localhost/tool:1", &id, &id[..3], &format!("sha256:{id}"), &format!("sha256:{}", &id[..9])] {
+    for text in ["tool:1", "localhost/tool:1", &id, &id[..3], &format!("sha256:{id}"), &format!("sha256:{}", &id[..9])]
+    {
         assert_eq!(scratch.store.find(text).expect(text).id(), image.id());
     }
     assert_eq!(scratch.store.find(&format!("tool:1@{}", image.descriptor.digest)).unwrap().id(), image.id());
@@ -99,7 +100,8 @@ fn a_name_that_moves_leaves_its_image_for_gc() {
 fn an_entry_of_another_tool_is_carried_along() {
     let scratch = Scratch::new();
     let path = scratch.store.root().join("index.json");
-    let foreign = r#"{"schemaVersion":2,"manifests":[{"mediaType":"x","digest":"sha512:00","size":1,"later":true}],"note":1}"#;
+    let foreign =
+        r#"{"schemaVersion":2,"manifests":[{"mediaType":"x","digest":"sha512:00","size":1,"later":true}],"note":1}"#;
     std::fs::write(&path, foreign).unwrap();
     scratch.load(&docker_old("x:1")).unwrap();
     scratch.store.remove("x:1", false).unwrap();

@@ -113,7 +113,8 @@ fn write_to(output: Option<&Path>, write: &mut dyn FnMut(&mut dyn Write) -> Resu
     let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let name = || path.display().to_string();
     let permissions = std::os::unix::fs::PermissionsExt::from_mode(0o666);
-    let file = tempfile::Builder::new().prefix(".strata-").permissions(permissions).tempfile_in(dir).with_context(name)?;
+    let file =
+        tempfile::Builder::new().prefix(".strata-").permissions(permissions).tempfile_in(dir).with_context(name)?;
     let mut out = BufWriter::with_capacity(1 << 18, file);
     write(&mut out)?;
     let file = out.into_inner().map_err(io::IntoInnerError::into_error).with_context(name)?;

@@ -1,15 +1,17 @@
-//! The command line.
+//! The command line. What is about images is here, what is about containers in `containers`.
+
+mod containers;
 
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use stratafs::container::bundle::Volume;
-use stratafs::container::Driver;
 use stratafs::image::config::Change;
 use stratafs::image::layer::Compression;
 use stratafs::image::reference::Reference;
 use stratafs::image::save::Format;
 use stratafs::image::spec::Platform;
+
+pub use containers::*;
 
 /// Container images on stratafs: load, run, change and save them, without a daemon
 #[derive(Parser)]
@@ -82,7 +84,9 @@ pub struct LimitArgs {
 
 /// Make an image of a root file system's tar
 #[derive(Args)]
-#[command(after_help = "Examples:\n  strata import rootfs.tar debian:bookworm\n  mmdebstrap bookworm - | strata import -c 'CMD [\"/bin/bash\"]' - debian")]
+#[command(
+    after_help = "Examples:\n  strata import rootfs.tar debian:bookworm\n  mmdebstrap bookworm - | strata import -c 'CMD [\"/bin/bash\"]' - debian"
+)]
 pub struct Import {
     /// The tar, plain or compressed; `-`: standard input
     pub file: PathBuf,
@@ -113,7 +117,9 @@ pub struct AuthoringArgs {
 
 /// Save images to an archive
 #[derive(Args)]
-#[command(after_help = "Examples:\n  strata save -o debian.tar debian:12\n  strata save --format oci-archive --compression gzip debian | ssh host podman load")]
+#[command(
+    after_help = "Examples:\n  strata save -o debian.tar debian:12\n  strata save --format oci-archive --compression gzip debian | ssh host podman load"
+)]
 pub struct Save {
     /// Write to this file or directory instead of standard output
     #[arg(short, long, value_name = "FILE")]
@@ -179,7 +185,9 @@ pub struct Export {
 
 /// Unpack an archive into plain layer directories and print the mount option for them; needs no store
 #[derive(Args)]
-#[command(after_help = "Examples:\n  strata unpack debian.tar layers\n  stratafs -o \"$(strata unpack debian.tar layers)\" /mnt")]
+#[command(
+    after_help = "Examples:\n  strata unpack debian.tar layers\n  stratafs -o \"$(strata unpack debian.tar layers)\" /mnt"
+)]
 pub struct Unpack {
     /// A docker-archive, an OCI archive or an OCI directory; `-`: standard input
     pub archive: PathBuf,
@@ -194,7 +202,9 @@ pub struct Unpack {
 
 /// Write what an upper directory changes as a layer's tar; needs no store
 #[derive(Args)]
-#[command(after_help = "Examples:\n  strata snapshot upper -o layer.tar --lower lower\n  strata snapshot upper --lower layers/2 --lower layers/1 -o layer.tar")]
+#[command(
+    after_help = "Examples:\n  strata snapshot upper -o layer.tar --lower lower\n  strata snapshot upper --lower layers/2 --lower layers/1 -o layer.tar"
+)]
 pub struct Snapshot {
     /// The upper directory; not mounted, or mounted and idle
     pub upper: PathBuf,
@@ -281,216 +291,11 @@ pub struct Layers {
     pub image: String,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
-pub enum DriverArg {
-    Stratafs,
-    Overlay,
-}
-
-impl From<DriverArg> for Driver {
-    fn from(driver: DriverArg) -> Self {
-        match driver {
-            DriverArg::Stratafs => Self::Stratafs,
-            DriverArg::Overlay => Self::Overlay,
-        }
-    }
-}
-
-/// Mount an image with a new writable directory, or a container again, and print where
-#[derive(Args)]
-#[command(after_help = "Examples:\n  strata mount --name web debian:12\n  chroot \"$(strata mount web)\" apt-get update")]
-pub struct Mount {
-    /// What to call the container [default: made of the image's name]
-    #[arg(long)]
-    pub name: Option<String>,
-    /// Without a writable directory
-    #[arg(long)]
-    pub read_only: bool,
-    /// What mounts it: the stratafs program, or the kernel's overlayfs (needs root)
-    #[arg(long, value_enum, env = "STRATA_DRIVER", default_value = "stratafs")]
-    pub driver: DriverArg,
-    /// An image, or a container to mount again; none: list what is mounted
-    #[arg(value_name = "IMAGE|CONTAINER")]
-    pub image: Option<String>,
-    /// Where [default: in the store]
-    pub mountpoint: Option<PathBuf>,
-}
-
-/// Unmount containers; their changes stay
-#[derive(Args)]
-#[command(visible_alias = "unmount", after_help = "Examples:\n  strata umount web\n  strata umount --rm /mnt")]
-pub struct Umount {
-    /// At once, even if in use
-    #[arg(short, long)]
-    pub lazy: bool,
-    /// Remove the container with its changes too
-    #[arg(long)]
-    pub rm: bool,
-    /// Containers or their mount points
-    #[arg(required = true, value_name = "CONTAINER|MOUNTPOINT")]
-    pub names: Vec<String>,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-pub enum NetworkArg {
-    Host,
-    None,
-}
-
-/// Run a command in a new container of an image
-#[derive(Args)]
-#[command(after_help = "Examples:\n  strata run --rm -it debian:12 bash\n  strata run --name web -d -v /srv:/srv:ro web:1")]
-pub struct Run {
-    /// Remove the container when it ends
-    #[arg(long)]
-    pub rm: bool,
-    /// What to call the container [default: made of the image's name]
-    #[arg(long)]
-    pub name: Option<String>,
-    /// Pass standard input on
-    #[arg(short, long)]
-    pub interactive: bool,
-    /// Give it a terminal
-    #[arg(short, long)]
-    pub tty: bool,
-    /// Leave it running and print its name
-    #[arg(short, long, conflicts_with_all = ["interactive", "tty"])]
-    pub detach: bool,
-    /// Set a variable; NAME alone passes yours on
-    #[arg(short, long, value_name = "NAME[=VALUE]")]
-    pub env: Vec<String>,
-    /// Where it starts
-    #[arg(short, long, value_name = "DIR")]
-    pub workdir: Option<String>,
-    /// As whom, by the image's own names, or numbers
-    #[arg(short, long, value_name = "USER[:GROUP]")]
-    pub user: Option<String>,
-    /// Show it a file or directory of the host
-    #[arg(short, long, value_name = "SOURCE:DESTINATION[:ro]")]
-    pub volume: Vec<Volume>,
-    /// Instead of the image's entry point
-    #[arg(long, value_name = "PROGRAM")]
-    pub entrypoint: Option<String>,
-    /// Its host name [default: its name]
-    #[arg(long)]
-    pub hostname: Option<String>,
-    /// The host's network, or none
-    #[arg(long, value_enum, default_value = "host")]
-    pub network: NetworkArg,
-    /// It cannot change its root file system
-    #[arg(long)]
-    pub read_only: bool,
-    /// Bytes of memory it may use
-    #[arg(long, value_name = "BYTES", value_parser = super::output::parse_size)]
-    pub memory: Option<i64>,
-    /// Number of processes it may have
-    #[arg(long, value_name = "NUMBER")]
-    pub pids_limit: Option<i64>,
-    /// What mounts it: the stratafs program, or the kernel's overlayfs (needs root)
-    #[arg(long, value_enum, env = "STRATA_DRIVER", default_value = "stratafs")]
-    pub driver: DriverArg,
-    /// The OCI runtime [default: runc, else crun]
-    #[arg(long, env = "STRATA_RUNTIME", value_name = "PROGRAM")]
-    pub runtime: Option<String>,
-    pub image: String,
-    /// The command, or arguments of the entry point
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-    pub command: Vec<String>,
-}
-
-/// Run one more command in a running container
-#[derive(Args)]
-#[command(after_help = "Examples:\n  strata exec web ps\n  strata exec -it web bash")]
-pub struct Exec {
-    /// Pass standard input on
-    #[arg(short, long)]
-    pub interactive: bool,
-    /// Give it a terminal
-    #[arg(short, long)]
-    pub tty: bool,
-    /// Set a variable
-    #[arg(short, long, value_name = "NAME=VALUE")]
-    pub env: Vec<String>,
-    /// Where it starts
-    #[arg(short, long, value_name = "DIR")]
-    pub workdir: Option<String>,
-    /// As whom
-    #[arg(short, long, value_name = "USER[:GROUP]")]
-    pub user: Option<String>,
-    /// The OCI runtime [default: runc, else crun]
-    #[arg(long, env = "STRATA_RUNTIME", value_name = "PROGRAM")]
-    pub runtime: Option<String>,
-    pub container: String,
-    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
-    pub command: Vec<String>,
-}
-
-/// List containers
-#[derive(Args)]
-#[command(after_help = "Examples:\n  strata ps\n  strata ps -aq")]
-pub struct Ps {
-    /// Also those that neither run nor are mounted
-    #[arg(short, long)]
-    pub all: bool,
-    /// Print only names
-    #[arg(short, long)]
-    pub quiet: bool,
-    /// Print JSON
-    #[arg(long)]
-    pub json: bool,
-    /// The OCI runtime [default: runc, else crun]
-    #[arg(long, env = "STRATA_RUNTIME", value_name = "PROGRAM")]
-    pub runtime: Option<String>,
-}
-
-/// Stop running containers
-#[derive(Args)]
-#[command(after_help = "Examples:\n  strata stop web\n  strata stop -t 1 web db")]
-pub struct Stop {
-    /// Seconds until it is killed
-    #[arg(short, long, default_value_t = 10, value_name = "SECONDS")]
-    pub time: u32,
-    /// The OCI runtime [default: runc, else crun]
-    #[arg(long, env = "STRATA_RUNTIME", value_name = "PROGRAM")]
-    pub runtime: Option<String>,
-    #[arg(required = true, value_name = "CONTAINER")]
-    pub containers: Vec<String>,
-}
-
-/// Remove containers with all their changes
-#[derive(Args)]
-#[command(after_help = "Examples:\n  strata rm web\n  strata rm -f web db")]
-pub struct Rm {
-    /// Kill and unmount it first
-    #[arg(short, long)]
-    pub force: bool,
-    /// The OCI runtime [default: runc, else crun]
-    #[arg(long, env = "STRATA_RUNTIME", value_name = "PROGRAM")]
-    pub runtime: Option<String>,
-    #[arg(required = true, value_name = "CONTAINER")]
-    pub containers: Vec<String>,
-}
-
-/// Print what a detached container wrote
-#[derive(Args)]
-#[command(after_help = "Examples:\n  strata logs web\n  strata logs web | tail")]
-pub struct Logs {
-    pub container: String,
-}
-
-/// List what a container changed: A added, C changed, D deleted
-#[derive(Args)]
-#[command(after_help = "Examples:\n  strata diff web\n  strata diff --json web")]
-pub struct Diff {
-    /// Print JSON
-    #[arg(long)]
-    pub json: bool,
-    pub container: String,
-}
-
 /// Make an image of a container
 #[derive(Args)]
-#[command(after_help = "Examples:\n  strata commit web web:2\n  strata commit -m 'add curl' -a 'Me <me@example.org>' -c 'CMD [\"curl\"]' web web:2")]
+#[command(
+    after_help = "Examples:\n  strata commit web web:2\n  strata commit -m 'add curl' -a 'Me <me@example.org>' -c 'CMD [\"curl\"]' web web:2"
+)]
 pub struct Commit {
     pub container: String,
     #[arg(value_name = "NAME[:TAG]")]
@@ -527,11 +332,4 @@ pub struct Df {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
-}
-
-#[derive(Args)]
-pub struct Supervise {
-    #[arg(long)]
-    pub runtime: Option<String>,
-    pub container: String,
 }

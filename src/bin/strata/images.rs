@@ -134,10 +134,15 @@ pub fn history(store: &Store, args: &History) -> Result<()> {
         Err(_) => image.manifest.layers.iter().map(|layer| layer.size).collect(),
     };
     let mut sizes = sizes.into_iter();
-    let mut lines: Vec<_> = image.config.history().into_iter().map(|line| {
-        let bytes = if line.empty_layer == Some(true) { 0 } else { sizes.next().unwrap_or(0) };
-        (line, bytes)
-    }).collect();
+    let mut lines: Vec<_> = image
+        .config
+        .history()
+        .into_iter()
+        .map(|line| {
+            let bytes = if line.empty_layer == Some(true) { 0 } else { sizes.next().unwrap_or(0) };
+            (line, bytes)
+        })
+        .collect();
     lines.reverse();
     if args.json {
         let line = |(line, bytes)| -> Result<Value> {
@@ -151,7 +156,8 @@ pub fn history(store: &Store, args: &History) -> Result<()> {
     let mut rows = Vec::new();
     for (number, (line, bytes)) in lines.into_iter().enumerate() {
         let id = if number == 0 { short_id(&image.id()) } else { "<missing>".to_owned() };
-        let created = line.created.as_deref().and_then(Timestamp::parse).map_or_else(|| "N/A".to_owned(), |at| at.ago(now));
+        let created =
+            line.created.as_deref().and_then(Timestamp::parse).map_or_else(|| "N/A".to_owned(), |at| at.ago(now));
         let command = line.created_by.unwrap_or_default().replace(['\n', '\t'], " ");
         let command = if args.no_trunc { command } else { shorten(&command, 45) };
         rows.push(vec![id, created, command, size(bytes), line.comment.unwrap_or_default()]);
@@ -265,7 +271,11 @@ pub fn usage(store: &Store, args: &Df) -> Result<()> {
         row("Images", images, String::new()),
         row("Containers", containers, String::new()),
         row("Layers", layers.len(), size(all)),
-        row("  shared", layers.iter().filter(|layer| users.get(&layer.id()).is_some_and(|u| u.len() > 1)).count(), size(shared)),
+        row(
+            "  shared",
+            layers.iter().filter(|layer| users.get(&layer.id()).is_some_and(|u| u.len() > 1)).count(),
+            size(shared),
+        ),
         row("  unused", layers.iter().filter(|layer| !users.contains_key(&layer.id())).count(), size(unused)),
     ];
     Ok(print_table(&["TYPE", "COUNT", "SIZE"], &rows)?)

@@ -45,14 +45,20 @@ impl Members {
             return Self::of_stream(name, &mut &file, scratch, skip);
         }
         let length = file.metadata().at(name)?.len();
-        let mut walk = Walk { name, input: InPlace { file: BufReader::new(&file), position: 0, length }, places: HashMap::new() };
+        let mut walk =
+            Walk { name, input: InPlace { file: BufReader::new(&file), position: 0, length }, places: HashMap::new() };
         walk.run()?;
         let places = walk.places;
         Ok(Self { file, places })
     }
 
     /// Of a stream, compressed or not: spooled into `scratch`.
-    pub(super) fn of_stream(name: &str, stream: &mut dyn Read, scratch: &Path, skip: &dyn Fn(&str) -> bool) -> Result<Self> {
+    pub(super) fn of_stream(
+        name: &str,
+        stream: &mut dyn Read,
+        scratch: &Path,
+        skip: &dyn Fn(&str) -> bool,
+    ) -> Result<Self> {
         let mut magic = [0; 4];
         let count = read_up_to(stream, &mut magic).at(name)?;
         let packing = Packing::of(&magic[..count]);
@@ -211,7 +217,8 @@ impl<I: Input> Walk<'_, I> {
         }
         let mut header = Header::new_old();
         header.as_mut_bytes().copy_from_slice(&block);
-        let sum: u32 = block.iter().enumerate().map(|(at, &b)| u32::from(if (148..156).contains(&at) { b' ' } else { b })).sum();
+        let sum: u32 =
+            block.iter().enumerate().map(|(at, &b)| u32::from(if (148..156).contains(&at) { b' ' } else { b })).sum();
         match header.cksum() {
             Ok(told) if told == sum => Ok(Some(header)),
             _ if first => Err(self.error("is not a tar archive")),
@@ -232,7 +239,8 @@ impl<I: Input> Walk<'_, I> {
         };
         let place = match header.entry_type() {
             EntryType::Regular | EntryType::Continuous => self.keep(name.as_deref(), size)?,
-            EntryType::Symlink => match name.as_deref().zip(link()).and_then(|(name, to)| normalise(parent(name), &to)) {
+            EntryType::Symlink => match name.as_deref().zip(link()).and_then(|(name, to)| normalise(parent(name), &to))
+            {
                 Some(target) => Place::Link(target),
                 None => return Ok(()),
             },

@@ -15,7 +15,7 @@ const INDEX_DEPTH: u32 = 8;
 /// A blob of an index: another index, or a manifest.
 enum Document {
     Index(Index),
-    Manifest(Manifest, Vec<u8>),
+    Manifest(Box<Manifest>, Vec<u8>),
 }
 
 pub(super) fn images(archive: &Archive, platform: Option<&Platform>) -> Result<Vec<FoundImage>> {
@@ -43,7 +43,8 @@ pub(super) fn images(archive: &Archive, platform: Option<&Platform>) -> Result<V
 /// True for an entry of another platform, if the user asked for one or the same name has an entry that fits.
 fn is_for_others(entry: &Descriptor, all: &[&Descriptor], wanted: &Platform, insist: bool) -> bool {
     let fits = |entry: &Descriptor| entry.platform.as_ref().is_none_or(|platform| platform.serves(wanted));
-    let namesake = |other: &&Descriptor| other.annotations.get(REF_NAME) == entry.annotations.get(REF_NAME) && fits(other);
+    let namesake =
+        |other: &&Descriptor| other.annotations.get(REF_NAME) == entry.annotations.get(REF_NAME) && fits(other);
     !fits(entry) && (insist || all.iter().any(namesake))
 }
 
@@ -105,12 +106,15 @@ fn document(archive: &Archive, entry: &Descriptor) -> Result<Option<Document>> {
     if is_index {
         return Ok(Some(Document::Index(spec::parse(&location, &bytes)?)));
     }
-    Ok(Some(Document::Manifest(spec::parse(&location, &bytes)?, bytes)))
+    Ok(Some(Document::Manifest(Box::new(spec::parse(&location, &bytes)?), bytes)))
 }
 
 fn from_manifest(archive: &Archive, manifest: &Manifest, bytes: Vec<u8>) -> Result<Option<FoundImage>> {
     let kind = manifest.config.media_type.as_str();
-    if !matches!(kind, "" | spec::CONFIG | "application/vnd.docker.container.image.v1+json" | "application/octet-stream") {
+    if !matches!(
+        kind,
+        "" | spec::CONFIG | "application/vnd.docker.container.image.v1+json" | "application/octet-stream"
+    ) {
         tracing::warn!("{}: an artifact with a config of type {kind} is no image and is left out", archive.name());
         return Ok(None);
     }

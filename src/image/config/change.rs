@@ -98,7 +98,9 @@ impl FromStr for Change {
             "ENTRYPOINT" => Ok(Self::Entrypoint(command_of(rest))),
             "ENV" => pairs_of(rest).map(Self::Env).ok_or_else(|| bad("reads ENV NAME=VALUE …")),
             "LABEL" => pairs_of(rest).map(Self::Label).ok_or_else(|| bad("reads LABEL NAME=VALUE …")),
-            "EXPOSE" => ports_of(&some(words()?)?).map(Self::Expose).ok_or_else(|| bad("reads EXPOSE PORT[/tcp|/udp|/sctp] …")),
+            "EXPOSE" => {
+                ports_of(&some(words()?)?).map(Self::Expose).ok_or_else(|| bad("reads EXPOSE PORT[/tcp|/udp|/sctp] …"))
+            }
             "VOLUME" => match serde_json::from_str(rest) {
                 Ok(list) => some(list).map(Self::Volume),
                 Err(_) => some(words()?).map(Self::Volume),
@@ -106,7 +108,9 @@ impl FromStr for Change {
             "USER" => one().map(Self::User),
             "WORKDIR" => one().map(Self::WorkingDir),
             "STOPSIGNAL" => one().map(Self::StopSignal),
-            _ => Err(bad("not an instruction that can be applied (CMD ENTRYPOINT ENV EXPOSE LABEL STOPSIGNAL USER VOLUME WORKDIR)")),
+            _ => Err(bad(
+                "not an instruction that can be applied (CMD ENTRYPOINT ENV EXPOSE LABEL STOPSIGNAL USER VOLUME WORKDIR)",
+            )),
         }
     }
 }
@@ -140,7 +144,8 @@ fn ports_of(words: &[String]) -> Option<Vec<String>> {
     let port = |word: &String| {
         let (number, protocol) = word.split_once('/').unwrap_or((word, "tcp"));
         let numbers = number.split_once('-').map_or(vec![number], |(from, to)| vec![from, to]);
-        let valid = numbers.iter().all(|number| number.parse::<u16>().is_ok()) && matches!(protocol, "tcp" | "udp" | "sctp");
+        let valid =
+            numbers.iter().all(|number| number.parse::<u16>().is_ok()) && matches!(protocol, "tcp" | "udp" | "sctp");
         valid.then(|| format!("{number}/{protocol}"))
     };
     words.iter().map(port).collect()
@@ -198,7 +203,8 @@ mod tests {
 
     #[test]
     fn applied() {
-        let Value::Object(mut process) = json!({"Env": ["PATH=/bin", "A=0"], "Labels": null, "WorkingDir": "/srv"}) else {
+        let Value::Object(mut process) = json!({"Env": ["PATH=/bin", "A=0"], "Labels": null, "WorkingDir": "/srv"})
+        else {
             unreachable!()
         };
         for text in ["ENV A=1 B=2", "LABEL x=y", "WORKDIR sub", "EXPOSE 80"] {

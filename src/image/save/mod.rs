@@ -71,7 +71,8 @@ pub fn select(store: &Store, texts: &[String]) -> Result<Vec<Selected>> {
         let image = store.find(text)?;
         let asked: Option<Reference> = text.split('@').next().and_then(|name| name.parse().ok());
         let local = asked.as_ref().and_then(Reference::at_localhost);
-        let names: Vec<Reference> = [asked, local].into_iter().flatten().filter(|name| image.names.contains(name)).take(1).collect();
+        let names: Vec<Reference> =
+            [asked, local].into_iter().flatten().filter(|name| image.names.contains(name)).take(1).collect();
         match selection.iter_mut().find(|selected| selected.image.id() == image.id()) {
             Some(selected) => selected.names.extend(names),
             None => selection.push(Selected { image, names }),
@@ -94,8 +95,7 @@ pub fn save(store: &Store, selection: &[Selected], target: Target<'_>, options: 
     for selected in selection {
         stacks.push(store.layers_of(&selected.image)?);
     }
-    let layers: BTreeMap<Digest, &Layer> =
-        stacks.iter().flatten().map(|layer| (layer.record.diff_id, layer)).collect();
+    let layers: BTreeMap<Digest, &Layer> = stacks.iter().flatten().map(|layer| (layer.record.diff_id, layer)).collect();
     let packed = pack(&layers, options.compression, transaction.scratch())?;
     let contents = Contents::assemble(selection, &stacks, packed, options.format)?;
     match options.format {

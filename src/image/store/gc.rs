@@ -169,9 +169,10 @@ fn entries(dir: &Path) -> Result<Vec<(String, std::path::PathBuf)>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(dir).at(dir)? {
         let entry = entry.at(dir)?;
-        let name = entry.file_name().into_string().map_err(|_| {
-            ImageError::refused(entry.path().display().to_string(), "does not belong into a store")
-        })?;
+        let name = entry
+            .file_name()
+            .into_string()
+            .map_err(|_| ImageError::refused(entry.path().display().to_string(), "does not belong into a store"))?;
         found.push((name, entry.path()));
     }
     Ok(found)

@@ -144,7 +144,10 @@ impl Store {
             Some(name) => vec![name],
             None if image.names.len() > 1 && !force => {
                 let names = image.names.iter().map(Reference::to_string).collect::<Vec<_>>().join(", ");
-                return Err(ImageError::refused(text, format!("has several names ({names}); remove those, or --force")));
+                return Err(ImageError::refused(
+                    text,
+                    format!("has several names ({names}); remove those, or --force"),
+                ));
             }
             None => image.names.clone(),
         };
@@ -157,8 +160,9 @@ impl Store {
                 index::remove_name(index, name);
             }
             if goes {
-                let entry_of_image =
-                    |entry: &IndexEntry| entry.descriptor().is_some_and(|entry| entry.digest == image.descriptor.digest);
+                let entry_of_image = |entry: &IndexEntry| {
+                    entry.descriptor().is_some_and(|entry| entry.digest == image.descriptor.digest)
+                };
                 index.manifests.retain(|entry| !entry_of_image(entry));
             }
             Ok(())

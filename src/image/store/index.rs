@@ -46,7 +46,7 @@ pub(super) fn add(index: &mut Index, manifest: &Descriptor, names: &[Reference])
     bare.annotations.remove(IMAGE_NAME);
     if names.is_empty() {
         if !index.descriptors().any(|entry| entry.digest == manifest.digest) {
-            index.manifests.push(IndexEntry::Known(bare));
+            index.manifests.push(bare.into());
         }
         return;
     }
@@ -55,7 +55,7 @@ pub(super) fn add(index: &mut Index, manifest: &Descriptor, names: &[Reference])
         let mut entry = bare.clone();
         entry.annotations.insert(REF_NAME.to_owned(), name.to_string());
         entry.annotations.insert(IMAGE_NAME.to_owned(), name.full());
-        index.manifests.push(IndexEntry::Known(entry));
+        index.manifests.push(entry.into());
     }
 }
 
@@ -68,7 +68,7 @@ fn take_name(index: &mut Index, name: &Reference, heir: &Digest) {
     for manifest in remove_name(index, name) {
         let still_listed = index.descriptors().any(|entry| entry.digest == manifest.digest);
         if manifest.digest != *heir && !still_listed {
-            index.manifests.push(IndexEntry::Known(manifest));
+            index.manifests.push(manifest.into());
         }
     }
 }
@@ -115,11 +115,7 @@ mod tests {
         add(&mut index, &new, &[name.clone(), other]);
         assert_eq!(
             names(&index),
-            [
-                (old.digest, None),
-                (new.digest, Some("a:latest".to_owned())),
-                (new.digest, Some("b:latest".to_owned()))
-            ]
+            [(old.digest, None), (new.digest, Some("a:latest".to_owned())), (new.digest, Some("b:latest".to_owned()))]
         );
         add(&mut index, &old, &[name]);
         assert_eq!(

@@ -39,12 +39,12 @@ use super::spec::{self, DOCUMENT_LIMIT};
 use super::{ImageError, IoContext, Result};
 
 pub use gc::Freed;
-pub use images::{Image, Removed};
-pub use layers::{Layer, LayerRecord};
 pub use images::short_id;
+pub use images::{Image, Removed};
 pub(crate) use layers::open_dir;
-pub use transaction::{AddedLayer, Transaction};
+pub use layers::{Layer, LayerRecord};
 pub(crate) use transaction::open_topmost_first;
+pub use transaction::{AddedLayer, Transaction};
 
 /// An opened store.
 #[derive(Clone, Debug)]
@@ -99,7 +99,9 @@ impl Store {
         for dir in ["blobs", "blobs/sha256", "layers", "containers", "tmp"] {
             make_dir(&self.root.join(dir), 0o700)?;
         }
-        for (name, text) in [("lock", b"".to_vec()), ("index.json", spec::serialize("index.json", &spec::Index::new(vec![]))?)] {
+        for (name, text) in
+            [("lock", b"".to_vec()), ("index.json", spec::serialize("index.json", &spec::Index::new(vec![]))?)]
+        {
             if !self.root.join(name).exists() {
                 self.replace(name, &text)?;
             }
