@@ -4,6 +4,7 @@
 
 pub mod chmod;
 pub mod fork;
+pub mod forward;
 pub mod fuse_device;
 pub mod handle;
 pub mod memory;
