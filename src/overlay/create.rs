@@ -145,7 +145,7 @@ impl Overlay {
             None => dir.stat(&name)?.ok_or(Errno::IO)?,
         };
         if let Some(dir) = parent.dir() {
-            dir.state.lock().touch();
+            dir.state.lock().note_addition();
         }
         let found = Found::single(stat, Source::Upper);
         let node = self.admit(&parent, &name, found)?;
