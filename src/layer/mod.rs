@@ -3,6 +3,7 @@
 
 mod dir;
 pub mod fd_cache;
+mod index;
 mod marks;
 mod origin;
 mod stat;
@@ -287,6 +288,10 @@ impl LayerStack {
     /// The writable layer.
     pub fn upper(&self) -> Option<&UpperLayer> {
         self.upper.as_ref()
+    }
+
+    fn upper_mut(&mut self) -> Option<&mut UpperLayer> {
+        self.upper.as_mut()
     }
 
     /// The upper's file system: always the first.

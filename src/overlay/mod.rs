@@ -65,14 +65,19 @@ impl Overlay {
     /// # Errors
     /// One line naming the layer and what is wrong with it.
     pub fn open(config: OverlayConfig) -> std::result::Result<Self, OpenError> {
-        let stack = LayerStack::open(&config)?;
+        let mut config = config;
+        let mut stack = LayerStack::open(&config)?;
+        let origins = OriginResolver::new(stack.lowers());
+        if config.index {
+            config.index = stack.prepare_index(&origins)?;
+        }
         let root = open_root(&stack).map_err(|errno| OpenError(format!("cannot read the layers' roots: {errno}")))?;
         rustix::process::umask(rustix::fs::Mode::empty());
         // Half of the descriptors for directories, the rest for open files.
         let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(1024);
         let capacity = usize::try_from(limit / 4).unwrap_or(1024).min(16_384);
         Ok(Self {
-            origins: OriginResolver::new(stack.lowers()),
+            origins,
             copier: Copier::default(),
             nodes: NodeTable::new(Arc::new(root)),
             handles: HandleTable::default(),

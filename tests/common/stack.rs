@@ -123,12 +123,26 @@ impl Layers {
     /// Mounts; hands the layers back with the message when that fails.
     pub fn try_mount(self, driver: Driver) -> Result<Mount, (String, Self)> {
         let mounted = match driver {
-            Driver::Overlayfs => self.mount_overlayfs().map(|()| None),
+            Driver::Overlayfs => self.mount_overlayfs_patiently().map(|()| None),
             Driver::Stratafs => self.mount_stratafs().map(Some),
         };
         match mounted {
             Ok(daemon) => Ok(Mount { layers: Some(self), driver, daemon }),
             Err(message) => Err((message, self)),
+        }
+    }
+
+    /// A child that another test forks holds the last mount's descriptor until it executes something; with an index
+    /// the kernel refuses the upper until then.
+    fn mount_overlayfs_patiently(&self) -> Result<(), String> {
+        let busy_until = Instant::now() + Duration::from_secs(5);
+        loop {
+            match self.mount_overlayfs() {
+                Err(message) if message.contains("os error 16") && Instant::now() < busy_until => {
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+                done => return done,
+            }
         }
     }
 
