@@ -135,8 +135,20 @@ impl Overlay {
         let Some(data) = node.file().and_then(|file| file.state.lock().data.as_deref().cloned()) else {
             return Ok(None);
         };
-        let file = self.stack.lower(data.layer)?.open_file(&data.path)?;
+        let file = self.open_content(&data)?;
         Ok(Some((data, file)))
+    }
+
+    /// Opens the file that holds another's content.
+    pub(super) fn open_content(&self, data: &DataRef) -> Result<OwnedFd> {
+        let layer = self.stack.lower(data.layer)?;
+        layer.open_file(&data.path).map_err(|errno| match errno {
+            Errno::NOENT | Errno::NOTDIR | Errno::LOOP => {
+                tracing::error!("content missing: {:?} in {}", data.path, layer.path().display());
+                Errno::IO
+            }
+            errno => errno,
+        })
     }
 
     /// A lower file as the place of its own content.

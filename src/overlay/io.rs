@@ -70,7 +70,7 @@ impl Overlay {
             (state.real, state.data.as_deref().cloned())
         };
         if let Some(data) = data {
-            return Ok((self.stack.lower(data.layer)?.open_file(&data.path)?, false));
+            return Ok((self.open_content(&data)?, false));
         }
         match real {
             Real::Upper => Ok((self.on_upper(node, |dir, name| dir.open_writable(name, flags))?, true)),
