@@ -290,6 +290,13 @@ impl LayerStack {
         self.upper.as_ref()
     }
 
+    /// Leaves POSIX ACLs out, whatever the upper's file system can do.
+    pub fn disable_acls(&mut self) {
+        if let Some(upper) = &mut self.upper {
+            upper.disable_acls();
+        }
+    }
+
     fn upper_mut(&mut self) -> Option<&mut UpperLayer> {
         self.upper.as_mut()
     }

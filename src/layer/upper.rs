@@ -179,6 +179,10 @@ impl UpperLayer {
         self.acls
     }
 
+    pub(super) fn disable_acls(&mut self) {
+        self.acls = false;
+    }
+
     /// Nothing is ever flushed.
     pub fn is_volatile(&self) -> bool {
         self.volatile

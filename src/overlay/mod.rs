@@ -11,6 +11,7 @@ mod link;
 mod locate;
 mod lookup;
 mod owner;
+mod permissions;
 mod readdir;
 mod remove;
 mod rename;
@@ -30,6 +31,7 @@ use crate::layer::fd_cache::FdCache;
 use crate::layer::{Dir, LayerStack, LowerRef, OriginResolver, UpperDir, UpperLayer};
 use crate::node::{self, Body, DirState, HandleTable, Node, NodeTable, Place, UpperPart};
 use crate::whiteout::{AufsName, Opaque, decode_aufs_name};
+use permissions::Permissions;
 use types::{Errno, Kernel, KernelRef, NodeId, Result};
 
 /// A mounted union: the layers, the inode table and the open handles.
@@ -49,6 +51,8 @@ pub struct Overlay {
     /// Held while a name moves from one directory to another, before the locks of the directories.
     rename: Mutex<()>,
     kernel: OnceLock<Attached>,
+    /// Where owner and mode are kept, if not in the inode.
+    permissions: Option<Permissions>,
 }
 
 /// The kernel's side of the mount.
@@ -71,7 +75,13 @@ impl Overlay {
         if config.index {
             config.index = stack.prepare_index(&origins)?;
         }
-        let root = open_root(&stack).map_err(|errno| OpenError(format!("cannot read the layers' roots: {errno}")))?;
+        let unreadable = |errno| OpenError(format!("cannot read the layers' roots: {errno}"));
+        let permissions = Permissions::of(&config, &stack).map_err(unreadable)?;
+        if permissions.is_some() {
+            config.no_acl = true;
+            stack.disable_acls();
+        }
+        let root = open_root(&stack).map_err(unreadable)?;
         rustix::process::umask(rustix::fs::Mode::empty());
         // Half of the descriptors for directories, the rest for open files.
         let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(1024);
@@ -85,6 +95,7 @@ impl Overlay {
             upper_dirs: FdCache::new(capacity),
             rename: Mutex::new(()),
             kernel: OnceLock::new(),
+            permissions,
             config,
             stack,
         })

@@ -131,6 +131,7 @@ impl Layers {
     }
 
     /// Mounts; hands the layers back with the message when that fails.
+    #[allow(clippy::result_large_err)]
     pub fn try_mount(self, driver: Driver) -> Result<Mount, (String, Self)> {
         let mounted = match driver {
             Driver::Overlayfs => self.mount_overlayfs_patiently().map(|()| None),

@@ -20,6 +20,7 @@ mod opaque;
 mod options;
 mod ownership;
 mod peers;
+mod permissions;
 mod readdir;
 mod redirect;
 mod remove;

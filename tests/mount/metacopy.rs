@@ -16,7 +16,9 @@ const LITTLE: u64 = 64 << 10;
 const MARK: &str = "trusted.overlay.metacopy";
 
 fn stack() -> Stack {
-    Stack::new().lower(&format!("file big fill={SIZE} user.k=v\nfile d/big2 fill={SIZE}\nfile empty")).option("metacopy=on")
+    Stack::new()
+        .lower(&format!("file big fill={SIZE} user.k=v\nfile d/big2 fill={SIZE}\nfile empty"))
+        .option("metacopy=on")
 }
 
 /// The upper's `name` has attributes only.
