@@ -50,13 +50,16 @@ impl Overlay {
         let (file, upper) = self.open_real(&node, self.backing_flags(flags))?;
         let mut mode = 0;
         if upper && writes {
-            let stat = Stat::of(file.as_fd(), c"")?;
+            let stat = self.shown_stat_of(file.as_fd(), Stat::of(file.as_fd(), c"")?)?;
             mode = stat.mode;
+            if self.permissions.is_some() {
+                self.on_upper(&node, |dir, name| self.drop_kept_capability(dir, name, &stat))?;
+            }
             if truncates
                 && kill_suidgid
                 && let Some(kept) = mode_without_set_id(caller, &stat)
             {
-                self.on_upper(&node, |dir, name| dir.set_mode(name, kept))?;
+                self.on_upper(&node, |dir, name| self.set_shown_mode(dir, name, kept))?;
                 mode = kept;
             }
         }
@@ -70,7 +73,7 @@ impl Overlay {
             (state.real, state.data.as_deref().cloned())
         };
         if let Some(data) = data {
-            return Ok((self.stack.lower(data.layer)?.open_file(&data.path)?, false));
+            return Ok((self.open_content(&data)?, false));
         }
         match real {
             Real::Upper => Ok((self.on_upper(node, |dir, name| dir.open_writable(name, flags))?, true)),
@@ -247,9 +250,13 @@ impl Overlay {
             }
         }
         if kill_suidgid {
-            let stat = Stat::of(file.as_fd(), c"")?;
-            if let Some(kept) = mode_without_set_id(caller, &stat) {
-                rustix::fs::fchmod(&file, rustix::fs::Mode::from_raw_mode(kept))?;
+            let stat = self.shown_stat_of(file.as_fd(), Stat::of(file.as_fd(), c"")?)?;
+            match mode_without_set_id(caller, &stat) {
+                Some(kept) if self.permissions.is_some() => {
+                    self.on_upper(&handle.node, |dir, name| self.set_shown_mode(dir, name, kept))?;
+                }
+                Some(kept) => rustix::fs::fchmod(&file, rustix::fs::Mode::from_raw_mode(kept))?,
+                None => {}
             }
         }
         Ok(done)

@@ -64,7 +64,7 @@ impl Overlay {
             self.nodes.add_name(&parent, &name, &node);
             parent_dir.state.lock().note_addition();
         }
-        let stat = dir.stat(&name)?.ok_or(Errno::STALE)?;
+        let stat = self.shown_stat(&dir, &name, dir.stat(&name)?.ok_or(Errno::STALE)?)?;
         self.nodes.share(stat.ino, &node);
         Ok(self.entry(&node, self.show(&node, &stat)))
     }

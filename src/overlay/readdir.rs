@@ -1,11 +1,11 @@
 //! Directory listings.
 
-use std::ffi::OsStr;
+use std::ffi::{CStr, OsStr};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
 use super::Overlay;
-use super::types::{DirEntry, DirSink, Errno, NodeId, Result};
+use super::types::{Attr, DirEntry, DirSink, Errno, NodeId, Result};
 use crate::layer::{LayerStack, UpperDir};
 use crate::merge::listing::{FIRST_POSITION, Listed};
 use crate::merge::{Found, Listing, Source};
@@ -26,11 +26,32 @@ impl Overlay {
         for listed in listing.after(offset.max(FIRST_POSITION - 1)) {
             let ino = self.listed_ino(&node, &listed)?;
             let name = OsStr::from_bytes(listed.name.to_bytes());
-            if !sink.push(&DirEntry { name, ino, kind: listed.kind, next: listed.position }, None) {
+            let kind = self.listed_kind(&node, &listed)?;
+            if !sink.push(&DirEntry { name, ino, kind, next: listed.position }, None) {
                 break;
             }
         }
         Ok(())
+    }
+
+    /// `DT_*` of an entry: where types are kept beside the files, a regular one may stand for another.
+    fn listed_kind(&self, parent: &Arc<Node>, listed: &Listed<'_>) -> Result<u8> {
+        if self.permissions.is_none() || listed.kind != libc::DT_REG {
+            return Ok(listed.kind);
+        }
+        Ok(self.find_or_damaged(parent, listed.name)?.map_or(listed.kind, |attr| (attr.mode >> 12) as u8))
+    }
+
+    /// Attributes of a listed name; `None` if it is gone or damaged, which must not hide the others.
+    fn find_or_damaged(&self, parent: &Arc<Node>, name: &CStr) -> Result<Option<Attr>> {
+        match self.find(parent, name) {
+            Ok(Some((node, attr))) => {
+                self.forget(node.id, 1);
+                Ok(Some(attr))
+            }
+            Ok(None) | Err(Errno::IO | Errno::PERM) => Ok(None),
+            Err(errno) => Err(errno),
+        }
     }
 
     /// As [`Self::read_dir`], looking every name up.
@@ -136,10 +157,8 @@ impl Overlay {
                 let impure = dir.state.lock().upper.as_ref().is_some_and(|part| part.impure);
                 // Only files that were copied up, and merged directories, have another number than their own.
                 let may_differ = impure || (listed.kind == libc::DT_DIR && !dir.lowers.is_empty());
-                if may_differ && let Some((node, _)) = self.find(parent, listed.name)? {
-                    let ino = node.ino();
-                    self.forget(node.id, 1);
-                    return Ok(ino);
+                if may_differ && let Some(attr) = self.find_or_damaged(parent, listed.name)? {
+                    return Ok(attr.ino);
                 }
                 Ok(self.stack.show_ino(LayerStack::UPPER_FS, listed.ino))
             }
@@ -152,7 +171,7 @@ impl Overlay {
         parent: &Arc<Node>,
         upper: Option<&UpperDir>,
         listed: &Listed<'_>,
-    ) -> Result<Option<(Arc<Node>, super::types::Attr)>> {
+    ) -> Result<Option<(Arc<Node>, Attr)>> {
         if let Some(node) = self.nodes.child(parent, listed.name) {
             return match self.attr(&node) {
                 Ok(attr) => Ok(Some((node, attr))),
@@ -169,8 +188,10 @@ impl Overlay {
             && listed.kind != libc::DT_DIR
             && !self.config.metacopy
             && !self.config.index
-            && let Some(stat) = self.lower_dir(parent, usize::from(index))?.stat(listed.name)?
+            && let dir = self.lower_dir(parent, usize::from(index))?
+            && let Some(stat) = dir.stat(listed.name)?
         {
+            let stat = self.shown_stat(&dir, listed.name, stat)?;
             let found = Found::single(stat, listed.source);
             let node = self.admit(parent, listed.name, found)?;
             let attr = self.show(&node, &stat);
