@@ -118,6 +118,7 @@ pub fn mount(overlay: Overlay, mountpoint: &Path, options: &MountOptions) -> Res
 
 fn try_mount(overlay: &Arc<Overlay>, mountpoint: &Path, options: &MountOptions) -> io::Result<Mounted> {
     rustix::process::umask(rustix::fs::Mode::empty());
+    crate::sys::memory::share_pools();
     let read_only = overlay.is_read_only();
     let (handshake, agreed) = Handshake::new(Wishes {
         acls: overlay.has_acls(),
@@ -239,7 +240,9 @@ impl Mounted {
         loop {
             match self.wait(signals, patience)? {
                 Event::Signal(libc::SIGUSR1) => {
-                    tracing::info!(target: "stratafs::requests", "{}", self.crew.server().counters.summary());
+                    let (nodes, handles) = self.overlay.population();
+                    let summary = self.crew.server().counters.summary();
+                    tracing::info!(target: "stratafs::requests", nodes, handles, "{summary}");
                 }
                 Event::Signal(signal) => {
                     tracing::debug!(signal, "unmounting");

@@ -180,7 +180,8 @@ impl Overlay {
             let copied = above.stat(&name)?.ok_or(Errno::IO)?;
             node.set_ino(self.stack.show_ino(LayerStack::UPPER_FS, copied.ino));
             if let Some(kernel) = self.kernel() {
-                // The listings that the kernel keeps of the directory have the old number.
+                // What the kernel remembers of the file and of the directory's listing has the old number.
+                kernel.invalidate_attr(node.id);
                 kernel.invalidate_pages(parent.id);
             }
         }
