@@ -158,7 +158,7 @@ pub fn history(store: &Store, args: &History) -> Result<()> {
         let id = if number == 0 { short_id(&image.id()) } else { "<missing>".to_owned() };
         let created =
             line.created.as_deref().and_then(Timestamp::parse).map_or_else(|| "N/A".to_owned(), |at| at.ago(now));
-        let command = line.created_by.unwrap_or_default().replace(['\n', '\t'], " ");
+        let command = line.created_by.unwrap_or_default().split_whitespace().collect::<Vec<_>>().join(" ");
         let command = if args.no_trunc { command } else { shorten(&command, 45) };
         rows.push(vec![id, created, command, size(bytes), line.comment.unwrap_or_default()]);
     }
