@@ -107,7 +107,10 @@ struct Order {
 }
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(told) => return explain(&told),
+    };
     // mount(8) calls its helpers with -f for "do everything but mount".
     let as_mount_helper = program_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"mount."));
     let outcome = Order::new(&arguments).and_then(|order| {
@@ -129,6 +132,19 @@ fn main() -> ExitCode {
             ExitCode::from(failure.code)
         }
     }
+}
+
+/// `--help` and `--version` as clap prints them; an error of usage in one line.
+fn explain(told: &clap::Error) -> ExitCode {
+    if !told.use_stderr() {
+        told.print().unwrap_or(());
+        return ExitCode::SUCCESS;
+    }
+    let text = told.to_string();
+    let first = text.split("\n\n").next().unwrap_or_default().trim_start_matches("error: ");
+    let words: Vec<&str> = first.split_whitespace().collect();
+    tell(&format!("{} (see --help)", words.join(" ")));
+    ExitCode::from(2)
 }
 
 fn program_name() -> Option<OsString> {

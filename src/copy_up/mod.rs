@@ -26,6 +26,8 @@ pub struct Source<'a> {
     pub stat: &'a Stat,
     /// Number of its file system.
     pub fs: crate::layer::FsId,
+    /// Its content, if that is not in the file itself.
+    pub content: Option<BorrowedFd<'a>>,
 }
 
 /// How to copy.
@@ -38,6 +40,8 @@ pub struct Plan<'a> {
     pub acls: bool,
     /// Extended attributes are kept.
     pub xattrs: bool,
+    /// Leave the content where it is (`metacopy`).
+    pub metacopy: bool,
     /// Content reaches the disk before the file gets its name.
     pub sync: bool,
 }
@@ -57,9 +61,13 @@ pub fn stage<'u>(
         FileType::Regular => {
             // Its final permissions at once; set-id bits only when the owner is right.
             let staged = work.stage_file(source.stat.mode & 0o777, true)?;
-            let from = source.dir.open_file(source.name)?;
-            let length = plan.length.map_or(source.stat.size, |l| l.min(source.stat.size));
-            copier.copy(source.fs, from.as_fd(), staged.file()?, source.stat, length)?;
+            if plan.metacopy {
+                rustix::fs::ftruncate(staged.file()?, source.stat.size)?;
+                xattr::set(target(&staged)?, &upper.mark_key(Mark::Metacopy), b"", 0)?;
+            } else {
+                let length = plan.length.map_or(source.stat.size, |l| l.min(source.stat.size));
+                copy_content(copier, source, staged.file()?, length)?;
+            }
             staged
         }
         FileType::Directory => work.stage_dir(source.stat.mode & 0o777)?,
@@ -67,10 +75,21 @@ pub fn stage<'u>(
         FileType::Special => work.stage_node(source.stat.mode & !0o7000, source.stat.rdev)?,
     };
     copy_attributes(upper, &staged, source, plan)?;
-    if plan.sync && source.stat.file_type() == FileType::Regular {
+    if plan.sync && !plan.metacopy && source.stat.file_type() == FileType::Regular {
         rustix::fs::fsync(staged.file()?)?;
     }
     Ok(staged)
+}
+
+/// Copies the first `length` bytes of what `source` holds into `to`.
+///
+/// # Errors
+/// Those of reading and writing.
+pub fn copy_content(copier: &Copier, source: &Source<'_>, to: BorrowedFd<'_>, length: u64) -> Result<(), Errno> {
+    match source.content {
+        Some(content) => copier.copy(source.fs, content, to, source.stat, length),
+        None => copier.copy(source.fs, source.dir.open_file(source.name)?.as_fd(), to, source.stat, length),
+    }
 }
 
 /// The staged file as something to set attributes on.

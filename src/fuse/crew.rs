@@ -1,13 +1,15 @@
 //! The threads that answer requests.
 //!
 //! Each has its own descriptor of the connection, cloned so that threads do not meet on one queue of outstanding
-//! requests, and its own buffers. There are as many threads as processors at first; when all are busy one more is
-//! started, so that requests that wait (fsync, a big copy-up) do not hold up the others.
+//! requests, and its own buffers. There are as many threads as processors: the kernel wakes them in turn, and more of
+//! them only cost caches. When all of them are stuck in requests that wait (fsync, a big copy-up), one more is started,
+//! so that the others' requests are not held up; it ends when the rush is over.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::thread::Thread;
 use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, eventfd};
@@ -23,21 +25,42 @@ const REQUEST: usize = MAX_WRITE as usize + (1 << 16) + 4096;
 /// Longest payload of a reply: the longest read; xattrs and listings are shorter.
 const PAYLOAD: usize = MAX_WRITE as usize;
 
+/// All threads are stuck if none finishes a request for this long.
+const STUCK: Duration = Duration::from_millis(2);
+
 /// All threads of a mount.
 pub(super) struct Crew {
     server: Arc<Server>,
     session: OwnedFd,
     ttl: Ttl,
+    /// As many threads stay when there is nothing to do.
+    base: usize,
     /// Never more threads than this.
     limit: usize,
     /// Threads that have been started and have not ended.
     hired: AtomicUsize,
-    /// Threads that wait for a request.
-    idle: AtomicUsize,
+    /// See [`Activity`].
+    activity: AtomicU64,
+    /// The foreman looks at the activity now and then; otherwise it waits to be woken.
+    watching: AtomicBool,
+    /// The thread that starts others; set once.
+    foreman: OnceLock<Thread>,
     /// Requests are answered with ENODEV.
     stopped: AtomicBool,
     /// Becomes readable when the last thread has ended.
     ended: OwnedFd,
+}
+
+/// How many threads wait for a request (low 16 bits), and how often one has begun to wait (the rest, wrapping).
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Activity(u64);
+
+impl Activity {
+    const BEGIN_TO_WAIT: u64 = (1 << 16) + 1;
+
+    fn waiting(self) -> usize {
+        usize::from(self.0 as u16)
+    }
 }
 
 /// What came out of waiting for a request.
@@ -51,18 +74,27 @@ impl Crew {
     pub(super) fn start(server: Server, session: OwnedFd, ttl: Ttl, limit: Option<usize>) -> io::Result<Arc<Self>> {
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         let limit = limit.unwrap_or_else(|| processors.saturating_mul(4).max(16));
+        let base = processors.max(2).min(limit);
         let crew = Arc::new(Self {
             server: Arc::new(server),
             session,
             ttl,
+            base,
             limit,
             hired: AtomicUsize::new(0),
-            idle: AtomicUsize::new(0),
+            activity: AtomicU64::new(0),
+            watching: AtomicBool::new(false),
+            foreman: OnceLock::new(),
             stopped: AtomicBool::new(false),
             ended: eventfd(0, EventfdFlags::CLOEXEC)?,
         });
-        for _ in 0..processors.max(2).min(limit) {
+        for _ in 0..base {
             crew.hire()?;
+        }
+        if limit > base {
+            let watched = Arc::clone(&crew);
+            let foreman = std::thread::Builder::new().name("fuse-foreman".to_owned()).spawn(move || watched.watch())?;
+            crew.foreman.get_or_init(|| foreman.thread().clone());
         }
         Ok(crew)
     }
@@ -80,9 +112,13 @@ impl Crew {
     pub(super) fn stop(&self, patience: Duration) {
         self.stopped.store(true, Ordering::SeqCst);
         let deadline = Instant::now() + patience;
-        while self.idle.load(Ordering::SeqCst) < self.hired.load(Ordering::SeqCst) && Instant::now() < deadline {
-            std::thread::sleep(Duration::from_millis(5));
+        while self.activity().waiting() < self.hired.load(Ordering::SeqCst) && Instant::now() < deadline {
+            std::thread::sleep(STUCK);
         }
+    }
+
+    fn activity(&self) -> Activity {
+        Activity(self.activity.load(Ordering::SeqCst))
     }
 
     /// Starts a thread.
@@ -98,7 +134,7 @@ impl Crew {
         let number = self.hired.fetch_add(1, Ordering::SeqCst);
         let crew = Arc::clone(self);
         let thread = std::thread::Builder::new().name(format!("fuse-{number}"));
-        match thread.spawn(move || crew.work(&device)) {
+        match thread.spawn(move || crew.work(&device, number >= crew.base)) {
             Ok(_detached) => Ok(()),
             Err(error) => {
                 self.hired.fetch_sub(1, Ordering::SeqCst);
@@ -107,23 +143,49 @@ impl Crew {
         }
     }
 
-    /// All were busy when a request came.
-    fn hire_one_more(self: &Arc<Self>) {
-        if self.hired.load(Ordering::Relaxed) < self.limit
-            && let Err(error) = self.hire()
-        {
-            tracing::warn!(%error, "no thread could be added");
+    /// The foreman's life: sleeps until all threads are busy, then looks whether they get on.
+    fn watch(self: Arc<Self>) {
+        let mut quiet = 0;
+        loop {
+            if quiet >= 50 {
+                self.watching.store(false, Ordering::SeqCst);
+                std::thread::park();
+                quiet = 0;
+            }
+            let before = self.activity();
+            std::thread::sleep(STUCK);
+            let stuck = before.waiting() == 0 && self.activity() == before;
+            quiet = if stuck { 0 } else { quiet + 1 };
+            let hired = self.hired.load(Ordering::SeqCst);
+            if hired == 0 {
+                return;
+            }
+            if stuck
+                && hired < self.limit
+                && let Err(error) = self.hire()
+            {
+                tracing::warn!(%error, "no thread could be added");
+            }
         }
     }
 
-    /// Answers requests until the mount is gone.
-    fn work(self: &Arc<Self>, device: &OwnedFd) {
+    /// Nobody is left to take the next request.
+    fn wake_foreman(&self) {
+        if !self.watching.swap(true, Ordering::SeqCst)
+            && let Some(foreman) = self.foreman.get()
+        {
+            foreman.unpark();
+        }
+    }
+
+    /// Answers requests until the mount is gone, or until the rush is over that the thread was started for.
+    fn work(self: &Arc<Self>, device: &OwnedFd, surplus: bool) {
         let mut request = vec![0; REQUEST].into_boxed_slice();
         let mut reply = Reply::new(PAYLOAD, self.ttl);
-        loop {
-            self.idle.fetch_add(1, Ordering::SeqCst);
+        while !(surplus && self.activity().waiting() >= self.base) {
+            self.activity.fetch_add(Activity::BEGIN_TO_WAIT, Ordering::SeqCst);
             let next = next_request(device, &mut request);
-            let idle = self.idle.fetch_sub(1, Ordering::SeqCst) - 1;
+            let others = Activity(self.activity.fetch_sub(1, Ordering::SeqCst) - 1).waiting();
             let length = match next {
                 Ok(Next::Request(length)) => length,
                 Ok(Next::Unmounted) => break,
@@ -132,17 +194,18 @@ impl Crew {
                     break;
                 }
             };
-            if idle == 0 {
-                self.hire_one_more();
+            if others == 0 {
+                self.wake_foreman();
             }
             if !self.answer(device, request.get(..length).unwrap_or_default(), &mut reply) {
                 break;
             }
         }
-        if self.hired.fetch_sub(1, Ordering::SeqCst) == 1
-            && let Err(error) = rustix::io::write(&self.ended, &1u64.to_ne_bytes())
-        {
-            tracing::error!(%error, "nobody learns of the end of the mount");
+        if self.hired.fetch_sub(1, Ordering::SeqCst) == 1 {
+            self.wake_foreman();
+            if let Err(error) = rustix::io::write(&self.ended, &1u64.to_ne_bytes()) {
+                tracing::error!(%error, "nobody learns of the end of the mount");
+            }
         }
     }
 

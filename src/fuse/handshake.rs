@@ -50,6 +50,7 @@ impl Handshake {
     /// `SPLICE_*` (we copy), `ALLOW_IDMAP`, `OVER_IO_URING`.
     fn flags(&self) -> InitFlags {
         let mut flags = InitFlags::FUSE_ASYNC_READ
+            | InitFlags::FUSE_ASYNC_DIO
             | InitFlags::FUSE_BIG_WRITES
             | InitFlags::FUSE_MAX_PAGES
             | InitFlags::FUSE_ATOMIC_O_TRUNC

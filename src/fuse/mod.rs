@@ -118,13 +118,14 @@ pub fn mount(overlay: Overlay, mountpoint: &Path, options: &MountOptions) -> Res
 
 fn try_mount(overlay: &Arc<Overlay>, mountpoint: &Path, options: &MountOptions) -> io::Result<Mounted> {
     rustix::process::umask(rustix::fs::Mode::empty());
+    crate::sys::memory::share_pools();
     let read_only = overlay.is_read_only();
     let (handshake, agreed) = Handshake::new(Wishes {
         acls: overlay.has_acls(),
         writeback: options.overlay.writeback && !read_only,
         passthrough: options.overlay.passthrough != Passthrough::Off && may_pass_through(),
     });
-    let session = Session::new(handshake, mountpoint, &session_config(options, read_only))?;
+    let session = Session::new(handshake, mountpoint, &session_config(options, read_only)).map_err(explain)?;
     let mut session = ManuallyDrop::new(session);
     let mut unmounter = session.unmount_callable();
     let mounted = match agreed.get() {
@@ -137,6 +138,16 @@ fn try_mount(overlay: &Arc<Overlay>, mountpoint: &Path, options: &MountOptions) 
         tracing::error!(%error, "a useless mount is left behind");
     }
     mounted
+}
+
+/// fuser does not say what it may not open.
+fn explain(error: io::Error) -> io::Error {
+    match fs::File::options().read(true).write(true).open("/dev/fuse") {
+        Err(cause) if error.raw_os_error() == cause.raw_os_error() => {
+            io::Error::new(error.kind(), format!("/dev/fuse: {cause}"))
+        }
+        _ => error,
+    }
 }
 
 /// Starts answering on a mount that was just made.
@@ -229,7 +240,9 @@ impl Mounted {
         loop {
             match self.wait(signals, patience)? {
                 Event::Signal(libc::SIGUSR1) => {
-                    tracing::info!(target: "stratafs::requests", "{}", self.crew.server().counters.summary());
+                    let (nodes, handles) = self.overlay.population();
+                    let summary = self.crew.server().counters.summary();
+                    tracing::info!(target: "stratafs::requests", nodes, handles, "{summary}");
                 }
                 Event::Signal(signal) => {
                     tracing::debug!(signal, "unmounting");

@@ -8,7 +8,7 @@ use super::wire::opcode;
 use super::wire::reply::{Listing, Reply};
 use super::wire::request::{CopyArgs, CreateArgs, Header, Malformed, Operation, ReadArgs};
 use crate::overlay::Overlay;
-use crate::overlay::types::{Caller, Errno, Result};
+use crate::overlay::types::{Caller, Errno, Result, SetAttr};
 
 /// Whose requests are served, where the kernel does not check it for us.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -143,7 +143,12 @@ impl Server {
                 let (attr, validity) = overlay.getattr(node, handle)?;
                 reply.statx(&attr, validity)
             }
-            Operation::SetAttr(handle, set) => {
+            Operation::SetAttr(handle, mut set) => {
+                // With HANDLE_KILLPRIV_V2 this is what is left of the kernel's own "clear the set-id bits" before a
+                // write (file_remove_privs(); fuse_setattr() takes the mode out): of a passed-through write there is
+                // no other sign, and of others the kernel would keep showing the old mode. Who lacks CAP_FSETID is
+                // not told; root has it.
+                set.kill_suidgid |= changes_nothing(&set) && header.uid != 0;
                 let (attr, validity) = overlay.setattr(&caller(header, 0), node, handle, &set)?;
                 reply.attr(&attr, validity)
             }
@@ -247,6 +252,11 @@ impl Server {
             _ => Err(Errno::NOSYS),
         }
     }
+}
+
+fn changes_nothing(set: &SetAttr) -> bool {
+    let SetAttr { mode, uid, gid, size, atime, mtime, kill_suidgid: _ } = set;
+    mode.is_none() && uid.is_none() && gid.is_none() && size.is_none() && atime.is_none() && mtime.is_none()
 }
 
 fn caller(header: &Header, umask: u32) -> Caller {

@@ -95,6 +95,39 @@ impl Layer {
         open_beneath(&self.root, path)
     }
 
+    /// Attributes of the file `path` below the layer's root; `None` if there is none. No step follows a symlink.
+    ///
+    /// # Errors
+    /// Those of `openat2(2)` and `statx(2)`.
+    pub fn stat_file(&self, path: &CStr) -> Result<Option<Stat>, Errno> {
+        match self.parent_of(path) {
+            Ok((parent, name)) => parent.stat(&name),
+            Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
+            Err(errno) => Err(errno),
+        }
+    }
+
+    /// Opens the regular file `path` below the layer's root for reading. No step follows a symlink.
+    ///
+    /// # Errors
+    /// Those of `openat2(2)`.
+    pub fn open_file(&self, path: &CStr) -> Result<OwnedFd, Errno> {
+        let (parent, name) = self.parent_of(path)?;
+        parent.open_file(&name)
+    }
+
+    /// The directory that holds `path`, and the last component.
+    fn parent_of(&self, path: &CStr) -> Result<(Dir, CString), Errno> {
+        let bytes = path.to_bytes();
+        let (above, name) = match bytes.iter().rposition(|&b| b == b'/') {
+            Some(slash) => bytes.split_at_checked(slash).ok_or(Errno::INVAL)?,
+            None => (&[][..], bytes),
+        };
+        let name = name.strip_prefix(b"/").unwrap_or(name);
+        let above = CString::new(above).map_err(|_| Errno::INVAL)?;
+        Ok((self.open_dir(&above)?, CString::new(name).map_err(|_| Errno::INVAL)?))
+    }
+
     /// Where the layer is, for messages.
     pub fn path(&self) -> &Path {
         &self.path
@@ -170,7 +203,10 @@ pub(crate) fn describe(errno: Errno) -> String {
 /// All layers of a mount.
 #[derive(Debug)]
 pub struct LayerStack {
+    /// The visible layers, then those that only hold data.
     lowers: Vec<Layer>,
+    /// How many of them are visible.
+    visible: usize,
     upper: Option<UpperLayer>,
     /// File systems of the stack; the index is the [`FsId`].
     devices: Vec<Device>,
@@ -190,6 +226,7 @@ impl LayerStack {
         if config.lowers.len() > 60_000 {
             return Err(OpenError(format!("too many lower layers: {}", config.lowers.len())));
         }
+        check_nesting(config)?;
         let mut devices = Vec::new();
         let upper = match (&config.upper, &config.work) {
             (None, None) => None,
@@ -204,15 +241,14 @@ impl LayerStack {
                 .push(upper.root().stat_self().map_err(|e| OpenError(format!("upper layer: {}", describe(e))))?.device);
         }
         let mut lowers = Vec::with_capacity(config.lowers.len());
-        for path in &config.lowers {
+        for path in config.lowers.iter().chain(&config.data_only) {
             let mut layer = Layer::open(path, 0)?;
             let stat = layer.root.stat_self();
             let stat = stat.map_err(|e| OpenError(format!("lower layer {}: {}", path.display(), describe(e))))?;
             layer.fs = Self::fs_id(&mut devices, stat.device);
             lowers.push(layer);
         }
-        check_nesting(config)?;
-        Ok(Self { lowers, upper, devices, xino: config.xino })
+        Ok(Self { lowers, visible: config.lowers.len(), upper, devices, xino: config.xino })
     }
 
     fn fs_id(devices: &mut Vec<Device>, device: Device) -> FsId {
@@ -226,7 +262,18 @@ impl LayerStack {
 
     /// The read-only layers, topmost first.
     pub fn lowers(&self) -> &[Layer] {
-        &self.lowers
+        self.lowers.get(..self.visible).unwrap_or_default()
+    }
+
+    /// The layers that only hold data, with their numbers.
+    pub fn data_only(&self) -> impl Iterator<Item = (u16, &Layer)> {
+        let layers = self.lowers.get(self.visible..).unwrap_or_default().iter();
+        layers.enumerate().filter_map(|(at, layer)| Some((u16::try_from(self.visible + at).ok()?, layer)))
+    }
+
+    /// True if there are layers that only hold data.
+    pub fn has_data_only(&self) -> bool {
+        self.visible < self.lowers.len()
     }
 
     /// The layer `index`.

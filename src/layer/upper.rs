@@ -29,6 +29,8 @@ pub struct UpperLayer {
     work: Option<WorkDir>,
     /// `workdir/work`'s parent, where the volatile mark is.
     work_parent: Option<UpperDir>,
+    /// `workdir/index`, on a mount with `index=on`.
+    index: Option<UpperDir>,
     namespace: Namespace,
     form: WhiteoutForm,
     acls: bool,
@@ -51,6 +53,7 @@ impl UpperLayer {
             root,
             work: None,
             work_parent: None,
+            index: None,
             namespace: if config.userxattr { Namespace::User } else { Namespace::Trusted },
             form: WhiteoutForm::Device,
             volatile: config.volatile,
@@ -66,6 +69,9 @@ impl UpperLayer {
         }
         let dir = prepare_work(&parent, config.volatile).map_err(|why| fail("workdir", work, why))?;
         layer.probe(&dir, config.userxattr).map_err(|e| fail("workdir", work, describe(e)))?;
+        if config.index {
+            layer.index = Some(open_index(&parent).map_err(|e| fail("index of workdir", work, describe(e)))?);
+        }
         layer.work = Some(WorkDir::new(dir, layer.form));
         layer.work_parent = Some(parent);
         Ok(layer)
@@ -127,6 +133,11 @@ impl UpperLayer {
         self.work.as_ref().ok_or(Errno::ROFS)
     }
 
+    /// The index directory.
+    pub fn index(&self) -> Option<&UpperDir> {
+        self.index.as_ref()
+    }
+
     /// True if nothing may be written.
     pub fn is_read_only(&self) -> bool {
         self.work.is_none()
@@ -183,6 +194,15 @@ impl UpperLayer {
         }
         WorkDir::empty(work.dir())
     }
+}
+
+/// Opens the index directory, making it if need be (kernel: `ovl_get_indexdir`).
+fn open_index(parent: &UpperDir) -> Result<UpperDir, Errno> {
+    match parent.make_dir(c"index", 0o700) {
+        Ok(()) | Err(Errno::EXIST) => {}
+        Err(errno) => return Err(errno),
+    }
+    parent.open_upper_dir(c"index")
 }
 
 fn open_upper(path: &Path) -> Result<UpperDir, Errno> {

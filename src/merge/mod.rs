@@ -2,15 +2,18 @@
 //! directory lists. Reads layers; keeps nothing.
 
 pub mod listing;
+mod metacopy;
+mod redirect;
 
 use std::ffi::{CStr, CString};
 
 use rustix::io::Errno;
 
 pub use listing::{Listing, Source};
+use redirect::{c_name, follow, redirect_of, redirected_end};
 
-use crate::layer::{Dir, LayerStack, LowerRef, Marks, Stat};
-use crate::whiteout::{self, AUFS_OPAQUE, AUFS_PREFIX, Opaque, Redirect};
+use crate::layer::{Dir, FileType, LayerStack, LowerRef, Marks, Stat};
+use crate::whiteout::{AUFS_OPAQUE, AUFS_PREFIX, Opaque, Redirect};
 
 /// A directory to look names up in.
 pub struct MergedDir<'a> {
@@ -28,6 +31,8 @@ pub struct MergedDir<'a> {
     pub upper_may_have_marks: bool,
     /// Redirects are followed (`redirect_dir` is not `nofollow`).
     pub follow_redirects: bool,
+    /// Files may have their content in a layer below (`metacopy=on`).
+    pub metacopy: bool,
 }
 
 /// What a name means.
@@ -52,6 +57,15 @@ pub struct Found {
     pub marks: Marks,
     /// Lower parts of a directory, topmost first.
     pub lowers: Vec<LowerRef>,
+    /// Where the content of a metacopy file is: layer and path.
+    pub data: Option<(u16, std::sync::Arc<CStr>)>,
+}
+
+impl Found {
+    /// A file or directory of one part.
+    pub fn single(stat: Stat, source: Source) -> Self {
+        Self { stat, source, marks: Marks::default(), lowers: Vec::new(), data: None }
+    }
 }
 
 /// Resolves `name`.
@@ -75,7 +89,7 @@ pub fn resolve(dir: &MergedDir<'_>, name: &CStr) -> Result<Resolution, Errno> {
             } else {
                 lower_parts_below_upper(dir, name, &marks)?
             };
-            Ok(Resolution::Found(Found { stat, source: Source::Upper, marks, lowers }))
+            Ok(Resolution::Found(Found { stat, source: Source::Upper, marks, lowers, data: None }))
         }
         Some(stat) => {
             if stat.is_whiteout_device() {
@@ -89,7 +103,8 @@ pub fn resolve(dir: &MergedDir<'_>, name: &CStr) -> Result<Resolution, Errno> {
             if marks.whiteout && stat.may_be_xattr_whiteout() {
                 return Ok(Resolution::WhiteoutInUpper);
             }
-            Ok(Resolution::Found(Found { stat, source: Source::Upper, marks, lowers: Vec::new() }))
+            let data = if marks.metacopy { Some(metacopy::below_upper(dir, name, &marks)?) } else { None };
+            Ok(Resolution::Found(Found { stat, source: Source::Upper, marks, lowers: Vec::new(), data }))
         }
     }
 }
@@ -132,12 +147,9 @@ pub fn resolve_lower(dir: &MergedDir<'_>, name: &CStr) -> Result<Resolution, Err
     };
     Ok(match (hit, walk.stat) {
         (Some(found), _) => Resolution::Found(found),
-        (None, Some((stat, source))) => Resolution::Found(Found {
-            stat,
-            source: Source::Lower(source),
-            marks: Marks::default(),
-            lowers: walk.parts,
-        }),
+        (None, Some((stat, source))) => {
+            Resolution::Found(Found { lowers: walk.parts, ..Found::single(stat, Source::Lower(source)) })
+        }
         (None, None) => Resolution::Absent,
     })
 }
@@ -155,7 +167,7 @@ pub fn exists_in_lower(dir: &MergedDir<'_>, name: &CStr) -> Result<bool, Errno> 
 
 fn lower_parts_below_upper(dir: &MergedDir<'_>, name: &CStr, marks: &Marks) -> Result<Vec<LowerRef>, Errno> {
     let mut walk = Walk { dir, stat: None, parts: Vec::new() };
-    match walk.redirect_of(marks, name)? {
+    match redirect_of(dir, marks, name)? {
         None => match dir.listing {
             Some(listing) => drop(walk.by_listing(listing, name)?),
             None => drop(walk.by_probing(name, 0)?),
@@ -164,10 +176,6 @@ fn lower_parts_below_upper(dir: &MergedDir<'_>, name: &CStr, marks: &Marks) -> R
         Some(Redirect::Absolute(path)) => walk.by_path(path, 0)?,
     }
     Ok(walk.parts)
-}
-
-fn c_name(name: &[u8]) -> Result<CString, Errno> {
-    CString::new(name).map_err(|_| Errno::IO)
 }
 
 /// One walk down the layers, collecting the parts of a directory.
@@ -191,17 +199,11 @@ enum Next {
 }
 
 impl Walk<'_> {
-    /// The redirect that applies, or `None`.
-    fn redirect_of(&self, marks: &Marks, name: &CStr) -> Result<Option<Redirect>, Errno> {
-        let Some(value) = marks.redirect.as_deref() else { return Ok(None) };
-        if !self.dir.follow_redirects {
-            tracing::warn!("{name:?}: redirect not followed (redirect_dir=nofollow)");
-            return Err(Errno::PERM);
-        }
-        whiteout::decode_redirect(value).map(Some).map_err(|malformed| {
-            tracing::error!("{name:?}: {malformed}: {:?}", String::from_utf8_lossy(value));
-            Errno::IO
-        })
+    /// A file found in the lower part `index` of the directory.
+    fn file(&self, parent: &Dir, name: &CStr, stat: Stat, index: u16) -> Result<Found, Errno> {
+        let is_regular = stat.file_type() == FileType::Regular;
+        let data = if is_regular { metacopy::of_lower(self.dir, parent, name, usize::from(index))? } else { None };
+        Ok(Found { data, ..Found::single(stat, Source::Lower(index)) })
     }
 
     /// Takes the directory `name` of layer `layer` as the next part.
@@ -219,7 +221,7 @@ impl Walk<'_> {
         if opaque == Opaque::Yes {
             return Ok(Next::Stop);
         }
-        Ok(match self.redirect_of(&marks, name)? {
+        Ok(match redirect_of(self.dir, &marks, name)? {
             None => Next::Below,
             Some(Redirect::Relative(other)) => Next::Renamed(c_name(&other)?),
             Some(Redirect::Absolute(path)) => Next::Moved(path),
@@ -240,12 +242,7 @@ impl Walk<'_> {
                     return Err(Errno::IO);
                 };
                 if !stat.is_dir() {
-                    return Ok(Some(Found {
-                        stat,
-                        source: Source::Lower(index),
-                        marks: Marks::default(),
-                        lowers: Vec::new(),
-                    }));
+                    return self.file(&parent, name, stat, index).map(Some);
                 }
                 self.stat = Some((stat, index));
             }
@@ -287,8 +284,7 @@ impl Walk<'_> {
             }
             let source = u16::try_from(index).map_err(|_| Errno::OVERFLOW)?;
             if !stat.is_dir() {
-                let file = Found { stat, source: Source::Lower(source), marks: Marks::default(), lowers: Vec::new() };
-                return Ok(self.stat.is_none().then_some(file));
+                return if self.stat.is_none() { self.file(&parent, &name, stat, source).map(Some) } else { Ok(None) };
             }
             if self.stat.is_none() {
                 self.stat = Some((stat, source));
@@ -308,72 +304,34 @@ impl Walk<'_> {
         Ok(None)
     }
 
-    /// Follows `path` from the root of every layer from `first` on (kernel: `ovl_lookup_layer`).
+    /// Follows `path` from the root of every layer from `first` on.
     fn by_path(&mut self, path: Vec<u8>, first: usize) -> Result<(), Errno> {
         let mut path = path;
         for layer in first..self.dir.stack.lowers().len() {
             let number = u16::try_from(layer).map_err(|_| Errno::OVERFLOW)?;
-            let mut dir = self.dir.stack.lower(number)?.root().clone();
-            let mut real: std::sync::Arc<CStr> = std::sync::Arc::from(c"");
-            let components: Vec<CString> = path.split(|&b| b == b'/').map(c_name).collect::<Result<_, _>>()?;
-            let mut stop = false;
-            let mut next_path = None;
-            let mut missing = false;
-            for (at, name) in components.iter().enumerate() {
-                let last = at + 1 == components.len();
-                let Some(stat) = dir.stat(name)? else {
-                    missing = true;
-                    break;
-                };
-                if !stat.is_dir() {
-                    // A whiteout or a file in the way ends the search in all layers.
+            let step = follow(self.dir, number, &path)?;
+            path = step.path;
+            if let Some(end) = step.end {
+                // A whiteout or a file in the place of the directory ends the search.
+                if !end.stat.is_dir() {
                     return Ok(());
                 }
-                real = crate::layer::join(&real, name);
-                if last {
-                    if self.stat.is_none() {
-                        self.stat = Some((stat, 0));
-                    }
-                    match self.take(&dir, name, number, real.clone())? {
-                        Next::Below => {}
-                        Next::Stop => stop = true,
-                        Next::Renamed(other) => next_path = Some(replace_component(&components, at, other.to_bytes())),
-                        Next::Moved(moved) => next_path = Some(moved),
-                    }
-                    break;
+                if self.stat.is_none() {
+                    self.stat = Some((end.stat, 0));
                 }
-                if layer + 1 < self.dir.stack.lowers().len() {
-                    let marks = dir.marks(name)?;
-                    stop |= marks.opaque() == Opaque::Yes;
-                    match self.redirect_of(&marks, name)? {
-                        None => {}
-                        Some(Redirect::Relative(other)) => {
-                            next_path = Some(replace_component(&components, at, &other));
-                        }
-                        Some(Redirect::Absolute(moved)) => {
-                            let rest = components.get(at + 1..).unwrap_or_default();
-                            let rest = rest.iter().map(|c| c.to_bytes());
-                            next_path =
-                                Some(std::iter::once(moved.as_slice()).chain(rest).collect::<Vec<_>>().join(&b'/'));
-                        }
+                match self.take(&end.parent, &end.name, number, end.path)? {
+                    Next::Below => {}
+                    Next::Stop => return Ok(()),
+                    Next::Renamed(other) => {
+                        path = redirected_end(&path, &Redirect::Relative(other.into_bytes()))?;
                     }
+                    Next::Moved(moved) => path = moved,
                 }
-                dir = dir.open_dir(name)?;
             }
-            if stop {
+            if step.stop {
                 return Ok(());
             }
-            if let Some(next) = next_path {
-                path = next;
-            }
-            // A missing component says nothing of the layers below.
-            tracing::trace!(layer, missing, "redirect");
         }
         Ok(())
     }
-}
-
-fn replace_component(components: &[CString], at: usize, other: &[u8]) -> Vec<u8> {
-    let parts = components.iter().enumerate().map(|(i, c)| if i == at { other } else { c.to_bytes() });
-    parts.collect::<Vec<_>>().join(&b'/')
 }

@@ -157,10 +157,34 @@ pub struct File {
 pub struct FileState {
     /// Where its content and attributes are.
     pub real: Real,
+    /// Where the content is while only the attributes were copied up (`metacopy`).
+    pub data: Option<Box<DataRef>>,
+    /// For a lower hard link on a mount with an index: the entry that all its names share.
+    pub index: Option<Box<Indexed>>,
     /// Present while the file is open.
     pub open: Option<Box<OpenState>>,
     /// The kernel was told to go straight to the backing file once: pages that it cached before may be old.
     pub bypassed: bool,
+}
+
+/// A regular file in a lower layer that holds the content of another.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DataRef {
+    /// Which layer: index into [`crate::layer::LayerStack::lowers`].
+    pub layer: u16,
+    /// Path below the layer's root.
+    pub path: Arc<CStr>,
+}
+
+/// What the index knows of a file with several names in a lower layer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Indexed {
+    /// Name in the index directory.
+    pub name: Name,
+    /// `st_nlink` of the mount.
+    pub nlink: u32,
+    /// Number of names in the lower layer.
+    pub lower_nlink: u32,
 }
 
 /// Where a file's content and attributes are.
@@ -256,6 +280,17 @@ impl Node {
         }
     }
 
+    /// True if the node's content is in the upper as well.
+    pub fn has_upper_content(&self) -> bool {
+        match &self.body {
+            Body::Dir(_) => self.has_upper(),
+            Body::File(file) => {
+                let state = file.state.lock();
+                state.real == Real::Upper && state.data.is_none()
+            }
+        }
+    }
+
     /// One directory and name of the node; `None` for the root and for what was removed from the upper.
     pub fn name(&self) -> Option<(Arc<Node>, Name)> {
         self.place.lock().names.first().cloned()
@@ -264,6 +299,13 @@ impl Node {
     /// True if `name` in `parent` is one of the node's names.
     pub fn is_named(&self, parent: &Arc<Node>, name: &CStr) -> bool {
         self.place.lock().names.iter().any(|(p, n)| Arc::ptr_eq(p, parent) && &**n == name)
+    }
+}
+
+impl FileState {
+    /// A file that nobody has open.
+    pub fn new(real: Real) -> Self {
+        Self { real, data: None, index: None, open: None, bypassed: false }
     }
 }
 

@@ -14,13 +14,20 @@ pub struct NodeTable {
     nodes: DashMap<u64, Arc<Node>>,
     /// Nodes whose upper file has several names, by the inode number of that file.
     links: DashMap<u64, Arc<Node>>,
+    /// Nodes of files with an index entry, by its name.
+    indexed: DashMap<Name, Arc<Node>>,
     next: AtomicU64,
 }
 
 impl NodeTable {
     /// A table with only the root in it.
     pub fn new(root: Arc<Node>) -> Self {
-        let table = Self { nodes: DashMap::new(), links: DashMap::new(), next: AtomicU64::new(NodeId::ROOT.0 + 1) };
+        let table = Self {
+            nodes: DashMap::new(),
+            links: DashMap::new(),
+            indexed: DashMap::new(),
+            next: AtomicU64::new(NodeId::ROOT.0 + 1),
+        };
         // The kernel never forgets the root.
         root.acquire();
         table.nodes.insert(root.id.0, root);
@@ -129,6 +136,17 @@ impl NodeTable {
         self.links.insert(ino, node.clone());
     }
 
+    /// The node of the index entry `name`, if one of its names is known; with one more lookup counted.
+    pub fn by_index(&self, name: &CStr) -> Option<Arc<Node>> {
+        let node = self.indexed.get(name).map(|node| node.clone())?;
+        node.acquire().then_some(node)
+    }
+
+    /// Lets other names of the index entry `name` find `node`.
+    pub fn share_index(&self, name: &Name, node: &Arc<Node>) {
+        self.indexed.insert(name.clone(), node.clone());
+    }
+
     /// The kernel drops `count` lookups of `id`. Gives back the nodes that left the table by it.
     pub fn forget(&self, id: NodeId, count: u64) -> Vec<Arc<Node>> {
         let mut gone = Vec::new();
@@ -163,6 +181,11 @@ impl NodeTable {
         let ino = node.shared.load(Ordering::Acquire);
         if ino != 0 {
             self.links.remove_if(&ino, |_, known| Arc::ptr_eq(known, node));
+        }
+        if let Some(file) = node.file()
+            && let Some(index) = file.state.lock().index.take()
+        {
+            self.indexed.remove_if(&index.name, |_, known| Arc::ptr_eq(known, node));
         }
         self.nodes.remove(&node.id.0);
         true

@@ -48,7 +48,10 @@ impl Overlay {
         set: &SetAttr,
     ) -> Result<(Attr, Validity)> {
         let node = self.node(node)?;
-        self.copy_up_to(&node, set.size)?;
+        match set.size {
+            Some(size) => self.copy_up_to(&node, Some(size))?,
+            None => self.copy_up_attributes(&node)?,
+        }
         if let Some(size) = set.size {
             self.truncate(&node, handle, size)?;
         }
@@ -59,7 +62,7 @@ impl Overlay {
             }
             if let Some(mode) = set.mode {
                 dir.set_mode(name, mode & 0o7777)?;
-            } else if set.size.is_some() && set.kill_suidgid {
+            } else if set.kill_suidgid && set.uid.is_none() && set.gid.is_none() {
                 let stat = dir.stat(name)?.ok_or(Errno::STALE)?;
                 if let Some(mode) = mode_without_set_id(caller, &stat) {
                     dir.set_mode(name, mode)?;

@@ -12,7 +12,7 @@ use rustix::fs::OFlags;
 use super::acl;
 use super::types::{Attr, Caller, Entry, Errno, NodeId, Opened, Result};
 use super::{Overlay, creatable_name};
-use crate::layer::{Marks, Staged, Stat, UpperDir};
+use crate::layer::{Staged, Stat, UpperDir};
 use crate::merge::{Found, Source};
 use crate::node::{Inheritance, Node};
 use crate::whiteout::Mark;
@@ -110,7 +110,7 @@ impl Overlay {
         let held = self.upper()?.hold(file.try_clone().map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))?);
         self.correct_owner(&held, c"", &owner)?;
         let stat = held.stat_self()?;
-        let found = Found { stat, source: Source::Upper, marks: Marks::default(), lowers: Vec::new() };
+        let found = Found::single(stat, Source::Upper);
         let node = self.admit_nameless(found, held);
         let attr = self.show(&node, &stat);
         let opened = self.install(&node, file, true, flags, attr.mode)?;
@@ -147,7 +147,7 @@ impl Overlay {
         if let Some(dir) = parent.dir() {
             dir.state.lock().touch();
         }
-        let found = Found { stat, source: Source::Upper, marks: Marks::default(), lowers: Vec::new() };
+        let found = Found::single(stat, Source::Upper);
         let node = self.admit(&parent, &name, found)?;
         if over_whiteout
             && let Some(dir) = node.dir()

@@ -65,7 +65,13 @@ impl Overlay {
 
     /// Opens the real file; whether it is the upper's.
     fn open_real(&self, node: &Arc<Node>, flags: OFlags) -> Result<(OwnedFd, bool)> {
-        let real = node.file().ok_or(Errno::ISDIR)?.state.lock().real;
+        let (real, data) = {
+            let state = node.file().ok_or(Errno::ISDIR)?.state.lock();
+            (state.real, state.data.as_deref().cloned())
+        };
+        if let Some(data) = data {
+            return Ok((self.stack.lower(data.layer)?.open_file(&data.path)?, false));
+        }
         match real {
             Real::Upper => Ok((self.on_upper(node, |dir, name| dir.open_writable(name, flags))?, true)),
             Real::Lower(index) => {
@@ -184,7 +190,7 @@ impl Overlay {
     fn current(&self, handle: &FileHandle) -> Result<Arc<OwnedFd>> {
         {
             let real = handle.real.read();
-            if real.upper || !handle.node.has_upper() {
+            if real.upper || !handle.node.has_upper_content() {
                 return Ok(real.fd.clone());
             }
         }

@@ -25,6 +25,7 @@ impl Overlay {
         }
         self.copy_up(&node)?;
         self.copy_up(&parent)?;
+        let index_place = self.index_place(&node);
         let dir = self.upper_dir(&parent)?;
         let old = node.name();
         let old_dir = match &old {
@@ -48,10 +49,16 @@ impl Overlay {
             let orphan = node.place.lock().orphan.clone();
             let from = match (&old, &old_dir, &orphan) {
                 (_, _, Some(orphan)) => From::Open(orphan),
+                _ if let Some((index, entry)) = &index_place => From::Named(index, entry),
                 (Some((_, old_name)), Some(old_dir), None) => From::Named(old_dir, old_name),
                 _ => return Err(Errno::NOENT),
             };
+            if index_place.is_some() {
+                self.mark_impure(&parent, &dir)?;
+            }
+            self.begin_nlink_change(&node)?;
             self.link_real(&from, &parent, &dir, &name)?;
+            self.end_nlink_change(&node, 1)?;
             node.place.lock().orphan = None;
             node.acquire();
             self.nodes.add_name(&parent, &name, &node);
@@ -83,7 +90,7 @@ impl Overlay {
     /// Puts an upper file without a name into the table, with one lookup counted.
     pub(super) fn admit_nameless(&self, found: Found, held: UpperDir) -> Arc<Node> {
         let place = Place { orphan: Some(held), ..Place::default() };
-        let body = Body::File(File { state: Mutex::new(FileState { real: Real::Upper, open: None, bypassed: false }) });
+        let body = Body::File(File { state: Mutex::new(FileState::new(Real::Upper)) });
         let ino = self.stack.show_ino(LayerStack::UPPER_FS, found.stat.ino);
         let node = Arc::new(Node::new(self.nodes.next_id(), ino, found.stat.file_type(), place, body));
         self.nodes.adopt_nameless(&node);

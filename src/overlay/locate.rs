@@ -10,8 +10,8 @@ use crate::merge::{self, Listing, MergedDir, Resolution};
 use crate::node::{self, Body, DirState, Node, NodeId, Real};
 
 /// Lookups without a listing after which it is worth making one: a directory of several layers, and of one.
-const PROBES_MERGED: u32 = 4;
-const PROBES_SINGLE: u32 = 64;
+const PROBES_MERGED: u32 = 1;
+const PROBES_SINGLE: u32 = 16;
 
 impl Overlay {
     /// The directory's lower part `index`.
@@ -69,6 +69,9 @@ impl Overlay {
     pub(super) fn on_upper<R>(&self, node: &Arc<Node>, act: impl FnOnce(&UpperDir, &CStr) -> Result<R>) -> Result<R> {
         if node.dir().is_some() {
             return act(&self.upper_dir(node)?, c"");
+        }
+        if let Some((index, entry)) = self.index_place(node) {
+            return act(&index, &entry);
         }
         loop {
             let (at, orphan) = {
@@ -167,6 +170,7 @@ impl Overlay {
             listing: listing.as_deref(),
             upper_may_have_marks,
             follow_redirects: self.follows_redirects(),
+            metacopy: self.config.metacopy,
         })
     }
 

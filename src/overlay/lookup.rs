@@ -2,6 +2,7 @@
 
 use std::ffi::{CStr, OsStr};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use parking_lot::{Mutex, RwLock};
 
@@ -9,7 +10,7 @@ use super::types::{Attr, Entry, Errno, NodeId, Result, Validity};
 use super::{Overlay, checked_name, is_reserved};
 use crate::layer::{LayerStack, Stat, UpperDir};
 use crate::merge::{Resolution, Source};
-use crate::node::{self, Body, DirState, File, FileState, Name, Node, Place, Real, UpperPart};
+use crate::node::{self, Body, DataRef, DirState, File, FileState, Name, Node, Place, Real, UpperPart};
 use crate::whiteout::Opaque;
 
 impl Overlay {
@@ -57,7 +58,7 @@ impl Overlay {
             Resolution::Found(found) => {
                 let stat = found.stat;
                 let node = self.admit(parent, name, found)?;
-                let attr = self.show(&node, &stat);
+                let attr = if self.indexed(&node).is_some() { self.attr(&node)? } else { self.show(&node, &stat) };
                 Ok(Some((node, attr)))
             }
         }
@@ -73,10 +74,28 @@ impl Overlay {
             return Ok(node);
         }
         let upper_ino = found.stat.ino;
+        let indexed = self.index_entry(parent, &name, &found)?;
+        if let Some((entry, _)) = &indexed
+            && let Some(node) = self.nodes.by_index(&entry.name)
+        {
+            self.nodes.add_name(parent, &name, &node);
+            return Ok(node);
+        }
         let node = self.make_node(parent, &name, found)?;
+        if let (Some((entry, stat)), Some(file)) = (indexed, node.file()) {
+            let mut state = file.state.lock();
+            if stat.is_some() {
+                // The index has it, whatever this name still is.
+                state.real = Real::Upper;
+            }
+            state.index = Some(Box::new(entry));
+        }
         let node = self.nodes.adopt(parent, &name, Arc::new(node));
         if has_links {
             self.nodes.share(upper_ino, &node);
+        }
+        if let Some(entry) = self.indexed(&node) {
+            self.nodes.share_index(&entry.name, &node);
         }
         Ok(node)
     }
@@ -103,7 +122,8 @@ impl Overlay {
                 Source::Upper => Real::Upper,
                 Source::Lower(index) => Real::Lower(index),
             };
-            Body::File(File { state: Mutex::new(FileState { real, open: None, bypassed: false }) })
+            let data = found.data.map(|(layer, path)| Box::new(DataRef { layer, path }));
+            Body::File(File { state: Mutex::new(FileState { data, ..FileState::new(real) }) })
         };
         Ok(Node::new(id, ino, file_type, place, body))
     }
@@ -123,7 +143,9 @@ impl Overlay {
             Source::Upper => {
                 let Some(mark) = &found.marks.origin else { return Ok(upper_ino) };
                 match self.origins.resolve(&self.stack, mark) {
-                    Some((fs, origin)) if origin.nlink == 1 && origin.file_type() == found.stat.file_type() => {
+                    Some((fs, origin))
+                        if (origin.nlink == 1 || self.config.index) && origin.file_type() == found.stat.file_type() =>
+                    {
                         Ok(self.stack.show_ino(fs, origin.ino))
                     }
                     _ => {
@@ -142,22 +164,30 @@ impl Overlay {
             let parts = dir.lowers.len() + usize::from(dir.state.lock().upper.is_some());
             parts > 1
         });
+        let indexed = self.indexed(node);
         Attr {
             ino: node.ino(),
             mode: stat.mode,
             // Subdirectories of a merged directory are not counted (kernel: `ovl_getattr`).
-            nlink: if merged || self.config.static_nlink { 1 } else { stat.nlink },
+            nlink: if merged || self.config.static_nlink { 1 } else { indexed.map_or(stat.nlink, |entry| entry.nlink) },
             uid,
             gid,
             rdev: stat.rdev,
             size: stat.size,
-            blocks: stat.blocks,
+            blocks: self.data_blocks(node).unwrap_or(stat.blocks),
             blksize: stat.blksize,
             atime: stat.atime,
             mtime: stat.mtime,
             ctime: stat.ctime,
             btime: stat.btime,
         }
+    }
+
+    /// Allocated size of a file that has its content in a lower layer.
+    fn data_blocks(&self, node: &Node) -> Option<u64> {
+        let data = node.file()?.state.lock().data.as_deref().cloned()?;
+        let stat = self.stack.lower(data.layer).ok()?.stat_file(&data.path).ok()??;
+        Some(stat.blocks)
     }
 
     pub(super) fn entry(&self, node: &Node, attr: Attr) -> Entry {
@@ -172,7 +202,12 @@ impl Overlay {
 
     /// The kernel drops `count` of its lookups of `node`.
     pub fn forget(&self, node: NodeId, count: u64) {
+        /// Nodes after which the memory that they leave is worth giving back.
+        const TRIM: u64 = 16_384;
         for gone in self.nodes.forget(node, count) {
+            if self.forgotten.fetch_add(1, Ordering::Relaxed) % TRIM == TRIM - 1 {
+                crate::sys::memory::trim();
+            }
             let Some(dir) = gone.dir() else { continue };
             self.upper_dirs.remove((gone.id.0, 0));
             for index in 0..u32::try_from(dir.lowers.len()).unwrap_or(u32::MAX) {

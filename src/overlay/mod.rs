@@ -5,6 +5,7 @@ mod acl;
 mod attr;
 mod copy_up;
 mod create;
+mod index;
 mod io;
 mod link;
 mod locate;
@@ -18,6 +19,7 @@ mod xattr;
 
 use std::ffi::{CString, OsStr};
 use std::os::unix::ffi::OsStrExt;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock};
 
 use parking_lot::{Mutex, RwLock};
@@ -48,6 +50,8 @@ pub struct Overlay {
     /// Held while a name moves from one directory to another, before the locks of the directories.
     rename: Mutex<()>,
     kernel: OnceLock<Attached>,
+    /// How many nodes have left the table.
+    forgotten: AtomicU64,
 }
 
 /// The kernel's side of the mount.
@@ -79,6 +83,7 @@ impl Overlay {
             upper_dirs: FdCache::new(capacity),
             rename: Mutex::new(()),
             kernel: OnceLock::new(),
+            forgotten: AtomicU64::new(0),
             config,
             stack,
         })

@@ -191,10 +191,11 @@ impl Overlay {
         // A file of a directory without an upper part is where the listing says, and nowhere else.
         if let (None, Source::Lower(index)) = (upper, listed.source)
             && listed.kind != libc::DT_DIR
+            && !self.config.metacopy
+            && !self.config.index
             && let Some(stat) = self.lower_dir(parent, usize::from(index))?.stat(listed.name)?
         {
-            let found =
-                Found { stat, source: listed.source, marks: crate::layer::Marks::default(), lowers: Vec::new() };
+            let found = Found::single(stat, listed.source);
             let node = self.admit(parent, listed.name, found)?;
             let attr = self.show(&node, &stat);
             return Ok(Some((node, attr)));

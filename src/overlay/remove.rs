@@ -40,12 +40,17 @@ impl Overlay {
         let file = node.file().ok_or(Errno::ISDIR)?;
         self.copy_up(parent)?;
         let dir = self.upper_dir(parent)?;
+        if self.indexed(node).is_some() {
+            self.copy_up(node)?;
+        }
         let parent_dir = parent.dir().ok_or(Errno::NOTDIR)?;
         let _names = parent_dir.names.write();
         if !node.is_named(parent, name) || node.place.lock().removed {
             return Err(Errno::NOENT);
         }
         let real = file.state.lock().real;
+        self.link_up(node, parent, &dir, name)?;
+        self.begin_nlink_change(node)?;
         match real {
             Real::Lower(_) => {
                 self.put_whiteout(parent, &dir, name)?;
@@ -59,6 +64,7 @@ impl Overlay {
                     dir.remove_file(name)?;
                 }
                 self.nodes.remove_name(parent, name, node);
+                self.end_nlink_change(node, -1)?;
             }
         }
         parent_dir.state.lock().touch();
@@ -67,7 +73,7 @@ impl Overlay {
 
     /// Before the last known name of an upper file goes: holds the file, for those who have it open.
     pub(super) fn keep_orphan(&self, node: &Arc<Node>, dir: &UpperDir, name: &CStr) -> Result<()> {
-        if node.place.lock().names.len() > 1 {
+        if node.place.lock().names.len() > 1 || self.indexed(node).is_some() {
             return Ok(());
         }
         let held = self.upper()?.hold(dir.open_reference(name)?);

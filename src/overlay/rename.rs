@@ -91,7 +91,7 @@ impl Overlay {
         self.copy_up(old)?;
         self.copy_up(&from)?;
         self.copy_up(&to)?;
-        if let Some(new) = new.filter(|_| exchange) {
+        if let Some(new) = new.filter(|new| exchange || self.indexed(new).is_some()) {
             self.copy_up(new)?;
         }
         let (dir, to_dir) = (self.upper_dir(&from)?, self.upper_dir(&to)?);
@@ -149,6 +149,9 @@ impl Overlay {
     fn replace(&self, source: &Side, target: &Side, across: bool) -> Result<()> {
         let Some(old) = &source.node else { return Err(Errno::NOENT) };
         let whiteout_behind = self.exists_in_lower(&source.parent, &source.name)?;
+        if let Some(new) = &target.node {
+            self.link_up(new, &target.parent, &target.dir, &target.name)?;
+        }
         let occupant = self.occupant(target)?;
         if let Some(new) = &target.node
             && new.dir().is_some()
@@ -159,6 +162,7 @@ impl Overlay {
         if old.dir().is_some() {
             self.prepare_dir(source, target, across)?;
         }
+        self.link_up(old, &source.parent, &source.dir, &source.name)?;
         self.carry_impure(source, target)?;
         if let (Some(new), Occupant::File) = (&target.node, occupant) {
             self.keep_orphan(new, &target.dir, &target.name)?;
@@ -168,9 +172,13 @@ impl Overlay {
         {
             self.clear_dir(&target.dir, &target.name, held)?;
         }
+        if let Some(new) = &target.node {
+            self.begin_nlink_change(new)?;
+        }
         self.move_over(source, target, occupant, whiteout_behind, old.dir().is_some())?;
         if let Some(new) = &target.node {
             self.detach_replaced(target, new);
+            self.end_nlink_change(new, -1)?;
         }
         self.nodes.remove_name(&source.parent, &source.name, old);
         self.nodes.add_name(&target.parent, &target.name, old);
@@ -246,6 +254,8 @@ impl Overlay {
         }
         self.carry_impure(source, target)?;
         self.carry_impure(target, source)?;
+        self.link_up(old, &source.parent, &source.dir, &source.name)?;
+        self.link_up(new, &target.parent, &target.dir, &target.name)?;
         source.dir.rename(&source.name, &target.dir, &target.name, RenameFlags::EXCHANGE)?;
         self.nodes.remove_name(&source.parent, &source.name, old);
         self.nodes.remove_name(&target.parent, &target.name, new);

@@ -70,7 +70,7 @@ impl Overlay {
         self.upper()?;
         let node = self.node(node)?;
         let key = self.stored_key(key)?;
-        self.copy_up(&node)?;
+        self.copy_up_attributes(&node)?;
         self.on_upper(&node, |dir, name| {
             dir.set_xattr(name, &key, value, flags)?;
             if kill_sgid {
@@ -97,7 +97,7 @@ impl Overlay {
         if !node.has_upper() && self.on_real(&node, |dir, name| dir.xattr(name, &key))?.is_none() {
             return Err(Errno::NODATA);
         }
-        self.copy_up(&node)?;
+        self.copy_up_attributes(&node)?;
         self.on_upper(&node, |dir, name| dir.remove_xattr(name, &key))?;
         self.forget_inheritance(&node);
         Ok(())

@@ -7,5 +7,6 @@ pub mod fork;
 pub mod forward;
 pub mod fuse_device;
 pub mod handle;
+pub mod memory;
 pub mod signals;
 pub mod xattr;

@@ -223,6 +223,21 @@ impl Layers {
         }
     }
 
+    /// Makes the upper the topmost lower layer, below a new, empty upper.
+    pub fn restack(mut self) -> Self {
+        let root = self.directory.path();
+        let lower = root.join(format!("upper-{}", self.lowers.len()));
+        let upper = self.upper.clone().expect("an upper");
+        sys::rename(&upper, &lower).expect("rename the upper");
+        sys::mkdir(&upper, 0o755).expect("a new upper");
+        let work = self.work.clone().expect("a work directory");
+        std::fs::remove_dir_all(&work).expect("remove the work directory");
+        sys::mkdir(&work, 0o755).expect("a new work directory");
+        self.originals.insert(0, tree::snapshot(&lower, true));
+        self.lowers.insert(0, lower);
+        self
+    }
+
     fn read_log(&self) -> String {
         let mut text = vec![];
         if let Ok(mut file) = File::open(self.log()) {

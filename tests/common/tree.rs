@@ -33,7 +33,7 @@ enum Kind {
     File(Vec<u8>),
     Sparse(u64),
     Symlink(String),
-    Hard(String),
+    Hard(Vec<u8>),
     Node(u32, (u32, u32)),
 }
 
@@ -111,7 +111,7 @@ fn parse_line(line: &str) -> Entry {
             _ => (Kind::File(vec![]), 2),
         },
         "link" => (Kind::Symlink(words[3].clone()), 4),
-        "hard" => (Kind::Hard(words[2].clone()), 3),
+        "hard" => (Kind::Hard(unescape(&words[2])), 3),
         "fifo" => (Kind::Node(libc::S_IFIFO, (0, 0)), 2),
         "char" => (Kind::Node(libc::S_IFCHR, device(&words[2])), 3),
         "block" => (Kind::Node(libc::S_IFBLK, device(&words[2])), 3),
@@ -160,7 +160,7 @@ pub fn build(root: &Path, text: &str) {
             Kind::File(content) => sys::create(&path, content),
             Kind::Sparse(size) => sys::create(&path, b"").and_then(|()| sys::truncate(&path, *size)),
             Kind::Symlink(target) => sys::symlink(target, &path),
-            Kind::Hard(target) => sys::link(&root.join(target), &path),
+            Kind::Hard(target) => sys::link(&join(root, target), &path),
             Kind::Node(kind, rdev) => sys::mknod(&path, kind | 0o600, *rdev),
         };
         made.unwrap_or_else(|error| panic!("{}: {error}", path.display()));
@@ -281,7 +281,7 @@ fn expected(text: &str) -> BTreeMap<String, String> {
                 line("file", entry.mode, owner, &content_detail(&content), &entry.xattrs)
             }
             Kind::Symlink(target) => line("link", entry.mode, owner, &format!("-> {target}"), &entry.xattrs),
-            Kind::Hard(target) => tree[target].clone(),
+            Kind::Hard(target) => tree[&target.escape_ascii().to_string()].clone(),
             Kind::Node(kind, rdev) => {
                 let (kind, detail) = device_kind(*kind, *rdev);
                 line(kind, entry.mode, owner, &detail, &entry.xattrs)

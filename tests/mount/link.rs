@@ -118,4 +118,18 @@ on_both! {
         }
         assert_eq!(sys::nlink(&mount.at("l30")), 26);
     }
+
+    /// Opening for writing breaks it, written or not; attributes and listing say so at once.
+    fn opening_for_writing_breaks_a_lower_link(driver) {
+        let mount = Stack::new().lower("file a \"x\"\nhard b a\nhard c a").mount(driver);
+        let listed = |name: &str| sys::readdir(mount.root()).unwrap().into_iter().find(|e| e.name == name).unwrap().ino;
+        assert_eq!(listed("a"), sys::ino(&mount.at("a")));
+        drop(sys::open(&mount.at("a"), OFlags::WRONLY, 0).unwrap());
+        assert_eq!(sys::nlink(&mount.at("a")), 1);
+        assert_ne!(sys::ino(&mount.at("a")), sys::ino(&mount.at("b")));
+        assert_eq!(listed("a"), sys::ino(&mount.at("a")));
+        sys::chmod(&mount.at("b"), 0o600).unwrap();
+        assert_eq!(listed("b"), sys::ino(&mount.at("b")));
+        assert_eq!((sys::nlink(&mount.at("b")), sys::nlink(&mount.at("c"))), (1, 3));
+    }
 }

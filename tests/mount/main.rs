@@ -5,14 +5,19 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod applications;
 mod attr;
+mod caching;
 mod create;
 mod io;
+mod layers;
 mod link;
 mod locks;
 mod lookup;
 mod opaque;
+mod options;
 mod ownership;
+mod peers;
 mod readdir;
 mod redirect;
 mod remove;
