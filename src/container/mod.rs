@@ -11,6 +11,7 @@
 
 pub mod bundle;
 mod mount;
+mod program;
 mod run;
 mod stubs;
 mod users;

@@ -1,6 +1,7 @@
 //! `strata`: container images on layer directories. Arguments, output and exit codes; the work is the library's.
 //!
-//! Exit codes: 0 done, 1 failed, 2 wrong usage; `run` and `exec` exit with what the container exited with.
+//! Exit codes: 0 done, 1 failed, 2 wrong usage; `run` and `exec` exit with what the container exited with, or with 127
+//! or 126 if its program is not there or cannot be run.
 
 mod archives;
 mod args;
@@ -13,6 +14,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Parser;
+use stratafs::image::ImageError;
 use stratafs::image::store::Store;
 use tracing_subscriber::EnvFilter;
 
@@ -33,8 +35,17 @@ fn main() -> ExitCode {
         Err(error) => {
             let line = format!("{error:#}").replace('\n', " ");
             eprintln!("strata: {line}");
-            ExitCode::FAILURE
+            failure_code(&error)
         }
+    }
+}
+
+/// 127 and 126 as shells have them, for a container whose program is not there or is none; else 1.
+fn failure_code(error: &anyhow::Error) -> ExitCode {
+    match error.downcast_ref() {
+        Some(ImageError::CannotRun { missing: true, .. }) => ExitCode::from(127),
+        Some(ImageError::CannotRun { missing: false, .. }) => ExitCode::from(126),
+        _ => ExitCode::FAILURE,
     }
 }
 
