@@ -178,9 +178,12 @@ impl Container {
         let root = File::open(mountpoint).at(mountpoint)?;
         let identity = users::resolve(root.as_fd(), options.user.as_deref().unwrap_or(&image.user))?;
         let network_files = self.network_files(options.network)?;
+        let dir_id = Digest::of(self.dir.as_os_str().as_encoded_bytes()).hex();
+        let cgroup = format!("/strata-{}-{}", &dir_id[..8], self.name);
         let setting = Setting {
             name: &self.name,
             root: mountpoint,
+            cgroup: &cgroup,
             image: &image,
             identity: &identity,
             network_files: &network_files,

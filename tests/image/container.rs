@@ -200,7 +200,7 @@ fn input_is_passed_only_if_asked() {
 fn a_terminal_is_one() {
     for world in worlds() {
         let program = format!(
-            "{} --root {} run --rm -it tool:1 'stty size; test -t 0 && echo terminal'",
+            "{} --root {} run --rm -it tool:1 'sleep 0.5; stty size; test -t 0 && echo terminal'",
             env!("CARGO_BIN_EXE_strata"),
             world.root().display()
         );
@@ -264,6 +264,47 @@ fn detached_containers() {
         assert_eq!(bad.status.code(), Some(127), "{driver}");
         wait_until("no mount", || world.mounts() == 0);
     }
+}
+
+#[test]
+fn a_crash_of_everything_costs_no_changes() {
+    for world in worlds() {
+        let driver = world.driver;
+        world.ok(&["run", "-d", "--name", "c", "tool:1", "echo kept >/data/kept; sleep 1000"]);
+        let kept = world.root().join("containers/c/merged/data/kept");
+        wait_until("the change", || std::fs::read(&kept).is_ok_and(|bytes| bytes == b"kept\n"));
+        for pattern in ["supervise c", "fsname=strata-c"] {
+            for pid in processes(world.dir.path(), pattern) {
+                Command::new("kill").args(["-9", &pid]).status().unwrap();
+            }
+        }
+        let status = world.ok(&["ps", "-a"]);
+        assert!(status.contains("running"), "{driver}: {status}");
+        world.ok(&["stop", "-t", "0", "c"]);
+        assert_eq!(world.mounts(), 0, "{driver}");
+        let merged = world.ok(&["mount", "c"]);
+        assert_eq!(std::fs::read(Path::new(merged.trim()).join("data/kept")).unwrap(), b"kept\n", "{driver}");
+        for pid in processes(world.dir.path(), "fsname=strata-c") {
+            Command::new("kill").args(["-9", &pid]).status().unwrap();
+        }
+        let again = world.ok(&["mount", "c"]);
+        assert_eq!(std::fs::read(Path::new(again.trim()).join("data/kept")).unwrap(), b"kept\n", "{driver}");
+        world.ok(&["rm", "-f", "c"]);
+        assert_eq!(world.mounts(), 0, "{driver}");
+    }
+}
+
+/// Ids of the processes that have the text and the directory in their command line.
+fn processes(dir: &Path, text: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+        let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        let line = String::from_utf8_lossy(&line).replace('\0', " ");
+        if line.contains(text) && line.contains(dir.to_str().unwrap()) {
+            found.push(entry.file_name().into_string().unwrap());
+        }
+    }
+    found
 }
 
 #[test]

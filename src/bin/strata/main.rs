@@ -33,8 +33,7 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            let line = format!("{error:#}").replace('\n', " ");
-            eprintln!("strata: {line}");
+            eprintln!("strata: {}", one_line(&error));
             failure_code(&error)
         }
     }
@@ -47,6 +46,17 @@ fn failure_code(error: &anyhow::Error) -> ExitCode {
         Some(ImageError::CannotRun { missing: false, .. }) => ExitCode::from(126),
         _ => ExitCode::FAILURE,
     }
+}
+
+/// The error and its causes; most of the library's errors tell their cause themselves.
+fn one_line(error: &anyhow::Error) -> String {
+    let mut line = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if !line.contains(&cause) {
+            line = if line.is_empty() { cause } else { format!("{line}: {cause}") };
+        }
+    }
+    line.replace('\n', " ")
 }
 
 /// `strata images | head -1` is no failure.
