@@ -45,7 +45,7 @@ impl Container {
             // statfs(2), as the kernel would answer stat(2) from its cache.
             match rustix::fs::statfs(&self.record.mountpoint) {
                 // The driver was killed; its changes are in the upper directory.
-                Err(rustix::io::Errno::NOTCONN) => self.unmount(true)?,
+                Err(rustix::io::Errno::NOTCONN | rustix::io::Errno::CONNABORTED) => self.unmount(true)?,
                 _ => return Ok(&self.record.mountpoint),
             }
         }
