@@ -35,7 +35,7 @@ use crate::image::time::Timestamp;
 use crate::image::{ImageError, IoContext, Result, nearest, spec};
 use crate::whiteout::Namespace;
 
-pub use mount::Driver;
+pub use mount::{Driver, stratafs_program};
 pub use run::{Runtime, State, forwarding_signals};
 
 /// `container.json`: what a container is made of. The store's gc reads `image`, `layers` and `blobs`.

@@ -149,8 +149,8 @@ fn mount_stratafs(stack: &Stack, name: &str) -> Result<()> {
     succeed(command, &program.display().to_string())
 }
 
-/// Beside this program, else on the PATH.
-fn stratafs_program() -> PathBuf {
+/// The program that mounts: beside this one, else on the PATH.
+pub fn stratafs_program() -> PathBuf {
     let beside = std::env::current_exe().ok().map(|program| program.with_file_name("stratafs"));
     beside.filter(|program| program.is_file()).unwrap_or_else(|| PathBuf::from("stratafs"))
 }

@@ -6,6 +6,8 @@
 mod archives;
 mod args;
 mod containers;
+mod doctor;
+mod generate;
 mod images;
 mod output;
 mod progress;
@@ -68,6 +70,12 @@ fn run(cli: Cli) -> Result<ExitCode> {
     match &cli.verb {
         Verb::Unpack(unpack) => return archives::unpack(unpack).map(|()| ExitCode::SUCCESS),
         Verb::Snapshot(snapshot) => return archives::snapshot(snapshot).map(|()| ExitCode::SUCCESS),
+        Verb::Man(man) => return generate::man(man).map(|()| ExitCode::SUCCESS),
+        Verb::Completions(completions) => {
+            generate::completions(completions);
+            return Ok(ExitCode::SUCCESS);
+        }
+        Verb::Doctor(_) => return doctor::run(cli.root),
         _ => {}
     }
     let root = cli.root.map_or_else(Store::default_root, Ok)?;
@@ -97,7 +105,8 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Verb::Logs(logs) => containers::logs(&store, &logs)?,
         Verb::Diff(diff) => containers::diff(&store, &diff)?,
         Verb::Supervise(supervise) => return containers::supervise(&store, &supervise),
-        Verb::Unpack(_) | Verb::Snapshot(_) => {}
+        Verb::Which(which) => images::which(&store, &which)?,
+        Verb::Unpack(_) | Verb::Snapshot(_) | Verb::Man(_) | Verb::Completions(_) | Verb::Doctor(_) => {}
     }
     Ok(ExitCode::SUCCESS)
 }
