@@ -14,10 +14,10 @@
 //! | [`overlay`] | one file per verb group; takes the locks | `node` `merge` `copy_up` `layer` `whiteout` `config` `sys` |
 //! | [`copy_up`] | stage in the work directory, fill, publish with one rename or link | `merge` `layer` `whiteout` `sys` |
 //! | [`merge`] | resolve one name through the stack; merge one directory | `layer` `whiteout` `sys` |
-//! | [`node`] | inode table, dentries, lookup counts, open handles; no I/O | `layer` types |
+//! | [`node`] | inode table, dentries, lookup counts, open handles; no I/O | `layer` types, `merge` listings |
 //! | [`layer`] | [`layer::Layer`] (reads only), [`layer::UpperLayer`] (alone can write), work directory, stack | `sys` `whiteout` `config` |
 //! | [`image`] | archives in and out, the store, unpacking, diff, commit | `whiteout` `sys` |
-//! | [`container`] | OCI runtime bundles, running them | `image` `sys` |
+//! | [`container`] | OCI runtime bundles, running them | `image` `whiteout` `sys` |
 //! | [`whiteout`] | codec of every on-disk mark: whiteouts, opaque, redirect, origin, metacopy; pure | nothing |
 //! | [`config`] | mount options; pure | nothing |
 //! | [`sys`] | system calls that rustix lacks; the only `unsafe` | nothing |

@@ -1,1 +1,316 @@
-fn main() {}
+//! `stratafs`: mounts a union of directories.
+//!
+//! Options and behaviour are those of fuse-overlayfs, so that container engines take it for that. The process that is
+//! started returns when the mount answers; a second one serves it and has let go of the terminal by then.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::{File, OpenOptions};
+use std::io::{self, IsTerminal, Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::Parser;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use stratafs::config::options::{MountOptions, OptionError};
+use stratafs::fuse;
+use stratafs::overlay::Overlay;
+use stratafs::sys::fork::{Forked, fork};
+use stratafs::sys::signals::SignalQueue;
+use tracing_subscriber::EnvFilter;
+
+/// Mounts a union of directories: read-only layers and a writable one appear as one tree.
+#[derive(Parser, Debug)]
+#[command(
+    name = "stratafs",
+    bin_name = "stratafs",
+    version = concat!(env!("CARGO_PKG_VERSION"), "\nFUSE protocol 7.40"),
+    after_help = AFTER_HELP
+)]
+struct Arguments {
+    /// Stay in the foreground
+    #[arg(short = 'f')]
+    foreground: bool,
+
+    /// Stay in the foreground and log every request (also -o debug)
+    #[arg(short, long)]
+    debug: bool,
+
+    /// Mount options, separated by commas; can be given several times
+    #[arg(short, value_name = "OPTIONS", allow_hyphen_values = true)]
+    options: Vec<OsString>,
+
+    /// Ignored: type of the file system, as mount(8) gives it to its helpers
+    #[arg(short = 't', value_name = "TYPE", hide = true)]
+    _kind: Option<OsString>,
+
+    /// Ignored: do not write to /etc/mtab
+    #[arg(short = 'n', hide = true)]
+    _no_mtab: bool,
+
+    /// Ignored: tolerate unknown options
+    #[arg(short = 's', hide = true)]
+    _sloppy: bool,
+
+    /// Ignored: talk more
+    #[arg(short = 'v', hide = true)]
+    _verbose: bool,
+
+    /// What to mount on; before it, a name for the mount (as mount(8) gives it)
+    #[arg(value_name = "[SOURCE] MOUNTPOINT", required = true, num_args = 1..=2)]
+    places: Vec<OsString>,
+}
+
+const AFTER_HELP: &str = "\
+Layers:
+  lowerdir=DIR[:DIR...][::DATA...]  read-only layers, the topmost first; data-only layers after '::'
+  upperdir=DIR, workdir=DIR         the writable layer, and an empty directory on its file system
+                                    without them the mount is read-only
+  In values, '\\:' '\\,' and '\\\\' stand for ':' ',' and '\\'.
+Behaviour:
+  redirect_dir=on|off|follow|nofollow  index=on|off  metacopy=on|off  xino=on|off|auto  userxattr
+  volatile  fsync=0|1  noacl  noxattrs  static_nlink  writeback  timeout=SECONDS  passthrough=off|upper|all
+Ownership:
+  squash_to_root  squash_to_uid=ID  squash_to_gid=ID  xattr_permissions=0|1|2
+  uidmapping=ON-DISK:SHOWN:COUNT[:...]  gidmapping=...
+Mount:
+  allow_other  allow_root  fsname=NAME  subtype=NAME  context=\"...\"  threads=N
+  ro rw  suid nosuid  dev nodev  exec noexec  atime noatime  sync dirsync
+  Default for root: allow_other,suid,dev
+
+Environment: STRATAFS_LOG (a filter such as 'debug' or 'stratafs::fuse=trace'), STRATAFS_LOG_FILE.";
+
+/// Why the program ends without a mount.
+struct Failure {
+    code: u8,
+    message: String,
+}
+
+impl Failure {
+    fn new(message: impl ToString) -> Self {
+        Self { code: 1, message: message.to_string() }
+    }
+}
+
+impl From<OptionError> for Failure {
+    fn from(error: OptionError) -> Self {
+        match error {
+            OptionError::Usage(message) => Self { code: 2, message },
+            OptionError::Combination(message) => Self { code: 1, message },
+        }
+    }
+}
+
+/// What to mount where.
+struct Order {
+    options: MountOptions,
+    mountpoint: PathBuf,
+}
+
+fn main() -> ExitCode {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(told) => return explain(&told),
+    };
+    // mount(8) calls its helpers with -f for "do everything but mount".
+    let as_mount_helper = program_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"mount."));
+    let outcome = Order::new(&arguments).and_then(|order| {
+        for warning in &order.options.warnings {
+            tell(&format!("warning: {warning}"));
+        }
+        if as_mount_helper && arguments.foreground {
+            Ok(())
+        } else if arguments.foreground || order.options.mount.debug {
+            order.serve(|| Ok(()))
+        } else {
+            daemonize(&order)
+        }
+    });
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            tell(&failure.message);
+            ExitCode::from(failure.code)
+        }
+    }
+}
+
+/// `--help` and `--version` as clap prints them; an error of usage in one line.
+fn explain(told: &clap::Error) -> ExitCode {
+    if !told.use_stderr() {
+        told.print().unwrap_or(());
+        return ExitCode::SUCCESS;
+    }
+    let text = told.to_string();
+    let first = text.split("\n\n").next().unwrap_or_default().trim_start_matches("error: ");
+    let words: Vec<&str> = first.split_whitespace().collect();
+    tell(&format!("{} (see --help)", words.join(" ")));
+    ExitCode::from(2)
+}
+
+fn program_name() -> Option<OsString> {
+    let path = std::env::args_os().next()?;
+    Path::new(&path).file_name().map(OsStr::to_owned)
+}
+
+/// One line on stderr.
+fn tell(message: &str) {
+    let line = message.trim().replace('\n', "; ");
+    // Nobody may be listening; there is nobody else to tell.
+    writeln!(io::stderr(), "stratafs: {line}").unwrap_or(());
+}
+
+impl Order {
+    fn new(arguments: &Arguments) -> Result<Self, Failure> {
+        let (source, mountpoint) = match arguments.places.as_slice() {
+            [mountpoint] => (None, mountpoint),
+            [source, mountpoint] => (Some(source), mountpoint),
+            // clap has counted them.
+            _ => return Err(Failure { code: 2, message: "a mountpoint is needed".to_owned() }),
+        };
+        let mut options = MountOptions::parse(&arguments.options, rustix::process::geteuid().is_root())?;
+        options.mount.debug |= arguments.debug;
+        if let (None, Some(source)) = (&options.mount.fsname, source) {
+            // Only shown; what is not UTF-8 in it is of no use to anybody.
+            options.mount.fsname = Some(source.to_string_lossy().into_owned());
+        }
+        resolve_layers(&mut options)?;
+        let mountpoint = resolve_mountpoint(Path::new(mountpoint))?;
+        Ok(Self { options, mountpoint })
+    }
+
+    /// Mounts, calls `ready`, and serves until somebody unmounts.
+    fn serve(&self, ready: impl FnOnce() -> Result<(), Failure>) -> Result<(), Failure> {
+        start_logging(self.options.mount.debug)?;
+        std::panic::set_hook(Box::new(|panic| tracing::error!("{panic}")));
+        raise_file_limit();
+        // Before the mount is made and before the first thread is: a signal that comes from now on unmounts.
+        let signals = SignalQueue::new(&[libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGUSR1])
+            .map_err(|error| Failure::new(format!("cannot wait for signals: {error}")))?;
+        let overlay = Overlay::open(self.options.overlay.clone()).map_err(Failure::new)?;
+        let mounted = fuse::mount(overlay, &self.mountpoint, &self.options).map_err(Failure::new)?;
+        match ready() {
+            Ok(()) => finish(mounted.serve(&signals)),
+            Err(failure) => finish(mounted.end()).and(Err(failure)),
+        }
+    }
+}
+
+fn finish(served: io::Result<()>) -> Result<(), Failure> {
+    served.map_err(|error| Failure::new(format!("cannot unmount: {error}")))
+}
+
+/// The daemon works in `/`: relative layers are those of the caller's directory.
+fn resolve_layers(options: &mut MountOptions) -> Result<(), Failure> {
+    let overlay = &mut options.overlay;
+    let layers =
+        overlay.lowers.iter_mut().chain(&mut overlay.data_only).chain(&mut overlay.upper).chain(&mut overlay.work);
+    for layer in layers {
+        *layer = std::path::absolute(&*layer)
+            .map_err(|error| Failure::new(format!("layer '{}': {error}", layer.display())))?;
+    }
+    Ok(())
+}
+
+fn resolve_mountpoint(mountpoint: &Path) -> Result<PathBuf, Failure> {
+    let wrong = |error: &dyn std::fmt::Display| Failure::new(format!("mountpoint '{}': {error}", mountpoint.display()));
+    let resolved = mountpoint.canonicalize().map_err(|error| wrong(&reason(&error)))?;
+    if resolved.is_dir() { Ok(resolved) } else { Err(wrong(&"Not a directory")) }
+}
+
+/// What `strerror(3)` says, without Rust's `(os error 2)`.
+fn reason(error: &io::Error) -> String {
+    let text = error.to_string();
+    text.split(" (os error").next().unwrap_or_default().to_owned()
+}
+
+/// A union of many layers holds many directories and files open.
+fn raise_file_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
+        tracing::warn!(%error, "cannot raise the limit of open files");
+    }
+}
+
+/// To `STRATAFS_LOG_FILE`, else to stderr, which is the caller's until the mount is ready and the null device after.
+fn start_logging(debug: bool) -> Result<(), Failure> {
+    let default = if debug { "stratafs=trace,fuser=debug" } else { "warn,stratafs::requests=info" };
+    let filter = match std::env::var("STRATAFS_LOG") {
+        Ok(given) => {
+            EnvFilter::try_new(&given).map_err(|error| Failure::new(format!("STRATAFS_LOG '{given}': {error}")))?
+        }
+        Err(_) => EnvFilter::new(default),
+    };
+    let format = tracing_subscriber::fmt().with_env_filter(filter);
+    match std::env::var_os("STRATAFS_LOG_FILE") {
+        Some(path) => {
+            let file = OpenOptions::new().create(true).append(true).open(&path).map_err(|error| {
+                Failure::new(format!("STRATAFS_LOG_FILE '{}': {}", Path::new(&path).display(), reason(&error)))
+            })?;
+            format.with_ansi(false).with_writer(file).init();
+        }
+        None => format.with_ansi(io::stderr().is_terminal()).with_writer(io::stderr).init(),
+    }
+    Ok(())
+}
+
+/// What the daemon's side of the pipe says when the mount answers. Anything else is an exit code and a message.
+const READY: &[u8] = b"ready";
+
+/// Serves in a second process; returns when its mount answers.
+fn daemonize(order: &Order) -> Result<(), Failure> {
+    let cannot = |error: io::Error| Failure::new(format!("cannot start the daemon: {error}"));
+    let (mut news, report) = io::pipe().map_err(cannot)?;
+    match fork().map_err(cannot)? {
+        Forked::Child => {
+            drop(news);
+            serve_as_daemon(order, report);
+        }
+        Forked::Parent(_) => {
+            drop(report);
+            let mut said = Vec::new();
+            news.read_to_end(&mut said).map_err(cannot)?;
+            match said.split_first() {
+                Some(_) if said == READY => Ok(()),
+                Some((&code, message)) => Err(Failure { code, message: String::from_utf8_lossy(message).into_owned() }),
+                None => Err(Failure::new("the daemon ended before the mount was ready")),
+            }
+        }
+    }
+}
+
+/// The rest of the daemon's life.
+fn serve_as_daemon(order: &Order, report: io::PipeWriter) -> ! {
+    let mut report = Some(report);
+    let outcome = rustix::process::setsid()
+        .map_err(|error| Failure::new(format!("cannot leave the session: {error}")))
+        .and_then(|_| {
+            order.serve(|| {
+                detach().map_err(|error| Failure::new(format!("cannot detach: {error}")))?;
+                // The caller reads to the end: it must be closed here.
+                let told = report.take().map_or(Ok(()), |mut report| report.write_all(READY));
+                told.map_err(|error| Failure::new(format!("the caller has gone: {error}")))
+            })
+        });
+    let code = match outcome {
+        Ok(()) => 0,
+        Err(Failure { code, message }) => {
+            match report {
+                // If the caller is gone too, there is nobody to tell.
+                Some(mut report) => report.write_all(&[&[code], message.as_bytes()].concat()).unwrap_or(()),
+                None => tracing::error!("{message}"),
+            }
+            code
+        }
+    };
+    std::process::exit(code.into())
+}
+
+/// Lets go of the caller's directory and of its stdin, stdout and stderr: it may wait for their end.
+fn detach() -> io::Result<()> {
+    std::env::set_current_dir("/")?;
+    let null = File::options().read(true).write(true).open("/dev/null")?;
+    rustix::stdio::dup2_stdin(&null)?;
+    rustix::stdio::dup2_stdout(&null)?;
+    rustix::stdio::dup2_stderr(&null)?;
+    Ok(())
+}

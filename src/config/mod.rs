@@ -1,5 +1,8 @@
 //! Mount options: what may be asked of a mount. Pure; parsing opens no file.
 
+pub mod options;
+mod value;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -40,9 +43,9 @@ pub struct OverlayConfig {
     pub squash_to_uid: Option<u32>,
     /// Everything appears to be owned by this group.
     pub squash_to_gid: Option<u32>,
-    /// User ids: on the mount, on disk, how many.
+    /// `uidmapping=`; empty: ids are shown as they are.
     pub uid_mapping: Vec<IdRange>,
-    /// Group ids: on the mount, on disk, how many.
+    /// `gidmapping=`; empty: ids are shown as they are.
     pub gid_mapping: Vec<IdRange>,
     /// `xattr_permissions`: where owner and mode are kept.
     pub xattr_permissions: XattrPermissions,

@@ -1,1 +1,358 @@
-//! See the map in the crate documentation.
+//! Layers: [`Layer`] only reads; [`UpperLayer`] alone can write, with [`WorkDir`] to stage in; [`LayerStack`] is
+//! all of a mount.
+
+mod dir;
+pub mod fd_cache;
+mod index;
+mod marks;
+mod origin;
+mod stat;
+mod upper;
+mod work;
+
+use std::ffi::{CStr, CString};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
+
+pub use dir::{Dir, RawEntry, TimeTo, Times, UpperDir, set_times_of};
+pub use marks::{Marks, classify};
+pub use origin::OriginResolver;
+pub use stat::{Device, FileType, Stat, Timestamp};
+pub use upper::{UpperLayer, WhiteoutForm};
+pub use work::{Staged, WorkDir};
+
+use crate::config::{OverlayConfig, Xino};
+
+/// Why a stack of layers cannot be mounted: one line naming the layer.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct OpenError(pub String);
+
+/// Number of a file system among those of a stack.
+pub type FsId = u16;
+
+/// A read-only layer.
+#[derive(Debug)]
+pub struct Layer {
+    root: Dir,
+    path: PathBuf,
+    fs: FsId,
+}
+
+/// A directory of a lower layer, by its place.
+#[derive(Clone, Debug)]
+pub struct LowerRef {
+    /// Which layer: index into [`LayerStack::lowers`].
+    pub layer: u16,
+    /// Its entries may be xattr whiteouts (opaque mark `x`).
+    pub xattr_whiteouts: bool,
+    /// Path below the layer's root, without a leading slash; empty for the root.
+    pub path: Arc<CStr>,
+}
+
+impl LowerRef {
+    /// The root of layer `layer`.
+    pub fn root(layer: u16, xattr_whiteouts: bool) -> Self {
+        Self { layer, xattr_whiteouts, path: Arc::from(c"") }
+    }
+
+    /// Path of the entry `name` of this directory.
+    pub fn child_path(&self, name: &CStr) -> Arc<CStr> {
+        join(&self.path, name)
+    }
+}
+
+/// `parent/name`, or `name` if the parent is the root.
+pub fn join(parent: &CStr, name: &CStr) -> Arc<CStr> {
+    if parent.is_empty() {
+        return Arc::from(name);
+    }
+    let mut path = Vec::with_capacity(parent.count_bytes() + name.count_bytes() + 2);
+    path.extend_from_slice(parent.to_bytes());
+    path.push(b'/');
+    path.extend_from_slice(name.to_bytes());
+    // Neither part holds a NUL, so the conversion cannot fail; an empty path would only be found missing.
+    Arc::from(CString::new(path).unwrap_or_default())
+}
+
+impl Layer {
+    fn open(path: &Path, fs: FsId) -> Result<Self, OpenError> {
+        Ok(Self { root: open_root(path, "lower layer")?, path: path.to_owned(), fs })
+    }
+
+    /// Opens the directory `path` below the layer's root. No step follows a symlink or leaves the layer.
+    ///
+    /// # Errors
+    /// `NOENT`, `NOTDIR`, `LOOP` if there is no such directory; others of `openat2(2)`.
+    pub fn open_dir(&self, path: &CStr) -> Result<Dir, Errno> {
+        if path.is_empty() {
+            return Ok(self.root.clone());
+        }
+        open_beneath(&self.root, path)
+    }
+
+    /// Attributes of the file `path` below the layer's root; `None` if there is none. No step follows a symlink.
+    ///
+    /// # Errors
+    /// Those of `openat2(2)` and `statx(2)`.
+    pub fn stat_file(&self, path: &CStr) -> Result<Option<Stat>, Errno> {
+        match self.parent_of(path) {
+            Ok((parent, name)) => parent.stat(&name),
+            Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
+            Err(errno) => Err(errno),
+        }
+    }
+
+    /// Opens the regular file `path` below the layer's root for reading. No step follows a symlink.
+    ///
+    /// # Errors
+    /// Those of `openat2(2)`.
+    pub fn open_file(&self, path: &CStr) -> Result<OwnedFd, Errno> {
+        let (parent, name) = self.parent_of(path)?;
+        parent.open_file(&name)
+    }
+
+    /// The directory that holds `path`, and the last component.
+    fn parent_of(&self, path: &CStr) -> Result<(Dir, CString), Errno> {
+        let bytes = path.to_bytes();
+        let (above, name) = match bytes.iter().rposition(|&b| b == b'/') {
+            Some(slash) => bytes.split_at_checked(slash).ok_or(Errno::INVAL)?,
+            None => (&[][..], bytes),
+        };
+        let name = name.strip_prefix(b"/").unwrap_or(name);
+        let above = CString::new(above).map_err(|_| Errno::INVAL)?;
+        Ok((self.open_dir(&above)?, CString::new(name).map_err(|_| Errno::INVAL)?))
+    }
+
+    /// Where the layer is, for messages.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Its file system.
+    pub fn fs(&self) -> FsId {
+        self.fs
+    }
+
+    /// Its root.
+    pub fn root(&self) -> &Dir {
+        &self.root
+    }
+}
+
+/// Longest path given to one system call.
+const STEP: usize = 4000;
+
+fn open_beneath(root: &Dir, path: &CStr) -> Result<Dir, Errno> {
+    let mut rest = path.to_bytes();
+    let mut dir = root.clone();
+    loop {
+        // PATH_MAX holds for one call, not for a tree: deeper paths are walked in steps.
+        let cut = if rest.len() <= STEP {
+            rest.len()
+        } else {
+            rest.get(..STEP).and_then(|head| head.iter().rposition(|&b| b == b'/')).ok_or(Errno::NAMETOOLONG)?
+        };
+        let (step, tail) = rest.split_at_checked(cut).ok_or(Errno::NAMETOOLONG)?;
+        dir = Dir::new(open_step(dir.as_fd(), step)?);
+        match tail.split_first() {
+            None => return Ok(dir),
+            Some((_, tail)) => rest = tail,
+        }
+    }
+}
+
+fn open_step(dir: std::os::fd::BorrowedFd<'_>, path: &[u8]) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    for _ in 0..8 {
+        match rustix::fs::openat2(dir, path, flags, Mode::empty(), resolve) {
+            // A rename elsewhere on the system raced with the walk.
+            Err(Errno::AGAIN) => {}
+            opened => return opened,
+        }
+    }
+    Err(Errno::AGAIN)
+}
+
+fn open_root(path: &Path, what: &str) -> Result<Dir, OpenError> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    match rustix::fs::open(path, flags, Mode::empty()) {
+        Ok(fd) => Ok(Dir::new(fd)),
+        Err(errno) => Err(OpenError(format!("{what} {}: {}", path.display(), describe(errno)))),
+    }
+}
+
+/// An error as people read it, without Rust's "(os error N)".
+pub(crate) fn describe(errno: Errno) -> String {
+    match errno {
+        Errno::NOENT => "no such directory".to_owned(),
+        Errno::NOTDIR => "not a directory".to_owned(),
+        Errno::ACCESS => "permission denied".to_owned(),
+        errno => {
+            let text = std::io::Error::from(errno).to_string();
+            text.split(" (os error").next().unwrap_or_default().to_owned()
+        }
+    }
+}
+
+/// All layers of a mount.
+#[derive(Debug)]
+pub struct LayerStack {
+    /// The visible layers, then those that only hold data.
+    lowers: Vec<Layer>,
+    /// How many of them are visible.
+    visible: usize,
+    upper: Option<UpperLayer>,
+    /// File systems of the stack; the index is the [`FsId`].
+    devices: Vec<Device>,
+    xino: Xino,
+}
+
+impl LayerStack {
+    /// Opens and checks all layers of a mount.
+    ///
+    /// # Errors
+    /// One line naming the layer and what is wrong with it.
+    pub fn open(config: &OverlayConfig) -> Result<Self, OpenError> {
+        if config.lowers.is_empty() && config.upper.is_none() {
+            return Err(OpenError("no layers: give lowerdir=, or upperdir= and workdir=".to_owned()));
+        }
+        // Layer numbers are 16 bits wide, and the last ones are taken.
+        if config.lowers.len() > 60_000 {
+            return Err(OpenError(format!("too many lower layers: {}", config.lowers.len())));
+        }
+        check_nesting(config)?;
+        let mut devices = Vec::new();
+        let upper = match (&config.upper, &config.work) {
+            (None, None) => None,
+            (None, Some(work)) => return Err(OpenError(format!("workdir {} without upperdir", work.display()))),
+            (Some(upper), None) if !config.read_only => {
+                return Err(OpenError(format!("upperdir {} without workdir", upper.display())));
+            }
+            (Some(upper), work) => Some(UpperLayer::open(config, upper, work.as_deref())?),
+        };
+        if let Some(upper) = &upper {
+            devices
+                .push(upper.root().stat_self().map_err(|e| OpenError(format!("upper layer: {}", describe(e))))?.device);
+        }
+        let mut lowers = Vec::with_capacity(config.lowers.len());
+        for path in config.lowers.iter().chain(&config.data_only) {
+            let mut layer = Layer::open(path, 0)?;
+            let stat = layer.root.stat_self();
+            let stat = stat.map_err(|e| OpenError(format!("lower layer {}: {}", path.display(), describe(e))))?;
+            layer.fs = Self::fs_id(&mut devices, stat.device);
+            lowers.push(layer);
+        }
+        Ok(Self { lowers, visible: config.lowers.len(), upper, devices, xino: config.xino })
+    }
+
+    fn fs_id(devices: &mut Vec<Device>, device: Device) -> FsId {
+        let known = devices.iter().position(|&d| d == device);
+        let index = known.unwrap_or_else(|| {
+            devices.push(device);
+            devices.len() - 1
+        });
+        FsId::try_from(index).unwrap_or(FsId::MAX)
+    }
+
+    /// The read-only layers, topmost first.
+    pub fn lowers(&self) -> &[Layer] {
+        self.lowers.get(..self.visible).unwrap_or_default()
+    }
+
+    /// The layers that only hold data, with their numbers.
+    pub fn data_only(&self) -> impl Iterator<Item = (u16, &Layer)> {
+        let layers = self.lowers.get(self.visible..).unwrap_or_default().iter();
+        layers.enumerate().filter_map(|(at, layer)| Some((u16::try_from(self.visible + at).ok()?, layer)))
+    }
+
+    /// True if there are layers that only hold data.
+    pub fn has_data_only(&self) -> bool {
+        self.visible < self.lowers.len()
+    }
+
+    /// The layer `index`.
+    ///
+    /// # Errors
+    /// `IO`: there is no such layer, which means a reference from another mount.
+    pub fn lower(&self, index: u16) -> Result<&Layer, Errno> {
+        self.lowers.get(usize::from(index)).ok_or(Errno::IO)
+    }
+
+    /// The writable layer.
+    pub fn upper(&self) -> Option<&UpperLayer> {
+        self.upper.as_ref()
+    }
+
+    /// Leaves POSIX ACLs out, whatever the upper's file system can do.
+    pub fn disable_acls(&mut self) {
+        if let Some(upper) = &mut self.upper {
+            upper.disable_acls();
+        }
+    }
+
+    fn upper_mut(&mut self) -> Option<&mut UpperLayer> {
+        self.upper.as_mut()
+    }
+
+    /// The upper's file system: always the first.
+    pub const UPPER_FS: FsId = 0;
+
+    /// Inode number that the mount shows for inode `ino` of file system `fs`.
+    ///
+    /// Where all layers are on one file system, the number itself; else the file system's number goes into the
+    /// high bits (kernel: `ovl_map_ino`, `xino`).
+    pub fn show_ino(&self, fs: FsId, ino: u64) -> u64 {
+        /// Bits that the file systems' own numbers are expected to leave free.
+        const SHIFT: u32 = 48;
+        if self.devices.len() <= 1 || self.xino == Xino::Off {
+            return ino;
+        }
+        if ino >> SHIFT == 0 {
+            return (u64::from(fs) << SHIFT) | ino;
+        }
+        // No free bits: spread, so that equal numbers on two file systems are shown as different ones.
+        ino ^ u64::from(fs).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+    }
+
+    /// Number of the file system that `stat` is on, if it is one of the stack's.
+    pub fn fs_of(&self, stat: &Stat) -> FsId {
+        let index = self.devices.iter().position(|&d| d == stat.device).unwrap_or(0);
+        FsId::try_from(index).unwrap_or(0)
+    }
+}
+
+/// Refuses an upper or work directory that is inside a lower layer, or the other way round: a write would change
+/// what is called read-only (kernel: `ovl_check_overlapping_layers`).
+fn check_nesting(config: &OverlayConfig) -> Result<(), OpenError> {
+    let real = |path: &PathBuf| path.canonicalize().unwrap_or_else(|_| path.clone());
+    let nested = |a: &Path, b: &Path| a.starts_with(b) || b.starts_with(a);
+    let Some(upper) = config.upper.as_ref().map(real) else { return Ok(()) };
+    let work = config.work.as_ref().map(real);
+    if let Some(work) = &work
+        && nested(&upper, work)
+    {
+        return Err(OpenError(format!(
+            "workdir {} and upperdir {} must be separate directories, neither inside the other",
+            work.display(),
+            upper.display()
+        )));
+    }
+    for lower in config.lowers.iter().map(real) {
+        for (what, dir) in [("upperdir", Some(&upper)), ("workdir", work.as_ref())] {
+            if let Some(dir) = dir
+                && nested(dir, &lower)
+                && dir.as_os_str().as_bytes() != b"/"
+            {
+                return Err(OpenError(format!("{what} {} overlaps lower layer {}", dir.display(), lower.display())));
+            }
+        }
+    }
+    Ok(())
+}

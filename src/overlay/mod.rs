@@ -1,190 +1,238 @@
-//! The union file system itself, one file per group of verbs. Takes the locks; knows nothing of FUSE.
+//! The union file system itself, one file per group of verbs. Takes the locks (order: [`crate::node`]); knows
+//! nothing of FUSE.
 
-#![allow(unused_variables, unused_imports, missing_docs)]
-
+mod acl;
+mod attr;
+mod copy_up;
+mod create;
+mod index;
+mod io;
+mod link;
+mod locate;
+mod lookup;
+mod owner;
+mod permissions;
+mod readdir;
+mod remove;
+mod rename;
 pub mod types;
+mod xattr;
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::{CString, OsStr};
+use std::os::unix::ffi::OsStrExt;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, OnceLock};
 
-use types::{
-    Attr, Caller, DirSink, Entry, Errno, HandleId, KernelRef, NodeId, Opened, Result, SetAttr, StatFs, Timestamp,
-    Validity,
-};
+use parking_lot::{Mutex, RwLock};
 
-use crate::config::OverlayConfig;
+use crate::config::{OverlayConfig, Passthrough, RedirectDir};
+use crate::copy_up::Copier;
+pub use crate::layer::OpenError;
+use crate::layer::fd_cache::FdCache;
+use crate::layer::{Dir, LayerStack, LowerRef, OriginResolver, UpperDir, UpperLayer};
+use crate::node::{self, Body, DirState, HandleTable, Node, NodeTable, Place, UpperPart};
+use crate::whiteout::{AufsName, Opaque, decode_aufs_name};
+use permissions::Permissions;
+use types::{Errno, Kernel, KernelRef, NodeId, Result};
 
 /// A mounted union: the layers, the inode table and the open handles.
 ///
 /// Every verb may be called from any thread at any time.
-pub struct Overlay {}
+pub struct Overlay {
+    config: OverlayConfig,
+    stack: LayerStack,
+    origins: OriginResolver,
+    copier: Copier,
+    nodes: NodeTable,
+    handles: HandleTable,
+    /// Open lower directories: node, index of the lower part.
+    lower_dirs: FdCache<Dir>,
+    /// Open upper directories: node, 0.
+    upper_dirs: FdCache<UpperDir>,
+    /// Held while a name moves from one directory to another, before the locks of the directories.
+    rename: Mutex<()>,
+    kernel: OnceLock<Attached>,
+    /// How many nodes have left the table.
+    forgotten: AtomicU64,
+    /// Where owner and mode are kept, if not in the inode.
+    permissions: Option<Permissions>,
+}
 
-/// Why a union could not be opened.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct OpenError(pub String);
+/// The kernel's side of the mount.
+struct Attached {
+    kernel: KernelRef,
+    passthrough: bool,
+}
 
 impl Overlay {
-    /// Opens and checks the layers (exist, are directories, upper and work on one file system, not nested in each other, not in use by
-    /// another mount), empties the work directory, probes what the upper can do.
+    /// Opens and checks the layers, empties the work directory, finds out what the upper can do.
+    ///
+    /// The process's umask becomes 0: modes are the callers' business.
     ///
     /// # Errors
-    /// One message naming the layer and what is wrong with it.
+    /// One line naming the layer and what is wrong with it.
     pub fn open(config: OverlayConfig) -> std::result::Result<Self, OpenError> {
-        unimplemented!()
+        let mut config = config;
+        let mut stack = LayerStack::open(&config)?;
+        let origins = OriginResolver::new(stack.lowers());
+        if config.index {
+            config.index = stack.prepare_index(&origins)?;
+        }
+        let unreadable = |errno| OpenError(format!("cannot read the layers' roots: {errno}"));
+        let permissions = Permissions::of(&config, &stack).map_err(unreadable)?;
+        if permissions.is_some() {
+            config.no_acl = true;
+            stack.disable_acls();
+        }
+        let root = open_root(&stack).map_err(unreadable)?;
+        rustix::process::umask(rustix::fs::Mode::empty());
+        // Half of the descriptors for directories, the rest for open files.
+        let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(1024);
+        let capacity = usize::try_from(limit / 4).unwrap_or(1024).min(16_384);
+        Ok(Self {
+            origins,
+            copier: Copier::default(),
+            nodes: NodeTable::new(Arc::new(root)),
+            handles: HandleTable::default(),
+            lower_dirs: FdCache::new(capacity),
+            upper_dirs: FdCache::new(capacity),
+            rename: Mutex::new(()),
+            kernel: OnceLock::new(),
+            forgotten: AtomicU64::new(0),
+            permissions,
+            config,
+            stack,
+        })
     }
 
     /// Connects to the kernel. Called once, when INIT has been answered and before the first request.
     pub fn attach(&self, kernel: KernelRef, passthrough: bool) {
-        unimplemented!()
+        let passthrough = passthrough && self.config.passthrough != Passthrough::Off;
+        if self.kernel.set(Attached { kernel, passthrough }).is_err() {
+            tracing::error!("attached twice; the first one counts");
+        }
     }
 
-    /// True when the upper's file system keeps POSIX ACLs (decides `FUSE_POSIX_ACL`).
+    /// True when POSIX ACLs are kept and shown.
     pub fn has_acls(&self) -> bool {
-        unimplemented!()
-    }
-    /// True when there is no upper (or `ro`).
-    pub fn is_read_only(&self) -> bool {
-        unimplemented!()
+        self.stack.upper().map_or(!self.config.no_acl, UpperLayer::has_acls)
     }
 
-    /// Resolves `name` in `parent`; `None`: there is no such name, and there will be none until somebody creates it.
-    pub fn lookup(&self, parent: NodeId, name: &OsStr) -> Result<Option<Entry>> {
-        unimplemented!()
+    /// True when nothing can be changed.
+    pub fn is_read_only(&self) -> bool {
+        self.stack.upper().is_none_or(UpperLayer::is_read_only)
     }
-    /// The kernel drops `count` of its lookups of `node`.
-    pub fn forget(&self, node: NodeId, count: u64) {
-        unimplemented!()
+
+    /// Number of nodes that the kernel knows, and of open handles.
+    pub fn population(&self) -> (usize, usize) {
+        (self.nodes.len(), self.handles.len())
     }
-    pub fn getattr(&self, node: NodeId, handle: Option<HandleId>) -> Result<(Attr, Validity)> {
-        unimplemented!()
-    }
-    pub fn setattr(
-        &self,
-        caller: &Caller,
-        node: NodeId,
-        handle: Option<HandleId>,
-        set: &SetAttr,
-    ) -> Result<(Attr, Validity)> {
-        unimplemented!()
-    }
-    pub fn readlink(&self, node: NodeId) -> Result<OsString> {
-        unimplemented!()
-    }
-    /// `mode` holds type and permission bits, before the umask.
-    pub fn mknod(&self, caller: &Caller, parent: NodeId, name: &OsStr, mode: u32, rdev: (u32, u32)) -> Result<Entry> {
-        unimplemented!()
-    }
-    pub fn mkdir(&self, caller: &Caller, parent: NodeId, name: &OsStr, mode: u32) -> Result<Entry> {
-        unimplemented!()
-    }
-    pub fn symlink(&self, caller: &Caller, parent: NodeId, name: &OsStr, target: &OsStr) -> Result<Entry> {
-        unimplemented!()
-    }
-    pub fn link(&self, node: NodeId, parent: NodeId, name: &OsStr) -> Result<Entry> {
-        unimplemented!()
-    }
-    pub fn unlink(&self, parent: NodeId, name: &OsStr) -> Result<()> {
-        unimplemented!()
-    }
-    pub fn rmdir(&self, parent: NodeId, name: &OsStr) -> Result<()> {
-        unimplemented!()
-    }
-    /// `flags`: `RENAME_NOREPLACE`, `RENAME_EXCHANGE`, `RENAME_WHITEOUT` of `rename(2)`.
-    pub fn rename(&self, from: NodeId, name: &OsStr, to: NodeId, new_name: &OsStr, flags: u32) -> Result<()> {
-        unimplemented!()
-    }
-    /// `flags`: those of `open(2)`.
-    pub fn open_file(&self, caller: &Caller, node: NodeId, flags: u32, kill_suidgid: bool) -> Result<Opened> {
-        unimplemented!()
-    }
-    pub fn create(
-        &self,
-        caller: &Caller,
-        parent: NodeId,
-        name: &OsStr,
-        mode: u32,
-        flags: u32,
-        kill_suidgid: bool,
-    ) -> Result<(Entry, Opened)> {
-        unimplemented!()
-    }
-    pub fn tmpfile(&self, caller: &Caller, parent: NodeId, mode: u32, flags: u32) -> Result<(Entry, Opened)> {
-        unimplemented!()
-    }
-    /// Reads into `buffer`; fewer bytes than its length only at the end of the file.
-    pub fn read(&self, handle: HandleId, offset: u64, buffer: &mut [u8]) -> Result<usize> {
-        unimplemented!()
-    }
-    pub fn write(&self, handle: HandleId, offset: u64, bytes: &[u8], kill_suidgid: bool) -> Result<usize> {
-        unimplemented!()
-    }
-    pub fn release(&self, handle: HandleId) {
-        unimplemented!()
-    }
-    pub fn fsync(&self, handle: HandleId, data_only: bool) -> Result<()> {
-        unimplemented!()
-    }
-    pub fn fallocate(&self, handle: HandleId, mode: u32, offset: u64, length: u64) -> Result<()> {
-        unimplemented!()
-    }
-    pub fn lseek(&self, handle: HandleId, offset: u64, whence: u32) -> Result<u64> {
-        unimplemented!()
-    }
-    pub fn copy_file_range(
-        &self,
-        from: HandleId,
-        from_offset: u64,
-        to: HandleId,
-        to_offset: u64,
-        length: u64,
-    ) -> Result<usize> {
-        unimplemented!()
-    }
-    pub fn open_dir(&self, node: NodeId) -> Result<HandleId> {
-        unimplemented!()
-    }
-    pub fn read_dir(&self, handle: HandleId, offset: u64, sink: &mut dyn DirSink) -> Result<()> {
-        unimplemented!()
-    }
-    pub fn read_dir_plus(&self, handle: HandleId, offset: u64, sink: &mut dyn DirSink) -> Result<()> {
-        unimplemented!()
-    }
-    pub fn release_dir(&self, handle: HandleId) {
-        unimplemented!()
-    }
-    pub fn fsync_dir(&self, handle: HandleId, data_only: bool) -> Result<()> {
-        unimplemented!()
-    }
-    pub fn statfs(&self) -> Result<StatFs> {
-        unimplemented!()
-    }
-    pub fn getxattr(&self, node: NodeId, name: &OsStr) -> Result<Vec<u8>> {
-        unimplemented!()
-    }
-    /// Names, each ended by a NUL.
-    pub fn listxattr(&self, node: NodeId) -> Result<Vec<u8>> {
-        unimplemented!()
-    }
-    pub fn setxattr(
-        &self,
-        caller: &Caller,
-        node: NodeId,
-        name: &OsStr,
-        value: &[u8],
-        flags: u32,
-        kill_sgid: bool,
-    ) -> Result<()> {
-        unimplemented!()
-    }
-    pub fn removexattr(&self, node: NodeId, name: &OsStr) -> Result<()> {
-        unimplemented!()
-    }
-    /// Flushes everything to the disk (syncfs of the upper).
+
+    /// Flushes everything to the disk.
+    ///
+    /// # Errors
+    /// Those of `syncfs(2)`.
     pub fn sync(&self) -> Result<()> {
-        unimplemented!()
+        match self.stack.upper() {
+            Some(upper) if !upper.is_volatile() && !self.config.ignore_fsync => upper.sync(),
+            _ => Ok(()),
+        }
     }
-    /// After the last request: drops handles, empties the work directory, removes the volatile mark.
+
+    /// After the last request: closes what is open and leaves the work directory empty.
     pub fn close(&self) {
-        unimplemented!()
+        self.handles.clear();
+        if let Some(upper) = self.stack.upper()
+            && let Err(errno) = upper.close()
+        {
+            tracing::warn!("work directory not left empty: {errno}");
+        }
     }
+
+    /// The writable layer.
+    fn upper(&self) -> Result<&UpperLayer> {
+        self.stack.upper().filter(|upper| !upper.is_read_only()).ok_or(Errno::ROFS)
+    }
+
+    fn node(&self, id: NodeId) -> Result<Arc<Node>> {
+        self.nodes.get(id).ok_or(Errno::STALE)
+    }
+
+    /// The node and directory of `id`.
+    fn dir_node(&self, id: NodeId) -> Result<Arc<Node>> {
+        let node = self.node(id)?;
+        if node.dir().is_some() { Ok(node) } else { Err(Errno::NOTDIR) }
+    }
+
+    fn kernel(&self) -> Option<&dyn Kernel> {
+        self.kernel.get().map(|attached| &*attached.kernel)
+    }
+
+    fn follows_redirects(&self) -> bool {
+        self.config.redirect_dir != RedirectDir::NoFollow
+    }
+}
+
+/// Longest name, in bytes, as on every file system below us.
+const NAME_MAX: usize = 255;
+
+/// Checks a name that came from outside.
+fn checked_name(name: &OsStr) -> Result<CString> {
+    let bytes = name.as_bytes();
+    match bytes {
+        b"" | b"." | b".." => Err(Errno::INVAL),
+        _ if bytes.len() > NAME_MAX => Err(Errno::NAMETOOLONG),
+        _ if bytes.contains(&b'/') => Err(Errno::INVAL),
+        _ => CString::new(bytes).map_err(|_| Errno::INVAL),
+    }
+}
+
+/// True for names that mean deletions in some layers (`.wh.…`). They are never shown, and cannot be created: that
+/// would delete another file for every reader of the layer that obeys the OCI rules.
+fn is_reserved(name: &std::ffi::CStr) -> bool {
+    decode_aufs_name(OsStr::from_bytes(name.to_bytes())) != AufsName::Plain
+}
+
+/// Checks a name that is about to be created.
+fn creatable_name(name: &OsStr) -> Result<CString> {
+    let name = checked_name(name)?;
+    if is_reserved(&name) { Err(Errno::PERM) } else { Ok(name) }
+}
+
+fn open_root(stack: &LayerStack) -> Result<Node> {
+    let mut lowers = Vec::new();
+    let mut opaque_above = false;
+    let upper = match stack.upper() {
+        None => None,
+        Some(upper) => {
+            let marks = upper.root().marks(c"")?;
+            opaque_above = marks.opaque() == Opaque::Yes;
+            Some(UpperPart {
+                impure: marks.impure,
+                xattr_whiteouts: marks.opaque() == Opaque::XattrWhiteouts,
+                opaque: opaque_above,
+                ..UpperPart::default()
+            })
+        }
+    };
+    for (index, layer) in stack.lowers().iter().enumerate() {
+        if opaque_above {
+            break;
+        }
+        let opaque = layer.root().marks(c"")?.opaque();
+        let number = u16::try_from(index).map_err(|_| Errno::OVERFLOW)?;
+        lowers.push(LowerRef::root(number, opaque == Opaque::XattrWhiteouts));
+        opaque_above = opaque == Opaque::Yes;
+    }
+    let ino = match stack.lowers().first().filter(|_| !lowers.is_empty()) {
+        Some(layer) => stack.show_ino(layer.fs(), layer.root().stat_self()?.ino),
+        None => match stack.upper() {
+            Some(upper) => stack.show_ino(LayerStack::UPPER_FS, upper.root().stat_self()?.ino),
+            None => 1,
+        },
+    };
+    let state = DirState { upper, ..DirState::default() };
+    let dir = node::Dir { lowers: lowers.into(), names: RwLock::new(()), state: Mutex::new(state) };
+    let body = Body::Dir(Box::new(dir));
+    Ok(Node::new(NodeId::ROOT, ino, crate::layer::FileType::Directory, Place::default(), body))
 }

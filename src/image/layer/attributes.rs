@@ -7,7 +7,8 @@ use rustix::io::Errno;
 
 use super::error::{AtPath, LayerError, Result, printable};
 use super::pax::Time;
-use crate::whiteout::{Namespace, OVERRIDE_STAT, Visible, escape_xattr, unescape_xattr};
+use crate::whiteout::override_stat::CONTAINERS as OVERRIDE_STAT;
+use crate::whiteout::{Namespace, Visible, escape_xattr, unescape_xattr};
 
 /// The access and default ACLs, as attributes.
 const ACL_ACCESS: &str = "system.posix_acl_access";

@@ -1,0 +1,331 @@
+//! The `-o` language: what `mount(8)`, the engines and people write, as it is read by the kernel's overlayfs and by
+//! fuse-overlayfs.
+//!
+//! An option string is a list of `name` or `name=value`, separated by commas. A backslash takes the meaning from the
+//! character after it: `\,` in every value, `\:` in `lowerdir=`, `\\` for a backslash itself. A value that begins with
+//! `"` reaches to the next `"`, commas and all (`context="…"`). What comes later wins.
+
+use std::collections::BTreeSet;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+
+use super::value::{self, Word};
+use super::{OverlayConfig, Passthrough, RedirectDir, XattrPermissions, Xino};
+
+/// Everything that can be said about a mount.
+#[derive(Clone, Debug)]
+pub struct MountOptions {
+    /// What the union is made of.
+    pub overlay: OverlayConfig,
+    /// How the kernel presents it.
+    pub mount: MountConfig,
+    /// Lines for the user: options that are not known or have no effect here. Each option once.
+    pub warnings: Vec<String>,
+    warned: BTreeSet<String>,
+}
+
+/// The FUSE mount itself.
+#[derive(Clone, Debug)]
+pub struct MountConfig {
+    /// Whose requests are served.
+    pub access: Access,
+    /// The source that `/proc/self/mountinfo` shows.
+    pub fsname: Option<String>,
+    /// The mount's type is `fuse.` and this.
+    pub subtype: String,
+    /// Set-user-id bits and file capabilities count.
+    pub suid: bool,
+    /// Device files work.
+    pub dev: bool,
+    /// Programs can be run.
+    pub exec: bool,
+    /// Access times are kept.
+    pub atime: bool,
+    /// `sync`: writes are synchronous.
+    pub sync: bool,
+    /// `dirsync`: changes of directories are synchronous.
+    pub dirsync: bool,
+    /// Options of security modules, handed to the kernel as they are: `context="…"`.
+    pub security: Vec<String>,
+    /// At most this many threads answer requests; none: by the number of processors.
+    pub threads: Option<usize>,
+    /// `debug`: stay in the foreground and log every request.
+    pub debug: bool,
+}
+
+/// Whose requests are served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Those of the user that mounted; the kernel checks.
+    Owner,
+    /// `allow_root`: root's too; we check, the kernel has no such mode.
+    RootAndOwner,
+    /// `allow_other`: everybody's, under the permissions of the files.
+    Everybody,
+}
+
+/// A wrong option string.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum OptionError {
+    /// An option cannot be understood: an error of usage.
+    #[error("{0}")]
+    Usage(String),
+    /// Each option can be understood, but there is no such mount.
+    #[error("{0}")]
+    Combination(String),
+}
+
+impl OptionError {
+    pub(super) fn value(word: &Word<'_>, expected: &str) -> Self {
+        Self::Usage(format!(
+            "option '{}': '{}' is not {expected}",
+            word.name_lossy(),
+            String::from_utf8_lossy(word.value.unwrap_or_default())
+        ))
+    }
+}
+
+impl MountOptions {
+    /// Reads the option strings of a command line, in order. `privileged`: the mounting process is root, for whom the
+    /// defaults are those of a kernel file system (`allow_other,suid,dev`) as in fuse-overlayfs.
+    ///
+    /// # Errors
+    /// One line that names the option and the value.
+    pub fn parse<S: AsRef<OsStr>>(groups: impl IntoIterator<Item = S>, privileged: bool) -> Result<Self, OptionError> {
+        let mut options = Self::defaults(privileged);
+        for group in groups {
+            for piece in value::split(group.as_ref().as_bytes(), b',') {
+                if !piece.is_empty() {
+                    options.set(&Word::new(piece))?;
+                }
+            }
+        }
+        options.check()?;
+        Ok(options)
+    }
+
+    fn defaults(privileged: bool) -> Self {
+        Self {
+            overlay: OverlayConfig::default(),
+            mount: MountConfig {
+                access: if privileged { Access::Everybody } else { Access::Owner },
+                fsname: None,
+                subtype: "stratafs".to_owned(),
+                suid: privileged,
+                dev: privileged,
+                exec: true,
+                atime: true,
+                sync: false,
+                dirsync: false,
+                security: Vec::new(),
+                threads: None,
+                debug: false,
+            },
+            warnings: Vec::new(),
+            warned: BTreeSet::new(),
+        }
+    }
+
+    fn set(&mut self, word: &Word<'_>) -> Result<(), OptionError> {
+        let known = self.set_layers(word)?
+            || self.set_behaviour(word)?
+            || self.set_ownership(word)?
+            || self.set_presentation(word)?
+            || self.set_flag(word)
+            || self.set_foreign(word)?;
+        if !known {
+            self.warn(word, "is not known and has no effect");
+        }
+        Ok(())
+    }
+
+    fn set_layers(&mut self, word: &Word<'_>) -> Result<bool, OptionError> {
+        let overlay = &mut self.overlay;
+        match word.name {
+            b"lowerdir" => (overlay.lowers, overlay.data_only) = value::lower_layers(word)?,
+            b"lowerdir+" => overlay.lowers.push(value::path(word)?),
+            b"datadir+" => overlay.data_only.push(value::path(word)?),
+            b"upperdir" => overlay.upper = Some(value::path(word)?),
+            b"workdir" => overlay.work = Some(value::path(word)?),
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    fn set_behaviour(&mut self, word: &Word<'_>) -> Result<bool, OptionError> {
+        let overlay = &mut self.overlay;
+        match word.name {
+            b"redirect_dir" => {
+                overlay.redirect_dir = value::choice(
+                    word,
+                    &[
+                        ("on", RedirectDir::On),
+                        ("off", RedirectDir::Off),
+                        ("follow", RedirectDir::Follow),
+                        ("nofollow", RedirectDir::NoFollow),
+                    ],
+                )?;
+            }
+            b"xino" => {
+                overlay.xino = value::choice(word, &[("on", Xino::On), ("off", Xino::Off), ("auto", Xino::Auto)])?;
+            }
+            b"passthrough" => {
+                let choices = [("off", Passthrough::Off), ("upper", Passthrough::Upper), ("all", Passthrough::All)];
+                overlay.passthrough = value::choice(word, &choices)?;
+            }
+            b"index" => overlay.index = value::switch(word)?,
+            b"metacopy" => overlay.metacopy = value::switch(word)?,
+            b"userxattr" => overlay.userxattr = value::switch(word)?,
+            b"volatile" => overlay.volatile = value::switch(word)?,
+            b"fsync" => overlay.ignore_fsync = !value::switch(word)?,
+            b"noacl" => overlay.no_acl = value::switch(word)?,
+            b"acl" => overlay.no_acl = false,
+            b"noxattrs" => overlay.no_xattrs = value::switch(word)?,
+            b"static_nlink" => overlay.static_nlink = value::switch(word)?,
+            b"writeback" => overlay.writeback = value::switch(word)?,
+            b"timeout" => overlay.timeout = Some(value::seconds(word)?),
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    fn set_ownership(&mut self, word: &Word<'_>) -> Result<bool, OptionError> {
+        let overlay = &mut self.overlay;
+        match word.name {
+            b"squash_to_root" => {
+                let id = value::switch(word)?.then_some(0);
+                (overlay.squash_to_uid, overlay.squash_to_gid) = (id, id);
+            }
+            b"squash_to_uid" => overlay.squash_to_uid = Some(value::id(word)?),
+            b"squash_to_gid" => overlay.squash_to_gid = Some(value::id(word)?),
+            b"uidmapping" => overlay.uid_mapping = value::id_ranges(word)?,
+            b"gidmapping" => overlay.gid_mapping = value::id_ranges(word)?,
+            b"xattr_permissions" => {
+                overlay.xattr_permissions = value::choice(
+                    word,
+                    &[
+                        ("0", XattrPermissions::Inode),
+                        ("1", XattrPermissions::Privileged),
+                        ("2", XattrPermissions::Containers),
+                    ],
+                )?;
+            }
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    fn set_presentation(&mut self, word: &Word<'_>) -> Result<bool, OptionError> {
+        match word.name {
+            b"fsname" => self.mount.fsname = Some(value::text(word)?),
+            b"subtype" => self.mount.subtype = value::text(word)?,
+            b"threads" => self.mount.threads = Some(value::threads(word)?),
+            b"context" | b"fscontext" | b"defcontext" | b"rootcontext" => {
+                self.mount.security.push(value::verbatim(word)?);
+            }
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    fn set_flag(&mut self, word: &Word<'_>) -> bool {
+        let mount = &mut self.mount;
+        if word.value.is_some() {
+            return false;
+        }
+        match word.name {
+            b"ro" => self.overlay.read_only = true,
+            b"rw" => self.overlay.read_only = false,
+            b"suid" => mount.suid = true,
+            b"nosuid" => mount.suid = false,
+            b"dev" => mount.dev = true,
+            b"nodev" => mount.dev = false,
+            b"exec" => mount.exec = true,
+            b"noexec" => mount.exec = false,
+            b"atime" | b"relatime" => mount.atime = true,
+            b"noatime" => mount.atime = false,
+            b"sync" => mount.sync = true,
+            b"async" => mount.sync = false,
+            b"dirsync" => mount.dirsync = true,
+            b"allow_other" => mount.access = Access::Everybody,
+            b"allow_root" => mount.access = Access::RootAndOwner,
+            b"debug" => mount.debug = true,
+            // Always on.
+            b"default_permissions" => {}
+            _ => return false,
+        }
+        true
+    }
+
+    /// Options of other programs and of kernel overlayfs that mean nothing here, or that we cannot do.
+    fn set_foreign(&mut self, word: &Word<'_>) -> Result<bool, OptionError> {
+        match word.name {
+            // Of mount(8), fstab(5), libfuse and fuse-overlayfs, without meaning for a mounted union.
+            b"defaults" | b"auto" | b"noauto" | b"user" | b"users" | b"nouser" | b"nousers" | b"owner" | b"group"
+            | b"_netdev" | b"nofail" | b"silent" | b"loud" | b"comment" | b"norelatime" | b"strictatime"
+            | b"nostrictatime" | b"lazytime" | b"nolazytime" | b"diratime" | b"nodiratime" | b"iversion"
+            | b"noiversion" | b"nomand" | b"auto_unmount" | b"nonempty" | b"clone_fd" | b"max_idle_threads"
+            | b"idle_threads" | b"max_threads" | b"big_writes" | b"max_read" | b"blkdev" | b"threaded"
+            | b"fast_ino" | b"ino32_t" | b"max_write" | b"max_readahead" | b"splice_read" | b"splice_write"
+            | b"splice_move" => {}
+            name if name.starts_with(b"x-") || name.starts_with(b"X-") => {}
+            b"uuid" => {
+                let asked = value::choice(word, &[("off", false), ("null", false), ("auto", false), ("on", true)])?;
+                self.warn_if(asked, word);
+            }
+            b"nfs_export" => {
+                let asked = value::switch(word)?;
+                self.warn_if(asked, word);
+            }
+            b"verity" => {
+                let asked = value::choice(word, &[("off", false), ("on", true), ("require", true)])?;
+                self.warn_if(asked, word);
+            }
+            b"plugins" => return Err(OptionError::Usage("option 'plugins': plugins are not supported".to_owned())),
+            b"remount" => {
+                return Err(OptionError::Usage("option 'remount': unmount and mount again instead".to_owned()));
+            }
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    fn warn_if(&mut self, unsupported: bool, word: &Word<'_>) {
+        if unsupported {
+            self.warn(word, "is not supported and has no effect");
+        }
+    }
+
+    fn warn(&mut self, word: &Word<'_>, why: &str) {
+        let name = word.name_lossy().into_owned();
+        if !self.warned.contains(&name) {
+            self.warnings.push(format!("option '{name}' {why}"));
+            self.warned.insert(name);
+        }
+    }
+
+    fn check(&mut self) -> Result<(), OptionError> {
+        let overlay = &mut self.overlay;
+        if overlay.lowers.is_empty() {
+            return Err(OptionError::Usage("no layers: give them as -o lowerdir=DIR[:DIR…]".to_owned()));
+        }
+        match (&overlay.upper, &overlay.work) {
+            (Some(upper), None) => {
+                return Err(OptionError::Combination(format!("upperdir '{}' needs a workdir", upper.display())));
+            }
+            (None, Some(_)) => {
+                overlay.work = None;
+                self.warnings.push("option 'workdir' has no effect without an upperdir".to_owned());
+            }
+            _ => {}
+        }
+        // As ovl_fs_params_verify(): a metadata copy finds its data through a redirect.
+        if overlay.metacopy && overlay.redirect_dir != RedirectDir::On {
+            return Err(OptionError::Combination("metacopy=on needs redirect_dir=on".to_owned()));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,102 @@
+//! What is agreed with the kernel at the start (`INIT`).
+
+use std::io;
+use std::sync::{Arc, OnceLock};
+
+use fuser::{Filesystem, InitFlags, KernelConfig, Request};
+
+/// Longest write and read in one request: 256 pages, the kernel's own limit (`fs.fuse.max_pages_limit`).
+pub(super) const MAX_WRITE: u32 = 1 << 20;
+
+/// Requests that the kernel sends without somebody waiting (readahead, write-back), at most.
+const MAX_BACKGROUND: u16 = 64;
+
+/// What we would like.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Wishes {
+    /// The upper keeps POSIX ACLs.
+    pub(super) acls: bool,
+    /// The option `writeback`.
+    pub(super) writeback: bool,
+    /// Passthrough is wanted, and we are privileged enough for it.
+    pub(super) passthrough: bool,
+}
+
+/// What the kernel granted.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Agreed {
+    /// `FUSE_PASSTHROUGH`
+    pub(super) passthrough: bool,
+    /// `FUSE_SETXATTR_EXT`: `SETXATTR` has longer arguments.
+    pub(super) setxattr_ext: bool,
+    /// `FUSE_NO_OPENDIR_SUPPORT`: directories need not be opened.
+    pub(super) no_opendir: bool,
+}
+
+/// The file system that fuser sees: it only lives to answer `INIT`.
+pub(super) struct Handshake {
+    wishes: Wishes,
+    /// Set when `INIT` was answered.
+    agreed: Arc<OnceLock<Agreed>>,
+}
+
+impl Handshake {
+    pub(super) fn new(wishes: Wishes) -> (Self, Arc<OnceLock<Agreed>>) {
+        let agreed = Arc::new(OnceLock::new());
+        (Self { wishes, agreed: Arc::clone(&agreed) }, agreed)
+    }
+
+    /// Only what `serve` implements is asked for. Not asked for, on purpose: `POSIX_LOCKS` and `FLOCK_LOCKS` (the
+    /// kernel then keeps locks on its inodes, where they outlive a copy-up), `HANDLE_KILLPRIV` (v2 is), `AUTO_INVAL_DATA`
+    /// (nothing changes behind the kernel's back), `NO_OPEN_SUPPORT` (handles pin what is open over copy-up and unlink),
+    /// `SPLICE_*` (we copy), `ALLOW_IDMAP`, `OVER_IO_URING`.
+    fn flags(&self) -> InitFlags {
+        let mut flags = InitFlags::FUSE_ASYNC_READ
+            | InitFlags::FUSE_ASYNC_DIO
+            | InitFlags::FUSE_BIG_WRITES
+            | InitFlags::FUSE_MAX_PAGES
+            | InitFlags::FUSE_ATOMIC_O_TRUNC
+            | InitFlags::FUSE_DO_READDIRPLUS
+            | InitFlags::FUSE_READDIRPLUS_AUTO
+            | InitFlags::FUSE_PARALLEL_DIROPS
+            | InitFlags::FUSE_CACHE_SYMLINKS
+            | InitFlags::FUSE_EXPLICIT_INVAL_DATA
+            | InitFlags::FUSE_DONT_MASK
+            | InitFlags::FUSE_HANDLE_KILLPRIV_V2
+            | InitFlags::FUSE_SETXATTR_EXT
+            | InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP
+            | InitFlags::FUSE_NO_EXPORT_SUPPORT
+            | InitFlags::FUSE_NO_OPENDIR_SUPPORT
+            | InitFlags::FUSE_ABORT_ERROR;
+        if self.wishes.acls {
+            flags |= InitFlags::FUSE_POSIX_ACL;
+        }
+        // process_init_reply() takes one or the other.
+        if self.wishes.writeback {
+            flags |= InitFlags::FUSE_WRITEBACK_CACHE;
+        } else if self.wishes.passthrough {
+            flags |= InitFlags::FUSE_PASSTHROUGH;
+        }
+        flags
+    }
+}
+
+impl Filesystem for Handshake {
+    fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        let refused = |what: &str| io::Error::other(format!("the FUSE library refused {what}"));
+        let granted = self.flags() & config.capabilities();
+        config.add_capabilities(granted).map_err(|_| refused("capabilities that the kernel has"))?;
+        config.set_max_write(MAX_WRITE).map_err(|_| refused("max_write"))?;
+        config.set_max_background(MAX_BACKGROUND).map_err(|_| refused("max_background"))?;
+        // 1, so that an overlayfs can still be mounted on us; backing files on a stacked file system are refused
+        // (ELOOP) one by one.
+        config.set_max_stack_depth(1).map_err(|_| refused("max_stack_depth"))?;
+        let agreed = Agreed {
+            passthrough: granted.contains(InitFlags::FUSE_PASSTHROUGH),
+            setxattr_ext: granted.contains(InitFlags::FUSE_SETXATTR_EXT),
+            no_opendir: granted.contains(InitFlags::FUSE_NO_OPENDIR_SUPPORT),
+        };
+        tracing::debug!(kernel = %config.kernel_abi(), ?granted, "INIT");
+        self.agreed.set(agreed).map_err(|_| refused("a second INIT"))
+    }
+}

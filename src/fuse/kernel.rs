@@ -1,0 +1,68 @@
+//! What the overlay may ask of the kernel.
+
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use fuser::{BackingId, INodeNo, Notifier};
+
+use crate::node::NodeId;
+use crate::overlay::types::{Errno, Kernel, Result};
+use crate::sys::fuse_device;
+
+/// The kernel's end of the connection.
+pub(super) struct Connection {
+    /// Any descriptor of the connection: registrations belong to all.
+    device: OwnedFd,
+    notifier: Notifier,
+    /// The kernel said that it will never take a registration from us.
+    no_passthrough: AtomicBool,
+    /// A refusal was logged; the next ones are not.
+    refusal_logged: AtomicBool,
+}
+
+impl Connection {
+    pub(super) fn new(device: OwnedFd, notifier: Notifier) -> Self {
+        Self { device, notifier, no_passthrough: AtomicBool::new(false), refusal_logged: AtomicBool::new(false) }
+    }
+
+    /// Invalidations may fail only by the inode being unknown to the kernel, which is as good.
+    fn invalidate(&self, node: NodeId, offset: i64) {
+        if let Err(error) = self.notifier.inval_inode(INodeNo(node.0), offset, 0) {
+            tracing::debug!(node = node.0, %error, "the kernel did not take an invalidation");
+        }
+    }
+}
+
+impl Kernel for Connection {
+    fn register_backing(&self, file: BorrowedFd<'_>) -> Result<u32> {
+        if self.no_passthrough.load(Ordering::Relaxed) {
+            return Err(Errno::PERM);
+        }
+        BackingId::create_raw(&self.device, file).map_err(|error| {
+            let errno = Errno::from_io_error(&error).unwrap_or(Errno::IO);
+            // EPERM is about us; ELOOP (a backing file on a stacked file system) and EOPNOTSUPP are about this file.
+            if errno == Errno::PERM {
+                self.no_passthrough.store(true, Ordering::Relaxed);
+            }
+            if !self.refusal_logged.swap(true, Ordering::Relaxed) {
+                tracing::info!(%error, "a file cannot be passed through; it goes through the page cache");
+            }
+            errno
+        })
+    }
+
+    fn unregister_backing(&self, backing: u32) {
+        if let Err(error) = fuse_device::close_backing(&self.device, backing) {
+            tracing::error!(backing, %error, "a passthrough registration cannot be taken back");
+        }
+    }
+
+    fn invalidate_attr(&self, node: NodeId) {
+        // fuse_reverse_inval_inode(): a negative offset spares the pages.
+        self.invalidate(node, -1);
+    }
+
+    fn invalidate_pages(&self, node: NodeId) {
+        self.invalidate(node, 0);
+    }
+}

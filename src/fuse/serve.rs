@@ -1,0 +1,265 @@
+//! One request: decode, call the overlay, encode the answer. The only place where requests meet verbs.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use super::counters::Counters;
+use super::wire::opcode;
+use super::wire::reply::{Listing, Reply};
+use super::wire::request::{CopyArgs, CreateArgs, Header, Malformed, Operation, ReadArgs};
+use crate::overlay::Overlay;
+use crate::overlay::types::{Caller, Errno, HandleId, Result, SetAttr};
+
+/// Whose requests are served, where the kernel does not check it for us.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Door {
+    /// Everybody that the kernel lets through.
+    Open,
+    /// `allow_root`: the user that mounted, and root.
+    RootAnd(u32),
+}
+
+/// What a request came to.
+pub(super) enum Outcome<'a> {
+    /// Bytes to write to the device.
+    Reply(&'a [u8]),
+    /// The kernel wants no answer.
+    Silent,
+    /// The kernel said goodbye; its bytes are the last reply.
+    Goodbye(&'a [u8]),
+}
+
+/// Answers requests on an overlay. Shared by all threads.
+pub(super) struct Server {
+    pub(super) overlay: Arc<Overlay>,
+    pub(super) counters: Counters,
+    pub(super) door: Door,
+    /// `FUSE_SETXATTR_EXT` was negotiated.
+    pub(super) setxattr_ext: bool,
+    /// `FUSE_NO_OPENDIR_SUPPORT` was negotiated.
+    pub(super) no_opendir: bool,
+}
+
+impl Server {
+    /// Answers `request`, as it was read from the device.
+    pub(super) fn answer<'r>(&self, request: &[u8], reply: &'r mut Reply) -> Outcome<'r> {
+        reply.clear();
+        let (header, arguments) = match Header::decode(request) {
+            Ok(decoded) => decoded,
+            Err(malformed) => {
+                tracing::error!(?malformed, length = request.len(), "a request without a sound header");
+                return Outcome::Silent;
+            }
+        };
+        self.counters.count(header.opcode);
+        let operation = match Operation::decode(&header, arguments, self.setxattr_ext) {
+            Ok(operation) => operation,
+            Err(Malformed::Arguments | Malformed::Header) => {
+                tracing::error!(request = opcode::name(header.opcode), "arguments cut off");
+                return match header.opcode {
+                    opcode::FORGET | opcode::BATCH_FORGET => Outcome::Silent,
+                    _ => Outcome::Reply(reply.finish(header.unique, Err(Errno::INVAL))),
+                };
+            }
+        };
+        let outcome = if self.admits(&header) { self.perform(&header, &operation, reply) } else { Err(Errno::ACCESS) };
+        tracing::trace!(
+            request = opcode::name(header.opcode),
+            node = header.node.0,
+            pid = header.pid,
+            outcome = outcome.err().map_or(0, Errno::raw_os_error)
+        );
+        match operation {
+            Operation::Forget(_) | Operation::BatchForget(_) | Operation::Ignored => Outcome::Silent,
+            Operation::Destroy => Outcome::Goodbye(reply.finish(header.unique, outcome)),
+            _ => Outcome::Reply(reply.finish(header.unique, outcome)),
+        }
+    }
+
+    /// Answers `request` without doing it: the mount is being given up.
+    pub(super) fn decline<'r>(&self, request: &[u8], reply: &'r mut Reply) -> Outcome<'r> {
+        match Header::decode(request) {
+            Ok((Header { opcode: opcode::FORGET | opcode::BATCH_FORGET | opcode::INTERRUPT, .. }, _)) => {
+                Outcome::Silent
+            }
+            Ok((header, _)) => Outcome::Reply(reply.finish(header.unique, Err(Errno::NODEV))),
+            Err(Malformed::Header | Malformed::Arguments) => Outcome::Silent,
+        }
+    }
+
+    /// As libfuse: what the kernel sends on its own account (write-back, closing) is let through whoever's it is.
+    fn admits(&self, header: &Header) -> bool {
+        match (self.door, header.opcode) {
+            (Door::Open, _)
+            | (
+                _,
+                opcode::FORGET
+                | opcode::BATCH_FORGET
+                | opcode::READ
+                | opcode::WRITE
+                | opcode::FSYNC
+                | opcode::RELEASE
+                | opcode::READDIR
+                | opcode::READDIRPLUS
+                | opcode::FSYNCDIR
+                | opcode::RELEASEDIR
+                | opcode::INTERRUPT
+                | opcode::NOTIFY_REPLY
+                | opcode::DESTROY,
+            ) => true,
+            (Door::RootAnd(owner), _) => header.uid == 0 || header.uid == owner,
+        }
+    }
+
+    /// Calls the verb. A panic in it is a bug; it costs this one request, not the mount.
+    fn perform(&self, header: &Header, operation: &Operation<'_>, reply: &mut Reply) -> Result<()> {
+        let call = AssertUnwindSafe(|| self.on_nodes(header, operation, reply));
+        catch_unwind(call).unwrap_or_else(|_| {
+            // The hook has logged what and where.
+            tracing::error!(request = opcode::name(header.opcode), "answered with EIO after a panic");
+            Err(Errno::IO)
+        })
+    }
+
+    /// Requests on names and inodes.
+    fn on_nodes(&self, header: &Header, operation: &Operation<'_>, reply: &mut Reply) -> Result<()> {
+        let (overlay, node) = (&*self.overlay, header.node);
+        match *operation {
+            Operation::Lookup(name) => match overlay.lookup(node, name)? {
+                Some(entry) => reply.entry(&entry),
+                None => reply.no_entry(),
+            },
+            Operation::Forget(count) => {
+                overlay.forget(node, count);
+                Ok(())
+            }
+            Operation::BatchForget(forgets) => {
+                forgets.iter().for_each(|(node, count)| overlay.forget(node, count));
+                Ok(())
+            }
+            Operation::GetAttr(handle) => {
+                let (attr, validity) = overlay.getattr(node, handle)?;
+                reply.attr(&attr, validity)
+            }
+            Operation::Statx(handle) => {
+                let (attr, validity) = overlay.getattr(node, handle)?;
+                reply.statx(&attr, validity)
+            }
+            Operation::SetAttr(handle, mut set) => {
+                // With HANDLE_KILLPRIV_V2 this is what is left of the kernel's own "clear the set-id bits" before a
+                // write (file_remove_privs(); fuse_setattr() takes the mode out): of a passed-through write there is
+                // no other sign, and of others the kernel would keep showing the old mode. Who lacks CAP_FSETID is
+                // not told; root has it.
+                set.kill_suidgid |= changes_nothing(&set) && header.uid != 0;
+                let (attr, validity) = overlay.setattr(&caller(header, 0), node, handle, &set)?;
+                reply.attr(&attr, validity)
+            }
+            Operation::ReadLink => reply.bytes(overlay.readlink(node)?.as_encoded_bytes()),
+            Operation::Symlink { name, target } => {
+                reply.entry(&overlay.symlink(&caller(header, 0), node, name, target)?)
+            }
+            Operation::Mknod(CreateArgs { name, mode, umask }, rdev) => {
+                reply.entry(&overlay.mknod(&caller(header, umask), node, name, mode, rdev)?)
+            }
+            Operation::Mkdir(CreateArgs { name, mode, umask }) => {
+                reply.entry(&overlay.mkdir(&caller(header, umask), node, name, mode)?)
+            }
+            Operation::Unlink(name) => overlay.unlink(node, name),
+            Operation::Rmdir(name) => overlay.rmdir(node, name),
+            Operation::Rename { name, to, new_name, flags } => overlay.rename(node, name, to, new_name, flags),
+            Operation::Link { node: linked, name } => reply.entry(&overlay.link(linked, node, name)?),
+            Operation::StatFs => reply.statfs(&overlay.statfs()?),
+            _ => self.on_xattrs(header, operation, reply),
+        }
+    }
+
+    fn on_xattrs(&self, header: &Header, operation: &Operation<'_>, reply: &mut Reply) -> Result<()> {
+        let (overlay, node) = (&*self.overlay, header.node);
+        match *operation {
+            Operation::SetXattr { name, value, flags, kill_sgid } => {
+                overlay.setxattr(&caller(header, 0), node, name, value, flags, kill_sgid)
+            }
+            Operation::GetXattr { name, size } => reply.xattr(&overlay.getxattr(node, name)?, size),
+            Operation::ListXattr { size } => reply.xattr(&overlay.listxattr(node)?, size),
+            Operation::RemoveXattr(name) => overlay.removexattr(node, name),
+            _ => self.on_files(header, operation, reply),
+        }
+    }
+
+    /// Requests that open files, and those on open ones.
+    fn on_files(&self, header: &Header, operation: &Operation<'_>, reply: &mut Reply) -> Result<()> {
+        let (overlay, node) = (&*self.overlay, header.node);
+        match *operation {
+            Operation::Open(open) => {
+                reply.opened(&overlay.open_file(&caller(header, 0), node, open.flags, open.kill_suidgid)?)
+            }
+            Operation::Create(CreateArgs { name, mode, umask }, open) => {
+                let caller = caller(header, umask);
+                let (entry, opened) = overlay.create(&caller, node, name, mode, open.flags, open.kill_suidgid)?;
+                reply.entry(&entry)?;
+                reply.opened(&opened)
+            }
+            Operation::TmpFile(CreateArgs { mode, umask, .. }, open) => {
+                let (entry, opened) = overlay.tmpfile(&caller(header, umask), node, mode, open.flags)?;
+                reply.entry(&entry)?;
+                reply.opened(&opened)
+            }
+            Operation::Read(ReadArgs { handle, offset, size }) => {
+                reply.fill(size, |buffer| overlay.read(handle, offset, buffer))
+            }
+            Operation::Write { handle, offset, bytes, kill_suidgid } => {
+                reply.written(overlay.write(&caller(header, 0), handle, offset, bytes, kill_suidgid)?)
+            }
+            Operation::Release(handle) => {
+                overlay.release(handle);
+                Ok(())
+            }
+            Operation::Fsync { handle, data_only } => overlay.fsync(handle, data_only),
+            Operation::Fallocate { handle, mode, offset, length } => overlay.fallocate(handle, mode, offset, length),
+            Operation::Lseek { handle, offset, whence } => reply.number(overlay.lseek(handle, offset, whence)?),
+            Operation::CopyFileRange(CopyArgs { from, from_offset, to, to_offset, length, wide }) => {
+                // The narrow reply has 32 bits for the count; copying less than asked is allowed.
+                let length = if wide { length } else { length.min(0x7fff_f000) };
+                let copied = overlay.copy_file_range(from, from_offset, to, to_offset, length)?;
+                if wide {
+                    reply.number(u64::try_from(copied).map_err(|_| Errno::OVERFLOW)?)
+                } else {
+                    reply.written(copied)
+                }
+            }
+            _ => self.on_directories(header, operation, reply),
+        }
+    }
+
+    /// Requests on open directories, and those on the whole mount.
+    fn on_directories(&self, header: &Header, operation: &Operation<'_>, reply: &mut Reply) -> Result<()> {
+        let (overlay, node) = (&*self.overlay, header.node);
+        match *operation {
+            // Then the kernel sends neither this nor RELEASEDIR again, and keeps listings all the same.
+            Operation::OpenDir if self.no_opendir => Err(Errno::NOSYS),
+            Operation::OpenDir => reply.opened_dir(HandleId(0)),
+            Operation::ReadDir(ReadArgs { offset, size, .. }) => {
+                overlay.read_dir(node, offset, &mut Listing::new(reply, size, false))
+            }
+            Operation::ReadDirPlus(ReadArgs { offset, size, .. }) => {
+                overlay.read_dir_plus(node, offset, &mut Listing::new(reply, size, true))
+            }
+            Operation::ReleaseDir => Ok(()),
+            Operation::FsyncDir { data_only } => overlay.fsync_dir(node, data_only),
+            Operation::SyncFs => overlay.sync(),
+            Operation::Ioctl => Err(Errno::NOTTY),
+            Operation::Ignored | Operation::Destroy => Ok(()),
+            // The kernel then does without it: FLUSH, ACCESS, POLL, BMAP, …
+            _ => Err(Errno::NOSYS),
+        }
+    }
+}
+
+fn changes_nothing(set: &SetAttr) -> bool {
+    let SetAttr { mode, uid, gid, size, atime, mtime, kill_suidgid: _ } = set;
+    mode.is_none() && uid.is_none() && gid.is_none() && size.is_none() && atime.is_none() && mtime.is_none()
+}
+
+fn caller(header: &Header, umask: u32) -> Caller {
+    Caller { uid: header.uid, gid: header.gid, pid: header.pid, umask }
+}

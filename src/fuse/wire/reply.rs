@@ -1,0 +1,273 @@
+//! Replies. One buffer per thread holds header and payload, so that a reply is one `write(2)` and allocates nothing.
+
+use std::os::unix::ffi::OsStrExt;
+use std::time::Duration;
+
+use super::fopen;
+use crate::node::Timestamp;
+use crate::overlay::types::{
+    Attr, DirEntry, DirSink, Entry, Errno, HandleId, OpenMode, Opened, Result, StatFs, Validity,
+};
+
+const HEADER: usize = 16;
+
+/// How long the kernel may keep names and attributes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::fuse) struct Ttl {
+    sec: u64,
+    nsec: u32,
+}
+
+impl Ttl {
+    /// 136 years: what the kernel calls MAX_JIFFY_OFFSET is less.
+    const FOREVER: Self = Self { sec: u32::MAX as u64, nsec: 0 };
+    const ZERO: Self = Self { sec: 0, nsec: 0 };
+
+    /// `timeout`: the option of that name.
+    pub(in crate::fuse) fn new(timeout: Option<Duration>) -> Self {
+        timeout.map_or(Self::FOREVER, |timeout| Self { sec: timeout.as_secs(), nsec: timeout.subsec_nanos() })
+    }
+
+    fn limited(self, validity: Validity) -> Self {
+        match validity {
+            Validity::Forever => self,
+            Validity::None => Self::ZERO,
+        }
+    }
+}
+
+/// A reply under construction.
+pub(in crate::fuse) struct Reply {
+    bytes: Box<[u8]>,
+    /// End of what has been written; at least `HEADER`.
+    end: usize,
+    ttl: Ttl,
+}
+
+impl Reply {
+    /// `capacity`: the longest payload.
+    pub(in crate::fuse) fn new(capacity: usize, ttl: Ttl) -> Self {
+        Self { bytes: vec![0; HEADER + capacity].into_boxed_slice(), end: HEADER, ttl }
+    }
+
+    /// Drops the payload.
+    pub(in crate::fuse) fn clear(&mut self) {
+        self.end = HEADER;
+    }
+
+    /// The finished reply to request `unique`.
+    pub(in crate::fuse) fn finish(&mut self, unique: u64, outcome: Result<()>) -> &[u8] {
+        let error = match outcome {
+            Ok(()) => 0,
+            Err(errno) => {
+                self.clear();
+                -errno.raw_os_error()
+            }
+        };
+        let message = self.bytes.get_mut(..self.end).unwrap_or_default();
+        let length = u32::try_from(message.len()).unwrap_or(u32::MAX);
+        if let Some(header) = message.first_chunk_mut::<HEADER>() {
+            let (lengths, unique_field) = header.split_at_mut(8);
+            let (length_field, error_field) = lengths.split_at_mut(4);
+            length_field.copy_from_slice(&length.to_ne_bytes());
+            error_field.copy_from_slice(&error.to_ne_bytes());
+            unique_field.copy_from_slice(&unique.to_ne_bytes());
+        }
+        message
+    }
+
+    /// Takes `bytes` as the payload's next part.
+    pub(in crate::fuse) fn bytes(&mut self, bytes: &[u8]) -> Result<()> {
+        let room =
+            self.bytes.get_mut(self.end..).and_then(|rest| rest.get_mut(..bytes.len())).ok_or(Errno::OVERFLOW)?;
+        room.copy_from_slice(bytes);
+        self.end += bytes.len();
+        Ok(())
+    }
+
+    /// Lets `fill` write up to `size` bytes of payload; it says how many it wrote.
+    pub(in crate::fuse) fn fill(&mut self, size: u32, fill: impl FnOnce(&mut [u8]) -> Result<usize>) -> Result<()> {
+        let room = self.bytes.get_mut(self.end..).unwrap_or_default();
+        let size = usize::try_from(size).unwrap_or(usize::MAX).min(room.len());
+        let written = fill(room.get_mut(..size).unwrap_or_default())?;
+        self.end += written.min(size);
+        Ok(())
+    }
+
+    fn u32(&mut self, value: u32) -> Result<()> {
+        self.bytes(&value.to_ne_bytes())
+    }
+
+    fn u64(&mut self, value: u64) -> Result<()> {
+        self.bytes(&value.to_ne_bytes())
+    }
+
+    fn u64s<const N: usize>(&mut self, values: [u64; N]) -> Result<()> {
+        values.into_iter().try_for_each(|value| self.u64(value))
+    }
+
+    fn u32s<const N: usize>(&mut self, values: [u32; N]) -> Result<()> {
+        values.into_iter().try_for_each(|value| self.u32(value))
+    }
+
+    /// `struct fuse_attr`
+    fn fuse_attr(&mut self, attr: &Attr) -> Result<()> {
+        let seconds = |time: Timestamp| time.sec.cast_unsigned();
+        self.u64s([attr.ino, attr.size, attr.blocks, seconds(attr.atime), seconds(attr.mtime), seconds(attr.ctime)])?;
+        self.u32s([attr.atime.nsec, attr.mtime.nsec, attr.ctime.nsec, attr.mode, attr.nlink, attr.uid, attr.gid])?;
+        self.u32s([encode_device(attr.rdev), attr.blksize, 0])
+    }
+
+    /// `struct fuse_attr_out`
+    pub(in crate::fuse) fn attr(&mut self, attr: &Attr, validity: Validity) -> Result<()> {
+        let ttl = self.ttl.limited(validity);
+        self.u64(ttl.sec)?;
+        self.u32s([ttl.nsec, 0])?;
+        self.fuse_attr(attr)
+    }
+
+    /// `struct fuse_statx_out`
+    pub(in crate::fuse) fn statx(&mut self, attr: &Attr, validity: Validity) -> Result<()> {
+        const STATX_BASIC_STATS: u32 = 0x7ff;
+        const STATX_BTIME: u32 = 0x800;
+        let ttl = self.ttl.limited(validity);
+        self.u64(ttl.sec)?;
+        self.u32s([ttl.nsec, 0])?;
+        self.u64s([0; 2])?;
+        let mask = STATX_BASIC_STATS | if attr.btime.is_some() { STATX_BTIME } else { 0 };
+        self.u32s([mask, attr.blksize])?;
+        self.u64(0)?;
+        self.u32s([attr.nlink, attr.uid, attr.gid])?;
+        let mode = u16::try_from(attr.mode & 0xffff).map_err(|_| Errno::OVERFLOW)?;
+        self.bytes(&mode.to_ne_bytes())?;
+        self.bytes(&[0; 2])?;
+        self.u64s([attr.ino, attr.size, attr.blocks, 0])?;
+        for time in [attr.atime, attr.btime.unwrap_or_default(), attr.ctime, attr.mtime] {
+            self.u64(time.sec.cast_unsigned())?;
+            self.u32s([time.nsec, 0])?;
+        }
+        self.u32s([attr.rdev.0, attr.rdev.1, 0, 0])?;
+        self.u64s([0; 14])
+    }
+
+    /// `struct fuse_entry_out`. The node id is ours, the inode number the user's: they are never mixed up.
+    pub(in crate::fuse) fn entry(&mut self, entry: &Entry) -> Result<()> {
+        let (name, attr) = (self.ttl, self.ttl.limited(entry.attr_validity));
+        // Node ids are never used again, so that one generation is enough.
+        self.u64s([entry.node.0, 0, name.sec, attr.sec])?;
+        self.u32s([name.nsec, attr.nsec])?;
+        self.fuse_attr(&entry.attr)
+    }
+
+    /// The name does not exist, and the kernel may remember that.
+    pub(in crate::fuse) fn no_entry(&mut self) -> Result<()> {
+        let ttl = self.ttl;
+        self.u64s([0, 0, ttl.sec, 0])?;
+        self.u32s([ttl.nsec, 0])?;
+        self.bytes(&[0; FUSE_ATTR])
+    }
+
+    /// `struct fuse_open_out` of a file.
+    pub(in crate::fuse) fn opened(&mut self, opened: &Opened) -> Result<()> {
+        let (flags, backing) = match opened.mode {
+            OpenMode::KeepCache => (fopen::KEEP_CACHE, 0),
+            OpenMode::DropCache => (0, 0),
+            OpenMode::Direct => (fopen::DIRECT_IO | fopen::PARALLEL_DIRECT_WRITES, 0),
+            // The kernel's FOPEN_PASSTHROUGH_MASK: no caching flags beside it.
+            OpenMode::Passthrough(backing) => (fopen::PASSTHROUGH, backing),
+        };
+        self.u64(opened.handle.0)?;
+        self.u32s([flags, backing])
+    }
+
+    /// `struct fuse_open_out` of a directory.
+    pub(in crate::fuse) fn opened_dir(&mut self, handle: HandleId) -> Result<()> {
+        self.u64(handle.0)?;
+        self.u32s([fopen::CACHE_DIR | fopen::KEEP_CACHE, 0])
+    }
+
+    /// `struct fuse_write_out`
+    pub(in crate::fuse) fn written(&mut self, count: usize) -> Result<()> {
+        self.u32s([u32::try_from(count).map_err(|_| Errno::OVERFLOW)?, 0])
+    }
+
+    /// `struct fuse_lseek_out`, `struct fuse_copy_file_range_out`
+    pub(in crate::fuse) fn number(&mut self, number: u64) -> Result<()> {
+        self.u64(number)
+    }
+
+    /// `struct fuse_statfs_out`
+    pub(in crate::fuse) fn statfs(&mut self, stat: &StatFs) -> Result<()> {
+        let narrow = |size: u64| u32::try_from(size).map_err(|_| Errno::OVERFLOW);
+        self.u64s([stat.blocks, stat.bfree, stat.bavail, stat.files, stat.ffree])?;
+        self.u32s([narrow(stat.bsize)?, stat.namelen, narrow(stat.frsize)?, 0])?;
+        self.u32s([0; 6])
+    }
+
+    /// The value or the list of an extended attribute; its length only, when `size` is 0.
+    pub(in crate::fuse) fn xattr(&mut self, value: &[u8], size: u32) -> Result<()> {
+        let length = u32::try_from(value.len()).map_err(|_| Errno::TOOBIG)?;
+        match size {
+            0 => self.u32s([length, 0]),
+            size if size < length => Err(Errno::RANGE),
+            _ => self.bytes(value),
+        }
+    }
+}
+
+const FUSE_ATTR: usize = 88;
+const FUSE_ENTRY_OUT: usize = 40 + FUSE_ATTR;
+const FUSE_DIRENT: usize = 24;
+
+/// Takes a listing for `READDIR` or `READDIRPLUS`.
+pub(in crate::fuse) struct Listing<'a> {
+    reply: &'a mut Reply,
+    /// The payload must not grow past this.
+    limit: usize,
+    plus: bool,
+}
+
+impl<'a> Listing<'a> {
+    /// `size`: the room that the kernel has; `plus`: with looked-up entries.
+    pub(in crate::fuse) fn new(reply: &'a mut Reply, size: u32, plus: bool) -> Self {
+        let limit = usize::try_from(size).map_or(reply.bytes.len(), |size| reply.bytes.len().min(HEADER + size));
+        Self { reply, limit, plus }
+    }
+
+    fn add(&mut self, name: &DirEntry<'_>, entry: Option<&Entry>) -> Result<()> {
+        if self.plus {
+            match entry {
+                Some(entry) => self.reply.entry(entry)?,
+                // fuse_direntplus_link(): node id 0 means that nothing is said about it.
+                None => self.reply.bytes(&[0; FUSE_ENTRY_OUT])?,
+            }
+        }
+        let bytes = name.name.as_bytes();
+        self.reply.u64s([name.ino, name.next])?;
+        self.reply.u32s([u32::try_from(bytes.len()).map_err(|_| Errno::OVERFLOW)?, u32::from(name.kind)])?;
+        self.reply.bytes(bytes)?;
+        let padding = bytes.len().next_multiple_of(8) - bytes.len();
+        self.reply.bytes([0; 8].get(..padding).unwrap_or_default())
+    }
+}
+
+impl DirSink for Listing<'_> {
+    fn push(&mut self, name: &DirEntry<'_>, entry: Option<&Entry>) -> bool {
+        let start = self.reply.end;
+        let before_name = if self.plus { FUSE_ENTRY_OUT + FUSE_DIRENT } else { FUSE_DIRENT };
+        let size = before_name + name.name.len().next_multiple_of(8);
+        if start.saturating_add(size) > self.limit {
+            return false;
+        }
+        let added = self.add(name, entry).is_ok();
+        if !added {
+            self.reply.end = start;
+        }
+        added
+    }
+}
+
+/// The kernel's `new_encode_dev()`.
+fn encode_device((major, minor): (u32, u32)) -> u32 {
+    (minor & 0xff) | ((major & 0xfff) << 8) | ((minor & 0xf_ff00) << 12)
+}

@@ -1,0 +1,423 @@
+//! Requests.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+
+use super::opcode;
+use crate::node::{NodeId, Timestamp};
+use crate::overlay::types::{HandleId, SetAttr, SetTime};
+
+/// Why a request cannot be decoded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::fuse) enum Malformed {
+    /// Not even a header: nobody can be answered.
+    Header,
+    /// The arguments are cut off or no valid names.
+    Arguments,
+}
+
+/// `struct fuse_in_header`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::fuse) struct Header {
+    pub(in crate::fuse) opcode: u32,
+    /// Names the request in the reply.
+    pub(in crate::fuse) unique: u64,
+    pub(in crate::fuse) node: NodeId,
+    pub(in crate::fuse) uid: u32,
+    pub(in crate::fuse) gid: u32,
+    pub(in crate::fuse) pid: u32,
+}
+
+/// Arguments of `OPEN`, `CREATE` and `TMPFILE`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::fuse) struct OpenArgs {
+    /// Those of `open(2)`.
+    pub(in crate::fuse) flags: u32,
+    /// The opener lacks `CAP_FSETID` and truncates.
+    pub(in crate::fuse) kill_suidgid: bool,
+}
+
+/// What to create.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::fuse) struct CreateArgs<'a> {
+    pub(in crate::fuse) name: &'a OsStr,
+    /// Before the umask.
+    pub(in crate::fuse) mode: u32,
+    pub(in crate::fuse) umask: u32,
+}
+
+/// A part of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::fuse) struct CopyArgs {
+    pub(in crate::fuse) from: HandleId,
+    pub(in crate::fuse) from_offset: u64,
+    pub(in crate::fuse) to: HandleId,
+    pub(in crate::fuse) to_offset: u64,
+    pub(in crate::fuse) length: u64,
+    /// The reply has 64 bits for the length.
+    pub(in crate::fuse) wide: bool,
+}
+
+/// Arguments of `READ`, `READDIR` and `READDIRPLUS`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::fuse) struct ReadArgs {
+    pub(in crate::fuse) handle: HandleId,
+    pub(in crate::fuse) offset: u64,
+    pub(in crate::fuse) size: u32,
+}
+
+/// Names and how often to forget them (`BATCH_FORGET`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::fuse) struct Forgets<'a>(&'a [[u8; 16]]);
+
+impl Forgets<'_> {
+    pub(in crate::fuse) fn iter(&self) -> impl Iterator<Item = (NodeId, u64)> {
+        self.0.iter().filter_map(|one| {
+            let mut fields = Fields(one);
+            Some((NodeId(fields.u64().ok()?), fields.u64().ok()?))
+        })
+    }
+}
+
+/// A request that we know.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::fuse) enum Operation<'a> {
+    Lookup(&'a OsStr),
+    Forget(u64),
+    BatchForget(Forgets<'a>),
+    GetAttr(Option<HandleId>),
+    Statx(Option<HandleId>),
+    SetAttr(Option<HandleId>, SetAttr),
+    ReadLink,
+    Symlink {
+        name: &'a OsStr,
+        target: &'a OsStr,
+    },
+    Mknod(CreateArgs<'a>, (u32, u32)),
+    Mkdir(CreateArgs<'a>),
+    Unlink(&'a OsStr),
+    Rmdir(&'a OsStr),
+    Rename {
+        name: &'a OsStr,
+        to: NodeId,
+        new_name: &'a OsStr,
+        flags: u32,
+    },
+    Link {
+        node: NodeId,
+        name: &'a OsStr,
+    },
+    Open(OpenArgs),
+    Create(CreateArgs<'a>, OpenArgs),
+    TmpFile(CreateArgs<'a>, OpenArgs),
+    Read(ReadArgs),
+    Write {
+        handle: HandleId,
+        offset: u64,
+        bytes: &'a [u8],
+        kill_suidgid: bool,
+    },
+    StatFs,
+    Release(HandleId),
+    Fsync {
+        handle: HandleId,
+        data_only: bool,
+    },
+    SetXattr {
+        name: &'a OsStr,
+        value: &'a [u8],
+        flags: u32,
+        kill_sgid: bool,
+    },
+    GetXattr {
+        name: &'a OsStr,
+        size: u32,
+    },
+    ListXattr {
+        size: u32,
+    },
+    RemoveXattr(&'a OsStr),
+    OpenDir,
+    ReadDir(ReadArgs),
+    ReadDirPlus(ReadArgs),
+    ReleaseDir,
+    FsyncDir {
+        data_only: bool,
+    },
+    Fallocate {
+        handle: HandleId,
+        mode: u32,
+        offset: u64,
+        length: u64,
+    },
+    Lseek {
+        handle: HandleId,
+        offset: u64,
+        whence: u32,
+    },
+    CopyFileRange(CopyArgs),
+    SyncFs,
+    Ioctl,
+    /// `INTERRUPT`, `NOTIFY_REPLY`: nothing to do and nothing to answer.
+    Ignored,
+    Destroy,
+    /// Everything else, and what we refuse on purpose: the kernel stops asking after one ENOSYS.
+    Unknown,
+}
+
+impl Header {
+    /// Decodes the header of `request` and checks its length. The rest are the arguments.
+    pub(in crate::fuse) fn decode(request: &[u8]) -> Result<(Self, &[u8]), Malformed> {
+        let mut fields = Fields(request);
+        let header = |fields: &mut Fields<'_>| {
+            let length = fields.u32()?;
+            let header = Self {
+                opcode: fields.u32()?,
+                unique: fields.u64()?,
+                node: NodeId(fields.u64()?),
+                uid: fields.u32()?,
+                gid: fields.u32()?,
+                pid: fields.u32()?,
+            };
+            fields.u32()?;
+            Ok((length, header))
+        };
+        match header(&mut fields) {
+            Ok((length, header)) if usize::try_from(length) == Ok(request.len()) => Ok((header, fields.0)),
+            Ok(_) | Err(Malformed::Header | Malformed::Arguments) => Err(Malformed::Header),
+        }
+    }
+}
+
+impl<'a> Operation<'a> {
+    /// Decodes the arguments of a request. `setxattr_ext`: `FUSE_SETXATTR_EXT` was negotiated.
+    pub(in crate::fuse) fn decode(header: &Header, arguments: &'a [u8], setxattr_ext: bool) -> Result<Self, Malformed> {
+        let mut fields = Fields(arguments);
+        match header.opcode {
+            opcode::LOOKUP..=opcode::LINK | opcode::RENAME2 | opcode::BATCH_FORGET => fields.namespace(header.opcode),
+            opcode::SETXATTR..=opcode::REMOVEXATTR => fields.xattr(header.opcode, setxattr_ext),
+            _ => fields.file(header.opcode),
+        }
+    }
+}
+
+const GETATTR_FH: u32 = 1 << 0;
+const WRITE_KILL_SUIDGID: u32 = 1 << 2;
+const OPEN_KILL_SUIDGID: u32 = 1 << 0;
+const FSYNC_FDATASYNC: u32 = 1 << 0;
+const SETXATTR_ACL_KILL_SGID: u32 = 1 << 0;
+
+/// `FATTR_*`
+mod fattr {
+    pub(super) const MODE: u32 = 1 << 0;
+    pub(super) const UID: u32 = 1 << 1;
+    pub(super) const GID: u32 = 1 << 2;
+    pub(super) const SIZE: u32 = 1 << 3;
+    pub(super) const ATIME: u32 = 1 << 4;
+    pub(super) const MTIME: u32 = 1 << 5;
+    pub(super) const FH: u32 = 1 << 6;
+    pub(super) const ATIME_NOW: u32 = 1 << 7;
+    pub(super) const MTIME_NOW: u32 = 1 << 8;
+    pub(super) const KILL_SUIDGID: u32 = 1 << 11;
+}
+
+/// The undecoded rest of a request.
+struct Fields<'a>(&'a [u8]);
+
+impl<'a> Fields<'a> {
+    fn bytes(&mut self, count: usize) -> Result<&'a [u8], Malformed> {
+        let (taken, rest) = self.0.split_at_checked(count).ok_or(Malformed::Arguments)?;
+        self.0 = rest;
+        Ok(taken)
+    }
+
+    fn u32(&mut self) -> Result<u32, Malformed> {
+        let (taken, rest) = self.0.split_first_chunk().ok_or(Malformed::Arguments)?;
+        self.0 = rest;
+        Ok(u32::from_ne_bytes(*taken))
+    }
+
+    fn u64(&mut self) -> Result<u64, Malformed> {
+        let (taken, rest) = self.0.split_first_chunk().ok_or(Malformed::Arguments)?;
+        self.0 = rest;
+        Ok(u64::from_ne_bytes(*taken))
+    }
+
+    fn handle(&mut self) -> Result<HandleId, Malformed> {
+        self.u64().map(HandleId)
+    }
+
+    fn node(&mut self) -> Result<NodeId, Malformed> {
+        self.u64().map(NodeId)
+    }
+
+    /// Bytes up to a NUL.
+    fn name(&mut self) -> Result<&'a OsStr, Malformed> {
+        let end = self.0.iter().position(|&byte| byte == 0).ok_or(Malformed::Arguments)?;
+        let name = self.bytes(end)?;
+        self.bytes(1)?;
+        Ok(OsStr::from_bytes(name))
+    }
+
+    fn namespace(&mut self, opcode: u32) -> Result<Operation<'a>, Malformed> {
+        Ok(match opcode {
+            opcode::LOOKUP => Operation::Lookup(self.name()?),
+            opcode::FORGET => Operation::Forget(self.u64()?),
+            opcode::BATCH_FORGET => self.forgets()?,
+            opcode::GETATTR => Operation::GetAttr(self.optional_handle()?),
+            opcode::SETATTR => self.set_attr()?,
+            opcode::READLINK => Operation::ReadLink,
+            opcode::SYMLINK => Operation::Symlink { name: self.name()?, target: self.name()? },
+            opcode::MKNOD => {
+                let (mode, rdev, umask) = (self.u32()?, self.u32()?, self.u32()?);
+                self.u32()?;
+                Operation::Mknod(CreateArgs { name: self.name()?, mode, umask }, decode_device(rdev))
+            }
+            opcode::MKDIR => {
+                let (mode, umask) = (self.u32()?, self.u32()?);
+                Operation::Mkdir(CreateArgs { name: self.name()?, mode, umask })
+            }
+            opcode::UNLINK => Operation::Unlink(self.name()?),
+            opcode::RMDIR => Operation::Rmdir(self.name()?),
+            opcode::RENAME => {
+                let to = self.node()?;
+                Operation::Rename { to, name: self.name()?, new_name: self.name()?, flags: 0 }
+            }
+            opcode::RENAME2 => {
+                let (to, flags, _padding) = (self.node()?, self.u32()?, self.u32()?);
+                Operation::Rename { to, name: self.name()?, new_name: self.name()?, flags }
+            }
+            opcode::LINK => Operation::Link { node: self.node()?, name: self.name()? },
+            _ => Operation::Unknown,
+        })
+    }
+
+    fn xattr(&mut self, opcode: u32, setxattr_ext: bool) -> Result<Operation<'a>, Malformed> {
+        Ok(match opcode {
+            opcode::SETXATTR => {
+                let (size, flags) = (self.u32()?, self.u32()?);
+                let extended = if setxattr_ext { (self.u32()?, self.u32()?).0 } else { 0 };
+                let name = self.name()?;
+                let value = self.bytes(usize::try_from(size).map_err(|_| Malformed::Arguments)?)?;
+                Operation::SetXattr { name, value, flags, kill_sgid: extended & SETXATTR_ACL_KILL_SGID != 0 }
+            }
+            opcode::GETXATTR => {
+                let (size, _padding) = (self.u32()?, self.u32()?);
+                Operation::GetXattr { size, name: self.name()? }
+            }
+            opcode::LISTXATTR => Operation::ListXattr { size: self.u32()? },
+            opcode::REMOVEXATTR => Operation::RemoveXattr(self.name()?),
+            _ => Operation::Unknown,
+        })
+    }
+
+    fn file(&mut self, opcode: u32) -> Result<Operation<'a>, Malformed> {
+        Ok(match opcode {
+            opcode::OPEN => {
+                Operation::Open(OpenArgs { flags: self.u32()?, kill_suidgid: self.u32()? & OPEN_KILL_SUIDGID != 0 })
+            }
+            opcode::CREATE => {
+                let (create, open) = self.create()?;
+                Operation::Create(create, open)
+            }
+            opcode::TMPFILE => {
+                let (create, open) = self.create()?;
+                Operation::TmpFile(create, open)
+            }
+            opcode::READ => Operation::Read(self.read()?),
+            opcode::WRITE => self.write()?,
+            opcode::STATFS => Operation::StatFs,
+            opcode::RELEASE => Operation::Release(self.handle()?),
+            opcode::FSYNC => Operation::Fsync { handle: self.handle()?, data_only: self.u32()? & FSYNC_FDATASYNC != 0 },
+            opcode::OPENDIR => Operation::OpenDir,
+            opcode::READDIR => Operation::ReadDir(self.read()?),
+            opcode::READDIRPLUS => Operation::ReadDirPlus(self.read()?),
+            opcode::RELEASEDIR => self.handle().map(|_none| Operation::ReleaseDir)?,
+            opcode::FSYNCDIR => {
+                // Directories have no handles.
+                self.handle()?;
+                Operation::FsyncDir { data_only: self.u32()? & FSYNC_FDATASYNC != 0 }
+            }
+            opcode::FALLOCATE => {
+                let (handle, offset, length) = (self.handle()?, self.u64()?, self.u64()?);
+                Operation::Fallocate { handle, offset, length, mode: self.u32()? }
+            }
+            opcode::LSEEK => Operation::Lseek { handle: self.handle()?, offset: self.u64()?, whence: self.u32()? },
+            opcode::COPY_FILE_RANGE | opcode::COPY_FILE_RANGE_64 => {
+                self.copy_file_range(opcode == opcode::COPY_FILE_RANGE_64)?
+            }
+            opcode::SYNCFS => Operation::SyncFs,
+            opcode::STATX => Operation::Statx(self.optional_handle()?),
+            opcode::IOCTL => Operation::Ioctl,
+            opcode::INTERRUPT | opcode::NOTIFY_REPLY => Operation::Ignored,
+            opcode::DESTROY => Operation::Destroy,
+            _ => Operation::Unknown,
+        })
+    }
+
+    fn forgets(&mut self) -> Result<Operation<'a>, Malformed> {
+        let (count, _padding) = (self.u32()?, self.u32()?);
+        let size = usize::try_from(count).ok().and_then(|count| count.checked_mul(16)).ok_or(Malformed::Arguments)?;
+        let (entries, _) = self.bytes(size)?.as_chunks();
+        Ok(Operation::BatchForget(Forgets(entries)))
+    }
+
+    /// `struct fuse_getattr_in`; `struct fuse_statx_in` begins alike.
+    fn optional_handle(&mut self) -> Result<Option<HandleId>, Malformed> {
+        let (flags, _padding, handle) = (self.u32()?, self.u32()?, self.handle()?);
+        Ok((flags & GETATTR_FH != 0).then_some(handle))
+    }
+
+    fn set_attr(&mut self) -> Result<Operation<'a>, Malformed> {
+        let (valid, _padding, handle, size, _lock_owner) =
+            (self.u32()?, self.u32()?, self.handle()?, self.u64()?, self.u64()?);
+        let (atime, mtime, _ctime) = (self.u64()?, self.u64()?, self.u64()?);
+        let (atime_nsec, mtime_nsec, _ctime_nsec) = (self.u32()?, self.u32()?, self.u32()?);
+        let (mode, _unused, uid, gid, _unused_too) = (self.u32()?, self.u32()?, self.u32()?, self.u32()?, self.u32()?);
+        let has = |bit: u32| valid & bit != 0;
+        let time = |set: u32, now: u32, sec: u64, nsec: u32| {
+            has(set).then(|| {
+                let at = Timestamp { sec: sec.cast_signed(), nsec };
+                if has(now) { SetTime::Now } else { SetTime::At(at) }
+            })
+        };
+        let set = SetAttr {
+            mode: has(fattr::MODE).then_some(mode & 0o7777),
+            uid: has(fattr::UID).then_some(uid),
+            gid: has(fattr::GID).then_some(gid),
+            size: has(fattr::SIZE).then_some(size),
+            atime: time(fattr::ATIME, fattr::ATIME_NOW, atime, atime_nsec),
+            mtime: time(fattr::MTIME, fattr::MTIME_NOW, mtime, mtime_nsec),
+            kill_suidgid: has(fattr::KILL_SUIDGID),
+        };
+        Ok(Operation::SetAttr(has(fattr::FH).then_some(handle), set))
+    }
+
+    fn create(&mut self) -> Result<(CreateArgs<'a>, OpenArgs), Malformed> {
+        let (flags, mode, umask, open_flags) = (self.u32()?, self.u32()?, self.u32()?, self.u32()?);
+        let open = OpenArgs { flags, kill_suidgid: open_flags & OPEN_KILL_SUIDGID != 0 };
+        Ok((CreateArgs { name: self.name()?, mode, umask }, open))
+    }
+
+    fn read(&mut self) -> Result<ReadArgs, Malformed> {
+        Ok(ReadArgs { handle: self.handle()?, offset: self.u64()?, size: self.u32()? })
+    }
+
+    fn write(&mut self) -> Result<Operation<'a>, Malformed> {
+        let (handle, offset, size, flags) = (self.handle()?, self.u64()?, self.u32()?, self.u32()?);
+        let (_lock_owner, _open_flags, _padding) = (self.u64()?, self.u32()?, self.u32()?);
+        let bytes = self.bytes(usize::try_from(size).map_err(|_| Malformed::Arguments)?)?;
+        Ok(Operation::Write { handle, offset, bytes, kill_suidgid: flags & WRITE_KILL_SUIDGID != 0 })
+    }
+
+    fn copy_file_range(&mut self, wide: bool) -> Result<Operation<'a>, Malformed> {
+        let (from, from_offset, _to_node) = (self.handle()?, self.u64()?, self.u64()?);
+        let (to, to_offset, length) = (self.handle()?, self.u64()?, self.u64()?);
+        Ok(Operation::CopyFileRange(CopyArgs { from, from_offset, to, to_offset, length, wide }))
+    }
+}
+
+/// The kernel's `new_decode_dev()`.
+fn decode_device(rdev: u32) -> (u32, u32) {
+    ((rdev & 0xf_ff00) >> 8, (rdev & 0xff) | ((rdev >> 12) & 0xf_ff00))
+}

@@ -1,0 +1,398 @@
+//! Merged listing of a directory: one entry a name, in an order that never changes.
+//!
+//! Entries are sorted by a hash of their name, and the hash is the position that `readdir` hands out. So positions
+//! stay valid whatever is created, removed or rebuilt in between, and a name is found by binary search.
+
+use std::collections::HashMap;
+use std::ffi::CStr;
+
+use rustix::io::Errno;
+
+use crate::layer::{Dir, FileType, LowerRef, Stat};
+use crate::whiteout::{AufsName, decode_aufs_name};
+
+/// First position given to a name; those below are for `.` and `..`.
+pub const FIRST_POSITION: u64 = 16;
+
+/// Where the file behind an entry is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// In the upper layer.
+    Upper,
+    /// In the directory's lower part of this index.
+    Lower(u16),
+}
+
+/// Source index of upper entries.
+const UPPER: u16 = u16::MAX;
+
+#[derive(Clone, Copy, Debug)]
+struct Item {
+    position: u64,
+    ino: u64,
+    name_at: u32,
+    /// Where in [`Listing::dirs`] the lower parts of a directory are; `u32::MAX`: only in `source`.
+    dirs_at: u32,
+    dirs_len: u16,
+    source: u16,
+    kind: u8,
+}
+
+/// A merged listing. Immutable.
+#[derive(Debug, Default)]
+pub struct Listing {
+    /// Names, each ended by a NUL.
+    names: Vec<u8>,
+    items: Vec<Item>,
+    /// Lower parts of directories that have several.
+    dirs: Vec<u16>,
+}
+
+/// One entry of a listing.
+#[derive(Clone, Copy, Debug)]
+pub struct Listed<'a> {
+    /// Name.
+    pub name: &'a CStr,
+    /// Position; unique in the directory.
+    pub position: u64,
+    /// `d_ino` of the topmost real entry, in its own file system.
+    pub ino: u64,
+    /// `DT_*`.
+    pub kind: u8,
+    /// Where the topmost real entry is.
+    pub source: Source,
+}
+
+/// Position that `name` gets where no other name has the same.
+fn hash_position(name: &[u8]) -> u64 {
+    let mut hash = 0xcbf2_9ce4_8422_2325_u64 ^ (name.len() as u64);
+    for chunk in name.chunks(8) {
+        let word = chunk.iter().rev().fold(0u64, |word, &b| (word << 8) | u64::from(b));
+        hash = (hash ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        hash ^= hash >> 29;
+    }
+    // Positions are signed 64-bit numbers to user space, and the kernel adds to them.
+    (hash >> 2).max(FIRST_POSITION)
+}
+
+/// Names that a collision may push a name away from its own position.
+const COLLISION_SPAN: u64 = 64;
+
+/// Gathers the entries of a directory, topmost layer first.
+#[derive(Debug, Default)]
+struct Builder {
+    names: Vec<u8>,
+    entries: Vec<Building>,
+    by_name: HashMap<Box<[u8]>, u32>,
+}
+
+#[derive(Debug)]
+struct Building {
+    name_at: u32,
+    ino: u64,
+    source: u16,
+    kind: u8,
+    /// A whiteout: hides what is below, is not shown.
+    hidden: bool,
+    /// Nothing further down belongs to this entry.
+    closed: bool,
+    /// Lower parts after the first, of a directory.
+    more: Vec<u16>,
+}
+
+impl Builder {
+    fn add(
+        &mut self,
+        name: &CStr,
+        ino: u64,
+        kind: u8,
+        source: u16,
+        hidden: bool,
+        keep_index: bool,
+    ) -> Result<(), Errno> {
+        if let Some(&at) = self.by_name.get(name.to_bytes()) {
+            let Some(existing) = self.entries.get_mut(at as usize) else { return Ok(()) };
+            if existing.closed {
+                return Ok(());
+            }
+            // A whiteout by name (`.wh.x`) does not hide `x` of its own layer.
+            let same_layer = existing.source == source || existing.more.last() == Some(&source);
+            if existing.hidden && same_layer && !hidden {
+                (existing.kind, existing.ino, existing.hidden) = (kind, ino, false);
+            } else if hidden && same_layer {
+                existing.closed = true;
+            } else if kind == libc::DT_DIR && !hidden && !existing.hidden {
+                existing.more.push(source);
+            } else {
+                existing.closed = true;
+            }
+            return Ok(());
+        }
+        let at = u32::try_from(self.entries.len()).map_err(|_| Errno::NOMEM)?;
+        let name_at = u32::try_from(self.names.len()).map_err(|_| Errno::NOMEM)?;
+        self.names.extend_from_slice(name.to_bytes_with_nul());
+        if keep_index {
+            self.by_name.insert(name.to_bytes().into(), at);
+        }
+        let closed = kind != libc::DT_DIR && !hidden;
+        self.entries.push(Building { name_at, ino, source, kind, hidden, closed, more: Vec::new() });
+        Ok(())
+    }
+
+    /// A hidden entry closes once its own layer has been read.
+    fn end_layer(&mut self) {
+        for entry in self.entries.iter_mut().filter(|e| e.hidden) {
+            entry.closed = true;
+        }
+    }
+
+    /// Reads one real directory; true if it turned out to be opaque (`.wh..wh..opq`).
+    fn read(&mut self, dir: &Dir, source: u16, xattr_whiteouts: bool, keep_index: bool) -> Result<bool, Errno> {
+        let mut opaque = false;
+        let mut unsure: Vec<(std::ffi::CString, u64)> = Vec::new();
+        dir.list(|entry| {
+            let name = std::os::unix::ffi::OsStrExt::from_bytes(entry.name.to_bytes());
+            match decode_aufs_name(name) {
+                AufsName::Opaque => opaque = true,
+                AufsName::Bookkeeping => {}
+                AufsName::Whiteout(target) => {
+                    let target = std::ffi::CString::new(std::os::unix::ffi::OsStrExt::as_bytes(target));
+                    if let Ok(target) = target {
+                        self.add(&target, 0, libc::DT_UNKNOWN, source, true, true)?;
+                    }
+                }
+                AufsName::Plain => match entry.kind {
+                    libc::DT_CHR | libc::DT_UNKNOWN => unsure.push((entry.name.to_owned(), entry.ino)),
+                    libc::DT_REG if xattr_whiteouts => unsure.push((entry.name.to_owned(), entry.ino)),
+                    kind => self.add(entry.name, entry.ino, kind, source, false, keep_index)?,
+                },
+            }
+            Ok(())
+        })?;
+        for (name, ino) in unsure {
+            // Gone between listing and looking: not there.
+            let Some(stat) = dir.stat(&name)? else { continue };
+            let hidden = is_whiteout(dir, &name, &stat, xattr_whiteouts)?;
+            self.add(&name, ino, dirent_type(&stat), source, hidden, true)?;
+        }
+        self.end_layer();
+        Ok(opaque)
+    }
+
+    fn finish(self, keep: impl Fn(&Building) -> bool) -> Listing {
+        let mut listing =
+            Listing { names: self.names, items: Vec::with_capacity(self.entries.len()), dirs: Vec::new() };
+        for entry in self.entries.iter().filter(|e| keep(e)) {
+            let (mut dirs_at, mut dirs_len) = (u32::MAX, 0);
+            if !entry.more.is_empty() {
+                dirs_at = u32::try_from(listing.dirs.len()).unwrap_or(u32::MAX);
+                dirs_len = u16::try_from(entry.more.len() + 1).unwrap_or(u16::MAX);
+                listing.dirs.push(entry.source);
+                listing.dirs.extend_from_slice(&entry.more);
+            }
+            let position = hash_position(name_at(&listing.names, entry.name_at).to_bytes());
+            let Building { name_at, ino, source, kind, .. } = *entry;
+            listing.items.push(Item { position, ino, name_at, dirs_at, dirs_len, source, kind });
+        }
+        listing.sort();
+        listing
+    }
+}
+
+/// The name that starts at `at`.
+fn name_at(names: &[u8], at: u32) -> &CStr {
+    let tail = names.get(at as usize..).unwrap_or_default();
+    CStr::from_bytes_until_nul(tail).unwrap_or_default()
+}
+
+/// `DT_*` of a file.
+pub fn dirent_type(stat: &Stat) -> u8 {
+    // S_IFMT >> 12 is DT_*, by design of both.
+    ((stat.mode & libc::S_IFMT) >> 12) as u8
+}
+
+/// True if `name` in `dir`, whose attributes are `stat`, is a whiteout.
+///
+/// # Errors
+/// Those of `getxattr(2)`.
+pub fn is_whiteout(dir: &Dir, name: &CStr, stat: &Stat, xattr_whiteouts: bool) -> Result<bool, Errno> {
+    if stat.is_whiteout_device() {
+        return Ok(true);
+    }
+    Ok(xattr_whiteouts && stat.may_be_xattr_whiteout() && dir.marks(name)?.whiteout)
+}
+
+impl Listing {
+    fn sort(&mut self) {
+        let names = &self.names;
+        self.items.sort_unstable_by(|a, b| {
+            (a.position, name_at(names, a.name_at)).cmp(&(b.position, name_at(names, b.name_at)))
+        });
+        let mut last = 0;
+        for item in &mut self.items {
+            item.position = item.position.max(last + 1);
+            last = item.position;
+        }
+    }
+
+    /// Merges the lower parts of a directory, topmost first. What is whited out is left out.
+    ///
+    /// # Errors
+    /// Those of listing; an unreadable layer fails the whole, rather than showing what it may hide.
+    pub fn of_lowers(parts: &[(&LowerRef, Dir)]) -> Result<Self, Errno> {
+        let mut builder = Builder::default();
+        for (index, (part, dir)) in parts.iter().enumerate() {
+            let source = u16::try_from(index).map_err(|_| Errno::OVERFLOW)?;
+            // With one layer, no name is met twice.
+            if builder.read(dir, source, part.xattr_whiteouts, parts.len() > 1)? {
+                break;
+            }
+        }
+        Ok(builder.finish(|entry| !entry.hidden))
+    }
+
+    /// Merges the upper part of a directory with the listing of its lower parts.
+    ///
+    /// # Errors
+    /// Those of listing.
+    pub fn with_upper(upper: &Dir, xattr_whiteouts: bool, lowers: Option<&Self>) -> Result<Self, Errno> {
+        let mut builder = Builder::default();
+        let opaque = builder.read(upper, UPPER, xattr_whiteouts, lowers.is_some())?;
+        for listed in lowers.filter(|_| !opaque).into_iter().flat_map(Self::iter) {
+            let Source::Lower(source) = listed.source else { continue };
+            builder.add(listed.name, listed.ino, listed.kind, source, false, false)?;
+        }
+        Ok(builder.finish(|entry| !entry.hidden))
+    }
+
+    /// Names of an upper directory that are no entries: whiteouts and marks, to be removed with it; and whether
+    /// it holds anything else.
+    ///
+    /// # Errors
+    /// Those of listing.
+    pub fn has_entries(upper: &Dir, xattr_whiteouts: bool) -> Result<bool, Errno> {
+        let mut builder = Builder::default();
+        builder.read(upper, UPPER, xattr_whiteouts, true)?;
+        Ok(builder.entries.iter().any(|e| !e.hidden))
+    }
+
+    fn listed(&self, item: &Item) -> Listed<'_> {
+        Listed {
+            name: name_at(&self.names, item.name_at),
+            position: item.position,
+            ino: item.ino,
+            kind: item.kind,
+            source: if item.source == UPPER { Source::Upper } else { Source::Lower(item.source) },
+        }
+    }
+
+    /// All entries, in order of position.
+    pub fn iter(&self) -> impl Iterator<Item = Listed<'_>> {
+        self.items.iter().map(|item| self.listed(item))
+    }
+
+    /// The entries behind `position`.
+    pub fn after(&self, position: u64) -> impl Iterator<Item = Listed<'_>> {
+        let start = self.items.partition_point(|item| item.position <= position);
+        self.items.get(start..).unwrap_or_default().iter().map(|item| self.listed(item))
+    }
+
+    fn find(&self, name: &CStr) -> Option<&Item> {
+        let position = hash_position(name.to_bytes());
+        let start = self.items.partition_point(|item| item.position < position);
+        let candidates = self.items.get(start..)?.iter();
+        candidates
+            .take_while(|item| item.position < position + COLLISION_SPAN)
+            .find(|item| name_at(&self.names, item.name_at) == name)
+    }
+
+    /// The entry called `name`.
+    pub fn get(&self, name: &CStr) -> Option<Listed<'_>> {
+        self.find(name).map(|item| self.listed(item))
+    }
+
+    /// The lower parts that make up the directory `name`, as indices into those of its parent, topmost first.
+    pub fn lower_parts(&self, name: &CStr) -> &[u16] {
+        let Some(item) = self.find(name) else { return &[] };
+        if item.dirs_at == u32::MAX {
+            return std::slice::from_ref(&item.source);
+        }
+        self.dirs.get(item.dirs_at as usize..).and_then(|d| d.get(..usize::from(item.dirs_len))).unwrap_or_default()
+    }
+
+    /// Number of entries.
+    pub fn len(&self) -> usize {
+        self.items.len()
+    }
+
+    /// True if there are none.
+    pub fn is_empty(&self) -> bool {
+        self.items.is_empty()
+    }
+
+    /// Memory held, in bytes.
+    pub fn memory(&self) -> usize {
+        self.names.capacity() + self.items.capacity() * size_of::<Item>() + self.dirs.capacity() * 2
+    }
+}
+
+/// File type of a `DT_*`; `None` if it is unknown.
+pub fn file_type(kind: u8) -> Option<FileType> {
+    match kind {
+        libc::DT_REG => Some(FileType::Regular),
+        libc::DT_DIR => Some(FileType::Directory),
+        libc::DT_LNK => Some(FileType::Symlink),
+        libc::DT_CHR | libc::DT_BLK | libc::DT_FIFO | libc::DT_SOCK => Some(FileType::Special),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn listing(names: &[&str]) -> Listing {
+        let mut builder = Builder::default();
+        for name in names {
+            let name = std::ffi::CString::new(*name).expect("no NUL");
+            builder.add(&name, 1, libc::DT_REG, 0, false, true).expect("added");
+        }
+        builder.finish(|_| true)
+    }
+
+    #[test]
+    fn positions_do_not_depend_on_other_names() {
+        let many: Vec<String> = (0..5000).map(|n| format!("file-{n}")).collect();
+        let many: Vec<&str> = many.iter().map(String::as_str).collect();
+        let (all, half) = (listing(&many), listing(&many[..2500]));
+        let mut last = FIRST_POSITION - 1;
+        for listed in all.iter() {
+            assert!(listed.position > last && listed.position < 1 << 62);
+            last = listed.position;
+        }
+        for name in &many[..2500] {
+            let name = std::ffi::CString::new(*name).expect("no NUL");
+            assert_eq!(
+                all.get(&name).map(|l| l.position),
+                half.get(&name).map(|l| l.position),
+                "{name:?} moved when others were added"
+            );
+        }
+        assert!(all.get(c"absent").is_none());
+    }
+
+    #[test]
+    fn reading_on_after_a_position_misses_and_repeats_nothing() {
+        let names: Vec<String> = (0..300).map(|n| n.to_string()).collect();
+        let all = listing(&names.iter().map(String::as_str).collect::<Vec<_>>());
+        let mut seen = Vec::new();
+        let mut position = 0;
+        while let Some(listed) = all.after(position).next() {
+            seen.push(listed.name.to_owned());
+            position = listed.position;
+        }
+        seen.sort();
+        seen.dedup();
+        assert_eq!(seen.len(), 300);
+    }
+}

@@ -1,0 +1,75 @@
+//! Open files.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use dashmap::DashMap;
+use parking_lot::RwLock;
+
+use super::Node;
+
+/// An open file.
+#[derive(Debug)]
+pub struct FileHandle {
+    /// The file.
+    pub node: Arc<Node>,
+    /// The real file. A handle that reads a lower file changes over to the upper one after a copy-up.
+    pub real: RwLock<RealFile>,
+    /// It was opened for writing.
+    pub writable: bool,
+    /// The kernel reads and writes the backing file itself.
+    pub passthrough: bool,
+    /// It can be mapped for writing: opened for reading and writing.
+    pub mappable: bool,
+}
+
+/// The real file behind an open one.
+#[derive(Debug)]
+pub struct RealFile {
+    /// Its descriptor.
+    pub fd: Arc<OwnedFd>,
+    /// It is the upper's.
+    pub upper: bool,
+}
+
+/// All open handles.
+#[derive(Debug, Default)]
+pub struct HandleTable {
+    handles: DashMap<u64, Arc<FileHandle>>,
+    next: AtomicU64,
+}
+
+impl HandleTable {
+    /// Puts a handle in; its number.
+    pub fn insert(&self, handle: Arc<FileHandle>) -> u64 {
+        let id = self.next.fetch_add(1, Ordering::Relaxed) + 1;
+        self.handles.insert(id, handle);
+        id
+    }
+
+    /// The open file of a number.
+    pub fn get(&self, id: u64) -> Option<Arc<FileHandle>> {
+        self.handles.get(&id).map(|handle| handle.clone())
+    }
+
+    /// Takes a handle out.
+    pub fn remove(&self, id: u64) -> Option<Arc<FileHandle>> {
+        self.handles.remove(&id).map(|(_, handle)| handle)
+    }
+
+    /// Number of open handles.
+    pub fn len(&self) -> usize {
+        self.handles.len()
+    }
+
+    /// True if nothing is open.
+    pub fn is_empty(&self) -> bool {
+        self.handles.is_empty()
+    }
+
+    /// Closes everything.
+    pub fn clear(&self) {
+        self.handles.clear();
+    }
+}

@@ -1,0 +1,249 @@
+//! Copy-up of nodes: the locks around [`crate::copy_up`].
+
+use std::ffi::CStr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use rustix::fs::OFlags;
+
+use super::Overlay;
+use super::types::{Errno, Result};
+use crate::copy_up::{Plan, Source, stage};
+use crate::layer::{FileType, FsId, LayerStack, Staged, Stat, TimeTo, Times, UpperDir};
+use crate::node::{Body, DataRef, Indexed, Name, Node, Real, UpperPart};
+use crate::whiteout::Mark;
+
+/// How much of a file a caller needs in the upper.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Extent {
+    /// Its attributes; the content may stay below (`metacopy`).
+    Attributes,
+    /// The first bytes of its content, or all of it.
+    Content(Option<u64>),
+}
+
+impl Overlay {
+    /// Makes sure that the node and its content are in the upper, and so its parents.
+    ///
+    /// # Errors
+    /// `ROFS`; those of reading the layer and writing the upper. The lower file stays visible then.
+    pub(super) fn copy_up(&self, node: &Arc<Node>) -> Result<()> {
+        self.copy_up_extent(node, Extent::Content(None))
+    }
+
+    /// As [`Self::copy_up`], but of the content only the first `length` bytes are copied.
+    pub(super) fn copy_up_to(&self, node: &Arc<Node>, length: Option<u64>) -> Result<()> {
+        self.copy_up_extent(node, Extent::Content(length))
+    }
+
+    /// As [`Self::copy_up`], for a change of attributes: with `metacopy=on` the content stays below.
+    pub(super) fn copy_up_attributes(&self, node: &Arc<Node>) -> Result<()> {
+        self.copy_up_extent(node, if self.config.metacopy { Extent::Attributes } else { Extent::Content(None) })
+    }
+
+    fn copy_up_extent(&self, node: &Arc<Node>, extent: Extent) -> Result<()> {
+        if node.has_upper_content() || (extent == Extent::Attributes && node.has_upper()) {
+            return Ok(());
+        }
+        self.upper()?;
+        // From the topmost directory without an upper part down: each step needs its parent's.
+        let mut chain = vec![node.clone()];
+        let mut current = node.clone();
+        while let Some((parent, _)) = current.name()
+            && !parent.has_upper()
+        {
+            chain.push(parent.clone());
+            current = parent;
+        }
+        for step in chain.iter().rev() {
+            let _copy_up = step.copy_up.lock();
+            let is_target = Arc::ptr_eq(step, node);
+            if !step.has_upper() {
+                self.copy_up_one(step, if is_target { extent } else { Extent::Attributes })?;
+            }
+            if let (true, Extent::Content(length)) = (is_target, extent) {
+                self.copy_up_content(step, length)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Copies one node up whose parent has an upper part. The caller holds its `copy_up` lock.
+    fn copy_up_one(&self, node: &Arc<Node>, extent: Extent) -> Result<()> {
+        let upper = self.upper()?;
+        let (parent, name) = node.name().ok_or(Errno::STALE)?;
+        let (source_dir, source_name, fs) = self.copy_up_source(node, &parent, &name)?;
+        let stat = source_dir.stat(source_name)?.ok_or(Errno::IO)?;
+        let stat = self.shown_stat(&source_dir, source_name, stat)?;
+        let indexed = self.indexed(node);
+        let breaks_link = stat.nlink > 1 && !stat.is_dir() && indexed.is_none();
+        let origin = if breaks_link { None } else { Some(self.origins.encode(fs, &source_dir, source_name)?) };
+        let content = self.lower_content(node)?;
+        let plan = Plan {
+            origin: origin.as_deref(),
+            length: if let Extent::Content(length) = extent { length } else { None },
+            acls: upper.has_acls(),
+            xattrs: !self.config.no_xattrs,
+            metacopy: extent == Extent::Attributes && stat.size > 0,
+            kept: self.permissions.as_ref().map(|permissions| permissions.kept(&stat)),
+            sync: !upper.is_volatile() && !self.config.ignore_fsync,
+        };
+        let content_fd = content.as_ref().map(|(_, file)| file.as_fd());
+        let source = Source { dir: &source_dir, name: source_name, stat: &stat, fs, content: content_fd };
+        let staged = stage(upper, &self.copier, &source, &plan)?;
+        let keeps_below = plan.metacopy && stat.file_type() == FileType::Regular;
+        let data = match content {
+            Some((data, _)) => Some(data),
+            None if keeps_below => self.own_data_ref(node, &parent, &name),
+            None => None,
+        };
+        self.publish_copy(node, staged, indexed.as_ref(), breaks_link)?;
+        match &node.body {
+            Body::Dir(dir) => dir.state.lock().upper = Some(UpperPart::default()),
+            Body::File(file) => {
+                let mut state = file.state.lock();
+                state.data = data.filter(|_| keeps_below).map(Box::new);
+                state.real = Real::Upper;
+            }
+        }
+        Ok(())
+    }
+
+    /// Directory, name and file system of what is copied up.
+    fn copy_up_source<'n>(
+        &self,
+        node: &Arc<Node>,
+        parent: &Arc<Node>,
+        name: &'n Name,
+    ) -> Result<(crate::layer::Dir, &'n CStr, FsId)> {
+        match &node.body {
+            Body::Dir(dir) => {
+                let part = dir.lowers.first().ok_or(Errno::IO)?;
+                Ok((self.lower_dir(node, 0)?, c"", self.stack.lower(part.layer)?.fs()))
+            }
+            Body::File(file) => {
+                let Real::Lower(index) = file.state.lock().real else { return Err(Errno::IO) };
+                let part = parent.dir().and_then(|d| d.lowers.get(usize::from(index))).ok_or(Errno::IO)?;
+                Ok((self.lower_dir(parent, usize::from(index))?, name, self.stack.lower(part.layer)?.fs()))
+            }
+        }
+    }
+
+    /// Where the content of a lower file is that keeps it elsewhere.
+    fn lower_content(&self, node: &Node) -> Result<Option<(DataRef, OwnedFd)>> {
+        let Some(data) = node.file().and_then(|file| file.state.lock().data.as_deref().cloned()) else {
+            return Ok(None);
+        };
+        let file = self.open_content(&data)?;
+        Ok(Some((data, file)))
+    }
+
+    /// Opens the file that holds another's content.
+    pub(super) fn open_content(&self, data: &DataRef) -> Result<OwnedFd> {
+        let layer = self.stack.lower(data.layer)?;
+        layer.open_file(&data.path).map_err(|errno| match errno {
+            Errno::NOENT | Errno::NOTDIR | Errno::LOOP => {
+                tracing::error!("content missing: {:?} in {}", data.path, layer.path().display());
+                Errno::IO
+            }
+            errno => errno,
+        })
+    }
+
+    /// A lower file as the place of its own content.
+    fn own_data_ref(&self, node: &Node, parent: &Node, name: &CStr) -> Option<DataRef> {
+        let Real::Lower(index) = node.file()?.state.lock().real else { return None };
+        let part = parent.dir()?.lowers.get(usize::from(index))?;
+        Some(DataRef { layer: part.layer, path: part.child_path(name) })
+    }
+
+    /// Gives the staged copy its name, if the node still has one.
+    fn publish_copy(
+        &self,
+        node: &Arc<Node>,
+        staged: Staged<'_>,
+        indexed: Option<&Indexed>,
+        breaks_link: bool,
+    ) -> Result<()> {
+        let (parent, name) = node.name().ok_or(Errno::STALE)?;
+        let above = self.upper_dir(&parent)?;
+        let parent_dir = parent.dir().ok_or(Errno::IO)?;
+        let _names = parent_dir.names.write();
+        if node.place.lock().removed {
+            // Still open, but without a name: the copy gets none either.
+            node.place.lock().orphan = Some(self.upper()?.hold(staged.into_nameless()?));
+            return Ok(());
+        }
+        if let Some(entry) = indexed {
+            self.publish_indexed(entry, staged)?;
+            if let Some(file) = node.file() {
+                file.state.lock().real = Real::Upper;
+            }
+            return self.link_up(node, &parent, &above, &name);
+        }
+        self.mark_impure(&parent, &above)?;
+        let before = above.stat_self()?;
+        staged.publish_new(&above, &name)?;
+        // The parent did not change for its users.
+        above.set_times(c"", &Times { atime: None, mtime: Some(TimeTo::At(before.mtime)) })?;
+        if breaks_link {
+            // Its other names stay what they were, so the copy is a file of its own (kernel: `ovl_getattr`).
+            let copied = above.stat(&name)?.ok_or(Errno::IO)?;
+            node.set_ino(self.stack.show_ino(LayerStack::UPPER_FS, copied.ino));
+            parent_dir.state.lock().listing = None;
+            if let Some(kernel) = self.kernel() {
+                // What the kernel remembers of the file and of the directory's listing has the old number.
+                kernel.invalidate_attr(node.id);
+                kernel.invalidate_pages(parent.id);
+            }
+        }
+        Ok(())
+    }
+
+    /// Copies the content of a metacopy file up (kernel: `ovl_copy_up_meta_inode_data`). Until the mark is gone, the
+    /// content below counts, so a crash in between costs nothing.
+    fn copy_up_content(&self, node: &Arc<Node>, length: Option<u64>) -> Result<()> {
+        let Some((data, content)) = self.lower_content(node)? else { return Ok(()) };
+        let upper = self.upper()?;
+        let fs = self.stack.lower(data.layer)?.fs();
+        self.on_upper(node, |dir, name| {
+            let file = dir.open_writable(name, OFlags::RDWR)?;
+            let stat = Stat::of(file.as_fd(), c"")?;
+            let capability = dir.xattr(name, c"security.capability")?;
+            let length = length.map_or(stat.size, |length| length.min(stat.size));
+            self.copier.copy(fs, content.as_fd(), file.as_fd(), &stat, length)?;
+            rustix::fs::ftruncate(&file, length)?;
+            // Writing dropped it.
+            if let Some(capability) = capability {
+                dir.set_xattr(name, c"security.capability", &capability, 0)?;
+            }
+            dir.set_times(name, &Times::of(&stat))?;
+            if self.flushes() {
+                rustix::fs::fsync(&file)?;
+            }
+            dir.remove_xattr(name, &upper.mark_key(Mark::Metacopy))
+        })?;
+        if let Some(file) = node.file() {
+            file.state.lock().data = None;
+        }
+        Ok(())
+    }
+
+    /// Notes on disk that the directory holds files with an origin mark, whose inode numbers are not their own
+    /// (kernel: `ovl_set_impure`).
+    pub(super) fn mark_impure(&self, node: &Arc<Node>, dir: &UpperDir) -> Result<()> {
+        let state = &node.dir().ok_or(Errno::NOTDIR)?.state;
+        if state.lock().upper.as_ref().is_some_and(|part| part.impure) {
+            return Ok(());
+        }
+        match dir.set_xattr(c"", &self.upper()?.mark_key(Mark::Impure), b"y", 0) {
+            // Without it, inode numbers change at the next mount; nothing else is lost.
+            Ok(()) | Err(Errno::OPNOTSUPP | Errno::PERM) => {}
+            Err(errno) => return Err(errno),
+        }
+        if let Some(part) = &mut state.lock().upper {
+            part.impure = true;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,149 @@
+//! The index: lower hard links stay one file over copy-up (kernel: `index=on`, `fs/overlayfs/namei.c`
+//! `ovl_lookup_index`, `fs/overlayfs/copy_up.c` `ovl_link_up`, `fs/overlayfs/util.c` `ovl_nlink_start`).
+//!
+//! A lower file with several names is copied up into `work/index`, under its origin mark in hexadecimal, and linked
+//! from there to each name that is used. The link count of the mount is kept on the file relative to that of the
+//! upper (`U+N`) or the lower file (`L+N`), whichever the next step does not change.
+
+use std::ffi::CStr;
+use std::sync::Arc;
+
+use super::Overlay;
+use super::types::{Errno, Result};
+use crate::layer::{Stat, TimeTo, Times, UpperDir};
+use crate::merge::{Found, Source};
+use crate::node::{Indexed, Name, Node, Real};
+use crate::whiteout::Mark;
+use crate::whiteout::index::{decode_nlink, encode_nlink, entry_name};
+
+impl Overlay {
+    /// The index directory, on a mount that has one.
+    fn index_dir(&self) -> Option<&UpperDir> {
+        self.stack.upper().and_then(|upper| upper.index())
+    }
+
+    /// The index entry that `found`, called `name` in `parent`, has or would have; with the attributes of the
+    /// entry's file if it exists.
+    pub(super) fn index_entry(
+        &self,
+        parent: &Arc<Node>,
+        name: &CStr,
+        found: &Found,
+    ) -> Result<Option<(Indexed, Option<Stat>)>> {
+        let Some(index) = self.index_dir() else { return Ok(None) };
+        if found.stat.is_dir() || found.stat.nlink < 2 {
+            return Ok(None);
+        }
+        let (origin, lower_nlink) = match found.source {
+            Source::Lower(at) => {
+                let part = parent.dir().and_then(|dir| dir.lowers.get(usize::from(at))).ok_or(Errno::IO)?;
+                let fs = self.stack.lower(part.layer)?.fs();
+                let dir = self.lower_dir(parent, usize::from(at))?;
+                (self.origins.encode(fs, &dir, name)?, found.stat.nlink)
+            }
+            Source::Upper => {
+                let Some(origin) = found.marks.origin.clone() else { return Ok(None) };
+                let lower = self.origins.resolve(&self.stack, &origin).map_or(0, |(_, stat)| stat.nlink);
+                (origin, lower)
+            }
+        };
+        // A file system without handles has no index.
+        if origin.is_empty() {
+            return Ok(None);
+        }
+        let entry: Name = Arc::from(entry_name(&origin));
+        let stat = index.stat(&entry)?.filter(|stat| !stat.is_whiteout_device());
+        match (found.source, &stat) {
+            // A link made before the mount had an index: a file like any other.
+            (Source::Upper, None) => return Ok(None),
+            (Source::Upper, Some(stat)) if stat.ino != found.stat.ino => return Ok(None),
+            _ => {}
+        }
+        let nlink = match &stat {
+            None => lower_nlink,
+            Some(stat) => {
+                let key = self.upper()?.mark_key(Mark::Nlink);
+                let mark = index.xattr(&entry, &key)?;
+                mark.and_then(|mark| decode_nlink(&mark, stat.nlink, lower_nlink)).unwrap_or(stat.nlink)
+            }
+        };
+        Ok(Some((Indexed { name: entry, nlink, lower_nlink }, stat)))
+    }
+
+    /// The node's index entry.
+    pub(super) fn indexed(&self, node: &Node) -> Option<Indexed> {
+        node.file()?.state.lock().index.as_deref().cloned()
+    }
+
+    /// Directory and name of the node's file in the index, if it was copied up there.
+    pub(super) fn index_place(&self, node: &Node) -> Option<(UpperDir, Name)> {
+        let state = node.file()?.state.lock();
+        let entry = state.index.as_ref().filter(|_| state.real == Real::Upper)?;
+        Some((self.index_dir()?.clone(), entry.name.clone()))
+    }
+
+    /// Writes the link count mark of an indexed file; relative to the upper's count if `letter` is `U`, to the
+    /// lower's if it is `L`.
+    fn write_nlink(&self, entry: &Indexed, letter: char) -> Result<()> {
+        let index = self.index_dir().ok_or(Errno::IO)?;
+        let base = match letter {
+            'L' => entry.lower_nlink,
+            _ => index.stat(&entry.name)?.ok_or(Errno::STALE)?.nlink,
+        };
+        let mark = encode_nlink(letter, entry.nlink, base);
+        index.set_xattr(&entry.name, &self.upper()?.mark_key(Mark::Nlink), mark.as_bytes(), 0)
+    }
+
+    /// Publishes a staged copy as the node's index entry.
+    pub(super) fn publish_indexed(&self, entry: &Indexed, staged: crate::layer::Staged<'_>) -> Result<()> {
+        let index = self.index_dir().ok_or(Errno::IO)?;
+        staged.publish_new(index, &entry.name)?;
+        // It has one name now, the index entry's own.
+        self.write_nlink(entry, 'U')
+    }
+
+    /// Makes sure that the indexed file has the name `name` in the upper part of `parent`, which exists. The
+    /// caller holds that directory's `names` lock for writing.
+    pub(super) fn link_up(&self, node: &Node, parent: &Arc<Node>, dir: &UpperDir, name: &CStr) -> Result<()> {
+        let Some((index, entry)) = self.index_place(node) else { return Ok(()) };
+        if dir.stat(name)?.is_some() {
+            return Ok(());
+        }
+        let Some(indexed) = self.indexed(node) else { return Ok(()) };
+        self.mark_impure(parent, dir)?;
+        // The upper gets one more name, the mount does not.
+        self.write_nlink(&indexed, 'L')?;
+        let before = dir.stat_self()?;
+        dir.link(&index, &entry, name)?;
+        dir.set_times(c"", &Times { atime: None, mtime: Some(TimeTo::At(before.mtime)) })
+    }
+
+    /// Before the mount's link count of an indexed file changes together with the upper's.
+    pub(super) fn begin_nlink_change(&self, node: &Node) -> Result<()> {
+        match self.indexed(node) {
+            Some(entry) if node.has_upper() => self.write_nlink(&entry, 'U'),
+            _ => Ok(()),
+        }
+    }
+
+    /// After it changed by `difference`; a file without names leaves the index.
+    pub(super) fn end_nlink_change(&self, node: &Arc<Node>, difference: i32) -> Result<()> {
+        let Some((index, entry)) = self.index_place(node) else { return Ok(()) };
+        let left = {
+            let Some(file) = node.file() else { return Ok(()) };
+            let mut state = file.state.lock();
+            let Some(indexed) = &mut state.index else { return Ok(()) };
+            indexed.nlink = indexed.nlink.saturating_add_signed(difference);
+            indexed.nlink
+        };
+        if left > 0 {
+            return Ok(());
+        }
+        let held = self.upper()?.hold(index.open_reference(&entry)?);
+        node.place.lock().orphan = Some(held);
+        if let Some(file) = node.file() {
+            file.state.lock().index = None;
+        }
+        index.remove_file(&entry)
+    }
+}

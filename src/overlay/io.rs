@@ -1,0 +1,330 @@
+//! Open files.
+//!
+//! A file opened for reading before a copy-up changes over to the upper file at its next read. The kernel allows one
+//! backing file per inode at a time and no mixing of passthrough with its page cache, so the way of the first open
+//! handle is that of all that come while it is open.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use parking_lot::RwLock;
+use rustix::fs::{FallocateFlags, OFlags, SeekFrom};
+
+use super::Overlay;
+use super::attr::mode_without_set_id;
+use super::types::{Caller, Errno, HandleId, NodeId, OpenMode, Opened, Result};
+use crate::layer::{FileType, Stat};
+use crate::node::{FileHandle, Node, Real, handle::RealFile};
+
+/// Access mode bits of `open(2)`.
+fn access_mode(flags: u32) -> u32 {
+    flags & libc::O_ACCMODE as u32
+}
+
+impl Overlay {
+    /// Flags with which the real file is opened: what the kernel does itself (append, sync, direct) is left out.
+    pub(super) fn backing_flags(&self, flags: u32) -> OFlags {
+        let access = match access_mode(flags) {
+            mode if mode == libc::O_RDONLY as u32 => OFlags::RDONLY,
+            // The writeback cache reads the pages that it writes parts of.
+            mode if mode == libc::O_WRONLY as u32 && !self.config.writeback => OFlags::WRONLY,
+            _ => OFlags::RDWR,
+        };
+        access | (OFlags::from_bits_retain(flags) & OFlags::TRUNC)
+    }
+
+    /// Opens a regular file with `flags` (those of `open(2)`).
+    ///
+    /// # Errors
+    /// `ROFS`; those of copy-up and `open(2)`.
+    pub fn open_file(&self, caller: &Caller, node: NodeId, flags: u32, kill_suidgid: bool) -> Result<Opened> {
+        let node = self.node(node)?;
+        if node.file_type != FileType::Regular {
+            return Err(Errno::INVAL);
+        }
+        let truncates = flags & libc::O_TRUNC as u32 != 0;
+        let writes = access_mode(flags) != libc::O_RDONLY as u32 || truncates;
+        if writes {
+            self.copy_up_to(&node, truncates.then_some(0))?;
+        }
+        let (file, upper) = self.open_real(&node, self.backing_flags(flags))?;
+        let mut mode = 0;
+        if upper && writes {
+            let stat = self.shown_stat_of(file.as_fd(), Stat::of(file.as_fd(), c"")?)?;
+            mode = stat.mode;
+            if self.permissions.is_some() {
+                self.on_upper(&node, |dir, name| self.drop_kept_capability(dir, name, &stat))?;
+            }
+            if truncates
+                && kill_suidgid
+                && let Some(kept) = mode_without_set_id(caller, &stat)
+            {
+                self.on_upper(&node, |dir, name| self.set_shown_mode(dir, name, kept))?;
+                mode = kept;
+            }
+        }
+        self.install(&node, file, upper, flags, mode)
+    }
+
+    /// Opens the real file; whether it is the upper's.
+    fn open_real(&self, node: &Arc<Node>, flags: OFlags) -> Result<(OwnedFd, bool)> {
+        let (real, data) = {
+            let state = node.file().ok_or(Errno::ISDIR)?.state.lock();
+            (state.real, state.data.as_deref().cloned())
+        };
+        if let Some(data) = data {
+            return Ok((self.open_content(&data)?, false));
+        }
+        match real {
+            Real::Upper => Ok((self.on_upper(node, |dir, name| dir.open_writable(name, flags))?, true)),
+            Real::Lower(index) => {
+                let (parent, name) = node.name().ok_or(Errno::STALE)?;
+                Ok((self.lower_dir(&parent, usize::from(index))?.open_file(&name)?, false))
+            }
+        }
+    }
+
+    /// Makes a handle of an opened real file. `mode`: that of the file, if it may be written.
+    pub(super) fn install(
+        &self,
+        node: &Arc<Node>,
+        file: OwnedFd,
+        upper: bool,
+        flags: u32,
+        mode: u32,
+    ) -> Result<Opened> {
+        let writable = access_mode(flags) != libc::O_RDONLY as u32;
+        let mappable = access_mode(flags) == libc::O_RDWR as u32;
+        let state = &node.file().ok_or(Errno::ISDIR)?.state;
+        let mut state = state.lock();
+        let bypassed = state.bypassed;
+        let open = state.open.get_or_insert_default();
+        let set_id = writable && mode & (libc::S_ISUID | libc::S_ISGID) != 0;
+        let (backing, keep) = if open.passthrough > 0 {
+            (open.backing, true)
+        } else if open.cached == 0 && self.may_pass_through(upper) && !set_id {
+            (self.register(&file), true)
+        } else {
+            (None, !bypassed)
+        };
+        let passthrough = backing.is_some();
+        let handle = Arc::new(FileHandle {
+            node: node.clone(),
+            real: RwLock::new(RealFile { fd: Arc::new(file), upper }),
+            writable,
+            passthrough,
+            mappable: passthrough && mappable,
+        });
+        let mut newly_mappable = false;
+        if passthrough {
+            open.backing = backing;
+            open.passthrough += 1;
+            if mappable {
+                newly_mappable = open.mappable == 0;
+                open.mappable += 1;
+            }
+        } else {
+            open.cached += 1;
+        }
+        open.handles.push(handle.clone());
+        state.bypassed = passthrough || (bypassed && keep);
+        drop(state);
+        if newly_mappable && let Some(kernel) = self.kernel() {
+            // What it remembers of size and times may change by a mapping from now on.
+            kernel.invalidate_attr(node.id);
+        }
+        let id = HandleId(self.handles.insert(handle));
+        let mode = match backing {
+            Some(backing) => OpenMode::Passthrough(backing),
+            None if keep => OpenMode::KeepCache,
+            None => OpenMode::DropCache,
+        };
+        Ok(Opened { handle: id, mode })
+    }
+
+    /// Upper files may be read and written by the kernel directly; lower ones only where nothing is ever copied up:
+    /// a lower file's backing must never serve a later writer.
+    fn may_pass_through(&self, upper: bool) -> bool {
+        self.kernel.get().is_some_and(|attached| attached.passthrough) && (upper || self.is_read_only())
+    }
+
+    fn register(&self, file: &OwnedFd) -> Option<u32> {
+        let kernel = self.kernel()?;
+        match kernel.register_backing(file.as_fd()) {
+            Ok(backing) => Some(backing),
+            Err(errno) => {
+                tracing::debug!("no passthrough for a file: {errno}");
+                None
+            }
+        }
+    }
+
+    /// Closes a handle.
+    pub fn release(&self, handle: HandleId) {
+        let Some(handle) = self.handles.remove(handle.0) else { return };
+        let Some(file) = handle.node.file() else { return };
+        let mut state = file.state.lock();
+        let Some(open) = &mut state.open else { return };
+        open.handles.retain(|other| !Arc::ptr_eq(other, &handle));
+        let mut unused = None;
+        if handle.passthrough {
+            open.passthrough = open.passthrough.saturating_sub(1);
+            open.mappable = open.mappable.saturating_sub(u32::from(handle.mappable));
+            if open.passthrough == 0 {
+                unused = open.backing.take();
+            }
+        } else {
+            open.cached = open.cached.saturating_sub(1);
+        }
+        if open.handles.is_empty() {
+            state.open = None;
+        }
+        drop(state);
+        if let (Some(backing), Some(kernel)) = (unused, self.kernel()) {
+            kernel.unregister_backing(backing);
+        }
+    }
+
+    fn open_handle(&self, handle: HandleId) -> Result<Arc<FileHandle>> {
+        self.handles.get(handle.0).ok_or(Errno::BADF)
+    }
+
+    /// The real file to read from or write to now.
+    fn current(&self, handle: &FileHandle) -> Result<Arc<OwnedFd>> {
+        {
+            let real = handle.real.read();
+            if real.upper || !handle.node.has_upper_content() {
+                return Ok(real.fd.clone());
+            }
+        }
+        let (fd, upper) = self.open_real(&handle.node, OFlags::RDONLY)?;
+        let mut real = handle.real.write();
+        *real = RealFile { fd: Arc::new(fd), upper };
+        Ok(real.fd.clone())
+    }
+
+    /// Reads into `buffer`; fewer bytes than its length only at the end of the file.
+    ///
+    /// # Errors
+    /// Those of `pread(2)`.
+    pub fn read(&self, handle: HandleId, offset: u64, buffer: &mut [u8]) -> Result<usize> {
+        let file = self.current(&*self.open_handle(handle)?)?;
+        let mut done = 0;
+        while let Some(rest) = buffer.get_mut(done..).filter(|rest| !rest.is_empty()) {
+            match rustix::io::pread(&file, rest, offset + done as u64) {
+                Ok(0) => break,
+                Ok(read) => done += read,
+                Err(Errno::INTR) => {}
+                Err(_) if done > 0 => break,
+                Err(errno) => return Err(errno),
+            }
+        }
+        Ok(done)
+    }
+
+    /// Writes `bytes`; how many were written.
+    ///
+    /// # Errors
+    /// `BADF`; those of `pwrite(2)`.
+    pub fn write(
+        &self,
+        caller: &Caller,
+        handle: HandleId,
+        offset: u64,
+        bytes: &[u8],
+        kill_suidgid: bool,
+    ) -> Result<usize> {
+        let handle = self.open_handle(handle)?;
+        if !handle.writable {
+            return Err(Errno::BADF);
+        }
+        let file = self.current(&handle)?;
+        let mut done = 0;
+        while let Some(rest) = bytes.get(done..).filter(|rest| !rest.is_empty()) {
+            match rustix::io::pwrite(&file, rest, offset + done as u64) {
+                Ok(0) => break,
+                Ok(written) => done += written,
+                Err(Errno::INTR) => {}
+                Err(_) if done > 0 => break,
+                Err(errno) => return Err(errno),
+            }
+        }
+        if kill_suidgid {
+            let stat = self.shown_stat_of(file.as_fd(), Stat::of(file.as_fd(), c"")?)?;
+            match mode_without_set_id(caller, &stat) {
+                Some(kept) if self.permissions.is_some() => {
+                    self.on_upper(&handle.node, |dir, name| self.set_shown_mode(dir, name, kept))?;
+                }
+                Some(kept) => rustix::fs::fchmod(&file, rustix::fs::Mode::from_raw_mode(kept))?,
+                None => {}
+            }
+        }
+        Ok(done)
+    }
+
+    /// Writes the file to the disk, unless the mount is volatile.
+    ///
+    /// # Errors
+    /// Those of `fsync(2)`.
+    pub fn fsync(&self, handle: HandleId, data_only: bool) -> Result<()> {
+        if !self.flushes() {
+            return Ok(());
+        }
+        let file = self.current(&*self.open_handle(handle)?)?;
+        if data_only { rustix::fs::fdatasync(file) } else { rustix::fs::fsync(file) }
+    }
+
+    /// True unless the mount was asked not to flush.
+    pub(super) fn flushes(&self) -> bool {
+        !self.config.ignore_fsync && !self.config.volatile
+    }
+
+    /// Allocates or frees space (`fallocate(2)`).
+    ///
+    /// # Errors
+    /// `BADF`; those of `fallocate(2)`.
+    pub fn fallocate(&self, handle: HandleId, mode: u32, offset: u64, length: u64) -> Result<()> {
+        let handle = self.open_handle(handle)?;
+        if !handle.writable {
+            return Err(Errno::BADF);
+        }
+        rustix::fs::fallocate(self.current(&handle)?, FallocateFlags::from_bits_retain(mode), offset, length)
+    }
+
+    /// Finds data or a hole (`SEEK_DATA`, `SEEK_HOLE`).
+    ///
+    /// # Errors
+    /// `NXIO`; those of `lseek(2)`.
+    pub fn lseek(&self, handle: HandleId, offset: u64, whence: u32) -> Result<u64> {
+        let position = match i32::try_from(whence) {
+            Ok(libc::SEEK_DATA) => SeekFrom::Data(offset),
+            Ok(libc::SEEK_HOLE) => SeekFrom::Hole(offset),
+            Ok(libc::SEEK_END) => SeekFrom::End(i64::try_from(offset).map_err(|_| Errno::INVAL)?),
+            _ => return Err(Errno::INVAL),
+        };
+        rustix::fs::seek(self.current(&*self.open_handle(handle)?)?, position)
+    }
+
+    /// Copies inside the kernel; how many bytes.
+    ///
+    /// # Errors
+    /// `BADF`; those of `copy_file_range(2)`.
+    pub fn copy_file_range(
+        &self,
+        from: HandleId,
+        from_offset: u64,
+        to: HandleId,
+        to_offset: u64,
+        length: u64,
+    ) -> Result<usize> {
+        let to = self.open_handle(to)?;
+        if !to.writable {
+            return Err(Errno::BADF);
+        }
+        let (source, target) = (self.current(&*self.open_handle(from)?)?, self.current(&to)?);
+        let (mut read_at, mut write_at) = (from_offset, to_offset);
+        // The reply's counter has 32 bits.
+        let length = usize::try_from(length).unwrap_or(usize::MAX).min(1 << 30);
+        rustix::fs::copy_file_range(source, Some(&mut read_at), target, Some(&mut write_at), length)
+    }
+}

@@ -1,0 +1,189 @@
+//! From a node to the real files behind it.
+
+use std::ffi::CStr;
+use std::sync::Arc;
+
+use super::Overlay;
+use super::types::{Errno, Result};
+use crate::layer::{Dir, Stat, UpperDir};
+use crate::merge::{self, Listing, MergedDir, Resolution};
+use crate::node::{self, Body, DirState, Node, NodeId, Real};
+
+/// Lookups without a listing after which it is worth making one: a directory of several layers, and of one.
+const PROBES_MERGED: u32 = 1;
+const PROBES_SINGLE: u32 = 16;
+
+impl Overlay {
+    /// The directory's lower part `index`.
+    pub(super) fn lower_dir(&self, node: &Node, index: usize) -> Result<Dir> {
+        let part = node.dir().and_then(|dir| dir.lowers.get(index)).ok_or(Errno::IO)?;
+        let layer = self.stack.lower(part.layer)?;
+        if part.path.is_empty() {
+            return Ok(layer.root().clone());
+        }
+        let key = (node.id.0, u32::try_from(index).map_err(|_| Errno::OVERFLOW)?);
+        if let Some(dir) = self.lower_dirs.get(key) {
+            return Ok(dir);
+        }
+        let dir = layer.open_dir(&part.path)?;
+        self.lower_dirs.insert(key, dir.clone());
+        Ok(dir)
+    }
+
+    /// The directory's upper part. May take the `names` lock of its parents, so it is called with no such lock held.
+    pub(super) fn upper_dir(&self, node: &Arc<Node>) -> Result<UpperDir> {
+        if node.id == NodeId::ROOT {
+            return self.stack.upper().map(|upper| upper.root().clone()).ok_or(Errno::ROFS);
+        }
+        let key = (node.id.0, 0);
+        if let Some(dir) = self.upper_dirs.get(key) {
+            return Ok(dir);
+        }
+        loop {
+            let (at, orphan) = {
+                let place = node.place.lock();
+                (place.names.first().cloned(), place.orphan.clone())
+            };
+            if let Some(orphan) = orphan {
+                return Ok(orphan);
+            }
+            let (parent, name) = at.ok_or(Errno::STALE)?;
+            let above = self.upper_dir(&parent)?;
+            let _names = parent.dir().ok_or(Errno::STALE)?.names.read();
+            // It may have been moved while the lock was not held.
+            if !node.is_named(&parent, &name) {
+                continue;
+            }
+            let dir = above.open_upper_dir(&name)?;
+            self.upper_dirs.insert(key, dir.clone());
+            return Ok(dir);
+        }
+    }
+
+    /// The directory's upper part, if it has one.
+    pub(super) fn upper_dir_if_any(&self, node: &Arc<Node>) -> Result<Option<UpperDir>> {
+        if node.has_upper() { self.upper_dir(node).map(Some) } else { Ok(None) }
+    }
+
+    /// Calls `act` with the node's upper file, which cannot be renamed or removed meanwhile.
+    pub(super) fn on_upper<R>(&self, node: &Arc<Node>, act: impl FnOnce(&UpperDir, &CStr) -> Result<R>) -> Result<R> {
+        if node.dir().is_some() {
+            return act(&self.upper_dir(node)?, c"");
+        }
+        if let Some((index, entry)) = self.index_place(node) {
+            return act(&index, &entry);
+        }
+        loop {
+            let (at, orphan) = {
+                let place = node.place.lock();
+                (place.names.first().cloned(), place.orphan.clone())
+            };
+            if let Some(orphan) = orphan {
+                return act(&orphan, c"");
+            }
+            let (parent, name) = at.ok_or(Errno::STALE)?;
+            let dir = self.upper_dir(&parent)?;
+            let _names = parent.dir().ok_or(Errno::STALE)?.names.read();
+            if !node.is_named(&parent, &name) || node.place.lock().orphan.is_some() {
+                continue;
+            }
+            return act(&dir, &name);
+        }
+    }
+
+    /// Calls `act` with the node's real file, wherever it is, for reading.
+    pub(super) fn on_real<R>(&self, node: &Arc<Node>, act: impl FnOnce(&Dir, &CStr) -> Result<R>) -> Result<R> {
+        match &node.body {
+            Body::Dir(dir) => {
+                if dir.state.lock().upper.is_some() {
+                    return act(self.upper_dir(node)?.as_dir(), c"");
+                }
+                act(&self.lower_dir(node, 0)?, c"")
+            }
+            Body::File(file) => {
+                let real = file.state.lock().real;
+                match real {
+                    Real::Upper => self.on_upper(node, |dir, name| act(dir, name)),
+                    Real::Lower(index) => {
+                        // A file that only a lower layer has is never moved, so its name needs no lock.
+                        let (parent, name) = node.name().ok_or(Errno::STALE)?;
+                        act(&self.lower_dir(&parent, usize::from(index))?, &name)
+                    }
+                }
+            }
+        }
+    }
+
+    /// Attributes of the node's real file.
+    pub(super) fn real_stat(&self, node: &Arc<Node>) -> Result<Stat> {
+        self.on_real(node, |dir, name| self.shown_stat(dir, name, dir.stat(name)?.ok_or(Errno::STALE)?))
+    }
+
+    /// The merged listing of the directory's lower parts, made on first use; `None` if it has none.
+    pub(super) fn lower_listing(&self, node: &Node) -> Result<Option<Arc<Listing>>> {
+        let dir = node.dir().ok_or(Errno::NOTDIR)?;
+        if dir.lowers.is_empty() {
+            return Ok(None);
+        }
+        if let Some(listing) = dir.state.lock().lower_listing.clone() {
+            return Ok(Some(listing));
+        }
+        let mut parts = Vec::with_capacity(dir.lowers.len());
+        for (index, part) in dir.lowers.iter().enumerate() {
+            parts.push((part, self.lower_dir(node, index)?));
+        }
+        let listing = Arc::new(Listing::of_lowers(&parts)?);
+        dir.state.lock().lower_listing = Some(listing.clone());
+        Ok(Some(listing))
+    }
+
+    /// The lower listing if it exists or this lookup makes it worth while.
+    fn listing_for_lookup(&self, node: &Node, dir: &node::Dir) -> Result<Option<Arc<Listing>>> {
+        let worth_while = {
+            let DirState { probes, lower_listing, .. } = &mut *dir.state.lock();
+            if let Some(listing) = lower_listing {
+                return Ok(Some(listing.clone()));
+            }
+            *probes = probes.saturating_add(1);
+            let enough = if dir.lowers.len() > 1 { PROBES_MERGED } else { PROBES_SINGLE };
+            !dir.lowers.is_empty() && *probes > enough
+        };
+        if worth_while { self.lower_listing(node) } else { Ok(None) }
+    }
+
+    /// Calls `act` with what is needed to look names up in the directory `node`.
+    pub(super) fn with_merged<R>(
+        &self,
+        node: &Arc<Node>,
+        upper: Option<&UpperDir>,
+        act: impl FnOnce(&MergedDir<'_>) -> Result<R>,
+    ) -> Result<R> {
+        let dir = node.dir().ok_or(Errno::NOTDIR)?;
+        let listing = self.listing_for_lookup(node, dir)?;
+        let upper_may_have_marks = dir.state.lock().upper.as_ref().is_none_or(|part| part.impure);
+        let open_lower = |index: usize| self.lower_dir(node, index);
+        act(&MergedDir {
+            stack: &self.stack,
+            upper: upper.map(UpperDir::as_dir),
+            lowers: &dir.lowers,
+            open_lower: &open_lower,
+            listing: listing.as_deref(),
+            upper_may_have_marks,
+            follow_redirects: self.follows_redirects(),
+            metacopy: self.config.metacopy,
+        })
+    }
+
+    /// Resolves `name` in the directory `node`, whose upper part is `upper`. The caller holds its `names` lock.
+    pub(super) fn resolve(&self, node: &Arc<Node>, upper: Option<&UpperDir>, name: &CStr) -> Result<Resolution> {
+        self.with_merged(node, upper, |dir| merge::resolve(dir, name))
+    }
+
+    /// True if a lower layer has `name` in the directory `node`.
+    pub(super) fn exists_in_lower(&self, node: &Arc<Node>, name: &CStr) -> Result<bool> {
+        if node.dir().is_none_or(|dir| dir.lowers.is_empty()) {
+            return Ok(false);
+        }
+        self.with_merged(node, None, |dir| merge::exists_in_lower(dir, name))
+    }
+}

@@ -1,0 +1,147 @@
+//! Extended attributes. The marks are hidden; a user's own attribute of such a name is stored escaped.
+
+use std::ffi::{CStr, CString, OsStr};
+use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
+
+use super::Overlay;
+use super::types::{Caller, Errno, NodeId, Result};
+use crate::node::Node;
+use crate::whiteout::{Namespace, Visible, escape_xattr, unescape_xattr};
+
+impl Overlay {
+    /// Name under which the attribute `key` of the mount is stored.
+    fn stored_key(&self, key: &OsStr) -> Result<CString> {
+        let bytes = key.as_bytes();
+        let is_acl = bytes.starts_with(b"system.posix_acl_");
+        if (is_acl && !self.has_acls()) || (!is_acl && self.config.no_xattrs) {
+            return Err(Errno::OPNOTSUPP);
+        }
+        if let Some(permissions) = &self.permissions {
+            let stored = permissions.stored_key(bytes).ok_or(Errno::PERM)?;
+            if stored != bytes {
+                return CString::new(stored).map_err(|_| Errno::INVAL);
+            }
+        }
+        let escaped = Namespace::ALL.into_iter().find_map(|namespace| escape_xattr(namespace, bytes));
+        CString::new(escaped.unwrap_or_else(|| bytes.to_vec())).map_err(|_| Errno::INVAL)
+    }
+
+    /// Value of an attribute.
+    ///
+    /// # Errors
+    /// `NODATA`, `OPNOTSUPP`; those of `getxattr(2)`.
+    pub fn getxattr(&self, node: NodeId, key: &OsStr) -> Result<Vec<u8>> {
+        let node = self.node(node)?;
+        // What may not be set is not there.
+        let stored = self.stored_key(key).map_err(|errno| if errno == Errno::PERM { Errno::NODATA } else { errno })?;
+        self.stored_value(&node, key, &stored)?.ok_or(Errno::NODATA)
+    }
+
+    /// Value of the attribute `key`, stored as `stored`.
+    fn stored_value(&self, node: &Arc<Node>, key: &OsStr, stored: &CStr) -> Result<Option<Vec<u8>>> {
+        self.on_real(node, |dir, name| match dir.xattr(name, stored)? {
+            // A lower layer that root made has the real one.
+            None if self.permissions.is_some() && stored.to_bytes() != key.as_bytes() => {
+                let real = CString::new(key.as_bytes()).map_err(|_| Errno::INVAL)?;
+                if real.to_bytes().starts_with(b"security.") { dir.xattr(name, &real) } else { Ok(None) }
+            }
+            found => Ok(found),
+        })
+    }
+
+    /// Names of all attributes, each ended by a NUL.
+    ///
+    /// # Errors
+    /// Those of `listxattr(2)`.
+    pub fn listxattr(&self, node: NodeId) -> Result<Vec<u8>> {
+        let node = self.node(node)?;
+        let stored = self.on_real(&node, |dir, name| dir.list_xattrs(name))?;
+        let mut shown = Vec::with_capacity(stored.len());
+        for key in stored.split(|&b| b == 0).filter(|key| !key.is_empty()) {
+            let is_acl = key.starts_with(b"system.posix_acl_");
+            if (is_acl && !self.has_acls()) || (!is_acl && self.config.no_xattrs) {
+                continue;
+            }
+            let key = match &self.permissions {
+                None => key,
+                Some(permissions) => match permissions.shown_key(key) {
+                    Some(key) => key,
+                    None => continue,
+                },
+            };
+            let namespace = Namespace::ALL.into_iter().find(|n| key.starts_with(n.prefix().as_bytes()));
+            let before = shown.len();
+            match namespace.map_or(Visible::Plain, |namespace| unescape_xattr(namespace, key)) {
+                Visible::Plain => shown.extend_from_slice(key),
+                Visible::Unescaped(plain) => shown.extend_from_slice(&plain),
+                Visible::Hidden => continue,
+            }
+            shown.push(0);
+            // Kept and real: one attribute.
+            let (earlier, last) = shown.split_at_checked(before).unwrap_or_default();
+            if self.permissions.is_some() && earlier.split_inclusive(|&byte| byte == 0).any(|name| name == last) {
+                shown.truncate(before);
+            }
+        }
+        Ok(shown)
+    }
+
+    /// Sets an attribute. `flags`: `XATTR_CREATE`, `XATTR_REPLACE`. `kill_sgid`: the caller may not keep the
+    /// set-group-id bit (of a file whose access ACL changes).
+    ///
+    /// # Errors
+    /// Those of copy-up and `setxattr(2)`.
+    pub fn setxattr(
+        &self,
+        _caller: &Caller,
+        node: NodeId,
+        key: &OsStr,
+        value: &[u8],
+        flags: u32,
+        kill_sgid: bool,
+    ) -> Result<()> {
+        self.upper()?;
+        let node = self.node(node)?;
+        let key = self.stored_key(key)?;
+        self.copy_up_attributes(&node)?;
+        self.on_upper(&node, |dir, name| {
+            dir.set_xattr(name, &key, value, flags)?;
+            if kill_sgid {
+                let mode = dir.stat(name)?.ok_or(Errno::STALE)?.mode & 0o7777;
+                if mode & libc::S_ISGID != 0 {
+                    dir.set_mode(name, mode & !libc::S_ISGID)?;
+                }
+            }
+            Ok(())
+        })?;
+        self.forget_inheritance(&node);
+        Ok(())
+    }
+
+    /// Removes an attribute.
+    ///
+    /// # Errors
+    /// `NODATA`; those of copy-up and `removexattr(2)`.
+    pub fn removexattr(&self, node: NodeId, key: &OsStr) -> Result<()> {
+        self.upper()?;
+        let node = self.node(node)?;
+        let stored = self.stored_key(key)?;
+        // Nothing is copied up for an attribute that is not there.
+        if !node.has_upper() && self.stored_value(&node, key, &stored)?.is_none() {
+            return Err(Errno::NODATA);
+        }
+        self.copy_up_attributes(&node)?;
+        self.on_upper(&node, |dir, name| dir.remove_xattr(name, &stored))?;
+        self.forget_inheritance(&node);
+        Ok(())
+    }
+
+    fn forget_inheritance(&self, node: &crate::node::Node) {
+        if let Some(dir) = node.dir()
+            && let Some(part) = &mut dir.state.lock().upper
+        {
+            part.inheritance = None;
+        }
+    }
+}

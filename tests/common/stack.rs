@@ -1,0 +1,454 @@
+//! Stacks of layers in a temporary directory, mounted by either driver.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, UnmountFlags, fsconfig_create, fsconfig_set_string,
+    fsmount, fsopen, move_mount, unmount,
+};
+use tempfile::TempDir;
+
+use super::{Driver, sys, tree, unwatch_daemon, watch_daemon};
+
+/// Longest time that a daemon may take to start, or to end after its unmount.
+const DAEMON_LIMIT: Duration = Duration::from_secs(10);
+
+/// Options of every kernel mount: those that stratafs has by default.
+const KERNEL_OPTIONS: [&str; 4] = ["redirect_dir=on", "index=off", "xino=auto", "metacopy=off"];
+
+/// A stack to mount: layers as text (see [`tree`]), topmost lower first.
+#[derive(Clone, Debug, Default)]
+pub struct Stack {
+    lowers: Vec<String>,
+    data_only: Vec<String>,
+    upper: Option<String>,
+    options: Vec<String>,
+    extra: Vec<String>,
+}
+
+impl Stack {
+    /// No lower layer and an empty upper.
+    pub fn new() -> Self {
+        Self { upper: Some(String::new()), ..Self::default() }
+    }
+
+    /// Adds a lower layer below those added before.
+    pub fn lower(mut self, text: &str) -> Self {
+        self.lowers.push(text.to_owned());
+        self
+    }
+
+    /// Adds a layer below all others that only holds data (`::`).
+    pub fn data_only(mut self, text: &str) -> Self {
+        self.data_only.push(text.to_owned());
+        self
+    }
+
+    /// What the upper holds before the mount.
+    pub fn upper(mut self, text: &str) -> Self {
+        self.upper = Some(text.to_owned());
+        self
+    }
+
+    /// Neither upper nor work directory: a read-only mount.
+    pub fn read_only(mut self) -> Self {
+        self.upper = None;
+        self
+    }
+
+    /// An option that both drivers know by the same name.
+    pub fn option(mut self, option: &str) -> Self {
+        self.options.push(option.to_owned());
+        self
+    }
+
+    /// An option that only stratafs knows.
+    pub fn stratafs_option(mut self, option: &str) -> Self {
+        self.extra.push(option.to_owned());
+        self
+    }
+
+    /// Builds the layers without mounting them.
+    pub fn build(self) -> Layers {
+        let base = std::env::var_os("STRATAFS_TEST_DIR").map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from);
+        let directory = tempfile::Builder::new().prefix("stratafs-test-").tempdir_in(base).expect("a directory");
+        let root = directory.path().to_owned();
+        sys::chmod(&root, 0o755).unwrap();
+        let layer = |name: String, text: &str| {
+            let path = root.join(name);
+            sys::mkdir(&path, 0o755).unwrap();
+            tree::build(&path, text);
+            path
+        };
+        let lowers: Vec<PathBuf> =
+            self.lowers.iter().enumerate().map(|(at, text)| layer(format!("lower{at}"), text)).collect();
+        let data_only: Vec<PathBuf> =
+            self.data_only.iter().enumerate().map(|(at, text)| layer(format!("data{at}"), text)).collect();
+        let upper = self.upper.as_ref().map(|text| layer("upper".to_owned(), text));
+        let work = upper.as_ref().map(|_| layer("work".to_owned(), ""));
+        let point = layer("merged".to_owned(), "");
+        let originals = lowers.iter().map(|path| tree::snapshot(path, true)).collect();
+        Layers { directory, lowers, data_only, upper, work, point, options: self.options, extra: self.extra, originals }
+    }
+
+    /// Builds the layers and mounts them.
+    #[track_caller]
+    pub fn mount(self, driver: Driver) -> Mount {
+        self.build().mount(driver)
+    }
+}
+
+/// Layers on disk.
+#[derive(Debug)]
+pub struct Layers {
+    pub directory: TempDir,
+    pub lowers: Vec<PathBuf>,
+    pub data_only: Vec<PathBuf>,
+    pub upper: Option<PathBuf>,
+    pub work: Option<PathBuf>,
+    pub point: PathBuf,
+    pub options: Vec<String>,
+    pub extra: Vec<String>,
+    /// What the lower layers held at first.
+    pub originals: Vec<BTreeMap<String, String>>,
+}
+
+impl Layers {
+    /// Mounts; panics when that fails.
+    #[track_caller]
+    pub fn mount(self, driver: Driver) -> Mount {
+        match self.try_mount(driver) {
+            Ok(mount) => mount,
+            Err((message, _)) => panic!("{driver:?} does not mount: {message}"),
+        }
+    }
+
+    /// Mounts; hands the layers back with the message when that fails.
+    #[allow(clippy::result_large_err)]
+    pub fn try_mount(self, driver: Driver) -> Result<Mount, (String, Self)> {
+        let mounted = match driver {
+            Driver::Overlayfs => self.mount_overlayfs_patiently().map(|()| None),
+            Driver::Stratafs => self.mount_stratafs().map(Some),
+        };
+        match mounted {
+            Ok(daemon) => Ok(Mount { layers: Some(self), driver, daemon }),
+            Err(message) => Err((message, self)),
+        }
+    }
+
+    /// A child that another test forks holds the last mount's descriptor until it executes something; with an index
+    /// the kernel refuses the upper until then.
+    fn mount_overlayfs_patiently(&self) -> Result<(), String> {
+        let busy_until = Instant::now() + Duration::from_secs(5);
+        loop {
+            match self.mount_overlayfs() {
+                Err(message) if message.contains("os error 16") && Instant::now() < busy_until => {
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+                done => return done,
+            }
+        }
+    }
+
+    fn mount_overlayfs(&self) -> Result<(), String> {
+        let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).map_err(|error| format!("fsopen: {error}"))?;
+        let failed = |what: &str, error: rustix::io::Errno| {
+            let mut log = String::new();
+            let mut buffer = [0; 512];
+            while let Ok(count @ 1..) = rustix::io::read(&context, &mut buffer) {
+                log.push_str(&String::from_utf8_lossy(&buffer[..count]));
+            }
+            format!("{what}: {error}: {log}")
+        };
+        let set = |key: &str, value: &std::ffi::OsStr| {
+            fsconfig_set_string(&context, key, value.as_bytes()).map_err(|error| failed(key, error))
+        };
+        for lower in &self.lowers {
+            set("lowerdir+", lower.as_os_str())?;
+        }
+        for layer in &self.data_only {
+            set("datadir+", layer.as_os_str())?;
+        }
+        if let (Some(upper), Some(work)) = (&self.upper, &self.work) {
+            set("upperdir", upper.as_os_str())?;
+            set("workdir", work.as_os_str())?;
+        }
+        let chosen = self.options.iter().map(String::as_str);
+        for option in KERNEL_OPTIONS.into_iter().chain(chosen) {
+            let (key, value) = option.split_once('=').unwrap_or((option, ""));
+            if option.contains('=') {
+                set(key, value.as_ref())?;
+            } else {
+                rustix::mount::fsconfig_set_flag(&context, key).map_err(|error| failed(key, error))?;
+            }
+        }
+        fsconfig_create(&context).map_err(|error| failed("create", error))?;
+        let mount = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())
+            .map_err(|error| failed("fsmount", error))?;
+        let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+        move_mount(&mount, "", rustix::fs::CWD, &self.point, flags).map_err(|error| failed("move_mount", error))
+    }
+
+    /// Arguments of the `stratafs` program for these layers.
+    pub fn stratafs_arguments(&self) -> Vec<std::ffi::OsString> {
+        let mut options = b"allow_other,suid,dev".to_vec();
+        for (at, lower) in self.lowers.iter().enumerate() {
+            options.extend_from_slice(if at == 0 { b",lowerdir=" } else { b":" });
+            options.extend_from_slice(lower.as_os_str().as_bytes());
+        }
+        for layer in &self.data_only {
+            options.extend_from_slice(b"::");
+            options.extend_from_slice(layer.as_os_str().as_bytes());
+        }
+        if let (Some(upper), Some(work)) = (&self.upper, &self.work) {
+            options.extend_from_slice(b",upperdir=");
+            options.extend_from_slice(upper.as_os_str().as_bytes());
+            options.extend_from_slice(b",workdir=");
+            options.extend_from_slice(work.as_os_str().as_bytes());
+        }
+        for option in self.options.iter().chain(&self.extra) {
+            options.push(b',');
+            options.extend_from_slice(option.as_bytes());
+        }
+        let options = std::os::unix::ffi::OsStringExt::from_vec(options);
+        vec!["-f".into(), "-o".into(), options, self.point.clone().into_os_string()]
+    }
+
+    /// Path of what the daemon writes to stderr.
+    pub fn log(&self) -> PathBuf {
+        self.directory.path().join("log")
+    }
+
+    fn mount_stratafs(&self) -> Result<Child, String> {
+        let log = File::options().create(true).append(true).open(self.log()).expect("a log");
+        let before = sys::lstat(&self.point).expect("a mountpoint").st_dev;
+        let mut daemon = Command::new(env!("CARGO_BIN_EXE_stratafs"))
+            .args(self.stratafs_arguments())
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().expect("dup"))
+            .stderr(log)
+            .spawn()
+            .expect("start stratafs");
+        watch_daemon(daemon.id());
+        let deadline = Instant::now() + DAEMON_LIMIT;
+        loop {
+            let ended = daemon.try_wait().expect("wait");
+            let mounted = ended.is_none() && sys::lstat(&self.point).is_ok_and(|stat| stat.st_dev != before);
+            if mounted {
+                return Ok(daemon);
+            }
+            if ended.is_some() || Instant::now() > deadline {
+                sys::kill(daemon.id());
+                daemon.wait().expect("wait");
+                unwatch_daemon(daemon.id());
+                let how = ended.map_or_else(|| "no mount after 10 s".to_owned(), |status| status.to_string());
+                return Err(format!("{how}: {}", self.read_log()));
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    /// Makes the upper the topmost lower layer, below a new, empty upper.
+    pub fn restack(mut self) -> Self {
+        let root = self.directory.path();
+        let lower = root.join(format!("upper-{}", self.lowers.len()));
+        let upper = self.upper.clone().expect("an upper");
+        sys::rename(&upper, &lower).expect("rename the upper");
+        sys::mkdir(&upper, 0o755).expect("a new upper");
+        let work = self.work.clone().expect("a work directory");
+        std::fs::remove_dir_all(&work).expect("remove the work directory");
+        sys::mkdir(&work, 0o755).expect("a new work directory");
+        self.originals.insert(0, tree::snapshot(&lower, true));
+        self.lowers.insert(0, lower);
+        self
+    }
+
+    fn read_log(&self) -> String {
+        let mut text = vec![];
+        if let Ok(mut file) = File::open(self.log()) {
+            file.read_to_end(&mut text).expect("read the log");
+        }
+        String::from_utf8_lossy(&text).into_owned()
+    }
+
+    /// Asserts that no lower layer has changed and that the work directory holds no stage.
+    #[track_caller]
+    pub fn assert_sound(&self, unmounted: Driver) {
+        for (lower, original) in self.lowers.iter().zip(&self.originals) {
+            let report = tree::diff(&tree::snapshot(lower, true), original);
+            assert!(report.is_empty(), "the lower layer {} has changed:\n{report}", lower.display());
+        }
+        if let Some(work) = &self.work {
+            let stage = work.join("work");
+            // The kernel leaves its shared whiteout there, for its next mount to clean up.
+            if unmounted == Driver::Stratafs && sys::exists(&stage) {
+                assert_eq!(sys::names(&stage), Vec::<String>::new(), "left in the work directory");
+            }
+        }
+    }
+}
+
+/// A mounted stack. Dropping it unmounts, and checks what must hold after every test: the lower layers have not
+/// changed, the work directory is empty, the daemon ended well.
+pub struct Mount {
+    layers: Option<Layers>,
+    driver: Driver,
+    daemon: Option<Child>,
+}
+
+impl Mount {
+    pub fn layers(&self) -> &Layers {
+        self.layers.as_ref().expect("mounted")
+    }
+
+    pub fn driver(&self) -> Driver {
+        self.driver
+    }
+
+    /// Process id of the daemon.
+    pub fn daemon(&self) -> Option<u32> {
+        self.daemon.as_ref().map(Child::id)
+    }
+
+    /// The mountpoint.
+    pub fn root(&self) -> &Path {
+        &self.layers().point
+    }
+
+    /// A path in the union.
+    pub fn at(&self, path: &str) -> PathBuf {
+        self.root().join(path)
+    }
+
+    /// A path in the upper layer.
+    pub fn upper(&self, path: &str) -> PathBuf {
+        self.layers().upper.as_ref().expect("an upper").join(path)
+    }
+
+    /// A path in a lower layer; 0 is the topmost.
+    pub fn lower(&self, layer: usize, path: &str) -> PathBuf {
+        self.layers().lowers[layer].join(path)
+    }
+
+    /// Asserts the exact merged tree.
+    #[track_caller]
+    pub fn assert_tree(&self, text: &str) {
+        tree::assert_tree(self.root(), text);
+    }
+
+    /// Asserts exactly what the upper layer holds.
+    #[track_caller]
+    pub fn assert_upper(&self, text: &str) {
+        tree::assert_tree(&self.upper(""), text);
+    }
+
+    /// Asserts the merged tree, and again after a remount by each driver: what is on disk says the same.
+    #[track_caller]
+    pub fn assert_tree_everywhere(self, text: &str) {
+        self.assert_tree(text);
+        let other = match self.driver {
+            Driver::Overlayfs => Driver::Stratafs,
+            Driver::Stratafs => Driver::Overlayfs,
+        };
+        let driver = self.driver;
+        let mount = self.remount(driver);
+        mount.assert_tree(text);
+        // The run on stratafs checks the exchange; the one on the kernel must not need stratafs.
+        if driver == Driver::Stratafs {
+            mount.remount(other).assert_tree(text);
+        }
+    }
+
+    /// Unmounts, and mounts the same layers by `driver`.
+    #[track_caller]
+    pub fn remount(self, driver: Driver) -> Self {
+        self.unmount().mount(driver)
+    }
+
+    /// Unmounts and hands back the layers.
+    #[track_caller]
+    pub fn unmount(mut self) -> Layers {
+        self.detach();
+        let layers = self.layers.take().expect("mounted");
+        layers.assert_sound(self.driver);
+        layers
+    }
+
+    /// What the daemon has said so far.
+    pub fn log(&self) -> String {
+        self.layers().read_log()
+    }
+
+    /// Kills the daemon and unmounts what it leaves.
+    pub fn crash(mut self) -> Layers {
+        let mut daemon = self.daemon.take().expect("a daemon");
+        daemon.kill().expect("kill");
+        daemon.wait().expect("wait");
+        unwatch_daemon(daemon.id());
+        unmount(self.root(), UnmountFlags::DETACH).expect("unmount");
+        self.layers.take().expect("mounted")
+    }
+
+    fn detach(&mut self) {
+        let root = self.root().to_owned();
+        let busy_until = Instant::now() + Duration::from_secs(5);
+        loop {
+            match unmount(&root, UnmountFlags::empty()) {
+                Ok(()) => break,
+                Err(rustix::io::Errno::BUSY) if Instant::now() < busy_until => {
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+                Err(error) => {
+                    let lazily = unmount(&root, UnmountFlags::DETACH);
+                    assert!(std::thread::panicking(), "unmount: {error}; lazily: {lazily:?}");
+                    break;
+                }
+            }
+        }
+        let Some(mut daemon) = self.daemon.take() else { return };
+        let deadline = Instant::now() + DAEMON_LIMIT;
+        let status = loop {
+            if let Some(status) = daemon.try_wait().expect("wait") {
+                break Some(status);
+            }
+            if Instant::now() > deadline {
+                break None;
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        };
+        if status.is_none() {
+            daemon.kill().expect("kill");
+            daemon.wait().expect("wait");
+        }
+        unwatch_daemon(daemon.id());
+        if std::thread::panicking() {
+            let log = self.layers().read_log();
+            if !log.is_empty() {
+                eprintln!("the daemon's log:\n{log}");
+            }
+            return;
+        }
+        let status = status.expect("the daemon does not end after the unmount");
+        assert!(status.success(), "the daemon ended with {status} (signal {:?}): {}", status.signal(), self.log());
+        let log = self.log();
+        assert!(!log.contains("panicked"), "the daemon panicked: {log}");
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        if self.layers.is_some() {
+            self.detach();
+            if !std::thread::panicking() {
+                self.layers().assert_sound(self.driver);
+            }
+        }
+    }
+}

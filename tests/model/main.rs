@@ -1,0 +1,157 @@
+//! Random operations on random layers, compared with a model of the union in memory: on kernel overlayfs (which proves
+//! the model right), on stratafs, and on both in turn over the same upper directory.
+//!
+//! `STRATAFS_MODEL_OPS=100000` runs that many operations for each test instead of a few thousand;
+//! `STRATAFS_MODEL_SEED=N` starts from another seed.
+
+#![allow(clippy::unwrap_used)]
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod backend;
+mod ops;
+mod rng;
+mod run;
+mod union;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use backend::{Backend, Mounted, Outcome, Seen};
+use common::{Driver, run_test_within};
+use ops::{Layer, Op};
+use rng::Rng;
+
+/// Operations of one sequence.
+const SEQUENCE: usize = 120;
+
+fn number(variable: &str, default: u64) -> u64 {
+    std::env::var(variable).map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{variable} is no number")))
+}
+
+/// Sequences until `count` operations have been tried; the first mount is by the first driver.
+fn sequences(count: u64, first_seed: u64, drivers: &'static [Driver]) {
+    let count = number("STRATAFS_MODEL_OPS", count);
+    let mut seed = number("STRATAFS_MODEL_SEED", first_seed);
+    let mut tried = 0;
+    while tried < count {
+        let mut rng = Rng::new(seed);
+        let layers = ops::random_layers(&mut rng);
+        let sequence = ops::random_ops(&mut rng, &layers, SEQUENCE, drivers);
+        let first = *rng.pick(drivers);
+        let make = move |layers: &[Layer]| Box::new(Mounted::new(layers, first)) as Box<dyn Backend>;
+        tried += run::check(seed, &layers, sequence, &make) as u64;
+        seed += 1;
+    }
+    eprintln!("{tried} operations, seeds {first_seed} to {seed}");
+}
+
+/// Time for a run: a long one was asked for with `STRATAFS_MODEL_OPS`.
+fn limit() -> Duration {
+    Duration::from_secs(400 + number("STRATAFS_MODEL_OPS", 0) / 50)
+}
+
+#[test]
+fn overlayfs() {
+    run_test_within(limit(), "model::overlayfs", Driver::Overlayfs, |_| {
+        sequences(2000, 1000, &[Driver::Overlayfs]);
+    });
+}
+
+#[test]
+fn stratafs() {
+    run_test_within(limit(), "model::stratafs", Driver::Stratafs, |_| {
+        sequences(5000, 2000, &[Driver::Stratafs]);
+    });
+}
+
+/// Every remount may change the driver: each reads what the other has written.
+#[test]
+fn interchange() {
+    run_test_within(limit(), "model::interchange", Driver::Stratafs, |_| {
+        sequences(3000, 3000, &[Driver::Stratafs, Driver::Overlayfs]);
+    });
+}
+
+/// A backend with a fault, to show that the comparison finds it.
+struct Faulty {
+    inner: Mounted,
+    fault: Fault,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Fault {
+    ChmodDoesNothing,
+    WritesOneByteLess,
+    UnlinkSaysAbsent,
+    ForgetsOnRemount,
+    ReportsAnotherNumber,
+}
+
+impl Backend for Faulty {
+    fn apply(&mut self, op: &Op, step: u64) -> Outcome {
+        match (self.fault, op) {
+            (Fault::ChmodDoesNothing, Op::Chmod { .. }) => Outcome::Done,
+            (Fault::WritesOneByteLess, Op::Append { path, length }) if *length > 0 => {
+                self.inner.apply(&Op::Append { path: path.clone(), length: length - 1 }, step)
+            }
+            (Fault::UnlinkSaysAbsent, Op::Unlink { .. }) => Outcome::Error(common::Errno::NOENT),
+            (Fault::ForgetsOnRemount, Op::Remount { .. }) => {
+                let outcome = self.inner.apply(op, step);
+                if let Some(path) = self.inner.tree().unwrap().into_keys().next_back() {
+                    drop(self.inner.apply(&Op::Unlink { path }, step));
+                }
+                outcome
+            }
+            _ => self.inner.apply(op, step),
+        }
+    }
+
+    fn tree(&mut self) -> Result<BTreeMap<String, Seen>, String> {
+        let mut tree = self.inner.tree()?;
+        if let (Fault::ReportsAnotherNumber, Some(seen)) = (self.fault, tree.values_mut().next_back()) {
+            seen.listed.0 += 1;
+        }
+        Ok(tree)
+    }
+
+    fn is_kernel(&self) -> bool {
+        self.inner.is_kernel()
+    }
+
+    fn finish(self: Box<Self>) {
+        Box::new(self.inner).finish();
+    }
+}
+
+/// The checker finds each fault, and shows a short sequence for it.
+#[test]
+fn the_checker_finds_faults() {
+    run_test_within(limit(), "model::the_checker_finds_faults", Driver::Overlayfs, |_| {
+        for (fault, longest) in [
+            (Fault::ChmodDoesNothing, 1),
+            (Fault::WritesOneByteLess, 1),
+            (Fault::UnlinkSaysAbsent, 1),
+            (Fault::ForgetsOnRemount, 1),
+            (Fault::ReportsAnotherNumber, 1),
+        ] {
+            let found = (1..20).any(|seed| {
+                let mut rng = Rng::new(seed);
+                let layers = ops::random_layers(&mut rng);
+                let sequence = ops::random_ops(&mut rng, &layers, 60, &[Driver::Overlayfs]);
+                let make = move |layers: &[Layer]| {
+                    Box::new(Faulty { inner: Mounted::new(layers, Driver::Overlayfs), fault }) as Box<dyn Backend>
+                };
+                let outcome = std::panic::catch_unwind(|| run::check(seed, &layers, sequence, &make));
+                let Err(message) = outcome else { return false };
+                let message = message.downcast_ref::<String>().expect("a message").clone();
+                let steps =
+                    message.split("after:\n").nth(1).unwrap().split("of:").next().unwrap().trim_end().lines().count();
+                assert!(steps <= longest, "{fault:?} is shown in {steps} steps: {message}");
+                true
+            });
+            assert!(found, "{fault:?} is not found");
+        }
+    });
+}

@@ -1,0 +1,113 @@
+//! The kernel may keep what it has been told for ever; nothing it keeps may be wrong.
+
+use std::io::{Read, Seek};
+
+use rustix::fs::OFlags;
+
+use crate::common::sys;
+use crate::common::{Errno, Stack};
+use crate::on_both;
+
+on_both! {
+    fn attributes_follow_every_change(driver) {
+        let mount = Stack::new().lower("file f \"lower\"\ndir d\nfile h \"h\"").mount(driver);
+        let size = |path: &str| sys::lstat(&mount.at(path)).unwrap().st_size;
+        assert_eq!(size("f"), 5);
+        let file = sys::open(&mount.at("f"), OFlags::RDWR, 0).unwrap();
+        for length in [6_u64, 3, 0, 100_000] {
+            rustix::fs::ftruncate(&file, length).unwrap();
+            assert_eq!(size("f"), length.cast_signed());
+        }
+        sys::pwrite(&file, b"x", 200_000).unwrap();
+        assert_eq!(size("f"), 200_001);
+        rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, 300_000).unwrap();
+        assert_eq!(size("f"), 300_000);
+        sys::link(&mount.at("h"), &mount.at("d/h2")).unwrap();
+        assert_eq!((sys::nlink(&mount.at("h")), sys::nlink(&mount.at("d/h2"))), (2, 2));
+        sys::unlink(&mount.at("h")).unwrap();
+        assert_eq!(sys::nlink(&mount.at("d/h2")), 1);
+        sys::chmod(&mount.at("d/h2"), 0o600).unwrap();
+        assert_eq!(sys::mode(&mount.at("d/h2")), 0o600);
+    }
+
+    /// A copy by copy_file_range bypasses the destination's cached pages and attributes.
+    fn copied_ranges_are_seen(driver) {
+        let mount = Stack::new().lower("file from fill=50000\nfile to fill=50000").mount(driver);
+        let from = sys::open(&mount.at("from"), OFlags::RDONLY, 0).unwrap();
+        let to = sys::open(&mount.at("to"), OFlags::RDWR, 0).unwrap();
+        sys::read_file(&to).unwrap();
+        let (mut source, mut target) = (1000, 45_000);
+        while target < 65_000 {
+            let left = usize::try_from(65_000 - target).unwrap();
+            rustix::fs::copy_file_range(&from, Some(&mut source), &to, Some(&mut target), left).unwrap();
+        }
+        assert_eq!(rustix::fs::fstat(&to).unwrap().st_size, 65_000);
+        let content = sys::read_file(&to).unwrap();
+        assert!(content[45_000..] == crate::common::tree::pattern(50_000)[1000..21_000]);
+    }
+
+    fn pages_follow_writes_through_other_handles(driver) {
+        let mount = Stack::new().lower("file f fill=20000").mount(driver);
+        let mut reader = std::fs::File::open(mount.at("f")).unwrap();
+        let mut buffer = vec![];
+        reader.read_to_end(&mut buffer).unwrap();
+        drop(reader);
+        sys::write_at(&mount.at("f"), 10_000, b"changed").unwrap();
+        let mut reader = std::fs::File::open(mount.at("f")).unwrap();
+        reader.seek(std::io::SeekFrom::Start(10_000)).unwrap();
+        let mut seven = [0; 7];
+        reader.read_exact(&mut seven).unwrap();
+        assert_eq!(&seven, b"changed");
+        sys::overwrite(&mount.at("f"), b"short").unwrap();
+        assert_eq!(sys::text(&mount.at("f")), "short");
+        reader.seek(std::io::SeekFrom::Start(0)).unwrap();
+        buffer.clear();
+        reader.read_to_end(&mut buffer).unwrap();
+        assert_eq!(buffer, b"short");
+    }
+
+    fn symlinks_are_replaced(driver) {
+        let mount = Stack::new().lower("link l -> old\nfile old \"old\"\nfile new \"new\"").mount(driver);
+        assert_eq!(sys::readlink(&mount.at("l")).unwrap(), "old");
+        assert_eq!(std::fs::read(mount.at("l")).unwrap(), b"old");
+        sys::symlink("new", &mount.at("l2")).unwrap();
+        sys::rename(&mount.at("l2"), &mount.at("l")).unwrap();
+        assert_eq!(sys::readlink(&mount.at("l")).unwrap(), "new");
+        assert_eq!(std::fs::read(mount.at("l")).unwrap(), b"new");
+    }
+
+    /// After the kernel has dropped its caches everything is found again as it was.
+    fn dropped_caches(driver) {
+        let mount = Stack::new().lower("file d/a \"a\"\nfile d/s/b \"b\"\nfile gone \"g\"\nfile h1 \"h\"\nhard h2 h1").mount(driver);
+        sys::append(&mount.at("d/a"), b"+").unwrap();
+        sys::unlink(&mount.at("gone")).unwrap();
+        sys::rename(&mount.at("d/s"), &mount.at("t")).unwrap();
+        sys::link(&mount.at("d/a"), &mount.at("la")).unwrap();
+        let numbers = || ["d", "d/a", "t", "t/b", "la"].map(|path| sys::ino(&mount.at(path)));
+        let before = numbers();
+        let held = sys::open(&mount.at("d/a"), OFlags::RDWR, 0).unwrap();
+        for _ in 0..3 {
+            std::fs::write("/proc/sys/vm/drop_caches", "2").unwrap();
+            assert_eq!(numbers(), before);
+            mount.assert_tree("file d/a \"a+\"\nfile t/b \"b\"\nfile la \"a+\"\nfile h1 \"h\"\nfile h2 \"h\"");
+            assert_eq!(sys::nlink(&mount.at("la")), 2);
+        }
+        sys::pwrite(&held, b"A", 0).unwrap();
+        assert_eq!(sys::text(&mount.at("la")), "A+");
+    }
+
+    /// A working directory and open directories that have been renamed or removed.
+    fn directories_in_use(driver) {
+        let mount = Stack::new().lower("file d/s/x \"x\"").mount(driver);
+        let inside = sys::open(&mount.at("d/s"), OFlags::RDONLY | OFlags::DIRECTORY, 0).unwrap();
+        sys::rename(&mount.at("d"), &mount.at("e")).unwrap();
+        let file = rustix::fs::openat(&inside, "new", OFlags::WRONLY | OFlags::CREATE, 0o644.into()).unwrap();
+        rustix::io::write(&file, b"n").unwrap();
+        drop(file);
+        assert_eq!(sys::text(&mount.at("e/s/new")), "n");
+        std::fs::remove_dir_all(mount.at("e")).unwrap();
+        let gone = rustix::fs::statat(&inside, "x", rustix::fs::AtFlags::SYMLINK_NOFOLLOW);
+        assert_eq!(gone.err(), Some(Errno::NOENT));
+        assert_eq!(rustix::fs::fstat(&inside).unwrap().st_mode & libc::S_IFMT, libc::S_IFDIR);
+    }
+}
