@@ -33,8 +33,12 @@ fn no_archives() {
     assert_eq!(refused(b"\xfd7zXZ\0"), "stream: is compressed with xz; gzip and zstd can be read");
     let other = Tar::new().file("a", "b").end();
     assert_eq!(refused(&other), "stream: is no image archive: it has neither manifest.json nor index.json");
-    let legacy = Tar::new().file("repositories", "{}").end();
-    assert!(refused(&legacy).contains("older than 1.10"));
+    assert_eq!(refused(&Tar::new().file("repositories", "{}").end()), "stream: holds no image");
+    let ours_is_its_own_parent =
+        Tar::new().file("repositories", r#"{"x":{"1":"ab"}}"#).file("ab/json", r#"{"parent":"ab"}"#);
+    assert!(refused(&ours_is_its_own_parent.end()).contains("its own parent"));
+    let outside = Tar::new().file("repositories", r#"{"x":{"1":"../ab"}}"#).end();
+    assert!(refused(&outside).contains("is no layer's id"));
 }
 
 #[test]

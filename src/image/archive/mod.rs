@@ -5,6 +5,7 @@
 //! because its members may come in any order.
 
 mod docker;
+mod legacy;
 mod members;
 mod oci;
 
@@ -143,7 +144,7 @@ impl Archive {
         } else if is_docker {
             docker::images(self)?
         } else if self.has("repositories")? {
-            return Err(self.error("was written by a docker older than 1.10, whose archives have no manifest.json"));
+            legacy::images(self)?
         } else {
             return Err(self.error("is no image archive: it has neither manifest.json nor index.json"));
         };
