@@ -182,3 +182,20 @@ fn a_name_that_is_none_is_left_out() {
     }
     assert_eq!(scratch.store.images().unwrap().len(), 1);
 }
+
+#[test]
+fn a_bomb_does_not_fill_the_disk() {
+    use stratafs::image::layer::{Limits, UnpackOptions};
+    let bomb = zstd(&Tar::new().file("zeros", vec![0; 8 << 20]).file("index.json", "{}").end());
+    assert!(bomb.len() < 8 << 10);
+    let scratch = Scratch::new();
+    let load = |limits: Limits| {
+        let options =
+            LoadOptions { unpack: UnpackOptions { limits, ..UnpackOptions::default() }, ..LoadOptions::default() };
+        let error = scratch.load_with(Source::Stream(&mut &bomb[..], "stream"), &options, &mut ()).unwrap_err();
+        error.to_string()
+    };
+    let limited = load(Limits { ratio_from: 1 << 20, ..Limits::default() });
+    assert_eq!(limited, "stream: zeros: grows to more than 200 times its compressed size (--unlimited accepts it)");
+    assert!(load(Limits::unlimited()).contains("index.json"), "the bomb itself is accepted then");
+}
