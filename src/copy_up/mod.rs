@@ -15,6 +15,7 @@ pub use content::Copier;
 use crate::layer::{Dir, FileType, Staged, Stat, Times, UpperLayer, classify, set_times_of};
 use crate::sys::xattr::{self, Target};
 use crate::whiteout::Mark;
+use crate::whiteout::override_stat::PREFIX;
 
 /// What to copy.
 pub struct Source<'a> {
@@ -42,8 +43,30 @@ pub struct Plan<'a> {
     pub xattrs: bool,
     /// Leave the content where it is (`metacopy`).
     pub metacopy: bool,
+    /// Owner, mode and type are kept in an attribute (`xattr_permissions`); the copy stays the mounter's.
+    pub kept: Option<Kept<'a>>,
     /// Content reaches the disk before the file gets its name.
     pub sync: bool,
+}
+
+/// What is kept in an attribute instead of the inode.
+pub struct Kept<'a> {
+    /// Name of the attribute.
+    pub key: &'a CStr,
+    /// Its value.
+    pub value: String,
+    /// `security.*` attributes can be set as they are; else they are kept under another name.
+    pub privileged: bool,
+}
+
+impl Plan<'_> {
+    /// Permission bits of the copy itself.
+    fn mode(&self, stat: &Stat) -> u32 {
+        match &self.kept {
+            None => stat.mode & 0o7777,
+            Some(_) => (stat.mode & 0o777) | if stat.is_dir() { 0o700 } else { 0o600 },
+        }
+    }
 }
 
 /// Stages a copy of `source`.
@@ -60,7 +83,7 @@ pub fn stage<'u>(
     let staged = match source.stat.file_type() {
         FileType::Regular => {
             // Its final permissions at once; set-id bits only when the owner is right.
-            let staged = work.stage_file(source.stat.mode & 0o777, true)?;
+            let staged = work.stage_file(plan.mode(source.stat) & 0o777, true)?;
             if plan.metacopy {
                 rustix::fs::ftruncate(staged.file()?, source.stat.size)?;
                 xattr::set(target(&staged)?, &upper.mark_key(Mark::Metacopy), b"", 0)?;
@@ -70,8 +93,9 @@ pub fn stage<'u>(
             }
             staged
         }
-        FileType::Directory => work.stage_dir(source.stat.mode & 0o777)?,
+        FileType::Directory => work.stage_dir(plan.mode(source.stat) & 0o777)?,
         FileType::Symlink => work.stage_symlink(&source.dir.read_link(source.name)?)?,
+        FileType::Special if plan.kept.is_some() => work.stage_file(plan.mode(source.stat) & 0o777, true)?,
         FileType::Special => work.stage_node(source.stat.mode & !0o7000, source.stat.rdev)?,
     };
     copy_attributes(upper, &staged, source, plan)?;
@@ -103,7 +127,8 @@ fn target<'a>(staged: &'a Staged<'_>) -> Result<Target<'a>, Errno> {
 fn copy_attributes(upper: &UpperLayer, staged: &Staged<'_>, source: &Source<'_>, plan: &Plan<'_>) -> Result<(), Errno> {
     let stat = source.stat;
     let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
-    if (uid, gid) != (stat.uid, stat.gid) {
+    let owner_in_inode = plan.kept.as_ref().is_none_or(|k| stat.file_type() == FileType::Symlink && !k.privileged);
+    if owner_in_inode && (uid, gid) != (stat.uid, stat.gid) {
         match staged.place() {
             Some((dir, name)) => dir.set_owner(name, Some(stat.uid), Some(stat.gid)),
             None => set_owner_of(staged.file()?, stat),
@@ -111,6 +136,9 @@ fn copy_attributes(upper: &UpperLayer, staged: &Staged<'_>, source: &Source<'_>,
         .or_else(tolerate_unprivileged_chown)?;
     }
     copy_xattrs(target(staged)?, source, plan)?;
+    if let (Some(kept), false) = (&plan.kept, owner_in_inode) {
+        xattr::set(target(staged)?, kept.key, kept.value.as_bytes(), 0)?;
+    }
     if let Some(origin) = plan.origin {
         match xattr::set(target(staged)?, &upper.mark_key(Mark::Origin), origin, 0) {
             // Without marks, inode numbers change at the next mount; nothing else is lost. The kernel does the same.
@@ -121,9 +149,9 @@ fn copy_attributes(upper: &UpperLayer, staged: &Staged<'_>, source: &Source<'_>,
     match (stat.file_type(), staged.place()) {
         (FileType::Symlink, _) => {}
         // The mode that it was made with is the final one, but that an ACL may have changed it.
-        (FileType::Regular, None) if stat.mode & 0o7000 == 0 && !plan.acls => {}
-        (_, None) => rustix::fs::fchmod(staged.file()?, rustix::fs::Mode::from_raw_mode(stat.mode & 0o7777))?,
-        (_, Some((dir, name))) => dir.set_mode(name, stat.mode & 0o7777)?,
+        (FileType::Regular, None) if plan.mode(stat) & 0o7000 == 0 && !plan.acls => {}
+        (_, None) => rustix::fs::fchmod(staged.file()?, rustix::fs::Mode::from_raw_mode(plan.mode(stat)))?,
+        (_, Some((dir, name))) => dir.set_mode(name, plan.mode(stat))?,
     }
     match staged.place() {
         Some((dir, name)) => dir.set_times(name, &Times::of(stat)),
@@ -164,6 +192,12 @@ fn copy_xattrs(to: Target<'_>, source: &Source<'_>, plan: &Plan<'_>) -> Result<(
         }
         let name = CString::new(key).map_err(|_| Errno::INVAL)?;
         let Some(value) = source.dir.xattr(source.name, &name)? else { continue };
+        let name = match &plan.kept {
+            Some(kept) if !kept.privileged && key.starts_with(b"security.") => {
+                CString::new([PREFIX.as_bytes(), key].concat()).map_err(|_| Errno::INVAL)?
+            }
+            _ => name,
+        };
         match xattr::set(to, &name, &value, 0) {
             Ok(()) => {}
             Err(Errno::OPNOTSUPP) if !must_copy(key) => {}

@@ -3,6 +3,7 @@
 
 mod dir;
 pub mod fd_cache;
+mod index;
 mod marks;
 mod origin;
 mod stat;
@@ -287,6 +288,17 @@ impl LayerStack {
     /// The writable layer.
     pub fn upper(&self) -> Option<&UpperLayer> {
         self.upper.as_ref()
+    }
+
+    /// Leaves POSIX ACLs out, whatever the upper's file system can do.
+    pub fn disable_acls(&mut self) {
+        if let Some(upper) = &mut self.upper {
+            upper.disable_acls();
+        }
+    }
+
+    fn upper_mut(&mut self) -> Option<&mut UpperLayer> {
+        self.upper.as_mut()
     }
 
     /// The upper's file system: always the first.

@@ -69,9 +69,6 @@ impl UpperLayer {
         }
         let dir = prepare_work(&parent, config.volatile).map_err(|why| fail("workdir", work, why))?;
         layer.probe(&dir, config.userxattr).map_err(|e| fail("workdir", work, describe(e)))?;
-        if config.index {
-            layer.index = Some(open_index(&parent).map_err(|e| fail("index of workdir", work, describe(e)))?);
-        }
         layer.work = Some(WorkDir::new(dir, layer.form));
         layer.work_parent = Some(parent);
         Ok(layer)
@@ -138,6 +135,20 @@ impl UpperLayer {
         self.index.as_ref()
     }
 
+    /// Opens the index directory, making it if need be.
+    ///
+    /// # Errors
+    /// `ROFS` on a read-only mount; those of `mkdirat(2)` and `openat(2)`.
+    pub(super) fn open_index(&mut self) -> Result<(), Errno> {
+        let parent = self.work_parent.as_ref().ok_or(Errno::ROFS)?;
+        match parent.make_dir(c"index", 0o700) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(errno) => return Err(errno),
+        }
+        self.index = Some(parent.open_upper_dir(c"index")?);
+        Ok(())
+    }
+
     /// True if nothing may be written.
     pub fn is_read_only(&self) -> bool {
         self.work.is_none()
@@ -168,6 +179,10 @@ impl UpperLayer {
         self.acls
     }
 
+    pub(super) fn disable_acls(&mut self) {
+        self.acls = false;
+    }
+
     /// Nothing is ever flushed.
     pub fn is_volatile(&self) -> bool {
         self.volatile
@@ -194,15 +209,6 @@ impl UpperLayer {
         }
         WorkDir::empty(work.dir())
     }
-}
-
-/// Opens the index directory, making it if need be (kernel: `ovl_get_indexdir`).
-fn open_index(parent: &UpperDir) -> Result<UpperDir, Errno> {
-    match parent.make_dir(c"index", 0o700) {
-        Ok(()) | Err(Errno::EXIST) => {}
-        Err(errno) => return Err(errno),
-    }
-    parent.open_upper_dir(c"index")
 }
 
 fn open_upper(path: &Path) -> Result<UpperDir, Errno> {

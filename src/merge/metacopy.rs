@@ -20,7 +20,7 @@ pub type Data = (u16, Arc<CStr>);
 /// `PERM` without `metacopy=on`; `IO` if there is no content to be found.
 pub(super) fn below_upper(dir: &MergedDir<'_>, name: &CStr, marks: &Marks) -> Result<Data, Errno> {
     if !dir.metacopy {
-        tracing::error!("{name:?} has only its attributes here; metacopy=on is needed to read it");
+        tracing::error!("{name:?} has only its attributes in the upper; metacopy=on is needed to read it");
         return Err(Errno::PERM);
     }
     let found = match redirect_of(dir, marks, name)? {
@@ -96,11 +96,12 @@ fn by_path(dir: &MergedDir<'_>, path: Vec<u8>, first: usize) -> Result<Option<Da
             return Ok(None);
         }
     }
+    let c_path = c_name(&path)?;
     for (number, layer) in dir.stack.data_only() {
-        let c_path = c_name(&path)?;
         if layer.stat_file(&c_path)?.is_some_and(|stat| stat.file_type() == FileType::Regular) {
             return Ok(Some((number, Arc::from(c_path))));
         }
     }
-    Ok(None)
+    // Its attributes can be seen all the same; opening it fails (kernel: `ovl_maybe_lookup_lowerdata`).
+    Ok(dir.stack.data_only().next().map(|(number, _)| (number, Arc::from(c_path))))
 }

@@ -1,6 +1,6 @@
 //! Attributes, and `statfs`.
 
-use std::ffi::OsString;
+use std::ffi::{CStr, OsString};
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use rustix::fs::OFlags;
 
 use super::Overlay;
 use super::types::{Attr, Caller, Errno, HandleId, NodeId, Result, SetAttr, SetTime, StatFs, Validity};
-use crate::layer::{FileType, Stat, TimeTo, Times};
+use crate::layer::{FileType, Stat, TimeTo, Times, UpperDir};
 use crate::node::Node;
 
 impl Overlay {
@@ -23,12 +23,12 @@ impl Overlay {
     /// `STALE`; those of `statx(2)`.
     pub fn getattr(&self, node: NodeId, handle: Option<HandleId>) -> Result<(Attr, Validity)> {
         let node = self.node(node)?;
-        let open = handle.and_then(|id| self.handles.file(id.0)).filter(|open| Arc::ptr_eq(&open.node, &node));
+        let open = handle.and_then(|id| self.handles.get(id.0)).filter(|open| Arc::ptr_eq(&open.node, &node));
         if let Some(open) = open {
             let real = open.real.read();
             // A lower file that was copied up since has other attributes there.
             if real.upper || !node.has_upper() {
-                let stat = Stat::of(real.fd.as_fd(), c"")?;
+                let stat = self.shown_stat_of(real.fd.as_fd(), Stat::of(real.fd.as_fd(), c"")?)?;
                 return Ok((self.show(&node, &stat), Self::validity(&node)));
             }
         }
@@ -56,17 +56,9 @@ impl Overlay {
             self.truncate(&node, handle, size)?;
         }
         let stat = self.on_upper(&node, |dir, name| {
-            if (set.uid.is_some() || set.gid.is_some()) && !self.squashes() {
-                let (uid, gid) = (set.uid.map(|u| self.uid_on_disk(u)), set.gid.map(|g| self.gid_on_disk(g)));
-                dir.set_owner(name, uid, gid)?;
-            }
-            if let Some(mode) = set.mode {
-                dir.set_mode(name, mode & 0o7777)?;
-            } else if set.kill_suidgid && set.uid.is_none() && set.gid.is_none() {
-                let stat = dir.stat(name)?.ok_or(Errno::STALE)?;
-                if let Some(mode) = mode_without_set_id(caller, &stat) {
-                    dir.set_mode(name, mode)?;
-                }
+            match &self.permissions {
+                None => self.set_owner_and_mode(caller, dir, name, set)?,
+                Some(permissions) => self.set_kept(permissions, caller, dir, name, set)?,
             }
             if set.atime.is_some() || set.mtime.is_some() {
                 let to = |time: Option<SetTime>| {
@@ -77,7 +69,7 @@ impl Overlay {
                 };
                 dir.set_times(name, &Times { atime: to(set.atime), mtime: to(set.mtime) })?;
             }
-            dir.stat(name)?.ok_or(Errno::STALE)
+            self.shown_stat(dir, name, dir.stat(name)?.ok_or(Errno::STALE)?)
         })?;
         if let Some(dir) = node.dir()
             && let Some(part) = &mut dir.state.lock().upper
@@ -87,11 +79,27 @@ impl Overlay {
         Ok((self.show(&node, &stat), Self::validity(&node)))
     }
 
+    fn set_owner_and_mode(&self, caller: &Caller, dir: &UpperDir, name: &CStr, set: &SetAttr) -> Result<()> {
+        if (set.uid.is_some() || set.gid.is_some()) && !self.squashes() {
+            let (uid, gid) = (set.uid.map(|u| self.uid_on_disk(u)), set.gid.map(|g| self.gid_on_disk(g)));
+            dir.set_owner(name, uid, gid)?;
+        }
+        if let Some(mode) = set.mode {
+            dir.set_mode(name, mode & 0o7777)?;
+        } else if set.kill_suidgid && set.uid.is_none() && set.gid.is_none() {
+            let stat = dir.stat(name)?.ok_or(Errno::STALE)?;
+            if let Some(mode) = mode_without_set_id(caller, &stat) {
+                dir.set_mode(name, mode)?;
+            }
+        }
+        Ok(())
+    }
+
     fn truncate(&self, node: &Arc<Node>, handle: Option<HandleId>, size: u64) -> Result<()> {
         if node.file_type != FileType::Regular {
             return Err(if node.file_type == FileType::Directory { Errno::ISDIR } else { Errno::INVAL });
         }
-        if let Some(open) = handle.and_then(|id| self.handles.file(id.0)) {
+        if let Some(open) = handle.and_then(|id| self.handles.get(id.0)) {
             let real = open.real.read();
             if real.upper && open.writable {
                 return rustix::fs::ftruncate(&real.fd, size);

@@ -74,6 +74,7 @@ impl Overlay {
         let (parent, name) = node.name().ok_or(Errno::STALE)?;
         let (source_dir, source_name, fs) = self.copy_up_source(node, &parent, &name)?;
         let stat = source_dir.stat(source_name)?.ok_or(Errno::IO)?;
+        let stat = self.shown_stat(&source_dir, source_name, stat)?;
         let indexed = self.indexed(node);
         let breaks_link = stat.nlink > 1 && !stat.is_dir() && indexed.is_none();
         let origin = if breaks_link { None } else { Some(self.origins.encode(fs, &source_dir, source_name)?) };
@@ -84,6 +85,7 @@ impl Overlay {
             acls: upper.has_acls(),
             xattrs: !self.config.no_xattrs,
             metacopy: extent == Extent::Attributes && stat.size > 0,
+            kept: self.permissions.as_ref().map(|permissions| permissions.kept(&stat)),
             sync: !upper.is_volatile() && !self.config.ignore_fsync,
         };
         let content_fd = content.as_ref().map(|(_, file)| file.as_fd());
@@ -103,9 +105,6 @@ impl Overlay {
                 state.data = data.filter(|_| keeps_below).map(Box::new);
                 state.real = Real::Upper;
             }
-        }
-        if let Some(dir) = parent.dir() {
-            dir.state.lock().listing = None;
         }
         Ok(())
     }
@@ -135,8 +134,20 @@ impl Overlay {
         let Some(data) = node.file().and_then(|file| file.state.lock().data.as_deref().cloned()) else {
             return Ok(None);
         };
-        let file = self.stack.lower(data.layer)?.open_file(&data.path)?;
+        let file = self.open_content(&data)?;
         Ok(Some((data, file)))
+    }
+
+    /// Opens the file that holds another's content.
+    pub(super) fn open_content(&self, data: &DataRef) -> Result<OwnedFd> {
+        let layer = self.stack.lower(data.layer)?;
+        layer.open_file(&data.path).map_err(|errno| match errno {
+            Errno::NOENT | Errno::NOTDIR | Errno::LOOP => {
+                tracing::error!("content missing: {:?} in {}", data.path, layer.path().display());
+                Errno::IO
+            }
+            errno => errno,
+        })
     }
 
     /// A lower file as the place of its own content.
@@ -179,6 +190,7 @@ impl Overlay {
             // Its other names stay what they were, so the copy is a file of its own (kernel: `ovl_getattr`).
             let copied = above.stat(&name)?.ok_or(Errno::IO)?;
             node.set_ino(self.stack.show_ino(LayerStack::UPPER_FS, copied.ino));
+            parent_dir.state.lock().listing = None;
             if let Some(kernel) = self.kernel() {
                 // What the kernel remembers of the file and of the directory's listing has the old number.
                 kernel.invalidate_attr(node.id);

@@ -11,7 +11,7 @@ use rustix::fs::OFlags;
 
 use super::acl;
 use super::types::{Attr, Caller, Entry, Errno, NodeId, Opened, Result};
-use super::{Overlay, creatable_name};
+use super::{Overlay, creatable_name, permissions};
 use crate::layer::{Staged, Stat, UpperDir};
 use crate::merge::{Found, Source};
 use crate::node::{Inheritance, Node};
@@ -31,6 +31,8 @@ struct Ownership {
     gid: u32,
     /// Type and permission bits after the umask.
     mode: u32,
+    /// Device number.
+    rdev: (u32, u32),
     inherited: Inheritance,
 }
 
@@ -106,10 +108,10 @@ impl Overlay {
         self.copy_up(&parent)?;
         let dir = self.upper_dir(&parent)?;
         let owner = self.ownership(caller, &parent, &dir, libc::S_IFREG | (mode & 0o7777))?;
-        let file = dir.create_tmpfile(owner.mode & 0o777)?;
+        let file = dir.create_tmpfile(self.mode_at_first(&owner) & 0o777)?;
         let held = self.upper()?.hold(file.try_clone().map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))?);
         self.correct_owner(&held, c"", &owner)?;
-        let stat = held.stat_self()?;
+        let stat = self.shown_stat(&held, c"", held.stat_self()?)?;
         let found = Found::single(stat, Source::Upper);
         let node = self.admit_nameless(found, held);
         let attr = self.show(&node, &stat);
@@ -130,7 +132,10 @@ impl Overlay {
         let name = creatable_name(name)?;
         self.copy_up(&parent)?;
         let dir = self.upper_dir(&parent)?;
-        let owner = self.ownership(caller, &parent, &dir, mode)?;
+        let mut owner = self.ownership(caller, &parent, &dir, mode)?;
+        if let New::Special { rdev } = new {
+            owner.rdev = *rdev;
+        }
         let names = &parent.dir().ok_or(Errno::NOTDIR)?.names;
         let _names = names.write();
         if parent.place.lock().removed {
@@ -144,8 +149,9 @@ impl Overlay {
             Some(file) => Stat::of(file.as_fd(), c"")?,
             None => dir.stat(&name)?.ok_or(Errno::IO)?,
         };
+        let stat = self.shown_stat(&dir, &name, stat)?;
         if let Some(dir) = parent.dir() {
-            dir.state.lock().touch();
+            dir.state.lock().note_addition();
         }
         let found = Found::single(stat, Source::Upper);
         let node = self.admit(&parent, &name, found)?;
@@ -174,7 +180,7 @@ impl Overlay {
         } else {
             (self.uid_on_disk(caller.uid), self.gid_on_disk(caller.gid))
         };
-        Ok(Ownership { uid, gid: inherited.group.unwrap_or(gid), mode, inherited })
+        Ok(Ownership { uid, gid: inherited.group.unwrap_or(gid), mode, rdev: (0, 0), inherited })
     }
 
     /// What new entries of the directory inherit; read once and kept until its attributes change.
@@ -183,7 +189,7 @@ impl Overlay {
         if let Some(known) = state.lock().upper.as_ref().and_then(|part| part.inheritance.clone()) {
             return Ok(known);
         }
-        let stat = dir.stat_self()?;
+        let stat = self.shown_stat(dir, c"", dir.stat_self()?)?;
         let default_acl = match self.upper()?.has_acls() {
             true => dir.xattr(c"", c"system.posix_acl_default")?.map(Arc::from),
             false => None,
@@ -198,7 +204,7 @@ impl Overlay {
 
     fn make_at_once(&self, dir: &UpperDir, name: &CStr, owner: &Ownership, new: &New<'_>) -> Result<Option<OwnedFd>> {
         // Without set-id bits until the owner is right: nobody may run it as somebody else in between.
-        let mode = owner.mode & !0o7000;
+        let mode = self.mode_at_first(owner);
         let file = match new {
             New::Regular { flags } => Some(dir.create_file(name, mode & 0o777, *flags)?),
             New::Directory => {
@@ -207,6 +213,10 @@ impl Overlay {
             }
             New::Symlink(target) => {
                 dir.make_symlink(name, target)?;
+                None
+            }
+            New::Special { .. } if self.permissions.is_some() => {
+                drop(dir.create_file(name, mode & 0o777, OFlags::WRONLY)?);
                 None
             }
             New::Special { rdev } => {
@@ -227,8 +237,28 @@ impl Overlay {
         }
     }
 
+    /// Type and permission bits with which a file is made, before its owner is right.
+    fn mode_at_first(&self, owner: &Ownership) -> u32 {
+        match &self.permissions {
+            None => owner.mode & !0o7000,
+            Some(_) => (owner.mode & libc::S_IFMT) | permissions::real_mode(owner.mode),
+        }
+    }
+
+    /// Keeps owner and mode of a new file beside it, where the mount does so; `false` where it does not.
+    fn keep_owner(&self, dir: &UpperDir, name: &CStr, owner: &Ownership) -> Result<bool> {
+        let Some(permissions) = &self.permissions else { return Ok(false) };
+        let stat = dir.stat(name)?.ok_or(Errno::IO)?;
+        let Ownership { uid, gid, mode, rdev, .. } = *owner;
+        permissions.keep(dir, name, &Stat { uid, gid, mode, rdev, ..stat })?;
+        Ok(true)
+    }
+
     /// Sets what differs from what the file system gave the new file.
     fn correct_owner(&self, dir: &UpperDir, name: &CStr, owner: &Ownership) -> Result<()> {
+        if self.keep_owner(dir, name, owner)? {
+            return Ok(());
+        }
         let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
         // In a set-group-id directory the file system has set the group itself.
         let gid_is_right = owner.inherited.group.is_some() || gid == owner.gid;
@@ -261,11 +291,12 @@ impl Overlay {
         }
         let upper = self.upper()?;
         let work = upper.work()?;
-        let mode = owner.mode & 0o777;
+        let mode = self.mode_at_first(owner) & 0o777;
         let staged = match new {
             New::Regular { .. } => work.stage_file(mode, false)?,
             New::Directory => work.stage_dir(mode)?,
             New::Symlink(target) => work.stage_symlink(target)?,
+            New::Special { .. } if self.permissions.is_some() => work.stage_file(mode, false)?,
             New::Special { rdev } => work.stage_node(owner.mode & !0o7000, *rdev)?,
         };
         self.finish_staged(&staged, owner, new)?;
@@ -286,6 +317,9 @@ impl Overlay {
     /// Gives a staged file what the file system would have given it in its directory.
     fn finish_staged(&self, staged: &Staged<'_>, owner: &Ownership, new: &New<'_>) -> Result<()> {
         let (dir, name) = staged.place().ok_or(Errno::IO)?;
+        if self.keep_owner(dir, name, owner)? {
+            return if matches!(new, New::Directory) { self.mark_opaque(dir, name) } else { Ok(()) };
+        }
         let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
         if (uid, gid) != (owner.uid, owner.gid) {
             match dir.set_owner(name, Some(owner.uid), Some(owner.gid)) {

@@ -5,8 +5,7 @@
 //! from there to each name that is used. The link count of the mount is kept on the file relative to that of the
 //! upper (`U+N`) or the lower file (`L+N`), whichever the next step does not change.
 
-use std::ffi::{CStr, CString};
-use std::fmt::Write;
+use std::ffi::CStr;
 use std::sync::Arc;
 
 use super::Overlay;
@@ -15,31 +14,7 @@ use crate::layer::{Stat, TimeTo, Times, UpperDir};
 use crate::merge::{Found, Source};
 use crate::node::{Indexed, Name, Node, Real};
 use crate::whiteout::Mark;
-
-/// Name of the index entry of an origin mark.
-fn entry_name(origin: &[u8]) -> Result<Name> {
-    let mut name = String::with_capacity(origin.len() * 2);
-    for byte in origin {
-        write!(name, "{byte:02x}").map_err(|_| Errno::INVAL)?;
-    }
-    Ok(Arc::from(CString::new(name).map_err(|_| Errno::INVAL)?))
-}
-
-/// Reads the link count mark: the count of the mount, given those of the upper and the lower file.
-fn decode_nlink(mark: &[u8], upper: u32, lower: u32) -> Option<u32> {
-    let text = std::str::from_utf8(mark).ok()?;
-    let (base, difference) = match text.split_at_checked(1)? {
-        ("U", difference) => (upper, difference),
-        ("L", difference) => (lower, difference),
-        _ => return None,
-    };
-    u32::try_from(i64::from(base) + difference.parse::<i64>().ok()?).ok()
-}
-
-/// Writes the link count mark relative to the count `base` of the file that `letter` stands for.
-fn encode_nlink(letter: char, count: u32, base: u32) -> String {
-    format!("{letter}{:+}", i64::from(count) - i64::from(base))
-}
+use crate::whiteout::index::{decode_nlink, encode_nlink, entry_name};
 
 impl Overlay {
     /// The index directory, on a mount that has one.
@@ -76,7 +51,7 @@ impl Overlay {
         if origin.is_empty() {
             return Ok(None);
         }
-        let entry = entry_name(&origin)?;
+        let entry: Name = Arc::from(entry_name(&origin));
         let stat = index.stat(&entry)?.filter(|stat| !stat.is_whiteout_device());
         match (found.source, &stat) {
             // A link made before the mount had an index: a file like any other.
@@ -170,29 +145,5 @@ impl Overlay {
             file.state.lock().index = None;
         }
         index.remove_file(&entry)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn link_counts_are_relative() {
-        for (mark, upper, lower, count) in [
-            ("U-1", 3, 9, Some(2)),
-            ("U+0", 3, 9, Some(3)),
-            ("L+2", 3, 9, Some(11)),
-            ("L-9", 3, 9, Some(0)),
-            ("U-4", 3, 9, None),
-            ("X+1", 3, 9, None),
-            ("U", 3, 9, None),
-            ("", 3, 9, None),
-        ] {
-            assert_eq!(decode_nlink(mark.as_bytes(), upper, lower), count, "{mark}");
-        }
-        assert_eq!(encode_nlink('U', 2, 3), "U-1");
-        assert_eq!(encode_nlink('L', 4, 2), "L+2");
-        assert_eq!(encode_nlink('L', 2, 2), "L+0");
     }
 }

@@ -14,7 +14,7 @@ use super::Overlay;
 use super::attr::mode_without_set_id;
 use super::types::{Caller, Errno, HandleId, NodeId, OpenMode, Opened, Result};
 use crate::layer::{FileType, Stat};
-use crate::node::{FileHandle, Handle, Node, Real, handle::RealFile};
+use crate::node::{FileHandle, Node, Real, handle::RealFile};
 
 /// Access mode bits of `open(2)`.
 fn access_mode(flags: u32) -> u32 {
@@ -50,13 +50,16 @@ impl Overlay {
         let (file, upper) = self.open_real(&node, self.backing_flags(flags))?;
         let mut mode = 0;
         if upper && writes {
-            let stat = Stat::of(file.as_fd(), c"")?;
+            let stat = self.shown_stat_of(file.as_fd(), Stat::of(file.as_fd(), c"")?)?;
             mode = stat.mode;
+            if self.permissions.is_some() {
+                self.on_upper(&node, |dir, name| self.drop_kept_capability(dir, name, &stat))?;
+            }
             if truncates
                 && kill_suidgid
                 && let Some(kept) = mode_without_set_id(caller, &stat)
             {
-                self.on_upper(&node, |dir, name| dir.set_mode(name, kept))?;
+                self.on_upper(&node, |dir, name| self.set_shown_mode(dir, name, kept))?;
                 mode = kept;
             }
         }
@@ -70,7 +73,7 @@ impl Overlay {
             (state.real, state.data.as_deref().cloned())
         };
         if let Some(data) = data {
-            return Ok((self.stack.lower(data.layer)?.open_file(&data.path)?, false));
+            return Ok((self.open_content(&data)?, false));
         }
         match real {
             Real::Upper => Ok((self.on_upper(node, |dir, name| dir.open_writable(name, flags))?, true)),
@@ -130,7 +133,7 @@ impl Overlay {
             // What it remembers of size and times may change by a mapping from now on.
             kernel.invalidate_attr(node.id);
         }
-        let id = HandleId(self.handles.insert(Handle::File(handle)));
+        let id = HandleId(self.handles.insert(handle));
         let mode = match backing {
             Some(backing) => OpenMode::Passthrough(backing),
             None if keep => OpenMode::KeepCache,
@@ -158,7 +161,7 @@ impl Overlay {
 
     /// Closes a handle.
     pub fn release(&self, handle: HandleId) {
-        let Some(Handle::File(handle)) = self.handles.remove(handle.0) else { return };
+        let Some(handle) = self.handles.remove(handle.0) else { return };
         let Some(file) = handle.node.file() else { return };
         let mut state = file.state.lock();
         let Some(open) = &mut state.open else { return };
@@ -183,7 +186,7 @@ impl Overlay {
     }
 
     fn open_handle(&self, handle: HandleId) -> Result<Arc<FileHandle>> {
-        self.handles.file(handle.0).ok_or(Errno::BADF)
+        self.handles.get(handle.0).ok_or(Errno::BADF)
     }
 
     /// The real file to read from or write to now.
@@ -247,9 +250,13 @@ impl Overlay {
             }
         }
         if kill_suidgid {
-            let stat = Stat::of(file.as_fd(), c"")?;
-            if let Some(kept) = mode_without_set_id(caller, &stat) {
-                rustix::fs::fchmod(&file, rustix::fs::Mode::from_raw_mode(kept))?;
+            let stat = self.shown_stat_of(file.as_fd(), Stat::of(file.as_fd(), c"")?)?;
+            match mode_without_set_id(caller, &stat) {
+                Some(kept) if self.permissions.is_some() => {
+                    self.on_upper(&handle.node, |dir, name| self.set_shown_mode(dir, name, kept))?;
+                }
+                Some(kept) => rustix::fs::fchmod(&file, rustix::fs::Mode::from_raw_mode(kept))?,
+                None => {}
             }
         }
         Ok(done)

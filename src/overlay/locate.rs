@@ -116,7 +116,7 @@ impl Overlay {
 
     /// Attributes of the node's real file.
     pub(super) fn real_stat(&self, node: &Arc<Node>) -> Result<Stat> {
-        self.on_real(node, |dir, name| dir.stat(name)?.ok_or(Errno::STALE))
+        self.on_real(node, |dir, name| self.shown_stat(dir, name, dir.stat(name)?.ok_or(Errno::STALE)?))
     }
 
     /// The merged listing of the directory's lower parts, made on first use; `None` if it has none.

@@ -55,13 +55,39 @@ impl Overlay {
     ) -> Result<Option<(Arc<Node>, Attr)>> {
         match self.resolve(parent, upper, name)? {
             Resolution::Absent | Resolution::WhiteoutInUpper => Ok(None),
-            Resolution::Found(found) => {
+            Resolution::Found(mut found) => {
+                self.apply_permissions(parent, upper, name, &mut found)?;
                 let stat = found.stat;
                 let node = self.admit(parent, name, found)?;
                 let attr = if self.indexed(&node).is_some() { self.attr(&node)? } else { self.show(&node, &stat) };
                 Ok(Some((node, attr)))
             }
         }
+    }
+
+    /// Puts what is kept of the file's owner and mode in the place of what is really there.
+    fn apply_permissions(
+        &self,
+        parent: &Arc<Node>,
+        upper: Option<&UpperDir>,
+        name: &CStr,
+        found: &mut crate::merge::Found,
+    ) -> Result<()> {
+        if self.permissions.is_none() {
+            return Ok(());
+        }
+        found.stat = match (found.source, upper, found.lowers.first()) {
+            (Source::Upper, Some(upper), _) => self.shown_stat(upper, name, found.stat)?,
+            (Source::Upper, None, _) => return Err(Errno::IO),
+            // Its name there may be another one (a redirect).
+            (Source::Lower(_), _, Some(part)) => {
+                self.shown_stat(&self.stack.lower(part.layer)?.open_dir(&part.path)?, c"", found.stat)?
+            }
+            (Source::Lower(index), _, None) => {
+                self.shown_stat(&self.lower_dir(parent, usize::from(index))?, name, found.stat)?
+            }
+        };
+        Ok(())
     }
 
     /// Puts what was found as `name` into the table, with one lookup counted.
@@ -144,7 +170,9 @@ impl Overlay {
                 let Some(mark) = &found.marks.origin else { return Ok(upper_ino) };
                 match self.origins.resolve(&self.stack, mark) {
                     Some((fs, origin))
-                        if (origin.nlink == 1 || self.config.index) && origin.file_type() == found.stat.file_type() =>
+                        if (origin.nlink == 1 || self.config.index)
+                            // A kept type may be another than the real one.
+                            && (self.permissions.is_some() || origin.file_type() == found.stat.file_type()) =>
                     {
                         Ok(self.stack.show_ino(fs, origin.ino))
                     }

@@ -11,6 +11,7 @@ mod link;
 mod locate;
 mod lookup;
 mod owner;
+mod permissions;
 mod readdir;
 mod remove;
 mod rename;
@@ -31,6 +32,7 @@ use crate::layer::fd_cache::FdCache;
 use crate::layer::{Dir, LayerStack, LowerRef, OriginResolver, UpperDir, UpperLayer};
 use crate::node::{self, Body, DirState, HandleTable, Node, NodeTable, Place, UpperPart};
 use crate::whiteout::{AufsName, Opaque, decode_aufs_name};
+use permissions::Permissions;
 use types::{Errno, Kernel, KernelRef, NodeId, Result};
 
 /// A mounted union: the layers, the inode table and the open handles.
@@ -52,6 +54,8 @@ pub struct Overlay {
     kernel: OnceLock<Attached>,
     /// How many nodes have left the table.
     forgotten: AtomicU64,
+    /// Where owner and mode are kept, if not in the inode.
+    permissions: Option<Permissions>,
 }
 
 /// The kernel's side of the mount.
@@ -68,14 +72,25 @@ impl Overlay {
     /// # Errors
     /// One line naming the layer and what is wrong with it.
     pub fn open(config: OverlayConfig) -> std::result::Result<Self, OpenError> {
-        let stack = LayerStack::open(&config)?;
-        let root = open_root(&stack).map_err(|errno| OpenError(format!("cannot read the layers' roots: {errno}")))?;
+        let mut config = config;
+        let mut stack = LayerStack::open(&config)?;
+        let origins = OriginResolver::new(stack.lowers());
+        if config.index {
+            config.index = stack.prepare_index(&origins)?;
+        }
+        let unreadable = |errno| OpenError(format!("cannot read the layers' roots: {errno}"));
+        let permissions = Permissions::of(&config, &stack).map_err(unreadable)?;
+        if permissions.is_some() {
+            config.no_acl = true;
+            stack.disable_acls();
+        }
+        let root = open_root(&stack).map_err(unreadable)?;
         rustix::process::umask(rustix::fs::Mode::empty());
         // Half of the descriptors for directories, the rest for open files.
         let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(1024);
         let capacity = usize::try_from(limit / 4).unwrap_or(1024).min(16_384);
         Ok(Self {
-            origins: OriginResolver::new(stack.lowers()),
+            origins,
             copier: Copier::default(),
             nodes: NodeTable::new(Arc::new(root)),
             handles: HandleTable::default(),
@@ -84,6 +99,7 @@ impl Overlay {
             rename: Mutex::new(()),
             kernel: OnceLock::new(),
             forgotten: AtomicU64::new(0),
+            permissions,
             config,
             stack,
         })

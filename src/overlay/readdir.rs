@@ -1,75 +1,85 @@
 //! Directory listings.
 
-use std::ffi::OsStr;
+use std::ffi::{CStr, OsStr};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
-use parking_lot::Mutex;
-
 use super::Overlay;
-use super::types::{DirEntry, DirSink, Errno, HandleId, NodeId, Result};
+use super::types::{Attr, DirEntry, DirSink, Errno, NodeId, Result};
 use crate::layer::{LayerStack, UpperDir};
 use crate::merge::listing::{FIRST_POSITION, Listed};
 use crate::merge::{Found, Listing, Source};
-use crate::node::{DirHandle, Handle, Node, NodeId as Id};
+use crate::node::{Node, NodeId as Id};
 
 impl Overlay {
-    /// Opens a directory for reading.
+    /// Gives the entries behind position `offset` to `sink`. Positions outlive everything, so there are no open
+    /// directories to keep.
     ///
     /// # Errors
-    /// `NOTDIR`, `STALE`.
-    pub fn open_dir(&self, node: NodeId) -> Result<HandleId> {
+    /// `NOTDIR`, `STALE`; those of the layers.
+    pub fn read_dir(&self, node: NodeId, offset: u64, sink: &mut dyn DirSink) -> Result<()> {
         let node = self.dir_node(node)?;
-        let handle = Arc::new(DirHandle { node, listing: Mutex::new(None) });
-        Ok(HandleId(self.handles.insert(Handle::Dir(handle))))
-    }
-
-    /// Closes a directory.
-    pub fn release_dir(&self, handle: HandleId) {
-        self.handles.remove(handle.0);
-    }
-
-    /// Gives the entries behind position `offset` to `sink`.
-    ///
-    /// # Errors
-    /// `BADF`; those of the layers.
-    pub fn read_dir(&self, handle: HandleId, offset: u64, sink: &mut dyn DirSink) -> Result<()> {
-        let handle = self.handles.dir(handle.0).ok_or(Errno::BADF)?;
-        let listing = self.listing_at(&handle, offset)?;
-        if !self.push_dots(&handle.node, offset, sink)? {
+        let listing = self.merged_listing(&node, offset)?;
+        if !self.push_dots(&node, offset, sink)? {
             return Ok(());
         }
         for listed in listing.after(offset.max(FIRST_POSITION - 1)) {
-            let ino = self.listed_ino(&handle.node, &listed)?;
+            let ino = self.listed_ino(&node, &listed)?;
             let name = OsStr::from_bytes(listed.name.to_bytes());
-            if !sink.push(&DirEntry { name, ino, kind: listed.kind, next: listed.position }, None) {
+            let kind = self.listed_kind(&node, &listed)?;
+            if !sink.push(&DirEntry { name, ino, kind, next: listed.position }, None) {
                 break;
             }
         }
         Ok(())
     }
 
+    /// `DT_*` of an entry: where types are kept beside the files, a regular one may stand for another.
+    fn listed_kind(&self, parent: &Arc<Node>, listed: &Listed<'_>) -> Result<u8> {
+        if self.permissions.is_none() || listed.kind != libc::DT_REG {
+            return Ok(listed.kind);
+        }
+        Ok(self.find_or_damaged(parent, listed.name)?.map_or(listed.kind, |attr| (attr.mode >> 12) as u8))
+    }
+
+    /// Attributes of a listed name; `None` if it is gone or damaged, which must not hide the others.
+    fn find_or_damaged(&self, parent: &Arc<Node>, name: &CStr) -> Result<Option<Attr>> {
+        match self.find(parent, name) {
+            Ok(Some((node, attr))) => {
+                self.forget(node.id, 1);
+                Ok(Some(attr))
+            }
+            Ok(None) | Err(Errno::IO | Errno::PERM) => Ok(None),
+            Err(errno) => Err(errno),
+        }
+    }
+
     /// As [`Self::read_dir`], looking every name up.
     ///
     /// # Errors
-    /// `BADF`; those of the layers.
-    pub fn read_dir_plus(&self, handle: HandleId, offset: u64, sink: &mut dyn DirSink) -> Result<()> {
-        let handle = self.handles.dir(handle.0).ok_or(Errno::BADF)?;
-        let listing = self.listing_at(&handle, offset)?;
-        if !self.push_dots(&handle.node, offset, sink)? {
+    /// `NOTDIR`, `STALE`; those of the layers.
+    pub fn read_dir_plus(&self, node: NodeId, offset: u64, sink: &mut dyn DirSink) -> Result<()> {
+        let parent = self.dir_node(node)?;
+        let listing = self.merged_listing(&parent, offset)?;
+        if !self.push_dots(&parent, offset, sink)? {
             return Ok(());
         }
-        let upper = self.upper_dir_if_any(&handle.node)?;
+        let upper = self.upper_dir_if_any(&parent)?;
         for listed in listing.after(offset.max(FIRST_POSITION - 1)) {
             let name = OsStr::from_bytes(listed.name.to_bytes());
-            // A damaged entry must not hide the others: it is listed, and looking it up gives the error.
-            let found = self.find_listed(&handle.node, upper.as_ref(), &listed).unwrap_or_default();
-            let Some((node, attr)) = found else {
-                let ino = self.stack.show_ino(LayerStack::UPPER_FS, listed.ino);
-                if !sink.push(&DirEntry { name, ino, kind: listed.kind, next: listed.position }, None) {
-                    break;
+            let (node, attr) = match self.find_listed(&parent, upper.as_ref(), &listed) {
+                Ok(Some(found)) => found,
+                // Removed since the listing was made.
+                Ok(None) => continue,
+                // A damaged entry must not hide the others: it is listed, and looking it up gives the error.
+                Err(errno) => {
+                    tracing::debug!("{:?}: {errno}", listed.name);
+                    let ino = self.stack.show_ino(LayerStack::UPPER_FS, listed.ino);
+                    if !sink.push(&DirEntry { name, ino, kind: listed.kind, next: listed.position }, None) {
+                        break;
+                    }
+                    continue;
                 }
-                continue;
             };
             let entry = self.entry(&node, attr);
             let dirent = DirEntry { name, ino: attr.ino, kind: (attr.mode >> 12) as u8, next: listed.position };
@@ -84,10 +94,9 @@ impl Overlay {
     /// Writes the directory to the disk, unless the mount is volatile.
     ///
     /// # Errors
-    /// `BADF`; those of `fsync(2)`.
-    pub fn fsync_dir(&self, handle: HandleId, data_only: bool) -> Result<()> {
-        let handle = self.handles.dir(handle.0).ok_or(Errno::BADF)?;
-        match self.upper_dir_if_any(&handle.node)? {
+    /// `NOTDIR`, `STALE`; those of `fsync(2)`.
+    pub fn fsync_dir(&self, node: NodeId, data_only: bool) -> Result<()> {
+        match self.upper_dir_if_any(&self.dir_node(node)?)? {
             Some(dir) if self.flushes() => {
                 let dir = dir.open_self()?;
                 if data_only { rustix::fs::fdatasync(dir) } else { rustix::fs::fsync(dir) }
@@ -96,20 +105,9 @@ impl Overlay {
         }
     }
 
-    /// The handle's listing; a fresh one when it is read from the start.
-    fn listing_at(&self, handle: &DirHandle, offset: u64) -> Result<Arc<Listing>> {
-        if offset != 0
-            && let Some(listing) = handle.listing.lock().clone()
-        {
-            return Ok(listing);
-        }
-        let listing = self.merged_listing(&handle.node)?;
-        *handle.listing.lock() = Some(listing.clone());
-        Ok(listing)
-    }
-
-    /// The merged listing of everything in the directory.
-    fn merged_listing(&self, node: &Arc<Node>) -> Result<Arc<Listing>> {
+    /// The merged listing of everything in the directory, for reading on from position `offset`; a fresh one for
+    /// reading from the start.
+    fn merged_listing(&self, node: &Arc<Node>, offset: u64) -> Result<Arc<Listing>> {
         if node.place.lock().removed {
             return Ok(Arc::default());
         }
@@ -119,10 +117,9 @@ impl Overlay {
         let _names = dir.names.read();
         let (version, by_xattr) = {
             let state = dir.state.lock();
-            if let Some((version, listing)) = &state.listing
-                && *version == state.version
-            {
-                return Ok(listing.clone());
+            let known = if offset == 0 { state.listing_now() } else { state.listing_in_progress() };
+            if let Some(listing) = known {
+                return Ok(listing);
             }
             (state.version, state.upper.as_ref().is_some_and(|part| part.xattr_whiteouts))
         };
@@ -160,10 +157,8 @@ impl Overlay {
                 let impure = dir.state.lock().upper.as_ref().is_some_and(|part| part.impure);
                 // Only files that were copied up, and merged directories, have another number than their own.
                 let may_differ = impure || (listed.kind == libc::DT_DIR && !dir.lowers.is_empty());
-                if may_differ && let Some((node, _)) = self.find(parent, listed.name)? {
-                    let ino = node.ino();
-                    self.forget(node.id, 1);
-                    return Ok(ino);
+                if may_differ && let Some(attr) = self.find_or_damaged(parent, listed.name)? {
+                    return Ok(attr.ino);
                 }
                 Ok(self.stack.show_ino(LayerStack::UPPER_FS, listed.ino))
             }
@@ -176,7 +171,7 @@ impl Overlay {
         parent: &Arc<Node>,
         upper: Option<&UpperDir>,
         listed: &Listed<'_>,
-    ) -> Result<Option<(Arc<Node>, super::types::Attr)>> {
+    ) -> Result<Option<(Arc<Node>, Attr)>> {
         if let Some(node) = self.nodes.child(parent, listed.name) {
             return match self.attr(&node) {
                 Ok(attr) => Ok(Some((node, attr))),
@@ -193,8 +188,10 @@ impl Overlay {
             && listed.kind != libc::DT_DIR
             && !self.config.metacopy
             && !self.config.index
-            && let Some(stat) = self.lower_dir(parent, usize::from(index))?.stat(listed.name)?
+            && let dir = self.lower_dir(parent, usize::from(index))?
+            && let Some(stat) = dir.stat(listed.name)?
         {
+            let stat = self.shown_stat(&dir, listed.name, stat)?;
             let found = Found::single(stat, listed.source);
             let node = self.admit(parent, listed.name, found)?;
             let attr = self.show(&node, &stat);

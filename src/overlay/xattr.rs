@@ -1,10 +1,12 @@
 //! Extended attributes. The marks are hidden; a user's own attribute of such a name is stored escaped.
 
-use std::ffi::{CString, OsStr};
+use std::ffi::{CStr, CString, OsStr};
 use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
 
 use super::Overlay;
 use super::types::{Caller, Errno, NodeId, Result};
+use crate::node::Node;
 use crate::whiteout::{Namespace, Visible, escape_xattr, unescape_xattr};
 
 impl Overlay {
@@ -14,6 +16,12 @@ impl Overlay {
         let is_acl = bytes.starts_with(b"system.posix_acl_");
         if (is_acl && !self.has_acls()) || (!is_acl && self.config.no_xattrs) {
             return Err(Errno::OPNOTSUPP);
+        }
+        if let Some(permissions) = &self.permissions {
+            let stored = permissions.stored_key(bytes).ok_or(Errno::PERM)?;
+            if stored != bytes {
+                return CString::new(stored).map_err(|_| Errno::INVAL);
+            }
         }
         let escaped = Namespace::ALL.into_iter().find_map(|namespace| escape_xattr(namespace, bytes));
         CString::new(escaped.unwrap_or_else(|| bytes.to_vec())).map_err(|_| Errno::INVAL)
@@ -25,8 +33,21 @@ impl Overlay {
     /// `NODATA`, `OPNOTSUPP`; those of `getxattr(2)`.
     pub fn getxattr(&self, node: NodeId, key: &OsStr) -> Result<Vec<u8>> {
         let node = self.node(node)?;
-        let key = self.stored_key(key)?;
-        self.on_real(&node, |dir, name| dir.xattr(name, &key))?.ok_or(Errno::NODATA)
+        // What may not be set is not there.
+        let stored = self.stored_key(key).map_err(|errno| if errno == Errno::PERM { Errno::NODATA } else { errno })?;
+        self.stored_value(&node, key, &stored)?.ok_or(Errno::NODATA)
+    }
+
+    /// Value of the attribute `key`, stored as `stored`.
+    fn stored_value(&self, node: &Arc<Node>, key: &OsStr, stored: &CStr) -> Result<Option<Vec<u8>>> {
+        self.on_real(node, |dir, name| match dir.xattr(name, stored)? {
+            // A lower layer that root made has the real one.
+            None if self.permissions.is_some() && stored.to_bytes() != key.as_bytes() => {
+                let real = CString::new(key.as_bytes()).map_err(|_| Errno::INVAL)?;
+                if real.to_bytes().starts_with(b"security.") { dir.xattr(name, &real) } else { Ok(None) }
+            }
+            found => Ok(found),
+        })
     }
 
     /// Names of all attributes, each ended by a NUL.
@@ -42,13 +63,26 @@ impl Overlay {
             if (is_acl && !self.has_acls()) || (!is_acl && self.config.no_xattrs) {
                 continue;
             }
+            let key = match &self.permissions {
+                None => key,
+                Some(permissions) => match permissions.shown_key(key) {
+                    Some(key) => key,
+                    None => continue,
+                },
+            };
             let namespace = Namespace::ALL.into_iter().find(|n| key.starts_with(n.prefix().as_bytes()));
+            let before = shown.len();
             match namespace.map_or(Visible::Plain, |namespace| unescape_xattr(namespace, key)) {
                 Visible::Plain => shown.extend_from_slice(key),
                 Visible::Unescaped(plain) => shown.extend_from_slice(&plain),
                 Visible::Hidden => continue,
             }
             shown.push(0);
+            // Kept and real: one attribute.
+            let (earlier, last) = shown.split_at_checked(before).unwrap_or_default();
+            if self.permissions.is_some() && earlier.split_inclusive(|&byte| byte == 0).any(|name| name == last) {
+                shown.truncate(before);
+            }
         }
         Ok(shown)
     }
@@ -92,13 +126,13 @@ impl Overlay {
     pub fn removexattr(&self, node: NodeId, key: &OsStr) -> Result<()> {
         self.upper()?;
         let node = self.node(node)?;
-        let key = self.stored_key(key)?;
+        let stored = self.stored_key(key)?;
         // Nothing is copied up for an attribute that is not there.
-        if !node.has_upper() && self.on_real(&node, |dir, name| dir.xattr(name, &key))?.is_none() {
+        if !node.has_upper() && self.stored_value(&node, key, &stored)?.is_none() {
             return Err(Errno::NODATA);
         }
         self.copy_up_attributes(&node)?;
-        self.on_upper(&node, |dir, name| dir.remove_xattr(name, &key))?;
+        self.on_upper(&node, |dir, name| dir.remove_xattr(name, &stored))?;
         self.forget_inheritance(&node);
         Ok(())
     }

@@ -5,7 +5,9 @@
 //! `userxattr`, nested escapes), `fs/overlayfs/overlayfs.h` (`struct ovl_fb`), the OCI image specification,
 //! section "Whiteouts" (`.wh.NAME`, `.wh..wh..opq`), and fuse-overlayfs' own `user.fuseoverlayfs.*`.
 
+pub mod index;
 pub mod origin;
+pub mod override_stat;
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -16,10 +18,6 @@ pub const AUFS_PREFIX: &[u8] = b".wh.";
 pub const AUFS_OPAQUE: &[u8] = b".wh..wh..opq";
 /// Prefix of AUFS' own bookkeeping entries (`.wh..wh.plnk`, `.wh..wh.aufs`, …).
 pub const AUFS_META_PREFIX: &[u8] = b".wh..wh.";
-
-/// Override of owner, mode and device number that rootless engines store instead of the real ones
-/// (`uid:gid:mode[:type]`, containers/storage).
-pub const OVERRIDE_STAT: &str = "user.containers.override_stat";
 
 /// The name space of extended attributes that a layer's marks live in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

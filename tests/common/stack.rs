@@ -27,6 +27,7 @@ const KERNEL_OPTIONS: [&str; 4] = ["redirect_dir=on", "index=off", "xino=auto", 
 #[derive(Clone, Debug, Default)]
 pub struct Stack {
     lowers: Vec<String>,
+    data_only: Vec<String>,
     upper: Option<String>,
     options: Vec<String>,
     extra: Vec<String>,
@@ -41,6 +42,12 @@ impl Stack {
     /// Adds a lower layer below those added before.
     pub fn lower(mut self, text: &str) -> Self {
         self.lowers.push(text.to_owned());
+        self
+    }
+
+    /// Adds a layer below all others that only holds data (`::`).
+    pub fn data_only(mut self, text: &str) -> Self {
+        self.data_only.push(text.to_owned());
         self
     }
 
@@ -82,11 +89,13 @@ impl Stack {
         };
         let lowers: Vec<PathBuf> =
             self.lowers.iter().enumerate().map(|(at, text)| layer(format!("lower{at}"), text)).collect();
+        let data_only: Vec<PathBuf> =
+            self.data_only.iter().enumerate().map(|(at, text)| layer(format!("data{at}"), text)).collect();
         let upper = self.upper.as_ref().map(|text| layer("upper".to_owned(), text));
         let work = upper.as_ref().map(|_| layer("work".to_owned(), ""));
         let point = layer("merged".to_owned(), "");
         let originals = lowers.iter().map(|path| tree::snapshot(path, true)).collect();
-        Layers { directory, lowers, upper, work, point, options: self.options, extra: self.extra, originals }
+        Layers { directory, lowers, data_only, upper, work, point, options: self.options, extra: self.extra, originals }
     }
 
     /// Builds the layers and mounts them.
@@ -101,6 +110,7 @@ impl Stack {
 pub struct Layers {
     pub directory: TempDir,
     pub lowers: Vec<PathBuf>,
+    pub data_only: Vec<PathBuf>,
     pub upper: Option<PathBuf>,
     pub work: Option<PathBuf>,
     pub point: PathBuf,
@@ -121,14 +131,29 @@ impl Layers {
     }
 
     /// Mounts; hands the layers back with the message when that fails.
+    #[allow(clippy::result_large_err)]
     pub fn try_mount(self, driver: Driver) -> Result<Mount, (String, Self)> {
         let mounted = match driver {
-            Driver::Overlayfs => self.mount_overlayfs().map(|()| None),
+            Driver::Overlayfs => self.mount_overlayfs_patiently().map(|()| None),
             Driver::Stratafs => self.mount_stratafs().map(Some),
         };
         match mounted {
             Ok(daemon) => Ok(Mount { layers: Some(self), driver, daemon }),
             Err(message) => Err((message, self)),
+        }
+    }
+
+    /// A child that another test forks holds the last mount's descriptor until it executes something; with an index
+    /// the kernel refuses the upper until then.
+    fn mount_overlayfs_patiently(&self) -> Result<(), String> {
+        let busy_until = Instant::now() + Duration::from_secs(5);
+        loop {
+            match self.mount_overlayfs() {
+                Err(message) if message.contains("os error 16") && Instant::now() < busy_until => {
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+                done => return done,
+            }
         }
     }
 
@@ -147,6 +172,9 @@ impl Layers {
         };
         for lower in &self.lowers {
             set("lowerdir+", lower.as_os_str())?;
+        }
+        for layer in &self.data_only {
+            set("datadir+", layer.as_os_str())?;
         }
         if let (Some(upper), Some(work)) = (&self.upper, &self.work) {
             set("upperdir", upper.as_os_str())?;
@@ -174,6 +202,10 @@ impl Layers {
         for (at, lower) in self.lowers.iter().enumerate() {
             options.extend_from_slice(if at == 0 { b",lowerdir=" } else { b":" });
             options.extend_from_slice(lower.as_os_str().as_bytes());
+        }
+        for layer in &self.data_only {
+            options.extend_from_slice(b"::");
+            options.extend_from_slice(layer.as_os_str().as_bytes());
         }
         if let (Some(upper), Some(work)) = (&self.upper, &self.work) {
             options.extend_from_slice(b",upperdir=");

@@ -7,7 +7,7 @@
 //! file d/f "text\n"    (or size=N: zeros, or fill=N: a pattern)
 //! link d/l -> target
 //! hard d/g d/f         another name of an earlier file
-//! fifo p
+//! fifo p             (or socket)
 //! char c 1:3
 //! block b 7:0
 //! whiteout w           a 0:0 character device
@@ -113,6 +113,7 @@ fn parse_line(line: &str) -> Entry {
         "link" => (Kind::Symlink(words[3].clone()), 4),
         "hard" => (Kind::Hard(unescape(&words[2])), 3),
         "fifo" => (Kind::Node(libc::S_IFIFO, (0, 0)), 2),
+        "socket" => (Kind::Node(libc::S_IFSOCK, (0, 0)), 2),
         "char" => (Kind::Node(libc::S_IFCHR, device(&words[2])), 3),
         "block" => (Kind::Node(libc::S_IFBLK, device(&words[2])), 3),
         "whiteout" => (Kind::Node(libc::S_IFCHR, (0, 0)), 2),
