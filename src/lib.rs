@@ -17,7 +17,7 @@
 //! | [`node`] | inode table, dentries, lookup counts, open handles; no I/O | `layer` types |
 //! | [`layer`] | [`layer::Layer`] (reads only), [`layer::UpperLayer`] (alone can write), work directory, stack | `sys` `whiteout` `config` |
 //! | [`image`] | archives in and out, the store, unpacking, diff, commit | `whiteout` `sys` |
-//! | [`container`] | OCI runtime bundles, running them | `image` `sys` |
+//! | [`container`] | OCI runtime bundles, running them | `image` `whiteout` `sys` |
 //! | [`whiteout`] | codec of every on-disk mark: whiteouts, opaque, redirect, origin, metacopy; pure | nothing |
 //! | [`config`] | mount options; pure | nothing |
 //! | [`sys`] | system calls that rustix lacks; the only `unsafe` | nothing |

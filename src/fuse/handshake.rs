@@ -29,6 +29,8 @@ pub(super) struct Agreed {
     pub(super) passthrough: bool,
     /// `FUSE_SETXATTR_EXT`: `SETXATTR` has longer arguments.
     pub(super) setxattr_ext: bool,
+    /// `FUSE_NO_OPENDIR_SUPPORT`: directories need not be opened.
+    pub(super) no_opendir: bool,
 }
 
 /// The file system that fuser sees: it only lives to answer `INIT`.
@@ -64,6 +66,7 @@ impl Handshake {
             | InitFlags::FUSE_SETXATTR_EXT
             | InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP
             | InitFlags::FUSE_NO_EXPORT_SUPPORT
+            | InitFlags::FUSE_NO_OPENDIR_SUPPORT
             | InitFlags::FUSE_ABORT_ERROR;
         if self.wishes.acls {
             flags |= InitFlags::FUSE_POSIX_ACL;
@@ -91,6 +94,7 @@ impl Filesystem for Handshake {
         let agreed = Agreed {
             passthrough: granted.contains(InitFlags::FUSE_PASSTHROUGH),
             setxattr_ext: granted.contains(InitFlags::FUSE_SETXATTR_EXT),
+            no_opendir: granted.contains(InitFlags::FUSE_NO_OPENDIR_SUPPORT),
         };
         tracing::debug!(kernel = %config.kernel_abi(), ?granted, "INIT");
         self.agreed.set(agreed).map_err(|_| refused("a second INIT"))

@@ -118,6 +118,7 @@ pub fn mount(overlay: Overlay, mountpoint: &Path, options: &MountOptions) -> Res
 
 fn try_mount(overlay: &Arc<Overlay>, mountpoint: &Path, options: &MountOptions) -> io::Result<Mounted> {
     rustix::process::umask(rustix::fs::Mode::empty());
+    crate::sys::memory::share_pool();
     let read_only = overlay.is_read_only();
     let (handshake, agreed) = Handshake::new(Wishes {
         acls: overlay.has_acls(),
@@ -170,6 +171,7 @@ fn start(
             Access::RootAndOwner => Door::RootAnd(rustix::process::geteuid().as_raw()),
         },
         setxattr_ext: agreed.setxattr_ext,
+        no_opendir: agreed.no_opendir,
     };
     let crew = Crew::start(server, device, Ttl::new(options.overlay.timeout), options.mount.threads)?;
     // From a thread that answers nothing: the mount is ready when this comes back.
@@ -239,7 +241,9 @@ impl Mounted {
         loop {
             match self.wait(signals, patience)? {
                 Event::Signal(libc::SIGUSR1) => {
-                    tracing::info!(target: "stratafs::requests", "{}", self.crew.server().counters.summary());
+                    let (nodes, handles) = self.overlay.population();
+                    let summary = self.crew.server().counters.summary();
+                    tracing::info!(target: "stratafs::requests", nodes, handles, "{summary}");
                 }
                 Event::Signal(signal) => {
                     tracing::debug!(signal, "unmounting");

@@ -8,7 +8,7 @@ use super::wire::opcode;
 use super::wire::reply::{Listing, Reply};
 use super::wire::request::{CopyArgs, CreateArgs, Header, Malformed, Operation, ReadArgs};
 use crate::overlay::Overlay;
-use crate::overlay::types::{Caller, Errno, Result, SetAttr};
+use crate::overlay::types::{Caller, Errno, HandleId, Result, SetAttr};
 
 /// Whose requests are served, where the kernel does not check it for us.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +36,8 @@ pub(super) struct Server {
     pub(super) door: Door,
     /// `FUSE_SETXATTR_EXT` was negotiated.
     pub(super) setxattr_ext: bool,
+    /// `FUSE_NO_OPENDIR_SUPPORT` was negotiated.
+    pub(super) no_opendir: bool,
 }
 
 impl Server {
@@ -233,18 +235,17 @@ impl Server {
     fn on_directories(&self, header: &Header, operation: &Operation<'_>, reply: &mut Reply) -> Result<()> {
         let (overlay, node) = (&*self.overlay, header.node);
         match *operation {
-            Operation::OpenDir => reply.opened_dir(overlay.open_dir(node)?),
-            Operation::ReadDir(ReadArgs { handle, offset, size }) => {
-                overlay.read_dir(handle, offset, &mut Listing::new(reply, size, false))
+            // Then the kernel sends neither this nor RELEASEDIR again, and keeps listings all the same.
+            Operation::OpenDir if self.no_opendir => Err(Errno::NOSYS),
+            Operation::OpenDir => reply.opened_dir(HandleId(0)),
+            Operation::ReadDir(ReadArgs { offset, size, .. }) => {
+                overlay.read_dir(node, offset, &mut Listing::new(reply, size, false))
             }
-            Operation::ReadDirPlus(ReadArgs { handle, offset, size }) => {
-                overlay.read_dir_plus(handle, offset, &mut Listing::new(reply, size, true))
+            Operation::ReadDirPlus(ReadArgs { offset, size, .. }) => {
+                overlay.read_dir_plus(node, offset, &mut Listing::new(reply, size, true))
             }
-            Operation::ReleaseDir(handle) => {
-                overlay.release_dir(handle);
-                Ok(())
-            }
-            Operation::FsyncDir { handle, data_only } => overlay.fsync_dir(handle, data_only),
+            Operation::ReleaseDir => Ok(()),
+            Operation::FsyncDir { data_only } => overlay.fsync_dir(node, data_only),
             Operation::SyncFs => overlay.sync(),
             Operation::Ioctl => Err(Errno::NOTTY),
             Operation::Ignored | Operation::Destroy => Ok(()),

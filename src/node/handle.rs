@@ -1,13 +1,13 @@
-//! Open files and directories.
+//! Open files.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use dashmap::DashMap;
-use parking_lot::{Mutex, RwLock};
+use parking_lot::RwLock;
 
-use super::{Listing, Node};
+use super::Node;
 
 /// An open file.
 #[derive(Debug)]
@@ -33,57 +33,28 @@ pub struct RealFile {
     pub upper: bool,
 }
 
-/// An open directory.
-#[derive(Debug)]
-pub struct DirHandle {
-    /// The directory.
-    pub node: Arc<Node>,
-    /// The listing that the handle reads from; renewed when it is read from the start.
-    pub listing: Mutex<Option<Arc<Listing>>>,
-}
-
-/// What a handle number stands for.
-#[derive(Clone, Debug)]
-pub enum Handle {
-    /// An open file.
-    File(Arc<FileHandle>),
-    /// An open directory.
-    Dir(Arc<DirHandle>),
-}
-
 /// All open handles.
 #[derive(Debug, Default)]
 pub struct HandleTable {
-    handles: DashMap<u64, Handle>,
+    handles: DashMap<u64, Arc<FileHandle>>,
     next: AtomicU64,
 }
 
 impl HandleTable {
     /// Puts a handle in; its number.
-    pub fn insert(&self, handle: Handle) -> u64 {
+    pub fn insert(&self, handle: Arc<FileHandle>) -> u64 {
         let id = self.next.fetch_add(1, Ordering::Relaxed) + 1;
         self.handles.insert(id, handle);
         id
     }
 
     /// The open file of a number.
-    pub fn file(&self, id: u64) -> Option<Arc<FileHandle>> {
-        match &*self.handles.get(&id)? {
-            Handle::File(file) => Some(file.clone()),
-            Handle::Dir(_) => None,
-        }
-    }
-
-    /// The open directory of a number.
-    pub fn dir(&self, id: u64) -> Option<Arc<DirHandle>> {
-        match &*self.handles.get(&id)? {
-            Handle::File(_) => None,
-            Handle::Dir(dir) => Some(dir.clone()),
-        }
+    pub fn get(&self, id: u64) -> Option<Arc<FileHandle>> {
+        self.handles.get(&id).map(|handle| handle.clone())
     }
 
     /// Takes a handle out.
-    pub fn remove(&self, id: u64) -> Option<Handle> {
+    pub fn remove(&self, id: u64) -> Option<Arc<FileHandle>> {
         self.handles.remove(&id).map(|(_, handle)| handle)
     }
 

@@ -33,7 +33,7 @@ use smallvec::SmallVec;
 pub use crate::layer::Timestamp;
 use crate::layer::{FileType, LowerRef, UpperDir};
 use crate::merge::Listing;
-pub use handle::{DirHandle, FileHandle, Handle, HandleTable};
+pub use handle::{FileHandle, HandleTable};
 pub use table::NodeTable;
 
 /// Number by which the kernel names an inode of this mount. Never reused, never shown to users.
@@ -113,11 +113,14 @@ pub struct DirState {
     pub children: HashMap<Name, Arc<Node>>,
     /// Goes up whenever the names in it change.
     pub version: u64,
+    /// The version at which a name last came in.
+    pub grown: u64,
     /// Lookups done without a listing.
     pub probes: u32,
     /// Merged listing of the lower parts.
     pub lower_listing: Option<Arc<Listing>>,
-    /// Merged listing of everything, and the version that it shows.
+    /// Merged listing of everything, and the version that it shows. One that only lacks removals still serves those
+    /// who are in the middle of it.
     pub listing: Option<(u64, Arc<Listing>)>,
 }
 
@@ -310,9 +313,24 @@ impl FileState {
 }
 
 impl DirState {
-    /// Notes that the names in the directory changed.
-    pub fn touch(&mut self) {
+    /// Notes that a name came in.
+    pub fn note_addition(&mut self) {
         self.version += 1;
-        self.listing = None;
+        self.grown = self.version;
+    }
+
+    /// Notes that a name went.
+    pub fn note_removal(&mut self) {
+        self.version += 1;
+    }
+
+    /// The listing to continue reading from.
+    pub fn listing_in_progress(&self) -> Option<Arc<Listing>> {
+        self.listing.as_ref().filter(|(version, _)| *version >= self.grown).map(|(_, listing)| listing.clone())
+    }
+
+    /// The listing to start reading from.
+    pub fn listing_now(&self) -> Option<Arc<Listing>> {
+        self.listing.as_ref().filter(|(version, _)| *version == self.version).map(|(_, listing)| listing.clone())
     }
 }

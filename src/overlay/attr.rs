@@ -23,7 +23,7 @@ impl Overlay {
     /// `STALE`; those of `statx(2)`.
     pub fn getattr(&self, node: NodeId, handle: Option<HandleId>) -> Result<(Attr, Validity)> {
         let node = self.node(node)?;
-        let open = handle.and_then(|id| self.handles.file(id.0)).filter(|open| Arc::ptr_eq(&open.node, &node));
+        let open = handle.and_then(|id| self.handles.get(id.0)).filter(|open| Arc::ptr_eq(&open.node, &node));
         if let Some(open) = open {
             let real = open.real.read();
             // A lower file that was copied up since has other attributes there.
@@ -99,7 +99,7 @@ impl Overlay {
         if node.file_type != FileType::Regular {
             return Err(if node.file_type == FileType::Directory { Errno::ISDIR } else { Errno::INVAL });
         }
-        if let Some(open) = handle.and_then(|id| self.handles.file(id.0)) {
+        if let Some(open) = handle.and_then(|id| self.handles.get(id.0)) {
             let real = open.real.read();
             if real.upper && open.writable {
                 return rustix::fs::ftruncate(&real.fd, size);

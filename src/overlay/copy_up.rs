@@ -106,9 +106,6 @@ impl Overlay {
                 state.real = Real::Upper;
             }
         }
-        if let Some(dir) = parent.dir() {
-            dir.state.lock().listing = None;
-        }
         Ok(())
     }
 
@@ -193,8 +190,10 @@ impl Overlay {
             // Its other names stay what they were, so the copy is a file of its own (kernel: `ovl_getattr`).
             let copied = above.stat(&name)?.ok_or(Errno::IO)?;
             node.set_ino(self.stack.show_ino(LayerStack::UPPER_FS, copied.ino));
+            parent_dir.state.lock().listing = None;
             if let Some(kernel) = self.kernel() {
-                // The listings that the kernel keeps of the directory have the old number.
+                // What the kernel remembers of the file and of the directory's listing has the old number.
+                kernel.invalidate_attr(node.id);
                 kernel.invalidate_pages(parent.id);
             }
         }

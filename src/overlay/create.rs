@@ -151,7 +151,7 @@ impl Overlay {
         };
         let stat = self.shown_stat(&dir, &name, stat)?;
         if let Some(dir) = parent.dir() {
-            dir.state.lock().touch();
+            dir.state.lock().note_addition();
         }
         let found = Found::single(stat, Source::Upper);
         let node = self.admit(&parent, &name, found)?;

@@ -14,7 +14,7 @@ use super::Overlay;
 use super::attr::mode_without_set_id;
 use super::types::{Caller, Errno, HandleId, NodeId, OpenMode, Opened, Result};
 use crate::layer::{FileType, Stat};
-use crate::node::{FileHandle, Handle, Node, Real, handle::RealFile};
+use crate::node::{FileHandle, Node, Real, handle::RealFile};
 
 /// Access mode bits of `open(2)`.
 fn access_mode(flags: u32) -> u32 {
@@ -133,7 +133,7 @@ impl Overlay {
             // What it remembers of size and times may change by a mapping from now on.
             kernel.invalidate_attr(node.id);
         }
-        let id = HandleId(self.handles.insert(Handle::File(handle)));
+        let id = HandleId(self.handles.insert(handle));
         let mode = match backing {
             Some(backing) => OpenMode::Passthrough(backing),
             None if keep => OpenMode::KeepCache,
@@ -161,7 +161,7 @@ impl Overlay {
 
     /// Closes a handle.
     pub fn release(&self, handle: HandleId) {
-        let Some(Handle::File(handle)) = self.handles.remove(handle.0) else { return };
+        let Some(handle) = self.handles.remove(handle.0) else { return };
         let Some(file) = handle.node.file() else { return };
         let mut state = file.state.lock();
         let Some(open) = &mut state.open else { return };
@@ -186,7 +186,7 @@ impl Overlay {
     }
 
     fn open_handle(&self, handle: HandleId) -> Result<Arc<FileHandle>> {
-        self.handles.file(handle.0).ok_or(Errno::BADF)
+        self.handles.get(handle.0).ok_or(Errno::BADF)
     }
 
     /// The real file to read from or write to now.

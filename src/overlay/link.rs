@@ -62,7 +62,7 @@ impl Overlay {
             node.place.lock().orphan = None;
             node.acquire();
             self.nodes.add_name(&parent, &name, &node);
-            parent_dir.state.lock().touch();
+            parent_dir.state.lock().note_addition();
         }
         let stat = self.shown_stat(&dir, &name, dir.stat(&name)?.ok_or(Errno::STALE)?)?;
         self.nodes.share(stat.ino, &node);

@@ -2,6 +2,7 @@
 
 use std::ffi::{CStr, OsStr};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use parking_lot::{Mutex, RwLock};
 
@@ -229,7 +230,12 @@ impl Overlay {
 
     /// The kernel drops `count` of its lookups of `node`.
     pub fn forget(&self, node: NodeId, count: u64) {
+        /// Nodes after which the memory that they leave is worth giving back.
+        const TRIM: u64 = 16_384;
         for gone in self.nodes.forget(node, count) {
+            if self.forgotten.fetch_add(1, Ordering::Relaxed) % TRIM == TRIM - 1 {
+                crate::sys::memory::trim();
+            }
             let Some(dir) = gone.dir() else { continue };
             self.upper_dirs.remove((gone.id.0, 0));
             for index in 0..u32::try_from(dir.lowers.len()).unwrap_or(u32::MAX) {

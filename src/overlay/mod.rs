@@ -20,6 +20,7 @@ mod xattr;
 
 use std::ffi::{CString, OsStr};
 use std::os::unix::ffi::OsStrExt;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock};
 
 use parking_lot::{Mutex, RwLock};
@@ -53,6 +54,8 @@ pub struct Overlay {
     kernel: OnceLock<Attached>,
     /// Where owner and mode are kept, if not in the inode.
     permissions: Option<Permissions>,
+    /// How many nodes have left the table.
+    forgotten: AtomicU64,
 }
 
 /// The kernel's side of the mount.
@@ -96,6 +99,7 @@ impl Overlay {
             rename: Mutex::new(()),
             kernel: OnceLock::new(),
             permissions,
+            forgotten: AtomicU64::new(0),
             config,
             stack,
         })

@@ -4,45 +4,29 @@ use std::ffi::{CStr, OsStr};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
-use parking_lot::Mutex;
-
 use super::Overlay;
-use super::types::{Attr, DirEntry, DirSink, Errno, HandleId, NodeId, Result};
+use super::types::{Attr, DirEntry, DirSink, Errno, NodeId, Result};
 use crate::layer::{LayerStack, UpperDir};
 use crate::merge::listing::{FIRST_POSITION, Listed};
 use crate::merge::{Found, Listing, Source};
-use crate::node::{DirHandle, Handle, Node, NodeId as Id};
+use crate::node::{Node, NodeId as Id};
 
 impl Overlay {
-    /// Opens a directory for reading.
+    /// Gives the entries behind position `offset` to `sink`. Positions outlive everything, so there are no open
+    /// directories to keep.
     ///
     /// # Errors
-    /// `NOTDIR`, `STALE`.
-    pub fn open_dir(&self, node: NodeId) -> Result<HandleId> {
+    /// `NOTDIR`, `STALE`; those of the layers.
+    pub fn read_dir(&self, node: NodeId, offset: u64, sink: &mut dyn DirSink) -> Result<()> {
         let node = self.dir_node(node)?;
-        let handle = Arc::new(DirHandle { node, listing: Mutex::new(None) });
-        Ok(HandleId(self.handles.insert(Handle::Dir(handle))))
-    }
-
-    /// Closes a directory.
-    pub fn release_dir(&self, handle: HandleId) {
-        self.handles.remove(handle.0);
-    }
-
-    /// Gives the entries behind position `offset` to `sink`.
-    ///
-    /// # Errors
-    /// `BADF`; those of the layers.
-    pub fn read_dir(&self, handle: HandleId, offset: u64, sink: &mut dyn DirSink) -> Result<()> {
-        let handle = self.handles.dir(handle.0).ok_or(Errno::BADF)?;
-        let listing = self.listing_at(&handle, offset)?;
-        if !self.push_dots(&handle.node, offset, sink)? {
+        let listing = self.merged_listing(&node, offset)?;
+        if !self.push_dots(&node, offset, sink)? {
             return Ok(());
         }
         for listed in listing.after(offset.max(FIRST_POSITION - 1)) {
-            let ino = self.listed_ino(&handle.node, &listed)?;
+            let ino = self.listed_ino(&node, &listed)?;
             let name = OsStr::from_bytes(listed.name.to_bytes());
-            let kind = self.listed_kind(&handle.node, &listed)?;
+            let kind = self.listed_kind(&node, &listed)?;
             if !sink.push(&DirEntry { name, ino, kind, next: listed.position }, None) {
                 break;
             }
@@ -73,24 +57,29 @@ impl Overlay {
     /// As [`Self::read_dir`], looking every name up.
     ///
     /// # Errors
-    /// `BADF`; those of the layers.
-    pub fn read_dir_plus(&self, handle: HandleId, offset: u64, sink: &mut dyn DirSink) -> Result<()> {
-        let handle = self.handles.dir(handle.0).ok_or(Errno::BADF)?;
-        let listing = self.listing_at(&handle, offset)?;
-        if !self.push_dots(&handle.node, offset, sink)? {
+    /// `NOTDIR`, `STALE`; those of the layers.
+    pub fn read_dir_plus(&self, node: NodeId, offset: u64, sink: &mut dyn DirSink) -> Result<()> {
+        let parent = self.dir_node(node)?;
+        let listing = self.merged_listing(&parent, offset)?;
+        if !self.push_dots(&parent, offset, sink)? {
             return Ok(());
         }
-        let upper = self.upper_dir_if_any(&handle.node)?;
+        let upper = self.upper_dir_if_any(&parent)?;
         for listed in listing.after(offset.max(FIRST_POSITION - 1)) {
             let name = OsStr::from_bytes(listed.name.to_bytes());
-            // A damaged entry must not hide the others: it is listed, and looking it up gives the error.
-            let found = self.find_listed(&handle.node, upper.as_ref(), &listed).unwrap_or_default();
-            let Some((node, attr)) = found else {
-                let ino = self.stack.show_ino(LayerStack::UPPER_FS, listed.ino);
-                if !sink.push(&DirEntry { name, ino, kind: listed.kind, next: listed.position }, None) {
-                    break;
+            let (node, attr) = match self.find_listed(&parent, upper.as_ref(), &listed) {
+                Ok(Some(found)) => found,
+                // Removed since the listing was made.
+                Ok(None) => continue,
+                // A damaged entry must not hide the others: it is listed, and looking it up gives the error.
+                Err(errno) => {
+                    tracing::debug!("{:?}: {errno}", listed.name);
+                    let ino = self.stack.show_ino(LayerStack::UPPER_FS, listed.ino);
+                    if !sink.push(&DirEntry { name, ino, kind: listed.kind, next: listed.position }, None) {
+                        break;
+                    }
+                    continue;
                 }
-                continue;
             };
             let entry = self.entry(&node, attr);
             let dirent = DirEntry { name, ino: attr.ino, kind: (attr.mode >> 12) as u8, next: listed.position };
@@ -105,10 +94,9 @@ impl Overlay {
     /// Writes the directory to the disk, unless the mount is volatile.
     ///
     /// # Errors
-    /// `BADF`; those of `fsync(2)`.
-    pub fn fsync_dir(&self, handle: HandleId, data_only: bool) -> Result<()> {
-        let handle = self.handles.dir(handle.0).ok_or(Errno::BADF)?;
-        match self.upper_dir_if_any(&handle.node)? {
+    /// `NOTDIR`, `STALE`; those of `fsync(2)`.
+    pub fn fsync_dir(&self, node: NodeId, data_only: bool) -> Result<()> {
+        match self.upper_dir_if_any(&self.dir_node(node)?)? {
             Some(dir) if self.flushes() => {
                 let dir = dir.open_self()?;
                 if data_only { rustix::fs::fdatasync(dir) } else { rustix::fs::fsync(dir) }
@@ -117,20 +105,9 @@ impl Overlay {
         }
     }
 
-    /// The handle's listing; a fresh one when it is read from the start.
-    fn listing_at(&self, handle: &DirHandle, offset: u64) -> Result<Arc<Listing>> {
-        if offset != 0
-            && let Some(listing) = handle.listing.lock().clone()
-        {
-            return Ok(listing);
-        }
-        let listing = self.merged_listing(&handle.node)?;
-        *handle.listing.lock() = Some(listing.clone());
-        Ok(listing)
-    }
-
-    /// The merged listing of everything in the directory.
-    fn merged_listing(&self, node: &Arc<Node>) -> Result<Arc<Listing>> {
+    /// The merged listing of everything in the directory, for reading on from position `offset`; a fresh one for
+    /// reading from the start.
+    fn merged_listing(&self, node: &Arc<Node>, offset: u64) -> Result<Arc<Listing>> {
         if node.place.lock().removed {
             return Ok(Arc::default());
         }
@@ -140,10 +117,9 @@ impl Overlay {
         let _names = dir.names.read();
         let (version, by_xattr) = {
             let state = dir.state.lock();
-            if let Some((version, listing)) = &state.listing
-                && *version == state.version
-            {
-                return Ok(listing.clone());
+            let known = if offset == 0 { state.listing_now() } else { state.listing_in_progress() };
+            if let Some(listing) = known {
+                return Ok(listing);
             }
             (state.version, state.upper.as_ref().is_some_and(|part| part.xattr_whiteouts))
         };

@@ -67,7 +67,7 @@ impl Overlay {
                 self.end_nlink_change(node, -1)?;
             }
         }
-        parent_dir.state.lock().touch();
+        parent_dir.state.lock().note_removal();
         Ok(())
     }
 
@@ -171,7 +171,7 @@ impl Overlay {
             }
             None => self.nodes.hide(parent, name, node),
         }
-        parent_dir.state.lock().touch();
+        parent_dir.state.lock().note_removal();
         Ok(())
     }
 

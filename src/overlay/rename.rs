@@ -53,9 +53,8 @@ impl Overlay {
         let (from, to) = (self.dir_node(from)?, self.dir_node(to)?);
         let (name, new_name) = (checked_name(name)?, creatable_name(new_name)?);
         let old = self.known(&from, &name)?;
-        let new = match self.known(&to, &new_name) {
-            Ok(node) => Some(node),
-            Err(Errno::NOENT) => None,
+        let new = match self.target(&to, &new_name) {
+            Ok(new) => new,
             Err(errno) => {
                 self.forget(old.id, 1);
                 return Err(errno);
@@ -68,6 +67,19 @@ impl Overlay {
             self.forget(new.id, 1);
         }
         renamed
+    }
+
+    /// The node of the target name, if there is one; with one more lookup counted.
+    fn target(&self, parent: &Arc<Node>, name: &CStr) -> Result<Option<Arc<Node>>> {
+        if let Some(node) = self.nodes.child(parent, name) {
+            return Ok(Some(node));
+        }
+        // Most renames are to a new name, and most directories have no lower part: then one look is enough.
+        let exists = match self.upper_dir_if_any(parent)?.map(|dir| dir.stat(name)).transpose()?.flatten() {
+            Some(stat) => !stat.is_whiteout_device(),
+            None => self.exists_in_lower(parent, name)?,
+        };
+        if exists { Ok(self.find(parent, name)?.map(|(node, _)| node)) } else { Ok(None) }
     }
 
     fn rename_nodes(
@@ -118,8 +130,11 @@ impl Overlay {
         } else {
             self.replace(&source, &target, across)?;
         }
-        a.state.lock().touch();
-        b.state.lock().touch();
+        a.state.lock().note_removal();
+        b.state.lock().note_addition();
+        if exchange {
+            a.state.lock().note_addition();
+        }
         Ok(())
     }
 

@@ -181,11 +181,11 @@ pub trait Kernel: Send + Sync {
     /// Takes back a registration. Open files that use it keep it.
     fn unregister_backing(&self, backing: u32);
 
-    /// Makes the kernel forget the attributes of `node`; must not be called from within a request on it that the
-    /// kernel holds the inode's lock for.
+    /// Makes the kernel forget the attributes of `node`.
     fn invalidate_attr(&self, node: NodeId);
 
-    /// Makes the kernel forget attributes and cached pages of `node`.
+    /// Makes the kernel forget attributes and cached pages of `node`; never from within a request on the same node,
+    /// whose pages the kernel may hold locked.
     fn invalidate_pages(&self, node: NodeId);
 }
 

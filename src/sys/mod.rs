@@ -4,7 +4,9 @@
 
 pub mod chmod;
 pub mod fork;
+pub mod forward;
 pub mod fuse_device;
 pub mod handle;
+pub mod memory;
 pub mod signals;
 pub mod xattr;

@@ -1,1 +1,82 @@
-fn main() {}
+//! `strata`: container images on layer directories. Arguments, output and exit codes; the work is the library's.
+//!
+//! Exit codes: 0 done, 1 failed, 2 wrong usage; `run` and `exec` exit with what the container exited with.
+
+mod archives;
+mod args;
+mod containers;
+mod images;
+mod output;
+mod progress;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Parser;
+use stratafs::image::store::Store;
+use tracing_subscriber::EnvFilter;
+
+use args::{Cli, Verb};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let filter = EnvFilter::try_from_env("STRATA_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .without_time()
+        .with_target(false)
+        .init();
+    match run(cli) {
+        Ok(code) => code,
+        Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            let line = format!("{error:#}").replace('\n', " ");
+            eprintln!("strata: {line}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// `strata images | head -1` is no failure.
+fn is_closed_pipe(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
+}
+
+fn run(cli: Cli) -> Result<ExitCode> {
+    match &cli.verb {
+        Verb::Unpack(unpack) => return archives::unpack(unpack).map(|()| ExitCode::SUCCESS),
+        Verb::Snapshot(snapshot) => return archives::snapshot(snapshot).map(|()| ExitCode::SUCCESS),
+        _ => {}
+    }
+    let root = cli.root.map_or_else(Store::default_root, Ok)?;
+    let store = Store::open(&root)?;
+    match cli.verb {
+        Verb::Load(load) => archives::load(&store, &load)?,
+        Verb::Import(import) => archives::import(&store, &import)?,
+        Verb::Save(save) => archives::save(&store, &save)?,
+        Verb::Export(export) => archives::export(&store, &export)?,
+        Verb::Commit(commit) => archives::commit(&store, &commit)?,
+        Verb::Images(list) => images::list(&store, &list)?,
+        Verb::Inspect(inspect) => images::inspect(&store, &inspect)?,
+        Verb::History(history) => images::history(&store, &history)?,
+        Verb::Tag(tag) => images::tag(&store, &tag)?,
+        Verb::Rmi(rmi) => images::remove(&store, &rmi)?,
+        Verb::Layers(layers) => images::layers(&store, &layers)?,
+        Verb::Gc(gc) => images::gc(&store, &gc)?,
+        Verb::Verify(verify) => return images::verify(&store, &verify),
+        Verb::Df(df) => images::usage(&store, &df)?,
+        Verb::Mount(mount) => containers::mount(&store, &mount)?,
+        Verb::Umount(umount) => containers::umount(&store, &umount)?,
+        Verb::Run(run) => return containers::run(&store, *run),
+        Verb::Exec(exec) => return containers::exec(&store, exec),
+        Verb::Ps(ps) => containers::list(&store, &ps)?,
+        Verb::Stop(stop) => containers::stop(&store, &stop)?,
+        Verb::Rm(rm) => containers::remove(&store, &rm)?,
+        Verb::Logs(logs) => containers::logs(&store, &logs)?,
+        Verb::Diff(diff) => containers::diff(&store, &diff)?,
+        Verb::Supervise(supervise) => return containers::supervise(&store, &supervise),
+        Verb::Unpack(_) | Verb::Snapshot(_) => {}
+    }
+    Ok(ExitCode::SUCCESS)
+}

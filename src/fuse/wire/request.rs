@@ -140,9 +140,8 @@ pub(in crate::fuse) enum Operation<'a> {
     OpenDir,
     ReadDir(ReadArgs),
     ReadDirPlus(ReadArgs),
-    ReleaseDir(HandleId),
+    ReleaseDir,
     FsyncDir {
-        handle: HandleId,
         data_only: bool,
     },
     Fallocate {
@@ -333,9 +332,11 @@ impl<'a> Fields<'a> {
             opcode::OPENDIR => Operation::OpenDir,
             opcode::READDIR => Operation::ReadDir(self.read()?),
             opcode::READDIRPLUS => Operation::ReadDirPlus(self.read()?),
-            opcode::RELEASEDIR => Operation::ReleaseDir(self.handle()?),
+            opcode::RELEASEDIR => Operation::ReleaseDir,
             opcode::FSYNCDIR => {
-                Operation::FsyncDir { handle: self.handle()?, data_only: self.u32()? & FSYNC_FDATASYNC != 0 }
+                // Directories have no handles.
+                self.handle()?;
+                Operation::FsyncDir { data_only: self.u32()? & FSYNC_FDATASYNC != 0 }
             }
             opcode::FALLOCATE => {
                 let (handle, offset, length) = (self.handle()?, self.u64()?, self.u64()?);

@@ -111,9 +111,9 @@ fn requests() -> Vec<(u32, Vec<u8>, &'static str)> {
         ),
         (opcode::STATFS, vec![], "StatFs"),
         (opcode::RELEASE, arguments().u64(9).u32(0).u32(0).u64(0).0, "Release(HandleId(9))"),
-        (opcode::RELEASEDIR, arguments().u64(9).u32(0).u32(0).u64(0).0, "ReleaseDir(HandleId(9))"),
+        (opcode::RELEASEDIR, arguments().u64(9).u32(0).u32(0).u64(0).0, "ReleaseDir"),
         (opcode::FSYNC, arguments().u64(9).u32(1).u32(0).0, "Fsync { handle: HandleId(9), data_only: true }"),
-        (opcode::FSYNCDIR, arguments().u64(9).u32(0).u32(0).0, "FsyncDir { handle: HandleId(9), data_only: false }"),
+        (opcode::FSYNCDIR, arguments().u64(9).u32(0).u32(0).0, "FsyncDir { data_only: false }"),
         (
             opcode::SETXATTR,
             arguments().u32(2).u32(1).u32(1).u32(0).name("user.x").raw(b"vw").0,

@@ -1,0 +1,225 @@
+//! Verbs that read or write archives.
+
+use std::fs::File;
+use std::io::{self, BufWriter, IsTerminal, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use stratafs::container::{Container, CreateOptions};
+use stratafs::image::archive::{Archive, Source};
+use stratafs::image::create::{self, Authoring};
+use stratafs::image::layer::{self, Compression, Limits, SnapshotOptions, UnpackOptions};
+use stratafs::image::load::{self, LoadOptions};
+use stratafs::image::reference::Reference;
+use stratafs::image::save::{self, Format, SaveOptions, Target};
+use stratafs::image::spec::Platform;
+use stratafs::image::store::Store;
+
+use super::args::{AuthoringArgs, Commit, Export, Import, LimitArgs, Load, Save, Snapshot, Unpack};
+use super::output::print_line;
+use super::progress::Report;
+
+fn unpack_options(limits: &LimitArgs) -> UnpackOptions {
+    let base = match rustix::process::geteuid().is_root() {
+        true => UnpackOptions::default(),
+        false => UnpackOptions::unprivileged(),
+    };
+    if limits.unlimited { UnpackOptions { limits: Limits::unlimited(), ..base } } else { base }
+}
+
+pub fn load(store: &Store, args: &Load) -> Result<()> {
+    let options = LoadOptions {
+        platform: args.platform.clone(),
+        keep_blobs: args.keep_blobs,
+        unpack: unpack_options(&args.limits),
+    };
+    let mut transaction = store.begin()?;
+    let mut stdin = io::stdin();
+    let source = match &args.input {
+        Some(path) => Source::Path(path),
+        None if stdin.is_terminal() => bail!("nothing to load: give -i FILE, or an archive on standard input"),
+        None => Source::Stream(&mut stdin, "standard input"),
+    };
+    let archive = load::open(&transaction, source, &options)?;
+    let loaded = load::load(&mut transaction, &archive, &options, &mut Report::new(args.quiet))?;
+    transaction.publish()?;
+    for image in loaded {
+        if image.names.is_empty() {
+            print_line(&format!("Loaded image ID: {}", image.id))?;
+        }
+        for name in image.names {
+            print_line(&format!("Loaded image: {name}"))?;
+        }
+    }
+    Ok(())
+}
+
+fn authoring(args: &AuthoringArgs, name: &Option<Reference>) -> Authoring {
+    Authoring {
+        names: name.iter().cloned().collect(),
+        message: args.message.clone(),
+        changes: args.changes.clone(),
+        source_date_epoch: args.source_date_epoch,
+        ..Authoring::default()
+    }
+}
+
+pub fn import(store: &Store, args: &Import) -> Result<()> {
+    let mut authoring = authoring(&args.authoring, &args.name);
+    let name = args.file.display().to_string();
+    authoring.message.get_or_insert_with(|| format!("Imported from {name}"));
+    let platform = args.platform.clone().unwrap_or_else(Platform::host);
+    let options = unpack_options(&args.limits);
+    let mut transaction = store.begin()?;
+    let id = if name == "-" {
+        create::import(&mut transaction, &mut io::stdin(), "standard input", &platform, &authoring, &options)?
+    } else {
+        let mut file = File::open(&args.file).with_context(|| name.clone())?;
+        create::import(&mut transaction, &mut file, &name, &platform, &authoring, &options)?
+    };
+    transaction.publish()?;
+    Ok(print_line(&id.to_string())?)
+}
+
+pub fn save(store: &Store, args: &Save) -> Result<()> {
+    let format: Format = args.format.into();
+    let default = if format == Format::DockerArchive { Compression::None } else { Compression::Gzip };
+    let options = SaveOptions { format, compression: args.compression.map_or(default, Into::into) };
+    let selection = save::select(store, &args.images)?;
+    match &args.output {
+        Some(path) => save::save(store, &selection, Target::Path(path), options)?,
+        None => save::save(store, &selection, Target::Stream(&mut stdout()?, "standard output"), options)?,
+    }
+    Ok(())
+}
+
+/// Standard output, unless someone looks at it.
+fn stdout() -> Result<io::Stdout> {
+    let stdout = io::stdout();
+    if stdout.is_terminal() {
+        bail!("standard output is a terminal; give -o FILE, or redirect it");
+    }
+    Ok(stdout)
+}
+
+/// Runs `write` on a file that appears when it is complete, or on standard output.
+fn write_to(output: Option<&Path>, write: &mut dyn FnMut(&mut dyn Write) -> Result<()>) -> Result<()> {
+    let Some(path) = output else {
+        let mut out = BufWriter::with_capacity(1 << 18, stdout()?);
+        write(&mut out)?;
+        return Ok(out.flush()?);
+    };
+    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let name = || path.display().to_string();
+    let permissions = std::os::unix::fs::PermissionsExt::from_mode(0o666);
+    let file =
+        tempfile::Builder::new().prefix(".strata-").permissions(permissions).tempfile_in(dir).with_context(name)?;
+    let mut out = BufWriter::with_capacity(1 << 18, file);
+    write(&mut out)?;
+    let file = out.into_inner().map_err(io::IntoInnerError::into_error).with_context(name)?;
+    file.as_file().sync_all().with_context(name)?;
+    file.persist(path).map_err(|error| error.error).with_context(name)?;
+    Ok(())
+}
+
+/// The file tree is read through a mount, so that it is exactly what a container sees.
+pub fn export(store: &Store, args: &Export) -> Result<()> {
+    let (container, made_here) = match Container::open(store, &args.name) {
+        Ok(container) => (container, false),
+        Err(_) => {
+            let image = store.find(&args.name)?;
+            let options = CreateOptions {
+                image_name: args.name.clone(),
+                driver: args.driver.into(),
+                read_only: true,
+                ..CreateOptions::default()
+            };
+            (Container::create(store, &image, &options)?, true)
+        }
+    };
+    let was_mounted = container.is_mounted()?;
+    let exported = export_mounted(store, &container, args.output.as_deref());
+    if !was_mounted && container.is_mounted()? {
+        container.unmount(false)?;
+    }
+    if made_here {
+        container.remove(store)?;
+    }
+    exported
+}
+
+fn export_mounted(store: &Store, container: &Container, output: Option<&Path>) -> Result<()> {
+    let tree = File::open(container.mount(store)?)?;
+    write_to(output, &mut |out| write_snapshot(tree.as_fd(), &[], out, None).map(drop))
+}
+
+fn write_snapshot(
+    upper: BorrowedFd<'_>,
+    lowers: &[BorrowedFd<'_>],
+    out: &mut dyn Write,
+    source_date_epoch: Option<i64>,
+) -> Result<layer::Snapshot> {
+    let snapshot = layer::snapshot(upper, lowers, out, &SnapshotOptions { source_date_epoch })?;
+    snapshot.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+    Ok(snapshot)
+}
+
+pub fn unpack(args: &Unpack) -> Result<()> {
+    let mut stdin = io::stdin();
+    let source = match args.archive.as_os_str() == "-" {
+        true => Source::Stream(&mut stdin, "standard input"),
+        false => Source::Path(&args.archive),
+    };
+    let dir = std::path::absolute(&args.dir)?;
+    let scratch = dir.parent().unwrap_or(Path::new("/"));
+    let archive = Archive::open(source, scratch, &|_| false)?;
+    let options = unpack_options(&args.limits);
+    let layers = stratafs::image::unpack::unpack(&archive, &dir, args.platform.as_ref(), &options)?;
+    let escaped: Vec<String> = layers.iter().map(|path| escape(path)).collect();
+    Ok(print_line(&format!("lowerdir={}", escaped.join(":")))?)
+}
+
+/// As a mount option's value is escaped.
+fn escape(path: &Path) -> String {
+    let text = path.display().to_string();
+    text.replace('\\', "\\\\").replace(':', "\\:").replace(',', "\\,")
+}
+
+pub fn snapshot(args: &Snapshot) -> Result<()> {
+    let open = |path: &PathBuf| -> Result<File> {
+        let dir = File::open(path).with_context(|| path.display().to_string())?;
+        if !dir.metadata()?.is_dir() {
+            bail!("{}: not a directory", path.display());
+        }
+        Ok(dir)
+    };
+    let upper = open(&args.upper)?;
+    let lowers = args.lowers.iter().map(open).collect::<Result<Vec<_>>>()?;
+    let lowers: Vec<BorrowedFd<'_>> = lowers.iter().map(AsFd::as_fd).collect();
+    let mut diff_id = None;
+    write_to(args.output.as_deref(), &mut |out| {
+        diff_id = Some(write_snapshot(upper.as_fd(), &lowers, out, args.source_date_epoch)?.diff_id);
+        Ok(())
+    })?;
+    match diff_id.filter(|_| args.output.is_some()) {
+        Some(diff_id) => Ok(print_line(&diff_id.to_string())?),
+        None => Ok(()),
+    }
+}
+
+pub fn commit(store: &Store, args: &Commit) -> Result<()> {
+    let container = Container::open(store, &args.container)?;
+    let mut authoring = authoring(&args.authoring, &args.name);
+    authoring.author.clone_from(&args.author);
+    authoring.created_by = Some(container.record.command.join(" ")).filter(|command| !command.is_empty());
+    let options = unpack_options(&LimitArgs { unlimited: true });
+    let mut transaction = store.begin()?;
+    container.sync()?;
+    let upper = container.open_upper()?;
+    let parent = container.config(store)?;
+    let stack = container.layers(store)?;
+    let id = create::commit(&mut transaction, &parent, &stack, upper.as_fd(), &authoring, &options)?;
+    transaction.publish()?;
+    Ok(print_line(&id.to_string())?)
+}

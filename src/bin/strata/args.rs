@@ -1,0 +1,335 @@
+//! The command line. What is about images is here, what is about containers in `containers`.
+
+mod containers;
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use stratafs::image::config::Change;
+use stratafs::image::layer::Compression;
+use stratafs::image::reference::Reference;
+use stratafs::image::save::Format;
+use stratafs::image::spec::Platform;
+
+pub use containers::*;
+
+/// Container images on stratafs: load, run, change and save them, without a daemon
+#[derive(Parser)]
+#[command(name = "strata", version, max_term_width = 100, subcommand_required = true, arg_required_else_help = true)]
+pub struct Cli {
+    /// The store [default: /var/lib/strata for root, else $XDG_DATA_HOME/strata]
+    #[arg(long, global = true, env = "STRATA_ROOT", value_name = "DIR")]
+    pub root: Option<PathBuf>,
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+#[derive(Subcommand)]
+pub enum Verb {
+    Load(Load),
+    Import(Import),
+    Save(Save),
+    Export(Export),
+    Unpack(Unpack),
+    Snapshot(Snapshot),
+    Images(Images),
+    Inspect(Inspect),
+    History(History),
+    Tag(Tag),
+    Rmi(Rmi),
+    Layers(Layers),
+    Mount(Mount),
+    Umount(Umount),
+    Run(Box<Run>),
+    Exec(Exec),
+    Ps(Ps),
+    Stop(Stop),
+    Rm(Rm),
+    Logs(Logs),
+    Diff(Diff),
+    Commit(Commit),
+    Gc(Gc),
+    Verify(Verify),
+    Df(Df),
+    #[command(hide = true)]
+    Supervise(Supervise),
+}
+
+/// Load images from a docker-archive, an OCI archive or an OCI directory
+#[derive(Args)]
+#[command(after_help = "Examples:\n  strata load -i debian.tar\n  docker save debian:12 | strata load")]
+pub struct Load {
+    /// Read from this file or directory instead of standard input
+    #[arg(short, long, value_name = "FILE")]
+    pub input: Option<PathBuf>,
+    /// Which image of an index with several [default: this machine's]
+    #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
+    pub platform: Option<Platform>,
+    /// Keep compressed layers and original manifests too
+    #[arg(long)]
+    pub keep_blobs: bool,
+    /// Print nothing but the images
+    #[arg(short, long)]
+    pub quiet: bool,
+    #[command(flatten)]
+    pub limits: LimitArgs,
+}
+
+#[derive(Args)]
+pub struct LimitArgs {
+    /// Accept layers of any size, for archives that you trust
+    #[arg(long)]
+    pub unlimited: bool,
+}
+
+/// Make an image of a root file system's tar
+#[derive(Args)]
+#[command(
+    after_help = "Examples:\n  strata import rootfs.tar debian:bookworm\n  mmdebstrap bookworm - | strata import -c 'CMD [\"/bin/bash\"]' - debian"
+)]
+pub struct Import {
+    /// The tar, plain or compressed; `-`: standard input
+    pub file: PathBuf,
+    /// What to call the image
+    #[arg(value_name = "NAME[:TAG]")]
+    pub name: Option<Reference>,
+    #[command(flatten)]
+    pub authoring: AuthoringArgs,
+    /// What it runs on [default: this machine's platform]
+    #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
+    pub platform: Option<Platform>,
+    #[command(flatten)]
+    pub limits: LimitArgs,
+}
+
+#[derive(Args)]
+pub struct AuthoringArgs {
+    /// Apply a Dockerfile instruction: CMD ENTRYPOINT ENV EXPOSE LABEL STOPSIGNAL USER VOLUME WORKDIR
+    #[arg(short, long = "change", value_name = "INSTRUCTION")]
+    pub changes: Vec<Change>,
+    /// A message for the history
+    #[arg(short, long)]
+    pub message: Option<String>,
+    /// Stamp the image with this time in seconds since 1970, for the same bytes every time
+    #[arg(long, env = "SOURCE_DATE_EPOCH", value_name = "SECONDS", allow_negative_numbers = true)]
+    pub source_date_epoch: Option<i64>,
+}
+
+/// Save images to an archive
+#[derive(Args)]
+#[command(
+    after_help = "Examples:\n  strata save -o debian.tar debian:12\n  strata save --format oci-archive --compression gzip debian | ssh host podman load"
+)]
+pub struct Save {
+    /// Write to this file or directory instead of standard output
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// The shape of the archive
+    #[arg(long, value_enum, default_value = "docker-archive")]
+    pub format: FormatArg,
+    /// Compression of the layers [default: none; gzip for OCI formats]
+    #[arg(long, value_enum)]
+    pub compression: Option<CompressionArg>,
+    /// Names or ids
+    #[arg(required = true, value_name = "IMAGE")]
+    pub images: Vec<String>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub enum FormatArg {
+    DockerArchive,
+    OciArchive,
+    OciDir,
+}
+
+impl From<FormatArg> for Format {
+    fn from(format: FormatArg) -> Self {
+        match format {
+            FormatArg::DockerArchive => Self::DockerArchive,
+            FormatArg::OciArchive => Self::OciArchive,
+            FormatArg::OciDir => Self::OciDirectory,
+        }
+    }
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub enum CompressionArg {
+    None,
+    Gzip,
+    Zstd,
+}
+
+impl From<CompressionArg> for Compression {
+    fn from(compression: CompressionArg) -> Self {
+        match compression {
+            CompressionArg::None => Self::None,
+            CompressionArg::Gzip => Self::Gzip,
+            CompressionArg::Zstd => Self::Zstd,
+        }
+    }
+}
+
+/// Write the whole file tree of a container or an image as a tar
+#[derive(Args)]
+#[command(after_help = "Examples:\n  strata export -o rootfs.tar web\n  strata export debian:12 | tar -t")]
+pub struct Export {
+    /// Write to this file instead of standard output
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// A container or an image
+    #[arg(value_name = "CONTAINER|IMAGE")]
+    pub name: String,
+    #[arg(long, value_enum, default_value = "stratafs")]
+    pub driver: DriverArg,
+}
+
+/// Unpack an archive into plain layer directories and print the mount option for them; needs no store
+#[derive(Args)]
+#[command(
+    after_help = "Examples:\n  strata unpack debian.tar layers\n  stratafs -o \"$(strata unpack debian.tar layers)\" /mnt"
+)]
+pub struct Unpack {
+    /// A docker-archive, an OCI archive or an OCI directory; `-`: standard input
+    pub archive: PathBuf,
+    /// The directory to make; layers become DIR/1 (the lowest), DIR/2, …
+    pub dir: PathBuf,
+    /// Which image of an index with several [default: this machine's]
+    #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
+    pub platform: Option<Platform>,
+    #[command(flatten)]
+    pub limits: LimitArgs,
+}
+
+/// Write what an upper directory changes as a layer's tar; needs no store
+#[derive(Args)]
+#[command(
+    after_help = "Examples:\n  strata snapshot upper -o layer.tar --lower lower\n  strata snapshot upper --lower layers/2 --lower layers/1 -o layer.tar"
+)]
+pub struct Snapshot {
+    /// The upper directory; not mounted, or mounted and idle
+    pub upper: PathBuf,
+    /// Write to this file instead of standard output
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// A layer below it, the topmost first; needed if directories were renamed
+    #[arg(long = "lower", value_name = "DIR")]
+    pub lowers: Vec<PathBuf>,
+    /// Set times later than this (seconds since 1970) back to it
+    #[arg(long, env = "SOURCE_DATE_EPOCH", value_name = "SECONDS", allow_negative_numbers = true)]
+    pub source_date_epoch: Option<i64>,
+}
+
+/// List images
+#[derive(Args)]
+#[command(visible_alias = "ls", after_help = "Examples:\n  strata images\n  strata images -q debian")]
+pub struct Images {
+    /// Only images of this repository or name
+    pub name: Option<String>,
+    /// Print only ids
+    #[arg(short, long)]
+    pub quiet: bool,
+    /// Print whole ids
+    #[arg(long)]
+    pub no_trunc: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Show all there is to know of images or containers, as JSON
+#[derive(Args)]
+#[command(after_help = "Examples:\n  strata inspect debian:12\n  strata inspect --config debian:12 | jq .history")]
+pub struct Inspect {
+    /// Print the image's configuration, byte for byte
+    #[arg(long)]
+    pub config: bool,
+    /// Images or containers
+    #[arg(required = true, value_name = "IMAGE|CONTAINER")]
+    pub names: Vec<String>,
+}
+
+/// Show how an image was made
+#[derive(Args)]
+#[command(after_help = "Examples:\n  strata history debian:12\n  strata history --json debian:12")]
+pub struct History {
+    /// Print commands whole
+    #[arg(long)]
+    pub no_trunc: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    pub image: String,
+}
+
+/// Give an image one more name
+#[derive(Args)]
+#[command(after_help = "Examples:\n  strata tag debian:12 debian:stable\n  strata tag 4f1a registry.example/base:1")]
+pub struct Tag {
+    pub image: String,
+    #[arg(value_name = "NAME[:TAG]")]
+    pub name: Reference,
+}
+
+/// Remove names of images, and images with their last name
+#[derive(Args)]
+#[command(after_help = "Examples:\n  strata rmi debian:stable\n  strata rmi --force 4f1a")]
+pub struct Rmi {
+    /// Even if it has several names, or a container is made of it
+    #[arg(short, long)]
+    pub force: bool,
+    #[arg(required = true, value_name = "IMAGE")]
+    pub images: Vec<String>,
+}
+
+/// List an image's layers and who shares them
+#[derive(Args)]
+#[command(after_help = "Examples:\n  strata layers debian:12\n  strata layers --json debian:12")]
+pub struct Layers {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    pub image: String,
+}
+
+/// Make an image of a container
+#[derive(Args)]
+#[command(
+    after_help = "Examples:\n  strata commit web web:2\n  strata commit -m 'add curl' -a 'Me <me@example.org>' -c 'CMD [\"curl\"]' web web:2"
+)]
+pub struct Commit {
+    pub container: String,
+    #[arg(value_name = "NAME[:TAG]")]
+    pub name: Option<Reference>,
+    /// Who made it
+    #[arg(short, long)]
+    pub author: Option<String>,
+    #[command(flatten)]
+    pub authoring: AuthoringArgs,
+}
+
+/// Remove layers and blobs that nothing refers to
+#[derive(Args)]
+#[command(after_help = "Examples:\n  strata gc\n  strata gc --untagged")]
+pub struct Gc {
+    /// Remove images without a name first
+    #[arg(long)]
+    pub untagged: bool,
+}
+
+/// Re-hash layers and documents and report damage
+#[derive(Args)]
+#[command(after_help = "Examples:\n  strata verify\n  strata verify debian:12")]
+pub struct Verify {
+    /// Only these images [default: the whole store]
+    #[arg(value_name = "IMAGE")]
+    pub images: Vec<String>,
+}
+
+/// Show what the store takes, and what is shared
+#[derive(Args)]
+#[command(after_help = "Examples:\n  strata df\n  strata df --json")]
+pub struct Df {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}

@@ -1,0 +1,326 @@
+//! Verbs about containers.
+
+use std::fs::{self, File};
+use std::io::{self, IsTerminal};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::process::{Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use serde_json::json;
+use stratafs::container::bundle::{Network, RunOptions};
+use stratafs::container::{Container, CreateOptions, Runtime};
+use stratafs::image::layer;
+use stratafs::image::store::Store;
+use stratafs::image::time::Timestamp;
+
+use super::args::{Diff, Exec, Logs, Mount, NetworkArg, Ps, Rm, Run, Stop, Supervise, Umount};
+use super::output::{print_json, print_line, print_table, shorten};
+
+pub fn mount(store: &Store, args: &Mount) -> Result<()> {
+    let Some(image) = &args.image else {
+        for container in Container::list(store)? {
+            if container.is_mounted()? {
+                print_line(&format!("{}   {}", container.name(), container.record.mountpoint.display()))?;
+            }
+        }
+        return Ok(());
+    };
+    let existing = match args.name.is_none() && args.mountpoint.is_none() {
+        true => Container::open(store, image).ok(),
+        false => None,
+    };
+    if let Some(container) = existing {
+        return Ok(print_line(&container.mount(store)?.display().to_string())?);
+    }
+    let options = CreateOptions {
+        name: args.name.clone(),
+        image_name: image.clone(),
+        driver: args.driver.into(),
+        read_only: args.read_only,
+        mountpoint: args.mountpoint.clone(),
+        ..CreateOptions::default()
+    };
+    let container = Container::create(store, &store.find(image)?, &options)?;
+    match container.mount(store) {
+        Ok(mountpoint) => Ok(print_line(&mountpoint.display().to_string())?),
+        Err(error) => {
+            container.clone().remove(store)?;
+            Err(error.into())
+        }
+    }
+}
+
+pub fn umount(store: &Store, args: &Umount) -> Result<()> {
+    for name in &args.names {
+        let container = by_name_or_mountpoint(store, name)?;
+        container.unmount(args.lazy)?;
+        if args.rm {
+            container.remove(store)?;
+        }
+    }
+    Ok(())
+}
+
+fn by_name_or_mountpoint(store: &Store, name: &str) -> Result<Container> {
+    if name.contains('/') {
+        let path = fs::canonicalize(name).unwrap_or_else(|_| name.into());
+        let at = |container: &Container| container.record.mountpoint == path && container.is_mounted().unwrap_or(false);
+        if let Some(container) = Container::list(store)?.into_iter().find(at) {
+            return Ok(container);
+        }
+        bail!("{name}: no container is mounted there");
+    }
+    Ok(Container::open(store, name)?)
+}
+
+pub fn run(store: &Store, args: Run) -> Result<ExitCode> {
+    let runtime = Runtime::find(store, args.runtime.as_deref())?;
+    if args.tty && !io::stdin().is_terminal() {
+        bail!("-t needs a terminal as standard input");
+    }
+    let image = store.find(&args.image)?;
+    let options = RunOptions {
+        command: args.command,
+        entrypoint: args.entrypoint,
+        env: args.env,
+        working_dir: args.workdir,
+        user: args.user,
+        volumes: args.volume,
+        hostname: args.hostname,
+        network: match args.network {
+            NetworkArg::Host => Network::Host,
+            NetworkArg::None => Network::None,
+        },
+        terminal: args.tty,
+        read_only: args.read_only,
+        memory: args.memory,
+        pids: args.pids_limit,
+    };
+    let create = CreateOptions {
+        name: args.name,
+        image_name: args.image,
+        driver: args.driver.into(),
+        command: options.words(&image.config.process()),
+        remove_at_exit: args.rm,
+        ..CreateOptions::default()
+    };
+    let mut container = Container::create(store, &image, &create)?;
+    let prepared = match container.mount(store).map(drop) {
+        Ok(()) => container.prepare_run(store, &options),
+        Err(error) => Err(error),
+    };
+    if let Err(error) = prepared {
+        if container.is_mounted()? {
+            container.unmount(false)?;
+        }
+        container.remove(store)?;
+        return Err(error.into());
+    }
+    if args.detach {
+        return detach(store, &container, args.runtime.as_deref());
+    }
+    // Without -i the container must not eat the caller's input.
+    let code = runtime.run(&container, None, args.interactive || args.tty)?;
+    finish(store, container)?;
+    Ok(ExitCode::from(code))
+}
+
+/// After a container has ended: its mount goes, and with `--rm` all of it.
+fn finish(store: &Store, container: Container) -> Result<()> {
+    container.remove_stubs()?;
+    container.unmount(false)?;
+    if container.record.remove_at_exit {
+        container.remove(store)?;
+    }
+    Ok(())
+}
+
+/// Starts this program again to watch the container, and waits until it runs.
+fn detach(store: &Store, container: &Container, runtime: Option<&str>) -> Result<ExitCode> {
+    let log = File::create(container.dir().join("log")).context("log")?;
+    let mut command = Command::new(std::env::current_exe()?);
+    command.arg("--root").arg(store.root()).arg("supervise");
+    if let Some(runtime) = runtime {
+        command.arg("--runtime").arg(runtime);
+    }
+    command.arg(container.name()).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+    let mut supervisor = command.spawn()?;
+    let (pid_file, exit_file) = (container.dir().join("pid"), container.dir().join("exit"));
+    loop {
+        if pid_file.exists() {
+            print_line(container.name())?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        if supervisor.try_wait()?.is_some() {
+            // A short-lived container may be gone already, which is no failure.
+            if exit_file.exists() || !container.dir().exists() {
+                print_line(container.name())?;
+                return Ok(ExitCode::SUCCESS);
+            }
+            bail!("{}: {}", container.name(), last_line(&container.dir().join("log")));
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+fn last_line(path: &Path) -> String {
+    let text = fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
+    text.lines().last().unwrap_or("the container did not start").to_owned()
+}
+
+pub fn supervise(store: &Store, args: &Supervise) -> Result<ExitCode> {
+    rustix::process::setsid().context("setsid")?;
+    let runtime = Runtime::find(store, args.runtime.as_deref())?;
+    let container = Container::open(store, &args.container)?;
+    let code = runtime.run(&container, Some(&container.dir().join("pid")), false)?;
+    fs::write(container.dir().join("exit"), format!("{code}\n"))?;
+    finish(store, container)?;
+    Ok(ExitCode::from(code))
+}
+
+pub fn exec(store: &Store, args: Exec) -> Result<ExitCode> {
+    let runtime = Runtime::find(store, args.runtime.as_deref())?;
+    let container = Container::open(store, &args.container)?;
+    let options = RunOptions {
+        command: args.command,
+        env: args.env,
+        working_dir: args.workdir,
+        user: args.user,
+        terminal: args.tty,
+        ..RunOptions::default()
+    };
+    Ok(ExitCode::from(runtime.exec(&container, &options, args.interactive || args.tty)?))
+}
+
+/// What `ps` says of a container.
+fn status(runtime: Option<&Runtime>, container: &Container) -> Result<String> {
+    let state = match runtime {
+        Some(runtime) => runtime.state(container)?,
+        None => None,
+    };
+    Ok(match state.filter(|state| state.status != "stopped") {
+        Some(state) => state.status,
+        None if container.is_mounted()? => "mounted".to_owned(),
+        None => match fs::read_to_string(container.dir().join("exit")) {
+            Ok(code) => format!("exited ({})", code.trim()),
+            Err(_) => "stopped".to_owned(),
+        },
+    })
+}
+
+pub fn list(store: &Store, args: &Ps) -> Result<()> {
+    let runtime = Runtime::find(store, args.runtime.as_deref()).ok();
+    let now = Timestamp::now();
+    let (mut rows, mut values) = (Vec::new(), Vec::new());
+    for container in Container::list(store)? {
+        let status = status(runtime.as_ref(), &container)?;
+        if !args.all && (status == "stopped" || status.starts_with("exited")) {
+            continue;
+        }
+        let record = &container.record;
+        let created = Timestamp::parse(&record.created).map_or_else(|| "N/A".to_owned(), |created| created.ago(now));
+        values.push(json!({"Name": container.name(), "Image": record.image_name, "ImageId": record.image,
+            "Command": record.command, "Created": record.created, "Status": status, "Mountpoint": record.mountpoint}));
+        let command = shorten(&record.command.join(" "), 30);
+        rows.push(vec![container.name().to_owned(), record.image_name.clone(), command, created, status]);
+    }
+    if args.json {
+        return Ok(print_json(&values.into())?);
+    }
+    if args.quiet {
+        return Ok(rows.iter().try_for_each(|row| print_line(&row[0]))?);
+    }
+    Ok(print_table(&["NAME", "IMAGE", "COMMAND", "CREATED", "STATUS"], &rows)?)
+}
+
+pub fn stop(store: &Store, args: &Stop) -> Result<()> {
+    let runtime = Runtime::find(store, args.runtime.as_deref())?;
+    for name in &args.containers {
+        let container = Container::open(store, name)?;
+        let signal = container.config(store)?.process().stop_signal;
+        let signal = if signal.is_empty() { "TERM" } else { signal.trim_start_matches("SIG") };
+        end(&runtime, &container, signal, Duration::from_secs(args.time.into()))?;
+        print_line(name)?;
+    }
+    Ok(())
+}
+
+/// Sends the signal, then kills what does not end in time.
+fn end(runtime: &Runtime, container: &Container, signal: &str, patience: Duration) -> Result<()> {
+    let runs = || -> Result<bool> { Ok(runtime.state(container)?.is_some_and(|state| state.status != "stopped")) };
+    if !runs()? {
+        return Ok(());
+    }
+    runtime.kill(container, signal)?;
+    let mut deadline = Instant::now() + patience;
+    let mut killed = false;
+    while runs()? || (container.dir().exists() && container.is_mounted()?) {
+        if Instant::now() >= deadline {
+            if killed {
+                bail!("{}: does not end", container.name());
+            }
+            killed = true;
+            deadline = Instant::now() + Duration::from_secs(10);
+            if runs()? {
+                runtime.kill(container, "KILL")?;
+            }
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    Ok(())
+}
+
+pub fn remove(store: &Store, args: &Rm) -> Result<()> {
+    for name in &args.containers {
+        let container = Container::open(store, name)?;
+        if args.force {
+            force_down(store, &container, args.runtime.as_deref())?;
+        }
+        if container.dir().exists() {
+            container.remove(store)?;
+        }
+        print_line(name)?;
+    }
+    Ok(())
+}
+
+fn force_down(store: &Store, container: &Container, runtime: Option<&str>) -> Result<()> {
+    if let Ok(runtime) = Runtime::find(store, runtime)
+        && runtime.state(container)?.is_some()
+    {
+        end(&runtime, container, "KILL", Duration::from_secs(10))?;
+        if runtime.state(container)?.is_some() {
+            runtime.delete(container, true)?;
+        }
+    }
+    if container.dir().exists() && container.is_mounted()? {
+        container.unmount(true)?;
+    }
+    Ok(())
+}
+
+pub fn logs(store: &Store, args: &Logs) -> Result<()> {
+    let container = Container::open(store, &args.container)?;
+    match File::open(container.dir().join("log")) {
+        Ok(mut log) => Ok(io::copy(&mut log, &mut io::stdout()).map(drop)?),
+        Err(_) => bail!("{}: was not run detached and has no log", args.container),
+    }
+}
+
+pub fn diff(store: &Store, args: &Diff) -> Result<()> {
+    let container = Container::open(store, &args.container)?;
+    container.sync()?;
+    let upper = container.open_upper()?;
+    let lowers = container.layers(store)?.iter().rev().map(|layer| layer.open_diff()).collect::<Result<Vec<_>, _>>()?;
+    let lowers: Vec<BorrowedFd<'_>> = lowers.iter().map(AsFd::as_fd).collect();
+    let changes = layer::changes(upper.as_fd(), &lowers)?;
+    let path = |bytes: &[u8]| std::ffi::OsStr::from_bytes(bytes).display().to_string();
+    if args.json {
+        let value = |change: &layer::Change| json!({"Kind": change.kind.to_string(), "Path": path(&change.path)});
+        return Ok(print_json(&changes.iter().map(value).collect())?);
+    }
+    Ok(changes.iter().try_for_each(|change| print_line(&format!("{} {}", change.kind, path(&change.path))))?)
+}

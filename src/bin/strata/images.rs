@@ -1,0 +1,282 @@
+//! Verbs about images in the store.
+
+use std::collections::BTreeMap;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use serde_json::{Value, json};
+use stratafs::container::Container;
+use stratafs::image::digest::Digest;
+use stratafs::image::reference::Reference;
+use stratafs::image::store::{Image, Layer, Removed, Store, short_id};
+use stratafs::image::time::Timestamp;
+
+use super::args::{Df, Gc, History, Images, Inspect, Layers, Rmi, Tag, Verify};
+use super::output::{print_json, print_line, print_table, shorten, size};
+
+const NONE: &str = "<none>";
+
+pub fn list(store: &Store, args: &Images) -> Result<()> {
+    let mut images = store.images()?;
+    if let Some(wanted) = &args.name {
+        images.iter_mut().for_each(|image| image.names.retain(|name| means(wanted, name)));
+        images.retain(|image| !image.names.is_empty());
+    }
+    if args.json {
+        return Ok(print_json(&images.iter().map(summary).collect())?);
+    }
+    let id = |image: &Image| if args.no_trunc { image.id().to_string() } else { short_id(&image.id()) };
+    if args.quiet {
+        return Ok(images.iter().try_for_each(|image| print_line(&id(image)))?);
+    }
+    let now = Timestamp::now();
+    let mut rows = Vec::new();
+    for image in &images {
+        let created = image.config.created().map_or_else(|| "N/A".to_owned(), |created| created.ago(now));
+        let row = |repository: String, tag: &str| {
+            vec![repository, tag.to_owned(), id(image), created.clone(), size(content_size(store, image))]
+        };
+        if image.names.is_empty() {
+            rows.push(row(NONE.to_owned(), NONE));
+        }
+        rows.extend(image.names.iter().map(|name| row(name.repository(), name.tag())));
+    }
+    Ok(print_table(&["REPOSITORY", "TAG", "IMAGE ID", "CREATED", "SIZE"], &rows)?)
+}
+
+/// `debian` means every tag of that repository, `debian:12` one.
+fn means(wanted: &str, name: &Reference) -> bool {
+    let same = |reference: Reference| {
+        let tagged = wanted.rsplit('/').next().is_some_and(|last| last.contains(':'));
+        reference.repository() == name.repository() && (!tagged || reference.tag() == name.tag())
+    };
+    wanted.parse().is_ok_and(same)
+}
+
+/// Bytes of file contents if the layers are here, else of the tars.
+fn content_size(store: &Store, image: &Image) -> u64 {
+    let contents = |layers: Vec<Layer>| layers.iter().map(|layer| layer.record.content_size).sum();
+    store.layers_of(image).map_or_else(|_| image.size(), contents)
+}
+
+fn summary(image: &Image) -> Value {
+    json!({
+        "Id": image.id(),
+        "Names": names(image),
+        "Digest": image.descriptor.digest,
+        "Created": image.config.created().map(|created| created.to_string()),
+        "Size": image.size(),
+        "Layers": image.config.diff_ids(),
+    })
+}
+
+fn names(image: &Image) -> Vec<String> {
+    image.names.iter().map(Reference::to_string).collect()
+}
+
+pub fn inspect(store: &Store, args: &Inspect) -> Result<()> {
+    let mut all = Vec::new();
+    for name in &args.names {
+        if let Ok(container) = Container::open(store, name)
+            && !args.config
+        {
+            all.push(describe_container(&container)?);
+            continue;
+        }
+        let image = store.find(name)?;
+        if args.config {
+            use std::io::Write as _;
+            std::io::stdout().write_all(image.config.bytes())?;
+        } else {
+            all.push(describe(store, &image));
+        }
+    }
+    if args.config { Ok(()) } else { Ok(print_json(&Value::Array(all))?) }
+}
+
+/// The fields of `docker image inspect` that mean something here, and where the layers are.
+fn describe(store: &Store, image: &Image) -> Value {
+    let document = image.config.document();
+    let field = |name: &str| document.get(name).cloned().unwrap_or(Value::Null);
+    let layer_dirs: Vec<String> = store
+        .layers_of(image)
+        .map(|layers| layers.iter().map(|layer| layer.diff().display().to_string()).collect())
+        .unwrap_or_default();
+    json!({
+        "Id": image.id(),
+        "RepoTags": names(image),
+        "Digest": image.descriptor.digest,
+        "Created": field("created"),
+        "Author": field("author"),
+        "Architecture": field("architecture"),
+        "Variant": field("variant"),
+        "Os": field("os"),
+        "Size": image.size(),
+        "Config": field("config"),
+        "RootFS": {"Type": "layers", "Layers": image.config.diff_ids()},
+        "History": field("history"),
+        "LayerDirs": layer_dirs,
+    })
+}
+
+fn describe_container(container: &Container) -> Result<Value> {
+    let mut value = serde_json::to_value(&container.record)?;
+    value["name"] = json!(container.name());
+    value["mounted"] = json!(container.is_mounted()?);
+    value["dir"] = json!(container.dir());
+    Ok(value)
+}
+
+pub fn history(store: &Store, args: &History) -> Result<()> {
+    let image = store.find(&args.image)?;
+    let sizes: Vec<u64> = match store.layers_of(&image) {
+        Ok(layers) => layers.iter().map(|layer| layer.record.content_size).collect(),
+        Err(_) => image.manifest.layers.iter().map(|layer| layer.size).collect(),
+    };
+    let mut sizes = sizes.into_iter();
+    let mut lines: Vec<_> = image
+        .config
+        .history()
+        .into_iter()
+        .map(|line| {
+            let bytes = if line.empty_layer == Some(true) { 0 } else { sizes.next().unwrap_or(0) };
+            (line, bytes)
+        })
+        .collect();
+    lines.reverse();
+    if args.json {
+        let line = |(line, bytes)| -> Result<Value> {
+            let mut value = serde_json::to_value(line)?;
+            value["size"] = json!(bytes);
+            Ok(value)
+        };
+        return Ok(print_json(&lines.into_iter().map(line).collect::<Result<_>>()?)?);
+    }
+    let now = Timestamp::now();
+    let mut rows = Vec::new();
+    for (number, (line, bytes)) in lines.into_iter().enumerate() {
+        let id = if number == 0 { short_id(&image.id()) } else { "<missing>".to_owned() };
+        let created =
+            line.created.as_deref().and_then(Timestamp::parse).map_or_else(|| "N/A".to_owned(), |at| at.ago(now));
+        let command = line.created_by.unwrap_or_default().replace(['\n', '\t'], " ");
+        let command = if args.no_trunc { command } else { shorten(&command, 45) };
+        rows.push(vec![id, created, command, size(bytes), line.comment.unwrap_or_default()]);
+    }
+    Ok(print_table(&["IMAGE", "CREATED", "CREATED BY", "SIZE", "COMMENT"], &rows)?)
+}
+
+pub fn tag(store: &Store, args: &Tag) -> Result<()> {
+    Ok(store.tag(&store.find(&args.image)?, &args.name)?)
+}
+
+pub fn remove(store: &Store, args: &Rmi) -> Result<()> {
+    for image in &args.images {
+        let Removed { untagged, deleted, .. } = store.remove(image, args.force)?;
+        for name in untagged {
+            print_line(&format!("Untagged: {name}"))?;
+        }
+        if let Some(id) = deleted {
+            print_line(&format!("Deleted: {id}"))?;
+        }
+    }
+    Ok(())
+}
+
+/// Which images have which layers.
+fn users(store: &Store) -> Result<BTreeMap<Digest, Vec<String>>> {
+    let mut users: BTreeMap<Digest, Vec<String>> = BTreeMap::new();
+    for image in store.images()? {
+        for layer in store.layers_of(&image).unwrap_or_default() {
+            users.entry(layer.id()).or_default().push(image.label());
+        }
+    }
+    users.values_mut().for_each(|names| names.dedup());
+    Ok(users)
+}
+
+pub fn layers(store: &Store, args: &Layers) -> Result<()> {
+    let image = store.find(&args.image)?;
+    let users = users(store)?;
+    let label = image.label();
+    let sharers = |layer: &Layer| -> Vec<String> {
+        users.get(&layer.id()).into_iter().flatten().filter(|name| **name != label).cloned().collect()
+    };
+    let layers = store.layers_of(&image)?;
+    if args.json {
+        let value = |layer: &Layer| {
+            json!({"DiffId": layer.record.diff_id, "Id": layer.id(), "Dir": layer.diff(), "TarSize": layer.record.size,
+                "ContentSize": layer.record.content_size, "Entries": layer.record.entries, "SharedWith": sharers(layer)})
+        };
+        return Ok(print_json(&layers.iter().map(value).collect())?);
+    }
+    let row = |layer: &Layer| {
+        let shared = sharers(layer);
+        let shared = if shared.is_empty() { "-".to_owned() } else { shared.join(", ") };
+        vec![short_id(&layer.record.diff_id), size(layer.record.content_size), layer.record.entries.to_string(), shared]
+    };
+    let rows: Vec<_> = layers.iter().rev().map(row).collect();
+    Ok(print_table(&["LAYER", "SIZE", "ENTRIES", "SHARED WITH"], &rows)?)
+}
+
+pub fn gc(store: &Store, args: &Gc) -> Result<()> {
+    let freed = store.gc(args.untagged)?;
+    Ok(print_line(&format!("Removed {} layers and {} blobs, {}", freed.layers, freed.blobs, size(freed.bytes)))?)
+}
+
+pub fn verify(store: &Store, args: &Verify) -> Result<ExitCode> {
+    let layers = match args.images.is_empty() {
+        true => {
+            store.images()?;
+            store.all_layers()?
+        }
+        false => {
+            let mut layers: BTreeMap<Digest, Layer> = BTreeMap::new();
+            for name in &args.images {
+                layers.extend(store.layers_of(&store.find(name)?)?.into_iter().map(|layer| (layer.id(), layer)));
+            }
+            layers.into_values().collect()
+        }
+    };
+    let mut damaged = 0;
+    for layer in &layers {
+        let problems = layer.verify()?;
+        for problem in &problems {
+            eprintln!("layer {}: {problem}", layer.record.diff_id);
+        }
+        damaged += usize::from(!problems.is_empty());
+    }
+    match damaged {
+        0 => print_line(&format!("{} layers are sound", layers.len()))?,
+        _ => anyhow::bail!("{damaged} of {} layers are damaged", layers.len()),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+pub fn usage(store: &Store, args: &Df) -> Result<()> {
+    let users = users(store)?;
+    let layers = store.all_layers()?;
+    let bytes = |select: &dyn Fn(usize) -> bool| -> u64 {
+        let count = |layer: &&Layer| select(users.get(&layer.id()).map_or(0, Vec::len));
+        layers.iter().filter(count).map(|layer| layer.record.content_size).sum()
+    };
+    let (all, shared, unused) = (bytes(&|_| true), bytes(&|count| count > 1), bytes(&|count| count == 0));
+    let images = store.images()?.len();
+    let containers = Container::list(store)?.len();
+    if args.json {
+        return Ok(print_json(&json!({"Images": images, "Containers": containers, "Layers": layers.len(),
+            "Size": all, "Shared": shared, "Unused": unused}))?);
+    }
+    let row = |what: &str, count: usize, bytes: String| vec![what.to_owned(), count.to_string(), bytes];
+    let rows = [
+        row("Images", images, String::new()),
+        row("Containers", containers, String::new()),
+        row("Layers", layers.len(), size(all)),
+        row(
+            "  shared",
+            layers.iter().filter(|layer| users.get(&layer.id()).is_some_and(|u| u.len() > 1)).count(),
+            size(shared),
+        ),
+        row("  unused", layers.iter().filter(|layer| !users.contains_key(&layer.id())).count(), size(unused)),
+    ];
+    Ok(print_table(&["TYPE", "COUNT", "SIZE"], &rows)?)
+}

@@ -1,0 +1,266 @@
+//! What an OCI runtime is told: `config.json` of a bundle (OCI runtime specification 1.0, config.md and
+//! config-linux.md). Capabilities, masked and read-only paths are docker's defaults (moby, `oci/defaults.go`).
+
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+
+use super::users::Identity;
+use crate::image::config::Process;
+
+/// What docker leaves to root in a container.
+const CAPABILITIES: [&str; 14] = [
+    "CAP_CHOWN",
+    "CAP_DAC_OVERRIDE",
+    "CAP_FSETID",
+    "CAP_FOWNER",
+    "CAP_MKNOD",
+    "CAP_NET_RAW",
+    "CAP_SETGID",
+    "CAP_SETUID",
+    "CAP_SETFCAP",
+    "CAP_SETPCAP",
+    "CAP_NET_BIND_SERVICE",
+    "CAP_SYS_CHROOT",
+    "CAP_KILL",
+    "CAP_AUDIT_WRITE",
+];
+
+const MASKED: [&str; 10] = [
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/proc/timer_list",
+    "/sys/firmware",
+];
+
+const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+
+const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// The network of a container.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Network {
+    /// The host's.
+    #[default]
+    Host,
+    /// One of its own with nothing but `lo`.
+    None,
+}
+
+/// A directory or file of the host that a container sees.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Volume {
+    /// On the host.
+    pub source: PathBuf,
+    /// In the container.
+    pub destination: PathBuf,
+    /// It cannot be changed there.
+    pub read_only: bool,
+}
+
+impl std::str::FromStr for Volume {
+    type Err = crate::image::ImageError;
+
+    fn from_str(text: &str) -> crate::image::Result<Self> {
+        let bad = |reason: &str| crate::image::ImageError::malformed(text, reason);
+        let mut parts = text.split(':');
+        let (source, destination) =
+            parts.next().zip(parts.next()).ok_or_else(|| bad("a volume reads SOURCE:DESTINATION[:ro]"))?;
+        let mut read_only = false;
+        for option in parts.flat_map(|options| options.split(',')) {
+            match option {
+                "ro" => read_only = true,
+                "rw" | "z" | "Z" => {}
+                _ => return Err(bad("the options of a volume are ro and rw")),
+            }
+        }
+        let destination = Path::new(destination);
+        if !destination.is_absolute() || source.is_empty() {
+            return Err(bad("a volume reads SOURCE:DESTINATION[:ro], with an absolute destination"));
+        }
+        let source = std::path::absolute(source).map_err(|error| bad(&error.to_string()))?;
+        Ok(Self { source, destination: destination.to_owned(), read_only })
+    }
+}
+
+/// What the user asks of a run, beside what the image says.
+#[derive(Clone, Debug, Default)]
+pub struct RunOptions {
+    /// The command, or arguments of the entry point.
+    pub command: Vec<String>,
+    /// Instead of the image's entry point; empty text: none.
+    pub entrypoint: Option<String>,
+    /// `NAME=VALUE`, or `NAME` to pass the caller's.
+    pub env: Vec<String>,
+    /// Where it starts.
+    pub working_dir: Option<String>,
+    /// `USER[:GROUP]`.
+    pub user: Option<String>,
+    /// What of the host it sees.
+    pub volumes: Vec<Volume>,
+    /// Its host name; none: the container's name.
+    pub hostname: Option<String>,
+    /// Its network.
+    pub network: Network,
+    /// It has a terminal.
+    pub terminal: bool,
+    /// It cannot change its root file system.
+    pub read_only: bool,
+    /// Bytes of memory.
+    pub memory: Option<i64>,
+    /// Number of processes.
+    pub pids: Option<i64>,
+}
+
+impl RunOptions {
+    /// The words to run: docker's rules for entry point and command.
+    pub fn words(&self, image: &Process) -> Vec<String> {
+        let (entrypoint, default) = match &self.entrypoint {
+            Some(program) if program.is_empty() => (Vec::new(), Vec::new()),
+            Some(program) => (vec![program.clone()], Vec::new()),
+            None => (image.entrypoint.clone(), image.cmd.clone()),
+        };
+        let command = if self.command.is_empty() { default } else { self.command.clone() };
+        entrypoint.into_iter().chain(command).collect()
+    }
+
+    fn environment(&self, image: &Process, identity: &Identity, hostname: &str) -> Vec<String> {
+        let mut env = vec![DEFAULT_PATH.to_owned(), format!("HOSTNAME={hostname}"), format!("HOME={}", identity.home)];
+        if self.terminal {
+            env.push("TERM=xterm".to_owned());
+        }
+        let passed = |assignment: &String| match assignment.contains('=') {
+            true => Some(assignment.clone()),
+            false => std::env::var(assignment).ok().map(|value| format!("{assignment}={value}")),
+        };
+        for assignment in image.env.iter().cloned().chain(self.env.iter().filter_map(passed)) {
+            let name = assignment.split('=').next().unwrap_or_default();
+            env.retain(|present| present.split('=').next() != Some(name));
+            env.push(assignment);
+        }
+        env
+    }
+}
+
+/// What stands behind a container when its configuration is written.
+pub(super) struct Setting<'a> {
+    pub(super) name: &'a str,
+    pub(super) root: &'a Path,
+    pub(super) image: &'a Process,
+    pub(super) identity: &'a Identity,
+    /// Files of the host's network set-up, bound over the image's.
+    pub(super) network_files: &'a [Volume],
+}
+
+/// The runtime's configuration.
+pub(super) fn configuration(options: &RunOptions, setting: &Setting<'_>) -> Value {
+    let hostname = options.hostname.as_deref().unwrap_or(setting.name);
+    let identity = setting.identity;
+    let held: &[&str] = if identity.uid == 0 { &CAPABILITIES } else { &[] };
+    let working_dir = options.working_dir.as_deref().unwrap_or(&setting.image.working_dir);
+    let mut namespaces = vec!["pid", "ipc", "uts", "mount"];
+    if options.network == Network::None {
+        namespaces.push("network");
+    }
+    let namespaces: Vec<Value> = namespaces.into_iter().map(|kind| json!({"type": kind})).collect();
+    json!({
+        "ociVersion": "1.0.2",
+        "process": {
+            "terminal": options.terminal,
+            "user": {"uid": identity.uid, "gid": identity.gid, "additionalGids": identity.additional_gids},
+            "args": options.words(setting.image),
+            "env": options.environment(setting.image, identity, hostname),
+            "cwd": if working_dir.is_empty() { "/" } else { working_dir },
+            "capabilities": {"bounding": CAPABILITIES, "effective": held, "permitted": held},
+            "noNewPrivileges": false,
+        },
+        "root": {"path": setting.root, "readonly": options.read_only},
+        "hostname": hostname,
+        "mounts": mounts(options, setting),
+        "linux": {
+            "resources": resources(options),
+            "cgroupsPath": format!("/strata/{}", setting.name),
+            "namespaces": namespaces,
+            "maskedPaths": MASKED,
+            "readonlyPaths": READ_ONLY,
+        },
+    })
+}
+
+fn mounts(options: &RunOptions, setting: &Setting<'_>) -> Vec<Value> {
+    let file_system = |destination: &str, kind: &str, options: &[&str]| json!({"destination": destination, "type": kind, "source": kind, "options": options});
+    let mut mounts = vec![
+        file_system("/proc", "proc", &["nosuid", "noexec", "nodev"]),
+        file_system("/dev", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
+        file_system("/dev/pts", "devpts", &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]),
+        file_system("/sys", "sysfs", &["nosuid", "noexec", "nodev", "ro"]),
+        file_system("/sys/fs/cgroup", "cgroup", &["nosuid", "noexec", "nodev", "relatime", "ro"]),
+        file_system("/dev/mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
+        file_system("/dev/shm", "tmpfs", &["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"]),
+    ];
+    for volume in setting.network_files.iter().chain(&options.volumes) {
+        let access = if volume.read_only { "ro" } else { "rw" };
+        mounts.push(json!({
+            "destination": volume.destination, "type": "bind", "source": volume.source,
+            "options": ["rbind", "rprivate", access],
+        }));
+    }
+    mounts
+}
+
+fn resources(options: &RunOptions) -> Value {
+    let mut resources = json!({"devices": [{"allow": false, "access": "rwm"}]});
+    if let Some(limit) = options.memory {
+        resources["memory"] = json!({"limit": limit});
+    }
+    if let Some(limit) = options.pids {
+        resources["pids"] = json!({"limit": limit});
+    }
+    resources
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn words(list: &[&str]) -> Vec<String> {
+        list.iter().map(|&word| word.to_owned()).collect()
+    }
+
+    #[test]
+    fn entrypoint_and_command() {
+        let image = Process { entrypoint: words(&["e"]), cmd: words(&["c", "d"]), ..Process::default() };
+        let run = |entrypoint: Option<&str>, command: &[&str]| {
+            RunOptions { command: words(command), entrypoint: entrypoint.map(str::to_owned), ..RunOptions::default() }
+                .words(&image)
+        };
+        assert_eq!(run(None, &[]), ["e", "c", "d"]);
+        assert_eq!(run(None, &["x"]), ["e", "x"]);
+        assert_eq!(run(Some("n"), &[]), ["n"]);
+        assert_eq!(run(Some("n"), &["x"]), ["n", "x"]);
+        assert_eq!(run(Some(""), &["x"]), ["x"]);
+    }
+
+    #[test]
+    fn later_assignments_win() {
+        let image = Process { env: words(&["PATH=/image", "A=1"]), ..Process::default() };
+        let options = RunOptions { env: words(&["A=2", "STRATA_TEST_UNSET_VARIABLE"]), ..RunOptions::default() };
+        let identity = Identity { home: "/root".to_owned(), ..Identity::default() };
+        assert_eq!(options.environment(&image, &identity, "h"), ["HOSTNAME=h", "HOME=/root", "PATH=/image", "A=2"]);
+    }
+
+    #[test]
+    fn volumes() {
+        let volume: Volume = "/a:/b:ro".parse().expect("volume");
+        assert_eq!(volume, Volume { source: "/a".into(), destination: "/b".into(), read_only: true });
+        for bad in ["/a", "/a:b", ":/b", "/a:/b:x"] {
+            assert!(bad.parse::<Volume>().is_err(), "{bad}");
+        }
+    }
+}

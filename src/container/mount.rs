@@ -1,0 +1,221 @@
+//! Mounting a container's stack, and unmounting it.
+
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, UnmountFlags, fsconfig_create, fsconfig_set_string,
+    fsmount, fsopen, move_mount, unmount,
+};
+use serde::{Deserialize, Serialize};
+
+use super::Container;
+use crate::image::store::{Layer, Store};
+use crate::image::{ImageError, IoContext, Result};
+
+/// What mounts a stack.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Driver {
+    /// The `stratafs` program.
+    #[default]
+    Stratafs,
+    /// The kernel's overlayfs; needs root.
+    Overlay,
+}
+
+/// The directories of a union.
+struct Stack {
+    /// The topmost first.
+    lowers: Vec<PathBuf>,
+    writable: Option<(PathBuf, PathBuf)>,
+    mountpoint: PathBuf,
+}
+
+impl Container {
+    /// Mounts it and returns where. Mounted already, it stays so.
+    ///
+    /// # Errors
+    /// When a directory is missing, or the driver reports failure.
+    pub fn mount(&self, store: &Store) -> Result<&Path> {
+        if self.is_mounted()? {
+            return Ok(&self.record.mountpoint);
+        }
+        let mut lowers: Vec<PathBuf> = self.layers(store)?.iter().rev().map(Layer::diff).collect();
+        // overlayfs wants two layers if none is writable, and every driver wants one; an empty one changes nothing.
+        if lowers.len() < 1 + usize::from(self.record.read_only) {
+            lowers.push(self.dir.join("empty"));
+        }
+        let writable = (!self.record.read_only).then(|| (self.dir.join("upper"), self.dir.join("work")));
+        let stack = Stack { lowers, writable, mountpoint: self.record.mountpoint.clone() };
+        match self.record.driver {
+            Driver::Stratafs => mount_stratafs(&stack, &self.name)?,
+            Driver::Overlay => mount_overlay(&stack)?,
+        }
+        Ok(&self.record.mountpoint)
+    }
+
+    /// Unmounts it. `lazily`: at once, even if it is in use.
+    ///
+    /// # Errors
+    /// When it is not mounted, or in use.
+    pub fn unmount(&self, lazily: bool) -> Result<()> {
+        let mountpoint = &self.record.mountpoint;
+        if !self.is_mounted()? {
+            return Err(ImageError::refused(&self.name, "is not mounted"));
+        }
+        if !rustix::process::geteuid().is_root() {
+            let mut command = Command::new("fusermount3");
+            command.arg("-u").args(lazily.then_some("-z")).arg("--").arg(mountpoint);
+            return succeed(command, "fusermount3");
+        }
+        let flags = if lazily { UnmountFlags::DETACH } else { UnmountFlags::empty() };
+        match unmount(mountpoint, flags | UnmountFlags::NOFOLLOW) {
+            Err(rustix::io::Errno::BUSY) => {
+                Err(ImageError::refused(mountpoint.display().to_string(), "is in use; end what uses it, or --lazy"))
+            }
+            result => result.at(mountpoint),
+        }
+    }
+
+    /// True if something is mounted at its mount point.
+    ///
+    /// # Errors
+    /// When the mount table cannot be read.
+    pub fn is_mounted(&self) -> Result<bool> {
+        let table = fs::read("/proc/self/mountinfo").at("/proc/self/mountinfo")?;
+        let at = |line: &[u8]| line.split(|&b| b == b' ').nth(4).map(unescape);
+        Ok(table.split(|&b| b == b'\n').filter_map(at).any(|path| path == self.record.mountpoint.as_os_str()))
+    }
+
+    /// Writes what the kernel still holds back of this container's changes to its upper directory.
+    ///
+    /// # Errors
+    /// When it is mounted and does not answer.
+    pub fn sync(&self) -> Result<()> {
+        if !self.is_mounted()? {
+            return Ok(());
+        }
+        let mountpoint = &self.record.mountpoint;
+        rustix::fs::syncfs(fs::File::open(mountpoint).at(mountpoint)?).at(mountpoint)
+    }
+}
+
+/// `proc_pid_mountinfo(5)`: space, tab, newline and backslash are written as octal escapes.
+fn unescape(field: &[u8]) -> OsString {
+    let mut bytes = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let [head, tail @ ..] = rest {
+        let octal = tail.get(..3).filter(|digits| *head == b'\\' && digits.iter().all(|d| (b'0'..=b'7').contains(d)));
+        let (byte, skip) = match octal {
+            Some(digits) => (digits.iter().fold(0u8, |value, d| value.wrapping_mul(8).wrapping_add(d - b'0')), 3),
+            None => (*head, 0),
+        };
+        bytes.push(byte);
+        rest = &tail[skip..];
+    }
+    OsString::from_vec(bytes)
+}
+
+fn mount_stratafs(stack: &Stack, name: &str) -> Result<()> {
+    let mut options = OsString::from("lowerdir=");
+    for (number, lower) in stack.lowers.iter().enumerate() {
+        if number > 0 {
+            options.push(":");
+        }
+        options.push(escape(lower));
+    }
+    if let Some((upper, work)) = &stack.writable {
+        options.push(",upperdir=");
+        options.push(escape(upper));
+        options.push(",workdir=");
+        options.push(escape(work));
+    }
+    options.push(format!(",fsname=strata-{name}"));
+    if rustix::process::geteuid().is_root() {
+        options.push(",allow_other,default_permissions,suid,dev");
+    }
+    let program = stratafs_program();
+    let mut command = Command::new(&program);
+    command.arg("-o").arg(options).arg(&stack.mountpoint);
+    succeed(command, &program.display().to_string())
+}
+
+/// Beside this program, else on the PATH.
+fn stratafs_program() -> PathBuf {
+    let beside = std::env::current_exe().ok().map(|program| program.with_file_name("stratafs"));
+    beside.filter(|program| program.is_file()).unwrap_or_else(|| PathBuf::from("stratafs"))
+}
+
+/// As mount options are escaped: `\:`, `\,` and `\\`.
+fn escape(path: &Path) -> OsString {
+    let mut bytes = Vec::new();
+    for &byte in path.as_os_str().as_bytes() {
+        if matches!(byte, b':' | b',' | b'\\') {
+            bytes.push(b'\\');
+        }
+        bytes.push(byte);
+    }
+    OsString::from_vec(bytes)
+}
+
+/// Runs a program to its end; its error output becomes the error's reason.
+fn succeed(mut command: Command, name: &str) -> Result<()> {
+    let output = command.output().at(name)?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let told = String::from_utf8_lossy(&output.stderr);
+    let told = told.trim();
+    let told = told.strip_prefix("stratafs: ").unwrap_or(told).replace('\n', "; ");
+    let reason = if told.is_empty() { format!("failed ({})", output.status) } else { told };
+    Err(ImageError::refused(name, reason))
+}
+
+/// Mounts by the kernel (`Documentation/filesystems/overlayfs.rst`). The new mount calls take any number of
+/// layers of any name; `lowerdir+` is known to Linux >= 6.7.
+fn mount_overlay(stack: &Stack) -> Result<()> {
+    let mountpoint = &stack.mountpoint;
+    let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).at(mountpoint)?;
+    let set = |key: &str, value: &OsStr| {
+        fsconfig_set_string(&context, key, value).map_err(|error| {
+            ImageError::refused(
+                mountpoint.display().to_string(),
+                format!("overlayfs refuses {key}={}: {error}", value.display()),
+            )
+        })
+    };
+    set("source", OsStr::new("strata"))?;
+    for lower in &stack.lowers {
+        set("lowerdir+", lower.as_os_str())?;
+    }
+    if let Some((upper, work)) = &stack.writable {
+        set("upperdir", upper.as_os_str())?;
+        set("workdir", work.as_os_str())?;
+        set("redirect_dir", OsStr::new("on"))?;
+    }
+    fsconfig_create(&context).at(mountpoint)?;
+    let mount = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty()).at(mountpoint)?;
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    move_mount(&mount, "", rustix::fs::CWD, mountpoint, flags).at(mountpoint)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mountinfo_escapes() {
+        for (field, path) in [("/a", "/a"), (r"/a\040b\134c", r"/a b\c"), (r"/x\", r"/x\"), (r"\04", r"\04")] {
+            assert_eq!(unescape(field.as_bytes()), OsStr::new(path));
+        }
+    }
+
+    #[test]
+    fn option_escapes() {
+        assert_eq!(escape(Path::new(r"/a:b,c\d")), OsStr::new(r"/a\:b\,c\\d"));
+    }
+}

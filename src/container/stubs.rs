@@ -1,0 +1,102 @@
+//! Mount points that an image lacks. A runtime would make them, and a commit would take them for changes of the
+//! container; so they are made here, leaving the times of the directories around them alone, and removed afterwards.
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{
+    AtFlags, FileType, Mode, OFlags, ResolveFlags, Timespec, Timestamps, fchmod, fstat, futimens, mkdirat, openat,
+    openat2, statat, unlinkat,
+};
+use rustix::io::{Errno, Result};
+use serde_json::Value;
+
+/// Makes what is missing for these mounts of an OCI runtime's configuration, below `root`; returns it, parents first.
+pub(super) fn make(root: &File, mounts: &[Value]) -> Result<Vec<PathBuf>> {
+    let mut made = Vec::new();
+    for mount in mounts {
+        let Some(destination) = mount["destination"].as_str().map(Path::new) else { continue };
+        if !belongs_to_root(destination) {
+            continue;
+        }
+        let bound = mount["type"] == "bind";
+        let is_file = bound && mount["source"].as_str().is_some_and(|source| !Path::new(source).is_dir());
+        let missing: Vec<&Path> =
+            destination.ancestors().take_while(|path| open(root, path, OFlags::PATH).is_err()).collect();
+        for path in missing.into_iter().rev() {
+            if make_one(root, path, is_file && path == destination)? {
+                made.push(path.to_path_buf());
+            }
+        }
+    }
+    Ok(made)
+}
+
+/// What lies below these is made in the file systems that are mounted on them.
+fn belongs_to_root(path: &Path) -> bool {
+    ["/dev", "/proc", "/sys"].iter().all(|top| path == Path::new(top) || !path.starts_with(top))
+}
+
+/// False if its parent is no directory, or something that leads nowhere is in the way: the runtime will say so.
+fn make_one(root: &File, path: &Path, is_file: bool) -> Result<bool> {
+    let Some((parent, name)) = path.parent().zip(path.file_name()) else { return Ok(false) };
+    let parent = match open(root, parent, OFlags::RDONLY | OFlags::DIRECTORY) {
+        Ok(parent) => parent,
+        Err(Errno::NOTDIR | Errno::NOENT | Errno::LOOP) => return Ok(false),
+        Err(error) => return Err(error),
+    };
+    keeping_times(&parent, || {
+        let made = if is_file {
+            let flags = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::WRONLY;
+            openat(&parent, name, flags, Mode::from_raw_mode(0o644))
+                .map(|file| fchmod(file, Mode::from_raw_mode(0o644)))
+        } else {
+            mkdirat(&parent, name, Mode::from_raw_mode(0o755)).map(Ok)
+        };
+        match made {
+            Ok(result) => result.map(|()| true),
+            Err(Errno::EXIST) => Ok(false),
+            Err(error) => Err(error),
+        }
+    })
+}
+
+/// Removes those stubs that are still empty.
+pub(super) fn remove(root: &File, stubs: &[PathBuf]) -> Result<()> {
+    for stub in stubs.iter().rev() {
+        let Some((parent, name)) = stub.parent().zip(stub.file_name()) else { continue };
+        let Ok(parent) = open(root, parent, OFlags::RDONLY | OFlags::DIRECTORY) else { continue };
+        let Ok(stat) = statat(&parent, name, AtFlags::SYMLINK_NOFOLLOW) else { continue };
+        let flags = match FileType::from_raw_mode(stat.st_mode) {
+            FileType::Directory => AtFlags::REMOVEDIR,
+            FileType::RegularFile if stat.st_size == 0 => AtFlags::empty(),
+            _ => continue,
+        };
+        keeping_times(&parent, || match unlinkat(&parent, name, flags) {
+            Ok(()) | Err(Errno::NOTEMPTY) => Ok(()),
+            Err(error) => Err(error),
+        })?;
+    }
+    Ok(())
+}
+
+fn open(root: &File, path: &Path, flags: OFlags) -> Result<OwnedFd> {
+    let relative = path.strip_prefix("/").unwrap_or(path);
+    let relative = if relative.as_os_str().is_empty() { Path::new(".") } else { relative };
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    openat2(root, relative, flags | OFlags::CLOEXEC, Mode::empty(), resolve)
+}
+
+/// Does `change` in a directory and sets the directory's times back.
+fn keeping_times<T>(dir: &OwnedFd, change: impl FnOnce() -> Result<T>) -> Result<T> {
+    let stat = fstat(dir)?;
+    let changed = change()?;
+    let time = |tv_sec, nanoseconds: u64| Timespec { tv_sec, tv_nsec: i64::try_from(nanoseconds).unwrap_or(0) };
+    let times = Timestamps {
+        last_access: time(stat.st_atime, stat.st_atime_nsec),
+        last_modification: time(stat.st_mtime, stat.st_mtime_nsec),
+    };
+    futimens(dir, &times)?;
+    Ok(changed)
+}

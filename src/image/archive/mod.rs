@@ -1,0 +1,242 @@
+//! What a docker-archive, an OCI archive or an OCI directory holds. Nothing here writes to a store.
+//!
+//! An archive in a regular file that is not compressed is read in place: finding out what it holds reads only
+//! tar headers and documents. Anything else (a pipe, a compressed file) is spooled into a scratch directory,
+//! because its members may come in any order.
+
+mod docker;
+mod members;
+mod oci;
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, fstat, openat2};
+
+use super::config::ImageConfig;
+use super::digest::Digest;
+use super::reference::Reference;
+use super::spec::{Descriptor, Platform};
+use super::store::read_limited;
+use super::{ImageError, IoContext, Result};
+use members::Members;
+
+/// An archive or image directory that was opened.
+#[derive(Debug)]
+pub struct Archive {
+    name: String,
+    backing: Backing,
+}
+
+#[derive(Debug)]
+enum Backing {
+    Directory(OwnedFd),
+    Members(Members),
+}
+
+/// Where an archive comes from.
+pub enum Source<'a> {
+    /// A file or a directory.
+    Path(&'a Path),
+    /// A stream, and what to call it in messages.
+    Stream(&'a mut dyn Read, &'a str),
+}
+
+/// An image in an archive.
+#[derive(Debug)]
+pub struct FoundImage {
+    /// Its names; unusable ones are left out.
+    pub names: Vec<Reference>,
+    /// Its configuration.
+    pub config: ImageConfig,
+    /// Its layers, the lowest first; as many as the configuration's diff ids.
+    pub layers: Vec<FoundLayer>,
+    /// The manifest that it was found by, in OCI layouts.
+    pub manifest: Option<Vec<u8>>,
+}
+
+/// A layer in an archive.
+#[derive(Debug)]
+pub struct FoundLayer {
+    /// Name of the archive's member.
+    pub member: String,
+    /// What the uncompressed tar must be.
+    pub diff_id: Digest,
+    /// What the member must be, if a manifest says so.
+    pub descriptor: Option<Descriptor>,
+}
+
+/// A member of an archive, to be read from its beginning.
+pub struct MemberReader<'a> {
+    file: MemberFile<'a>,
+    position: u64,
+    end: u64,
+}
+
+enum MemberFile<'a> {
+    Range(&'a File),
+    Whole(File),
+}
+
+impl MemberReader<'_> {
+    /// Bytes that are left.
+    pub fn remaining(&self) -> u64 {
+        self.end - self.position
+    }
+}
+
+impl Read for MemberReader<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let wanted = buffer.len().min(usize::try_from(self.remaining()).unwrap_or(usize::MAX));
+        let file = match &self.file {
+            MemberFile::Range(file) => file,
+            MemberFile::Whole(file) => file,
+        };
+        let count = file.read_at(&mut buffer[..wanted], self.position)?;
+        if count == 0 && wanted != 0 {
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the file ends too early"));
+        }
+        self.position += count as u64;
+        Ok(count)
+    }
+}
+
+impl Archive {
+    /// Opens an archive. `scratch` is where a stream is spooled; members that `skip` says yes to are not kept,
+    /// and cannot be opened.
+    ///
+    /// # Errors
+    /// When it cannot be read, or is neither a tar, nor a compressed tar, nor a directory.
+    pub fn open(source: Source<'_>, scratch: &Path, skip: &dyn Fn(&str) -> bool) -> Result<Self> {
+        match source {
+            Source::Path(path) => {
+                let name = path.display().to_string();
+                let file = File::open(path).at(path)?;
+                let backing = match FileType::from_raw_mode(fstat(&file).at(path)?.st_mode) {
+                    FileType::Directory => Backing::Directory(file.into()),
+                    FileType::RegularFile => Backing::Members(Members::of_file(&name, file, scratch, skip)?),
+                    _ => Backing::Members(Members::of_stream(&name, &mut &file, scratch, skip)?),
+                };
+                Ok(Self { name, backing })
+            }
+            Source::Stream(stream, name) => {
+                let backing = Backing::Members(Members::of_stream(name, stream, scratch, skip)?);
+                Ok(Self { name: name.to_owned(), backing })
+            }
+        }
+    }
+
+    /// The images that it holds. From an index of several platforms the one for `platform` is chosen, which is
+    /// this machine's unless the user asked for another. `prefer_manifests` asks for the original manifests where
+    /// the archive describes its images in both ways.
+    ///
+    /// # Errors
+    /// When it holds none, or a document is malformed or not what its digest says.
+    pub fn images(&self, platform: Option<&Platform>, prefer_manifests: bool) -> Result<Vec<FoundImage>> {
+        let is_docker = self.has("manifest.json")?;
+        let is_layout = self.has("index.json")?;
+        let images = if is_layout && (!is_docker || prefer_manifests || platform.is_some()) {
+            oci::images(self, platform)?
+        } else if is_docker {
+            docker::images(self)?
+        } else if self.has("repositories")? {
+            return Err(self.error("was written by a docker older than 1.10, whose archives have no manifest.json"));
+        } else {
+            return Err(self.error("is no image archive: it has neither manifest.json nor index.json"));
+        };
+        if images.is_empty() {
+            return Err(self.error("holds no image"));
+        }
+        Ok(images)
+    }
+
+    /// Opens a member.
+    ///
+    /// # Errors
+    /// When there is none by that name.
+    pub fn member(&self, name: &str) -> Result<MemberReader<'_>> {
+        self.lookup(name)?.ok_or_else(|| self.error(format!("{name} is missing in it")))
+    }
+
+    /// The name of the archive, for messages.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn has(&self, name: &str) -> Result<bool> {
+        Ok(self.lookup(name)?.is_some())
+    }
+
+    /// Reads a member that is a document.
+    fn document(&self, name: &str) -> Result<Vec<u8>> {
+        read_limited(&mut self.member(name)?, &self.locate(name))
+    }
+
+    /// Reads a blob that is a document and checks it.
+    fn blob_document(&self, descriptor: &Descriptor) -> Result<Vec<u8>> {
+        let name = blob_member(&descriptor.digest);
+        let bytes = self.document(&name)?;
+        check(&self.locate(&name), &descriptor.digest, &Digest::of(&bytes))?;
+        check(&self.locate(&name), &size(descriptor.size), &size(bytes.len() as u64))?;
+        Ok(bytes)
+    }
+
+    /// Archive and member in one, for messages.
+    pub fn locate(&self, member: &str) -> String {
+        format!("{}: {member}", self.name)
+    }
+
+    fn error(&self, reason: impl ToString) -> ImageError {
+        ImageError::archive(&self.name, reason)
+    }
+
+    fn lookup(&self, name: &str) -> Result<Option<MemberReader<'_>>> {
+        let directory = match &self.backing {
+            Backing::Members(members) => return members.open(name).map_err(|reason| self.error(reason)),
+            Backing::Directory(directory) => directory,
+        };
+        // NONBLOCK: a fifo must not hang us. A symbolic link may lead to another file below the directory only.
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
+        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+        let file: File = match openat2(directory, name, flags, Mode::empty(), resolve) {
+            Ok(file) => file.into(),
+            Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => return Ok(None),
+            Err(error) => return Err(error).at(self.locate(name)),
+        };
+        let stat = fstat(&file).at(self.locate(name))?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+            return Err(self.error(format!("{name} is not a regular file")));
+        }
+        let end = u64::try_from(stat.st_size).unwrap_or(0);
+        Ok(Some(MemberReader { file: MemberFile::Whole(file), position: 0, end }))
+    }
+}
+
+/// The name of a blob's file in an image layout.
+pub(crate) fn blob_member(digest: &Digest) -> String {
+    format!("blobs/sha256/{}", digest.hex())
+}
+
+/// The digest that a blob's or a legacy config's file name promises.
+pub(crate) fn digest_in_name(member: &str) -> Option<Digest> {
+    let file = member.rsplit('/').next()?;
+    let hex = file.strip_suffix(".json").or_else(|| file.strip_suffix(".tar")).unwrap_or(file);
+    format!("sha256:{hex}").parse().ok()
+}
+
+/// Compares what was promised with what was found.
+pub(crate) fn check<T: PartialEq + std::fmt::Display>(subject: &str, expected: &T, found: &T) -> Result<()> {
+    if expected == found {
+        return Ok(());
+    }
+    let (expected, found) = (expected.to_string(), found.to_string());
+    Err(ImageError::Mismatch { subject: subject.to_owned(), expected, found })
+}
+
+/// A size, for [`check`].
+pub(crate) fn size(bytes: u64) -> String {
+    format!("{bytes} bytes")
+}

@@ -1,0 +1,141 @@
+//! OCI image layouts, in a directory or a tar (OCI image specification 1.1, "Image Layout").
+
+use serde::Deserialize;
+
+use super::docker::usable_names;
+use super::{Archive, FoundImage, FoundLayer, blob_member};
+use crate::image::config::ImageConfig;
+use crate::image::reference::Reference;
+use crate::image::spec::{self, Descriptor, IMAGE_NAME, Index, Manifest, Platform, REF_NAME};
+use crate::image::{ImageError, Result};
+
+/// Indexes nest; deeper than this they are refused.
+const INDEX_DEPTH: u32 = 8;
+
+/// A blob of an index: another index, or a manifest.
+enum Document {
+    Index(Index),
+    Manifest(Box<Manifest>, Vec<u8>),
+}
+
+pub(super) fn images(archive: &Archive, platform: Option<&Platform>) -> Result<Vec<FoundImage>> {
+    let index: Index = spec::parse(&archive.locate("index.json"), &archive.document("index.json")?)?;
+    let wanted = platform.cloned().unwrap_or_else(Platform::host);
+    let entries: Vec<&Descriptor> = index.descriptors().filter(|entry| !entry.is_attestation()).collect();
+    let mut images: Vec<FoundImage> = Vec::new();
+    for entry in &entries {
+        if is_for_others(entry, &entries, &wanted, platform.is_some()) {
+            continue;
+        }
+        let Some(mut image) = image(archive, entry, &wanted, 0)? else { continue };
+        image.names = names_of(entry);
+        match images.iter_mut().find(|known| known.config.id() == image.config.id()) {
+            Some(known) => known.names.extend(image.names),
+            None => images.push(image),
+        }
+    }
+    if images.is_empty() && !entries.is_empty() {
+        return Err(no_platform(archive, &index, &wanted));
+    }
+    Ok(images)
+}
+
+/// True for an entry of another platform, if the user asked for one or the same name has an entry that fits.
+fn is_for_others(entry: &Descriptor, all: &[&Descriptor], wanted: &Platform, insist: bool) -> bool {
+    let fits = |entry: &Descriptor| entry.platform.as_ref().is_none_or(|platform| platform.serves(wanted));
+    let namesake =
+        |other: &&Descriptor| other.annotations.get(REF_NAME) == entry.annotations.get(REF_NAME) && fits(other);
+    !fits(entry) && (insist || all.iter().any(namesake))
+}
+
+/// The image that an entry leads to. `None` for what is not an image.
+fn image(archive: &Archive, entry: &Descriptor, wanted: &Platform, depth: u32) -> Result<Option<FoundImage>> {
+    if depth > INDEX_DEPTH {
+        return Err(archive.error(format!("indexes are nested more than {INDEX_DEPTH} deep")));
+    }
+    match document(archive, entry)? {
+        None => Ok(None),
+        Some(Document::Manifest(manifest, bytes)) => from_manifest(archive, &manifest, bytes),
+        Some(Document::Index(index)) => match choose(&index, wanted) {
+            Some(chosen) => image(archive, chosen, wanted, depth + 1),
+            None => Err(no_platform(archive, &index, wanted)),
+        },
+    }
+}
+
+fn no_platform(archive: &Archive, index: &Index, wanted: &Platform) -> ImageError {
+    let platforms: Vec<String> = index
+        .descriptors()
+        .filter(|entry| !entry.is_attestation())
+        .filter_map(|entry| entry.platform.as_ref().map(Platform::to_string))
+        .collect();
+    let has = if platforms.is_empty() { String::new() } else { format!("; it has {}", platforms.join(", ")) };
+    archive.error(format!("holds no image for {wanted}{has}"))
+}
+
+/// The entry for the platform; one whose variant is named alike goes first.
+fn choose<'i>(index: &'i Index, wanted: &Platform) -> Option<&'i Descriptor> {
+    let candidates: Vec<&Descriptor> = index.descriptors().filter(|entry| !entry.is_attestation()).collect();
+    let exact = |entry: &&&Descriptor| {
+        entry.platform.as_ref().is_some_and(|platform| platform.serves(wanted) && platform.variant == wanted.variant)
+    };
+    let serves = |entry: &&&Descriptor| entry.platform.as_ref().is_some_and(|platform| platform.serves(wanted));
+    let unnamed = |entry: &&&Descriptor| entry.platform.is_none() && (entry.is_manifest() || entry.is_index());
+    let chosen = candidates.iter().find(exact).or_else(|| candidates.iter().find(serves));
+    chosen.or_else(|| candidates.iter().find(unnamed)).copied()
+}
+
+/// Reads what an entry points at; its media type decides, or where that is missing, its fields.
+fn document(archive: &Archive, entry: &Descriptor) -> Result<Option<Document>> {
+    #[derive(Deserialize)]
+    struct Shape {
+        #[serde(default)]
+        manifests: Option<serde::de::IgnoredAny>,
+    }
+    let known = entry.is_index() || entry.is_manifest();
+    if !known && !entry.media_type.is_empty() {
+        tracing::warn!("{}: {} is no image and is left out", archive.name(), entry.media_type);
+        return Ok(None);
+    }
+    let bytes = archive.blob_document(entry)?;
+    let location = archive.locate(&blob_member(&entry.digest));
+    let is_index = match known {
+        true => entry.is_index(),
+        false => spec::parse::<Shape>(&location, &bytes)?.manifests.is_some(),
+    };
+    if is_index {
+        return Ok(Some(Document::Index(spec::parse(&location, &bytes)?)));
+    }
+    Ok(Some(Document::Manifest(Box::new(spec::parse(&location, &bytes)?), bytes)))
+}
+
+fn from_manifest(archive: &Archive, manifest: &Manifest, bytes: Vec<u8>) -> Result<Option<FoundImage>> {
+    let kind = manifest.config.media_type.as_str();
+    if !matches!(
+        kind,
+        "" | spec::CONFIG | "application/vnd.docker.container.image.v1+json" | "application/octet-stream"
+    ) {
+        tracing::warn!("{}: an artifact with a config of type {kind} is no image and is left out", archive.name());
+        return Ok(None);
+    }
+    let location = archive.locate(&blob_member(&manifest.config.digest));
+    let config = ImageConfig::parse(&location, archive.blob_document(&manifest.config)?)?;
+    if manifest.layers.len() != config.diff_ids().len() {
+        let reason = format!("names {} layers, its manifest {}", config.diff_ids().len(), manifest.layers.len());
+        return Err(ImageError::document(location, reason));
+    }
+    let layer = |(descriptor, &diff_id): (&Descriptor, _)| FoundLayer {
+        member: blob_member(&descriptor.digest),
+        diff_id,
+        descriptor: Some(descriptor.clone()),
+    };
+    let layers = manifest.layers.iter().zip(config.diff_ids()).map(layer).collect();
+    Ok(Some(FoundImage { names: Vec::new(), config, layers, manifest: Some(bytes) }))
+}
+
+/// The name of a layout's entry: containerd's full one, else the reference if it is more than a bare tag.
+fn names_of(entry: &Descriptor) -> Vec<Reference> {
+    let full = entry.annotations.get(IMAGE_NAME);
+    let reference = entry.annotations.get(REF_NAME).filter(|name| name.contains([':', '/']));
+    usable_names(full.or(reference).cloned().into_iter().collect())
+}

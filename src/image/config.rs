@@ -1,0 +1,255 @@
+//! An image's configuration (OCI image specification, "Image Configuration"; docker writes the same document).
+//! Its bytes are its identity: an image's id is their sha256. Unknown fields, order and exact bytes are kept.
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+
+use super::digest::Digest;
+use super::spec::Platform;
+use super::time::Timestamp;
+use super::{ImageError, Result};
+
+mod change;
+pub use change::Change;
+
+/// A configuration, with the bytes that it was read from.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ImageConfig {
+    bytes: Vec<u8>,
+    document: Map<String, Value>,
+    diff_ids: Vec<Digest>,
+}
+
+/// One line of an image's history.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct History {
+    /// When, in RFC 3339.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub created: Option<String>,
+    /// By whom.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub author: Option<String>,
+    /// By what command.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub created_by: Option<String>,
+    /// The message of a commit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub comment: Option<String>,
+    /// The step made no layer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub empty_layer: Option<bool>,
+}
+
+/// How to run a container of the image. Fields that are absent, null or of another shape are empty.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Process {
+    /// `USER[:GROUP]`, names or numbers.
+    pub user: String,
+    /// `NAME=VALUE`.
+    pub env: Vec<String>,
+    /// The command's fixed beginning.
+    pub entrypoint: Vec<String>,
+    /// The command, or its default arguments.
+    pub cmd: Vec<String>,
+    /// Where it starts.
+    pub working_dir: String,
+    /// Directories that want to outlive the container.
+    pub volumes: Vec<String>,
+    /// What asks it to end.
+    pub stop_signal: String,
+}
+
+impl ImageConfig {
+    /// Reads a configuration.
+    ///
+    /// # Errors
+    /// When it is not a JSON object, or `rootfs.diff_ids` is not a list of sha256 digests.
+    pub fn parse(name: &str, bytes: Vec<u8>) -> Result<Self> {
+        let document: Map<String, Value> =
+            serde_json::from_slice(&bytes).map_err(|error| ImageError::document(name, error))?;
+        let diff_ids = match document.get("rootfs").and_then(|rootfs| rootfs.get("diff_ids")) {
+            None | Some(Value::Null) => Vec::new(),
+            Some(list) => Vec::<Digest>::deserialize(list)
+                .map_err(|error| ImageError::document(name, format!("rootfs.diff_ids: {error}")))?,
+        };
+        Ok(Self { bytes, document, diff_ids })
+    }
+
+    /// The configuration of an image without layers, for this machine's kind.
+    ///
+    /// # Errors
+    /// None that can be provoked.
+    pub fn empty(platform: &Platform, created: Timestamp) -> Result<Self> {
+        let mut document = Map::new();
+        document.insert("created".to_owned(), json!(created.to_string()));
+        document.insert("architecture".to_owned(), json!(platform.architecture));
+        if let Some(variant) = &platform.variant {
+            document.insert("variant".to_owned(), json!(variant));
+        }
+        document.insert("os".to_owned(), json!(platform.os));
+        document.insert("config".to_owned(), json!({}));
+        document.insert("rootfs".to_owned(), json!({"type": "layers", "diff_ids": []}));
+        document.insert("history".to_owned(), json!([]));
+        Self::from_document(document)
+    }
+
+    fn from_document(document: Map<String, Value>) -> Result<Self> {
+        let bytes = serde_json::to_vec(&document).map_err(|error| ImageError::document("config", error))?;
+        Self::parse("config", bytes)
+    }
+
+    /// This configuration with one more layer and one more line of history; all else stays, but what `changes`
+    /// say.
+    ///
+    /// # Errors
+    /// When a part that must be changed has another shape than the specification gives it.
+    pub fn with_layer(&self, diff_id: Digest, history: &History, changes: &[Change]) -> Result<Self> {
+        let misshapen =
+            |part: &str| ImageError::document("config", format!("{part} is not what the specification says"));
+        let mut document = self.document.clone();
+        if let Some(created) = &history.created {
+            document.insert("created".to_owned(), json!(created));
+        }
+        if let Some(author) = &history.author {
+            document.insert("author".to_owned(), json!(author));
+        }
+        let rootfs = entry_or(&mut document, "rootfs", json!({"type": "layers"}));
+        let rootfs = rootfs.as_object_mut().ok_or_else(|| misshapen("rootfs"))?;
+        let diff_ids = entry_or(rootfs, "diff_ids", json!([]));
+        diff_ids.as_array_mut().ok_or_else(|| misshapen("rootfs.diff_ids"))?.push(json!(diff_id));
+        let line = serde_json::to_value(history).map_err(|error| ImageError::document("history", error))?;
+        let lines = entry_or(&mut document, "history", json!([]));
+        lines.as_array_mut().ok_or_else(|| misshapen("history"))?.push(line);
+        if !changes.is_empty() {
+            let process = entry_or(&mut document, "config", json!({}));
+            let process = process.as_object_mut().ok_or_else(|| misshapen("config"))?;
+            changes.iter().for_each(|change| change.apply(process));
+        }
+        Self::from_document(document)
+    }
+
+    /// The image's id.
+    pub fn id(&self) -> Digest {
+        Digest::of(&self.bytes)
+    }
+
+    /// The exact bytes.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// The document, for showing.
+    pub fn document(&self) -> &Map<String, Value> {
+        &self.document
+    }
+
+    /// The digests of the layers' uncompressed tars, the lowest first.
+    pub fn diff_ids(&self) -> &[Digest] {
+        &self.diff_ids
+    }
+
+    /// When the image was made.
+    pub fn created(&self) -> Option<Timestamp> {
+        self.document.get("created").and_then(Value::as_str).and_then(Timestamp::parse)
+    }
+
+    /// What it runs on.
+    pub fn platform(&self) -> Option<Platform> {
+        Platform::deserialize(json!({
+            "architecture": self.document.get("architecture")?,
+            "os": self.document.get("os")?,
+            "variant": self.document.get("variant").cloned().unwrap_or_default(),
+        }))
+        .ok()
+    }
+
+    /// The history, the oldest line first. Lines of another shape read as empty.
+    pub fn history(&self) -> Vec<History> {
+        let lines = self.document.get("history").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+        lines.iter().map(|line| History::deserialize(line).unwrap_or_default()).collect()
+    }
+
+    /// How to run it.
+    pub fn process(&self) -> Process {
+        let config = self.document.get("config");
+        let field = |name: &str| config.and_then(|config| config.get(name));
+        let text = |name: &str| field(name).and_then(Value::as_str).unwrap_or_default().to_owned();
+        let list = |name: &str| -> Vec<String> {
+            let items = field(name).and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+            items.iter().filter_map(Value::as_str).map(str::to_owned).collect()
+        };
+        let volumes = field("Volumes").and_then(Value::as_object);
+        Process {
+            user: text("User"),
+            env: list("Env"),
+            entrypoint: list("Entrypoint"),
+            cmd: list("Cmd"),
+            working_dir: text("WorkingDir"),
+            volumes: volumes.map(|volumes| volumes.keys().cloned().collect()).unwrap_or_default(),
+            stop_signal: text("StopSignal"),
+        }
+    }
+}
+
+/// The value of `key`, which becomes `default` if it is absent or null.
+fn entry_or<'a>(map: &'a mut Map<String, Value>, key: &str, default: Value) -> &'a mut Value {
+    let value = map.entry(key).or_insert(Value::Null);
+    if value.is_null() {
+        *value = default;
+    }
+    value
+}
+
+/// The chain id of every layer, the lowest first (OCI image specification, "Layer ChainID").
+pub fn chain_ids(diff_ids: &[Digest]) -> Vec<Digest> {
+    let mut chain: Vec<Digest> = Vec::with_capacity(diff_ids.len());
+    for diff_id in diff_ids {
+        chain.push(match chain.last() {
+            None => *diff_id,
+            Some(below) => Digest::of(format!("{below} {diff_id}").as_bytes()),
+        });
+    }
+    chain
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: &str = "sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
+
+    #[test]
+    fn a_commit_keeps_order_and_unknown_fields() {
+        let parent = format!(
+            r#"{{"zeta":{{"b":1,"a":[2]}},"config":{{"Odd":true,"Cmd":["x"]}},"rootfs":{{"type":"layers","diff_ids":["{A}"]}},"history":[{{"x-note":"kept"}}],"os":"linux"}}"#
+        );
+        let config = ImageConfig::parse("c", parent.clone().into_bytes()).expect("parse");
+        assert_eq!(config.bytes(), parent.as_bytes());
+        let history = History { comment: Some("why".to_owned()), ..History::default() };
+        let change: Change = r#"CMD ["y"]"#.parse().expect("change");
+        let child = config.with_layer(Digest::of(b"layer"), &history, &[change]).expect("with_layer");
+        let expected = format!(
+            r#"{{"zeta":{{"b":1,"a":[2]}},"config":{{"Odd":true,"Cmd":["y"]}},"rootfs":{{"type":"layers","diff_ids":["{A}","{}"]}},"history":[{{"x-note":"kept"}},{{"comment":"why"}}],"os":"linux"}}"#,
+            Digest::of(b"layer")
+        );
+        assert_eq!(String::from_utf8_lossy(child.bytes()), expected);
+        assert_eq!(child.diff_ids().len(), 2);
+    }
+
+    #[test]
+    fn shapes_that_do_not_fit() {
+        for bad in ["[]", "1", "{", r#"{"rootfs":{"diff_ids":["sha256:00"]}}"#, r#"{"rootfs":{"diff_ids":{}}}"#] {
+            assert!(ImageConfig::parse("c", bad.as_bytes().to_vec()).is_err(), "{bad}");
+        }
+        let odd = r#"{"config":{"Env":null,"Cmd":"x","User":5,"Volumes":{"/v":{}}},"rootfs":{"diff_ids":null}}"#;
+        let process = ImageConfig::parse("c", odd.as_bytes().to_vec()).expect("parse").process();
+        assert_eq!(process, Process { volumes: vec!["/v".to_owned()], ..Process::default() });
+    }
+
+    #[test]
+    fn chains() {
+        let (a, b) = (Digest::of(b"a"), Digest::of(b"b"));
+        assert_eq!(chain_ids(&[a, b]), [a, Digest::of(format!("{a} {b}").as_bytes())]);
+        assert!(chain_ids(&[]).is_empty());
+    }
+}

@@ -1,0 +1,178 @@
+//! What can go wrong with images, each told in one line that names the thing.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::layer::LayerError;
+
+/// Shorthand for results of the image side.
+pub type Result<T, E = ImageError> = std::result::Result<T, E>;
+
+/// Why an image operation failed.
+#[derive(Debug, thiserror::Error)]
+pub enum ImageError {
+    /// A system call on a file or directory failed.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file or directory.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// An archive is not what it should be.
+    #[error("{archive}: {reason}")]
+    Archive {
+        /// The archive, and the entry in it where that is known.
+        archive: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A JSON document (manifest, config, index, record) cannot be used.
+    #[error("{document}: {reason}")]
+    Document {
+        /// The document.
+        document: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A layer's tar stream could not be unpacked, re-assembled or made.
+    #[error("{layer}: {source}")]
+    Layer {
+        /// The layer.
+        layer: String,
+        /// What went wrong in it.
+        source: LayerError,
+    },
+    /// Bytes are not those that were promised.
+    #[error("{subject}: {expected} was promised, but it is {found}")]
+    Mismatch {
+        /// What was read.
+        subject: String,
+        /// The digest or size that was promised.
+        expected: String,
+        /// The digest or size that was found.
+        found: String,
+    },
+    /// No image by this name or id.
+    #[error("{name}: no such image{}", suggestion(near))]
+    NoSuchImage {
+        /// As it was asked for.
+        name: String,
+        /// A name that looks alike.
+        near: Option<String>,
+    },
+    /// No container by this name.
+    #[error("{name}: no such container{}", suggestion(near))]
+    NoSuchContainer {
+        /// As it was asked for.
+        name: String,
+        /// A name that looks alike.
+        near: Option<String>,
+    },
+    /// An abbreviated id fits several images.
+    #[error("{prefix}: fits several images ({candidates}); give more of the id")]
+    Ambiguous {
+        /// As it was given.
+        prefix: String,
+        /// The images that fit.
+        candidates: String,
+    },
+    /// Text from the user that does not parse.
+    #[error("{what}: {reason}")]
+    Malformed {
+        /// The text.
+        what: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The store holds something that stands in the way.
+    #[error("{what}: {reason}")]
+    Refused {
+        /// What was to be changed.
+        what: String,
+        /// Why it is not.
+        reason: String,
+    },
+}
+
+fn suggestion(near: &Option<String>) -> String {
+    near.as_ref().map(|name| format!("; did you mean {name}?")).unwrap_or_default()
+}
+
+impl ImageError {
+    /// A document that cannot be used.
+    pub fn document(document: impl Into<String>, reason: impl ToString) -> Self {
+        Self::Document { document: document.into(), reason: reason.to_string() }
+    }
+
+    /// An archive that cannot be used.
+    pub fn archive(archive: impl Into<String>, reason: impl ToString) -> Self {
+        Self::Archive { archive: archive.into(), reason: reason.to_string() }
+    }
+
+    /// Text that does not parse.
+    pub fn malformed(what: impl Into<String>, reason: impl ToString) -> Self {
+        Self::Malformed { what: what.into(), reason: reason.to_string() }
+    }
+
+    /// Something that is not done.
+    pub fn refused(what: impl Into<String>, reason: impl ToString) -> Self {
+        Self::Refused { what: what.into(), reason: reason.to_string() }
+    }
+}
+
+/// Names the file in an I/O error.
+pub trait IoContext<T> {
+    /// Turns the error into one that names `path`.
+    ///
+    /// # Errors
+    /// [`ImageError::Io`] when `self` is an error.
+    fn at(self, path: impl AsRef<Path>) -> Result<T>;
+}
+
+impl<T, E: Into<io::Error>> IoContext<T> for std::result::Result<T, E> {
+    fn at(self, path: impl AsRef<Path>) -> Result<T> {
+        self.map_err(|error| ImageError::Io { path: path.as_ref().to_path_buf(), source: error.into() })
+    }
+}
+
+/// The candidate that looks most like `name`, if one looks alike enough to be worth suggesting.
+pub(crate) fn nearest<'a>(name: &str, candidates: impl Iterator<Item = &'a str>) -> Option<String> {
+    let limit = (name.chars().count() / 3).max(1);
+    candidates
+        .map(|candidate| (edit_distance(name, candidate), candidate))
+        .filter(|&(distance, _)| distance <= limit)
+        .min()
+        .map(|(_, candidate)| candidate.to_owned())
+}
+
+/// Number of single-character edits between two words.
+fn edit_distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, from) in a.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, &to) in b.iter().enumerate() {
+            let substituted = diagonal + usize::from(from != to);
+            diagonal = row[j + 1];
+            row[j + 1] = substituted.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nearest_names() {
+        let names = ["debian:latest", "alpine:latest", "web"];
+        let near = |name| nearest(name, names.into_iter());
+        assert_eq!(near("debain:latest").as_deref(), Some("debian:latest"));
+        assert_eq!(near("wbe:x"), None);
+        assert_eq!(near("we").as_deref(), Some("web"));
+        assert_eq!(edit_distance("kitten", "sitting"), 3);
+    }
+}

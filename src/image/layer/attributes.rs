@@ -1,0 +1,382 @@
+//! Owner, mode, times and extended attributes of one file: read from it, put on it.
+
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use rustix::fs::{AtFlags, Gid, Mode, Stat, Timespec, Timestamps, Uid, XattrFlags};
+use rustix::io::Errno;
+
+use super::error::{AtPath, LayerError, Result, printable};
+use super::pax::Time;
+use crate::whiteout::{Namespace, OVERRIDE_STAT, Visible, escape_xattr, unescape_xattr};
+
+/// The access and default ACLs, as attributes.
+const ACL_ACCESS: &str = "system.posix_acl_access";
+const ACL_DEFAULT: &str = "system.posix_acl_default";
+
+/// Attributes of one file, as an image has them: nothing of a union's marks.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Attributes {
+    /// Permission, setuid, setgid and sticky bits.
+    pub(crate) mode: u32,
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    pub(crate) mtime: Time,
+    pub(crate) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+impl Attributes {
+    /// Of a directory that no layer says anything about.
+    pub(crate) fn of_implied_directory() -> Self {
+        Self { mode: 0o755, ..Self::default() }
+    }
+}
+
+/// A file to put attributes on.
+pub(crate) struct Target<'a> {
+    /// Held open for reading or writing, except for symbolic links and special files.
+    pub(crate) fd: Option<BorrowedFd<'a>>,
+    /// Its directory and name, for what has no descriptor.
+    pub(crate) dir: BorrowedFd<'a>,
+    pub(crate) name: &'a [u8],
+    /// Path in the layer, for messages.
+    pub(crate) path: &'a [u8],
+    /// How real engines name the type of a file that a plain one stands in for.
+    pub(crate) override_type: &'a str,
+    pub(crate) is_symlink: bool,
+    pub(crate) is_directory: bool,
+}
+
+/// A path by which the kernel finds an entry of `dir` itself, for calls that have no `*at` form.
+fn proc_path(dir: BorrowedFd<'_>, name: &[u8]) -> Vec<u8> {
+    [format!("/proc/self/fd/{}/", dir.as_raw_fd()).as_bytes(), name].concat()
+}
+
+impl Target<'_> {
+    fn set_xattr(&self, name: &[u8], value: &[u8]) -> rustix::io::Result<()> {
+        match self.fd {
+            Some(fd) => rustix::fs::fsetxattr(fd, name, value, XattrFlags::empty()),
+            None => rustix::fs::lsetxattr(proc_path(self.dir, self.name), name, value, XattrFlags::empty()),
+        }
+    }
+
+    fn remove_xattr(&self, name: &[u8]) -> rustix::io::Result<()> {
+        let removed = match self.fd {
+            Some(fd) => rustix::fs::fremovexattr(fd, name),
+            None => rustix::fs::lremovexattr(proc_path(self.dir, self.name), name),
+        };
+        match removed {
+            Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn chown(&self, uid: u32, gid: u32) -> rustix::io::Result<()> {
+        let (uid, gid) = (Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
+        match self.fd {
+            Some(fd) => rustix::fs::fchown(fd, uid, gid),
+            None => rustix::fs::chownat(self.dir, self.name, uid, gid, AtFlags::SYMLINK_NOFOLLOW),
+        }
+    }
+
+    fn chmod(&self, mode: u32) -> rustix::io::Result<()> {
+        match self.fd {
+            Some(fd) => rustix::fs::fchmod(fd, Mode::from_raw_mode(mode)),
+            None if self.is_symlink => Ok(()),
+            // Not through a link: the caller made this entry, and no symbolic link by that name.
+            None => rustix::fs::chmodat(self.dir, self.name, Mode::from_raw_mode(mode), AtFlags::empty()),
+        }
+    }
+
+    /// Sets access and modification time.
+    pub(crate) fn set_times(&self, mtime: Time) -> Result<()> {
+        let times = timestamps(mtime);
+        match self.fd {
+            Some(fd) => rustix::fs::futimens(fd, &times),
+            None => rustix::fs::utimensat(self.dir, self.name, &times, AtFlags::SYMLINK_NOFOLLOW),
+        }
+        .at(self.path)
+    }
+
+    /// Puts everything on but the times. Owner first: changing it clears setuid bits and capabilities; the mode
+    /// before the ACL, which it would rewrite.
+    ///
+    /// `inherits_acl`: the directory has a default ACL, of which the new file got a copy that the image knows
+    /// nothing of.
+    pub(crate) fn set(&self, attributes: &Attributes, put: &Put, inherits_acl: bool) -> Result<Vec<String>> {
+        if put.keep_ownership {
+            self.chown(attributes.uid, attributes.gid).at(self.path)?;
+            self.chmod(attributes.mode).at(self.path)?;
+        } else if !self.is_symlink {
+            let own = if self.is_directory { 0o700 } else { 0o600 };
+            self.chmod(attributes.mode & 0o777 | own).at(self.path)?;
+            let Attributes { uid, gid, mode, .. } = attributes;
+            let value = format!("{uid}:{gid}:{mode:o}:{}", self.override_type);
+            self.set_xattr(OVERRIDE_STAT.as_bytes(), value.as_bytes()).at(self.path)?;
+        }
+        if inherits_acl && !self.is_symlink {
+            self.remove_xattr(ACL_ACCESS.as_bytes()).at(self.path)?;
+            if self.is_directory {
+                self.remove_xattr(ACL_DEFAULT.as_bytes()).at(self.path)?;
+            }
+        }
+        self.set_xattrs(&attributes.xattrs, put)
+    }
+
+    /// Sets extended attributes; those that this file system or user cannot hold are told in the result.
+    fn set_xattrs(&self, xattrs: &[(Vec<u8>, Vec<u8>)], put: &Put) -> Result<Vec<String>> {
+        let mut warnings = Vec::new();
+        for (name, value) in xattrs {
+            if name == OVERRIDE_STAT.as_bytes() {
+                warnings.push(format!(
+                    "{}: attribute {OVERRIDE_STAT} is a mark of container engines; dropped",
+                    printable(self.path)
+                ));
+                continue;
+            }
+            let name = escaped(name);
+            match self.set_xattr(&name, value) {
+                Ok(()) => {}
+                Err(error) if is_unsupported(error, &name, put) => {
+                    let name = printable(&name);
+                    warnings.push(format!("{}: attribute {name} not kept: {error}", printable(self.path)));
+                }
+                Err(error) => {
+                    let reason = format!("attribute {}: {}", printable(&name), std::io::Error::from(error));
+                    return Err(LayerError::entry(self.path, reason));
+                }
+            }
+        }
+        Ok(warnings)
+    }
+
+    /// Removes the extended attributes that the image gave the file before; marks stay.
+    pub(crate) fn clear_xattrs(&self) -> Result<()> {
+        let Some(fd) = self.fd else { return Ok(()) };
+        for name in xattr_names(fd).at(self.path)? {
+            if !is_mark(&name) {
+                self.remove_xattr(&name).at(self.path)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// How attributes are put on files.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Put {
+    pub(crate) keep_ownership: bool,
+}
+
+/// Attributes that may be missing afterwards: what the file system lacks, labels of a security module that is not
+/// there, and what needs a privilege that the user has not said to have.
+fn is_unsupported(error: Errno, name: &[u8], put: &Put) -> bool {
+    match error {
+        Errno::OPNOTSUPP => true,
+        Errno::PERM | Errno::ACCESS => !put.keep_ownership,
+        Errno::INVAL => name.starts_with(b"security.") && name != b"security.capability",
+        _ => false,
+    }
+}
+
+/// An image's attribute must never act as a mark: one in any marks' name space is escaped, as the kernel does for
+/// nested mounts.
+fn escaped(name: &[u8]) -> Vec<u8> {
+    Namespace::ALL.into_iter().find_map(|namespace| escape_xattr(namespace, name)).unwrap_or_else(|| name.to_vec())
+}
+
+/// Whether the attribute is a mark of a union, not a part of the image.
+fn is_mark(name: &[u8]) -> bool {
+    Namespace::ALL.into_iter().any(|namespace| unescape_xattr(namespace, name) == Visible::Hidden)
+}
+
+pub(crate) fn timestamps(mtime: Time) -> Timestamps {
+    let time = Timespec { tv_sec: mtime.seconds, tv_nsec: mtime.nanoseconds.into() };
+    Timestamps { last_access: time, last_modification: time }
+}
+
+/// Names of the extended attributes of an open file, sorted.
+pub(crate) fn xattr_names(fd: BorrowedFd<'_>) -> rustix::io::Result<Vec<Vec<u8>>> {
+    names_by(|buffer| rustix::fs::flistxattr(fd, buffer))
+}
+
+fn names_by(list: impl Fn(&mut [u8]) -> rustix::io::Result<usize>) -> rustix::io::Result<Vec<Vec<u8>>> {
+    let bytes = match grown(list) {
+        Ok(bytes) => bytes,
+        Err(Errno::OPNOTSUPP) => Vec::new(),
+        Err(error) => return Err(error),
+    };
+    let mut names: Vec<Vec<u8>> =
+        bytes.split(|&byte| byte == 0).filter(|name| !name.is_empty()).map(<[u8]>::to_vec).collect();
+    names.sort_unstable();
+    Ok(names)
+}
+
+/// Calls with a buffer that is large enough.
+fn grown(call: impl Fn(&mut [u8]) -> rustix::io::Result<usize>) -> rustix::io::Result<Vec<u8>> {
+    let mut buffer = vec![0; 256];
+    loop {
+        match call(&mut buffer) {
+            Ok(len) => {
+                buffer.truncate(len);
+                return Ok(buffer);
+            }
+            Err(Errno::RANGE) if buffer.len() < 1 << 20 => buffer.resize(buffer.len() * 4, 0),
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Value of one attribute of an open file; `None` when it has none of that name.
+pub(crate) fn xattr(fd: BorrowedFd<'_>, name: &[u8]) -> rustix::io::Result<Option<Vec<u8>>> {
+    present(grown(|buffer| rustix::fs::fgetxattr(fd, name, buffer)))
+}
+
+/// Value of one attribute of the entry `entry` of `dir` itself.
+pub(crate) fn xattr_at(dir: BorrowedFd<'_>, entry: &[u8], name: &[u8]) -> rustix::io::Result<Option<Vec<u8>>> {
+    let path = proc_path(dir, entry);
+    present(grown(|buffer| rustix::fs::lgetxattr(path.as_slice(), name, buffer)))
+}
+
+fn present(value: rustix::io::Result<Vec<u8>>) -> rustix::io::Result<Option<Vec<u8>>> {
+    match value {
+        Ok(value) => Ok(Some(value)),
+        Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether new files in this directory get ACLs from it.
+pub(crate) fn has_default_acl(dir: BorrowedFd<'_>) -> rustix::io::Result<bool> {
+    match rustix::fs::fgetxattr_query(dir, ACL_DEFAULT) {
+        Ok(_) => Ok(true),
+        Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// What a file is, when a mark may say otherwise than its inode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum FileKind {
+    Regular,
+    Directory,
+    Symlink,
+    CharDevice(u32, u32),
+    BlockDevice(u32, u32),
+    Fifo,
+    Socket,
+}
+
+impl FileKind {
+    pub(crate) fn of(stat: &Stat) -> Self {
+        use rustix::fs::FileType as T;
+        let device = (rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev));
+        match T::from_raw_mode(stat.st_mode) {
+            T::Directory => Self::Directory,
+            T::Symlink => Self::Symlink,
+            T::CharacterDevice => Self::CharDevice(device.0, device.1),
+            T::BlockDevice => Self::BlockDevice(device.0, device.1),
+            T::Fifo => Self::Fifo,
+            T::Socket => Self::Socket,
+            T::RegularFile | T::Unknown => Self::Regular,
+        }
+    }
+
+    /// As the override attribute names it.
+    pub(crate) fn override_type(self) -> String {
+        match self {
+            Self::Regular => "file".into(),
+            Self::Directory => "dir".into(),
+            Self::Symlink => "symlink".into(),
+            Self::CharDevice(major, minor) => format!("char-{major}-{minor}"),
+            Self::BlockDevice(major, minor) => format!("block-{major}-{minor}"),
+            Self::Fifo => "pipe".into(),
+            Self::Socket => "socket".into(),
+        }
+    }
+
+    fn from_override_type(text: &str) -> Option<Self> {
+        let device = |numbers: &str| {
+            let (major, minor) = numbers.split_once('-')?;
+            Some((major.parse().ok()?, minor.parse().ok()?))
+        };
+        Some(match text {
+            "file" => Self::Regular,
+            "dir" => Self::Directory,
+            "symlink" => Self::Symlink,
+            "pipe" => Self::Fifo,
+            "socket" => Self::Socket,
+            _ => match text.split_once('-')? {
+                ("char", numbers) => device(numbers).map(|(major, minor)| Self::CharDevice(major, minor))?,
+                ("block", numbers) => device(numbers).map(|(major, minor)| Self::BlockDevice(major, minor))?,
+                _ => return None,
+            },
+        })
+    }
+}
+
+/// Reads the attributes of the entry `name` of `dir`: marks left out, escaped attributes under their own names,
+/// owner and mode (and type) that a rootless engine recorded in the place of the inode's.
+pub(crate) fn read(dir: BorrowedFd<'_>, name: &[u8], stat: &Stat) -> rustix::io::Result<(FileKind, Attributes)> {
+    let mut kind = FileKind::of(stat);
+    let mut attributes = Attributes {
+        mode: stat.st_mode & 0o7777,
+        uid: stat.st_uid,
+        gid: stat.st_gid,
+        mtime: mtime(stat),
+        xattrs: Vec::new(),
+    };
+    let path = proc_path(dir, name);
+    for stored in names_by(|buffer| rustix::fs::llistxattr(path.as_slice(), buffer))? {
+        let Some(value) = present(grown(|buffer| rustix::fs::lgetxattr(path.as_slice(), stored.as_slice(), buffer)))?
+        else {
+            continue;
+        };
+        if stored == OVERRIDE_STAT.as_bytes() {
+            apply_override(&value, &mut kind, &mut attributes);
+        } else if let Some(plain) = image_xattr(&stored) {
+            attributes.xattrs.push((plain, value));
+        }
+    }
+    attributes.xattrs.sort_unstable();
+    Ok((kind, attributes))
+}
+
+/// The name under which an image has the stored attribute; `None` for what belongs to this machine: marks, labels
+/// and hashes of its security modules, and attributes of its file system.
+fn image_xattr(stored: &[u8]) -> Option<Vec<u8>> {
+    match stored {
+        b"security.selinux" | b"security.ima" | b"security.evm" | b"security.apparmor" => return None,
+        _ => {}
+    }
+    let known = [&b"user."[..], b"trusted.", b"security.", b"system.posix_acl_"];
+    if !known.iter().any(|prefix| stored.starts_with(prefix)) {
+        return None;
+    }
+    for namespace in Namespace::ALL {
+        match unescape_xattr(namespace, stored) {
+            Visible::Plain => {}
+            Visible::Unescaped(plain) => return Some(plain),
+            Visible::Hidden => return None,
+        }
+    }
+    Some(stored.to_vec())
+}
+
+/// `uid:gid:mode[:type]`; what cannot be read is ignored, as containers/storage does.
+fn apply_override(value: &[u8], kind: &mut FileKind, attributes: &mut Attributes) {
+    let Ok(text) = std::str::from_utf8(value) else { return };
+    let mut fields = text.trim_end_matches('\0').splitn(4, ':');
+    let (Some(uid), Some(gid), Some(mode)) = (fields.next(), fields.next(), fields.next()) else { return };
+    let (Ok(uid), Ok(gid), Ok(mode)) = (uid.parse(), gid.parse(), u32::from_str_radix(mode, 8)) else { return };
+    (attributes.uid, attributes.gid, attributes.mode) = (uid, gid, mode & 0o7777);
+    // A directory or link is what it is; a plain file may stand in for a special one.
+    if let (FileKind::Regular, Some(recorded)) = (*kind, fields.next().and_then(FileKind::from_override_type)) {
+        if !matches!(recorded, FileKind::Directory) {
+            *kind = recorded;
+        }
+    }
+}
+
+pub(crate) fn mtime(stat: &Stat) -> Time {
+    Time { seconds: stat.st_mtime, nanoseconds: u32::try_from(stat.st_mtime_nsec).unwrap_or(0) }
+}

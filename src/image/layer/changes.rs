@@ -1,0 +1,148 @@
+//! The changes that an upper directory holds, as a list; what `docker diff` prints.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use rustix::fs::AtFlags;
+
+use super::attributes::{self, Attributes, FileKind};
+use super::error::{AtPath, Result};
+use super::lower_view::{Found, LowerDir, LowerView};
+use super::path::{join, split};
+use super::walk::{self, Visit, walk};
+
+/// How a path was changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum ChangeKind {
+    /// New.
+    Added,
+    /// It was there, and is different: its contents, its attributes, or (a directory) what it holds.
+    Changed,
+    /// It was there.
+    Deleted,
+}
+
+impl fmt::Display for ChangeKind {
+    /// The letter that `docker diff` prints.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Added => "A",
+            Self::Changed => "C",
+            Self::Deleted => "D",
+        })
+    }
+}
+
+/// One changed path.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// What happened to it.
+    pub kind: ChangeKind,
+    /// Where, from the root, with a leading `/`.
+    pub path: Vec<u8>,
+}
+
+/// The changes of the upper directory `upper` against `lowers` (topmost first), sorted by path. A directory is
+/// changed when its own attributes are, or when an entry of it was added or deleted.
+///
+/// # Errors
+/// [`super::LayerError`], naming what cannot be read.
+pub fn changes(upper: BorrowedFd<'_>, lowers: &[BorrowedFd<'_>]) -> Result<Vec<Change>> {
+    let mut list = List { view: LowerView::new(lowers), found: BTreeMap::new() };
+    walk(upper, lowers, &mut list)?;
+    Ok(list.found.into_iter().map(|(path, kind)| Change { kind, path: [b"/", path.as_slice()].concat() }).collect())
+}
+
+struct List<'a> {
+    view: LowerView<'a>,
+    found: BTreeMap<Vec<u8>, ChangeKind>,
+}
+
+impl List<'_> {
+    fn below(&self, path: &[u8]) -> Result<Option<Found>> {
+        if self.view.is_empty() { Ok(None) } else { self.view.lookup_path(path) }
+    }
+
+    fn record(&mut self, path: &[u8], kind: ChangeKind) {
+        self.found.insert(path.to_vec(), kind);
+        if kind == ChangeKind::Changed {
+            return;
+        }
+        if let Some((parent, _)) = split(path).filter(|(parent, _)| !parent.is_empty()) {
+            self.found.entry(parent.to_vec()).or_insert(ChangeKind::Changed);
+        }
+    }
+
+    fn attributes_of(&self, part: &super::lower_view::Part, path: &[u8]) -> Result<(FileKind, Attributes, i64)> {
+        let (parent, name) = self.view.open_parent(part)?;
+        let stat = rustix::fs::statat(&parent, name, AtFlags::SYMLINK_NOFOLLOW).at(path)?;
+        let (kind, attributes) = attributes::read(parent.as_fd(), name, &stat).at(path)?;
+        Ok((kind, attributes, stat.st_size))
+    }
+
+    fn directory(
+        &mut self,
+        path: &[u8],
+        attributes: &Attributes,
+        opaque: bool,
+        hides: Option<&LowerDir>,
+    ) -> Result<()> {
+        if !path.is_empty() {
+            let unchanged = match self.below(path)? {
+                None => {
+                    self.record(path, ChangeKind::Added);
+                    return Ok(());
+                }
+                Some(Found::Other(_)) => false,
+                Some(Found::Directory(dir)) => match dir.parts.first() {
+                    Some(part) => !opaque && self.attributes_of(part, path)?.1 == *attributes,
+                    None => false,
+                },
+            };
+            self.found.remove(path);
+            if !unchanged {
+                self.record(path, ChangeKind::Changed);
+            }
+        }
+        // What it hides is deleted, unless the upper has it too: that is told later, and wins.
+        let Some(hidden) = hides else { return Ok(()) };
+        for name in self.view.names(hidden)? {
+            self.record(&join(path, &name), ChangeKind::Deleted);
+        }
+        Ok(())
+    }
+
+    fn file(&mut self, path: &[u8], changed: &walk::Changed<'_>) -> Result<()> {
+        let kind = match self.below(path)? {
+            None => ChangeKind::Added,
+            Some(Found::Directory(_)) => ChangeKind::Changed,
+            Some(Found::Other(file)) => {
+                let (kind, attributes, size) = self.attributes_of(&file.part, path)?;
+                // Size and time decide, as in rsync: contents are not read.
+                if (kind, &attributes, size) == (changed.kind, &changed.attributes, changed.stat.st_size) {
+                    self.found.remove(path);
+                    return Ok(());
+                }
+                ChangeKind::Changed
+            }
+        };
+        self.record(path, kind);
+        Ok(())
+    }
+}
+
+impl Visit for List<'_> {
+    fn visit(&mut self, path: &[u8], change: &walk::Change<'_>) -> Result<()> {
+        match change {
+            walk::Change::Directory { attributes, opaque, hides } => self.directory(path, attributes, *opaque, *hides),
+            walk::Change::File(changed) => self.file(path, changed),
+            walk::Change::Whiteout => {
+                if self.below(path)?.is_some() {
+                    self.record(path, ChangeKind::Deleted);
+                }
+                Ok(())
+            }
+        }
+    }
+}

@@ -1,0 +1,105 @@
+//! The directories of the layer that is being extracted: held open while they are in use, their times put back when
+//! they are let go. So no list of directory times is kept however many there are, and most entries find their
+//! parent without a system call.
+
+use std::collections::HashMap;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::rc::Rc;
+
+use super::attributes::{has_default_acl, mtime, timestamps};
+use super::confined;
+use super::error::{AtPath, Result};
+use super::path::is_at_or_below;
+use super::pax::Time;
+
+/// Directories held open at most.
+const HELD: usize = 64;
+
+/// An open directory of the layer.
+#[derive(Clone)]
+pub(crate) struct Dir {
+    fd: Rc<OwnedFd>,
+    /// New entries get an ACL from it.
+    pub(crate) gives_acl: bool,
+}
+
+impl AsFd for Dir {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        (*self.fd).as_fd()
+    }
+}
+
+struct Held {
+    dir: Dir,
+    /// What its modification time is to be in the end.
+    mtime: Time,
+    used: u64,
+}
+
+/// Every directory that is changed has to be got from here.
+pub(crate) struct Dirs<'a> {
+    root: BorrowedFd<'a>,
+    held: HashMap<Vec<u8>, Held>,
+    clock: u64,
+}
+
+impl<'a> Dirs<'a> {
+    pub(crate) fn new(root: BorrowedFd<'a>) -> Self {
+        Self { root, held: HashMap::new(), clock: 0 }
+    }
+
+    /// Whether the directory at `path` is held open, so that it surely exists.
+    pub(crate) fn holds(&self, path: &[u8]) -> bool {
+        self.held.contains_key(path)
+    }
+
+    /// Opens the directory at `path`, no component of which is a symbolic link.
+    pub(crate) fn get(&mut self, path: &[u8]) -> Result<Dir> {
+        self.clock += 1;
+        if let Some(held) = self.held.get_mut(path) {
+            held.used = self.clock;
+            return Ok(held.dir.clone());
+        }
+        if self.held.len() >= HELD {
+            self.let_oldest_go()?;
+        }
+        let fd = confined::open_dir(self.root, path).at(path)?;
+        let mtime = mtime(&rustix::fs::fstat(&fd).at(path)?);
+        let gives_acl = has_default_acl(fd.as_fd()).at(path)?;
+        let dir = Dir { fd: Rc::new(fd), gives_acl };
+        self.held.insert(path.to_vec(), Held { dir: dir.clone(), mtime, used: self.clock });
+        Ok(dir)
+    }
+
+    /// The directory's attributes were set: `mtime` is its time from now on, whatever is made in it.
+    pub(crate) fn changed(&mut self, path: &[u8], mtime: Time) -> Result<()> {
+        self.get(path)?;
+        if let Some(held) = self.held.get_mut(path) {
+            held.mtime = mtime;
+            held.dir.gives_acl = has_default_acl(held.dir.as_fd()).at(path)?;
+        }
+        Ok(())
+    }
+
+    /// The tree at `path` is about to be removed.
+    pub(crate) fn forget(&mut self, path: &[u8]) {
+        self.held.retain(|held, _| !is_at_or_below(held, path));
+    }
+
+    fn let_oldest_go(&mut self) -> Result<()> {
+        let oldest = self.held.iter().min_by_key(|(_, held)| held.used).map(|(path, _)| path.clone());
+        match oldest.and_then(|path| Some((self.held.remove(&path)?, path))) {
+            Some((held, path)) => restore(&held, &path),
+            None => Ok(()),
+        }
+    }
+
+    /// Puts back the times of all that are held.
+    pub(crate) fn close(self) -> Result<()> {
+        self.held.iter().try_for_each(|(path, held)| restore(held, path))
+    }
+}
+
+fn restore(held: &Held, path: &[u8]) -> Result<()> {
+    rustix::fs::futimens(held.dir.as_fd(), &timestamps(held.mtime)).at(path)
+}

@@ -1,0 +1,255 @@
+//! Extracts entries into the layer directory: what an entry's name means, and the rules of whiteouts.
+
+use std::ffi::OsStr;
+use std::io::BufRead;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::attributes::{Attributes, Put, Target};
+use super::dirs::Dirs;
+use super::error::{AtPath, LayerError, Result, printable};
+use super::lower_view::{Found, LowerView};
+use super::marks::{self, Marks};
+use super::options::UnpackOptions;
+use super::path::{components, join, normalise, split};
+use super::read::{Entry, Kind, TarReader};
+use super::resolve::Missing;
+use super::{attributes, confined};
+use crate::whiteout::{AUFS_PREFIX, AufsName, decode_aufs_name};
+
+/// Warnings kept; more of the same kind help nobody.
+const WARNINGS: usize = 100;
+
+/// What came of extracting.
+#[derive(Debug, Default)]
+pub(crate) struct Outcome {
+    pub(crate) depends_on_lower: bool,
+    pub(crate) content_size: u64,
+    /// Bytes written to disk: holes are not.
+    pub(crate) written: u64,
+    pub(crate) warnings: Vec<String>,
+}
+
+/// One layer's extraction.
+pub(crate) struct Extractor<'a> {
+    pub(crate) root: BorrowedFd<'a>,
+    pub(crate) dirs: Dirs<'a>,
+    pub(crate) lowers: LowerView<'a>,
+    pub(crate) options: &'a UnpackOptions,
+    pub(crate) marks: Marks,
+    pub(crate) put: Put,
+    pub(crate) outcome: Outcome,
+    /// Compressed bytes read so far.
+    pub(crate) compressed: &'a AtomicU64,
+    /// Whiteouts and opaque directories that other entries of this layer replaced: they still hold for the layers
+    /// below. Settled at the end.
+    pub(crate) buried: Vec<Vec<u8>>,
+    root_named: bool,
+}
+
+impl<'a> Extractor<'a> {
+    pub(crate) fn new(
+        root: BorrowedFd<'a>,
+        lowers: &'a [BorrowedFd<'a>],
+        options: &'a UnpackOptions,
+        compressed: &'a AtomicU64,
+    ) -> Self {
+        Self {
+            root,
+            dirs: Dirs::new(root),
+            lowers: LowerView::new(lowers),
+            options,
+            marks: options.marks,
+            put: Put { keep_ownership: options.keep_ownership },
+            outcome: Outcome::default(),
+            compressed,
+            buried: Vec::new(),
+            root_named: false,
+        }
+    }
+
+    /// Extracts all entries.
+    pub(crate) fn run<R: BufRead>(mut self, reader: &mut TarReader<'_, R>) -> Result<Outcome> {
+        while let Some(entry) = reader.next()? {
+            self.extract(reader, &entry)?;
+        }
+        if !self.root_named {
+            self.imply_root()?;
+        }
+        self.settle_buried()?;
+        self.dirs.close()?;
+        Ok(self.outcome)
+    }
+
+    fn extract<R: BufRead>(&mut self, reader: &mut TarReader<'_, R>, entry: &Entry) -> Result<()> {
+        let path = normalise(&entry.name, self.options.limits.path)?;
+        for (name, value) in &entry.xattrs {
+            if value.len() > self.options.limits.xattr {
+                let what =
+                    format!("layer entry {}: attribute {} of {} bytes", printable(&path), printable(name), value.len());
+                return Err(LayerError::Limit { what, limit: self.options.limits.xattr as u64, option: "xattr" });
+            }
+        }
+        let Some((parent, name)) = split(&path) else { return self.root(entry) };
+        match directory_names(parent, &path)? {
+            Names::Bookkeeping => return Ok(()),
+            Names::Plain => {}
+        }
+        match decode_aufs_name(OsStr::from_bytes(name)) {
+            AufsName::Bookkeeping => Ok(()),
+            AufsName::Opaque => {
+                let dir = self.resolve_or_make(parent)?;
+                self.make_opaque(&dir)
+            }
+            AufsName::Whiteout(deleted) => {
+                let dir = self.resolve_or_make(parent)?;
+                self.whiteout(&dir, deleted.as_bytes())
+            }
+            AufsName::Plain if name.starts_with(AUFS_PREFIX) => {
+                Err(LayerError::entry(&path, "a whiteout that names no entry"))
+            }
+            AufsName::Plain => {
+                let dir = self.resolve_or_make(parent)?;
+                self.place(reader, &dir, name, entry)
+            }
+        }
+    }
+
+    pub(crate) fn resolve_or_make(&mut self, path: &[u8]) -> Result<Vec<u8>> {
+        self.resolve(path, Missing::Make)?.ok_or_else(|| LayerError::entry(path, "not a directory"))
+    }
+
+    /// The layer's root itself.
+    fn root(&mut self, entry: &Entry) -> Result<()> {
+        if entry.kind != Kind::Directory {
+            return Err(LayerError::entry(&entry.name, "only a directory can be the root"));
+        }
+        self.root_named = true;
+        let attributes = attributes_of(entry);
+        self.set_directory(b"", &attributes)
+    }
+
+    /// The root as the layers below have it.
+    fn imply_root(&mut self) -> Result<()> {
+        let depended = self.outcome.depends_on_lower;
+        let attributes = match self.found_below(b"")? {
+            Some(Found::Directory(dir)) => match dir.parts.first() {
+                Some(part) => {
+                    let (fd, name) = self.lowers.open_parent(part)?;
+                    let stat = rustix::fs::fstat(&fd).at(b"")?;
+                    attributes::read(fd.as_fd(), name, &stat).at(b"")?.1
+                }
+                None => Attributes::of_implied_directory(),
+            },
+            Some(Found::Other(_)) | None => Attributes::of_implied_directory(),
+        };
+        let usual = Attributes::of_implied_directory();
+        let unusual = Attributes { mtime: usual.mtime, ..attributes.clone() } != usual;
+        // Nearly no layer names its root, and nearly every root is root's, 0755: such a layer may be shared.
+        self.outcome.depends_on_lower = depended || unusual;
+        self.set_directory(b"", if unusual { &attributes } else { &usual })
+    }
+
+    /// Puts attributes on the directory at `path`, in the place of those it has.
+    pub(crate) fn set_directory(&mut self, path: &[u8], attributes: &Attributes) -> Result<()> {
+        let dir = self.dirs.get(path)?;
+        let target = Target {
+            fd: Some(dir.as_fd()),
+            dir: dir.as_fd(),
+            name: b".",
+            path,
+            override_type: "dir",
+            is_symlink: false,
+            is_directory: true,
+        };
+        target.clear_xattrs()?;
+        let warnings = target.set(attributes, &self.put, false)?;
+        self.warn(warnings);
+        self.dirs.changed(path, attributes.mtime)
+    }
+
+    pub(crate) fn warn(&mut self, warnings: Vec<String>) {
+        let room = WARNINGS.saturating_sub(self.outcome.warnings.len());
+        self.outcome.warnings.extend(warnings.into_iter().take(room));
+    }
+
+    fn make_opaque(&mut self, path: &[u8]) -> Result<()> {
+        let dir = self.dirs.get(path)?;
+        self.marks.put_opaque(dir.as_fd(), path)
+    }
+
+    /// `.wh.NAME`: deletes the name in the layers below, not what this layer itself has by that name.
+    fn whiteout(&mut self, parent: &[u8], name: &[u8]) -> Result<()> {
+        let path = join(parent, name);
+        let dir = self.dirs.get(parent)?;
+        match confined::stat_entry(dir.as_fd(), name).at(&path)? {
+            None => self.marks.put_whiteout(dir.as_fd(), name, &path),
+            Some(stat) if marks::is_whiteout(dir.as_fd(), name, &stat).at(&path)? => Ok(()),
+            Some(_) => {
+                self.buried.push(path);
+                Ok(())
+            }
+        }
+    }
+
+    /// Gives the replaced whiteouts their effect: a directory in the place of one is opaque; anything else hides
+    /// the lower name by being there.
+    fn settle_buried(&mut self) -> Result<()> {
+        for path in std::mem::take(&mut self.buried) {
+            let Some((parent, name)) = split(&path) else {
+                self.make_opaque(b"")?;
+                continue;
+            };
+            if confined::open_dir(self.root, parent).is_err() {
+                continue;
+            }
+            let dir = self.dirs.get(parent)?;
+            match confined::stat_entry(dir.as_fd(), name).at(&path)? {
+                None => self.marks.put_whiteout(dir.as_fd(), name, &path)?,
+                Some(stat) if attributes::FileKind::of(&stat) == attributes::FileKind::Directory => {
+                    self.make_opaque(&path)?
+                }
+                Some(_) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Accounts for bytes written to disk.
+    pub(crate) fn check_ratio(&mut self, written: u64) -> Result<()> {
+        let limits = &self.options.limits;
+        self.outcome.written += written;
+        if self.outcome.written <= limits.ratio_from {
+            return Ok(());
+        }
+        let compressed = self.compressed.load(Ordering::Relaxed).max(1);
+        if self.outcome.written / compressed > limits.ratio {
+            let what = format!("layer: {} bytes from {compressed} compressed ones, times", self.outcome.written);
+            return Err(LayerError::Limit { what, limit: limits.ratio, option: "ratio" });
+        }
+        Ok(())
+    }
+}
+
+/// What the directories in an entry's name are.
+enum Names {
+    Plain,
+    /// AUFS' own.
+    Bookkeeping,
+}
+
+fn directory_names(parent: &[u8], path: &[u8]) -> Result<Names> {
+    for name in components(parent).filter(|name| name.starts_with(AUFS_PREFIX)) {
+        match decode_aufs_name(OsStr::from_bytes(name)) {
+            AufsName::Bookkeeping => return Ok(Names::Bookkeeping),
+            _ => return Err(LayerError::entry(path, "an entry below a whiteout")),
+        }
+    }
+    Ok(Names::Plain)
+}
+
+/// The attributes that an entry gives its file.
+pub(crate) fn attributes_of(entry: &Entry) -> Attributes {
+    Attributes { mode: entry.mode, uid: entry.uid, gid: entry.gid, mtime: entry.mtime, xattrs: entry.xattrs.clone() }
+}

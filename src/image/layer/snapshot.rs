@@ -1,0 +1,188 @@
+//! An upper directory's changes as an OCI layer tar, the same bytes for the same changes: names sorted, no user and
+//! group names, no access and change times, times no later than `SOURCE_DATE_EPOCH`.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::BorrowedFd;
+
+use super::attributes;
+use super::attributes::{Attributes, FileKind};
+use super::error::{AtPath, LayerError, Result, printable};
+use super::path::{join, split};
+use super::pax::Time;
+use super::walk::{Change, Changed, Visit, walk};
+use super::write::{self, EntryType};
+use crate::image::digest::{Digest, DigestWriter};
+use crate::whiteout::{AUFS_OPAQUE, AUFS_PREFIX};
+
+/// How a snapshot is made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SnapshotOptions {
+    /// Times later than this, in seconds since the epoch, are set to it (<https://reproducible-builds.org/specs/source-date-epoch/>).
+    pub source_date_epoch: Option<i64>,
+}
+
+/// What was written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Snapshot {
+    /// Digest of the tar stream, which is not compressed.
+    pub diff_id: Digest,
+    /// Bytes of the stream.
+    pub size: u64,
+    /// Entries in it.
+    pub entries: u64,
+    /// What a layer cannot hold and was left out (sockets), one line each.
+    pub warnings: Vec<String>,
+}
+
+/// Writes the changes held by the upper directory `upper` over `lowers` (topmost first) as an OCI layer tar:
+/// whiteouts of every form become `.wh.NAME`, opaque directories get a `.wh..wh..opq`, renamed lower directories
+/// are written out in full under their new names.
+///
+/// # Errors
+/// [`LayerError`], naming what cannot be read or written. The upper directory must not change meanwhile.
+pub fn snapshot(
+    upper: BorrowedFd<'_>,
+    lowers: &[BorrowedFd<'_>],
+    out: &mut dyn Write,
+    options: &SnapshotOptions,
+) -> Result<Snapshot> {
+    let root_shown = root_differs(upper, lowers)?;
+    let mut writer = Writer {
+        out: DigestWriter::new(io::BufWriter::with_capacity(256 << 10, out)),
+        options,
+        root_shown,
+        links: HashMap::new(),
+        entries: 0,
+        warnings: Vec::new(),
+        buffer: vec![0; 256 << 10],
+    };
+    walk(upper, lowers, &mut writer)?;
+    write::end(&mut writer.out).map_err(out_error)?;
+    let (mut buffered, diff_id, size) = writer.out.finish();
+    buffered.flush().map_err(out_error)?;
+    Ok(Snapshot { diff_id, size, entries: writer.entries, warnings: writer.warnings })
+}
+
+/// Whether the root directory itself was changed: its owner, mode or attributes. Its time changes with every file
+/// made in it and says nothing.
+fn root_differs(upper: BorrowedFd<'_>, lowers: &[BorrowedFd<'_>]) -> Result<bool> {
+    let root_of = |dir: BorrowedFd<'_>| {
+        let stat = rustix::fs::fstat(dir).at(b"")?;
+        let (_, attributes) = attributes::read(dir, b".", &stat).at(b"")?;
+        Ok::<_, LayerError>(Attributes { mtime: Time::default(), ..attributes })
+    };
+    match lowers.first() {
+        Some(lower) => Ok(root_of(upper)? != root_of(*lower)?),
+        None => Ok(true),
+    }
+}
+
+struct Writer<'w> {
+    out: DigestWriter<io::BufWriter<&'w mut dyn Write>>,
+    options: &'w SnapshotOptions,
+    root_shown: bool,
+    /// First names of files with several.
+    links: HashMap<(u64, u64), Vec<u8>>,
+    entries: u64,
+    warnings: Vec<String>,
+    buffer: Vec<u8>,
+}
+
+fn out_error(source: io::Error) -> LayerError {
+    LayerError::Io { place: "writing the layer tar".into(), source }
+}
+
+impl Visit for Writer<'_> {
+    fn visit(&mut self, path: &[u8], change: &Change<'_>) -> Result<()> {
+        match change {
+            Change::Directory { attributes, opaque, .. } => {
+                if !path.is_empty() || self.root_shown {
+                    let name = if path.is_empty() { b"./".to_vec() } else { [path, b"/"].concat() };
+                    self.header(&name, EntryType::Directory, attributes)?;
+                }
+                if *opaque { self.mark(&join(path, AUFS_OPAQUE)) } else { Ok(()) }
+            }
+            Change::Whiteout => {
+                let (parent, name) = split(path).unwrap_or_default();
+                let name = [AUFS_PREFIX, name].concat();
+                if name.len() > super::path::NAME_MAX {
+                    // Read back, it is refused as too long; the deletion cannot be said in this format.
+                    return Err(LayerError::entry(path, "its name is too long to be deleted by a layer"));
+                }
+                self.mark(&join(parent, &name))
+            }
+            Change::File(changed) => self.file(path, changed),
+        }
+    }
+}
+
+impl Writer<'_> {
+    /// An empty file that only its name matters of.
+    fn mark(&mut self, path: &[u8]) -> Result<()> {
+        self.header(path, EntryType::File(0), &Attributes { mode: 0o600, ..Attributes::default() })
+    }
+
+    fn header(&mut self, name: &[u8], kind: EntryType<'_>, attributes: &Attributes) -> Result<()> {
+        self.entries += 1;
+        let mtime = match self.options.source_date_epoch {
+            Some(epoch) if attributes.mtime.seconds >= epoch => Time { seconds: epoch, nanoseconds: 0 },
+            _ => attributes.mtime,
+        };
+        let attributes = Attributes { mtime, ..attributes.clone() };
+        write::header(&mut self.out, name, kind, &attributes).map_err(out_error)
+    }
+
+    fn file(&mut self, path: &[u8], changed: &Changed<'_>) -> Result<()> {
+        if changed.kind == FileKind::Socket {
+            self.warnings.push(format!("{}: a socket; left out", printable(path)));
+            return Ok(());
+        }
+        if changed.stat.st_nlink > 1 {
+            let identity = (changed.stat.st_dev, changed.stat.st_ino);
+            if let Some(first) = self.links.get(&identity).cloned() {
+                return self.header(path, EntryType::HardLink(&first), &changed.attributes);
+            }
+            self.links.insert(identity, path.to_vec());
+        }
+        match changed.kind {
+            FileKind::Regular => self.contents(path, changed),
+            FileKind::Symlink => {
+                let link = changed.link().at(path)?;
+                self.header(path, EntryType::Symlink(&link), &changed.attributes)
+            }
+            FileKind::CharDevice(major, minor) => {
+                self.header(path, EntryType::CharDevice(major, minor), &changed.attributes)
+            }
+            FileKind::BlockDevice(major, minor) => {
+                self.header(path, EntryType::BlockDevice(major, minor), &changed.attributes)
+            }
+            FileKind::Fifo => self.header(path, EntryType::Fifo, &changed.attributes),
+            FileKind::Directory | FileKind::Socket => Err(LayerError::entry(path, "not a file")),
+        }
+    }
+
+    fn contents(&mut self, path: &[u8], changed: &Changed<'_>) -> Result<()> {
+        let size = u64::try_from(changed.stat.st_size).unwrap_or(0);
+        self.header(path, EntryType::File(size), &changed.attributes)?;
+        if size == 0 {
+            return Ok(());
+        }
+        let mut file = File::from(changed.open()?);
+        let mut left = size;
+        while left > 0 {
+            let wanted = self.buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+            let part = self.buffer.get_mut(..wanted).unwrap_or_default();
+            let count = match file.read(part) {
+                Ok(0) => return Err(LayerError::entry(path, "it shrank while it was read")),
+                Ok(count) => count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(LayerError::io(path, error)),
+            };
+            self.out.write_all(part.get(..count).unwrap_or_default()).map_err(out_error)?;
+            left -= count as u64;
+        }
+        write::pad(&mut self.out, size).map_err(out_error)
+    }
+}

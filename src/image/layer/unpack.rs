@@ -1,0 +1,329 @@
+//! The unpacking pipeline. The calling thread reads and inflates; two threads hash, one the compressed bytes and one
+//! the uncompressed; one thread extracts. Bounded channels of shared buffers join them, so memory does not depend
+//! on the layer.
+
+use std::io::{self, BufRead, Read, Write};
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+
+use super::compression::{self, Compression};
+use super::error::{LayerError, Result};
+use super::extract::{Extractor, Outcome};
+use super::options::UnpackOptions;
+use super::read::TarReader;
+use super::recipe::RecipeWriter;
+use crate::image::digest::{Digest, Hasher};
+
+/// Bytes of one buffer.
+const BUFFER: usize = 256 << 10;
+/// Buffers between two threads.
+const QUEUE: usize = 8;
+
+/// What was unpacked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unpacked {
+    /// Digest of the uncompressed tar stream, with everything that follows the archive's end.
+    pub diff_id: Digest,
+    /// Bytes of that stream.
+    pub size: u64,
+    /// Digest and length of the stream as it was read, if it was compressed.
+    pub compressed: Option<(Digest, u64)>,
+    /// How it was compressed.
+    pub compression: Compression,
+    /// Entries of the archive.
+    pub entries: u64,
+    /// The directory is right only above these lower layers: something in it was decided by what they hold.
+    /// Unpacked without lower layers it is right only as the lowest one.
+    pub depends_on_lower: bool,
+    /// Bytes of all files together, holes included, hard links counted once.
+    pub content_size: u64,
+    /// Attributes that could not be kept, one line each; at most 100.
+    pub warnings: Vec<String>,
+}
+
+type Buffer = Arc<Vec<u8>>;
+
+/// Extracts one layer tar stream (its compression told by its first bytes) into the empty directory `dest`, and
+/// writes the recipe to `recipe`. `lowers` are the layer directories below, topmost first.
+///
+/// The whole of `input` is read. Nothing outside `dest` is written, and nothing is synced.
+///
+/// # Errors
+/// [`LayerError`]; `dest` then holds some of the layer and is to be removed.
+pub fn unpack(
+    input: &mut dyn Read,
+    dest: BorrowedFd<'_>,
+    lowers: &[BorrowedFd<'_>],
+    recipe: Option<&mut dyn Write>,
+    options: &UnpackOptions,
+) -> Result<Unpacked> {
+    let read_bytes = AtomicU64::new(0);
+    let spool = recipe.as_ref().map(|_| RecipeWriter::new(dest)).transpose()?;
+    let job = Job { dest, lowers, options, read_bytes: &read_bytes };
+    let done = if options.threads { job.threaded(input, spool)? } else { job.serial(input, spool)? };
+    let (diff_id, size) = done.uncompressed;
+    if let (Some(recipe), Some(out)) = (done.extracted.recipe, recipe) {
+        recipe.finish(diff_id, size, out)?;
+    }
+    let Outcome { depends_on_lower, content_size, warnings, .. } = done.extracted.outcome;
+    let compressed = (done.compression != Compression::None).then_some(done.compressed);
+    Ok(Unpacked {
+        diff_id,
+        size,
+        compressed,
+        compression: done.compression,
+        entries: done.extracted.entries,
+        depends_on_lower,
+        content_size,
+        warnings,
+    })
+}
+
+struct Job<'a> {
+    dest: BorrowedFd<'a>,
+    lowers: &'a [BorrowedFd<'a>],
+    options: &'a UnpackOptions,
+    read_bytes: &'a AtomicU64,
+}
+
+struct Extracted {
+    outcome: Outcome,
+    entries: u64,
+    recipe: Option<RecipeWriter>,
+}
+
+struct Done {
+    extracted: Extracted,
+    compression: Compression,
+    uncompressed: (Digest, u64),
+    compressed: (Digest, u64),
+}
+
+impl Job<'_> {
+    fn extract(&self, input: impl BufRead, recipe: Option<RecipeWriter>) -> Result<Extracted> {
+        let mut reader = TarReader::new(input, &self.options.limits, recipe);
+        let outcome = Extractor::new(self.dest, self.lowers, self.options, self.read_bytes).run(&mut reader)?;
+        Ok(Extracted { outcome, entries: reader.entries(), recipe: reader.into_recipe() })
+    }
+
+    /// All in the calling thread.
+    fn serial(&self, input: &mut dyn Read, recipe: Option<RecipeWriter>) -> Result<Done> {
+        let mut compressed = Hasher::new();
+        let counted = Counted { inner: input, total: self.read_bytes, seen: |bytes: &[u8]| compressed.update(bytes) };
+        let (compression, input) = compression::sniff(counted).map_err(input_error)?;
+        let decoder = compression::decoder(input, compression).map_err(input_error)?;
+        let mut uncompressed = Hasher::new();
+        let extracted = {
+            let hashed = Hashed { inner: decoder, limit: self.options.limits.stream, hasher: &mut uncompressed };
+            self.extract(io::BufReader::with_capacity(BUFFER, hashed), recipe)
+                .map_err(|error| blame(error, compression))?
+        };
+        Ok(Done { extracted, compression, uncompressed: uncompressed.finish(), compressed: compressed.finish() })
+    }
+
+    fn threaded(&self, input: &mut dyn Read, recipe: Option<RecipeWriter>) -> Result<Done> {
+        std::thread::scope(|scope| {
+            let (to_hash, hash_from) = sync_channel::<Buffer>(QUEUE);
+            let (to_extract, extract_from) = sync_channel::<Message>(QUEUE);
+            let (to_hash_compressed, compressed_from) = sync_channel::<Buffer>(QUEUE);
+            let hashing = scope.spawn(move || hash_all(&hash_from));
+            let hashing_compressed = scope.spawn(move || hash_all(&compressed_from));
+            let extracting = scope.spawn(move || self.extract(Buffers::new(extract_from), recipe));
+            let read = self.feed(input, to_hash, &to_extract, to_hash_compressed);
+            if let Err(error) = &read {
+                // The extractor stops at a cut stream by itself; told why, it does not take it for an archive's end.
+                to_extract.send(Message::Broken(error.to_string())).unwrap_or_else(|_stopped| ());
+            }
+            drop(to_extract);
+            let extracted = extracting.join().unwrap_or_else(|_| Err(panicked("extracting")));
+            let uncompressed = hashing.join().map_err(|_| panicked("hashing"))?;
+            let compressed = hashing_compressed.join().map_err(|_| panicked("hashing"))?;
+            match (extracted, read) {
+                (Ok(extracted), Ok(compression)) => Ok(Done { extracted, compression, uncompressed, compressed }),
+                // What the extractor was told, or would have been: the reason is the reader's.
+                (Ok(_) | Err(LayerError::Io { .. }), Err(error)) => Err(error),
+                // It came upon this earlier in the stream than the reader upon its own trouble.
+                (Err(error), _) => Err(error),
+            }
+        })
+    }
+
+    /// Reads and inflates until the end, or until the extractor has stopped.
+    fn feed(
+        &self,
+        input: &mut dyn Read,
+        to_hash: SyncSender<Buffer>,
+        to_extract: &SyncSender<Message>,
+        to_hash_compressed: SyncSender<Buffer>,
+    ) -> Result<Compression> {
+        let mut gathered = Vec::with_capacity(BUFFER);
+        let seen = |bytes: &[u8]| {
+            gathered.extend_from_slice(bytes);
+            if gathered.len() >= BUFFER {
+                let full = std::mem::replace(&mut gathered, Vec::with_capacity(BUFFER));
+                // It stops only when this thread lets go of the channel.
+                to_hash_compressed.send(Arc::new(full)).unwrap_or_else(|_stopped| ());
+            }
+        };
+        let counted = Counted { inner: input, total: self.read_bytes, seen };
+        let (compression, input) = compression::sniff(counted).map_err(input_error)?;
+        let mut decoder = compression::decoder(input, compression).map_err(input_error)?;
+        let mut total = 0;
+        loop {
+            let buffer = read_buffer(&mut decoder).map_err(|source| LayerError::Compressed { compression, source })?;
+            if buffer.is_empty() {
+                break;
+            }
+            total += buffer.len() as u64;
+            if total > self.options.limits.stream {
+                return Err(LayerError::Limit {
+                    what: "layer: uncompressed bytes".into(),
+                    limit: self.options.limits.stream,
+                    option: "stream",
+                });
+            }
+            let buffer = Arc::new(buffer);
+            if to_extract.send(Message::Buffer(Arc::clone(&buffer))).is_err() || to_hash.send(buffer).is_err() {
+                break;
+            }
+        }
+        drop(decoder);
+        to_hash_compressed.send(Arc::new(gathered)).unwrap_or_else(|_stopped| ());
+        Ok(compression)
+    }
+}
+
+enum Message {
+    Buffer(Buffer),
+    /// The stream cannot be read on.
+    Broken(String),
+}
+
+fn panicked(what: &str) -> LayerError {
+    LayerError::Io { place: what.to_owned(), source: io::Error::other("a thread failed") }
+}
+
+fn input_error(source: io::Error) -> LayerError {
+    LayerError::Io { place: "reading the layer".into(), source }
+}
+
+/// An error of the decoder came through the tar reader; say what it was.
+fn blame(error: LayerError, compression: Compression) -> LayerError {
+    match error {
+        LayerError::Io { place, source } if place.starts_with("layer tar, byte") => {
+            match source.get_ref().and_then(|inner| inner.downcast_ref::<StreamTooLong>()) {
+                Some(StreamTooLong(limit)) => {
+                    LayerError::Limit { what: "layer: uncompressed bytes".into(), limit: *limit, option: "stream" }
+                }
+                None => LayerError::Compressed { compression, source },
+            }
+        }
+        other => other,
+    }
+}
+
+fn hash_all(buffers: &Receiver<Buffer>) -> (Digest, u64) {
+    let mut hasher = Hasher::new();
+    for buffer in buffers {
+        hasher.update(&buffer);
+    }
+    hasher.finish()
+}
+
+/// One full buffer, less at the end.
+fn read_buffer(input: &mut dyn Read) -> io::Result<Vec<u8>> {
+    let mut buffer = vec![0; BUFFER];
+    let mut filled = 0;
+    while let Some(rest) = buffer.get_mut(filled..).filter(|rest| !rest.is_empty()) {
+        match input.read(rest) {
+            Ok(0) => break,
+            Ok(count) => filled += count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    buffer.truncate(filled);
+    Ok(buffer)
+}
+
+/// Counts what is read, and shows it.
+struct Counted<'a, R, F> {
+    inner: R,
+    total: &'a AtomicU64,
+    seen: F,
+}
+
+impl<R: Read, F: FnMut(&[u8])> Read for Counted<'_, R, F> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let count = self.inner.read(buf)?;
+        self.total.fetch_add(count as u64, Ordering::Relaxed);
+        (self.seen)(buf.get(..count).unwrap_or_default());
+        Ok(count)
+    }
+}
+
+/// Hashes what is read, up to a limit.
+struct Hashed<'a, R> {
+    inner: R,
+    limit: u64,
+    hasher: &'a mut Hasher,
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("more than {0} bytes")]
+struct StreamTooLong(u64);
+
+impl<R: Read> Read for Hashed<'_, R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let count = self.inner.read(buf)?;
+        self.hasher.update(buf.get(..count).unwrap_or_default());
+        if self.hasher.count() > self.limit {
+            return Err(io::Error::other(StreamTooLong(self.limit)));
+        }
+        Ok(count)
+    }
+}
+
+/// The extractor's end of the channel.
+struct Buffers {
+    receiver: Receiver<Message>,
+    current: Buffer,
+    taken: usize,
+}
+
+impl Buffers {
+    fn new(receiver: Receiver<Message>) -> Self {
+        Self { receiver, current: Buffer::default(), taken: 0 }
+    }
+}
+
+impl BufRead for Buffers {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        if self.taken >= self.current.len() {
+            match self.receiver.recv() {
+                Ok(Message::Buffer(buffer)) => {
+                    self.current = buffer;
+                    self.taken = 0;
+                }
+                Ok(Message::Broken(reason)) => return Err(io::Error::other(reason)),
+                Err(_end) => return Ok(&[]),
+            }
+        }
+        Ok(self.current.get(self.taken..).unwrap_or_default())
+    }
+
+    fn consume(&mut self, amount: usize) {
+        self.taken += amount;
+    }
+}
+
+impl Read for Buffers {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let mut available = self.fill_buf()?;
+        let count = available.read(buf)?;
+        self.consume(count);
+        Ok(count)
+    }
+}

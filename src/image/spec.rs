@@ -1,0 +1,286 @@
+//! The documents of the OCI image specification 1.1 ("Image Manifest", "Image Index", "Content Descriptors",
+//! "Image Layout"), with unknown fields kept, and docker's media types for the same things.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::{Map, Value};
+
+use super::digest::Digest;
+use super::{ImageError, Result};
+
+/// Media type of an OCI manifest.
+pub const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+/// Media type of an OCI index.
+pub const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+/// Media type of an OCI config.
+pub const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+/// Media type of a layer that is not compressed; `+gzip` and `+zstd` follow for those that are.
+pub const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
+/// Media type of docker's manifest, schema 2.
+pub const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
+/// Media type of docker's manifest list.
+pub const DOCKER_INDEX: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
+
+/// Annotation: the name of an entry in an image layout.
+pub const REF_NAME: &str = "org.opencontainers.image.ref.name";
+/// Annotation: the full name of an image, as containerd and docker write it.
+pub const IMAGE_NAME: &str = "io.containerd.image.name";
+
+/// Documents larger than this are refused; registries refuse manifests of more than 4 MiB.
+pub const DOCUMENT_LIMIT: u64 = 8 << 20;
+
+/// Annotations, in the order of their names.
+pub type Annotations = BTreeMap<String, String>;
+
+/// Points at a blob.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Descriptor {
+    /// What the blob is; docker-archives and some indexes leave it out.
+    #[serde(default)]
+    pub media_type: String,
+    /// The blob's digest.
+    pub digest: Digest,
+    /// The blob's size in bytes.
+    pub size: u64,
+    /// Of an index's entry: what the image runs on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub platform: Option<Platform>,
+    /// Free notes.
+    #[serde(default, skip_serializing_if = "Annotations::is_empty", deserialize_with = "null_is_default")]
+    pub annotations: Annotations,
+    /// What this program does not know (`urls`, `artifactType`, …).
+    #[serde(flatten)]
+    pub unknown: Map<String, Value>,
+}
+
+impl Descriptor {
+    /// A descriptor with nothing but the three fields that all have.
+    pub fn new(media_type: impl Into<String>, digest: Digest, size: u64) -> Self {
+        let media_type = media_type.into();
+        Self { media_type, digest, size, platform: None, annotations: Annotations::new(), unknown: Map::new() }
+    }
+
+    /// Describes `blob`.
+    pub fn of(media_type: &str, blob: &[u8]) -> Self {
+        Self::new(media_type, Digest::of(blob), blob.len() as u64)
+    }
+
+    /// True for an index, OCI's or docker's.
+    pub fn is_index(&self) -> bool {
+        matches!(self.media_type.as_str(), INDEX | DOCKER_INDEX)
+    }
+
+    /// True for an image's manifest, OCI's or docker's.
+    pub fn is_manifest(&self) -> bool {
+        matches!(self.media_type.as_str(), MANIFEST | DOCKER_MANIFEST)
+    }
+
+    /// True for the provenance records that buildkit adds to an index; they are not images.
+    pub fn is_attestation(&self) -> bool {
+        self.annotations.get("vnd.docker.reference.type").is_some_and(|kind| kind == "attestation-manifest")
+            || self.platform.as_ref().is_some_and(|platform| platform.os == "unknown")
+    }
+}
+
+/// What an image runs on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Platform {
+    /// `amd64`, `arm64`, … in Go's names.
+    #[serde(default)]
+    pub architecture: String,
+    /// `linux`.
+    #[serde(default)]
+    pub os: String,
+    /// `v8`, `v7`, …
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub variant: Option<String>,
+    /// `os.version`, `os.features`, …
+    #[serde(flatten)]
+    pub unknown: Map<String, Value>,
+}
+
+impl Platform {
+    /// The platform of this machine.
+    pub fn host() -> Self {
+        let (architecture, variant) = match std::env::consts::ARCH {
+            "x86_64" => ("amd64", None),
+            "x86" => ("386", None),
+            "aarch64" => ("arm64", Some("v8")),
+            "arm" => ("arm", Some("v7")),
+            "powerpc64" => ("ppc64le", None),
+            "loongarch64" => ("loong64", None),
+            other => (other, None),
+        };
+        Self::new(architecture, variant)
+    }
+
+    fn new(architecture: &str, variant: Option<&str>) -> Self {
+        let variant = variant.map(str::to_owned);
+        Self { architecture: architecture.to_owned(), os: "linux".to_owned(), variant, unknown: Map::new() }
+    }
+
+    /// True if an image for `self` is one for `wanted`; a variant counts only if both name one.
+    pub fn serves(&self, wanted: &Self) -> bool {
+        let variants_agree = match (&self.variant, &wanted.variant) {
+            (Some(ours), Some(theirs)) => ours == theirs,
+            _ => true,
+        };
+        self.os == wanted.os && self.architecture == wanted.architecture && variants_agree
+    }
+}
+
+/// `os/architecture[/variant]`
+impl std::fmt::Display for Platform {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.os, self.architecture)?;
+        self.variant.as_ref().map_or(Ok(()), |variant| write!(f, "/{variant}"))
+    }
+}
+
+impl std::str::FromStr for Platform {
+    type Err = ImageError;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let parts: Vec<&str> = text.split('/').collect();
+        match parts.as_slice() {
+            [architecture] if !architecture.is_empty() => Ok(Self::new(architecture, None)),
+            [os, architecture] => Ok(Self { os: (*os).to_owned(), ..Self::new(architecture, None) }),
+            [os, architecture, variant] => Ok(Self { os: (*os).to_owned(), ..Self::new(architecture, Some(variant)) }),
+            _ => Err(ImageError::malformed(text, "a platform reads OS/ARCHITECTURE[/VARIANT]")),
+        }
+    }
+}
+
+/// An image's manifest.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Manifest {
+    /// Always 2.
+    pub schema_version: u32,
+    /// [`MANIFEST`] or docker's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub media_type: Option<String>,
+    /// The image's config.
+    pub config: Descriptor,
+    /// The layers, the lowest first.
+    pub layers: Vec<Descriptor>,
+    /// What this program does not know.
+    #[serde(flatten)]
+    pub unknown: Map<String, Value>,
+}
+
+impl Manifest {
+    /// An OCI manifest of these parts.
+    pub fn new(config: Descriptor, layers: Vec<Descriptor>) -> Self {
+        Self { schema_version: 2, media_type: Some(MANIFEST.to_owned()), config, layers, unknown: Map::new() }
+    }
+}
+
+/// An entry of an index; foreign ones (other digest algorithms, other shapes) are carried along unread.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum IndexEntry {
+    /// A descriptor that this program understands.
+    Known(Box<Descriptor>),
+    /// Anything else.
+    Foreign(Value),
+}
+
+impl From<Descriptor> for IndexEntry {
+    fn from(descriptor: Descriptor) -> Self {
+        Self::Known(Box::new(descriptor))
+    }
+}
+
+impl IndexEntry {
+    /// The descriptor, if it is understood.
+    pub fn descriptor(&self) -> Option<&Descriptor> {
+        match self {
+            Self::Known(descriptor) => Some(descriptor),
+            Self::Foreign(_) => None,
+        }
+    }
+}
+
+/// An index: `index.json` of a layout, or the choice of platforms of one image.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Index {
+    /// Always 2.
+    pub schema_version: u32,
+    /// [`INDEX`] or docker's manifest list.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub media_type: Option<String>,
+    /// What it lists.
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub manifests: Vec<IndexEntry>,
+    /// What this program does not know.
+    #[serde(flatten)]
+    pub unknown: Map<String, Value>,
+}
+
+impl Index {
+    /// An OCI index of `manifests`.
+    pub fn new(manifests: Vec<Descriptor>) -> Self {
+        let manifests = manifests.into_iter().map(IndexEntry::from).collect();
+        Self { schema_version: 2, media_type: Some(INDEX.to_owned()), manifests, unknown: Map::new() }
+    }
+
+    /// The entries that this program understands.
+    pub fn descriptors(&self) -> impl Iterator<Item = &Descriptor> {
+        self.manifests.iter().filter_map(IndexEntry::descriptor)
+    }
+}
+
+/// The file `oci-layout`.
+pub const OCI_LAYOUT: &str = r#"{"imageLayoutVersion":"1.0.0"}"#;
+
+/// Reads one of the documents above.
+///
+/// # Errors
+/// [`ImageError::Document`] naming `name`.
+pub fn parse<'de, T: Deserialize<'de>>(name: &str, bytes: &'de [u8]) -> Result<T> {
+    serde_json::from_slice(bytes).map_err(|error| ImageError::document(name, error))
+}
+
+/// Writes one of the documents above, without white space.
+///
+/// # Errors
+/// [`ImageError::Document`] naming `name`.
+pub fn serialize(name: &str, document: &impl Serialize) -> Result<Vec<u8>> {
+    serde_json::to_vec(document).map_err(|error| ImageError::document(name, error))
+}
+
+/// Docker writes `null` for empty lists and maps.
+fn null_is_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(deserializer: D) -> Result<T, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unknown_fields_and_foreign_entries_survive() {
+        let text = concat!(
+            r#"{"schemaVersion":2,"manifests":[{"mediaType":"a","digest":"sha512:00","size":1},"#,
+            r#"{"mediaType":"b","digest":"sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855","#,
+            r#""size":0,"urls":["x"]}],"later":{"z":1,"a":2}}"#
+        );
+        let index: Index = parse("index", text.as_bytes()).expect("parse");
+        assert_eq!(index.descriptors().count(), 1);
+        assert_eq!(serialize("index", &index).expect("serialize"), text.as_bytes());
+    }
+
+    #[test]
+    fn platforms() {
+        let any: Platform = "linux/arm64".parse().expect("parse");
+        let v8: Platform = "linux/arm64/v8".parse().expect("parse");
+        let v9: Platform = "linux/arm64/v9".parse().expect("parse");
+        assert!(any.serves(&v8) && v8.serves(&any) && !v9.serves(&v8));
+        assert_eq!(v8.to_string(), "linux/arm64/v8");
+        assert!("".parse::<Platform>().is_err());
+    }
+}

@@ -1,0 +1,266 @@
+//! The directory that holds images, layers and containers.
+//!
+//! ```text
+//! ROOT/                  mode 0700; a valid OCI image layout
+//!   oci-layout           fixed text
+//!   index.json           the images and their names; replaced whole, under a lock on ROOT itself
+//!   blobs/sha256/HEX     configs and manifests; layers' blobs only if they were to be kept
+//!   layers/HEX/          a layer: by its diff id, or by its chain id if it depends on what lies below
+//!     diff/              the directory to mount
+//!     recipe             how to re-assemble the layer's tar, bit for bit
+//!     layer.json         a [`LayerRecord`]
+//!   containers/NAME/     a container; an OCI runtime bundle
+//!   tmp/                 what is not yet published; emptied by the next writer that is alone
+//!   lock                 held shared by every writer, exclusively by those that remove
+//! ```
+//!
+//! A manifest in the store names each layer by its uncompressed tar, whose digest is the diff id: such a blob
+//! is not in `blobs/`, which the image layout permits ("may be missing referenced blobs"), but can be made
+//! from `layers/` at any time. So one config has exactly one manifest here, whatever archive it came from.
+//!
+//! Everything is published by a rename after its bytes have reached the disk, `index.json` last: a crash at any
+//! instant leaves the store as it was before, and rubbish in `tmp/`.
+
+mod gc;
+mod images;
+mod index;
+mod layers;
+mod transaction;
+
+use std::fs::{self, File};
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, flock};
+
+use super::digest::Digest;
+use super::spec::{self, DOCUMENT_LIMIT};
+use super::{ImageError, IoContext, Result};
+
+pub use gc::Freed;
+pub use images::short_id;
+pub use images::{Image, Removed};
+pub(crate) use layers::open_dir;
+pub use layers::{Layer, LayerRecord};
+pub(crate) use transaction::open_topmost_first;
+pub use transaction::{AddedLayer, Transaction};
+
+/// An opened store.
+#[derive(Clone, Debug)]
+pub struct Store {
+    root: PathBuf,
+}
+
+/// Holds the store's lock until dropped.
+#[derive(Debug)]
+pub struct StoreLock {
+    _file: File,
+}
+
+impl Store {
+    /// Opens the store at `root`, making it if it is not there.
+    ///
+    /// # Errors
+    /// When the directory cannot be made, or is something else than a store and not empty.
+    pub fn open(root: &Path) -> Result<Self> {
+        let store = Self { root: std::path::absolute(root).at(root)? };
+        if !store.root.join("oci-layout").exists() || !store.looks_like_ours() {
+            store.create()?;
+        }
+        // Mount tables show paths without symbolic links.
+        Ok(Self { root: fs::canonicalize(root).at(root)? })
+    }
+
+    /// Where the store is if the user says nothing: `/var/lib/strata` for root, else `$XDG_DATA_HOME/strata`.
+    ///
+    /// # Errors
+    /// When neither `XDG_DATA_HOME` nor `HOME` is set.
+    pub fn default_root() -> Result<PathBuf> {
+        if rustix::process::geteuid().is_root() {
+            return Ok(PathBuf::from("/var/lib/strata"));
+        }
+        let data = std::env::var_os("XDG_DATA_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
+        let home = || std::env::var_os("HOME").map(|home| Path::new(&home).join(".local/share"));
+        data.or_else(home)
+            .map(|data| data.join("strata"))
+            .ok_or_else(|| ImageError::refused("store", "neither XDG_DATA_HOME nor HOME is set; give --root"))
+    }
+
+    fn create(&self) -> Result<()> {
+        if fs::read_dir(&self.root).is_ok_and(|mut entries| entries.next().is_some()) && !self.looks_like_ours() {
+            return Err(ImageError::refused(self.root.display().to_string(), "is not empty and not a store"));
+        }
+        if let Some(parent) = self.root.parent() {
+            fs::create_dir_all(parent).at(parent)?;
+        }
+        make_dir(&self.root, 0o700)?;
+        let _lock = self.lock_index()?;
+        for dir in ["blobs", "blobs/sha256", "layers", "containers", "tmp"] {
+            make_dir(&self.root.join(dir), 0o700)?;
+        }
+        for (name, text) in
+            [("lock", b"".to_vec()), ("index.json", spec::serialize("index.json", &spec::Index::new(vec![]))?)]
+        {
+            if !self.root.join(name).exists() {
+                self.replace(name, &text)?;
+            }
+        }
+        self.replace("oci-layout", spec::OCI_LAYOUT.as_bytes())
+    }
+
+    /// True for a store whose making was interrupted.
+    fn looks_like_ours(&self) -> bool {
+        self.root.join("layers").exists() || self.root.join("blobs/sha256").exists()
+    }
+
+    /// The store's directory.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The directory of containers.
+    pub fn containers(&self) -> PathBuf {
+        self.root.join("containers")
+    }
+
+    fn tmp(&self) -> PathBuf {
+        self.root.join("tmp")
+    }
+
+    fn layers_dir(&self) -> PathBuf {
+        self.root.join("layers")
+    }
+
+    fn blob_path(&self, digest: &Digest) -> PathBuf {
+        self.root.join("blobs/sha256").join(digest.hex())
+    }
+
+    /// Keeps removers out; other writers may work meanwhile.
+    ///
+    /// # Errors
+    /// When the lock cannot be had.
+    pub fn lock_shared(&self) -> Result<StoreLock> {
+        self.lock(FlockOperation::LockShared)
+    }
+
+    /// Keeps everyone out; waits for writers that are at work.
+    fn lock_exclusive(&self) -> Result<StoreLock> {
+        self.lock(FlockOperation::LockExclusive)
+    }
+
+    fn lock(&self, operation: FlockOperation) -> Result<StoreLock> {
+        let path = self.root.join("lock");
+        let file = File::open(&path).at(&path)?;
+        retry_interrupted(|| flock(&file, operation)).at(&path)?;
+        Ok(StoreLock { _file: file })
+    }
+
+    /// Serialises changes of `index.json`.
+    fn lock_index(&self) -> Result<StoreLock> {
+        let file = File::open(&self.root).at(&self.root)?;
+        retry_interrupted(|| flock(&file, FlockOperation::LockExclusive)).at(&self.root)?;
+        Ok(StoreLock { _file: file })
+    }
+
+    /// Empties `tmp/` if nobody else is writing.
+    fn sweep_tmp(&self) -> Result<()> {
+        match self.lock(FlockOperation::NonBlockingLockExclusive) {
+            Ok(_alone) => {
+                for entry in fs::read_dir(self.tmp()).at(self.tmp())? {
+                    remove_tree(&entry.at(self.tmp())?.path())?;
+                }
+                Ok(())
+            }
+            Err(ImageError::Io { source, .. }) if source.kind() == ErrorKind::WouldBlock => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The bytes of a blob of at most [`DOCUMENT_LIMIT`] bytes, checked against its digest.
+    ///
+    /// # Errors
+    /// When it is absent, too large or damaged.
+    pub fn read_blob(&self, digest: &Digest) -> Result<Vec<u8>> {
+        let path = self.blob_path(digest);
+        let bytes = read_limited(&mut File::open(&path).at(&path)?, &path.display().to_string())?;
+        let found = Digest::of(&bytes);
+        if found != *digest {
+            let (expected, found) = (digest.to_string(), found.to_string());
+            return Err(ImageError::Mismatch { subject: path.display().to_string(), expected, found });
+        }
+        Ok(bytes)
+    }
+
+    /// The path of a kept blob, if it is there.
+    pub fn kept_blob(&self, digest: &Digest) -> Option<PathBuf> {
+        Some(self.blob_path(digest)).filter(|path| path.exists())
+    }
+
+    /// Replaces a file of the root directory, durably.
+    fn replace(&self, name: &str, bytes: &[u8]) -> Result<()> {
+        let path = self.root.join(name);
+        replace_file(&self.tmp(), &path, bytes)
+    }
+}
+
+/// Writes a file beside its place (in `stage`, of the same file system) and renames it there, durably.
+///
+/// # Errors
+/// When a step fails; the old file is then still there.
+pub fn replace_file(stage: &Path, path: &Path, bytes: &[u8]) -> Result<()> {
+    let mut file = tempfile::NamedTempFile::new_in(stage).at(stage)?;
+    file.write_all(bytes).at(path)?;
+    file.as_file().sync_all().at(path)?;
+    file.persist(path).map_err(|error| error.error).at(path)?;
+    path.parent().map_or(Ok(()), sync_dir)
+}
+
+/// Makes the names in a directory durable.
+pub(crate) fn sync_dir(path: &Path) -> Result<()> {
+    File::open(path).and_then(|dir| dir.sync_all()).at(path)
+}
+
+/// Reads a document to its end.
+///
+/// # Errors
+/// When it is larger than [`DOCUMENT_LIMIT`], or reading fails.
+pub(crate) fn read_limited(input: &mut dyn Read, name: &str) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    input.take(DOCUMENT_LIMIT + 1).read_to_end(&mut bytes).at(name)?;
+    if bytes.len() as u64 > DOCUMENT_LIMIT {
+        return Err(ImageError::document(name, format!("larger than {} MiB", DOCUMENT_LIMIT >> 20)));
+    }
+    Ok(bytes)
+}
+
+/// Makes a directory unless it is there. It gets this mode whatever the umask is.
+pub(crate) fn make_dir(path: &Path, mode: u32) -> Result<()> {
+    match fs::DirBuilder::new().mode(mode).create(path) {
+        Ok(()) => fs::set_permissions(path, fs::Permissions::from_mode(mode)).at(path),
+        Err(error) if error.kind() == ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
+        Err(error) => Err(error).at(path),
+    }
+}
+
+/// Removes a file or a whole directory; being gone already is no error.
+pub(crate) fn remove_tree(path: &Path) -> Result<()> {
+    let removed = match fs::symlink_metadata(path) {
+        Ok(metadata) if metadata.is_dir() => fs::remove_dir_all(path),
+        Ok(_) => fs::remove_file(path),
+        Err(error) => Err(error),
+    };
+    match removed {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        result => result.at(path),
+    }
+}
+
+fn retry_interrupted<T>(mut call: impl FnMut() -> rustix::io::Result<T>) -> rustix::io::Result<T> {
+    loop {
+        match call() {
+            Err(rustix::io::Errno::INTR) => {}
+            result => return result,
+        }
+    }
+}

@@ -1,0 +1,249 @@
+//! Adding images to a store: everything is staged in `tmp/`, then published at once.
+
+use std::fs::{self, File};
+use std::io::{BufWriter, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::{CWD, RenameFlags, renameat_with, syncfs};
+
+use super::layers::{Layer, LayerRecord};
+use super::{Store, StoreLock, index, make_dir, sync_dir};
+use crate::image::config::{ImageConfig, chain_ids};
+use crate::image::digest::Digest;
+use crate::image::layer::{self, UnpackOptions};
+use crate::image::reference::Reference;
+use crate::image::spec::{self, Annotations, Descriptor, Manifest};
+use crate::image::{ImageError, IoContext, Result};
+
+/// Annotation of an index entry: digest of the manifest that the image was loaded with, if it was to be kept.
+pub const ORIGINAL_MANIFEST: &str = "io.strata.original-manifest";
+
+/// Layers, blobs and images that are about to be added. Dropped without [`publish`](Self::publish), it leaves
+/// the store as it was.
+#[derive(Debug)]
+pub struct Transaction<'s> {
+    store: &'s Store,
+    stage: tempfile::TempDir,
+    layers: Vec<Layer>,
+    blobs: Vec<Digest>,
+    images: Vec<(Descriptor, Vec<Reference>)>,
+    /// Declared last: the stage is removed before the lock is let go.
+    _lock: StoreLock,
+}
+
+/// What a layer's stream was found to be.
+#[derive(Clone, Debug)]
+pub struct AddedLayer {
+    /// The layer, perhaps one that was there before.
+    pub layer: Layer,
+    /// Digest and size of the compressed stream, if it was compressed.
+    pub compressed: Option<(Digest, u64)>,
+}
+
+impl Store {
+    /// Begins to add.
+    ///
+    /// # Errors
+    /// When the store cannot be locked or written.
+    pub fn begin(&self) -> Result<Transaction<'_>> {
+        self.sweep_tmp()?;
+        let lock = self.lock_shared()?;
+        let stage = tempfile::Builder::new().prefix("add-").tempdir_in(self.tmp()).at(self.tmp())?;
+        Ok(Transaction { store: self, stage, layers: Vec::new(), blobs: Vec::new(), images: Vec::new(), _lock: lock })
+    }
+}
+
+impl Transaction<'_> {
+    /// A directory on the store's file system that goes away with the transaction.
+    pub fn scratch(&self) -> &Path {
+        self.stage.path()
+    }
+
+    /// The layer with this diff id on top of these, if it is staged or in the store.
+    ///
+    /// # Errors
+    /// When the store's record of it is unreadable.
+    pub fn find_layer(&self, below: &[Layer], diff_id: &Digest) -> Result<Option<Layer>> {
+        let chain_id = chain_of(below, diff_id);
+        let staged = self.layers.iter().find(|layer| {
+            let id = layer.id();
+            layer.record.diff_id == *diff_id && (id == *diff_id || id == chain_id)
+        });
+        match staged {
+            Some(layer) => Ok(Some(layer.clone())),
+            None => self.store.find_layer(diff_id, &chain_id),
+        }
+    }
+
+    /// Unpacks a layer's tar, compressed or not, on top of `below` (the lowest first).
+    ///
+    /// # Errors
+    /// When the stream is bad, or is not `expected`.
+    pub fn add_layer(
+        &mut self,
+        name: &str,
+        below: &[Layer],
+        expected: Option<&Digest>,
+        input: &mut dyn Read,
+        options: &UnpackOptions,
+    ) -> Result<AddedLayer> {
+        let dir = self.stage.path().join(format!("layer-{}", self.layers.len()));
+        make_dir(&dir, 0o700)?;
+        let diff = dir.join("diff");
+        make_dir(&diff, 0o755)?;
+        let recipe_path = dir.join("recipe");
+        let mut recipe = BufWriter::new(File::create(&recipe_path).at(&recipe_path)?);
+        let lowers = open_topmost_first(below)?;
+        let lowers: Vec<BorrowedFd<'_>> = lowers.iter().map(AsFd::as_fd).collect();
+        let dest = super::layers::open_dir(&diff)?;
+        let unpacked = layer::unpack(input, dest.as_fd(), &lowers, Some(&mut recipe), options)
+            .map_err(|source| ImageError::Layer { layer: name.to_owned(), source })?;
+        recipe.flush().at(&recipe_path)?;
+        if let Some(expected) = expected.filter(|expected| **expected != unpacked.diff_id) {
+            let (expected, found) = (expected.to_string(), unpacked.diff_id.to_string());
+            return Err(ImageError::Mismatch { subject: format!("{name}: uncompressed layer"), expected, found });
+        }
+        if let Some(layer) = self.find_layer(below, &unpacked.diff_id)? {
+            super::remove_tree(&dir)?;
+            return Ok(AddedLayer { layer, compressed: unpacked.compressed });
+        }
+        let record = LayerRecord {
+            diff_id: unpacked.diff_id,
+            chain_id: (unpacked.depends_on_lower && !below.is_empty()).then(|| chain_of(below, &unpacked.diff_id)),
+            size: unpacked.size,
+            content_size: unpacked.content_size,
+            entries: unpacked.entries,
+        };
+        let record_path = dir.join("layer.json");
+        fs::write(&record_path, spec::serialize("layer.json", &record)?).at(&record_path)?;
+        let layer = Layer { dir, record };
+        self.layers.push(layer.clone());
+        Ok(AddedLayer { layer, compressed: unpacked.compressed })
+    }
+
+    /// Adds a blob to be kept.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn add_blob(&mut self, bytes: &[u8]) -> Result<Digest> {
+        let digest = Digest::of(bytes);
+        if !self.blobs.contains(&digest) && self.store.kept_blob(&digest).is_none() {
+            let path = self.staged_blob(&digest);
+            fs::write(&path, bytes).at(&path)?;
+            self.blobs.push(digest);
+        }
+        Ok(digest)
+    }
+
+    /// Adds a file of the scratch directory as the blob that it is.
+    ///
+    /// # Errors
+    /// When it cannot be moved.
+    pub fn add_blob_file(&mut self, digest: Digest, file: &Path) -> Result<()> {
+        if !self.blobs.contains(&digest) {
+            fs::rename(file, self.staged_blob(&digest)).at(file)?;
+            self.blobs.push(digest);
+        }
+        Ok(())
+    }
+
+    fn staged_blob(&self, digest: &Digest) -> std::path::PathBuf {
+        self.stage.path().join(format!("blob-{}", digest.hex()))
+    }
+
+    /// Adds an image whose layers are staged or in the store. `original` is the digest of the manifest it came
+    /// with, if that was added as a blob.
+    ///
+    /// # Errors
+    /// When the layers are not those that the config names.
+    pub fn add_image(
+        &mut self,
+        config: &ImageConfig,
+        layers: &[Layer],
+        names: &[Reference],
+        original: Option<Digest>,
+    ) -> Result<Descriptor> {
+        let diff_ids: Vec<Digest> = layers.iter().map(|layer| layer.record.diff_id).collect();
+        if diff_ids != config.diff_ids() {
+            return Err(ImageError::document("config", "rootfs.diff_ids are not the layers of the image"));
+        }
+        self.add_blob(config.bytes())?;
+        let manifest = manifest_of(config, layers);
+        let bytes = spec::serialize("manifest", &manifest)?;
+        let mut descriptor = Descriptor::of(spec::MANIFEST, &bytes);
+        descriptor.platform = config.platform();
+        if let Some(original) = original {
+            descriptor.annotations = Annotations::from([(ORIGINAL_MANIFEST.to_owned(), original.to_string())]);
+        }
+        self.add_blob(&bytes)?;
+        self.images.push((descriptor.clone(), names.to_vec()));
+        Ok(descriptor)
+    }
+
+    /// Makes everything durable and visible.
+    ///
+    /// # Errors
+    /// When a step fails: layers may then have been added that nothing names, which does no harm.
+    pub fn publish(self) -> Result<()> {
+        let layers_dir = self.store.layers_dir();
+        self.sync()?;
+        for layer in &self.layers {
+            publish_new(&layer.dir, &layers_dir.join(layer.id().hex()))?;
+        }
+        for digest in &self.blobs {
+            publish_new(&self.staged_blob(digest), &self.store.blob_path(digest))?;
+        }
+        if !self.layers.is_empty() {
+            sync_dir(&layers_dir)?;
+        }
+        if !self.blobs.is_empty() {
+            sync_dir(&self.store.root.join("blobs/sha256"))?;
+        }
+        self.store.update_index(|index| {
+            for (manifest, names) in &self.images {
+                index::add(index, manifest, names);
+            }
+            Ok(())
+        })
+    }
+}
+
+impl Transaction<'_> {
+    /// Brings what is staged to the disk: a layer's many files by one syncfs, a few documents one by one, which does
+    /// not wait for what other programs write.
+    fn sync(&self) -> Result<()> {
+        if self.layers.is_empty() {
+            let sync = |path: &Path| File::open(path).and_then(|file| file.sync_all()).at(path);
+            return self.blobs.iter().try_for_each(|digest| sync(&self.staged_blob(digest)));
+        }
+        let root = File::open(&self.store.root).at(&self.store.root)?;
+        syncfs(&root).at(&self.store.root)
+    }
+}
+
+/// The store's manifest of an image: its layers as uncompressed tars.
+pub(crate) fn manifest_of(config: &ImageConfig, layers: &[Layer]) -> Manifest {
+    let layers = layers.iter().map(|layer| Descriptor::new(spec::LAYER, layer.record.diff_id, layer.record.size));
+    Manifest::new(Descriptor::of(spec::CONFIG, config.bytes()), layers.collect())
+}
+
+/// Opens the directories of layers that are given the lowest first, for those who want the topmost first.
+pub(crate) fn open_topmost_first(layers: &[Layer]) -> Result<Vec<OwnedFd>> {
+    layers.iter().rev().map(Layer::open_diff).collect()
+}
+
+fn chain_of(below: &[Layer], diff_id: &Digest) -> Digest {
+    let mut diff_ids: Vec<Digest> = below.iter().map(|layer| layer.record.diff_id).collect();
+    diff_ids.push(*diff_id);
+    chain_ids(&diff_ids).pop().unwrap_or(*diff_id)
+}
+
+/// Renames to a name that is content-addressed: if another writer was faster, its copy is as good.
+fn publish_new(from: &Path, to: &Path) -> Result<()> {
+    use rustix::io::Errno;
+    match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+        Ok(()) | Err(Errno::EXIST) => Ok(()),
+        Err(error) => Err(error).at(to),
+    }
+}

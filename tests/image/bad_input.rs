@@ -1,0 +1,180 @@
+//! Archives that are broken or lie: one clear line, nothing stored, the store unharmed.
+
+use serde_json::json;
+use stratafs::image::archive::Source;
+use stratafs::image::digest::Digest;
+use stratafs::image::load::LoadOptions;
+
+use super::fixture::*;
+use super::tar_build::{Tar, spec};
+
+/// Loads what must be refused and returns the message.
+fn refused(bytes: &[u8]) -> String {
+    let scratch = Scratch::new();
+    let before = scratch.listing();
+    let error = scratch.load(bytes).expect_err("must be refused").to_string();
+    assert_eq!(scratch.listing(), before, "{error}");
+    assert!(!error.contains('\n'), "{error}");
+    let path = scratch.dir.path().join("archive");
+    std::fs::write(&path, bytes).unwrap();
+    let from_file = scratch.load_with(Source::Path(&path), &LoadOptions::default(), &mut ());
+    from_file.expect_err("must be refused from a file too");
+    drop(scratch.store.begin().unwrap());
+    assert_eq!(scratch.listing(), before, "{error}");
+    assert_eq!(std::fs::read_dir(scratch.store.root().join("tmp")).unwrap().count(), 0, "tmp is empty");
+    error
+}
+
+#[test]
+fn no_archives() {
+    assert_eq!(refused(b""), "stream: is empty");
+    assert_eq!(refused(&[0; 2048]), "stream: is empty");
+    assert_eq!(refused(&[b'x'; 2048]), "stream: is not a tar archive");
+    assert_eq!(refused(b"\xfd7zXZ\0"), "stream: is compressed with xz; gzip and zstd can be read");
+    let other = Tar::new().file("a", "b").end();
+    assert_eq!(refused(&other), "stream: is no image archive: it has neither manifest.json nor index.json");
+    let legacy = Tar::new().file("repositories", "{}").end();
+    assert!(refused(&legacy).contains("older than 1.10"));
+}
+
+#[test]
+fn cut_short_at_every_block() {
+    // The lists of what is in them come first here and last there.
+    let mut oci_list_first = oci("x:1", &gzip, "+gzip");
+    oci_list_first.reverse();
+    for whole in [docker_old("x:1"), tar_of(&oci_list_first)] {
+        let needed = whole.len() - 1024;
+        let scratch = Scratch::new();
+        let before = scratch.listing();
+        for end in (0..needed).step_by(512) {
+            if scratch.load(&whole[..end]).is_ok() {
+                assert!(end >= needed - 1024, "{end}: only the last member, which nobody needs, may be missing");
+                break;
+            }
+            assert_eq!(scratch.listing(), before, "{end}");
+        }
+        scratch.load(&whole).unwrap();
+    }
+}
+
+#[test]
+fn a_flipped_bit_in_a_layer() {
+    for (shape, mut bytes) in
+        [("docker", tar_of(&docker_podman("x:1"))), ("oci", tar_of(&oci("x:1", &|b| b.to_vec(), "")))]
+    {
+        let needle = b"root:x:0:0";
+        let at = bytes.windows(needle.len()).position(|window| window == needle).unwrap();
+        bytes[at] ^= 1;
+        let message = refused(&bytes);
+        assert!(message.contains("was promised, but it is"), "{shape}: {message}");
+        assert!(message.contains(&Digest::of(&base_layer()).hex()), "{shape}: {message}");
+    }
+}
+
+/// An OCI archive with one thing changed.
+fn oci_with(change: &dyn Fn(&mut serde_json::Value)) -> Vec<u8> {
+    let mut files = oci("x:1", &gzip, "+gzip");
+    let at = files.len() - 2;
+    let mut manifest: serde_json::Value = serde_json::from_slice(&files[at].1).unwrap();
+    change(&mut manifest);
+    let bytes = manifest.to_string().into_bytes();
+    let entry = descriptor("application/vnd.oci.image.manifest.v1+json", &bytes);
+    files[at] = (blob_name(&bytes), bytes);
+    let last = files.len() - 1;
+    files[last].1 = json!({"schemaVersion": 2, "manifests": [entry]}).to_string().into_bytes();
+    tar_of(&files)
+}
+
+#[test]
+fn lies_of_a_manifest() {
+    refused(&oci_with(&|manifest| manifest["layers"][0]["size"] = json!(5)));
+    refused(&oci_with(&|manifest| manifest["config"]["size"] = json!(5)));
+    refused(&oci_with(&|manifest| manifest["config"]["size"] = json!(-5)));
+    refused(&oci_with(&|manifest| manifest["layers"] = json!([])));
+    refused(&oci_with(&|manifest| manifest["layers"][0]["digest"] = json!("sha256:../../../../etc/passwd")));
+    refused(&oci_with(&|manifest| manifest["layers"][0]["digest"] = manifest["layers"][1]["digest"].clone()));
+    refused(&oci_with(&|manifest| manifest["config"] = json!(null)));
+    scratch_accepts(&oci_with(&|manifest| manifest["unknown"] = json!({"a": [1]})));
+}
+
+fn scratch_accepts(bytes: &[u8]) {
+    Scratch::new().load(bytes).expect("must be accepted");
+}
+
+#[test]
+fn lies_of_a_docker_list() {
+    let with = |list: serde_json::Value| {
+        let mut files = docker_podman("x:1");
+        files.pop();
+        files.push(("manifest.json".to_owned(), list.to_string().into_bytes()));
+        tar_of(&files)
+    };
+    let config = docker_podman("x:1")[3].0.clone();
+    let layer = docker_podman("x:1")[0].0.clone();
+    for list in [
+        json!([]),
+        json!({}),
+        json!([{"Config": "../../etc/passwd", "Layers": []}]),
+        json!([{"Config": "/etc/passwd", "Layers": []}]),
+        json!([{"Config": config, "Layers": []}]),
+        json!([{"Config": config, "Layers": [layer, layer, layer]}]),
+        json!([{"Config": config, "Layers": [layer, "../x", "missing"]}]),
+        json!([{"Config": layer, "Layers": [layer]}]),
+    ] {
+        refused(&with(list));
+    }
+    let mut renamed = docker_podman("x:1");
+    renamed[3].1.push(b' ');
+    assert!(refused(&tar_of(&renamed)).contains("was promised"), "a config that is not its name");
+}
+
+#[test]
+fn links_that_lead_out_or_round() {
+    let archive = |link: &str| Tar::new().symlink("manifest.json", link).symlink("a", "b").symlink("b", "a").end();
+    for link in ["/etc/passwd", "../../../etc/passwd", "a", "manifest.json"] {
+        refused(&archive(link));
+    }
+    let scratch = Scratch::new();
+    let dir = scratch.dir.path().join("layout");
+    std::fs::create_dir(&dir).unwrap();
+    for target in ["/etc/passwd", "../outside", "index.json"] {
+        std::fs::write(scratch.dir.path().join("outside"), r#"{"schemaVersion":2,"manifests":[]}"#).unwrap();
+        std::os::unix::fs::symlink(target, dir.join("index.json")).unwrap();
+        let result = scratch.load_with(Source::Path(&dir), &LoadOptions::default(), &mut ());
+        assert!(result.is_err(), "{target}");
+        std::fs::remove_file(dir.join("index.json")).unwrap();
+    }
+    let made = std::process::Command::new("mkfifo").arg(dir.join("index.json")).status().unwrap();
+    assert!(made.success());
+    let error = scratch.load_with(Source::Path(&dir), &LoadOptions::default(), &mut ()).unwrap_err().to_string();
+    assert!(error.contains("index.json is not a regular file"), "{error}");
+}
+
+#[test]
+fn headers_that_ask_for_too_much() {
+    let huge = Tar::new().entry(spec("x", b'x').size(1 << 30)).end();
+    assert!(refused(&huge).contains("too large"));
+    let long = Tar::new().entry(spec("manifest.json", b'0').size(u64::MAX >> 2)).end();
+    refused(&long);
+    let mut checksum = docker_old("x:1");
+    checksum[0] ^= 1;
+    assert_eq!(refused(&checksum), "stream: is not a tar archive");
+    let deep = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
+    refused(&Tar::new().file("manifest.json", &deep).end());
+    assert!(refused(&Tar::new().file("index.json", format!("{{\"x\":{deep}}}")).end()).contains("recursion limit"));
+    let large = vec![b' '; 9 << 20];
+    assert!(refused(&Tar::new().file("manifest.json", large).end()).contains("larger than 8 MiB"));
+}
+
+#[test]
+fn a_name_that_is_none_is_left_out() {
+    let scratch = Scratch::new();
+    for name in ["../../evil:1", "UPPER:1", "a b", "x:1\nREPOSITORY", "-rf"] {
+        let mut files = docker_podman("x:1");
+        let list = String::from_utf8(files[4].1.clone()).unwrap().replace("\"x:1\"", &json!(name).to_string());
+        files[4].1 = list.into_bytes();
+        let loaded = scratch.load(&tar_of(&files)).expect(name);
+        assert!(loaded[0].names.is_empty(), "{name}");
+    }
+    assert_eq!(scratch.store.images().unwrap().len(), 1);
+}

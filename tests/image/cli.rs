@@ -1,0 +1,132 @@
+//! The program: exit codes, one-line errors, a kill in the middle.
+
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+use super::fixture::*;
+use super::tar_build::Tar;
+
+fn strata(root: &Path, args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_strata")).arg("--root").arg(root).args(args).stdin(Stdio::null()).output().unwrap()
+}
+
+/// Runs what must succeed and returns its output.
+fn ok(root: &Path, args: &[&str]) -> String {
+    let output = strata(root, args);
+    assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Runs what must fail and returns its message.
+fn fails(root: &Path, code: i32, args: &[&str]) -> String {
+    let output = strata(root, args);
+    let message = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(code), "{args:?}: {message}");
+    assert!(output.stdout.is_empty(), "{args:?}");
+    if code == 1 {
+        assert_eq!(message.lines().count(), 1, "{args:?}: {message}");
+        assert!(message.starts_with("strata: "), "{message}");
+    }
+    message
+}
+
+#[test]
+fn a_tour() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("store");
+    let archive = dir.path().join("in.tar");
+    let archive = archive.to_str().unwrap();
+    std::fs::write(archive, docker_old("x:1")).unwrap();
+    assert_eq!(ok(&root, &["load", "-i", archive]), "Loaded image: x:1\n");
+    let again = strata(&root, &["load", "-i", archive]);
+    assert_eq!(String::from_utf8(again.stderr).unwrap().matches("Already exists").count(), 3);
+    let images = ok(&root, &["images"]);
+    assert!(images.starts_with("REPOSITORY   TAG   IMAGE ID "), "{images}");
+    let id = ok(&root, &["images", "-q"]);
+    let id = id.trim();
+    assert_eq!(id.len(), 12);
+    ok(&root, &["tag", &id[..4], "y:2"]);
+    assert_eq!(ok(&root, &["images", "-q", "y"]), format!("{id}\n"));
+    let document: serde_json::Value = serde_json::from_str(&ok(&root, &["inspect", "y:2"])).unwrap();
+    assert_eq!(document[0]["RootFS"]["Layers"].as_array().unwrap().len(), 3);
+    assert_eq!(ok(&root, &["inspect", "--config", "y:2"]).into_bytes(), config(&layers(), "old"));
+    assert_eq!(ok(&root, &["history", "y:2"]).lines().count(), 4);
+    assert_eq!(ok(&root, &["layers", "y:2"]).lines().count(), 4);
+    let out = dir.path().join("out.tar");
+    ok(&root, &["save", "-o", out.to_str().unwrap(), "y:2"]);
+    let other = dir.path().join("other");
+    assert_eq!(ok(&other, &["load", "-i", out.to_str().unwrap()]), "Loaded image: y:2\n");
+    assert_eq!(ok(&root, &["verify"]), "3 layers are sound\n");
+    assert_eq!(ok(&root, &["rmi", "x:1"]), "Untagged: x:1\n");
+    assert!(ok(&root, &["rmi", "y:2"]).contains("Deleted: sha256:"));
+    assert_eq!(ok(&root, &["gc"]), "Removed 0 layers and 0 blobs, 0B\n");
+    let unpacked = dir.path().join("unpacked");
+    let unpacked = unpacked.to_str().unwrap();
+    assert_eq!(ok(&root, &["unpack", archive, unpacked]), format!("lowerdir={unpacked}/3:{unpacked}/2:{unpacked}/1\n"));
+    assert!(Path::new(unpacked).join("1/etc/issue").exists());
+    let upper = format!("{unpacked}/3");
+    let layer = dir.path().join("layer.tar");
+    let diff_id = ok(&root, &["snapshot", &upper, "-o", layer.to_str().unwrap(), "--lower", &format!("{unpacked}/1")]);
+    let digest = stratafs::image::digest::Digest::of(&std::fs::read(&layer).unwrap());
+    assert_eq!(diff_id, format!("{digest}\n"));
+}
+
+#[test]
+fn wrong_use_and_failures() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("store");
+    fails(&root, 2, &["frobnicate"]);
+    fails(&root, 2, &["save"]);
+    fails(&root, 2, &["import", "x", "UPPER"]);
+    fails(&root, 2, &["import", "-c", "RUN x", "x"]);
+    fails(&root, 2, &["run", "-v", "relative", "x"]);
+    assert!(fails(&root, 1, &["load", "-i", "/nonexistent"]).contains("/nonexistent: No such file"));
+    assert!(fails(&root, 1, &["load"]).contains("standard input: is empty"));
+    assert!(fails(&root, 1, &["inspect", "nothing"]).contains("nothing: no such image"));
+    assert!(fails(&root, 1, &["rmi", "nothing"]).contains("no such image"));
+    assert!(fails(&root, 1, &["umount", "nothing"]).contains("nothing: no such container"));
+    assert!(fails(&root, 1, &["commit", "nothing", "x"]).contains("no such container"));
+    assert!(fails(&root, 1, &["snapshot", "/nonexistent"]).contains("/nonexistent"));
+    assert!(fails(&root, 1, &["snapshot", "/etc/passwd"]).contains("not a directory"));
+    assert!(fails(&root, 1, &["unpack", "/etc/passwd", "x"]).contains("is not a tar archive"));
+    assert_eq!(ok(&root, &["images", "-q"]), "");
+}
+
+#[test]
+fn a_kill_loses_nothing_that_was_acknowledged() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("store");
+    let mut tar = Tar::new();
+    for number in 0..3000 {
+        tar = tar.file(format!("file-{number}"), format!("{number}").repeat(50));
+    }
+    let rootfs = dir.path().join("rootfs.tar");
+    std::fs::write(&rootfs, tar.end()).unwrap();
+    let small = dir.path().join("small.tar");
+    std::fs::write(&small, docker_old("kept:1")).unwrap();
+    ok(&root, &["load", "-i", small.to_str().unwrap()]);
+    for round in 0..12 {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_strata"))
+            .arg("--root")
+            .arg(&root)
+            .args(["import", rootfs.to_str().unwrap(), &format!("big:{round}")])
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        std::thread::sleep(Duration::from_millis(20 * round + 5));
+        child.kill().unwrap();
+        let finished = child.wait().unwrap().success();
+        let images = ok(&root, &["images"]);
+        assert!(images.contains("kept"), "{images}");
+        let tag = format!("{round} ");
+        let listed =
+            images.lines().any(|line| line.starts_with("big") && line.split_whitespace().nth(1) == Some(tag.trim()));
+        assert!(listed || !finished, "round {round}: {images}");
+        assert!(ok(&root, &["verify"]).contains("layers are sound"));
+    }
+    ok(&root, &["import", rootfs.to_str().unwrap(), "big:last"]);
+    assert_eq!(std::fs::read_dir(root.join("tmp")).unwrap().count(), 0, "rubbish is gone");
+    ok(&root, &["gc", "--untagged"]);
+    assert!(ok(&root, &["verify"]).contains("layers are sound"));
+}

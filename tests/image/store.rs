@@ -1,0 +1,160 @@
+//! What the store promises.
+
+use std::os::unix::fs::PermissionsExt;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use stratafs::image::layer::Compression;
+use stratafs::image::reference::Reference;
+use stratafs::image::save::Format;
+use stratafs::image::store::Store;
+
+use super::fixture::*;
+
+#[test]
+fn its_root_is_private_and_not_something_else() {
+    let scratch = Scratch::new();
+    let mode = std::fs::metadata(scratch.store.root()).unwrap().permissions().mode();
+    assert_eq!(mode & 0o7777, 0o700);
+    std::fs::write(scratch.dir.path().join("file"), "").unwrap();
+    let error = Store::open(scratch.dir.path()).unwrap_err().to_string();
+    assert!(error.ends_with("is not empty and not a store"), "{error}");
+    assert!(Store::open(&scratch.dir.path().join("file")).is_err());
+    Store::open(scratch.store.root()).unwrap();
+}
+
+#[test]
+fn names_and_ids() {
+    let scratch = Scratch::new();
+    scratch.load(&docker_old("localhost/tool:1")).unwrap();
+    let image = scratch.store.find("localhost/tool:1").unwrap();
+    let id = image.id().hex();
+    for text in ["tool:1", "localhost/tool:1", &id, &id[..3], &format!("sha256:{id}"), &format!("sha256:{}", &id[..9])]
+    {
+        assert_eq!(scratch.store.find(text).expect(text).id(), image.id());
+    }
+    assert_eq!(scratch.store.find(&format!("tool:1@{}", image.descriptor.digest)).unwrap().id(), image.id());
+    assert!(scratch.store.find(&format!("tool:1@{}", image.id())).is_err(), "another digest");
+    assert_eq!(scratch.store.find("tol:1").unwrap_err().to_string(), "tol:1: no such image");
+    assert_eq!(
+        scratch.store.find("localhost/tol:1").unwrap_err().to_string(),
+        "localhost/tol:1: no such image; did you mean localhost/tool:1?"
+    );
+    for bad in ["", "UPPER", "a b", "../x", "sha256:"] {
+        assert!(scratch.store.find(bad).is_err(), "{bad}");
+    }
+}
+
+#[test]
+fn tagging_and_removing() {
+    let scratch = Scratch::new();
+    let empty = scratch.listing();
+    scratch.load(&docker_old("x:1")).unwrap();
+    let image = scratch.store.find("x:1").unwrap();
+    let second: Reference = "y:2".parse().unwrap();
+    scratch.store.tag(&image, &second).unwrap();
+    let error = scratch.store.remove(&image.id().hex(), false).unwrap_err().to_string();
+    assert!(error.contains("several names (x:1, y:2)"), "{error}");
+    let removed = scratch.store.remove("x:1", false).unwrap();
+    assert_eq!((removed.untagged.len(), removed.deleted), (1, None));
+    assert_eq!(scratch.store.layers_of(&image).unwrap().len(), 3);
+    let removed = scratch.store.remove(&image.id().hex()[..12], false).unwrap();
+    assert_eq!(removed.deleted, Some(image.id()));
+    assert_eq!(removed.freed.layers, 3);
+    assert_eq!(scratch.listing(), empty);
+}
+
+#[test]
+fn a_shared_layer_stays_with_the_other_image() {
+    let scratch = Scratch::new();
+    scratch.load(&docker_old("x:1")).unwrap();
+    let other = Scratch::new();
+    other.load(&docker_old("x:1")).unwrap();
+    let files = vec![
+        ("c.json".to_owned(), config(&[base_layer()], "small")),
+        ("l.tar".to_owned(), base_layer()),
+        ("manifest.json".to_owned(), br#"[{"Config":"c.json","RepoTags":["small:1"],"Layers":["l.tar"]}]"#.to_vec()),
+    ];
+    scratch.load(&tar_of(&files)).unwrap();
+    assert_eq!(scratch.store.remove("x:1", false).unwrap().freed.layers, 2);
+    assert_eq!(scratch.trees(&scratch.store.find("small:1").unwrap()).len(), 1);
+    assert_eq!(scratch.store.gc(false).unwrap().layers, 0);
+}
+
+#[test]
+fn a_name_that_moves_leaves_its_image_for_gc() {
+    let scratch = Scratch::new();
+    scratch.load(&docker_old("x:1")).unwrap();
+    let files = vec![
+        ("c.json".to_owned(), config(&[top_layer()], "new")),
+        ("l.tar".to_owned(), top_layer()),
+        ("manifest.json".to_owned(), br#"[{"Config":"c.json","RepoTags":["x:1"],"Layers":["l.tar"]}]"#.to_vec()),
+    ];
+    scratch.load(&tar_of(&files)).unwrap();
+    assert_eq!(scratch.store.images().unwrap().len(), 2);
+    assert_eq!(scratch.store.gc(false).unwrap().layers, 0);
+    assert_eq!(scratch.store.gc(true).unwrap().layers, 2);
+    assert_eq!(scratch.store.images().unwrap().len(), 1);
+}
+
+#[test]
+fn an_entry_of_another_tool_is_carried_along() {
+    let scratch = Scratch::new();
+    let path = scratch.store.root().join("index.json");
+    let foreign =
+        r#"{"schemaVersion":2,"manifests":[{"mediaType":"x","digest":"sha512:00","size":1,"later":true}],"note":1}"#;
+    std::fs::write(&path, foreign).unwrap();
+    scratch.load(&docker_old("x:1")).unwrap();
+    scratch.store.remove("x:1", false).unwrap();
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), foreign);
+}
+
+#[test]
+fn parallel_loads_and_gc_leave_a_whole_store() {
+    let scratch = Scratch::new();
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let loaders: Vec<_> = (0..4)
+            .map(|number| {
+                let scratch = &scratch;
+                scope.spawn(move || {
+                    for round in 0..5 {
+                        scratch.load(&docker_old(&format!("x:{number}-{round}"))).unwrap();
+                    }
+                })
+            })
+            .collect();
+        let collector = scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                scratch.store.gc(true).unwrap();
+                std::thread::yield_now();
+            }
+        });
+        for loader in loaders {
+            loader.join().unwrap();
+        }
+        done.store(true, Ordering::Relaxed);
+        collector.join().unwrap();
+    });
+    let images = scratch.store.images().unwrap();
+    assert_eq!((images.len(), images[0].names.len()), (1, 20));
+    assert!(scratch.store.all_layers().unwrap().iter().all(|layer| layer.verify().unwrap().is_empty()));
+    assert_eq!(scratch.store.all_layers().unwrap().len(), 3);
+}
+
+#[test]
+fn damage_is_found_and_not_saved() {
+    let scratch = Scratch::new();
+    scratch.load(&docker_old("x:1")).unwrap();
+    let image = scratch.store.find("x:1").unwrap();
+    let layers = scratch.store.layers_of(&image).unwrap();
+    assert!(layers.iter().all(|layer| layer.verify().unwrap().is_empty()));
+    std::fs::write(layers[0].diff().join("var/cache/a"), "A").unwrap();
+    let problems = layers[0].verify().unwrap();
+    assert!(problems.iter().any(|problem| problem.contains("var/cache/a")), "{problems:?}");
+    let selection = stratafs::image::save::select(&scratch.store, &["x:1".to_owned()]).unwrap();
+    let path = scratch.dir.path().join("out.tar");
+    let options = stratafs::image::save::SaveOptions { format: Format::DockerArchive, compression: Compression::None };
+    let target = stratafs::image::save::Target::Path(&path);
+    assert!(stratafs::image::save::save(&scratch.store, &selection, target, options).is_err());
+    assert!(!path.exists(), "no half archive");
+}
