@@ -9,6 +9,8 @@ pub mod index;
 pub mod origin;
 pub mod override_stat;
 
+pub use override_stat::CONTAINERS as OVERRIDE_STAT;
+
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 
