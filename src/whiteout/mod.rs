@@ -180,6 +180,12 @@ pub fn decode_redirect(value: &[u8]) -> Result<Redirect, MalformedRedirect> {
     }
 }
 
+/// True for a good metacopy mark: empty, or a header of four bytes that a digest may follow (kernel:
+/// `ovl_check_metacopy_xattr`). What it says of the content is only for `verity`.
+pub fn is_metacopy(value: &[u8]) -> bool {
+    value.is_empty() || value.len() >= 4
+}
+
 /// Escapes an attribute name of the mounted file system that lies in the marks' own name space, so that a
 /// user's `trusted.overlay.x` is stored as `trusted.overlay.overlay.x` (kernel >= 6.7, nested overlayfs).
 /// `None` when the name needs no escape.
