@@ -9,6 +9,7 @@ use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 
+use super::catalogue;
 use super::value::{self, Word};
 use super::{OverlayConfig, Passthrough, RedirectDir, XattrPermissions, Xino};
 
@@ -130,13 +131,14 @@ impl MountOptions {
     }
 
     fn set(&mut self, word: &Word<'_>) -> Result<(), OptionError> {
-        let known = self.set_layers(word)?
-            || self.set_behaviour(word)?
-            || self.set_ownership(word)?
-            || self.set_presentation(word)?
-            || self.set_flag(word)
-            || self.set_foreign(word)?;
-        if !known {
+        // What the manual does not tell of does not exist.
+        let ours = catalogue::is_known(word.name)
+            && (self.set_layers(word)?
+                || self.set_behaviour(word)?
+                || self.set_ownership(word)?
+                || self.set_presentation(word)?
+                || self.set_flag(word));
+        if !ours && !self.set_foreign(word)? {
             self.warn(word, "is not known and has no effect");
         }
         Ok(())
