@@ -9,8 +9,10 @@ use std::io::{self, IsTerminal, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{CommandFactory, Parser, ValueEnum};
+use clap_complete::Shell;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use stratafs::config::manual;
 use stratafs::config::options::{MountOptions, OptionError};
 use stratafs::fuse;
 use stratafs::overlay::Overlay;
@@ -24,7 +26,7 @@ use tracing_subscriber::EnvFilter;
     name = "stratafs",
     bin_name = "stratafs",
     version = concat!(env!("CARGO_PKG_VERSION"), "\nFUSE protocol 7.40"),
-    after_help = AFTER_HELP
+    after_help = format!("{}Default for root: allow_other,suid,dev\n\n{ENVIRONMENT}", manual::summary())
 )]
 struct Arguments {
     /// Stay in the foreground
@@ -56,28 +58,43 @@ struct Arguments {
     _verbose: bool,
 
     /// What to mount on; before it, a name for the mount (as mount(8) gives it)
-    #[arg(value_name = "[SOURCE] MOUNTPOINT", required = true, num_args = 1..=2)]
+    #[arg(value_name = "[SOURCE] MOUNTPOINT", required_unless_present = "generate", num_args = 1..=2)]
     places: Vec<OsString>,
+
+    /// Print the man page, README's table of options, or a shell's completions
+    #[arg(long, value_name = "WHAT", hide = true)]
+    generate: Option<Text>,
 }
 
-const AFTER_HELP: &str = "\
-Layers:
-  lowerdir=DIR[:DIR...][::DATA...]  read-only layers, the topmost first; data-only layers after '::'
-  upperdir=DIR, workdir=DIR         the writable layer, and an empty directory on its file system
-                                    without them the mount is read-only
-  In values, '\\:' '\\,' and '\\\\' stand for ':' ',' and '\\'.
-Behaviour:
-  redirect_dir=on|off|follow|nofollow  index=on|off  metacopy=on|off  xino=on|off|auto  userxattr
-  volatile  fsync=0|1  noacl  noxattrs  static_nlink  writeback  timeout=SECONDS  passthrough=off|upper|all
-Ownership:
-  squash_to_root  squash_to_uid=ID  squash_to_gid=ID  xattr_permissions=0|1|2
-  uidmapping=ON-DISK:SHOWN:COUNT[:...]  gidmapping=...
-Mount:
-  allow_other  allow_root  fsname=NAME  subtype=NAME  context=\"...\"  threads=N
-  ro rw  suid nosuid  dev nodev  exec noexec  atime noatime  sync dirsync
-  Default for root: allow_other,suid,dev
+const ENVIRONMENT: &str =
+    "Environment: STRATAFS_LOG (a filter such as 'debug' or 'stratafs::fuse=trace'), STRATAFS_LOG_FILE.";
 
-Environment: STRATAFS_LOG (a filter such as 'debug' or 'stratafs::fuse=trace'), STRATAFS_LOG_FILE.";
+/// Text that is made from the options: for packages and for README.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Text {
+    Man,
+    Markdown,
+    Bash,
+    Zsh,
+    Fish,
+}
+
+impl Text {
+    fn make(self) -> Vec<u8> {
+        let by_clap = |shell: Shell| {
+            let mut text = Vec::new();
+            clap_complete::generate(shell, &mut Arguments::command(), "stratafs", &mut text);
+            text
+        };
+        match self {
+            Self::Man => manual::man_page(env!("CARGO_PKG_VERSION")).into_bytes(),
+            Self::Markdown => manual::markdown().into_bytes(),
+            Self::Bash => manual::bash_completion().into_bytes(),
+            Self::Zsh => by_clap(Shell::Zsh),
+            Self::Fish => by_clap(Shell::Fish),
+        }
+    }
+}
 
 /// Why the program ends without a mount.
 struct Failure {
@@ -111,6 +128,9 @@ fn main() -> ExitCode {
         Ok(arguments) => arguments,
         Err(told) => return explain(&told),
     };
+    if let Some(text) = arguments.generate {
+        return print(&text.make());
+    }
     // mount(8) calls its helpers with -f for "do everything but mount".
     let as_mount_helper = program_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"mount."));
     let outcome = Order::new(&arguments).and_then(|order| {
@@ -145,6 +165,16 @@ fn explain(told: &clap::Error) -> ExitCode {
     let words: Vec<&str> = first.split_whitespace().collect();
     tell(&format!("{} (see --help)", words.join(" ")));
     ExitCode::from(2)
+}
+
+fn print(text: &[u8]) -> ExitCode {
+    match io::stdout().write_all(text) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tell(&reason(&error));
+            ExitCode::FAILURE
+        }
+    }
 }
 
 fn program_name() -> Option<OsString> {

@@ -1,5 +1,7 @@
 //! Mount options: what may be asked of a mount. Pure; parsing opens no file.
 
+pub mod catalogue;
+pub mod manual;
 pub mod options;
 mod value;
 

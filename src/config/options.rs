@@ -9,6 +9,7 @@ use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 
+use super::catalogue;
 use super::value::{self, Word};
 use super::{OverlayConfig, Passthrough, RedirectDir, XattrPermissions, Xino};
 
@@ -22,6 +23,8 @@ pub struct MountOptions {
     /// Lines for the user: options that are not known or have no effect here. Each option once.
     pub warnings: Vec<String>,
     warned: BTreeSet<String>,
+    /// `squash_to_root`, which counts less than an explicit id, wherever it stands.
+    squash_to_root: bool,
 }
 
 /// The FUSE mount itself.
@@ -123,17 +126,19 @@ impl MountOptions {
             },
             warnings: Vec::new(),
             warned: BTreeSet::new(),
+            squash_to_root: false,
         }
     }
 
     fn set(&mut self, word: &Word<'_>) -> Result<(), OptionError> {
-        let known = self.set_layers(word)?
-            || self.set_behaviour(word)?
-            || self.set_ownership(word)?
-            || self.set_presentation(word)?
-            || self.set_flag(word)
-            || self.set_foreign(word)?;
-        if !known {
+        // What the manual does not tell of does not exist.
+        let ours = catalogue::is_known(word.name)
+            && (self.set_layers(word)?
+                || self.set_behaviour(word)?
+                || self.set_ownership(word)?
+                || self.set_presentation(word)?
+                || self.set_flag(word));
+        if !ours && !self.set_foreign(word)? {
             self.warn(word, "is not known and has no effect");
         }
         Ok(())
@@ -192,10 +197,7 @@ impl MountOptions {
     fn set_ownership(&mut self, word: &Word<'_>) -> Result<bool, OptionError> {
         let overlay = &mut self.overlay;
         match word.name {
-            b"squash_to_root" => {
-                let id = value::switch(word)?.then_some(0);
-                (overlay.squash_to_uid, overlay.squash_to_gid) = (id, id);
-            }
+            b"squash_to_root" => self.squash_to_root = value::switch(word)?,
             b"squash_to_uid" => overlay.squash_to_uid = Some(value::id(word)?),
             b"squash_to_gid" => overlay.squash_to_gid = Some(value::id(word)?),
             b"uidmapping" => overlay.uid_mapping = value::id_ranges(word)?,
@@ -318,6 +320,13 @@ impl MountOptions {
                 self.warnings.push("option 'workdir' has no effect without an upperdir".to_owned());
             }
             _ => {}
+        }
+        if self.squash_to_root {
+            overlay.squash_to_uid.get_or_insert(0);
+            overlay.squash_to_gid.get_or_insert(0);
+        }
+        if !overlay.data_only.is_empty() && !overlay.metacopy {
+            return Err(OptionError::Combination("data-only lower layers ('::') need metacopy=on".to_owned()));
         }
         // As ovl_fs_params_verify(): a metadata copy finds its data through a redirect.
         if overlay.metacopy && overlay.redirect_dir != RedirectDir::On {

@@ -9,6 +9,7 @@ mod applications;
 mod attr;
 mod caching;
 mod create;
+mod damaged;
 mod index;
 mod io;
 mod layers;

@@ -322,8 +322,11 @@ pub struct Gc {
 
 /// Re-hash layers and documents and report damage
 #[derive(Args)]
-#[command(after_help = "Examples:\n  strata verify\n  strata verify debian:12")]
+#[command(after_help = "Examples:\n  strata verify\n  strata verify --repair debian:12")]
 pub struct Verify {
+    /// Remove what is damaged, so that loading its image again brings it back
+    #[arg(long)]
+    pub repair: bool,
     /// Only these images [default: the whole store]
     #[arg(value_name = "IMAGE")]
     pub images: Vec<String>,

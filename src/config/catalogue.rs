@@ -1,0 +1,200 @@
+//! Every mount option in one table. The parser accepts what stands here; the help, the man page, the completions and the
+//! table in README are made from it (`stratafs --generate …`).
+
+/// One option, or a pair that undo each other.
+#[derive(Clone, Copy, Debug)]
+pub struct Entry {
+    /// Name, and further names of the same option or its opposite.
+    pub names: &'static [&'static str],
+    /// What stands after `=`; empty: a flag. In brackets: may be left out.
+    pub value: &'static str,
+    /// What holds when it is not given.
+    pub default: &'static str,
+    /// What it does. Code is between backquotes.
+    pub text: &'static str,
+}
+
+/// Entries that belong together.
+#[derive(Clone, Copy, Debug)]
+pub struct Group {
+    /// Heading.
+    pub title: &'static str,
+    /// What it holds.
+    pub entries: &'static [Entry],
+}
+
+const fn entry(
+    names: &'static [&'static str],
+    value: &'static str,
+    default: &'static str,
+    text: &'static str,
+) -> Entry {
+    Entry { names, value, default, text }
+}
+
+/// The values of a switch: `name` alone turns it on.
+const SWITCH: &str = "[on|off]";
+
+/// The whole table.
+pub const GROUPS: &[Group] = &[
+    Group {
+        title: "Layers",
+        entries: &[
+            entry(
+                &["lowerdir"],
+                "DIR[:DIR…][::DATA…]",
+                "needed",
+                "Read-only layers, the topmost first. Layers after `::` only hold data of files that were copied up \
+                 without it (`metacopy`) and are not visible themselves. `\\:`, `\\,` and `\\\\` stand for the characters.",
+            ),
+            entry(&["lowerdir+"], "DIR", "", "One more layer below those so far; a colon in it needs no backslash."),
+            entry(&["datadir+"], "DIR", "", "One more data-only layer."),
+            entry(
+                &["upperdir"],
+                "DIR",
+                "none: the mount is read-only",
+                "The writable layer. It can be used by the kernel's overlayfs before and after.",
+            ),
+            entry(&["workdir"], "DIR", "needed with `upperdir`", "A directory on the upper's file system. `work` in it is emptied, `index` is kept."),
+        ],
+    },
+    Group {
+        title: "Behaviour",
+        entries: &[
+            entry(
+                &["redirect_dir"],
+                "on|off|follow|nofollow",
+                "on",
+                "`on`: a directory of a lower layer can be renamed, which leaves a redirect in the upper. `off`, \
+                 `follow`: renaming it gives EXDEV, but redirects that are there are followed. `nofollow`: nor that.",
+            ),
+            entry(
+                &["index"],
+                SWITCH,
+                "off",
+                "Hard links between lower files stay hard links when one of them is changed.",
+            ),
+            entry(
+                &["metacopy"],
+                SWITCH,
+                "off",
+                "Changing only owner, mode, times or attributes of a lower file copies no data. Needs \
+                 `redirect_dir=on`.",
+            ),
+            entry(
+                &["xino"],
+                "on|off|auto",
+                "auto",
+                "With layers on several file systems: put the layer's number into the high bits of inode numbers, \
+                 always, never, or where these are free.",
+            ),
+            entry(
+                &["userxattr"],
+                SWITCH,
+                "off for root",
+                "Write marks as `user.overlay.*`, which needs no privilege. Without privilege there is no other way.",
+            ),
+            entry(
+                &["volatile"],
+                SWITCH,
+                "off",
+                "No fsync is done at all. After a crash of the machine the upper is to be thrown away.",
+            ),
+            entry(&["fsync"], "0|1", "1", "`0`: fsync of files is answered without doing it."),
+            entry(&["noacl", "acl"], "", "acl", "POSIX access control lists are neither shown nor kept."),
+            entry(&["noxattrs"], SWITCH, "off", "No extended attributes are shown or kept, apart from our own marks."),
+            entry(&["static_nlink"], SWITCH, "off", "Everything shows a link count of 1."),
+            entry(
+                &["writeback"],
+                SWITCH,
+                "off",
+                "The kernel gathers small writes and sends them later. Excludes passthrough.",
+            ),
+            entry(
+                &["timeout"],
+                "SECONDS",
+                "for ever",
+                "How long the kernel trusts names and attributes. Needed only if somebody changes a layer behind the \
+                 mount.",
+            ),
+            entry(
+                &["passthrough"],
+                "off|upper|all",
+                "upper",
+                "Which files the kernel reads and writes without asking the driver (Linux 6.9 and later, for root): \
+                 none, or those in the upper and all of a mount without upper. `all` does the same as \
+                 `upper`.",
+            ),
+        ],
+    },
+    Group {
+        title: "Ownership",
+        entries: &[
+            entry(&["squash_to_root"], SWITCH, "off", "Everything shows as owned by root."),
+            entry(&["squash_to_uid"], "ID", "", "Everything shows as owned by this user."),
+            entry(&["squash_to_gid"], "ID", "", "Everything shows as owned by this group."),
+            entry(
+                &["uidmapping"],
+                "ON-DISK:SHOWN:COUNT[:…]",
+                "",
+                "Users whose numbers differ on disk and in the mount. Others show as the overflow user.",
+            ),
+            entry(&["gidmapping"], "ON-DISK:SHOWN:COUNT[:…]", "", "The same for groups."),
+            entry(
+                &["xattr_permissions"],
+                "0|1|2",
+                "0",
+                "Where owner, mode and device number are kept: `0` in the inode, `1` in \
+                 `security.fuseoverlayfs.override_stat`, `2` in `user.containers.override_stat`, so that an \
+                 unprivileged driver can store any owner.",
+            ),
+        ],
+    },
+    Group {
+        title: "Mount",
+        entries: &[
+            entry(&["allow_other"], "", "on for root", "Every user may use the mount, under the files' permissions."),
+            entry(&["allow_root"], "", "", "Root may use it too."),
+            entry(&["default_permissions"], "", "always on", "The kernel checks permissions."),
+            entry(&["fsname"], "NAME", "stratafs", "The source that `findmnt` shows."),
+            entry(&["subtype"], "NAME", "stratafs", "The mount's type is `fuse.NAME`."),
+            entry(&["ro", "rw"], "", "rw with `upperdir`", "Read-only or writable."),
+            entry(&["suid", "nosuid"], "", "suid for root", "Set-user-id bits and file capabilities count or not."),
+            entry(&["dev", "nodev"], "", "dev for root", "Device files work or not."),
+            entry(&["exec", "noexec"], "", "exec", "Programs can be run or not."),
+            entry(&["atime", "noatime", "relatime"], "", "atime", "Access times are kept or not."),
+            entry(&["sync", "async"], "", "async", "Every write waits for the disk or not."),
+            entry(&["dirsync"], "", "", "Every change of a directory waits for the disk."),
+            entry(
+                &["context", "fscontext", "defcontext", "rootcontext"],
+                "\"CONTEXT\"",
+                "",
+                "Labels of SELinux, for the kernel; quotes protect commas.",
+            ),
+            entry(&["threads"], "N", "by processors", "At most this many threads answer requests (1 to 1024)."),
+            entry(&["debug"], "", "", "Stay in the foreground and log every request."),
+        ],
+    },
+];
+
+/// All entries in order.
+pub fn entries() -> impl Iterator<Item = &'static Entry> {
+    GROUPS.iter().flat_map(|group| group.entries)
+}
+
+/// Whether there is such an option.
+pub fn is_known(name: &[u8]) -> bool {
+    entries().flat_map(|entry| entry.names).any(|known| known.as_bytes() == name)
+}
+
+impl Entry {
+    /// `name=VALUE`, `name[=on|off]`, `name, noname`.
+    pub fn usage(&self) -> String {
+        let assigned = match self.value.strip_prefix('[') {
+            _ if self.value.is_empty() => String::new(),
+            Some(optional) if self.value == SWITCH => format!("[={optional}"),
+            _ => format!("={}", self.value),
+        };
+        self.names.iter().map(|name| format!("{name}{assigned}")).collect::<Vec<_>>().join(", ")
+    }
+}
