@@ -207,6 +207,8 @@ impl Library {
             lowers: layers.lowers.clone(),
             upper: layers.upper.clone(),
             work: layers.work.clone(),
+            // Whether copy-up waits for the disk is for the mounted runs to show.
+            volatile: true,
             ..OverlayConfig::default()
         };
         Overlay::open(config).unwrap_or_else(|error| panic!("does not open: {error}"))
@@ -330,6 +332,8 @@ impl Library {
     }
 }
 
+// One arm for each operation.
+#[allow(clippy::too_many_lines)]
 fn call(lookups: &mut Lookups<'_>, open: &[Option<Open>; SLOTS], op: &Op, step: u64) -> Result<Outcome, Errno> {
     let overlay = lookups.overlay;
     let slot = |slot: usize| open[slot].as_ref().expect("an open slot");
