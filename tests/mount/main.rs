@@ -10,6 +10,7 @@ mod attr;
 mod caching;
 mod create;
 mod damaged;
+mod fixtures;
 mod index;
 mod io;
 mod layers;
