@@ -14,7 +14,7 @@
 //! | [`overlay`] | one file per verb group; takes the locks | `node` `merge` `copy_up` `layer` `whiteout` `config` `sys` |
 //! | [`copy_up`] | stage in the work directory, fill, publish with one rename or link | `merge` `layer` `whiteout` `sys` |
 //! | [`merge`] | resolve one name through the stack; merge one directory | `layer` `whiteout` `sys` |
-//! | [`node`] | inode table, dentries, lookup counts, open handles; no I/O | `layer` types |
+//! | [`node`] | inode table, dentries, lookup counts, open handles; no I/O | `layer` types, `merge` listings |
 //! | [`layer`] | [`layer::Layer`] (reads only), [`layer::UpperLayer`] (alone can write), work directory, stack | `sys` `whiteout` `config` |
 //! | [`image`] | archives in and out, the store, unpacking, diff, commit | `whiteout` `sys` |
 //! | [`container`] | OCI runtime bundles, running them | `image` `whiteout` `sys` |

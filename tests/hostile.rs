@@ -1,6 +1,8 @@
 //! Layers made to do harm, built here block by block. Each is refused with one line that says why, or handled as
 //! its case says; none writes outside its directory, hangs, or takes memory for what it only claims.
 
+#![allow(clippy::unwrap_used, clippy::too_many_lines, reason = "tables of cases")]
+
 #[path = "common/layer_dirs.rs"]
 mod layer_dirs;
 #[path = "common/tar_build.rs"]

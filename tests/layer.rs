@@ -1,5 +1,7 @@
 //! Layers between tar streams and directories: one test for each rule of the format.
 
+#![allow(clippy::unwrap_used)]
+
 #[path = "common/layer_dirs.rs"]
 mod layer_dirs;
 #[path = "common/tar_build.rs"]

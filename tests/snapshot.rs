@@ -1,6 +1,8 @@
 //! Upper directories to layer tars and lists of changes: every form of mark, made here by hand as the kernel and
 //! fuse-overlayfs make them.
 
+#![allow(clippy::unwrap_used)]
+
 #[path = "common/layer_dirs.rs"]
 mod layer_dirs;
 #[path = "common/tar_build.rs"]

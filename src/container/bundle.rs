@@ -152,6 +152,7 @@ impl RunOptions {
 pub(super) struct Setting<'a> {
     pub(super) name: &'a str,
     pub(super) root: &'a Path,
+    pub(super) cgroup: &'a str,
     pub(super) image: &'a Process,
     pub(super) identity: &'a Identity,
     /// Files of the host's network set-up, bound over the image's.
@@ -185,7 +186,7 @@ pub(super) fn configuration(options: &RunOptions, setting: &Setting<'_>) -> Valu
         "mounts": mounts(options, setting),
         "linux": {
             "resources": resources(options),
-            "cgroupsPath": format!("/strata/{}", setting.name),
+            "cgroupsPath": setting.cgroup,
             "namespaces": namespaces,
             "maskedPaths": MASKED,
             "readonlyPaths": READ_ONLY,

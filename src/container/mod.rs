@@ -11,6 +11,7 @@
 
 pub mod bundle;
 mod mount;
+mod program;
 mod run;
 mod stubs;
 mod users;
@@ -21,8 +22,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{
-    Mode, OFlags, RenameFlags, Timespec, Timestamps, fchmod, fchown, fgetxattr, flistxattr, fsetxattr, fstat, futimens,
-    open, renameat_with,
+    FlockOperation, Mode, OFlags, RenameFlags, Timespec, Timestamps, fchmod, fchown, fgetxattr, flistxattr, flock,
+    fsetxattr, fstat, futimens, open, renameat_with,
 };
 use serde::{Deserialize, Serialize};
 
@@ -34,7 +35,7 @@ use crate::image::time::Timestamp;
 use crate::image::{ImageError, IoContext, Result, nearest, spec};
 use crate::whiteout::Namespace;
 
-pub use mount::Driver;
+pub use mount::{Driver, stratafs_program};
 pub use run::{Runtime, State, forwarding_signals};
 
 /// `container.json`: what a container is made of. The store's gc reads `image`, `layers` and `blobs`.
@@ -67,6 +68,12 @@ pub struct Record {
     /// Mount points that the image lacks and that were made for the runtime; they are no change of the container's.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub stubs: Vec<PathBuf>,
+}
+
+/// Held by the process that runs a container.
+#[derive(Debug)]
+pub struct RunLock {
+    _file: File,
 }
 
 /// A container of a store.
@@ -215,6 +222,21 @@ impl Container {
         }
         let path = self.dir.join("upper");
         open(&path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW, Mode::empty()).at(path)
+    }
+
+    /// Marks it as being run by this process, until the lock is dropped or the process dies.
+    ///
+    /// # Errors
+    /// When another process runs it.
+    pub fn lock(&self) -> Result<RunLock> {
+        let file = File::open(&self.dir).at(&self.dir)?;
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(RunLock { _file: file }),
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                Err(ImageError::refused(&self.name, "is being run by another process"))
+            }
+            Err(error) => Err(error).at(&self.dir),
+        }
     }
 
     /// Removes it with all its changes.

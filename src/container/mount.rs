@@ -36,13 +36,18 @@ struct Stack {
 }
 
 impl Container {
-    /// Mounts it and returns where. Mounted already, it stays so.
+    /// Mounts it and returns where. Mounted already, it stays so, unless its driver died.
     ///
     /// # Errors
     /// When a directory is missing, or the driver reports failure.
     pub fn mount(&self, store: &Store) -> Result<&Path> {
         if self.is_mounted()? {
-            return Ok(&self.record.mountpoint);
+            // statfs(2), as the kernel would answer stat(2) from its cache.
+            match rustix::fs::statfs(&self.record.mountpoint) {
+                // The driver was killed; its changes are in the upper directory.
+                Err(rustix::io::Errno::NOTCONN | rustix::io::Errno::CONNABORTED) => self.unmount(true)?,
+                _ => return Ok(&self.record.mountpoint),
+            }
         }
         let mut lowers: Vec<PathBuf> = self.layers(store)?.iter().rev().map(Layer::diff).collect();
         // overlayfs wants two layers if none is writable, and every driver wants one; an empty one changes nothing.
@@ -144,8 +149,8 @@ fn mount_stratafs(stack: &Stack, name: &str) -> Result<()> {
     succeed(command, &program.display().to_string())
 }
 
-/// Beside this program, else on the PATH.
-fn stratafs_program() -> PathBuf {
+/// The program that mounts: beside this one, else on the PATH.
+pub fn stratafs_program() -> PathBuf {
     let beside = std::env::current_exe().ok().map(|program| program.with_file_name("stratafs"));
     beside.filter(|program| program.is_file()).unwrap_or_else(|| PathBuf::from("stratafs"))
 }

@@ -9,7 +9,7 @@ use std::process::{Command, ExitStatus, Stdio};
 use serde::Deserialize;
 
 use super::bundle::{Network, RunOptions, Setting, Volume, configuration};
-use super::{Container, stubs, users};
+use super::{Container, program, stubs, users};
 use crate::image::digest::Digest;
 use crate::image::store::Store;
 use crate::image::{ImageError, IoContext, Result, spec};
@@ -168,7 +168,7 @@ impl Container {
     /// Writes the bundle's `config.json` for a mounted container.
     ///
     /// # Errors
-    /// When the image names a user that it does not have, or nothing is to be run.
+    /// When the image names a user that it does not have, or nothing is to be run, or that is no program.
     pub fn prepare_run(&mut self, store: &Store, options: &RunOptions) -> Result<()> {
         let image = self.config(store)?.process();
         if options.words(&image).is_empty() {
@@ -178,19 +178,36 @@ impl Container {
         let root = File::open(mountpoint).at(mountpoint)?;
         let identity = users::resolve(root.as_fd(), options.user.as_deref().unwrap_or(&image.user))?;
         let network_files = self.network_files(options.network)?;
+        let dir_id = Digest::of(self.dir.as_os_str().as_encoded_bytes()).hex();
+        let cgroup = format!("/strata-{}-{}", &dir_id[..8], self.name);
         let setting = Setting {
             name: &self.name,
             root: mountpoint,
+            cgroup: &cgroup,
             image: &image,
             identity: &identity,
             network_files: &network_files,
         };
         let document = configuration(options, &setting);
+        self.check_startable(&root, options, &document)?;
         let path = self.dir.join("config.json");
         fs::write(&path, spec::serialize("config.json", &document)?).at(&path)?;
         let mounts = document["mounts"].as_array().map(Vec::as_slice).unwrap_or_default();
         self.record.stubs = stubs::make(&root, mounts).at(mountpoint)?;
         self.save_record()
+    }
+
+    fn check_startable(&self, root: &File, options: &RunOptions, document: &serde_json::Value) -> Result<()> {
+        for volume in &options.volumes {
+            fs::symlink_metadata(&volume.source).at(&volume.source)?;
+        }
+        let process = &document["process"];
+        let working_dir = process["cwd"].as_str().unwrap_or("/");
+        let env = process["env"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let path = env.iter().filter_map(|line| line.as_str()?.strip_prefix("PATH=")).next_back().unwrap_or_default();
+        let volumes: Vec<PathBuf> = options.volumes.iter().map(|volume| volume.destination.clone()).collect();
+        program::check_working_dir(root.as_fd(), working_dir)?;
+        program::check(root.as_fd(), process["args"][0].as_str().unwrap_or_default(), path, working_dir, &volumes)
     }
 
     /// The host's name resolution, for a container on the host's network: copies, so that a change in the container

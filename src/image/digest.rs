@@ -219,6 +219,7 @@ impl<R: Read> Read for DigestReader<R> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

@@ -85,6 +85,16 @@ pub enum ImageError {
         /// What is wrong with it.
         reason: String,
     },
+    /// A container's program cannot be started.
+    #[error("{program}: {reason}")]
+    CannotRun {
+        /// The program, or the directory it should start in.
+        program: String,
+        /// Why.
+        reason: String,
+        /// It is not there at all, rather than no program.
+        missing: bool,
+    },
     /// The store holds something that stands in the way.
     #[error("{what}: {reason}")]
     Refused {

@@ -13,6 +13,7 @@
 //! | [`load`](mod@load) | archive to store |
 //! | [`save`](mod@save) | store to archive |
 //! | [`create`] | new images: import of a root file system, commit of an upper directory |
+//! | [`trace`](mod@trace) | which layer a path comes from |
 //! | [`unpack`](mod@unpack) | archive to plain layer directories, without a store |
 
 pub mod archive;
@@ -27,6 +28,7 @@ pub mod save;
 pub mod spec;
 pub mod store;
 pub mod time;
+pub mod trace;
 pub mod unpack;
 
 pub(crate) use error::nearest;

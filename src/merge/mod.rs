@@ -37,6 +37,10 @@ pub struct MergedDir<'a> {
 
 /// What a name means.
 #[derive(Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "lives for one lookup, on the stack; a box would cost each an allocation"
+)]
 pub enum Resolution {
     /// Nothing, in any layer.
     Absent,

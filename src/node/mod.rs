@@ -301,7 +301,7 @@ impl Node {
 
     /// True if `name` in `parent` is one of the node's names.
     pub fn is_named(&self, parent: &Arc<Node>, name: &CStr) -> bool {
-        self.place.lock().names.iter().any(|(p, n)| Arc::ptr_eq(p, parent) && &**n == name)
+        self.place.lock().names.iter().any(|(p, n)| Arc::ptr_eq(p, parent) && **n == *name)
     }
 }
 

@@ -99,7 +99,7 @@ impl NodeTable {
     pub fn remove_name(&self, parent: &Arc<Node>, name: &CStr, node: &Arc<Node>) {
         self.detach(parent, name, node);
         let mut place = node.place.lock();
-        place.names.retain(|(p, n)| !(Arc::ptr_eq(p, parent) && &**n == name));
+        place.names.retain(|(p, n)| !(Arc::ptr_eq(p, parent) && **n == *name));
         place.removed = place.names.is_empty();
     }
 

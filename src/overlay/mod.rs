@@ -52,10 +52,10 @@ pub struct Overlay {
     /// Held while a name moves from one directory to another, before the locks of the directories.
     rename: Mutex<()>,
     kernel: OnceLock<Attached>,
-    /// Where owner and mode are kept, if not in the inode.
-    permissions: Option<Permissions>,
     /// How many nodes have left the table.
     forgotten: AtomicU64,
+    /// Where owner and mode are kept, if not in the inode.
+    permissions: Option<Permissions>,
 }
 
 /// The kernel's side of the mount.
@@ -98,8 +98,8 @@ impl Overlay {
             upper_dirs: FdCache::new(capacity),
             rename: Mutex::new(()),
             kernel: OnceLock::new(),
-            permissions,
             forgotten: AtomicU64::new(0),
+            permissions,
             config,
             stack,
         })

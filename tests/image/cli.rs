@@ -11,6 +11,26 @@ fn strata(root: &Path, args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_strata")).arg("--root").arg(root).args(args).stdin(Stdio::null()).output().unwrap()
 }
 
+#[test]
+fn every_verb_has_help_with_two_examples() {
+    let dir = tempfile::tempdir().unwrap();
+    let help = ok(dir.path(), &["--help"]);
+    let verbs: Vec<&str> = help
+        .lines()
+        .skip_while(|line| *line != "Commands:")
+        .skip(1)
+        .take_while(|line| !line.is_empty())
+        .filter_map(|line| line.strip_prefix("  ")?.split(' ').next())
+        .filter(|verb| !verb.is_empty() && *verb != "help")
+        .collect();
+    assert!(verbs.len() > 25, "{verbs:?}");
+    for verb in verbs {
+        let help = ok(dir.path(), &[verb, "--help"]);
+        let (_, examples) = help.split_once("Examples:\n").expect(verb);
+        assert_eq!(examples.lines().filter(|line| line.contains("strata ")).count(), 2, "{verb}: {help}");
+    }
+}
+
 /// Runs what must succeed and returns its output.
 fn ok(root: &Path, args: &[&str]) -> String {
     let output = strata(root, args);
@@ -61,6 +81,13 @@ fn a_tour() {
     assert_eq!(ok(&root, &["rmi", "x:1"]), "Untagged: x:1\n");
     assert!(ok(&root, &["rmi", "y:2"]).contains("Deleted: sha256:"));
     assert_eq!(ok(&root, &["gc"]), "Removed 0 layers and 0 blobs, 0B\n");
+    ok(&root, &["load", "-q", "-i", archive]);
+    assert!(fails(&root, 1, &["which", "x:1", "/usr/tool"]).contains("/usr/tool: not in x:1"));
+    assert!(ok(&root, &["which", "x:1", "/usr/new"]).contains("file"));
+    assert!(ok(&root, &["completions", "bash"]).contains("_strata"));
+    let man = dir.path().join("man");
+    ok(&root, &["man", man.to_str().unwrap()]);
+    assert!(std::fs::read_to_string(man.join("strata-run.1")).unwrap().contains("Run a command in a new container"));
     let unpacked = dir.path().join("unpacked");
     let unpacked = unpacked.to_str().unwrap();
     assert_eq!(ok(&root, &["unpack", archive, unpacked]), format!("lowerdir={unpacked}/3:{unpacked}/2:{unpacked}/1\n"));

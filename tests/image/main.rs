@@ -11,6 +11,7 @@ mod tar_build;
 mod archives;
 mod bad_input;
 mod cli;
+mod container;
 mod create;
 mod fixture;
 mod interop;

@@ -158,3 +158,26 @@ fn damage_is_found_and_not_saved() {
     assert!(stratafs::image::save::save(&scratch.store, &selection, target, options).is_err());
     assert!(!path.exists(), "no half archive");
 }
+
+#[test]
+fn a_path_is_traced_through_the_layers() {
+    let scratch = Scratch::new();
+    scratch.load(&docker_old("x:1")).unwrap();
+    let layers = scratch.store.layers_of(&scratch.store.find("x:1").unwrap()).unwrap();
+    let traced = |path: &str| -> Vec<String> {
+        let number = |diff_id| layers.iter().position(|layer| layer.record.diff_id == diff_id).unwrap() + 1;
+        let line = |step: stratafs::image::trace::Step| {
+            format!("{} {}{}", number(step.diff_id), step.what, if step.hidden { ", hidden" } else { "" })
+        };
+        stratafs::image::trace::trace(&layers, path.as_ref()).unwrap().into_iter().map(line).collect()
+    };
+    assert_eq!(traced("/usr/new"), ["3 file"]);
+    assert_eq!(traced("usr/tool"), ["3 whiteout", "1 file, hidden"]);
+    assert_eq!(traced("/etc"), ["2 directory", "1 directory"]);
+    assert_eq!(traced("/etc/issue"), ["2 whiteout", "1 file, hidden"]);
+    assert_eq!(traced("/var/cache"), ["2 opaque directory", "1 directory, hidden"]);
+    assert_eq!(traced("/var/cache/a"), ["2 hidden by a parent", "1 file, hidden"]);
+    assert_eq!(traced("/bin/x"), ["1 hidden by a parent"]);
+    assert_eq!(traced("/nowhere"), Vec::<String>::new());
+    assert!(stratafs::image::trace::trace(&layers, "/etc/../x".as_ref()).is_err());
+}

@@ -49,20 +49,20 @@ fn sequences(count: u64, first_seed: u64, drivers: &'static [Driver]) {
 
 /// Time for a run: a long one was asked for with `STRATAFS_MODEL_OPS`.
 fn limit() -> Duration {
-    Duration::from_secs(120 + number("STRATAFS_MODEL_OPS", 0) / 50)
+    Duration::from_secs(400 + number("STRATAFS_MODEL_OPS", 0) / 50)
 }
 
 #[test]
 fn overlayfs() {
     run_test_within(limit(), "model::overlayfs", Driver::Overlayfs, |_| {
-        sequences(3000, 1000, &[Driver::Overlayfs]);
+        sequences(2000, 1000, &[Driver::Overlayfs]);
     });
 }
 
 #[test]
 fn stratafs() {
     run_test_within(limit(), "model::stratafs", Driver::Stratafs, |_| {
-        sequences(6000, 2000, &[Driver::Stratafs]);
+        sequences(5000, 2000, &[Driver::Stratafs]);
     });
 }
 
@@ -70,7 +70,7 @@ fn stratafs() {
 #[test]
 fn interchange() {
     run_test_within(limit(), "model::interchange", Driver::Stratafs, |_| {
-        sequences(4000, 3000, &[Driver::Stratafs, Driver::Overlayfs]);
+        sequences(3000, 3000, &[Driver::Stratafs, Driver::Overlayfs]);
     });
 }
 

@@ -565,7 +565,11 @@ impl Union {
             match (self.children(id), self.children(target)) {
                 (Some(_), None) => return Err(Errno::NOTDIR),
                 (None, Some(_)) => return Err(Errno::ISDIR),
-                (Some(_), Some(children)) if !children.is_empty() => return Err(Errno::NOTEMPTY),
+                (Some(_), Some(children)) if !children.is_empty() => {
+                    // The kernel may have copied up before it finds that out, without giving the parent its time back.
+                    self.inodes[from_parent].mtime = None;
+                    return Err(Errno::NOTEMPTY);
+                }
                 _ => self.remove(to_parent, to_name),
             }
         }

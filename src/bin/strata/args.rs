@@ -51,6 +51,10 @@ pub enum Verb {
     Gc(Gc),
     Verify(Verify),
     Df(Df),
+    Which(Which),
+    Doctor(Doctor),
+    Completions(Completions),
+    Man(Man),
     #[command(hide = true)]
     Supervise(Supervise),
 }
@@ -332,4 +336,36 @@ pub struct Df {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+}
+
+/// Show which layer of an image a path comes from, and what lies below it
+#[derive(Args)]
+#[command(after_help = "Examples:\n  strata which debian:12 /etc/passwd\n  strata which --json web:2 /srv")]
+pub struct Which {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    pub image: String,
+    pub path: PathBuf,
+}
+
+/// Check what this machine lacks
+#[derive(Args)]
+#[command(after_help = "Examples:\n  strata doctor\n  strata --root /srv/store doctor")]
+pub struct Doctor {}
+
+/// Print completions for a shell
+#[derive(Args)]
+#[command(
+    after_help = "Examples:\n  strata completions bash > /etc/bash_completion.d/strata\n  strata completions fish > ~/.config/fish/completions/strata.fish"
+)]
+pub struct Completions {
+    pub shell: clap_complete::Shell,
+}
+
+/// Write man pages into a directory
+#[derive(Args)]
+#[command(after_help = "Examples:\n  strata man /usr/local/share/man/man1\n  strata man . && man ./strata-run.1")]
+pub struct Man {
+    pub dir: PathBuf,
 }

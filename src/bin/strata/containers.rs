@@ -108,6 +108,7 @@ pub fn run(store: &Store, args: Run) -> Result<ExitCode> {
         ..CreateOptions::default()
     };
     let mut container = Container::create(store, &image, &create)?;
+    let lock = container.lock()?;
     let prepared = match container.mount(store).map(drop) {
         Ok(()) => container.prepare_run(store, &options),
         Err(error) => Err(error),
@@ -120,6 +121,7 @@ pub fn run(store: &Store, args: Run) -> Result<ExitCode> {
         return Err(error.into());
     }
     if args.detach {
+        drop(lock);
         return detach(store, &container, args.runtime.as_deref());
     }
     // Without -i the container must not eat the caller's input.
@@ -130,6 +132,8 @@ pub fn run(store: &Store, args: Run) -> Result<ExitCode> {
 
 /// After a container has ended: its mount goes, and with `--rm` all of it.
 fn finish(store: &Store, container: Container) -> Result<()> {
+    // Mounts again if the driver died.
+    container.mount(store)?;
     container.remove_stubs()?;
     container.unmount(false)?;
     if container.record.remove_at_exit {
@@ -175,6 +179,7 @@ pub fn supervise(store: &Store, args: &Supervise) -> Result<ExitCode> {
     rustix::process::setsid().context("setsid")?;
     let runtime = Runtime::find(store, args.runtime.as_deref())?;
     let container = Container::open(store, &args.container)?;
+    let _lock = container.lock()?;
     let code = runtime.run(&container, Some(&container.dir().join("pid")), false)?;
     fs::write(container.dir().join("exit"), format!("{code}\n"))?;
     finish(store, container)?;
@@ -242,35 +247,51 @@ pub fn stop(store: &Store, args: &Stop) -> Result<()> {
         let container = Container::open(store, name)?;
         let signal = container.config(store)?.process().stop_signal;
         let signal = if signal.is_empty() { "TERM" } else { signal.trim_start_matches("SIG") };
-        end(&runtime, &container, signal, Duration::from_secs(args.time.into()))?;
+        end(store, &runtime, &container, signal, Duration::from_secs(args.time.into()))?;
         print_line(name)?;
     }
     Ok(())
 }
 
-/// Sends the signal, then kills what does not end in time.
-fn end(runtime: &Runtime, container: &Container, signal: &str, patience: Duration) -> Result<()> {
+/// Sends the signal, then kills what does not end in time. What the process that ran the container would do at its
+/// end is done here if that process is dead.
+fn end(store: &Store, runtime: &Runtime, container: &Container, signal: &str, patience: Duration) -> Result<()> {
     let runs = || -> Result<bool> { Ok(runtime.state(container)?.is_some_and(|state| state.status != "stopped")) };
-    if !runs()? {
+    if runs()? {
+        runtime.kill(container, signal)?;
+        if !wait(patience, || Ok(!runs()?))? {
+            runtime.kill(container, "KILL")?;
+        }
+    }
+    let gone = || !container.dir().exists();
+    if !wait(Duration::from_secs(10), || Ok(!runs()? && (gone() || container.lock().is_ok())))? {
+        bail!("{}: does not end", container.name());
+    }
+    if gone() {
         return Ok(());
     }
-    runtime.kill(container, signal)?;
-    let mut deadline = Instant::now() + patience;
-    let mut killed = false;
-    while runs()? || (container.dir().exists() && container.is_mounted()?) {
-        if Instant::now() >= deadline {
-            if killed {
-                bail!("{}: does not end", container.name());
-            }
-            killed = true;
-            deadline = Instant::now() + Duration::from_secs(10);
-            if runs()? {
-                runtime.kill(container, "KILL")?;
-            }
-        }
-        std::thread::sleep(Duration::from_millis(50));
+    let _lock = container.lock()?;
+    if runtime.state(container)?.is_some() {
+        runtime.delete(container, true)?;
+    }
+    if container.is_mounted()? {
+        finish(store, container.clone())?;
     }
     Ok(())
+}
+
+/// Asks until it is so, or the time is over.
+fn wait(patience: Duration, mut done: impl FnMut() -> Result<bool>) -> Result<bool> {
+    let deadline = Instant::now() + patience;
+    loop {
+        if done()? {
+            return Ok(true);
+        }
+        if Instant::now() >= deadline {
+            return Ok(false);
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 pub fn remove(store: &Store, args: &Rm) -> Result<()> {
@@ -291,10 +312,7 @@ fn force_down(store: &Store, container: &Container, runtime: Option<&str>) -> Re
     if let Ok(runtime) = Runtime::find(store, runtime)
         && runtime.state(container)?.is_some()
     {
-        end(&runtime, container, "KILL", Duration::from_secs(10))?;
-        if runtime.state(container)?.is_some() {
-            runtime.delete(container, true)?;
-        }
+        end(store, &runtime, container, "KILL", Duration::from_secs(10))?;
     }
     if container.dir().exists() && container.is_mounted()? {
         container.unmount(true)?;

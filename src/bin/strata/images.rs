@@ -10,8 +10,9 @@ use stratafs::image::digest::Digest;
 use stratafs::image::reference::Reference;
 use stratafs::image::store::{Image, Layer, Removed, Store, short_id};
 use stratafs::image::time::Timestamp;
+use stratafs::image::trace::Step;
 
-use super::args::{Df, Gc, History, Images, Inspect, Layers, Rmi, Tag, Verify};
+use super::args::{Df, Gc, History, Images, Inspect, Layers, Rmi, Tag, Verify, Which};
 use super::output::{print_json, print_line, print_table, shorten, size};
 
 const NONE: &str = "<none>";
@@ -158,7 +159,7 @@ pub fn history(store: &Store, args: &History) -> Result<()> {
         let id = if number == 0 { short_id(&image.id()) } else { "<missing>".to_owned() };
         let created =
             line.created.as_deref().and_then(Timestamp::parse).map_or_else(|| "N/A".to_owned(), |at| at.ago(now));
-        let command = line.created_by.unwrap_or_default().replace(['\n', '\t'], " ");
+        let command = line.created_by.unwrap_or_default().split_whitespace().collect::<Vec<_>>().join(" ");
         let command = if args.no_trunc { command } else { shorten(&command, 45) };
         rows.push(vec![id, created, command, size(bytes), line.comment.unwrap_or_default()]);
     }
@@ -279,4 +280,23 @@ pub fn usage(store: &Store, args: &Df) -> Result<()> {
         row("  unused", layers.iter().filter(|layer| !users.contains_key(&layer.id())).count(), size(unused)),
     ];
     Ok(print_table(&["TYPE", "COUNT", "SIZE"], &rows)?)
+}
+
+/// Topmost layer first; what is hidden is told as such.
+pub fn which(store: &Store, args: &Which) -> Result<()> {
+    let image = store.find(&args.image)?;
+    let layers = store.layers_of(&image)?;
+    let found = stratafs::image::trace::trace(&layers, &args.path)?;
+    if args.json {
+        let value = |step: &Step| json!({"DiffId": step.diff_id, "What": step.what.to_string(), "Hidden": step.hidden});
+        return Ok(print_json(&found.iter().map(value).collect())?);
+    }
+    if !found.iter().any(|step| !step.hidden && step.what.is_there()) {
+        anyhow::bail!("{}: not in {}", args.path.display(), image.label());
+    }
+    let row = |step: &Step| {
+        let hidden = if step.hidden { "hidden" } else { "" };
+        vec![short_id(&step.diff_id), step.what.to_string(), hidden.to_owned()]
+    };
+    Ok(print_table(&["LAYER", "WHAT", ""], &found.iter().map(row).collect::<Vec<_>>())?)
 }

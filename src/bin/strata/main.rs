@@ -1,10 +1,13 @@
 //! `strata`: container images on layer directories. Arguments, output and exit codes; the work is the library's.
 //!
-//! Exit codes: 0 done, 1 failed, 2 wrong usage; `run` and `exec` exit with what the container exited with.
+//! Exit codes: 0 done, 1 failed, 2 wrong usage; `run` and `exec` exit with what the container exited with, or with 127
+//! or 126 if its program is not there or cannot be run.
 
 mod archives;
 mod args;
 mod containers;
+mod doctor;
+mod generate;
 mod images;
 mod output;
 mod progress;
@@ -13,6 +16,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Parser;
+use stratafs::image::ImageError;
 use stratafs::image::store::Store;
 use tracing_subscriber::EnvFilter;
 
@@ -31,11 +35,30 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            let line = format!("{error:#}").replace('\n', " ");
-            eprintln!("strata: {line}");
-            ExitCode::FAILURE
+            eprintln!("strata: {}", one_line(&error));
+            failure_code(&error)
         }
     }
+}
+
+/// 127 and 126 as shells have them, for a container whose program is not there or is none; else 1.
+fn failure_code(error: &anyhow::Error) -> ExitCode {
+    match error.downcast_ref() {
+        Some(ImageError::CannotRun { missing: true, .. }) => ExitCode::from(127),
+        Some(ImageError::CannotRun { missing: false, .. }) => ExitCode::from(126),
+        _ => ExitCode::FAILURE,
+    }
+}
+
+/// The error and its causes; most of the library's errors tell their cause themselves.
+fn one_line(error: &anyhow::Error) -> String {
+    let mut line = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if !line.contains(&cause) {
+            line = if line.is_empty() { cause } else { format!("{line}: {cause}") };
+        }
+    }
+    line.replace('\n', " ")
 }
 
 /// `strata images | head -1` is no failure.
@@ -47,6 +70,12 @@ fn run(cli: Cli) -> Result<ExitCode> {
     match &cli.verb {
         Verb::Unpack(unpack) => return archives::unpack(unpack).map(|()| ExitCode::SUCCESS),
         Verb::Snapshot(snapshot) => return archives::snapshot(snapshot).map(|()| ExitCode::SUCCESS),
+        Verb::Man(man) => return generate::man(man).map(|()| ExitCode::SUCCESS),
+        Verb::Completions(completions) => {
+            generate::completions(completions);
+            return Ok(ExitCode::SUCCESS);
+        }
+        Verb::Doctor(_) => return doctor::run(cli.root),
         _ => {}
     }
     let root = cli.root.map_or_else(Store::default_root, Ok)?;
@@ -76,7 +105,8 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Verb::Logs(logs) => containers::logs(&store, &logs)?,
         Verb::Diff(diff) => containers::diff(&store, &diff)?,
         Verb::Supervise(supervise) => return containers::supervise(&store, &supervise),
-        Verb::Unpack(_) | Verb::Snapshot(_) => {}
+        Verb::Which(which) => images::which(&store, &which)?,
+        Verb::Unpack(_) | Verb::Snapshot(_) | Verb::Man(_) | Verb::Completions(_) | Verb::Doctor(_) => {}
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -332,7 +332,7 @@ impl<'a> Fields<'a> {
             opcode::OPENDIR => Operation::OpenDir,
             opcode::READDIR => Operation::ReadDir(self.read()?),
             opcode::READDIRPLUS => Operation::ReadDirPlus(self.read()?),
-            opcode::RELEASEDIR => Operation::ReleaseDir,
+            opcode::RELEASEDIR => self.handle().map(|_none| Operation::ReleaseDir)?,
             opcode::FSYNCDIR => {
                 // Directories have no handles.
                 self.handle()?;

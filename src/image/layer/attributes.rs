@@ -7,7 +7,8 @@ use rustix::io::Errno;
 
 use super::error::{AtPath, LayerError, Result, printable};
 use super::pax::Time;
-use crate::whiteout::{Namespace, OVERRIDE_STAT, Visible, escape_xattr, unescape_xattr};
+use crate::whiteout::override_stat::CONTAINERS as OVERRIDE_STAT;
+use crate::whiteout::{Namespace, Visible, escape_xattr, unescape_xattr};
 
 /// The access and default ACLs, as attributes.
 const ACL_ACCESS: &str = "system.posix_acl_access";
@@ -370,10 +371,9 @@ fn apply_override(value: &[u8], kind: &mut FileKind, attributes: &mut Attributes
     let (Ok(uid), Ok(gid), Ok(mode)) = (uid.parse(), gid.parse(), u32::from_str_radix(mode, 8)) else { return };
     (attributes.uid, attributes.gid, attributes.mode) = (uid, gid, mode & 0o7777);
     // A directory or link is what it is; a plain file may stand in for a special one.
-    if let (FileKind::Regular, Some(recorded)) = (*kind, fields.next().and_then(FileKind::from_override_type)) {
-        if !matches!(recorded, FileKind::Directory) {
-            *kind = recorded;
-        }
+    let recorded = fields.next().and_then(FileKind::from_override_type);
+    if let (FileKind::Regular, Some(recorded)) = (*kind, recorded.filter(|kind| *kind != FileKind::Directory)) {
+        *kind = recorded;
     }
 }
 

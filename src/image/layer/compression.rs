@@ -44,7 +44,7 @@ impl fmt::Display for Compression {
 }
 
 /// A reader with its first bytes put back.
-pub(crate) type Sniffed<R> = io::BufReader<io::Chain<io::Cursor<Vec<u8>>, R>>;
+pub(crate) type Sniffed<R> = io::Chain<io::Cursor<Vec<u8>>, R>;
 
 /// Reads the first bytes of `input` and tells its compression; the reader given back starts at the beginning.
 ///
@@ -54,7 +54,7 @@ pub(crate) fn sniff<R: Read>(mut input: R) -> io::Result<(Compression, Sniffed<R
     let mut start = Vec::with_capacity(SNIFF_LEN);
     input.by_ref().take(SNIFF_LEN as u64).read_to_end(&mut start)?;
     let compression = Compression::sniff(&start);
-    Ok((compression, io::BufReader::with_capacity(128 << 10, io::Cursor::new(start).chain(input))))
+    Ok((compression, io::Cursor::new(start).chain(input)))
 }
 
 /// A reader of the uncompressed bytes of `input`, which reads `input` to its end.
@@ -200,6 +200,7 @@ impl<R: BufRead> Read for Peek<R> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use std::io::Write;

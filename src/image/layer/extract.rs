@@ -240,13 +240,11 @@ enum Names {
 }
 
 fn directory_names(parent: &[u8], path: &[u8]) -> Result<Names> {
-    for name in components(parent).filter(|name| name.starts_with(AUFS_PREFIX)) {
-        match decode_aufs_name(OsStr::from_bytes(name)) {
-            AufsName::Bookkeeping => return Ok(Names::Bookkeeping),
-            _ => return Err(LayerError::entry(path, "an entry below a whiteout")),
-        }
+    match components(parent).find(|name| name.starts_with(AUFS_PREFIX)) {
+        None => Ok(Names::Plain),
+        Some(name) if decode_aufs_name(OsStr::from_bytes(name)) == AufsName::Bookkeeping => Ok(Names::Bookkeeping),
+        Some(_) => Err(LayerError::entry(path, "an entry below a whiteout")),
     }
-    Ok(Names::Plain)
 }
 
 /// The attributes that an entry gives its file.

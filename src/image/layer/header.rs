@@ -8,6 +8,9 @@ pub(crate) const BLOCK: usize = 512;
 /// One raw header block.
 pub(crate) type Block = [u8; BLOCK];
 
+/// Offsets and lengths as an archive has them, unchecked.
+pub(crate) type RawMap = Vec<(i128, i128)>;
+
 /// Why a block is not a header.
 pub(crate) type Problem = String;
 
@@ -107,7 +110,7 @@ impl<'a> Header<'a> {
     }
 
     /// The part of a GNU sparse map that is in the header, whether more follows, and the file's size.
-    pub(crate) fn gnu_sparse(&self) -> Result<(Vec<(i128, i128)>, bool, i128), Problem> {
+    pub(crate) fn gnu_sparse(&self) -> Result<(RawMap, bool, i128), Problem> {
         Ok((sparse_map(field(self.block, 386, 96))?, self.block[482] != 0, self.number("real size", 483, 12)?))
     }
 
@@ -117,12 +120,12 @@ impl<'a> Header<'a> {
 }
 
 /// The map in one extension block of a GNU sparse file, and whether another follows.
-pub(crate) fn gnu_sparse_extension(block: &Block) -> Result<(Vec<(i128, i128)>, bool), Problem> {
+pub(crate) fn gnu_sparse_extension(block: &Block) -> Result<(RawMap, bool), Problem> {
     Ok((sparse_map(field(block, 0, 504))?, block[504] != 0))
 }
 
 /// Offset and length pairs up to the first empty one.
-fn sparse_map(bytes: &[u8]) -> Result<Vec<(i128, i128)>, Problem> {
+fn sparse_map(bytes: &[u8]) -> Result<RawMap, Problem> {
     let mut map = Vec::new();
     for pair in bytes.chunks_exact(24) {
         if pair[0] == 0 {
@@ -198,6 +201,7 @@ fn octal(field: &[u8]) -> Option<i128> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

@@ -86,10 +86,9 @@ impl Marks {
 /// In an opaque directory they would be plain files.
 fn remove_xattr_whiteouts(dir: BorrowedFd<'_>, path: &[u8]) -> Result<()> {
     for name in confined::sorted_names(dir).at(path)? {
-        if let Some(stat) = confined::stat_entry(dir, &name).at(path)? {
-            if FileKind::of(&stat) == FileKind::Regular && is_whiteout(dir, &name, &stat).at(path)? {
-                rustix::fs::unlinkat(dir, name.as_slice(), rustix::fs::AtFlags::empty()).at(path)?;
-            }
+        let Some(stat) = confined::stat_entry(dir, &name).at(path)? else { continue };
+        if FileKind::of(&stat) == FileKind::Regular && is_whiteout(dir, &name, &stat).at(path)? {
+            rustix::fs::unlinkat(dir, name.as_slice(), rustix::fs::AtFlags::empty()).at(path)?;
         }
     }
     Ok(())

@@ -82,6 +82,7 @@ pub(crate) fn is_at_or_below(path: &[u8], ancestor: &[u8]) -> bool {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

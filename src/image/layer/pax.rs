@@ -50,15 +50,21 @@ impl PaxSparse {
 pub(crate) fn parse(mut bytes: &[u8]) -> Result<Extended, Problem> {
     let mut extended = Extended::default();
     while !bytes.is_empty() {
-        let (key, value, rest) = record(bytes)?;
-        apply(&mut extended, key, value)?;
+        let (record, rest) = record(bytes)?;
+        apply(&mut extended, record.key, record.value)?;
         bytes = rest;
     }
     Ok(extended)
 }
 
-/// The first record: its key, its value, and what follows it.
-fn record(bytes: &[u8]) -> Result<(&[u8], &[u8], &[u8]), Problem> {
+/// One record.
+struct Record<'a> {
+    key: &'a [u8],
+    value: &'a [u8],
+}
+
+/// The first record, and what follows it.
+fn record(bytes: &[u8]) -> Result<(Record<'_>, &[u8]), Problem> {
     let malformed = || "malformed PAX record".to_owned();
     let space = bytes.iter().take(20).position(|&byte| byte == b' ').ok_or_else(malformed)?;
     let (digits, _) = bytes.split_at(space);
@@ -70,7 +76,7 @@ fn record(bytes: &[u8]) -> Result<(&[u8], &[u8], &[u8]), Problem> {
     if key.is_empty() || key.contains(&0) {
         return Err(malformed());
     }
-    Ok((key, value, bytes.get(len..).unwrap_or_default()))
+    Ok((Record { key, value }, bytes.get(len..).unwrap_or_default()))
 }
 
 fn apply(extended: &mut Extended, key: &[u8], value: &[u8]) -> Result<(), Problem> {
@@ -109,14 +115,14 @@ fn apply(extended: &mut Extended, key: &[u8], value: &[u8]) -> Result<(), Proble
         }
         b"GNU.sparse.offset" | b"GNU.sparse.numbytes" => {
             let map = extended.sparse.map.get_or_insert_default();
-            let expects_offset = map.len() % 2 == 0;
+            let expects_offset = map.len().is_multiple_of(2);
             if expects_offset != (key == b"GNU.sparse.offset") {
                 return Err("the PAX sparse map has offsets and lengths out of turn".to_owned());
             }
             map.push(number("sparse map")?.ok_or("the PAX sparse map has an empty number")?);
         }
         b"GNU.sparse.map" => {
-            let numbers = value.split(|&byte| byte == b',').map(|digits| decimal(digits));
+            let numbers = value.split(|&byte| byte == b',').map(decimal);
             let map: Option<Vec<u64>> = if value.is_empty() { Some(Vec::new()) } else { numbers.collect() };
             extended.sparse.map = Some(map.ok_or("the PAX sparse map holds something that is not a number")?);
         }
@@ -222,6 +228,7 @@ fn base64_decoded(text: &[u8]) -> Option<Vec<u8>> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

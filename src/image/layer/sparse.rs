@@ -45,6 +45,7 @@ pub(crate) fn whole(size: u64) -> Vec<Segment> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

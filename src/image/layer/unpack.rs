@@ -18,6 +18,8 @@ use crate::image::digest::{Digest, Hasher};
 
 /// Bytes of one buffer.
 const BUFFER: usize = 256 << 10;
+/// Bytes read at once from the layer's stream.
+const READ: usize = 128 << 10;
 /// Buffers between two threads.
 const QUEUE: usize = 8;
 
@@ -111,8 +113,13 @@ impl Job<'_> {
     /// All in the calling thread.
     fn serial(&self, input: &mut dyn Read, recipe: Option<RecipeWriter>) -> Result<Done> {
         let mut compressed = Hasher::new();
-        let counted = Counted { inner: input, total: self.read_bytes, seen: |bytes: &[u8]| compressed.update(bytes) };
-        let (compression, input) = compression::sniff(counted).map_err(input_error)?;
+        let (compression, input) = compression::sniff(input).map_err(input_error)?;
+        let seen = |bytes: &[u8]| {
+            if compression != Compression::None {
+                compressed.update(bytes);
+            }
+        };
+        let input = io::BufReader::with_capacity(READ, Counted { inner: input, total: self.read_bytes, seen });
         let decoder = compression::decoder(input, compression).map_err(input_error)?;
         let mut uncompressed = Hasher::new();
         let extracted = {
@@ -134,7 +141,7 @@ impl Job<'_> {
             let read = self.feed(input, to_hash, &to_extract, to_hash_compressed);
             if let Err(error) = &read {
                 // The extractor stops at a cut stream by itself; told why, it does not take it for an archive's end.
-                to_extract.send(Message::Broken(error.to_string())).unwrap_or_else(|_stopped| ());
+                to_extract.send(Message::Broken(error.to_string())).unwrap_or(());
             }
             drop(to_extract);
             let extracted = extracting.join().unwrap_or_else(|_| Err(panicked("extracting")));
@@ -159,16 +166,20 @@ impl Job<'_> {
         to_hash_compressed: SyncSender<Buffer>,
     ) -> Result<Compression> {
         let mut gathered = Vec::with_capacity(BUFFER);
+        let (compression, input) = compression::sniff(input).map_err(input_error)?;
         let seen = |bytes: &[u8]| {
+            // An uncompressed stream's only digest is taken elsewhere.
+            if compression == Compression::None {
+                return;
+            }
             gathered.extend_from_slice(bytes);
             if gathered.len() >= BUFFER {
                 let full = std::mem::replace(&mut gathered, Vec::with_capacity(BUFFER));
                 // It stops only when this thread lets go of the channel.
-                to_hash_compressed.send(Arc::new(full)).unwrap_or_else(|_stopped| ());
+                to_hash_compressed.send(Arc::new(full)).unwrap_or(());
             }
         };
-        let counted = Counted { inner: input, total: self.read_bytes, seen };
-        let (compression, input) = compression::sniff(counted).map_err(input_error)?;
+        let input = io::BufReader::with_capacity(READ, Counted { inner: input, total: self.read_bytes, seen });
         let mut decoder = compression::decoder(input, compression).map_err(input_error)?;
         let mut total = 0;
         loop {
@@ -190,7 +201,7 @@ impl Job<'_> {
             }
         }
         drop(decoder);
-        to_hash_compressed.send(Arc::new(gathered)).unwrap_or_else(|_stopped| ());
+        to_hash_compressed.send(Arc::new(gathered)).unwrap_or(());
         Ok(compression)
     }
 }

@@ -108,8 +108,8 @@ fn put_name(block: &mut Block, name: &[u8], records: &mut Vec<u8>) {
     if name.len() <= 100 {
         return put(block, 0, name);
     }
-    let slashes = name.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(at, _)| at);
-    let split = slashes.filter(|at| (1..=155).contains(at) && (1..=100).contains(&(name.len() - at - 1))).next_back();
+    let mut slashes = name.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(at, _)| at);
+    let split = slashes.rfind(|at| (1..=155).contains(at) && (1..=100).contains(&(name.len() - at - 1)));
     match split {
         Some(at) => {
             put(block, 345, name.get(..at).unwrap_or_default());
@@ -211,6 +211,7 @@ fn base64(bytes: &[u8]) -> Vec<u8> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

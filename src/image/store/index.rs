@@ -110,7 +110,7 @@ mod tests {
         add(&mut index, &old, &[]);
         add(&mut index, &old, &[]);
         assert_eq!(names(&index), [(old.digest, None)]);
-        add(&mut index, &old, &[name.clone()]);
+        add(&mut index, &old, std::slice::from_ref(&name));
         assert_eq!(names(&index), [(old.digest, Some("a:latest".to_owned()))]);
         add(&mut index, &new, &[name.clone(), other]);
         assert_eq!(

@@ -1,0 +1,218 @@
+"""The layers that the rows work on. Each stack is built once below the work directory and used again; a file `built`
+says that it is complete."""
+
+import json
+import os
+import shutil
+import subprocess
+
+MAIN_LAYERS = 8
+DIRECTORIES = 500
+BIG = 20_000
+HUGE_MIB = 512
+CACHE_MB = 200
+DEEP = 60
+MILLION_DIRECTORIES = 2_000
+MILLION_EACH = 499
+LARGE_FILES = 20
+LARGE_MIB = 10
+SOURCE_FILES = 8_000
+TRANSACTIONS = 500
+# Of the package `git` and what it needs, as Debian has it.
+INSTALLED = "git"
+
+
+def directory(number):
+    return f"p{number % 20}/d{number}"
+
+
+def write(path, size):
+    with open(path, "wb") as file:
+        file.write(b"x" * size)
+
+
+def random_file(path, mib):
+    with open(path, "wb") as file:
+        for _ in range(mib):
+            file.write(os.urandom(1 << 20))
+
+
+def write_lines(path, lines):
+    with open(path, "w") as file:
+        file.writelines(line + "\n" for line in lines)
+
+
+def main(base):
+    """8 layers with 12,000 small files in 500 directories, a directory of 20,000 entries, and a file of 512 MiB."""
+    small = []
+    for layer in range(MAIN_LAYERS):
+        for number in range(DIRECTORIES):
+            path = f"l{layer}/{directory(number)}"
+            os.makedirs(f"{base}/{path}")
+            for index in range(3):
+                name = f"f{layer}-{index}"
+                write(f"{base}/{path}/{name}", 200 + index * 700)
+                small.append(f"{directory(number)}/{name}")
+    os.mkdir(f"{base}/l0/big")
+    for index in range(BIG):
+        write(f"{base}/l0/big/e{index}", 0)
+    random_file(f"{base}/l0/huge", HUGE_MIB)
+    write_lines(f"{base}/small.list", small)
+    write_lines(f"{base}/append.list", [name for name in small if "/f0-" in name or "/f1-0" in name][:2000])
+    write_lines(f"{base}/missing.list", [f"{directory(d)}/none{k}" for d in range(DIRECTORIES) for k in range(40)])
+    for part in range(4):
+        write_lines(f"{base}/small{part}.list", small[part::4])
+
+
+def many_layers(count):
+    """500 directories with a file each; 50 of the directories are in every layer."""
+
+    def build(base):
+        for layer in range(count):
+            for number in range(DIRECTORIES):
+                if number % count == layer or number % 10 == 0:
+                    path = f"{base}/l{layer}/{directory(number)}"
+                    os.makedirs(path)
+                    write(f"{path}/f{layer}", 500)
+            os.makedirs(f"{base}/l{layer}", exist_ok=True)
+
+    return build
+
+
+def hundred_thousand(base):
+    """One directory of 100,000 entries in two layers."""
+    for layer in range(2):
+        os.makedirs(f"{base}/l{layer}/big")
+        for index in range(layer, 100_000, 2):
+            write(f"{base}/l{layer}/big/e{index}", 0)
+
+
+def deep(base):
+    """A path of 60 directories in 8 layers, a file of each layer at every step, and lists of them."""
+    names = []
+    for layer in range(MAIN_LAYERS):
+        path = ""
+        for depth in range(DEEP):
+            path += f"level{depth}/"
+            os.makedirs(f"{base}/l{layer}/{path}")
+            for index in range(4):
+                write(f"{base}/l{layer}/{path}f{layer}-{index}", 300)
+                names.append(f"{path}f{layer}-{index}")
+    write_lines(f"{base}/names.list", names)
+
+
+def million(base):
+    """1,000,000 entries in 4 layers: 2,000 directories of 499 files."""
+    for number in range(MILLION_DIRECTORIES):
+        path = f"{base}/l{number % 4}/m{number % 40}/d{number}"
+        os.makedirs(path)
+        for index in range(MILLION_EACH):
+            os.close(os.open(f"{path}/file{index}", os.O_CREAT | os.O_WRONLY, 0o644))
+
+
+def large(base):
+    """20 files of 10 MiB."""
+    os.makedirs(f"{base}/l0/large")
+    for index in range(LARGE_FILES):
+        random_file(f"{base}/l0/large/f{index}", LARGE_MIB)
+
+
+def shared(base):
+    """An image of 200 MB."""
+    os.makedirs(f"{base}/l0")
+    os.makedirs(f"{base}/l1")
+    for index in range(CACHE_MB // 2):
+        for layer in range(2):
+            with open(f"{base}/l{layer}/f{layer}-{index}", "wb") as file:
+                file.write(os.urandom(1_000_000))
+
+
+def sources(base):
+    """A git repository of 8,000 files, and SQL for sqlite; the layer itself is almost empty."""
+    os.makedirs(f"{base}/l0/home")
+    repository = f"{base}/repository"
+    os.mkdir(repository)
+    git = ["git", "-c", "user.name=bench", "-c", "user.email=bench@localhost", "-C", repository]
+    subprocess.run([*git, "init", "-q"], check=True)
+    for index in range(SOURCE_FILES):
+        path = f"{repository}/s{index % 250}"
+        os.makedirs(path, exist_ok=True)
+        write_lines(f"{path}/source{index}.c", [f"int f{index}_{line}(void);" for line in range(40)])
+    subprocess.run([*git, "add", "."], check=True)
+    subprocess.run([*git, "commit", "-q", "-m", "bench"], check=True)
+    subprocess.run([*git, "repack", "-q", "-a", "-d"], check=True)
+    rows = ["create table t(id integer primary key, words text);"]
+    rows += [f"begin; insert into t(words) values('row {n}'); commit;" for n in range(TRANSACTIONS)]
+    write_lines(f"{base}/transactions.sql", [*rows, "select count(*) from t;"])
+
+
+def build_tree(repository):
+    """The C library zstd, as the crate zstd-sys that we depend on brings it."""
+
+    def build(base):
+        told = subprocess.run(
+            ["cargo", "metadata", "--format-version", "1"], cwd=repository, check=True, capture_output=True
+        )
+        packages = json.loads(told.stdout)["packages"]
+        manifest = next(p["manifest_path"] for p in packages if p["name"] == "zstd-sys")
+        source = os.path.join(os.path.dirname(manifest), "zstd/lib")
+        shutil.copytree(source, f"{base}/l0/zstd/lib")
+        count = sum(name.endswith(".c") for _, _, names in os.walk(source) for name in names)
+        write_lines(f"{base}/count", [str(count)])
+
+    return build
+
+
+def debian(base):
+    """A minimal Debian from the machine's own apt sources, with the packages to install already fetched."""
+    lists = ["/etc/apt/sources.list"]
+    for name in sorted(os.listdir("/etc/apt/sources.list.d")):
+        if name.endswith((".list", ".sources")):
+            lists.append(f"/etc/apt/sources.list.d/{name}")
+    active = [path for path in lists if os.path.exists(path) and any(is_source(line) for line in open(path))]
+    dumped = subprocess.run(["apt-config", "dump"], check=True, capture_output=True, text=True).stdout.splitlines()
+    # What this machine needs to reach its mirror, the tree needs too.
+    kept = ("Acquire::http::Proxy ", "Acquire::https::Proxy ", "Acquire::Check-Valid-Until ", "Acquire::Check-Date ")
+    write_lines(f"{base}/apt.conf", [line for line in dumped if line.startswith(kept)])
+    with open("/etc/os-release") as release:
+        words = dict(line.rstrip().split("=", 1) for line in release if "=" in line)
+    fetch = f'chroot "$1" apt-get -q -y --no-install-recommends --download-only install {INSTALLED}'
+    command = ["mmdebstrap", "--quiet", "--variant=apt", f"--aptopt={base}/apt.conf", "--skip=cleanup"]
+    command += ["--include=ca-certificates", f"--customize-hook={fetch}"]
+    command += [words["VERSION_CODENAME"], f"{base}/l0", *active]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+
+
+def is_source(line):
+    return line.startswith(("deb ", "URIs:"))
+
+
+# Name -> (number of layers, builder).
+def stacks(repository):
+    return {
+        "main": (MAIN_LAYERS, main),
+        "layers100": (100, many_layers(100)),
+        "layers200": (200, many_layers(200)),
+        "hundred": (2, hundred_thousand),
+        "deep": (MAIN_LAYERS, deep),
+        "million": (4, million),
+        "large": (1, large),
+        "shared": (2, shared),
+        "sources": (1, sources),
+        "build": (1, build_tree(repository)),
+        "debian": (1, debian),
+    }
+
+
+def ensure(repository, top, name, say):
+    """The directory of a stack and the names of its layers in it, topmost first; builds what is missing."""
+    count, build = stacks(repository)[name]
+    base = os.path.join(top, "trees", name)
+    if not os.path.exists(f"{base}/built"):
+        say(f"building the layers '{name}': {(build.__doc__ or many_layers.__doc__).splitlines()[0]}")
+        shutil.rmtree(base, ignore_errors=True)
+        os.makedirs(base)
+        build(base)
+        os.sync()
+        write_lines(f"{base}/built", ["yes"])
+    return base, [f"l{layer}" for layer in range(count)]

@@ -1,0 +1,364 @@
+//! Containers through the program: mounted by stratafs (needs /dev/fuse) and by overlayfs, run by runc.
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use super::tar_build::{Tar, spec};
+
+/// A store with `tool:1`: a root file system of the host's own shell and libraries.
+struct World {
+    dir: tempfile::TempDir,
+    driver: &'static str,
+}
+
+/// Programs that the image holds, with the libraries that they need.
+const PROGRAMS: [&str; 12] = [
+    "/bin/sh",
+    "/bin/cat",
+    "/bin/id",
+    "/bin/ls",
+    "/bin/sleep",
+    "/bin/stty",
+    "/bin/mkdir",
+    "/bin/mv",
+    "/bin/rm",
+    "/bin/ln",
+    "/bin/touch",
+    "/usr/bin/env",
+];
+
+/// The libraries that `ldd` names.
+fn libraries(program: &str) -> Vec<String> {
+    let output = Command::new("ldd").arg(program).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    text.split_whitespace().filter(|word| word.starts_with('/')).map(str::to_owned).collect()
+}
+
+fn rootfs() -> Vec<u8> {
+    let mut tar = Tar::new().dir("./").dir("bin/").dir("etc/").dir("tmp/").dir("data/").file("data/lower", "lower\n");
+    tar = tar.file("etc/passwd", "root:x:0:0:root:/root:/bin/sh\nme:x:1000:1001::/home/me:/bin/sh\n");
+    tar = tar.file("etc/group", "root:x:0:\nus:x:1001:\nmore:x:50:me\n");
+    let mut libs: Vec<String> = PROGRAMS.iter().flat_map(|program| libraries(program)).collect();
+    libs.sort();
+    libs.dedup();
+    for program in PROGRAMS {
+        let name = format!("bin/{}", program.rsplit('/').next().unwrap());
+        tar = tar.entry(spec(name, b'0').mode(0o755).content(std::fs::read(program).unwrap()));
+    }
+    for lib in libs {
+        tar = tar.entry(spec(&lib[1..], b'0').mode(0o755).content(std::fs::read(&lib).unwrap()));
+    }
+    tar.end()
+}
+
+impl World {
+    fn new(driver: &'static str) -> Self {
+        let dir = tempfile::Builder::new().prefix("strata-test-").tempdir().unwrap();
+        let tar = dir.path().join("rootfs.tar");
+        std::fs::write(&tar, rootfs()).unwrap();
+        let world = Self { dir, driver };
+        let tar = tar.to_str().unwrap();
+        world.ok(&[
+            "import",
+            "-c",
+            "ENTRYPOINT [\"/bin/sh\",\"-c\"]",
+            "-c",
+            "CMD [\"echo default\"]",
+            "-c",
+            "ENV A=image",
+            tar,
+            "tool:1",
+        ]);
+        world
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_strata"));
+        command.env("STRATA_DRIVER", self.driver).env_remove("STRATA_RUNTIME");
+        command.arg("--root").arg(self.root()).args(args).stdin(Stdio::null());
+        command
+    }
+
+    fn root(&self) -> PathBuf {
+        self.dir.path().join("store")
+    }
+
+    fn run(&self, args: &[&str]) -> Output {
+        self.command(args).output().unwrap()
+    }
+
+    fn ok(&self, args: &[&str]) -> String {
+        let output = self.run(args);
+        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    fn mounts(&self) -> usize {
+        let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        table.lines().filter(|line| line.contains(self.dir.path().to_str().unwrap())).count()
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        for line in table.lines().filter(|line| line.contains(self.dir.path().to_str().unwrap())) {
+            Command::new("umount").args(["-l", line.split(' ').nth(4).unwrap()]).status().unwrap();
+        }
+    }
+}
+
+fn worlds() -> Vec<World> {
+    let without_fuse = !Path::new("/dev/fuse").exists() && std::env::var_os("STRATAFS_TEST_NO_FUSE").is_some();
+    let drivers: &[&str] = if without_fuse { &["overlay"] } else { &["overlay", "stratafs"] };
+    drivers.iter().map(|driver| World::new(driver)).collect()
+}
+
+#[test]
+fn mount_change_commit_and_mount_again() {
+    for world in worlds() {
+        let driver = world.driver;
+        let merged = world.ok(&["mount", "--name", "c", "tool:1"]);
+        let merged = Path::new(merged.trim());
+        std::fs::write(merged.join("data/new"), "new").unwrap();
+        std::fs::rename(merged.join("data"), merged.join("moved")).unwrap();
+        std::fs::remove_file(merged.join("etc/group")).unwrap();
+        let id = world.ok(&["commit", "-m", "m", "c", "tool:2"]);
+        assert!(id.starts_with("sha256:"), "{driver}: it is committed while it is mounted");
+        let changes = world.ok(&["diff", "c"]);
+        assert_eq!(changes, "D /data\nC /etc\nD /etc/group\nA /moved\nA /moved/lower\nA /moved/new\n", "{driver}");
+        assert!(!world.run(&["rm", "c"]).status.success(), "{driver}: not while it is mounted");
+        world.ok(&["umount", "c"]);
+        assert_eq!(world.mounts(), 0);
+        assert_eq!(world.ok(&["mount", "c"]).trim(), merged.to_str().unwrap());
+        assert_eq!(std::fs::read_to_string(merged.join("moved/lower")).unwrap(), "lower\n", "{driver}");
+        world.ok(&["umount", "--rm", merged.to_str().unwrap()]);
+        assert!(!merged.exists());
+        let again = world.ok(&["mount", "--read-only", "tool:2"]);
+        let again = Path::new(again.trim());
+        assert_eq!(std::fs::read_to_string(again.join("moved/new")).unwrap(), "new", "{driver}");
+        assert!(!again.join("data").exists() && !again.join("etc/group").exists(), "{driver}");
+        assert!(std::fs::write(again.join("x"), "").is_err(), "{driver}: read-only");
+        let place = world.dir.path().join("place");
+        std::fs::create_dir(&place).unwrap();
+        world.ok(&["mount", "--name", "elsewhere", "tool:2", place.to_str().unwrap()]);
+        assert!(place.join("moved").exists());
+        assert_eq!(world.ok(&["mount"]).lines().count(), 2);
+        world.ok(&["umount", place.to_str().unwrap()]);
+    }
+}
+
+#[test]
+fn run_gives_output_and_exit_code() {
+    for world in worlds() {
+        let driver = world.driver;
+        assert_eq!(world.ok(&["run", "--rm", "tool:1"]), "default\n", "{driver}");
+        assert_eq!(world.ok(&["run", "--rm", "-e", "B=2", "tool:1", "echo $A $B"]), "image 2\n", "{driver}");
+        assert_eq!(world.ok(&["run", "--rm", "--entrypoint", "/bin/cat", "tool:1", "/data/lower"]), "lower\n");
+        let failing = world.run(&["run", "--rm", "tool:1", "echo out; echo err >&2; exit 7"]);
+        assert_eq!(
+            (failing.status.code(), &failing.stdout[..], &failing.stderr[..]),
+            (Some(7), &b"out\n"[..], &b"err\n"[..])
+        );
+        assert_eq!(world.ok(&["run", "--rm", "-w", "/data", "tool:1", "ls"]), "lower\n");
+        let user = world.ok(&["run", "--rm", "-u", "me", "tool:1", "id; env"]);
+        assert!(user.starts_with("uid=1000(me) gid=1001(us) groups=1001(us),50(more)\n"), "{driver}: {user}");
+        assert!(user.contains("HOME=/home/me\n"), "{driver}: {user}");
+        assert!(!world.run(&["run", "--rm", "-u", "nobody", "tool:1"]).status.success());
+        let volume = format!("{}:/vol", world.dir.path().display());
+        assert_eq!(world.ok(&["run", "--rm", "-v", &volume, "tool:1", "ls /vol"]), "rootfs.tar\nstore\n");
+        let read_only = world.run(&["run", "--rm", "--read-only", "tool:1", "touch /x"]);
+        assert!(!read_only.status.success(), "{driver}");
+        let network = world.ok(&["run", "--rm", "--network", "none", "tool:1", "cat /proc/net/dev"]);
+        assert_eq!(network.lines().count(), 3, "{driver}: only lo");
+        let masked =
+            world.ok(&["run", "--rm", "tool:1", "cat /proc/kcore; echo x >/proc/sys/kernel/hostname || echo refused"]);
+        assert_eq!(masked, "refused\n", "{driver}");
+        assert_eq!((world.ok(&["ps", "-aq"]), world.mounts()), (String::new(), 0), "{driver}: nothing is left");
+    }
+}
+
+#[test]
+fn input_is_passed_only_if_asked() {
+    for world in worlds() {
+        let feed = |args: &[&str]| {
+            let mut child = world.command(args).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+            std::io::Write::write_all(&mut child.stdin.take().unwrap(), b"typed\n").unwrap();
+            let mut out = String::new();
+            child.stdout.take().unwrap().read_to_string(&mut out).unwrap();
+            child.wait().unwrap();
+            out
+        };
+        assert_eq!(feed(&["run", "--rm", "-i", "tool:1", "cat"]), "typed\n");
+        assert_eq!(feed(&["run", "--rm", "tool:1", "cat"]), "");
+    }
+}
+
+#[test]
+fn a_terminal_is_one() {
+    for world in worlds() {
+        let program = format!(
+            "{} --root {} run --rm -it tool:1 'sleep 0.5; stty size; test -t 0 && echo terminal'",
+            env!("CARGO_BIN_EXE_strata"),
+            world.root().display()
+        );
+        let mut command = Command::new("script");
+        command
+            .args(["-qec", &format!("stty rows 33 cols 77; {program}"), "/dev/null"])
+            .env("STRATA_DRIVER", world.driver);
+        let output = command.stdin(Stdio::null()).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).replace('\r', "");
+        assert!(text.contains("33 77\nterminal\n"), "{}: {text}", world.driver);
+        assert!(!world.run(&["run", "--rm", "-t", "tool:1", "true"]).status.success(), "-t without a terminal");
+    }
+}
+
+#[test]
+fn a_run_leaves_only_what_the_container_changed() {
+    for world in worlds() {
+        world.ok(&["run", "--name", "c", "-v", "/etc:/mnt/etc", "tool:1", "echo x >/tmp/made; mv /data /data2"]);
+        assert_eq!(
+            world.ok(&["diff", "c"]),
+            "D /data\nA /data2\nA /data2/lower\nC /tmp\nA /tmp/made\n",
+            "{}",
+            world.driver
+        );
+        assert_eq!(world.mounts(), 0);
+        assert!(world.ok(&["ps", "-a"]).contains("stopped"));
+        world.ok(&["commit", "c", "tool:3"]);
+        assert!(world.ok(&["history", "tool:3"]).contains("echo x >/tmp/made"));
+        assert_eq!(world.ok(&["run", "--rm", "tool:3", "cat /tmp/made /data2/lower"]), "x\nlower\n");
+    }
+}
+
+fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !done() {
+        assert!(Instant::now() < deadline, "{what} does not come");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn detached_containers() {
+    for world in worlds() {
+        let driver = world.driver;
+        assert_eq!(world.ok(&["run", "-d", "--name", "d", "tool:1", "echo started; sleep 1000"]), "d\n");
+        assert!(world.ok(&["ps"]).contains("running"), "{driver}");
+        assert_eq!(world.ok(&["exec", "d", "/bin/cat", "/data/lower"]), "lower\n", "{driver}");
+        assert_eq!(world.run(&["exec", "d", "/bin/sh", "-c", "exit 5"]).status.code(), Some(5), "{driver}");
+        assert!(!world.run(&["rm", "d"]).status.success(), "{driver}: not while it runs");
+        world.ok(&["commit", "d", "tool:running"]);
+        world.ok(&["stop", "-t", "0", "d"]);
+        assert!(world.ok(&["ps", "-a"]).contains("exited (137)"), "{driver}");
+        assert_eq!(world.ok(&["logs", "d"]), "started\n", "{driver}");
+        world.ok(&["rm", "d"]);
+        world.ok(&["run", "-d", "--rm", "--name", "short", "tool:1", "exit 3"]);
+        wait_until("the end of it", || world.ok(&["ps", "-aq"]).is_empty());
+        world.ok(&["run", "-d", "--name", "forced", "tool:1", "sleep 1000"]);
+        world.ok(&["rm", "-f", "forced"]);
+        wait_until("no mount", || world.mounts() == 0);
+        let bad = world.run(&["run", "-d", "--name", "bad", "--entrypoint", "/nonexistent", "tool:1"]);
+        assert_eq!(bad.status.code(), Some(127), "{driver}");
+        wait_until("no mount", || world.mounts() == 0);
+    }
+}
+
+#[test]
+fn a_crash_of_everything_costs_no_changes() {
+    for world in worlds() {
+        let driver = world.driver;
+        world.ok(&["run", "-d", "--name", "c", "tool:1", "echo kept >/data/kept; sleep 1000"]);
+        let kept = world.root().join("containers/c/merged/data/kept");
+        wait_until("the change", || std::fs::read(&kept).is_ok_and(|bytes| bytes == b"kept\n"));
+        for pattern in ["supervise c", "fsname=strata-c"] {
+            for pid in processes(world.dir.path(), pattern) {
+                Command::new("kill").args(["-9", &pid]).status().unwrap();
+            }
+        }
+        let status = world.ok(&["ps", "-a"]);
+        assert!(status.contains("running"), "{driver}: {status}");
+        world.ok(&["stop", "-t", "0", "c"]);
+        assert_eq!(world.mounts(), 0, "{driver}");
+        let merged = world.ok(&["mount", "c"]);
+        assert_eq!(std::fs::read(Path::new(merged.trim()).join("data/kept")).unwrap(), b"kept\n", "{driver}");
+        for pid in processes(world.dir.path(), "fsname=strata-c") {
+            Command::new("kill").args(["-9", &pid]).status().unwrap();
+        }
+        let again = world.ok(&["mount", "c"]);
+        assert_eq!(std::fs::read(Path::new(again.trim()).join("data/kept")).unwrap(), b"kept\n", "{driver}");
+        world.ok(&["rm", "-f", "c"]);
+        assert_eq!(world.mounts(), 0, "{driver}");
+    }
+}
+
+/// Ids of the processes that have the text and the directory in their command line.
+fn processes(dir: &Path, text: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+        let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        let line = String::from_utf8_lossy(&line).replace('\0', " ");
+        if line.contains(text) && line.contains(dir.to_str().unwrap()) {
+            found.push(entry.file_name().into_string().unwrap());
+        }
+    }
+    found
+}
+
+#[test]
+fn a_signal_reaches_the_container() {
+    for world in worlds() {
+        let script = "trap 'echo got; exit 9' TERM; echo ready; while :; do sleep 0.05; done";
+        let mut child = world.command(&["run", "--rm", "tool:1", script]).stdout(Stdio::piped()).spawn().unwrap();
+        let mut out = child.stdout.take().unwrap();
+        let mut first = [0; 6];
+        out.read_exact(&mut first).unwrap();
+        assert_eq!(&first, b"ready\n");
+        Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap();
+        assert_eq!(child.wait().unwrap().code(), Some(9), "{}", world.driver);
+        let mut rest = String::new();
+        out.read_to_string(&mut rest).unwrap();
+        assert_eq!((rest.as_str(), world.mounts()), ("got\n", 0));
+    }
+}
+
+#[test]
+fn what_cannot_start_is_told_in_one_line() {
+    for world in worlds() {
+        let driver = world.driver;
+        let one_line = |args: &[&str], code: i32, told: &str| {
+            let output = world.run(args);
+            let message = String::from_utf8(output.stderr).unwrap();
+            assert_eq!(output.status.code(), Some(code), "{driver}: {message}");
+            assert!(message.starts_with("strata: ") && message.lines().count() == 1, "{driver}: {message}");
+            assert!(message.contains(told), "{driver}: {message}");
+            assert_eq!((world.ok(&["ps", "-aq"]), world.mounts()), (String::new(), 0), "{driver}");
+        };
+        one_line(&["run", "--rm", "--entrypoint", "nonexistent", "tool:1"], 127, "nonexistent");
+        one_line(&["run", "--rm", "--entrypoint", "/data/lower", "tool:1"], 126, "/data/lower");
+        one_line(&["run", "--rm", "-w", "/data/lower", "tool:1"], 126, "/data/lower");
+        one_line(&["run", "--rm", "--runtime", "/nonexistent", "tool:1"], 1, "/nonexistent: not found");
+        one_line(&["run", "--rm", "-v", "/nonexistent:/x", "tool:1"], 1, "/nonexistent");
+        one_line(&["mount", "tool:1", "/nonexistent"], 1, "/nonexistent");
+        one_line(&["mount", "tol:1"], 1, "did you mean tool:1?");
+    }
+}
+
+#[test]
+fn export_is_the_whole_tree() {
+    for world in worlds() {
+        let out = world.dir.path().join("out.tar");
+        world.ok(&["run", "--name", "c", "tool:1", "mv /data /data2"]);
+        world.ok(&["export", "-o", out.to_str().unwrap(), "c"]);
+        let list = Command::new("tar").arg("-tf").arg(&out).output().unwrap();
+        let list = String::from_utf8(list.stdout).unwrap();
+        assert!(list.contains("data2/lower\n") && list.contains("bin/sh\n") && !list.contains("data/"), "{list}");
+        let flat = world.ok(&["import", out.to_str().unwrap(), "flat:1"]);
+        assert!(flat.starts_with("sha256:"));
+        world.ok(&["export", "-o", out.to_str().unwrap(), "flat:1"]);
+        assert_eq!(world.ok(&["ps", "-aq"]), "c\n");
+        assert_eq!(world.mounts(), 0);
+    }
+}
