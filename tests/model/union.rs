@@ -437,19 +437,7 @@ impl Union {
                 self.inodes[id].xattrs.insert(name.clone(), value.clone());
                 self.inodes[id].copied_up = CopiedUp::Yes;
             }
-            Op::RemoveXattr { path, name } => {
-                let id = self.lookup(path)?;
-                self.may_have_xattr(id, name)?;
-                let inode = &mut self.inodes[id];
-                if inode.copied_up == CopiedUp::No && inode.lower_links > 1 && !inode.xattrs.contains_key(name) {
-                    return Ok(Expected::Skip);
-                }
-                if inode.xattrs.remove(name).is_none() {
-                    inode.copied_up = if inode.copied_up == CopiedUp::Yes { CopiedUp::Yes } else { CopiedUp::Maybe };
-                    return Err(Errno::NODATA);
-                }
-                inode.copied_up = CopiedUp::Yes;
-            }
+            Op::RemoveXattr { path, name } => return self.remove_xattr(path, name),
             Op::Readdir { path } => {
                 let id = self.lookup(path)?;
                 return match self.inodes[id].kind {
@@ -562,6 +550,21 @@ impl Union {
     fn chmod(&mut self, id: Id, mode: u32) {
         self.inodes[id].mode = mode;
         self.inodes[id].copied_up = CopiedUp::Yes;
+    }
+
+    fn remove_xattr(&mut self, path: &str, name: &str) -> Result<Expected, Errno> {
+        let id = self.lookup(path)?;
+        self.may_have_xattr(id, name)?;
+        let inode = &mut self.inodes[id];
+        if inode.copied_up == CopiedUp::No && inode.lower_links > 1 && !inode.xattrs.contains_key(name) {
+            return Ok(Expected::Skip);
+        }
+        if inode.xattrs.remove(name).is_none() {
+            inode.copied_up = if inode.copied_up == CopiedUp::Yes { CopiedUp::Yes } else { CopiedUp::Maybe };
+            return Err(Errno::NODATA);
+        }
+        inode.copied_up = CopiedUp::Yes;
+        Ok(Expected::Done)
     }
 
     fn may_have_xattr(&self, id: Id, name: &str) -> Result<(), Errno> {

@@ -270,6 +270,10 @@ on_both! {
             assert_eq!((sys::mode(&mount.at(name)), sys::nlink(&mount.at(name))), (0o600, 3), "{name}");
         }
         let mount = mount.remount(Driver::Overlayfs).remount(driver);
+        // The first name that is looked up is one that only the lower layer has.
+        for name in ["d/c", "b", "a"] {
+            assert_content(&mount, name, &pattern(SIZE));
+        }
         sys::unlink(&mount.at("a")).unwrap();
         for name in ["b", "d/c"] {
             assert_content(&mount, name, &pattern(SIZE));
@@ -381,12 +385,11 @@ on_stratafs! {
         sys::write_at(&mount.at("d/far"), 0, b"F").unwrap();
         sys::rename(&mount.at("link"), &mount.at("link2")).unwrap();
         let mut expected = pattern(SIZE);
-        for mount in [mount.remount(Driver::Overlayfs)] {
-            assert_content(&mount, "link2", &expected);
-            assert_content(&mount, "d/near", &expected);
-            expected[0] = b'F';
-            assert_content(&mount, "d/far", &expected);
-        }
+        let mount = mount.remount(Driver::Overlayfs);
+        assert_content(&mount, "link2", &expected);
+        assert_content(&mount, "d/near", &expected);
+        expected[0] = b'F';
+        assert_content(&mount, "d/far", &expected);
     }
 
     fn missing_data_is_logged(driver) {
