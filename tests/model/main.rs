@@ -103,6 +103,15 @@ fn indexed_interchange() {
     });
 }
 
+/// Owner, mode and type in attributes: nobody sees a difference.
+#[test]
+fn kept_permissions() {
+    run_test_within(limit(), "model::kept_permissions", Driver::Stratafs, |_| {
+        sequences_with(1500, 7000, &[Driver::Stratafs], &["xattr_permissions=2"]);
+        sequences_with(1500, 8000, &[Driver::Stratafs], &["xattr_permissions=1"]);
+    });
+}
+
 /// A backend with a fault, to show that the comparison finds it.
 struct Faulty {
     inner: Mounted,
