@@ -55,7 +55,12 @@ pub const GROUPS: &[Group] = &[
                 "none: the mount is read-only",
                 "The writable layer. It can be used by the kernel's overlayfs before and after.",
             ),
-            entry(&["workdir"], "DIR", "needed with `upperdir`", "A directory on the upper's file system. `work` in it is emptied, `index` is kept."),
+            entry(
+                &["workdir"],
+                "DIR",
+                "needed with `upperdir`",
+                "A directory on the upper's file system. `work` in it is emptied, `index` is kept.",
+            ),
         ],
     },
     Group {

@@ -123,11 +123,7 @@ fn line(text: &mut String, line: &str) {
 
 /// Escapes for roff; `\x01` and `\x02` are the changes of font that [`in_bold`] made.
 fn roff(text: &str) -> String {
-    text.replace('\\', "\\e")
-        .replace('-', "\\-")
-        .replace('…', "...")
-        .replace('\u{1}', "\\fB")
-        .replace('\u{2}', "\\fR")
+    text.replace('\\', "\\e").replace('-', "\\-").replace('…', "...").replace('\u{1}', "\\fB").replace('\u{2}', "\\fR")
 }
 
 /// Backquotes to marks for bold face.
