@@ -422,6 +422,8 @@ fn headers_that_lie() {
     run(vec![
         case("wrong checksum", Tar::new().raw(&bad_sum).end(), Refused("checksum")),
         case("text", b"this is not a tar archive at all\n".repeat(40), Refused("checksum")),
+        case("xz", [&b"\xfd7zXZ\0"[..], &[7; 600]].concat(), Refused("xz")),
+        case("bzip2", [&b"BZh9"[..], &[7; 600]].concat(), Refused("bzip2")),
         case("short text", b"hello".to_vec(), Refused("cut off")),
         case("nothing at all", b"".to_vec(), Has(&["."])),
         case("zeros", vec![0; 10240], Has(&["."])),
@@ -677,7 +679,7 @@ fn cut_at_every_block() {
     // Between entries, and inside what follows the end.
     assert!(accepted > 0);
     let compressed = gzip(&tar);
-    for len in 4..compressed.len() {
+    for len in (4..compressed.len()).step_by(5) {
         assert!(unpack_over(&compressed[..len], &[]).is_err(), "gzip cut at {len}");
     }
 }
@@ -701,7 +703,7 @@ fn another_process_swapping_directories_and_links() {
             }
         });
         let fd = std::fs::File::open(&layer).unwrap();
-        for round in 0..60 {
+        for round in 0..25 {
             let tar = (0..80).fold(Tar::new(), |tar, index| {
                 let other = (0..70)
                     .fold(tar.dir("d"), |tar, other| if index == 0 { tar.dir(format!("o{other}")) } else { tar });

@@ -474,6 +474,12 @@ fn marks_in_the_image_are_escaped_never_obeyed() {
 }
 
 #[test]
+fn acls_as_text_are_left_out_with_a_warning() {
+    let layer = unpack(&Tar::new().entry(spec("f", b'0').pax("SCHILY.acl.access", "user::rw-,user:alice:rw-")).end());
+    assert!(layer.unpacked.warnings[0].starts_with("f: an ACL as text"), "{:?}", layer.unpacked.warnings);
+}
+
+#[test]
 fn sparse_files_of_every_format_are_expanded() {
     // Ten stored bytes: five at 0, five at 100,000, of 200,000.
     let mut content = vec![0; 200_000];
@@ -612,4 +618,21 @@ fn damage_is_found_file_by_file() {
     assert_eq!(found.len(), 2);
     assert!(found[0].starts_with("layer file a: ") && found[1].starts_with("layer file c: "), "{found:?}");
     assert!(reassembled(&layer).is_err());
+}
+
+#[test]
+fn deep_trees_are_made_replaced_and_written_without_recursion() {
+    let deep = vec!["d"; 2000].join("/");
+    let tar = Tar::new()
+        .entry(spec("x", b'0').pax("path", format!("{deep}/f")).content("deep"))
+        .entry(spec("x", b'0').pax("path", format!("{deep}/g")).content("deep too"))
+        .end();
+    let layer = unpack(&tar);
+    assert_eq!(reassembled(&layer).unwrap(), tar);
+    let mut out = Vec::new();
+    let snapshot = layer::snapshot(layer.as_fd(), &[], &mut out, &SnapshotOptions::default()).unwrap();
+    assert_eq!(snapshot.entries, 2003);
+    let replaced = unpack(&[&tar[..tar.len() - 1024], &Tar::new().file("d", "a file").end()].concat());
+    assert_eq!(replaced.tree().len(), 2);
+    assert!(reassembled(&replaced).is_ok());
 }

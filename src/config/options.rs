@@ -23,6 +23,8 @@ pub struct MountOptions {
     /// Lines for the user: options that are not known or have no effect here. Each option once.
     pub warnings: Vec<String>,
     warned: BTreeSet<String>,
+    /// `squash_to_root`, which counts less than an explicit id, wherever it stands.
+    squash_to_root: bool,
 }
 
 /// The FUSE mount itself.
@@ -124,6 +126,7 @@ impl MountOptions {
             },
             warnings: Vec::new(),
             warned: BTreeSet::new(),
+            squash_to_root: false,
         }
     }
 
@@ -194,10 +197,7 @@ impl MountOptions {
     fn set_ownership(&mut self, word: &Word<'_>) -> Result<bool, OptionError> {
         let overlay = &mut self.overlay;
         match word.name {
-            b"squash_to_root" => {
-                let id = value::switch(word)?.then_some(0);
-                (overlay.squash_to_uid, overlay.squash_to_gid) = (id, id);
-            }
+            b"squash_to_root" => self.squash_to_root = value::switch(word)?,
             b"squash_to_uid" => overlay.squash_to_uid = Some(value::id(word)?),
             b"squash_to_gid" => overlay.squash_to_gid = Some(value::id(word)?),
             b"uidmapping" => overlay.uid_mapping = value::id_ranges(word)?,
@@ -320,6 +320,13 @@ impl MountOptions {
                 self.warnings.push("option 'workdir' has no effect without an upperdir".to_owned());
             }
             _ => {}
+        }
+        if self.squash_to_root {
+            overlay.squash_to_uid.get_or_insert(0);
+            overlay.squash_to_gid.get_or_insert(0);
+        }
+        if !overlay.data_only.is_empty() && !overlay.metacopy {
+            return Err(OptionError::Combination("data-only lower layers ('::') need metacopy=on".to_owned()));
         }
         // As ovl_fs_params_verify(): a metadata copy finds its data through a redirect.
         if overlay.metacopy && overlay.redirect_dir != RedirectDir::On {

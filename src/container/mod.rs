@@ -30,7 +30,7 @@ use serde::{Deserialize, Serialize};
 use crate::image::config::ImageConfig;
 use crate::image::digest::Digest;
 use crate::image::reference::Reference;
-use crate::image::store::{Image, Layer, Store, make_dir, replace_file};
+use crate::image::store::{Image, Layer, Store, make_dir, replace_file, sync_dir};
 use crate::image::time::Timestamp;
 use crate::image::{ImageError, IoContext, Result, nearest, spec};
 use crate::whiteout::Namespace;
@@ -139,7 +139,10 @@ impl Container {
         prepare(stage.path(), layers.last(), &record)?;
         let stage = stage.keep();
         match renameat_with(rustix::fs::CWD, &stage, rustix::fs::CWD, &dir, RenameFlags::NOREPLACE) {
-            Ok(()) => Ok(Self { name, dir, record }),
+            Ok(()) => {
+                sync_dir(&store.containers())?;
+                Ok(Self { name, dir, record })
+            }
             Err(error) => {
                 fs::remove_dir_all(&stage).at(&stage)?;
                 match error {
@@ -270,7 +273,9 @@ fn prepare(dir: &Path, top: Option<&Layer>, record: &Record) -> Result<()> {
     }
     let path = dir.join("container.json");
     fs::write(&path, spec::serialize("container.json", record)?).at(&path)?;
-    rustix::fs::syncfs(File::open(&path).at(&path)?).at(&path)
+    // An empty upper directory is worth no wait for all that other programs write (syncfs).
+    File::open(&path).and_then(|file| file.sync_all()).at(&path)?;
+    sync_dir(dir)
 }
 
 fn copy_attributes(from: &impl AsFd, to: &impl AsFd) -> rustix::io::Result<()> {

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{self, Read};
 
-use super::archive::{Archive, FoundImage, FoundLayer, Source, check, digest_in_name, size};
+use super::archive::{Archive, FoundImage, FoundLayer, Source, Spooling, check, digest_in_name, size};
 use super::digest::Digest;
 use super::layer::UnpackOptions;
 use super::reference::Reference;
@@ -60,7 +60,7 @@ pub fn open(into: &Transaction<'_>, source: Source<'_>, options: &LoadOptions) -
         let digest = digest_in_name(member).filter(|_| !options.keep_blobs);
         digest.is_some_and(|digest| matches!(into.find_layer(&[], &digest), Ok(Some(_))))
     };
-    Archive::open(source, into.scratch(), &known)
+    Archive::open(source, &Spooling { scratch: into.scratch(), skip: &known, limits: &options.unpack.limits })
 }
 
 /// Adds all images of an archive; the caller publishes. Of a layer that is in the store nothing is read.

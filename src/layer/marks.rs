@@ -111,7 +111,13 @@ pub fn read(target: Target<'_>) -> Result<Marks, Errno> {
             Mark::Opaque => marks.opaque = value(target, key)?,
             Mark::Redirect => marks.redirect = value(target, key)?,
             Mark::Origin => marks.origin = value(target, key)?,
-            Mark::Metacopy => marks.metacopy = true,
+            Mark::Metacopy => {
+                if !whiteout::is_metacopy(&value(target, key)?.unwrap_or_default()) {
+                    tracing::error!("{:?}: malformed metacopy mark", target.name);
+                    return Err(Errno::IO);
+                }
+                marks.metacopy = true;
+            }
             Mark::Impure => marks.impure = value(target, key)?.as_deref() == Some(b"y"),
             Mark::Whiteout => marks.whiteout = true,
             Mark::Nlink | Mark::Upper | Mark::Uuid => {}

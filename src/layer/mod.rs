@@ -96,14 +96,15 @@ impl Layer {
         open_beneath(&self.root, path)
     }
 
-    /// Attributes of the file `path` below the layer's root; `None` if there is none. No step follows a symlink.
+    /// Attributes of the file `path` below the layer's root; `None` if there is none. No step follows a symlink; a
+    /// path through one names nothing.
     ///
     /// # Errors
     /// Those of `openat2(2)` and `statx(2)`.
     pub fn stat_file(&self, path: &CStr) -> Result<Option<Stat>, Errno> {
         match self.parent_of(path) {
             Ok((parent, name)) => parent.stat(&name),
-            Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(None),
             Err(errno) => Err(errno),
         }
     }

@@ -9,6 +9,8 @@ pub mod index;
 pub mod origin;
 pub mod override_stat;
 
+pub use override_stat::CONTAINERS as OVERRIDE_STAT;
+
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 
@@ -176,6 +178,12 @@ pub fn decode_redirect(value: &[u8]) -> Result<Redirect, MalformedRedirect> {
         None if component(value) && !value.contains(&b'/') => Ok(Redirect::Relative(value.to_vec())),
         _ => Err(MalformedRedirect),
     }
+}
+
+/// True for a good metacopy mark: empty, or a header of four bytes that a digest may follow (kernel:
+/// `ovl_check_metacopy_xattr`). What it says of the content is only for `verity`.
+pub fn is_metacopy(value: &[u8]) -> bool {
+    value.is_empty() || value.len() >= 4
 }
 
 /// Escapes an attribute name of the mounted file system that lies in the marks' own name space, so that a

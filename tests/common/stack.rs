@@ -181,7 +181,10 @@ impl Layers {
             set("workdir", work.as_os_str())?;
         }
         let chosen = self.options.iter().map(String::as_str);
-        for option in KERNEL_OPTIONS.into_iter().chain(chosen) {
+        // Its redirects need trusted.* attributes; it refuses to be asked for them.
+        let userxattr = self.options.iter().any(|option| option == "userxattr");
+        let defaults = KERNEL_OPTIONS.into_iter().filter(|option| !(userxattr && option.starts_with("redirect_dir")));
+        for option in defaults.chain(chosen) {
             let (key, value) = option.split_once('=').unwrap_or((option, ""));
             if option.contains('=') {
                 set(key, value.as_ref())?;

@@ -4,7 +4,6 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
@@ -262,8 +261,8 @@ pub fn readdir(path: &Path) -> Result<Vec<Listed>> {
 
 /// [`readdir`] of an open directory, from its current position.
 pub fn readdir_fd(directory: impl AsFd) -> Result<Vec<Listed>> {
-    let mut buffer = vec![MaybeUninit::uninit(); 32 << 10];
-    let mut entries = RawDir::new(directory, &mut buffer);
+    let mut buffer = Vec::with_capacity(32 << 10);
+    let mut entries = RawDir::new(directory, buffer.spare_capacity_mut());
     let mut list = vec![];
     while let Some(entry) = entries.next() {
         let entry = entry?;

@@ -199,9 +199,9 @@ fn content_detail(content: &[u8]) -> String {
     if content.len() <= 100 {
         return format!("\"{}\"", content.escape_ascii());
     }
-    let digest = content
-        .iter()
-        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3));
+    let mut hasher = std::hash::DefaultHasher::new();
+    std::hash::Hasher::write(&mut hasher, content);
+    let digest = std::hash::Hasher::finish(&hasher);
     format!("{} bytes {digest:016x}", content.len())
 }
 

@@ -75,6 +75,39 @@ fn every_shape_by_every_way_gives_the_same_image() {
 }
 
 #[test]
+fn archives_of_the_oldest_docker() {
+    let ids: Vec<String> = (1..=3).map(|number| format!("{number:064x}")).collect();
+    let mut tar = Tar::new();
+    for (number, layer) in layers().iter().enumerate() {
+        let mut step = json!({
+            "id": ids[number], "created": "2015-01-01T00:00:00Z", "architecture": "amd64", "os": "linux",
+            "container_config": {"Cmd": ["/bin/sh", "-c", format!("step {number}")]}, "config": {"Cmd": ["/usr/tool"]},
+            "docker_version": "1.9", "Size": 5,
+        });
+        if number > 0 {
+            step["parent"] = json!(ids[number - 1]);
+        }
+        let layer = if number == 1 { gzip(layer) } else { layer.clone() };
+        tar = tar
+            .file(format!("{}/json", ids[number]), step.to_string())
+            .file(format!("{}/layer.tar", ids[number]), layer);
+    }
+    let repositories = json!({"x": {"1": ids[2]}, "y": {"2": ids[2]}});
+    let scratch = Scratch::new();
+    let loaded = scratch.load(&tar.file("repositories", repositories.to_string()).end()).unwrap();
+    assert_eq!(loaded[0].names.len(), 2);
+    let image = scratch.store.find("y:2").unwrap();
+    let diff_ids: Vec<Digest> = layers().iter().map(|layer| Digest::of(layer)).collect();
+    assert_eq!(image.config.diff_ids(), diff_ids);
+    assert_eq!(image.config.history()[1].created_by.as_deref(), Some("/bin/sh -c step 1"));
+    assert!(image.config.document().get("id").is_none() && image.config.document().get("parent").is_none());
+    assert_eq!(image.config.process().cmd, ["/usr/tool"]);
+    let modern = Scratch::new();
+    modern.load(&docker_old("x:1")).unwrap();
+    assert_eq!(scratch.trees(&image), modern.trees(&modern.store.find("x:1").unwrap()));
+}
+
+#[test]
 fn a_directory_too_with_blobs_that_are_links() {
     let scratch = Scratch::new();
     let dir = scratch.dir.path().join("layout");

@@ -33,8 +33,12 @@ fn no_archives() {
     assert_eq!(refused(b"\xfd7zXZ\0"), "stream: is compressed with xz; gzip and zstd can be read");
     let other = Tar::new().file("a", "b").end();
     assert_eq!(refused(&other), "stream: is no image archive: it has neither manifest.json nor index.json");
-    let legacy = Tar::new().file("repositories", "{}").end();
-    assert!(refused(&legacy).contains("older than 1.10"));
+    assert_eq!(refused(&Tar::new().file("repositories", "{}").end()), "stream: holds no image");
+    let ours_is_its_own_parent =
+        Tar::new().file("repositories", r#"{"x":{"1":"ab"}}"#).file("ab/json", r#"{"parent":"ab"}"#);
+    assert!(refused(&ours_is_its_own_parent.end()).contains("its own parent"));
+    let outside = Tar::new().file("repositories", r#"{"x":{"1":"../ab"}}"#).end();
+    assert!(refused(&outside).contains("is no layer's id"));
 }
 
 #[test]
@@ -177,4 +181,21 @@ fn a_name_that_is_none_is_left_out() {
         assert!(loaded[0].names.is_empty(), "{name}");
     }
     assert_eq!(scratch.store.images().unwrap().len(), 1);
+}
+
+#[test]
+fn a_bomb_does_not_fill_the_disk() {
+    use stratafs::image::layer::{Limits, UnpackOptions};
+    let bomb = zstd(&Tar::new().file("zeros", vec![0; 8 << 20]).file("index.json", "{}").end());
+    assert!(bomb.len() < 8 << 10);
+    let scratch = Scratch::new();
+    let load = |limits: Limits| {
+        let options =
+            LoadOptions { unpack: UnpackOptions { limits, ..UnpackOptions::default() }, ..LoadOptions::default() };
+        let error = scratch.load_with(Source::Stream(&mut &bomb[..], "stream"), &options, &mut ()).unwrap_err();
+        error.to_string()
+    };
+    let limited = load(Limits { ratio_from: 1 << 20, ..Limits::default() });
+    assert_eq!(limited, "stream: zeros: grows to more than 200 times its compressed size (--unlimited accepts it)");
+    assert!(load(Limits::unlimited()).contains("index.json"), "the bomb itself is accepted then");
 }

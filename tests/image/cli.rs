@@ -121,6 +121,30 @@ fn wrong_use_and_failures() {
 }
 
 #[test]
+fn damage_is_told_and_repaired_by_loading_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("store");
+    let archive = dir.path().join("in.tar");
+    std::fs::write(&archive, docker_old("x:1")).unwrap();
+    ok(&root, &["load", "-i", archive.to_str().unwrap()]);
+    let layer = stratafs::image::digest::Digest::of(&base_layer());
+    std::fs::write(root.join(format!("layers/{}/diff/var/cache/a", layer.hex())), "A").unwrap();
+    let config = stratafs::image::digest::Digest::of(&config(&layers(), "old"));
+    let blob = root.join(format!("blobs/sha256/{}", config.hex()));
+    std::fs::write(&blob, "{}").unwrap();
+    let output = strata(&root, &["verify"]);
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(told.contains(&format!("layer {layer}: ")) && told.contains("var/cache/a"), "{told}");
+    assert!(told.contains(&config.hex()), "{told}");
+    let output = strata(&root, &["verify", "--repair"]);
+    assert!(String::from_utf8(output.stdout).unwrap().contains("Removed 1 damaged layers and 1 blobs"));
+    ok(&root, &["load", "-i", archive.to_str().unwrap()]);
+    assert_eq!(ok(&root, &["verify"]), "3 layers are sound\n");
+    ok(&root, &["inspect", "x:1"]);
+}
+
+#[test]
 fn a_kill_loses_nothing_that_was_acknowledged() {
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path().join("store");

@@ -110,10 +110,13 @@ impl Drop for World {
     }
 }
 
+/// One for each driver that this machine has.
 fn worlds() -> Vec<World> {
-    let without_fuse = !Path::new("/dev/fuse").exists() && std::env::var_os("STRATAFS_TEST_NO_FUSE").is_some();
-    let drivers: &[&str] = if without_fuse { &["overlay"] } else { &["overlay", "stratafs"] };
-    drivers.iter().map(|driver| World::new(driver)).collect()
+    let thread = std::thread::current();
+    let test = thread.name().unwrap_or("container");
+    let overlay = super::overlayfs_for(test).then_some("overlay");
+    let stratafs = super::fuse_for(test).then_some("stratafs");
+    [overlay, stratafs].into_iter().flatten().map(World::new).collect()
 }
 
 #[test]

@@ -16,3 +16,25 @@ mod create;
 mod fixture;
 mod interop;
 mod store;
+
+/// True if the kernel mounts overlayfs; else the test is counted as skipped where `scripts/test` looks.
+fn overlayfs_for(test: &str) -> bool {
+    let known = std::fs::read_to_string("/proc/filesystems").unwrap_or_default();
+    known.lines().any(|line| line.ends_with("\toverlay")) || skip(test, "the kernel has no overlayfs")
+}
+
+/// The same for stratafs, whose absence is a failure unless the caller says otherwise.
+fn fuse_for(test: &str) -> bool {
+    let there = std::path::Path::new("/dev/fuse").exists();
+    let may_skip = std::env::var_os("STRATAFS_TEST_NO_FUSE").is_some();
+    assert!(there || may_skip, "there is no /dev/fuse; STRATAFS_TEST_NO_FUSE=1 skips the tests that mount");
+    there || skip(test, "there is no /dev/fuse")
+}
+
+fn skip(test: &str, reason: &str) -> bool {
+    use std::io::Write;
+    let path = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("skipped");
+    let mut file = std::fs::File::options().append(true).create(true).open(path).unwrap();
+    writeln!(file, "{test}: {reason}").unwrap();
+    false
+}

@@ -23,6 +23,21 @@ fn its_root_is_private_and_not_something_else() {
 }
 
 #[test]
+fn several_processes_may_make_it() {
+    for _ in 0..20 {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("a/b");
+        std::thread::scope(|scope| {
+            let makers: Vec<_> =
+                (0..8).map(|_| scope.spawn(|| Store::open(&root).and_then(|store| store.images()))).collect();
+            for maker in makers {
+                assert!(maker.join().unwrap().unwrap().is_empty());
+            }
+        });
+    }
+}
+
+#[test]
 fn names_and_ids() {
     let scratch = Scratch::new();
     scratch.load(&docker_old("localhost/tool:1")).unwrap();

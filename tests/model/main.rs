@@ -1,5 +1,5 @@
 //! Random operations on random layers, compared with a model of the union in memory: on kernel overlayfs (which proves
-//! the model right), on stratafs, and on both in turn over the same upper directory.
+//! the model right), on stratafs, on both in turn over the same upper directory, and on the library without FUSE.
 //!
 //! `STRATAFS_MODEL_OPS=100000` runs that many operations for each test instead of a few thousand;
 //! `STRATAFS_MODEL_SEED=N` starts from another seed.
@@ -10,6 +10,7 @@
 mod common;
 
 mod backend;
+mod library;
 mod ops;
 mod rng;
 mod run;
@@ -20,6 +21,7 @@ use std::time::Duration;
 
 use backend::{Backend, Mounted, Outcome, Seen};
 use common::{Driver, run_test_within};
+use library::Library;
 use ops::{Layer, Op};
 use rng::Rng;
 
@@ -63,6 +65,24 @@ fn overlayfs() {
 fn stratafs() {
     run_test_within(limit(), "model::stratafs", Driver::Stratafs, |_| {
         sequences(5000, 2000, &[Driver::Stratafs]);
+    });
+}
+
+/// The library's verbs, without FUSE; root is needed for devices and owners only.
+#[test]
+fn library() {
+    run_test_within(limit(), "model::library", Driver::Overlayfs, |_| {
+        let count = number("STRATAFS_MODEL_OPS", 10_000);
+        let mut seed = number("STRATAFS_MODEL_SEED", 4000);
+        let mut tried = 0;
+        while tried < count {
+            let mut rng = Rng::new(seed);
+            let layers = ops::random_layers(&mut rng);
+            let sequence = ops::random_ops(&mut rng, &layers, SEQUENCE, &[Driver::Stratafs]);
+            let make = |layers: &[Layer]| Box::new(Library::new(layers)) as Box<dyn Backend>;
+            tried += run::check(seed, &layers, sequence, &make) as u64;
+            seed += 1;
+        }
     });
 }
 

@@ -136,7 +136,12 @@ pub enum Op {
 /// Bytes that tell which write they come from.
 pub fn bytes(seed: u64, length: usize) -> Vec<u8> {
     let mut rng = Rng::new(seed);
-    (0..length).map(|_| b"abcdefghijklmnopqrstuvwxyz0123456789"[rng.below(36) as usize]).collect()
+    let mut text = String::with_capacity(length + 16);
+    while text.len() < length {
+        write!(text, "{:016x}", rng.next()).unwrap();
+    }
+    text.truncate(length);
+    text.into_bytes()
 }
 
 const NAMES: [&str; 6] = ["a", "b", "c", "d", "e", "a long name, with a \u{fc}mlaut"];
@@ -226,7 +231,7 @@ fn fill(rng: &mut Rng, layer: &mut Layer, parent: &str, depth: u32, number: u64,
             61..64 => LayerKind::Node(libc::S_IFIFO, (0, 0)),
             64..67 => LayerKind::Node(libc::S_IFCHR, (1, 3)),
             _ => {
-                let length = *rng.pick(&[0, 1, 100, 5000, 70_000]);
+                let length = *rng.pick(&[0, 1, 100, 5000, 20_000]);
                 let group = number * 1000 + layer.len() as u64;
                 LayerKind::File { content: bytes(rng.next(), length), links: 1, group }
             }

@@ -324,6 +324,8 @@ impl Union {
         self.try_apply(op, step).unwrap_or_else(Expected::Error)
     }
 
+    // One arm for each operation.
+    #[allow(clippy::too_many_lines)]
     fn try_apply(&mut self, op: &Op, step: u64) -> Result<Expected, Errno> {
         match op {
             Op::Create { path, length } => {

@@ -151,7 +151,7 @@ on_both! {
 
     fn statfs(driver) {
         let mount = Stack::new().lower("file f").mount(driver);
-        let (union, upper) = (rustix::fs::statvfs(mount.root()).unwrap(), rustix::fs::statvfs(&mount.upper("")).unwrap());
+        let (union, upper) = (rustix::fs::statvfs(mount.root()).unwrap(), rustix::fs::statvfs(mount.upper("")).unwrap());
         assert_eq!((union.f_blocks, union.f_frsize, union.f_namemax, union.f_files), (upper.f_blocks, upper.f_frsize, 255, upper.f_files));
         let difference = union.f_bavail.abs_diff(upper.f_bavail);
         assert!(difference < upper.f_bavail / 50, "free blocks: {} and {}", union.f_bavail, upper.f_bavail);

@@ -9,6 +9,8 @@ mod applications;
 mod attr;
 mod caching;
 mod create;
+mod damaged;
+mod fixtures;
 mod index;
 mod io;
 mod layers;

@@ -1,7 +1,7 @@
 //! Mount options as they show on the mount. Their syntax has its tests beside the parser.
 
 use crate::common::sys;
-use crate::common::{Driver, Errno, Stack};
+use crate::common::{Driver, Errno, Mount, Stack};
 use crate::{on_both, on_stratafs};
 
 /// The mount's line of `/proc/thread-self/mountinfo`: type, source, mount options.
@@ -27,20 +27,103 @@ on_both! {
     }
 
     fn userxattr(driver) {
-        let options = if driver == Driver::Overlayfs { "userxattr,redirect_dir=nofollow" } else { "userxattr" };
-        let stack = options.split(',').fold(Stack::new().lower("file d/x \"x\"\nfile e/y").upper("dir e user.overlay.opaque=y"), Stack::option);
-        let layers = stack.build();
-        let mount = match layers.try_mount(driver) {
-            Ok(mount) => mount,
-            // The kernel refuses the harness's redirect_dir=on beside it.
-            Err((message, _)) if driver == Driver::Overlayfs => return assert!(message.contains("userxattr"), "{message}"),
-            Err((message, _)) => panic!("{message}"),
-        };
+        let mount = Stack::new().lower("file d/x \"x\"\nfile e/y").upper("dir e user.overlay.opaque=y").option("userxattr").mount(driver);
         assert_eq!(sys::names(&mount.at("e")), Vec::<String>::new());
         std::fs::remove_dir_all(mount.at("d")).unwrap();
         sys::mkdir(&mount.at("d"), 0o755).unwrap();
         assert_eq!(sys::getxattr(&mount.upper("d"), "user.overlay.opaque").unwrap(), b"y");
         assert_eq!(sys::listxattr(&mount.at("d")).unwrap(), Vec::<String>::new());
+    }
+
+    /// Marks in `user.*` say the same to both drivers. Redirects are left out: the kernel has none with `userxattr`.
+    fn userxattr_interchange(driver) {
+        let layers = Stack::new()
+            .lower("file f \"f\" user.k=v\nfile gone\nfile d/x \"x\"\nfile e/y \"y\"\nfile r \"r\"")
+            .option("userxattr")
+            .stratafs_option("redirect_dir=off")
+            .build();
+        let mount = layers.mount(driver);
+        let inos = ["f", "e/y"].map(|name| sys::ino(&mount.at(name)));
+        sys::append(&mount.at("f"), b"+").unwrap();
+        sys::append(&mount.at("e/y"), b"+").unwrap();
+        sys::unlink(&mount.at("gone")).unwrap();
+        std::fs::remove_dir_all(mount.at("d")).unwrap();
+        sys::mkdir(&mount.at("d"), 0o700).unwrap();
+        sys::rename(&mount.at("r"), &mount.at("e/r")).unwrap();
+        assert_eq!(sys::rename(&mount.at("e"), &mount.at("e2")), Err(Errno::XDEV));
+        let shown = "file f \"f+\" user.k=v\ndir d mode=700\nfile e/y \"y+\"\nfile e/r \"r\"";
+        mount.assert_tree(shown);
+        for path in ["", "d", "f", "e", "e/y"] {
+            let names = sys::listxattr(&mount.upper(path)).unwrap();
+            assert!(names.iter().all(|name| name.starts_with("user.")), "{path}: {names:?}");
+        }
+        let mut mount = mount;
+        for next in [Driver::Overlayfs, driver] {
+            mount = mount.remount(next);
+            mount.assert_tree(shown);
+            assert_eq!(["f", "e/y"].map(|name| sys::ino(&mount.at(name))), inos);
+            assert_eq!(sys::listxattr(&mount.at("d")).unwrap(), Vec::<String>::new());
+        }
+    }
+
+    /// Whiteouts that are attributes, as the kernel writes them for layers inside layers.
+    fn xattr_whiteouts(driver) {
+        for (option, space) in [("xino=auto", "trusted.overlay"), ("userxattr", "user.overlay")] {
+            let mount = Stack::new()
+                .lower(&format!(
+                    "dir d {space}.opaque=x\nfile d/gone {space}.whiteout=y\nfile d/full \"full\" {space}.whiteout=y\nfile d/empty
+                     file gone2 {space}.whiteout=y\nfile d/dir {space}.whiteout=y"
+                ))
+                .lower("file d/gone \"below\"\nfile d/full \"below\"\nfile d/stays \"s\"\nfile gone2 \"below\"\nfile d/dir/x")
+                .option(option)
+                .mount(driver);
+            // With content it is none.
+            assert_eq!(sys::names(&mount.at("d")), ["empty", "full", "stays"], "{space}");
+            assert_eq!(sys::text(&mount.at("d/full")), "full");
+            // Only in a directory marked for them; elsewhere the kernel lists what it then cannot find.
+            assert_eq!(sys::names(mount.root()), ["d", "gone2"]);
+            assert_eq!(sys::exists(&mount.at("gone2")), driver == Driver::Stratafs);
+            assert_eq!(sys::read(&mount.at("d/gone")), Err(Errno::NOENT));
+            sys::create(&mount.at("d/gone"), b"new").unwrap();
+            sys::mkdir(&mount.at("d/dir"), 0o755).unwrap();
+            let mount = mount.remount(Driver::Overlayfs);
+            assert_eq!(sys::text(&mount.at("d/gone")), "new");
+            assert_eq!(sys::names(&mount.at("d/dir")), Vec::<String>::new());
+        }
+    }
+
+    /// Two file systems: one number for each file, the same over copy-up and remount, and in listings.
+    fn xino_on_two_file_systems(driver) {
+        for xino in ["on", "auto"] {
+            let mut layers = Stack::new().lower("").lower("file deep \"d\"\nfile d/b \"b\"").option(&format!("xino={xino}")).build();
+            let other = layers.lowers[0].clone();
+            rustix::mount::mount("none", &other, "tmpfs", rustix::mount::MountFlags::empty(), Some(c"mode=755")).unwrap();
+            crate::common::tree::build(&other, "file a \"a\"\nfile d/c \"c\"\nfile e/x \"x\"");
+            layers.originals.clear();
+            let mut mount = layers.mount(driver);
+            let names = ["a", "deep", "d", "d/b", "d/c", "e", "e/x", "own"];
+            sys::create(&mount.at("own"), b"").unwrap();
+            let identities = |mount: &Mount| names.map(|name| sys::lstat(&mount.at(name)).map(|stat| (stat.st_dev, stat.st_ino)).unwrap());
+            let before = identities(&mount);
+            let distinct: std::collections::BTreeSet<_> = before.iter().collect();
+            assert_eq!(distinct.len(), names.len(), "{before:?}");
+            assert!(before.iter().all(|(device, _)| *device == before[0].0), "one device: {before:?}");
+            for name in ["a", "deep", "d/b", "d/c"] {
+                sys::append(&mount.at(name), b"+").unwrap();
+            }
+            let inos = |identities: &[(u64, u64)]| identities.iter().map(|(_, ino)| *ino).collect::<Vec<_>>();
+            for _ in 0..2 {
+                assert_eq!(inos(&identities(&mount)), inos(&before));
+                for directory in ["", "d", "e"] {
+                    for entry in sys::readdir(&mount.at(directory)).unwrap() {
+                        assert_eq!(entry.ino, sys::ino(&mount.at(directory).join(&entry.name)), "{:?}", entry.name);
+                    }
+                }
+                mount = mount.remount(driver);
+            }
+            drop(mount);
+            rustix::mount::unmount(&other, rustix::mount::UnmountFlags::DETACH).unwrap();
+        }
     }
 }
 
@@ -80,6 +163,146 @@ on_stratafs! {
     fn squashed_owners(driver) {
         let mount = Stack::new().lower("file f uid=5 gid=6\ndir d uid=7").stratafs_option("squash_to_uid=100,squash_to_gid=200").mount(driver);
         mount.assert_tree("dir . uid=100 gid=200\nfile f uid=100 gid=200\ndir d uid=100 gid=200");
+    }
+
+    /// What is squashed cannot be given away, and what is new belongs to the mounter.
+    fn squash_to_root(driver) {
+        let mount = Stack::new().lower("file f uid=5 gid=6 mode=666\ndir d uid=7 mode=777\nlink l -> t uid=8").stratafs_option("squash_to_root").mount(driver);
+        sys::chown(&mount.at("f"), Some(9), Some(9)).unwrap();
+        sys::as_user(1000, 1000, || sys::create(&mount.at("d/n"), b"").unwrap());
+        mount.assert_tree("file f mode=666\ndir d mode=777\nfile d/n\nlink l -> t");
+        mount.assert_upper("file f uid=5 gid=6 mode=666\ndir d uid=7 mode=777\nfile d/n");
+    }
+
+    /// An explicit id counts more than root, wherever it stands.
+    fn squash_to_an_id_and_to_root(driver) {
+        for options in ["squash_to_root,squash_to_uid=100", "squash_to_uid=100,squash_to_root"] {
+            let mount = Stack::new().lower("file f uid=5 gid=6").stratafs_option(options).mount(driver);
+            mount.assert_tree("dir . uid=100\nfile f uid=100");
+        }
+    }
+
+    /// Ids outside of every range are nobody's.
+    fn unmapped_owners(driver) {
+        let mount = Stack::new().lower("file f uid=7 gid=200005").stratafs_option("uidmapping=1000:0:1:100000:1:10,gidmapping=200000:0:10").mount(driver);
+        mount.assert_tree("dir . uid=65534 gid=65534\nfile f uid=65534 gid=5");
+    }
+
+    fn xino_off(driver) {
+        let mount = Stack::new().lower("file f \"f\"\nfile d/g").option("xino=off").mount(driver);
+        let inos = ["f", "d/g"].map(|name| sys::ino(&mount.at(name)));
+        assert_eq!(inos, ["f", "d/g"].map(|name| sys::ino(&mount.lower(0, name))));
+        sys::append(&mount.at("f"), b"+").unwrap();
+        assert_eq!(["f", "d/g"].map(|name| sys::ino(&mount.at(name))), inos);
+    }
+
+    /// POSIX ACLs are neither shown, nor kept, nor obeyed.
+    fn no_acl(driver) {
+        // rw for the owner and for user 77, nothing else.
+        let acl: Vec<u8> = [2_u32.to_le_bytes().to_vec()]
+            .into_iter()
+            .chain([(1_u16, 6_u16, u32::MAX), (2, 6, 77), (4, 0, u32::MAX), (16, 6, u32::MAX), (32, 0, u32::MAX)].map(
+                |(tag, permissions, id)| [&tag.to_le_bytes()[..], &permissions.to_le_bytes(), &id.to_le_bytes()].concat(),
+            ))
+            .collect::<Vec<_>>()
+            .concat();
+        let mut layers = Stack::new().lower("file f \"f\"\ndir d").stratafs_option("noacl").build();
+        sys::setxattr(&layers.lowers[0].join("f"), "system.posix_acl_access", &acl).unwrap();
+        sys::setxattr(&layers.lowers[0].join("d"), "system.posix_acl_default", &acl).unwrap();
+        layers.originals.clear();
+        let mount = layers.mount(driver);
+        for name in ["f", "d"] {
+            assert_eq!(sys::listxattr(&mount.at(name)).unwrap(), Vec::<String>::new());
+            // Only directories have a default one; the kernel refuses before it asks.
+            let keys = ["system.posix_acl_access", "system.posix_acl_default"];
+            for key in &keys[..if name == "d" { 2 } else { 1 }] {
+                assert_eq!(sys::getxattr(&mount.at(name), key), Err(Errno::OPNOTSUPP), "{name} {key}");
+                assert_eq!(sys::setxattr(&mount.at(name), key, &acl), Err(Errno::OPNOTSUPP), "{name} {key}");
+            }
+        }
+        assert_eq!(sys::as_user(77, 77, || sys::append(&mount.at("f"), b"x")), Err(Errno::ACCESS));
+        sys::chown(&mount.at("f"), Some(1), None).unwrap();
+        sys::create(&mount.at("d/new"), b"").unwrap();
+        assert_eq!(sys::mode(&mount.at("d/new")), 0o644);
+        for name in ["f", "d", "d/new"] {
+            assert_eq!(sys::getxattr(&mount.upper(name), "system.posix_acl_access"), Err(Errno::NODATA), "{name}");
+        }
+    }
+
+    /// Attributes are neither shown nor kept; the marks work.
+    fn no_xattrs_but_the_marks(driver) {
+        let mount = Stack::new().lower("file f \"x\" user.k=v\nfile d/g\nlink l -> t trusted.k=v").stratafs_option("noxattrs").mount(driver);
+        assert_eq!(sys::setxattr(&mount.at("f"), "user.n", b""), Err(Errno::OPNOTSUPP));
+        assert_eq!(sys::removexattr(&mount.at("f"), "user.k"), Err(Errno::OPNOTSUPP));
+        assert_eq!(sys::listxattr(&mount.at("f")).unwrap(), Vec::<String>::new());
+        let ino = sys::ino(&mount.at("f"));
+        sys::append(&mount.at("f"), b"+").unwrap();
+        sys::rename(&mount.at("d"), &mount.at("e")).unwrap();
+        assert_eq!(sys::getxattr(&mount.upper("f"), "user.k"), Err(Errno::NODATA));
+        let mount = mount.remount(driver);
+        assert_eq!((sys::ino(&mount.at("f")), sys::names(&mount.at("e"))), (ino, vec!["g".to_owned()]));
+    }
+
+    /// With a timeout the kernel asks again, so that changes by others show.
+    fn timeout(driver) {
+        let mount = Stack::new().lower("dir d").upper("file f \"f\" mode=644").stratafs_option("timeout=0").mount(driver);
+        assert_eq!((sys::mode(&mount.at("f")), sys::exists(&mount.at("late"))), (0o644, false));
+        sys::chmod(&mount.upper("f"), 0o600).unwrap();
+        sys::create(&mount.upper("late"), b"late").unwrap();
+        assert_eq!((sys::mode(&mount.at("f")), sys::text(&mount.at("late"))), (0o600, "late".to_owned()));
+        let mount = Stack::new().upper("file f mode=644").stratafs_option("timeout=0.2").lower("").mount(driver);
+        assert_eq!(sys::mode(&mount.at("f")), 0o644);
+        sys::chmod(&mount.upper("f"), 0o600).unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        assert_eq!(sys::mode(&mount.at("f")), 0o600);
+    }
+
+    /// `.wh.NAME` as whiteout, in any layer, for files and directories; the name itself is never shown.
+    fn named_whiteouts(driver) {
+        let mount = Stack::new()
+            .lower("file .wh.f\nfile d/.wh.g\nfile .wh.dir\nfile own \"o\"\nfile .wh.own")
+            .lower("file f \"f\"\nfile d/g \"g\"\nfile d/h \"h\"\nfile dir/x\nfile own \"below\"\nfile up \"u\"")
+            .upper("file .wh.up")
+            .mount(driver);
+        mount.assert_tree("file d/h \"h\"\nfile own \"o\"");
+        for name in ["f", "d/g", "dir", "up", ".wh.f"] {
+            assert_eq!(sys::lstat(&mount.at(name)).err(), Some(Errno::NOENT), "{name}");
+        }
+        sys::create(&mount.at("f"), b"new").unwrap();
+        sys::create(&mount.at("up"), b"new").unwrap();
+        sys::mkdir(&mount.at("dir"), 0o755).unwrap();
+        assert_eq!(sys::create(&mount.at(".wh.x"), b""), Err(Errno::PERM));
+        let shown = "file d/h \"h\"\nfile own \"o\"\nfile f \"new\"\nfile up \"new\"\ndir dir";
+        mount.assert_tree(shown);
+        mount.remount(driver).assert_tree(shown);
+    }
+
+    /// `.wh..wh..opq` hides what is below its directory, in lower layers and in the upper.
+    fn named_opaque(driver) {
+        let mount = Stack::new()
+            .lower("file d/.wh..wh..opq\nfile d/own \"1\"\nfile d/s/own \"1\"")
+            .lower("file d/below\nfile d/s/below\nfile e/below\nfile e/s/below")
+            .upper("file e/.wh..wh..opq\nfile e/own \"u\"\ndir e/s")
+            .mount(driver);
+        let shown = "file d/own \"1\"\nfile d/s/own \"1\"\nfile e/own \"u\"\ndir e/s";
+        mount.assert_tree(shown);
+        sys::create(&mount.at("e/below"), b"new").unwrap();
+        sys::unlink(&mount.at("d/own")).unwrap();
+        let shown = "file d/s/own \"1\"\nfile e/own \"u\"\ndir e/s\nfile e/below \"new\"";
+        mount.assert_tree(shown);
+        mount.remount(driver).assert_tree(shown);
+    }
+
+    /// What fuse-overlayfs leaves as an ordinary user.
+    fn marks_of_fuse_overlayfs(driver) {
+        let mount = Stack::new()
+            .lower("dir d user.fuseoverlayfs.opaque=y\nfile d/own \"o\" user.fuseoverlayfs.origin=/d/own")
+            .lower("file d/below\nfile e/below")
+            .upper("dir e user.fuseoverlayfs.opaque=y user.fuseoverlayfs.origin=/e")
+            .mount(driver);
+        let shown = "file d/own \"o\"\ndir e";
+        mount.assert_tree(shown);
+        mount.remount(driver).assert_tree(shown);
     }
 
     fn static_nlink(driver) {

@@ -106,10 +106,10 @@ on_both! {
 
     fn unlink_copies_nothing(driver) {
         let mount = Stack::new().lower("file big size=50000000").mount(driver);
-        let before = rustix::fs::statvfs(&mount.upper("")).unwrap().f_bfree;
+        let before = rustix::fs::statvfs(mount.upper("")).unwrap().f_bfree;
         sys::unlink(&mount.at("big")).unwrap();
         mount.assert_upper("whiteout big");
-        let after = rustix::fs::statvfs(&mount.upper("")).unwrap().f_bfree;
+        let after = rustix::fs::statvfs(mount.upper("")).unwrap().f_bfree;
         assert!(before.saturating_sub(after) < 12_000, "blocks used: {}", before - after);
     }
 

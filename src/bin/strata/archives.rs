@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use stratafs::container::{Container, CreateOptions};
-use stratafs::image::archive::{Archive, Source};
+use stratafs::image::archive::{Archive, Source, Spooling};
 use stratafs::image::create::{self, Authoring};
 use stratafs::image::layer::{self, Compression, Limits, SnapshotOptions, UnpackOptions};
 use stratafs::image::load::{self, LoadOptions};
@@ -173,8 +173,8 @@ pub fn unpack(args: &Unpack) -> Result<()> {
     };
     let dir = std::path::absolute(&args.dir)?;
     let scratch = dir.parent().unwrap_or(Path::new("/"));
-    let archive = Archive::open(source, scratch, &|_| false)?;
     let options = unpack_options(&args.limits);
+    let archive = Archive::open(source, &Spooling { scratch, skip: &|_| false, limits: &options.limits })?;
     let layers = stratafs::image::unpack::unpack(&archive, &dir, args.platform.as_ref(), &options)?;
     let escaped: Vec<String> = layers.iter().map(|path| escape(path)).collect();
     Ok(print_line(&format!("lowerdir={}", escaped.join(":")))?)

@@ -16,6 +16,9 @@ pub use containers::*;
 /// Container images on stratafs: load, run, change and save them, without a daemon
 #[derive(Parser)]
 #[command(name = "strata", version, max_term_width = 100, subcommand_required = true, arg_required_else_help = true)]
+#[command(
+    after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage; run and exec: the container's own,\n127 if its program is not there, 126 if it cannot be run.\n\nStart with:\n  strata load -i debian.tar\n  strata run --rm -it debian:12 bash"
+)]
 pub struct Cli {
     /// The store [default: /var/lib/strata for root, else $XDG_DATA_HOME/strata]
     #[arg(long, global = true, env = "STRATA_ROOT", value_name = "DIR")]
@@ -322,8 +325,11 @@ pub struct Gc {
 
 /// Re-hash layers and documents and report damage
 #[derive(Args)]
-#[command(after_help = "Examples:\n  strata verify\n  strata verify debian:12")]
+#[command(after_help = "Examples:\n  strata verify\n  strata verify --repair debian:12")]
 pub struct Verify {
+    /// Remove what is damaged, so that loading its image again brings it back
+    #[arg(long)]
+    pub repair: bool,
     /// Only these images [default: the whole store]
     #[arg(value_name = "IMAGE")]
     pub images: Vec<String>,

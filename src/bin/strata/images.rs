@@ -1,6 +1,7 @@
 //! Verbs about images in the store.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -225,32 +226,41 @@ pub fn gc(store: &Store, args: &Gc) -> Result<()> {
 }
 
 pub fn verify(store: &Store, args: &Verify) -> Result<ExitCode> {
-    let layers = match args.images.is_empty() {
-        true => {
-            store.images()?;
-            store.all_layers()?
+    let (mut layers, mut files): (BTreeMap<Digest, Layer>, Vec<PathBuf>) = Default::default();
+    let mut problems = 0;
+    if args.images.is_empty() {
+        layers.extend(store.all_layers()?.into_iter().map(|layer| (layer.id(), layer)));
+        for (problem, file) in store.verify_blobs()? {
+            eprintln!("{problem}");
+            problems += 1;
+            files.extend(file);
         }
-        false => {
-            let mut layers: BTreeMap<Digest, Layer> = BTreeMap::new();
-            for name in &args.images {
-                layers.extend(store.layers_of(&store.find(name)?)?.into_iter().map(|layer| (layer.id(), layer)));
-            }
-            layers.into_values().collect()
-        }
-    };
-    let mut damaged = 0;
-    for layer in &layers {
-        let problems = layer.verify()?;
-        for problem in &problems {
-            eprintln!("layer {}: {problem}", layer.record.diff_id);
-        }
-        damaged += usize::from(!problems.is_empty());
     }
-    match damaged {
-        0 => print_line(&format!("{} layers are sound", layers.len()))?,
-        _ => anyhow::bail!("{damaged} of {} layers are damaged", layers.len()),
+    for name in &args.images {
+        layers.extend(store.layers_of(&store.find(name)?)?.into_iter().map(|layer| (layer.id(), layer)));
     }
-    Ok(ExitCode::SUCCESS)
+    let mut damaged = Vec::new();
+    for layer in layers.values() {
+        let found = layer.verify()?;
+        found.iter().for_each(|problem| eprintln!("layer {}: {problem}", layer.record.diff_id));
+        problems += found.len();
+        if !found.is_empty() {
+            damaged.push(layer.clone());
+        }
+    }
+    if problems == 0 {
+        print_line(&format!("{} layers are sound", layers.len()))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    if args.repair {
+        store.discard_damaged(&damaged, &files)?;
+        print_line(&format!(
+            "Removed {} damaged layers and {} blobs; load their images again",
+            damaged.len(),
+            files.len()
+        ))?;
+    }
+    anyhow::bail!("{} of {} layers and {} other things are damaged", damaged.len(), layers.len(), files.len());
 }
 
 pub fn usage(store: &Store, args: &Df) -> Result<()> {

@@ -36,7 +36,7 @@ fn lower_layers() {
         ("/a::/data:/b", None),
     ];
     for (text, expected) in table {
-        let parsed = parse(&format!("lowerdir={text}"));
+        let parsed = parse(&format!("metacopy=on,lowerdir={text}"));
         match (expected, parsed) {
             (Some((lowers, data_only)), Ok(options)) => {
                 assert_eq!(options.overlay.lowers, paths(lowers), "{text}");
@@ -50,7 +50,7 @@ fn lower_layers() {
 
 #[test]
 fn one_layer_each() {
-    let options = parse("lowerdir+=/a:b,lowerdir+=/c,datadir+=/d").unwrap();
+    let options = parse("metacopy=on,lowerdir+=/a:b,lowerdir+=/c,datadir+=/d").unwrap();
     assert_eq!(options.overlay.lowers, paths(&["/a:b", "/c"]));
     assert_eq!(options.overlay.data_only, paths(&["/d"]));
 }
@@ -124,6 +124,9 @@ fn flags() {
         ("timeout=1.5", |o| o.overlay.timeout == Some(Duration::from_millis(1500))),
         ("timeout=0", |o| o.overlay.timeout == Some(Duration::ZERO)),
         ("threads=7", |o| o.mount.threads == Some(7)),
+        ("squash_to_uid=7,squash_to_root", |o| {
+            (o.overlay.squash_to_uid, o.overlay.squash_to_gid) == (Some(7), Some(0))
+        }),
         ("squash_to_root", |o| (o.overlay.squash_to_uid, o.overlay.squash_to_gid) == (Some(0), Some(0))),
         ("squash_to_uid=5", |o| (o.overlay.squash_to_uid, o.overlay.squash_to_gid) == (Some(5), None)),
         ("squash_to_gid=5", |o| o.overlay.squash_to_gid == Some(5)),

@@ -4,14 +4,15 @@
 //! passed over. Formats: POSIX.1-2017 `pax`, "ustar Interchange Format" and "pax Extended Header"; GNU tar's
 //! manual, "Basic Tar Format".
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Read, Seek};
-use std::path::Path;
 
 use tar::{EntryType, Header, PaxExtensions};
 
-use super::{MemberFile, MemberReader};
+use super::{MemberFile, MemberReader, Spooling};
+use crate::image::layer::Limits;
 use crate::image::{ImageError, IoContext, Result};
 
 const BLOCK: u64 = 512;
@@ -37,12 +38,12 @@ enum Place {
 
 impl Members {
     /// Of a regular file: read in place if it is a plain tar.
-    pub(super) fn of_file(name: &str, mut file: File, scratch: &Path, skip: &dyn Fn(&str) -> bool) -> Result<Self> {
+    pub(super) fn of_file(name: &str, mut file: File, spooling: &Spooling<'_>) -> Result<Self> {
         let mut magic = [0; 4];
         let count = read_up_to(&mut file, &mut magic).at(name)?;
         file.rewind().at(name)?;
         if Packing::of(&magic[..count]) != Packing::None {
-            return Self::of_stream(name, &mut &file, scratch, skip);
+            return Self::of_stream(name, &mut &file, spooling);
         }
         let length = file.metadata().at(name)?.len();
         let mut walk =
@@ -52,17 +53,14 @@ impl Members {
         Ok(Self { file, places })
     }
 
-    /// Of a stream, compressed or not: spooled into `scratch`.
-    pub(super) fn of_stream(
-        name: &str,
-        stream: &mut dyn Read,
-        scratch: &Path,
-        skip: &dyn Fn(&str) -> bool,
-    ) -> Result<Self> {
+    /// Of a stream, compressed or not: spooled.
+    pub(super) fn of_stream(name: &str, stream: &mut dyn Read, spooling: &Spooling<'_>) -> Result<Self> {
         let mut magic = [0; 4];
         let count = read_up_to(stream, &mut magic).at(name)?;
         let packing = Packing::of(&magic[..count]);
-        let whole = BufReader::with_capacity(1 << 18, (&magic[..count]).chain(stream));
+        let taken = Cell::new(0);
+        let counted = Counted { inner: (&magic[..count]).chain(stream), count: &taken };
+        let whole = BufReader::with_capacity(1 << 18, counted);
         let input: Box<dyn Read + '_> = match packing {
             Packing::None => Box::new(whole),
             Packing::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(whole)),
@@ -71,15 +69,17 @@ impl Members {
                 return Err(ImageError::archive(name, format!("is compressed with {kind}; gzip and zstd can be read")));
             }
         };
-        let spool = tempfile::tempfile_in(scratch).at(scratch)?;
-        let spooled = Spooled { input, spool: BufWriter::with_capacity(1 << 18, spool), written: 0, skip };
+        let input = Bounded { inner: input, taken: &taken, given: 0, limits: spooling.limits };
+        let spool = tempfile::tempfile_in(spooling.scratch).at(spooling.scratch)?;
+        let spool = BufWriter::with_capacity(1 << 18, spool);
+        let spooled = Spooled { input: Box::new(input), spool, written: 0, skip: spooling.skip };
         let mut walk = Walk { name, input: spooled, places: HashMap::new() };
         walk.run()?;
         let places = std::mem::take(&mut walk.places);
         let mut input = walk.input;
         // A pipe's writer must not be killed by SIGPIPE over the padding that follows the archive's end.
         io::copy(&mut input.input, &mut io::sink()).at(name)?;
-        let file = input.spool.into_inner().map_err(io::IntoInnerError::into_error).at(scratch)?;
+        let file = input.spool.into_inner().map_err(io::IntoInnerError::into_error).at(spooling.scratch)?;
         Ok(Self { file, places })
     }
 
@@ -172,6 +172,41 @@ impl Input for Spooled<'_> {
         let offset = self.written;
         self.written += size;
         Ok(Place::Bytes { offset, size })
+    }
+}
+
+/// Counts what is read.
+struct Counted<'c, R> {
+    inner: R,
+    count: &'c Cell<u64>,
+}
+
+impl<R: Read> Read for Counted<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.inner.read(buffer)?;
+        self.count.set(self.count.get() + count as u64);
+        Ok(count)
+    }
+}
+
+/// Stops a compressed archive that was made to fill the disk.
+struct Bounded<'a> {
+    inner: Box<dyn Read + 'a>,
+    taken: &'a Cell<u64>,
+    given: u64,
+    limits: &'a Limits,
+}
+
+impl Read for Bounded<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.inner.read(buffer)?;
+        self.given += count as u64;
+        let ratio = self.limits.ratio;
+        if self.given > self.limits.ratio_from && self.given / ratio > self.taken.get() {
+            let reason = format!("grows to more than {ratio} times its compressed size (--unlimited accepts it)");
+            return Err(io::Error::other(reason));
+        }
+        Ok(count)
     }
 }
 

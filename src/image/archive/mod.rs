@@ -5,6 +5,7 @@
 //! because its members may come in any order.
 
 mod docker;
+mod legacy;
 mod members;
 mod oci;
 
@@ -18,6 +19,7 @@ use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, fstat, openat2};
 
 use super::config::ImageConfig;
 use super::digest::Digest;
+use super::layer::Limits;
 use super::reference::Reference;
 use super::spec::{Descriptor, Platform};
 use super::store::read_limited;
@@ -43,6 +45,16 @@ pub enum Source<'a> {
     Path(&'a Path),
     /// A stream, and what to call it in messages.
     Stream(&'a mut dyn Read, &'a str),
+}
+
+/// How an archive that cannot be read in place is spooled.
+pub struct Spooling<'a> {
+    /// Where.
+    pub scratch: &'a Path,
+    /// Members that are not kept, and cannot be opened.
+    pub skip: &'a dyn Fn(&str) -> bool,
+    /// How much a compressed one may grow.
+    pub limits: &'a Limits,
 }
 
 /// An image in an archive.
@@ -105,25 +117,24 @@ impl Read for MemberReader<'_> {
 }
 
 impl Archive {
-    /// Opens an archive. `scratch` is where a stream is spooled; members that `skip` says yes to are not kept,
-    /// and cannot be opened.
+    /// Opens an archive.
     ///
     /// # Errors
     /// When it cannot be read, or is neither a tar, nor a compressed tar, nor a directory.
-    pub fn open(source: Source<'_>, scratch: &Path, skip: &dyn Fn(&str) -> bool) -> Result<Self> {
+    pub fn open(source: Source<'_>, spooling: &Spooling<'_>) -> Result<Self> {
         match source {
             Source::Path(path) => {
                 let name = path.display().to_string();
                 let file = File::open(path).at(path)?;
                 let backing = match FileType::from_raw_mode(fstat(&file).at(path)?.st_mode) {
                     FileType::Directory => Backing::Directory(file.into()),
-                    FileType::RegularFile => Backing::Members(Members::of_file(&name, file, scratch, skip)?),
-                    _ => Backing::Members(Members::of_stream(&name, &mut &file, scratch, skip)?),
+                    FileType::RegularFile => Backing::Members(Members::of_file(&name, file, spooling)?),
+                    _ => Backing::Members(Members::of_stream(&name, &mut &file, spooling)?),
                 };
                 Ok(Self { name, backing })
             }
             Source::Stream(stream, name) => {
-                let backing = Backing::Members(Members::of_stream(name, stream, scratch, skip)?);
+                let backing = Backing::Members(Members::of_stream(name, stream, spooling)?);
                 Ok(Self { name: name.to_owned(), backing })
             }
         }
@@ -143,7 +154,7 @@ impl Archive {
         } else if is_docker {
             docker::images(self)?
         } else if self.has("repositories")? {
-            return Err(self.error("was written by a docker older than 1.10, whose archives have no manifest.json"));
+            legacy::images(self)?
         } else {
             return Err(self.error("is no image archive: it has neither manifest.json nor index.json"));
         };

@@ -6,9 +6,11 @@ use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 
+use rustix::io::Errno;
+
 use super::attributes::{has_default_acl, mtime, timestamps};
 use super::confined;
-use super::error::{AtPath, Result};
+use super::error::{AtPath, LayerError, Result};
 use super::path::is_at_or_below;
 use super::pax::Time;
 
@@ -48,27 +50,34 @@ impl<'a> Dirs<'a> {
         Self { root, held: HashMap::new(), clock: 0 }
     }
 
-    /// Whether the directory at `path` is held open, so that it surely exists.
-    pub(crate) fn holds(&self, path: &[u8]) -> bool {
-        self.held.contains_key(path)
-    }
-
     /// Opens the directory at `path`, no component of which is a symbolic link.
     pub(crate) fn get(&mut self, path: &[u8]) -> Result<Dir> {
+        match self.try_get(path)? {
+            Some(dir) => Ok(dir),
+            None => Err(LayerError::io(path, Errno::NOTDIR)),
+        }
+    }
+
+    /// Opens the directory at `path`; `None` where there is none, or a component of the path is a symbolic link.
+    pub(crate) fn try_get(&mut self, path: &[u8]) -> Result<Option<Dir>> {
         self.clock += 1;
         if let Some(held) = self.held.get_mut(path) {
             held.used = self.clock;
-            return Ok(held.dir.clone());
+            return Ok(Some(held.dir.clone()));
         }
+        let fd = match confined::open_dir(self.root, path) {
+            Ok(fd) => fd,
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(None),
+            Err(error) => return Err(LayerError::io(path, error)),
+        };
         if self.held.len() >= HELD {
             self.let_oldest_go()?;
         }
-        let fd = confined::open_dir(self.root, path).at(path)?;
         let mtime = mtime(&rustix::fs::fstat(&fd).at(path)?);
         let gives_acl = has_default_acl(fd.as_fd()).at(path)?;
         let dir = Dir { fd: Rc::new(fd), gives_acl };
         self.held.insert(path.to_vec(), Held { dir: dir.clone(), mtime, used: self.clock });
-        Ok(dir)
+        Ok(Some(dir))
     }
 
     /// The directory's attributes were set: `mtime` is its time from now on, whatever is made in it.

@@ -77,6 +77,7 @@ impl<'a> Extractor<'a> {
         if !self.root_named {
             self.imply_root()?;
         }
+        self.hide_lower_root()?;
         self.settle_buried()?;
         self.dirs.close()?;
         Ok(self.outcome)
@@ -90,6 +91,10 @@ impl<'a> Extractor<'a> {
                     format!("layer entry {}: attribute {} of {} bytes", printable(&path), printable(name), value.len());
                 return Err(LayerError::Limit { what, limit: self.options.limits.xattr as u64, option: "xattr" });
             }
+        }
+        if entry.text_acl {
+            let reason = "an ACL as text (SCHILY.acl) was not kept; layers carry them as attributes";
+            self.warn(vec![format!("{}: {reason}", printable(&path))]);
         }
         let Some((parent, name)) = split(&path) else { return self.root(entry) };
         match directory_names(parent, &path)? {
@@ -177,6 +182,24 @@ impl<'a> Extractor<'a> {
     fn make_opaque(&mut self, path: &[u8]) -> Result<()> {
         let dir = self.dirs.get(path)?;
         self.marks.put_opaque(dir.as_fd(), path)
+    }
+
+    /// An opaque root says nothing to overlay file systems (the kernel merges all roots), so every name of the lower
+    /// root is hidden by itself.
+    fn hide_lower_root(&mut self) -> Result<()> {
+        let root = self.dirs.get(b"")?;
+        if !marks::hides_lower(root.as_fd()).at(b"")? {
+            return Ok(());
+        }
+        self.outcome.depends_on_lower = true;
+        if self.lowers.is_empty() {
+            return Ok(());
+        }
+        let lower = self.lowers.root()?;
+        for name in self.lowers.names(&lower)? {
+            self.whiteout(b"", &name)?;
+        }
+        Ok(())
     }
 
     /// `.wh.NAME`: deletes the name in the layers below, not what this layer itself has by that name.

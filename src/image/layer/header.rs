@@ -32,10 +32,10 @@ pub(crate) struct Header<'a> {
 impl<'a> Header<'a> {
     /// Reads `block`.
     pub(crate) fn new(block: &'a Block) -> Result<Self, Problem> {
-        let field = octal(field(block, 148, 8)).ok_or("the header's checksum is not a number")?;
         let (unsigned, signed) = checksums(block);
+        let field = octal(field(block, 148, 8)).unwrap_or(-1);
         if field != i128::from(unsigned) && field != i128::from(signed) {
-            return Err(format!("not a tar header: its checksum is {unsigned}, it says {field}"));
+            return Err(not_a_header(block, unsigned, field));
         }
         let variant = match (field8(block), block.get(508..512)) {
             (b"ustar  \0", _) => Variant::Gnu,
@@ -116,6 +116,15 @@ impl<'a> Header<'a> {
 
     fn number(&self, what: &str, at: usize, len: usize) -> Result<i128, Problem> {
         number(field(self.block, at, len)).map_err(|()| format!("the header's {what} is not a number"))
+    }
+}
+
+/// Why a block with the wrong checksum may be no header.
+fn not_a_header(block: &Block, sum: u32, field: i128) -> Problem {
+    let compressions: [(&[u8], &str); 3] = [(b"\xfd7zXZ\0", "xz"), (b"BZh", "bzip2"), (b"\x04\x22\x4d\x18", "lz4")];
+    match compressions.iter().find(|(magic, _)| block.starts_with(magic)) {
+        Some((_, name)) => format!("not a tar header: compressed by {name}, which is not supported"),
+        None => format!("not a tar header: its checksum is {sum}, it says {field}"),
     }
 }
 

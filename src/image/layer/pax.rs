@@ -26,6 +26,8 @@ pub(crate) struct Extended {
     pub(crate) mtime: Option<Time>,
     pub(crate) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
     pub(crate) sparse: PaxSparse,
+    /// There is an ACL as text, by user names that mean nothing here.
+    pub(crate) text_acl: bool,
 }
 
 /// The `GNU.sparse.*` keywords.
@@ -90,6 +92,10 @@ fn apply(extended: &mut Extended, key: &[u8], value: &[u8]) -> Result<(), Proble
             true => Ok(()),
             false => set_xattr(&mut extended.xattrs, &name, value),
         };
+    }
+    if key.starts_with(b"SCHILY.acl.") {
+        extended.text_acl |= !value.is_empty();
+        return Ok(());
     }
     // An empty value takes a record back.
     let given = (!value.is_empty()).then_some(value);

@@ -37,6 +37,8 @@ pub(crate) struct Entry {
     pub(crate) gid: u32,
     pub(crate) mtime: Time,
     pub(crate) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    /// It has an ACL in a form that is not read.
+    pub(crate) text_acl: bool,
 }
 
 /// Reader of a tar stream.
@@ -306,6 +308,7 @@ impl<'a, R: BufRead> TarReader<'a, R> {
             gid: id(extended.gid, header.gid(), "gid")?,
             mtime,
             xattrs: extended.xattrs,
+            text_acl: extended.text_acl,
             name,
         })
     }

@@ -2,13 +2,13 @@
 //! and what is missing looked up in the layers below.
 
 use std::collections::VecDeque;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::AtFlags;
 use rustix::io::Errno;
 
 use super::attributes::{self, Attributes, FileKind};
-use super::error::{AtPath, LayerError, Result};
+use super::error::{AtPath, LayerError, Result, printable};
 use super::extract::Extractor;
 use super::lower_view::Found;
 use super::path::{components, join, pop, push};
@@ -42,86 +42,107 @@ enum Below {
     Nothing,
 }
 
+/// Where a walk stands: a directory of this layer, or one that only lower layers have. Going down costs one system
+/// call whatever the depth, so that long paths cannot make an archive slow.
+#[derive(Default)]
+struct Cursor {
+    path: Vec<u8>,
+    /// The directory, once it was needed.
+    dir: Option<OwnedFd>,
+}
+
+impl Cursor {
+    fn open(&mut self, root: BorrowedFd<'_>) -> rustix::io::Result<BorrowedFd<'_>> {
+        let dir = match self.dir.take() {
+            Some(dir) => dir,
+            None => confined::open_dir(root, &self.path)?,
+        };
+        let dir: &OwnedFd = self.dir.insert(dir);
+        Ok(dir.as_fd())
+    }
+
+    fn down(&mut self, name: &[u8]) {
+        push(&mut self.path, name);
+        // What cannot be opened from here is looked for by its path, and the error told, when it is needed.
+        self.dir = self.dir.take().and_then(|dir| confined::open_dir(dir.as_fd(), name).ok());
+    }
+
+    fn up(&mut self) {
+        pop(&mut self.path);
+        self.dir = None;
+    }
+}
+
 impl Extractor<'_> {
     /// The directory that `path` names: its own path in this layer, without symbolic links. `None` if it is no
     /// directory, or deleted (only with [`Missing::Leave`]).
     pub(crate) fn resolve(&mut self, path: &[u8], missing: Missing) -> Result<Option<Vec<u8>>> {
-        if self.dirs.holds(path) {
+        if self.dirs.try_get(path)?.is_some() {
             return Ok(Some(path.to_vec()));
         }
-        let mut real = Vec::new();
+        let mut cursor = Cursor::default();
         let mut rest: VecDeque<Vec<u8>> = components(path).map(<[u8]>::to_vec).collect();
         let mut links = 0;
         while let Some(name) = rest.pop_front() {
             if name == b".." {
-                pop(&mut real);
+                cursor.up();
                 continue;
             }
-            let here = join(&real, &name);
+            let here = join(&cursor.path, &name);
             if here.len() > self.options.limits.path {
                 return Err(LayerError::entry(path, "its directory's path is too long"));
             }
-            let target = match self.step(&real, &name, &here, missing)? {
+            let target = match self.step(&mut cursor, &name, &here, missing)? {
                 Step::Directory => None,
                 Step::Link(target) => Some(target),
                 Step::NoDirectory | Step::Whiteout if missing == Missing::Leave => return Ok(None),
                 Step::NoDirectory => {
-                    return Err(LayerError::entry(
-                        path,
-                        format!("{} is not a directory", super::error::printable(&here)),
-                    ));
+                    return Err(LayerError::entry(path, format!("{} is not a directory", printable(&here))));
                 }
                 Step::Whiteout => {
-                    self.replace_whiteout(&real, &name, &here)?;
+                    self.replace_whiteout(&cursor.path, &name, &here)?;
                     None
                 }
-                Step::Absent => match self.below(&here)? {
-                    Below::Link(target) => Some(target),
-                    Below::Directory(attributes) => {
-                        if missing == Missing::Make {
-                            self.make_implied(&real, &name, &here, &attributes)?;
-                        }
+                Step::Absent => match (self.below(&here)?, missing) {
+                    (Below::Link(target), _) => Some(target),
+                    (Below::Nothing, Missing::Leave) => return Ok(None),
+                    (Below::Directory(_), Missing::Leave) => None,
+                    (Below::Directory(attributes), Missing::Make) => {
+                        self.make_implied(&cursor.path, &name, &here, &attributes)?;
                         None
                     }
-                    Below::Nothing if missing == Missing::Leave => return Ok(None),
-                    Below::Nothing => {
-                        self.make_implied(&real, &name, &here, &Attributes::of_implied_directory())?;
+                    (Below::Nothing, Missing::Make) => {
+                        self.make_implied(&cursor.path, &name, &here, &Attributes::of_implied_directory())?;
                         None
                     }
                 },
             };
-            match target {
-                None => push(&mut real, &name),
-                Some(target) => {
-                    links += 1;
-                    if links > MAX_LINKS {
-                        return Err(LayerError::entry(path, "too many symbolic links"));
-                    }
-                    if target.starts_with(b"/") {
-                        real.clear();
-                    }
-                    components(&target).rev_each(|part| rest.push_front(part.to_vec()));
-                }
+            let Some(target) = target else {
+                cursor.down(&name);
+                continue;
+            };
+            links += 1;
+            if links > MAX_LINKS {
+                return Err(LayerError::entry(path, "too many symbolic links"));
             }
+            if target.starts_with(b"/") {
+                cursor = Cursor::default();
+            }
+            let parts: Vec<&[u8]> = components(&target).collect();
+            parts.into_iter().rev().for_each(|part| rest.push_front(part.to_vec()));
         }
-        Ok(Some(real))
+        Ok(Some(cursor.path))
     }
 
-    fn step(&mut self, parent: &[u8], name: &[u8], here: &[u8], missing: Missing) -> Result<Step> {
-        if self.dirs.holds(here) {
-            return Ok(Step::Directory);
-        }
-        let dir = match self.dirs.get(parent) {
+    /// What `name` is in the directory where the cursor stands.
+    fn step(&mut self, cursor: &mut Cursor, name: &[u8], here: &[u8], missing: Missing) -> Result<Step> {
+        let dir = match cursor.open(self.root) {
             Ok(dir) => dir,
             // Looking around below, where this layer has no directory.
-            Err(LayerError::Io { source, .. })
-                if missing == Missing::Leave && source.kind() == std::io::ErrorKind::NotFound =>
-            {
-                return Ok(Step::Absent);
-            }
-            Err(error) => return Err(error),
+            Err(Errno::NOENT) if missing == Missing::Leave => return Ok(Step::Absent),
+            Err(error) => return Err(LayerError::io(&cursor.path, error)),
         };
-        let stat = match confined::stat_entry(dir.as_fd(), name) {
+        let stat = match confined::stat_entry(dir, name) {
             Ok(Some(stat)) => stat,
             Ok(None) => return Ok(Step::Absent),
             Err(Errno::NAMETOOLONG) => return Err(LayerError::entry(here, "a component of its path is too long")),
@@ -129,10 +150,8 @@ impl Extractor<'_> {
         };
         Ok(match FileKind::of(&stat) {
             FileKind::Directory => Step::Directory,
-            FileKind::Symlink => {
-                Step::Link(rustix::fs::readlinkat(dir.as_fd(), name, Vec::new()).at(here)?.into_bytes())
-            }
-            _ if marks::is_whiteout(dir.as_fd(), name, &stat).at(here)? => Step::Whiteout,
+            FileKind::Symlink => Step::Link(rustix::fs::readlinkat(dir, name, Vec::new()).at(here)?.into_bytes()),
+            _ if marks::is_whiteout(dir, name, &stat).at(here)? => Step::Whiteout,
             _ => Step::NoDirectory,
         })
     }
@@ -173,17 +192,5 @@ impl Extractor<'_> {
             }
             Some(Found::Other(_)) | None => Below::Nothing,
         })
-    }
-}
-
-/// Visiting the parts of a link's target from the last to the first.
-trait RevEach<'a> {
-    fn rev_each(self, visit: impl FnMut(&'a [u8]));
-}
-
-impl<'a, I: Iterator<Item = &'a [u8]>> RevEach<'a> for I {
-    fn rev_each(self, visit: impl FnMut(&'a [u8])) {
-        let parts: Vec<_> = self.collect();
-        parts.into_iter().rev().for_each(visit);
     }
 }

@@ -65,7 +65,7 @@ impl Store {
     /// When the directory cannot be made, or is something else than a store and not empty.
     pub fn open(root: &Path) -> Result<Self> {
         let store = Self { root: std::path::absolute(root).at(root)? };
-        if !store.root.join("oci-layout").exists() || !store.looks_like_ours() {
+        if !store.is_complete() {
             store.create()?;
         }
         // Mount tables show paths without symbolic links.
@@ -87,31 +87,43 @@ impl Store {
             .ok_or_else(|| ImageError::refused("store", "neither XDG_DATA_HOME nor HOME is set; give --root"))
     }
 
+    /// Several processes may do this at the same time.
     fn create(&self) -> Result<()> {
-        if fs::read_dir(&self.root).is_ok_and(|mut entries| entries.next().is_some()) && !self.looks_like_ours() {
-            return Err(ImageError::refused(self.root.display().to_string(), "is not empty and not a store"));
-        }
         if let Some(parent) = self.root.parent() {
             fs::create_dir_all(parent).at(parent)?;
         }
         make_dir(&self.root, 0o700)?;
         let _lock = self.lock_index()?;
+        self.refuse_foreign_directory()?;
+        fs::set_permissions(&self.root, fs::Permissions::from_mode(0o700)).at(&self.root)?;
         for dir in ["blobs", "blobs/sha256", "layers", "containers", "tmp"] {
             make_dir(&self.root.join(dir), 0o700)?;
         }
-        for (name, text) in
-            [("lock", b"".to_vec()), ("index.json", spec::serialize("index.json", &spec::Index::new(vec![]))?)]
-        {
+        let index = spec::serialize("index.json", &spec::Index::new(vec![]))?;
+        for (name, text) in [("lock", &b""[..]), ("index.json", &index), ("oci-layout", spec::OCI_LAYOUT.as_bytes())] {
             if !self.root.join(name).exists() {
-                self.replace(name, &text)?;
+                self.replace(name, text)?;
             }
         }
-        self.replace("oci-layout", spec::OCI_LAYOUT.as_bytes())
+        Ok(())
     }
 
-    /// True for a store whose making was interrupted.
-    fn looks_like_ours(&self) -> bool {
-        self.root.join("layers").exists() || self.root.join("blobs/sha256").exists()
+    /// What is there already must be a store, whole or half made.
+    fn refuse_foreign_directory(&self) -> Result<()> {
+        for entry in fs::read_dir(&self.root).at(&self.root)? {
+            let name = entry.at(&self.root)?.file_name();
+            if !["blobs", "layers", "containers", "tmp", "lock", "index.json", "oci-layout"]
+                .iter()
+                .any(|own| name == *own)
+            {
+                return Err(ImageError::refused(self.root.display().to_string(), "is not empty and not a store"));
+            }
+        }
+        Ok(())
+    }
+
+    fn is_complete(&self) -> bool {
+        ["oci-layout", "layers", "lock"].iter().all(|name| self.root.join(name).exists())
     }
 
     /// The store's directory.

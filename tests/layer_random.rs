@@ -1,0 +1,307 @@
+//! Random layers against a model in memory, and random damage.
+
+#![allow(clippy::unwrap_used)]
+
+#[path = "common/layer_dirs.rs"]
+mod layer_dirs;
+#[path = "common/tar_build.rs"]
+mod tar_build;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use layer_dirs::*;
+use proptest::prelude::*;
+use stratafs::image::layer::{self, Limits, SnapshotOptions, UnpackOptions};
+use tar_build::*;
+
+/// One entry of a random layer.
+#[derive(Clone, Debug)]
+enum Step {
+    Dir(String),
+    File(String, String),
+    Symlink(String),
+    HardLink(String, String),
+    Whiteout(String),
+    Opaque(String),
+}
+
+#[derive(Clone, Debug, PartialEq)]
+enum Node {
+    Dir,
+    /// A number for each file made, and its contents.
+    File(usize, String),
+    Symlink(usize),
+}
+
+/// What a layer is to be after its entries, by the rules as they are written, with no thought for how.
+#[derive(Default)]
+struct Model {
+    nodes: BTreeMap<String, Node>,
+    whiteouts: BTreeSet<String>,
+    made: usize,
+}
+
+fn parent(path: &str) -> &str {
+    path.rsplit_once('/').map_or("", |(parent, _)| parent)
+}
+
+impl Model {
+    /// Makes the directory and those above it; `None` where something else is in the way.
+    fn ensure(&mut self, path: &str) -> Option<()> {
+        if path.is_empty() {
+            return Some(());
+        }
+        self.ensure(parent(path))?;
+        match self.nodes.entry(path.to_owned()).or_insert(Node::Dir) {
+            Node::Dir => Some(()),
+            _ => None,
+        }
+    }
+
+    fn replace(&mut self, path: &str, node: Node) {
+        let below = format!("{path}/");
+        self.nodes.retain(|other, _| other != path && !other.starts_with(&below));
+        self.nodes.insert(path.to_owned(), node);
+    }
+
+    fn step(&mut self, step: &Step) -> Option<()> {
+        self.made += 1;
+        match step {
+            Step::Dir(path) => {
+                self.ensure(parent(path))?;
+                if self.nodes.get(path) != Some(&Node::Dir) {
+                    self.replace(path, Node::Dir);
+                }
+            }
+            Step::File(path, content) => {
+                self.ensure(parent(path))?;
+                self.replace(path, Node::File(self.made, content.clone()));
+            }
+            Step::Symlink(path) => {
+                self.ensure(parent(path))?;
+                self.replace(path, Node::Symlink(self.made));
+            }
+            Step::HardLink(path, target) => {
+                self.ensure(parent(path))?;
+                let node = self.nodes.get(target).filter(|node| **node != Node::Dir)?.clone();
+                if self.nodes.get(path) != Some(&node) {
+                    if target.starts_with(&format!("{path}/")) {
+                        return None;
+                    }
+                    self.replace(path, node);
+                }
+            }
+            Step::Whiteout(path) => {
+                self.ensure(parent(path))?;
+                self.whiteouts.insert(path.clone());
+            }
+            Step::Opaque(path) => {
+                self.ensure(path)?;
+                self.whiteouts.insert(path.clone());
+            }
+        }
+        Some(())
+    }
+
+    /// Path to a word on what is there.
+    fn tree(&self) -> BTreeMap<String, String> {
+        let mut tree = BTreeMap::new();
+        let is_dir = |path: &str| path.is_empty() || self.nodes.get(path) == Some(&Node::Dir);
+        for (path, node) in &self.nodes {
+            let word = match node {
+                Node::Dir if self.whiteouts.contains(path) => "opaque".to_owned(),
+                Node::Dir => "dir".to_owned(),
+                Node::File(_, content) => format!("file {content:?}"),
+                Node::Symlink(_) => "link".to_owned(),
+            };
+            tree.insert(path.clone(), word);
+        }
+        for path in self.whiteouts.iter().filter(|path| !self.nodes.contains_key(*path) && is_dir(parent(path))) {
+            tree.insert(path.clone(), "whiteout".to_owned());
+        }
+        tree
+    }
+}
+
+/// The same words for a real directory.
+fn words(layer: &Layer) -> BTreeMap<String, String> {
+    let word = |line: String| match line.split(' ').next().unwrap() {
+        "dir" if line.contains("trusted.overlay.opaque=y") => "opaque".to_owned(),
+        "file" => line.split("\" ").next().unwrap().to_owned() + "\"",
+        "char" => "whiteout".to_owned(),
+        first => first.to_owned(),
+    };
+    layer.tree().into_iter().filter(|(path, _)| path != ".").map(|(path, line)| (path, word(line))).collect()
+}
+
+fn tar_of(steps: &[Step]) -> Vec<u8> {
+    let prefixed = |path: &str, prefix: &str| {
+        let name = path.rsplit('/').next().unwrap();
+        path[..path.len() - name.len()].to_owned() + prefix + name
+    };
+    let tar = steps.iter().fold(Tar::new(), |tar, step| match step {
+        Step::Dir(path) => tar.dir(format!("{path}/")),
+        Step::File(path, content) => tar.file(path, content),
+        Step::Symlink(path) => tar.symlink(path, "somewhere"),
+        Step::HardLink(path, target) => tar.hardlink(path, target),
+        Step::Whiteout(path) => tar.file(prefixed(path, ".wh."), ""),
+        Step::Opaque(path) => tar.file(format!("{path}/.wh..wh..opq"), ""),
+    });
+    tar.end()
+}
+
+fn any_path() -> impl Strategy<Value = String> {
+    proptest::collection::vec(prop::sample::select(vec!["a", "b", "c"]), 1..4).prop_map(|parts| parts.join("/"))
+}
+
+fn any_step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        4 => any_path().prop_map(Step::Dir),
+        4 => (any_path(), "[xyz]{0,3}").prop_map(|(path, content)| Step::File(path, content)),
+        // Not as a parent of anything: the model follows no links.
+        1 => any_path().prop_map(|path| Step::Symlink(path + "-link")),
+        2 => (any_path(), any_path()).prop_map(|(path, target)| Step::HardLink(path, target)),
+        2 => any_path().prop_map(Step::Whiteout),
+        1 => any_path().prop_map(Step::Opaque),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn random_layers_are_as_the_model_says(steps in proptest::collection::vec(any_step(), 1..14)) {
+        let tar = tar_of(&steps);
+        let mut model = Model::default();
+        // An entry that cannot be ends the layer; take those before it.
+        let expected = steps.iter().try_for_each(|step| model.step(step)).map(|()| model.tree());
+        match (unpack_over(&tar, &[]), expected) {
+            (Ok(layer), Some(expected)) => {
+                prop_assert_eq!(words(&layer), expected);
+                prop_assert_eq!(reassembled(&layer).unwrap(), tar);
+                // The directory says all that the tar said.
+                let mut out = Vec::new();
+                layer::snapshot(layer.as_fd(), &[], &mut out, &SnapshotOptions::default()).unwrap();
+                let mut again = words(&unpack(&out));
+                let mut before = words(&layer);
+                // A snapshot leaves out deletions in an opaque directory, which delete nothing.
+                let hidden = before.clone();
+                before.retain(|path, word| word != "whiteout" || hidden.get(parent(path)).is_none_or(|word| word != "opaque"));
+                again.retain(|_, word| !word.is_empty());
+                prop_assert_eq!(again, before);
+            }
+            (Err(_), None) => {}
+            (Ok(layer), None) => prop_assert!(false, "unpacked to {:#?}", layer.tree()),
+            (Err(error), Some(_)) => prop_assert!(false, "refused: {error}"),
+        }
+    }
+}
+
+/// Numbers that look random and are the same every time.
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self, sides: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        usize::try_from(self.0 % sides as u64).unwrap()
+    }
+}
+
+/// One layer with something of everything.
+fn everything() -> Vec<u8> {
+    let mut sparse = spec("s", b'S').gnu().content("z").block();
+    sparse[386..397].copy_from_slice(&number(600, 12));
+    sparse[398..409].copy_from_slice(&number(1, 12));
+    sparse[483..494].copy_from_slice(&number(1000, 12));
+    seal(&mut sparse);
+    let mut map = b"1\n5\n3\n".to_vec();
+    map.resize(512, 0);
+    map.extend_from_slice(b"abc");
+    Tar::new()
+        .dir("d/")
+        .file("d/f", "x".repeat(700))
+        .entry(
+            spec("pax", b'0')
+                .pax("path", "n".repeat(150))
+                .pax("mtime", "1.5")
+                .pax("SCHILY.xattr.user.a", "b")
+                .content("y"),
+        )
+        .extension(b'L', &b"mmmmmmmmmmmmmmm/".repeat(9))
+        .file("long", "")
+        .raw(&sparse)
+        .raw(b"z")
+        .pad()
+        .entry(
+            spec("v10", b'0')
+                .pax("GNU.sparse.major", "1")
+                .pax("GNU.sparse.minor", "0")
+                .pax("GNU.sparse.realsize", "9")
+                .content(map),
+        )
+        .entry(spec("v01", b'0').pax("GNU.sparse.size", "9").pax("GNU.sparse.map", "0,1,4,2").content("abc"))
+        .symlink("l", "d")
+        .file("l/through", "t")
+        .hardlink("h", "d/f")
+        .file("d/.wh.gone", "")
+        .file("d/.wh..wh..opq", "")
+        .file("d", "replaced")
+        .entry(spec("n", b'3').device(1, 3))
+        .end()
+}
+
+#[test]
+fn random_damage_is_refused_or_kept_to_the_byte() {
+    let good = everything();
+    assert_eq!(reassembled(&unpack(&good)).unwrap(), good);
+    let mut dice = Dice(0x9e37_79b9_7f4a_7c15);
+    let limits = Limits { file: 1 << 30, ..Limits::default() };
+    let options = UnpackOptions { limits, threads: false, ..UnpackOptions::default() };
+    let mut accepted = 0;
+    for _ in 0..1500 {
+        let mut bytes = good.clone();
+        for _ in 0..=dice.roll(3) {
+            let at = dice.roll(bytes.len());
+            let special =
+                [0, b'0', b'7', b'/', b'.', b' ', b'=', b'\n', 0x80, 0xff, b'x', b'g', b'1', b'2', b'5', b'S'];
+            bytes[at] = special[dice.roll(special.len())];
+            // A checksum that is right again lets the damage reach further.
+            if dice.roll(4) != 0 {
+                let block: &mut [u8; 512] = (&mut bytes[at / 512 * 512..][..512]).try_into().unwrap();
+                if block[257..262] == *b"ustar" {
+                    seal(block);
+                }
+            }
+        }
+        if let Ok(layer) = unpack_with(&bytes, &[], &options) {
+            accepted += 1;
+            assert_eq!(reassembled(&layer).unwrap(), bytes);
+        }
+    }
+    assert!(accepted > 150, "most damage stops at the first header: {accepted}");
+}
+
+#[test]
+fn damaged_recipes_are_errors() {
+    let layer = unpack(&everything());
+    let mut dice = Dice(7);
+    let plain = zstd::decode_all(layer.recipe.as_slice()).unwrap();
+    for round in 0..1500 {
+        let mut bytes = if round % 2 == 0 { layer.recipe.clone() } else { plain.clone() };
+        let at = dice.roll(bytes.len());
+        match dice.roll(3) {
+            0 => bytes.truncate(at),
+            1 => bytes[at] ^= 1 << dice.roll(8),
+            _ => bytes[at] = 0xff,
+        }
+        let recipe = if round % 2 == 0 { bytes } else { zstd::encode_all(bytes.as_slice(), 1).unwrap() };
+        let mut out = Vec::new();
+        // A flipped bit that zstd does not notice may change nothing, but the wrong tar never passes.
+        if let Ok((digest, _)) = layer::reassemble(&mut recipe.as_slice(), layer.as_fd(), &mut out) {
+            assert_eq!(stratafs::image::digest::Digest::of(&out), digest);
+            assert!(digest == layer.unpacked.diff_id || round % 2 == 1);
+        }
+    }
+}

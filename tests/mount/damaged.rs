@@ -1,0 +1,235 @@
+//! Damaged layers: an error or a documented reading for the one entry, a line in the log, and nothing else suffers.
+
+use std::path::Path;
+
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+
+use crate::common::{Driver, Errno, Mount, Stack, sys, tree};
+use crate::{on_both, on_stratafs};
+
+/// The lower layer of most tests: what must stay readable beside the damage.
+const LOWER: &str =
+    "file ok \"ok\"\nfile d/x \"x\"\nfile f \"low\"\nfile a/deep/y \"y\"\nlink esc -> /etc\nlink up -> ..";
+
+#[track_caller]
+fn assert_unharmed(mount: &Mount) {
+    assert_eq!(sys::text(&mount.at("ok")), "ok");
+    assert_eq!(sys::text(&mount.at("a/deep/y")), "y");
+    sys::create(&mount.at("new"), b"new").unwrap();
+    assert_eq!(sys::text(&mount.at("new")), "new");
+    sys::unlink(&mount.at("new")).unwrap();
+    assert!(sys::names(mount.root()).contains(&"ok".to_owned()));
+}
+
+on_both! {
+    /// A redirect never leads out of the layer: not by `..`, not by a symlink.
+    fn redirects_that_point_outside(driver) {
+        for value in ["/../../etc", "../../etc", "/esc", "/esc/ssl", "/up", "/up/up/etc", "/a/../../etc", "/ok", "/ok/x"] {
+            let mount = Stack::new()
+                .lower(LOWER)
+                .upper(&format!("dir moved trusted.overlay.redirect={value}\nfile moved/own \"u\""))
+                .mount(driver);
+            assert_unharmed(&mount);
+            match sys::readdir(&mount.at("moved")) {
+                Ok(list) => assert_eq!(list.iter().map(|entry| entry.name.to_str().unwrap()).collect::<Vec<_>>(), ["own"], "{value:?}"),
+                Err(error) => {
+                    assert!([Errno::IO, Errno::INVAL, Errno::ACCESS].contains(&error), "{value:?}: {error}");
+                    assert!(driver == Driver::Overlayfs || mount.log().contains("\"moved\""), "{value:?}: {}", mount.log());
+                }
+            }
+        }
+    }
+
+    /// The same for the content of a metacopy file.
+    fn metacopy_redirects_that_point_outside(driver) {
+        for value in ["/../../etc/passwd", "/esc/passwd", "/up/passwd", "passwd", "/d", "/esc", "/ok/x", ""] {
+            let mount = Stack::new()
+                .lower(LOWER)
+                .upper(&format!("dir . trusted.overlay.impure=y\nfile moved size=3 trusted.overlay.metacopy= trusted.overlay.redirect={value}"))
+                .option("metacopy=on")
+                .mount(driver);
+            assert!(sys::read(&mount.at("moved")).is_err(), "{value:?}");
+            assert_unharmed(&mount);
+            assert!(driver == Driver::Overlayfs || mount.log().contains("\"moved\""), "{value:?}: {}", mount.log());
+        }
+    }
+
+    fn data_only_redirects_that_point_outside(driver) {
+        for value in ["/esc/passwd", "/dir", "/link", "/fifo"] {
+            let mount = Stack::new()
+                .lower(&format!("file ok \"ok\"\nfile a/deep/y \"y\"\nfile f size=3 trusted.overlay.metacopy= trusted.overlay.redirect={value}"))
+                .data_only("link esc -> /etc\ndir dir\nlink link -> /etc/passwd\nfifo fifo")
+                .option("metacopy=on")
+                .mount(driver);
+            assert!(sys::read(&mount.at("f")).is_err(), "{value:?}");
+            assert_unharmed(&mount);
+        }
+    }
+
+    /// A damaged origin costs the inode number, no more.
+    fn origins(driver) {
+        let garbage = [
+            "", "x", "\\x00\\xfb", "\\x00\\xfb\\x1d\\x00\\x01",
+            "\\x00\\xfb\\x1d\\x00\\x01abcdefghijklmnop\\x01\\x00\\x00\\x00\\x02\\x00\\x00\\x00",
+            "\\x00\\xfb\\x1d\\x00\\xff\\x00\\x00\\x00\\x00\\x00\\x00\\x00\\x00\\x00\\x00\\x00\\x00\\x00\\x00\\x00\\x00\\x01\\x00\\x00\\x00\\x02\\x00\\x00\\x00",
+            "\\x01\\xfb\\x1d\\x00\\x01abcdefghijklmnop\\x01\\x00\\x00\\x00\\x02\\x00\\x00\\x00",
+        ];
+        for value in garbage {
+            let mount = Stack::new()
+                .lower(LOWER)
+                .upper(&format!("dir . trusted.overlay.impure=y\nfile f \"up\" trusted.overlay.origin={value}\ndir d trusted.overlay.origin={value}\nfile d/own"))
+                .mount(driver);
+            assert_eq!(sys::text(&mount.at("f")), "up", "{value:?}");
+            assert_eq!(sys::names(&mount.at("d")), ["own", "x"], "{value:?}");
+            sys::append(&mount.at("f"), b"+").unwrap();
+            assert_unharmed(&mount);
+            for entry in sys::readdir(mount.root()).unwrap() {
+                assert_eq!(entry.ino, sys::ino(&mount.at(entry.name.to_str().unwrap())), "{value:?}: {:?}", entry.name);
+            }
+        }
+    }
+
+    /// A damaged mark for metacopy: nobody knows where the content is.
+    fn metacopy_marks(driver) {
+        for (value, good) in [("", true), ("\\x00\\x04\\x00\\x00", true), ("x", false), ("\\x00\\x04\\x00", false)] {
+            let mount = Stack::new()
+                .lower(LOWER)
+                .upper(&format!("dir . trusted.overlay.impure=y\nfile f size=3 trusted.overlay.metacopy={value}"))
+                .option("metacopy=on")
+                .mount(driver);
+            match good {
+                true => assert_eq!(sys::read(&mount.at("f")), Ok(b"low".to_vec()), "{value:?}"),
+                false => assert_eq!(sys::read(&mount.at("f")), Err(Errno::IO), "{value:?}"),
+            }
+            assert!(driver == Driver::Overlayfs || good || mount.log().contains("\"f\""), "{value:?}: {}", mount.log());
+            assert_unharmed(&mount);
+        }
+    }
+
+    /// A link count mark that says nothing: the real count is shown.
+    fn link_counts(driver) {
+        for value in ["", "U", "X+1", "U+99999999999999999999", "garbage"] {
+            let mount = Stack::new().lower("file a \"a\"\nhard b a\nfile ok \"ok\"\nfile a/deep/y \"y\"".replace("a/deep", "q/deep").as_str()).option("index=on").mount(driver);
+            sys::append(&mount.at("a"), b"+").unwrap();
+            let layers = mount.unmount();
+            sys::setxattr(&layers.upper.as_ref().unwrap().join("a"), "trusted.overlay.nlink", value.as_bytes()).unwrap();
+            let mount = layers.mount(driver);
+            assert_eq!((sys::text(&mount.at("a")), sys::text(&mount.at("b"))), ("a+".to_owned(), "a+".to_owned()), "{value:?}");
+            assert_eq!(sys::nlink(&mount.at("a")), 2, "{value:?}");
+            sys::unlink(&mount.at("a")).unwrap();
+            assert_eq!(sys::text(&mount.at("b")), "a+");
+            sys::unlink(&mount.at("b")).unwrap();
+            assert_eq!(sys::text(&mount.at("ok")), "ok");
+        }
+    }
+
+    /// Marks and attributes of 64 KiB, the most that there can be.
+    fn attributes_of_64_kib(driver) {
+        let mut layers = Stack::new().lower("").build();
+        let place = layers.directory.path().join("tmpfs");
+        on_tmpfs(&place, |root| {
+            tree::build(root, "dir lower\ndir upper\ndir work");
+            tree::build(&root.join("lower"), LOWER);
+            let huge = vec![b'h'; 65_536];
+            sys::setxattr(&root.join("lower/f"), "user.huge", &huge).unwrap();
+            tree::build(&root.join("upper"), "file moved/own \"u\"\nfile g \"g\"\nfile ok2 \"ok\"\ndir o\ndir . trusted.overlay.impure=y");
+            for (name, mark) in [("moved", "redirect"), ("g", "origin"), ("o", "opaque"), ("o", "impure")] {
+                sys::setxattr(&root.join("upper").join(name), &format!("trusted.overlay.{mark}"), &huge).unwrap();
+            }
+            layers.lowers[0] = root.join("lower");
+            layers.originals.clear();
+            (layers.upper, layers.work) = (Some(root.join("upper")), Some(root.join("work")));
+            let mount = layers.mount(driver);
+            assert_eq!(sys::getxattr(&mount.at("f"), "user.huge").unwrap(), huge);
+            sys::append(&mount.at("f"), b"+").unwrap();
+            assert_eq!(sys::getxattr(&mount.upper("f"), "user.huge").unwrap(), huge);
+            sys::setxattr(&mount.at("ok2"), "user.other", &huge).unwrap();
+            assert_eq!(sys::getxattr(&mount.at("ok2"), "user.other").unwrap(), huge);
+            assert_eq!(sys::text(&mount.at("g")), "g");
+            assert_eq!(sys::names(&mount.at("o")), Vec::<String>::new());
+            match sys::readdir(&mount.at("moved")) {
+                Ok(list) => assert_eq!(list.len(), 1),
+                Err(error) => assert!([Errno::IO, Errno::INVAL, Errno::RANGE].contains(&error), "{error}"),
+            }
+            assert_unharmed(&mount);
+        });
+    }
+
+    /// Hundreds of attributes on one file, marks among them.
+    fn many_attributes(driver) {
+        let many: String = (0..60).map(|number| format!(" user.attribute-with-a-long-name-{number}=v")).collect();
+        let mount = Stack::new().lower(&format!("{LOWER}\ndir old\nfile old/z \"z\"")).upper(&format!("dir m{many} trusted.overlay.redirect=/old\nwhiteout old")).mount(driver);
+        assert_eq!(sys::names(&mount.at("m")), ["z"]);
+        assert_eq!(sys::listxattr(&mount.at("m")).unwrap().len(), 60);
+        assert_unharmed(&mount);
+    }
+
+    /// Two directories that redirect to one another, or to themselves.
+    fn redirects_in_a_circle(driver) {
+        let mount = Stack::new()
+            .lower("dir p trusted.overlay.redirect=/q\nfile p/one\ndir q trusted.overlay.redirect=/p\ndir s trusted.overlay.redirect=/s\nfile ok \"ok\"\nfile a/deep/y \"y\"")
+            .lower("dir p trusted.overlay.redirect=/q\nfile p/two\ndir q trusted.overlay.redirect=/p\nfile q/three\nfile s/four")
+            .upper("dir p trusted.overlay.redirect=/p\ndir t trusted.overlay.redirect=t")
+            .mount(driver);
+        assert_eq!(sys::names(&mount.at("p")), ["one", "three"]);
+        assert_eq!(sys::names(&mount.at("s")), ["four"]);
+        assert_eq!(sys::names(&mount.at("t")), Vec::<String>::new());
+        assert_unharmed(&mount);
+    }
+}
+
+on_stratafs! {
+    /// Somebody changes a lower layer below the mount: errors for what is gone, nothing else.
+    fn lower_changes_underneath(driver) {
+        let mut layers = Stack::new().lower(&format!("{LOWER}\nfile d/gone\nfile d/turned\nfile d/dir/z\nfile big fill=100000")).lower("file d/w").build();
+        layers.originals.clear();
+        let mount = layers.mount(driver);
+        for _ in 0..3 {
+            assert_eq!(sys::names(&mount.at("d")).len(), 5);
+            assert_eq!(sys::lstat(&mount.at("d/none")).err(), Some(Errno::NOENT));
+        }
+        let big = sys::open(&mount.at("big"), rustix::fs::OFlags::RDONLY, 0).unwrap();
+        sys::unlink(&mount.lower(0, "d/gone")).unwrap();
+        sys::unlink(&mount.lower(0, "d/turned")).unwrap();
+        sys::mkdir(&mount.lower(0, "d/turned"), 0o755).unwrap();
+        std::fs::remove_dir_all(mount.lower(0, "d/dir")).unwrap();
+        sys::unlink(&mount.lower(0, "big")).unwrap();
+        for name in ["d/gone", "d/turned", "d/dir", "big"] {
+            let path = mount.at(name);
+            for outcome in [sys::read(&path).map(drop), sys::chmod(&path, 0o600), sys::rename(&path, &mount.at("moved")).and_then(|()| sys::rename(&mount.at("moved"), &path))] {
+                let expected = [Ok(()), Err(Errno::IO), Err(Errno::STALE), Err(Errno::NOENT), Err(Errno::ISDIR), Err(Errno::NOTDIR), Err(Errno::LOOP)];
+                assert!(expected.contains(&outcome), "{name}: {outcome:?}");
+            }
+        }
+        assert!(sys::read_file(&big).unwrap() == tree::pattern(100_000));
+        assert_unharmed(&mount);
+    }
+
+    /// Somebody empties the work directory below the mount.
+    fn work_directory_vanishes(driver) {
+        let mount = Stack::new().lower(LOWER).mount(driver);
+        sys::unlink(&mount.at("d/x")).unwrap();
+        let work = mount.layers().work.clone().unwrap().join("work");
+        for entry in sys::names(&work) {
+            sys::unlink(&work.join(entry)).unwrap();
+        }
+        sys::unlink(&mount.at("f")).unwrap();
+        sys::append(&mount.at("ok"), b"").unwrap();
+        assert_unharmed(&mount);
+    }
+
+    /// `.wh.` names of every type, and without a target.
+    fn odd_whiteout_names(driver) {
+        let mount = Stack::new().lower("dir .wh.d\nlink .wh.f -> x\nfile .wh.\nfile .wh..\nfifo .wh.ok2").lower(&format!("{LOWER}\nfile ok2")).mount(driver);
+        assert!(!sys::exists(&mount.at("d")) && !sys::exists(&mount.at("f")) && !sys::exists(&mount.at("ok2")));
+        assert_unharmed(&mount);
+    }
+}
+
+/// Calls `body` with a tmpfs at `place`, which is made.
+fn on_tmpfs(place: &Path, body: impl FnOnce(&Path)) {
+    sys::mkdir(place, 0o755).unwrap();
+    mount("none", place, "tmpfs", MountFlags::empty(), Some(c"mode=755")).unwrap();
+    body(place);
+    unmount(place, UnmountFlags::DETACH).unwrap();
+}
