@@ -48,7 +48,7 @@ pub const GROUPS: &[Group] = &[
                  without it (`metacopy`) and are not visible themselves. `\\:`, `\\,` and `\\\\` stand for the characters.",
             ),
             entry(&["lowerdir+"], "DIR", "", "One more layer below those so far; a colon in it needs no backslash."),
-            entry(&["datadir+"], "DIR", "", "One more data-only layer."),
+            entry(&["datadir+"], "DIR", "", "One more data-only layer. Needs `metacopy=on`."),
             entry(
                 &["upperdir"],
                 "DIR",
@@ -77,7 +77,8 @@ pub const GROUPS: &[Group] = &[
                 &["index"],
                 SWITCH,
                 "off",
-                "Hard links between lower files stay hard links when one of them is changed.",
+                "Hard links between lower files stay hard links when one of them is changed. Needs file handles on every \
+                 layer's file system; an index of other layers is refused.",
             ),
             entry(
                 &["metacopy"],
@@ -97,7 +98,8 @@ pub const GROUPS: &[Group] = &[
                 &["userxattr"],
                 SWITCH,
                 "off for root",
-                "Write marks as `user.overlay.*`, which needs no privilege. Without privilege there is no other way.",
+                "Write marks as `user.overlay.*`, which needs no privilege. Without privilege there is no other way. The \
+                 kernel follows no redirects in `user.*`: add `redirect_dir=off` if it shall use the upper too.",
             ),
             entry(
                 &["volatile"],
@@ -135,7 +137,7 @@ pub const GROUPS: &[Group] = &[
     Group {
         title: "Ownership",
         entries: &[
-            entry(&["squash_to_root"], SWITCH, "off", "Everything shows as owned by root."),
+            entry(&["squash_to_root"], SWITCH, "off", "Everything shows as owned by root. An explicit id counts more."),
             entry(&["squash_to_uid"], "ID", "", "Everything shows as owned by this user."),
             entry(&["squash_to_gid"], "ID", "", "Everything shows as owned by this group."),
             entry(
@@ -151,7 +153,8 @@ pub const GROUPS: &[Group] = &[
                 "0",
                 "Where owner, mode and device number are kept: `0` in the inode, `1` in \
                  `security.fuseoverlayfs.override_stat`, `2` in `user.containers.override_stat`, so that an \
-                 unprivileged driver can store any owner.",
+                 unprivileged driver can store any owner. A layer whose root has such an attribute switches it on. \
+                 POSIX ACLs are off then.",
             ),
         ],
     },
