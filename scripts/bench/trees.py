@@ -65,9 +65,8 @@ def main(base):
 
 
 def many_layers(count):
-    """500 directories with a file each; 50 of the directories are in every layer."""
-
     def build(base):
+        """500 directories with a file of each layer that has them; 50 of the directories are in every layer."""
         for layer in range(count):
             for number in range(DIRECTORIES):
                 if number % count == layer or number % 10 == 0:
@@ -147,9 +146,8 @@ def sources(base):
 
 
 def build_tree(repository):
-    """The C library zstd, as the crate zstd-sys that we depend on brings it."""
-
     def build(base):
+        """The C library zstd, as the crate zstd-sys that we depend on brings it."""
         told = subprocess.run(
             ["cargo", "metadata", "--format-version", "1"], cwd=repository, check=True, capture_output=True
         )
@@ -209,7 +207,7 @@ def ensure(repository, top, name, say):
     count, build = stacks(repository)[name]
     base = os.path.join(top, "trees", name)
     if not os.path.exists(f"{base}/built"):
-        say(f"building the layers '{name}': {(build.__doc__ or many_layers.__doc__).splitlines()[0]}")
+        say(f"building the layers '{name}': {build.__doc__}")
         shutil.rmtree(base, ignore_errors=True)
         os.makedirs(base)
         build(base)

@@ -67,6 +67,25 @@ fn outcome(returned: libc::c_long) -> Option<Result<usize, Errno>> {
     }
 }
 
+/// `getxattrat` or `setxattrat`, by `number`.
+///
+/// # Safety
+/// `args` must describe memory that is valid for the call.
+unsafe fn value_call(number: libc::c_long, target: Target<'_>, key: &CStr, args: &XattrArgs) -> libc::c_long {
+    // SAFETY: both strings are NUL-terminated, and the caller vouches for `args`.
+    unsafe {
+        libc::syscall(
+            number,
+            target.dir.as_raw_fd(),
+            target.name.as_ptr(),
+            libc::AT_SYMLINK_NOFOLLOW,
+            key.as_ptr(),
+            std::ptr::from_ref(args),
+            size_of::<XattrArgs>(),
+        )
+    }
+}
+
 /// Reads attribute `key` into `buffer`; its size in bytes.
 ///
 /// # Errors
@@ -74,18 +93,8 @@ fn outcome(returned: libc::c_long) -> Option<Result<usize, Errno>> {
 pub fn get(target: Target<'_>, key: &CStr, buffer: &mut [u8]) -> Result<usize, Errno> {
     if !target.needs_path() {
         let args = XattrArgs { value: buffer.as_mut_ptr() as u64, size: buffer.len() as u32, flags: 0 };
-        // SAFETY: both strings are NUL-terminated, `args` describes `buffer`, and all outlive the call.
-        let returned = unsafe {
-            libc::syscall(
-                SYS_GETXATTRAT,
-                target.dir.as_raw_fd(),
-                target.name.as_ptr(),
-                libc::AT_SYMLINK_NOFOLLOW,
-                key.as_ptr(),
-                &args as *const XattrArgs,
-                size_of::<XattrArgs>(),
-            )
-        };
+        // SAFETY: `args` describes memory that outlives the call.
+        let returned = unsafe { value_call(SYS_GETXATTRAT, target, key, &args) };
         if let Some(done) = outcome(returned) {
             return done;
         }
@@ -134,18 +143,8 @@ pub fn list(target: Target<'_>, buffer: &mut [u8]) -> Result<usize, Errno> {
 pub fn set(target: Target<'_>, key: &CStr, value: &[u8], flags: u32) -> Result<(), Errno> {
     if !target.needs_path() {
         let args = XattrArgs { value: value.as_ptr() as u64, size: value.len() as u32, flags };
-        // SAFETY: both strings are NUL-terminated, `args` describes `value`, and all outlive the call.
-        let returned = unsafe {
-            libc::syscall(
-                SYS_SETXATTRAT,
-                target.dir.as_raw_fd(),
-                target.name.as_ptr(),
-                libc::AT_SYMLINK_NOFOLLOW,
-                key.as_ptr(),
-                &args as *const XattrArgs,
-                size_of::<XattrArgs>(),
-            )
-        };
+        // SAFETY: `args` describes memory that outlives the call.
+        let returned = unsafe { value_call(SYS_SETXATTRAT, target, key, &args) };
         if let Some(done) = outcome(returned) {
             return done.map(|_| ());
         }
