@@ -53,7 +53,9 @@ pub trait Backend {
     fn is_kernel(&self) -> bool;
 
     /// Whether the names of a lower hard link stay one file (`index=on`).
-    fn is_indexed(&self) -> bool;
+    fn is_indexed(&self) -> bool {
+        false
+    }
 
     /// Ends it and checks what must hold afterwards; panics when it does not.
     fn finish(self: Box<Self>);
