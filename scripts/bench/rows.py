@@ -141,7 +141,7 @@ ROWS = [
         check="find p0 p1 p2 p3 -type f -perm -u+x | wc -l", check_expect="2400", target=0.9,
     ),
     Row(
-        "chmod-large", "chmod of 20 lower files of 10 MiB (metacopy where there is)", "large", "chmod u+x large/*", "", copies_up=True,
+        "chmod-large", "chmod of 20 lower files of 10 MiB, metacopy", "large", "chmod u+x large/*", "", copies_up=True,
         options={"overlayfs": "metacopy=on", "stratafs": "metacopy=on"},
         check="find large -type f -perm -u+x -size +9M | wc -l", check_expect="20", target=1.2,
     ),
