@@ -13,7 +13,9 @@
 //! 1. [`Node::copy_up`] of a node, then of its parent, and so on upwards,
 //! 2. [`Dir::names`] of one directory, or of two in the order of their node ids (renames across directories hold
 //!    `Overlay::rename` before),
-//! 3. the leaf locks, each for a few instructions and never over a system call: [`Node::place`], [`Dir::state`],
+//! 3. [`File::links`] of one file,
+//! 4. [`NodeTable::multiple`],
+//! 5. the leaf locks, each for a few instructions and never over a system call: [`Node::place`], [`Dir::state`],
 //!    [`File::state`], the shards of the tables.
 //!
 //! Descriptors of directories are fetched before a lock of the second kind is taken, because fetching may take that
@@ -151,8 +153,18 @@ pub struct Inheritance {
 /// A file that is not a directory.
 #[derive(Debug)]
 pub struct File {
+    /// For a file with an index entry: held while its number of names changes together with the mark that says it,
+    /// and while it is reached through the entry. May be held over I/O.
+    pub links: Mutex<()>,
     /// Leaf lock.
     pub state: Mutex<FileState>,
+}
+
+impl File {
+    /// A file in this state.
+    pub fn new(state: FileState) -> Self {
+        Self { links: Mutex::new(()), state: Mutex::new(state) }
+    }
 }
 
 /// What changes of a file.
@@ -188,6 +200,8 @@ pub struct Indexed {
     pub nlink: u32,
     /// Number of names in the lower layer.
     pub lower_nlink: u32,
+    /// When the entry was found, it had its attributes only.
+    pub metacopy: bool,
 }
 
 /// Where a file's content and attributes are.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use dashmap::DashMap;
+use parking_lot::{Mutex, MutexGuard};
 
 use super::{Name, Node, NodeId};
 
@@ -16,6 +17,8 @@ pub struct NodeTable {
     links: DashMap<u64, Arc<Node>>,
     /// Nodes of files with an index entry, by its name.
     indexed: DashMap<Name, Arc<Node>>,
+    /// Held while a name of a file with several is given its node: two threads that find two names must end with one.
+    multiple: Mutex<()>,
     next: AtomicU64,
 }
 
@@ -26,6 +29,7 @@ impl NodeTable {
             nodes: DashMap::new(),
             links: DashMap::new(),
             indexed: DashMap::new(),
+            multiple: Mutex::new(()),
             next: AtomicU64::new(NodeId::ROOT.0 + 1),
         };
         // The kernel never forgets the root.
@@ -121,6 +125,11 @@ impl NodeTable {
     pub fn adopt_nameless(&self, node: &Arc<Node>) {
         node.acquire();
         self.nodes.insert(node.id.0, node.clone());
+    }
+
+    /// Held from looking for the node of a file with several names until it can be found.
+    pub fn multiple(&self) -> MutexGuard<'_, ()> {
+        self.multiple.lock()
     }
 
     /// The node of the upper file `ino`, if it has several names and one of them is known; with one more lookup

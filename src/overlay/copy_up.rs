@@ -94,7 +94,7 @@ impl Overlay {
         let keeps_below = plan.metacopy && stat.file_type() == FileType::Regular;
         let data = match content {
             Some((data, _)) => Some(data),
-            None if keeps_below => self.own_data_ref(node, &parent, &name),
+            None if keeps_below => node.file().and_then(|f| self.own_data_ref(f.state.lock().real, &parent, &name)),
             None => None,
         };
         self.publish_copy(node, staged, indexed.as_ref(), breaks_link)?;
@@ -151,8 +151,8 @@ impl Overlay {
     }
 
     /// A lower file as the place of its own content.
-    fn own_data_ref(&self, node: &Node, parent: &Node, name: &CStr) -> Option<DataRef> {
-        let Real::Lower(index) = node.file()?.state.lock().real else { return None };
+    pub(super) fn own_data_ref(&self, real: Real, parent: &Node, name: &CStr) -> Option<DataRef> {
+        let Real::Lower(index) = real else { return None };
         let part = parent.dir()?.lowers.get(usize::from(index))?;
         Some(DataRef { layer: part.layer, path: part.child_path(name) })
     }

@@ -8,6 +8,8 @@
 use std::ffi::CStr;
 use std::sync::Arc;
 
+use parking_lot::MutexGuard;
+
 use super::Overlay;
 use super::types::{Errno, Result};
 use crate::layer::{Stat, TimeTo, Times, UpperDir};
@@ -15,6 +17,11 @@ use crate::merge::{Found, Source};
 use crate::node::{Indexed, Name, Node, Real};
 use crate::whiteout::Mark;
 use crate::whiteout::index::{decode_nlink, encode_nlink, entry_name};
+
+/// A change of a file's link count that has begun. Others of the same file wait for its end.
+pub(super) struct NlinkChange<'n> {
+    _links: Option<MutexGuard<'n, ()>>,
+}
 
 impl Overlay {
     /// The index directory, on a mount that has one.
@@ -67,7 +74,8 @@ impl Overlay {
                 mark.and_then(|mark| decode_nlink(&mark, stat.nlink, lower_nlink)).unwrap_or(stat.nlink)
             }
         };
-        Ok(Some((Indexed { name: entry, nlink, lower_nlink }, stat)))
+        let metacopy = stat.is_some() && index.marks(&entry)?.metacopy;
+        Ok(Some((Indexed { name: entry, nlink, lower_nlink, metacopy }, stat)))
     }
 
     /// The node's index entry.
@@ -109,8 +117,9 @@ impl Overlay {
         if dir.stat(name)?.is_some() {
             return Ok(());
         }
-        let Some(indexed) = self.indexed(node) else { return Ok(()) };
         self.mark_impure(parent, dir)?;
+        let _links = node.file().map(|file| file.links.lock());
+        let Some(indexed) = self.indexed(node) else { return Ok(()) };
         // The upper gets one more name, the mount does not.
         self.write_nlink(&indexed, 'L')?;
         let before = dir.stat_self()?;
@@ -118,16 +127,19 @@ impl Overlay {
         dir.set_times(c"", &Times { atime: None, mtime: Some(TimeTo::At(before.mtime)) })
     }
 
-    /// Before the mount's link count of an indexed file changes together with the upper's.
-    pub(super) fn begin_nlink_change(&self, node: &Node) -> Result<()> {
+    /// Before the mount's link count of an indexed file changes together with the upper's. What is given back goes to
+    /// [`Self::end_nlink_change`] when both have changed.
+    pub(super) fn begin_nlink_change<'n>(&self, node: &'n Node) -> Result<NlinkChange<'n>> {
+        let guard = node.file().map(|file| file.links.lock());
         match self.indexed(node) {
-            Some(entry) if node.has_upper() => self.write_nlink(&entry, 'U'),
-            _ => Ok(()),
+            Some(entry) if node.has_upper() => self.write_nlink(&entry, 'U')?,
+            _ => {}
         }
+        Ok(NlinkChange { _links: guard })
     }
 
     /// After it changed by `difference`; a file without names leaves the index.
-    pub(super) fn end_nlink_change(&self, node: &Arc<Node>, difference: i32) -> Result<()> {
+    pub(super) fn end_nlink_change(&self, _change: NlinkChange<'_>, node: &Node, difference: i32) -> Result<()> {
         let Some((index, entry)) = self.index_place(node) else { return Ok(()) };
         let left = {
             let Some(file) = node.file() else { return Ok(()) };

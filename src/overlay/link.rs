@@ -8,7 +8,6 @@ use super::{Overlay, creatable_name};
 use crate::layer::{LayerStack, UpperDir};
 use crate::merge::Found;
 use crate::node::{Body, File, FileState, Name, Node, Place, Real};
-use parking_lot::Mutex;
 
 impl Overlay {
     /// Gives `node` the further name `name` in `parent`.
@@ -56,9 +55,9 @@ impl Overlay {
             if index_place.is_some() {
                 self.mark_impure(&parent, &dir)?;
             }
-            self.begin_nlink_change(&node)?;
+            let change = self.begin_nlink_change(&node)?;
             self.link_real(&from, &parent, &dir, &name)?;
-            self.end_nlink_change(&node, 1)?;
+            self.end_nlink_change(change, &node, 1)?;
             node.place.lock().orphan = None;
             node.acquire();
             self.nodes.add_name(&parent, &name, &node);
@@ -90,7 +89,7 @@ impl Overlay {
     /// Puts an upper file without a name into the table, with one lookup counted.
     pub(super) fn admit_nameless(&self, found: Found, held: UpperDir) -> Arc<Node> {
         let place = Place { orphan: Some(held), ..Place::default() };
-        let body = Body::File(File { state: Mutex::new(FileState::new(Real::Upper)) });
+        let body = Body::File(File::new(FileState::new(Real::Upper)));
         let ino = self.stack.show_ino(LayerStack::UPPER_FS, found.stat.ino);
         let node = Arc::new(Node::new(self.nodes.next_id(), ino, found.stat.file_type(), place, body));
         self.nodes.adopt_nameless(&node);

@@ -70,8 +70,12 @@ impl Overlay {
         if node.dir().is_some() {
             return act(&self.upper_dir(node)?, c"");
         }
-        if let Some((index, entry)) = self.index_place(node) {
-            return act(&index, &entry);
+        if self.index_place(node).is_some() {
+            // The entry goes with the last name.
+            let _links = node.file().map(|file| file.links.lock());
+            if let Some((index, entry)) = self.index_place(node) {
+                return act(&index, &entry);
+            }
         }
         loop {
             let (at, orphan) = {

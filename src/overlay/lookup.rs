@@ -108,13 +108,25 @@ impl Overlay {
             return Ok(node);
         }
         let node = self.make_node(parent, &name, found)?;
-        if let (Some((entry, stat)), Some(file)) = (indexed, node.file()) {
+        if let (Some((entry, stat)), Some(file)) = (&indexed, node.file()) {
             let mut state = file.state.lock();
-            if stat.is_some() {
+            if let (Some(_), Real::Lower(_)) = (stat, state.real) {
                 // The index has it, whatever this name still is.
+                let content = state.data.take().or_else(|| self.own_data_ref(state.real, parent, &name).map(Box::new));
+                state.data = content.filter(|_| entry.metacopy);
                 state.real = Real::Upper;
             }
-            state.index = Some(Box::new(entry));
+            state.index = Some(Box::new(entry.clone()));
+        }
+        let _multiple = (has_links || indexed.is_some()).then(|| self.nodes.multiple());
+        let known = match &indexed {
+            Some((entry, _)) => self.nodes.by_index(&entry.name),
+            None if has_links => self.nodes.by_upper_ino(upper_ino),
+            None => None,
+        };
+        if let Some(node) = known {
+            self.nodes.add_name(parent, &name, &node);
+            return Ok(node);
         }
         let node = self.nodes.adopt(parent, &name, Arc::new(node));
         if has_links {
@@ -149,7 +161,7 @@ impl Overlay {
                 Source::Lower(index) => Real::Lower(index),
             };
             let data = found.data.map(|(layer, path)| Box::new(DataRef { layer, path }));
-            Body::File(File { state: Mutex::new(FileState { data, ..FileState::new(real) }) })
+            Body::File(File::new(FileState { data, ..FileState::new(real) }))
         };
         Ok(Node::new(id, ino, file_type, place, body))
     }

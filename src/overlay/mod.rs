@@ -80,7 +80,8 @@ impl Overlay {
         }
         let unreadable = |errno| OpenError(format!("cannot read the layers' roots: {errno}"));
         let permissions = Permissions::of(&config, &stack).map_err(unreadable)?;
-        if permissions.is_some() {
+        if let Some(permissions) = &permissions {
+            permissions.probe(&stack)?;
             config.no_acl = true;
             stack.disable_acls();
         }

@@ -8,12 +8,12 @@
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, BorrowedFd};
 
-use super::Overlay;
 use super::attr::mode_without_set_id;
 use super::types::{Caller, Errno, Result, SetAttr};
+use super::{OpenError, Overlay};
 use crate::config::{OverlayConfig, XattrPermissions};
 use crate::copy_up::Kept;
-use crate::layer::{Dir, FileType, LayerStack, Stat, UpperDir};
+use crate::layer::{Dir, FileType, LayerStack, Stat, UpperDir, describe};
 use crate::sys::xattr::{self, Target};
 use crate::whiteout::override_stat::{self, Kind, OverrideStat};
 
@@ -60,6 +60,22 @@ impl Permissions {
             }
         }
         Ok(None)
+    }
+
+    /// Makes sure that the upper's file system takes the attribute.
+    ///
+    /// # Errors
+    /// One line that says what does not work.
+    pub(super) fn probe(&self, stack: &LayerStack) -> std::result::Result<(), OpenError> {
+        let Some(work) = stack.upper().and_then(|upper| upper.work().ok()) else { return Ok(()) };
+        let probed = work.stage_file(0o600, false).and_then(|staged| {
+            let (dir, name) = staged.place().ok_or(Errno::IO)?;
+            dir.set_xattr(name, &self.key, b"0:0:0600:file", 0)
+        });
+        probed.map_err(|errno| {
+            let key = self.key.to_string_lossy();
+            OpenError(format!("xattr_permissions: the upperdir's file system does not take {key}: {}", describe(errno)))
+        })
     }
 
     /// `stat` with what is kept beside the file in the place of what is really there.

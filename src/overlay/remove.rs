@@ -50,7 +50,7 @@ impl Overlay {
         }
         let real = file.state.lock().real;
         self.link_up(node, parent, &dir, name)?;
-        self.begin_nlink_change(node)?;
+        let change = self.begin_nlink_change(node)?;
         match real {
             Real::Lower(_) => {
                 self.put_whiteout(parent, &dir, name)?;
@@ -64,7 +64,7 @@ impl Overlay {
                     dir.remove_file(name)?;
                 }
                 self.nodes.remove_name(parent, name, node);
-                self.end_nlink_change(node, -1)?;
+                self.end_nlink_change(change, node, -1)?;
             }
         }
         parent_dir.state.lock().note_removal();

@@ -187,13 +187,11 @@ impl Overlay {
         {
             self.clear_dir(&target.dir, &target.name, held)?;
         }
-        if let Some(new) = &target.node {
-            self.begin_nlink_change(new)?;
-        }
+        let change = target.node.as_ref().map(|new| self.begin_nlink_change(new)).transpose()?;
         self.move_over(source, target, occupant, whiteout_behind, old.dir().is_some())?;
-        if let Some(new) = &target.node {
+        if let (Some(new), Some(change)) = (&target.node, change) {
             self.detach_replaced(target, new);
-            self.end_nlink_change(new, -1)?;
+            self.end_nlink_change(change, new, -1)?;
         }
         self.nodes.remove_name(&source.parent, &source.name, old);
         self.nodes.add_name(&target.parent, &target.name, old);

@@ -52,6 +52,9 @@ pub trait Backend {
     /// not see what is written after it, and the listing of a directory may show the wrong number for a hard link.
     fn is_kernel(&self) -> bool;
 
+    /// Whether the names of a lower hard link stay one file (`index=on`).
+    fn is_indexed(&self) -> bool;
+
     /// Ends it and checks what must hold afterwards; panics when it does not.
     fn finish(self: Box<Self>);
 }
@@ -61,12 +64,19 @@ pub struct Mounted {
     /// Dropped before the mount, which they keep busy.
     handles: [Option<File>; SLOTS],
     mount: Option<Mount>,
+    indexed: bool,
 }
 
 impl Mounted {
     pub fn new(layers: &[Layer], driver: Driver) -> Self {
+        Self::with_options(layers, driver, &[])
+    }
+
+    pub fn with_options(layers: &[Layer], driver: Driver, options: &[&str]) -> Self {
         let stack = layers.iter().fold(Stack::new(), |stack, layer| stack.lower(&layer_text(layer)));
-        Self { mount: Some(stack.mount(driver)), handles: Default::default() }
+        let stack = options.iter().fold(stack, |stack, option| stack.option(option));
+        let indexed = options.contains(&"index=on");
+        Self { mount: Some(stack.mount(driver)), handles: Default::default(), indexed }
     }
 
     fn mount(&self) -> &Mount {
@@ -149,6 +159,10 @@ impl Backend for Mounted {
         let mut found = BTreeMap::new();
         walk(self.mount(), "", &mut found)?;
         Ok(found)
+    }
+
+    fn is_indexed(&self) -> bool {
+        self.indexed
     }
 
     fn is_kernel(&self) -> bool {

@@ -34,6 +34,11 @@ fn number(variable: &str, default: u64) -> u64 {
 
 /// Sequences until `count` operations have been tried; the first mount is by the first driver.
 fn sequences(count: u64, first_seed: u64, drivers: &'static [Driver]) {
+    sequences_with(count, first_seed, drivers, &[]);
+}
+
+/// [`sequences`] on mounts with `options`.
+fn sequences_with(count: u64, first_seed: u64, drivers: &'static [Driver], options: &'static [&'static str]) {
     let count = number("STRATAFS_MODEL_OPS", count);
     let mut seed = number("STRATAFS_MODEL_SEED", first_seed);
     let mut tried = 0;
@@ -42,7 +47,7 @@ fn sequences(count: u64, first_seed: u64, drivers: &'static [Driver]) {
         let layers = ops::random_layers(&mut rng);
         let sequence = ops::random_ops(&mut rng, &layers, SEQUENCE, drivers);
         let first = *rng.pick(drivers);
-        let make = move |layers: &[Layer]| Box::new(Mounted::new(layers, first)) as Box<dyn Backend>;
+        let make = move |layers: &[Layer]| Box::new(Mounted::with_options(layers, first, options)) as Box<dyn Backend>;
         tried += run::check(seed, &layers, sequence, &make) as u64;
         seed += 1;
     }
@@ -94,6 +99,39 @@ fn interchange() {
     });
 }
 
+/// Hard links that stay, and copies of attributes alone.
+const INDEXED: [&str; 2] = ["index=on", "metacopy=on"];
+
+#[test]
+fn indexed_overlayfs() {
+    run_test_within(limit(), "model::indexed_overlayfs", Driver::Overlayfs, |_| {
+        sequences_with(1500, 4000, &[Driver::Overlayfs], &INDEXED);
+    });
+}
+
+#[test]
+fn indexed_stratafs() {
+    run_test_within(limit(), "model::indexed_stratafs", Driver::Stratafs, |_| {
+        sequences_with(3000, 5000, &[Driver::Stratafs], &INDEXED);
+    });
+}
+
+#[test]
+fn indexed_interchange() {
+    run_test_within(limit(), "model::indexed_interchange", Driver::Stratafs, |_| {
+        sequences_with(2000, 6000, &[Driver::Stratafs, Driver::Overlayfs], &INDEXED);
+    });
+}
+
+/// Owner, mode and type in attributes: nobody sees a difference.
+#[test]
+fn kept_permissions() {
+    run_test_within(limit(), "model::kept_permissions", Driver::Stratafs, |_| {
+        sequences_with(1500, 7000, &[Driver::Stratafs], &["xattr_permissions=2"]);
+        sequences_with(1500, 8000, &[Driver::Stratafs], &["xattr_permissions=1"]);
+    });
+}
+
 /// A backend with a fault, to show that the comparison finds it.
 struct Faulty {
     inner: Mounted,
@@ -138,6 +176,10 @@ impl Backend for Faulty {
 
     fn is_kernel(&self) -> bool {
         self.inner.is_kernel()
+    }
+
+    fn is_indexed(&self) -> bool {
+        self.inner.is_indexed()
     }
 
     fn finish(self: Box<Self>) {

@@ -308,7 +308,7 @@ pub fn layer_text(layer: &Layer) -> String {
 
 /// A random sequence, made against the model so that most steps do something. `drivers`: who may mount.
 pub fn random_ops(rng: &mut Rng, layers: &[Layer], count: usize, drivers: &[Driver]) -> Vec<Op> {
-    let mut union = Union::new(layers);
+    let mut union = Union::new(layers, false);
     let mut ops = vec![];
     for step in 0..count {
         let op = random_op(rng, &union, drivers);

@@ -39,8 +39,8 @@ pub fn run(layers: &[Layer], ops: &[(u64, Op)], make: Make) -> Result<usize, Fai
 }
 
 fn run_steps(layers: &[Layer], ops: &[(u64, Op)], make: Make, at: &std::cell::Cell<usize>) -> Result<usize, String> {
-    let mut union = Union::new(layers);
     let mut backend = make(layers);
+    let mut union = Union::new(layers, backend.is_indexed());
     let mut numbers = BTreeMap::new();
     compare(&union, backend.as_mut(), &mut numbers).map_err(|message| format!("before the first step: {message}"))?;
     let mut tried = 0;

@@ -1,5 +1,5 @@
 //! The oracle: a union of layers in memory, with Linux's rules for every operation and the kernel overlayfs' rules for
-//! hard links without an index.
+//! hard links with and without an index.
 
 use std::collections::BTreeMap;
 
@@ -44,12 +44,15 @@ pub struct Inode {
     pub group: u64,
     /// A name has been added by link(2).
     pub linked: bool,
+    /// With an index: names of the lower file that upper layers hide. They count all the same.
+    pub hidden: Option<u64>,
 }
 
 impl Inode {
     /// `st_nlink` of a non-directory.
     pub fn nlink(&self) -> u64 {
         match self.copied_up {
+            _ if let Some(hidden) = self.hidden => self.names + hidden,
             CopiedUp::No => self.lower_links,
             // Only where the lower file has one name, so that it makes no difference.
             CopiedUp::Maybe | CopiedUp::Yes => self.names,
@@ -58,7 +61,7 @@ impl Inode {
 
     /// Whether `st_ino` is the same before and after the copy-up.
     pub fn keeps_number(&self) -> bool {
-        matches!(self.kind, Kind::Dir(_)) || self.lower_links == 1
+        matches!(self.kind, Kind::Dir(_)) || self.lower_links == 1 || self.hidden.is_some()
     }
 }
 
@@ -91,13 +94,17 @@ pub struct Union {
     pub inodes: Vec<Inode>,
     pub handles: [Option<Handle>; SLOTS],
     next_group: u64,
+    /// Names of a lower hard link stay one file.
+    indexed: bool,
+    /// With an index: the inode of each lower hard link.
+    hard_links: BTreeMap<u64, Id>,
 }
 
 const ROOT: Id = 0;
 
 impl Union {
     /// The union of `layers`, topmost first, below an empty upper.
-    pub fn new(layers: &[Layer]) -> Self {
+    pub fn new(layers: &[Layer], indexed: bool) -> Self {
         // The upper's root has the default attributes.
         let root = Inode {
             kind: Kind::Dir(BTreeMap::new()),
@@ -111,8 +118,10 @@ impl Union {
             lower_links: 1,
             group: u64::MAX,
             linked: false,
+            hidden: None,
         };
-        let mut union = Self { inodes: vec![root], handles: Default::default(), next_group: 1_000_000 };
+        let (handles, hard_links) = Default::default();
+        let mut union = Self { inodes: vec![root], handles, next_group: 1_000_000, indexed, hard_links };
         let stack: Vec<(&Layer, String)> = layers.iter().map(|layer| (layer, String::new())).collect();
         union.merge(ROOT, &stack);
         union
@@ -161,7 +170,17 @@ impl Union {
                 LayerKind::Node(kind, rdev) => (Kind::Node(*kind, *rdev), 1, self.new_group()),
                 LayerKind::Whiteout => continue,
             };
+            if let Some(&id) = self.hard_links.get(&group) {
+                self.inodes[id].names += 1;
+                self.inodes[id].hidden = self.inodes[id].hidden.map(|hidden| hidden - 1);
+                self.children_mut(directory).insert(name, id);
+                continue;
+            }
             let id = self.inodes.len();
+            let has_index = self.indexed && lower_links > 1;
+            if has_index {
+                self.hard_links.insert(group, id);
+            }
             self.inodes.push(Inode {
                 kind,
                 mode: entry.mode,
@@ -174,6 +193,7 @@ impl Union {
                 lower_links,
                 group,
                 linked: false,
+                hidden: has_index.then(|| lower_links - 1),
             });
             self.children_mut(directory).insert(name, id);
             if matches!(entry.kind, LayerKind::Dir { .. }) {
@@ -263,7 +283,12 @@ impl Union {
 
     fn remove(&mut self, parent: Id, name: &str) {
         if let Some(id) = self.children_mut(parent).remove(name) {
-            self.inodes[id].names -= 1;
+            let inode = &mut self.inodes[id];
+            inode.names -= 1;
+            // The count is kept in the upper, so the file is copied up.
+            if inode.hidden.is_some() && inode.copied_up == CopiedUp::No {
+                inode.copied_up = CopiedUp::Maybe;
+            }
         }
         self.touch(parent);
     }
@@ -294,6 +319,7 @@ impl Union {
             lower_links: 1,
             group,
             linked: false,
+            hidden: None,
         });
         self.insert(parent, name, id);
         Ok(id)
@@ -413,19 +439,7 @@ impl Union {
                 self.inodes[id].xattrs.insert(name.clone(), value.clone());
                 self.inodes[id].copied_up = CopiedUp::Yes;
             }
-            Op::RemoveXattr { path, name } => {
-                let id = self.lookup(path)?;
-                self.may_have_xattr(id, name)?;
-                let inode = &mut self.inodes[id];
-                if inode.copied_up == CopiedUp::No && inode.lower_links > 1 && !inode.xattrs.contains_key(name) {
-                    return Ok(Expected::Skip);
-                }
-                if inode.xattrs.remove(name).is_none() {
-                    inode.copied_up = if inode.copied_up == CopiedUp::Yes { CopiedUp::Yes } else { CopiedUp::Maybe };
-                    return Err(Errno::NODATA);
-                }
-                inode.copied_up = CopiedUp::Yes;
-            }
+            Op::RemoveXattr { path, name } => return self.remove_xattr(path, name),
             Op::Readdir { path } => {
                 let id = self.lookup(path)?;
                 return match self.inodes[id].kind {
@@ -449,6 +463,10 @@ impl Union {
                     return Ok(Expected::Skip);
                 }
                 let early = !write && inode.copied_up != CopiedUp::Yes;
+                if write && self.indexed {
+                    // The kernel's copy of a metacopy file's content changes it.
+                    inode.mtime = None;
+                }
                 if write && inode.copied_up == CopiedUp::No {
                     inode.copied_up = CopiedUp::Maybe;
                 }
@@ -492,6 +510,8 @@ impl Union {
                 }
             }
             Op::Remount { .. } => self.handles = Default::default(),
+            // The index stays behind.
+            Op::Restack { .. } if self.indexed => return Ok(Expected::Skip),
             Op::Restack { .. } => {
                 self.handles = Default::default();
                 self.restack();
@@ -532,6 +552,21 @@ impl Union {
     fn chmod(&mut self, id: Id, mode: u32) {
         self.inodes[id].mode = mode;
         self.inodes[id].copied_up = CopiedUp::Yes;
+    }
+
+    fn remove_xattr(&mut self, path: &str, name: &str) -> Result<Expected, Errno> {
+        let id = self.lookup(path)?;
+        self.may_have_xattr(id, name)?;
+        let inode = &mut self.inodes[id];
+        if inode.copied_up == CopiedUp::No && inode.lower_links > 1 && !inode.xattrs.contains_key(name) {
+            return Ok(Expected::Skip);
+        }
+        if inode.xattrs.remove(name).is_none() {
+            inode.copied_up = if inode.copied_up == CopiedUp::Yes { CopiedUp::Yes } else { CopiedUp::Maybe };
+            return Err(Errno::NODATA);
+        }
+        inode.copied_up = CopiedUp::Yes;
+        Ok(Expected::Done)
     }
 
     fn may_have_xattr(&self, id: Id, name: &str) -> Result<(), Errno> {

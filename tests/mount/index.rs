@@ -33,6 +33,10 @@ fn facts(mount: &Mount, names: &[&str]) -> Vec<(u64, u64, String)> {
     names.iter().map(fact).collect()
 }
 
+fn at_round(path: &std::path::Path, round: u64) -> PathBuf {
+    path.with_file_name(format!("round{round}"))
+}
+
 /// `d_ino` of every name equals its `st_ino`.
 #[track_caller]
 fn assert_listed(mount: &Mount) {
@@ -345,6 +349,47 @@ on_both! {
         let mount = layers.mount(driver);
         assert_eq!(entries(&mount), Vec::<String>::new());
         assert_eq!((sys::text(&mount.at("a")), sys::text(&mount.at("p"))), ("x+".to_owned(), "p+".to_owned()));
+    }
+
+    /// Names come and go in several directories at once, on a mount that has not seen them before.
+    fn from_many_threads(driver) {
+        let lower: String = (1..8).map(|number| format!("hard d{number}/a d0/a\n")).collect();
+        let mut mount = Stack::new().lower(&format!("file d0/a \"x\"\n{lower}")).option("index=on").mount(driver);
+        for round in 0..6 {
+            std::thread::scope(|scope| {
+                for number in 0..8 {
+                    let at = |name: &str| mount.at(&format!("d{number}/{name}"));
+                    let (own, new, moved) = (at("a"), at("new"), at("moved"));
+                    scope.spawn(move || {
+                        for turn in 0..30_u32 {
+                            sys::chmod(&own, 0o600 | (turn & 0o77)).unwrap();
+                            sys::link(&own, &new).unwrap();
+                            sys::rename(&new, &moved).unwrap();
+                            sys::append(&moved, b"+").unwrap();
+                            sys::create(&new, b"").unwrap();
+                            match turn % 3 {
+                                0 => sys::rename(&new, &moved).unwrap(),
+                                _ => sys::unlink(&new).unwrap(),
+                            }
+                            sys::unlink(&moved).unwrap();
+                        }
+                        if number % 2 == round % 2 {
+                            sys::link(&own, &at_round(&own, round)).unwrap();
+                        }
+                    });
+                }
+            });
+            let expected = 8 + 4 * (round + 1);
+            for next in [Some(OTHER), Some(driver), None] {
+                for number in 0..8 {
+                    let path = mount.at(&format!("d{number}/a"));
+                    assert_eq!((sys::nlink(&path), sys::ino(&path)), (expected, sys::ino(&mount.at("d0/a"))), "round {round}, {next:?}");
+                }
+                let Some(next) = next else { break };
+                mount = mount.remount(next);
+            }
+        }
+        assert_eq!(sys::lstat(&mount.at("d0/a")).unwrap().st_size, 1 + 6 * 8 * 30);
     }
 
     /// What was made without an index stays broken when one is switched on.

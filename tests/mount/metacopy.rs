@@ -270,6 +270,10 @@ on_both! {
             assert_eq!((sys::mode(&mount.at(name)), sys::nlink(&mount.at(name))), (0o600, 3), "{name}");
         }
         let mount = mount.remount(Driver::Overlayfs).remount(driver);
+        // The first name that is looked up is one that only the lower layer has.
+        for name in ["d/c", "b", "a"] {
+            assert_content(&mount, name, &pattern(SIZE));
+        }
         sys::unlink(&mount.at("a")).unwrap();
         for name in ["b", "d/c"] {
             assert_content(&mount, name, &pattern(SIZE));

@@ -213,6 +213,21 @@ on_stratafs! {
         }
     }
 
+    /// An upper that cannot keep the attributes is refused at once.
+    fn upper_without_attributes(driver) {
+        let mut layers = Stack::new().lower("file f").stratafs_option("xattr_permissions=2").build();
+        let place = layers.directory.path().join("ramfs");
+        sys::mkdir(&place, 0o755).unwrap();
+        rustix::mount::mount("none", &place, "ramfs", rustix::mount::MountFlags::empty(), None).unwrap();
+        for name in ["upper", "work"] {
+            sys::mkdir(&place.join(name), 0o755).unwrap();
+        }
+        (layers.upper, layers.work) = (Some(place.join("upper")), Some(place.join("work")));
+        let Err((message, _)) = layers.try_mount(driver) else { panic!("mounted") };
+        assert!(message.contains("xattr_permissions") && message.contains(CONTAINERS), "{message}");
+        rustix::mount::unmount(&place, rustix::mount::UnmountFlags::DETACH).unwrap();
+    }
+
     fn open_and_nameless_files(driver) {
         let mount = Stack::new().lower("file f \"x\"").stratafs_option("xattr_permissions=2").mount(driver);
         let file = sys::open(&mount.at("f"), OFlags::RDWR, 0).unwrap();
