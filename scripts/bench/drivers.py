@@ -8,6 +8,8 @@ import time
 from dataclasses import dataclass, field
 
 MOUNT_PATIENCE = 30
+# What the others do by themselves when root mounts.
+FOR_ALL = "allow_other,suid,dev"
 
 
 class Failure(Exception):
@@ -69,7 +71,7 @@ def all_drivers(repository, stratafs):
         Driver("overlayfs", "overlayfs", None, options="redirect_dir=on"),
         Driver("stratafs", "stratafs", overlay_like(stratafs)),
         Driver("fo1", "fuse-overlayfs 1.10", overlay_like("/usr/bin/fuse-overlayfs")),
-        Driver("fo2", "fuse-overlayfs 2.0", overlay_like(os.path.join(tools, "fuse-overlayfs"))),
+        Driver("fo2", "fuse-overlayfs 2.0", overlay_like(os.path.join(tools, "fuse-overlayfs")), options=FOR_ALL),
         Driver("unionfs", "unionfs-fuse", unionfs),
         Driver("mergerfs", "mergerfs", mergerfs, copies_up=False),
     ]

@@ -75,8 +75,11 @@ def misses(results):
         for name in row["drivers"]:
             other = median(row["drivers"][name])
             if name != REFERENCE and not name.startswith("stratafs") and other is not None and other * 1.03 < own:
-                found.append(f"{row['title']}: {results['drivers'][name]} is {own / other:.2f} times as fast" if row["unit"] == "s"
-                             else f"{row['title']}: {results['drivers'][name]} takes {other:.0f} MB, we {own:.0f} MB")
+                title = f"{row['title']}: {results['drivers'][name]}"
+                if row["unit"] == "s":
+                    found.append(f"{title} is {own / other:.2f} times as fast")
+                else:
+                    found.append(f"{title} takes {other:.0f} MB, we {own:.0f} MB")
     return found
 
 

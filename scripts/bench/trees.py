@@ -174,7 +174,7 @@ def debian(base):
     write_lines(f"{base}/apt.conf", [line for line in dumped if line.startswith(kept)])
     with open("/etc/os-release") as release:
         words = dict(line.rstrip().split("=", 1) for line in release if "=" in line)
-    fetch = f'chroot "$1" apt-get -q -y --no-install-recommends --download-only install {INSTALLED}'
+    fetch = f'chroot "$1" apt-get -qq -y --no-install-recommends --download-only install {INSTALLED}'
     command = ["mmdebstrap", "--quiet", "--variant=apt", f"--aptopt={base}/apt.conf", "--skip=cleanup"]
     command += ["--include=ca-certificates", f"--customize-hook={fetch}"]
     command += [words["VERSION_CODENAME"], f"{base}/l0", *active]

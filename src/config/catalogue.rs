@@ -45,7 +45,8 @@ pub const GROUPS: &[Group] = &[
                 "DIR[:DIR…][::DATA…]",
                 "needed",
                 "Read-only layers, the topmost first. Layers after `::` only hold data of files that were copied up \
-                 without it (`metacopy`) and are not visible themselves. `\\:`, `\\,` and `\\\\` stand for the characters.",
+                 without it, are not visible themselves, and need \
+                 `metacopy=on`. `\\:`, `\\,` and `\\\\` stand for the characters.",
             ),
             entry(&["lowerdir+"], "DIR", "", "One more layer below those so far; a colon in it needs no backslash."),
             entry(&["datadir+"], "DIR", "", "One more data-only layer. Needs `metacopy=on`."),
@@ -137,7 +138,12 @@ pub const GROUPS: &[Group] = &[
     Group {
         title: "Ownership",
         entries: &[
-            entry(&["squash_to_root"], SWITCH, "off", "Everything shows as owned by root. An explicit id counts more."),
+            entry(
+                &["squash_to_root"],
+                SWITCH,
+                "off",
+                "Everything shows as owned by root, where the next two do not say otherwise.",
+            ),
             entry(&["squash_to_uid"], "ID", "", "Everything shows as owned by this user."),
             entry(&["squash_to_gid"], "ID", "", "Everything shows as owned by this group."),
             entry(

@@ -254,7 +254,7 @@ mod tests {
     fn the_parser_knows_every_option_of_the_table() {
         for entry in catalogue::entries() {
             for name in entry.names {
-                let text = format!("metacopy=on,lowerdir=/l,upperdir=/u,workdir=/w,{name}{}", sample(entry));
+                let text = format!("lowerdir=/l,upperdir=/u,workdir=/w,metacopy,{name}{}", sample(entry));
                 let options = MountOptions::parse([&text], true).unwrap_or_else(|error| panic!("{text}: {error}"));
                 assert_eq!(options.warnings, Vec::<String>::new(), "{text}");
             }

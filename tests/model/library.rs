@@ -496,6 +496,10 @@ impl Backend for Library {
         false
     }
 
+    fn is_indexed(&self) -> bool {
+        false
+    }
+
     fn finish(mut self: Box<Self>) {
         drop(self.shut());
     }
