@@ -17,6 +17,7 @@ use rustix::io::Errno;
 
 use super::handshake::MAX_WRITE;
 use super::serve::{Outcome, Server};
+use super::spin::Spin;
 use super::wire::reply::{Reply, Ttl};
 use crate::sys::fuse_device;
 
@@ -45,6 +46,7 @@ pub(super) struct Crew {
     watching: AtomicBool,
     /// The thread that starts others; set once.
     foreman: OnceLock<Thread>,
+    spin: Spin,
     /// Requests are answered with ENODEV.
     stopped: AtomicBool,
     /// Becomes readable when the last thread has ended.
@@ -85,6 +87,7 @@ impl Crew {
             activity: AtomicU64::new(0),
             watching: AtomicBool::new(false),
             foreman: OnceLock::new(),
+            spin: Spin::default(),
             stopped: AtomicBool::new(false),
             ended: eventfd(0, EventfdFlags::CLOEXEC)?,
         });
@@ -184,6 +187,7 @@ impl Crew {
         let mut reply = Reply::new(PAYLOAD, self.ttl);
         while !(surplus && self.activity().waiting() >= self.base) {
             self.activity.fetch_add(Activity::BEGIN_TO_WAIT, Ordering::SeqCst);
+            self.spin.wait(device);
             let next = next_request(device, &mut request);
             let others = Activity(self.activity.fetch_sub(1, Ordering::SeqCst) - 1).waiting();
             let length = match next {

@@ -5,6 +5,7 @@
 //! | `mod` | mounts, waits, unmounts |
 //! | `handshake` | what is agreed in `INIT` |
 //! | `crew` | the threads and their buffers |
+//! | `spin` | waiting for the next request awake |
 //! | `serve` | one request: decode, call, encode; errno; panics |
 //! | `wire` | the bytes of requests and replies; pure |
 //! | `kernel` | what the overlay may ask of the kernel: passthrough, invalidation |
@@ -48,6 +49,7 @@ mod handshake;
 mod kernel;
 mod place;
 mod serve;
+mod spin;
 mod wire;
 
 use std::fs;
