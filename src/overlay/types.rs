@@ -89,7 +89,7 @@ pub struct SetAttr {
     pub atime: Option<SetTime>,
     /// Modification time.
     pub mtime: Option<SetTime>,
-    /// The caller lacks `CAP_FSETID`: a change of size clears set-user-id and set-group-id.
+    /// The caller lacks `CAP_FSETID`: a change of size, or of nothing else, clears set-user-id and set-group-id.
     pub kill_suidgid: bool,
 }
 
@@ -102,7 +102,7 @@ pub enum SetTime {
     At(Timestamp),
 }
 
-/// Identifier of an open file or directory.
+/// Identifier of an open file. Directories are read without being opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct HandleId(pub u64);
 
@@ -149,7 +149,7 @@ pub trait DirSink {
     fn push(&mut self, name: &DirEntry<'_>, entry: Option<&Entry>) -> bool;
 }
 
-/// Result of a read.
+/// Numbers of the file system, as `statvfs(3)` shows them.
 #[derive(Debug)]
 pub struct StatFs {
     /// Fundamental block size in bytes.
