@@ -22,6 +22,21 @@
 //! | [`config`] | mount options; pure | nothing |
 //! | [`sys`] | system calls that rustix lacks; the only `unsafe` | nothing |
 //!
+//! # The path of one write
+//!
+//! A process opens a file of a lower layer for appending and writes to it.
+//!
+//! 1. `fuse/crew` reads the OPEN request from `/dev/fuse`, `fuse/wire` decodes it, `fuse/serve` calls
+//!    `Overlay::open_file`.
+//! 2. `overlay/io` sees that it is opened for writing and asks `overlay/copy_up` for the file in the upper: first the
+//!    directories above it, from the root down, then the file, each under its `copy_up` lock.
+//! 3. `copy_up` stages a nameless file in the work directory (`layer/work`), copies the content (`copy_up/content`),
+//!    then owner, attributes, the origin mark, mode and times, and flushes it.
+//! 4. `overlay/copy_up` takes the directory's `names` lock and publishes the file with one link; the directory keeps
+//!    its times.
+//! 5. `overlay/io` opens the upper file and, where the kernel can, registers it for passthrough: then the write itself
+//!    never comes here. Else it comes as a WRITE request and ends in `Overlay::write`, one `pwrite(2)`.
+//!
 //! `overlay` and everything below it runs without FUSE: unit and model tests drive it on temporary directories.
 
 pub mod config;
