@@ -13,6 +13,7 @@ mod bad_input;
 mod cli;
 mod container;
 mod create;
+mod engines;
 mod fixture;
 mod interop;
 mod store;
