@@ -12,6 +12,7 @@ mod archives;
 mod bad_input;
 mod cli;
 mod container;
+mod crashes;
 mod create;
 mod engines;
 mod fixture;
