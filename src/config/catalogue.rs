@@ -181,6 +181,13 @@ pub const GROUPS: &[Group] = &[
             entry(&["sync", "async"], "", "async", "Every write waits for the disk or not."),
             entry(&["dirsync"], "", "", "Every change of a directory waits for the disk."),
             entry(
+                &["remount"],
+                "",
+                "",
+                "Nothing is mounted: changes these flags (`ro`, `suid`, `dev`, `exec`, `atime`, `sync` and their \
+                 opposites) of the mount that is at MOUNTPOINT. Other options are passed over.",
+            ),
+            entry(
                 &["context", "fscontext", "defcontext", "rootcontext"],
                 "\"CONTEXT\"",
                 "",

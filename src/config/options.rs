@@ -284,9 +284,6 @@ impl MountOptions {
                 self.warn_if(asked, word);
             }
             b"plugins" => return Err(OptionError::Usage("option 'plugins': plugins are not supported".to_owned())),
-            b"remount" => {
-                return Err(OptionError::Usage("option 'remount': unmount and mount again instead".to_owned()));
-            }
             _ => return Ok(false),
         }
         Ok(true)

@@ -14,6 +14,7 @@ mod library;
 mod ops;
 mod rng;
 mod run;
+mod storm;
 mod union;
 
 use std::collections::BTreeMap;

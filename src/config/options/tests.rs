@@ -218,7 +218,6 @@ fn impossible_mounts() {
         ("lowerdir=/l,upperdir=/u", false),
         ("lowerdir=/l,metacopy=on,redirect_dir=off", false),
         ("lowerdir=/l,plugins=x", true),
-        ("lowerdir=/l,remount", true),
     ] {
         let error = parse(text).unwrap_err();
         assert_eq!(matches!(error, OptionError::Usage(_)), usage, "{text}: {error}");
