@@ -52,6 +52,11 @@ pub trait Backend {
     /// not see what is written after it, and the listing of a directory may show the wrong number for a hard link.
     fn is_kernel(&self) -> bool;
 
+    /// Whether a descriptor opened before a copy-up sees what is written after it.
+    fn is_coherent(&self) -> bool {
+        !self.is_kernel()
+    }
+
     /// Whether the names of a lower hard link stay one file (`index=on`).
     fn is_indexed(&self) -> bool {
         false
@@ -67,6 +72,7 @@ pub struct Mounted {
     handles: [Option<File>; SLOTS],
     mount: Option<Mount>,
     indexed: bool,
+    coherent: bool,
 }
 
 impl Mounted {
@@ -78,7 +84,8 @@ impl Mounted {
         let stack = layers.iter().fold(Stack::new(), |stack, layer| stack.lower(&layer_text(layer)));
         let stack = options.iter().fold(stack, |stack, option| stack.option(option));
         let indexed = options.contains(&"index=on");
-        Self { mount: Some(stack.mount(driver)), handles: Default::default(), indexed }
+        let coherent = !options.contains(&"passthrough=all");
+        Self { mount: Some(stack.mount(driver)), handles: Default::default(), indexed, coherent }
     }
 
     fn mount(&self) -> &Mount {
@@ -169,6 +176,10 @@ impl Backend for Mounted {
 
     fn is_kernel(&self) -> bool {
         self.mount().driver() == Driver::Overlayfs
+    }
+
+    fn is_coherent(&self) -> bool {
+        self.coherent && !self.is_kernel()
     }
 
     fn finish(mut self: Box<Self>) {

@@ -98,6 +98,13 @@ impl Store {
         Ok(freed)
     }
 
+    /// Sweeps when something else has gone wrong, which is then what is to be told.
+    pub(super) fn sweep_after_failure(&self) {
+        if let Err(error) = self.sweep() {
+            tracing::debug!("not swept: {error}");
+        }
+    }
+
     /// Re-hashes the blobs; returns what is damaged or missing, with the damaged file where there is one.
     ///
     /// # Errors

@@ -4,7 +4,7 @@
 use std::fs::File;
 
 use super::transaction::{ORIGINAL_MANIFEST, REPO_DIGESTS};
-use super::{Store, read_limited};
+use super::{StagedFile, Store, read_limited};
 use crate::image::digest::Digest;
 use crate::image::reference::Reference;
 use crate::image::spec::{self, Descriptor, IMAGE_NAME, Index, IndexEntry, REF_NAME};
@@ -20,12 +20,27 @@ impl Store {
 
     /// Changes the index, alone and durably.
     pub(super) fn update_index<T>(&self, change: impl FnOnce(&mut Index) -> Result<T>) -> Result<T> {
+        self.update_index_after(change, || Ok(()))
+    }
+
+    /// Changes the index, alone and durably, after `publish` has put in place what the change names. The new index is
+    /// on the disk by then: a full disk is found before anything is published.
+    pub(super) fn update_index_after<T>(
+        &self,
+        change: impl FnOnce(&mut Index) -> Result<T>,
+        publish: impl FnOnce() -> Result<()>,
+    ) -> Result<T> {
         let _lock = self.lock_index()?;
         let before = self.index()?;
         let mut index = before.clone();
         let outcome = change(&mut index)?;
-        if index != before {
-            self.replace("index.json", &spec::serialize("index.json", &index)?)?;
+        let changed = match index != before {
+            true => Some(StagedFile::new(&self.tmp(), &spec::serialize("index.json", &index)?)?),
+            false => None,
+        };
+        publish()?;
+        if let Some(staged) = changed {
+            staged.publish(&self.root.join("index.json"))?;
         }
         Ok(outcome)
     }

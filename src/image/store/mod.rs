@@ -55,7 +55,14 @@ pub struct Store {
 /// Holds the store's lock until dropped.
 #[derive(Debug)]
 pub struct StoreLock {
-    _file: File,
+    file: File,
+}
+
+impl StoreLock {
+    /// Makes a shared lock exclusive if nobody else holds it. If it cannot, the lock is lost.
+    fn is_alone(&self) -> bool {
+        flock(&self.file, FlockOperation::NonBlockingLockExclusive).is_ok()
+    }
 }
 
 impl Store {
@@ -165,14 +172,14 @@ impl Store {
         let path = self.root.join("lock");
         let file = File::open(&path).at(&path)?;
         retry_interrupted(|| flock(&file, operation)).at(&path)?;
-        Ok(StoreLock { _file: file })
+        Ok(StoreLock { file })
     }
 
     /// Serialises changes of `index.json`.
     fn lock_index(&self) -> Result<StoreLock> {
         let file = File::open(&self.root).at(&self.root)?;
         retry_interrupted(|| flock(&file, FlockOperation::LockExclusive)).at(&self.root)?;
-        Ok(StoreLock { _file: file })
+        Ok(StoreLock { file })
     }
 
     /// Empties `tmp/` if nobody else is writing.
@@ -221,11 +228,25 @@ impl Store {
 /// # Errors
 /// When a step fails; the old file is then still there.
 pub fn replace_file(stage: &Path, path: &Path, bytes: &[u8]) -> Result<()> {
-    let mut file = tempfile::NamedTempFile::new_in(stage).at(stage)?;
-    file.write_all(bytes).at(path)?;
-    file.as_file().sync_all().at(path)?;
-    file.persist(path).map_err(|error| error.error).at(path)?;
-    path.parent().map_or(Ok(()), sync_dir)
+    StagedFile::new(stage, bytes)?.publish(path)
+}
+
+/// A file whose bytes are on the disk, but not yet under its name. Dropped, it goes away.
+struct StagedFile(tempfile::NamedTempFile);
+
+impl StagedFile {
+    fn new(stage: &Path, bytes: &[u8]) -> Result<Self> {
+        let mut file = tempfile::NamedTempFile::new_in(stage).at(stage)?;
+        file.write_all(bytes).at(file.path())?;
+        file.as_file().sync_all().at(file.path())?;
+        Ok(Self(file))
+    }
+
+    /// Renames it to `path`, durably.
+    fn publish(self, path: &Path) -> Result<()> {
+        self.0.persist(path).map_err(|error| error.error).at(path)?;
+        path.parent().map_or(Ok(()), sync_dir)
+    }
 }
 
 /// Makes the names in a directory durable.

@@ -34,7 +34,7 @@ pub struct Transaction<'s> {
     blobs: Vec<Digest>,
     images: Vec<(Descriptor, Vec<Reference>)>,
     /// Declared last: the stage is removed before the lock is let go.
-    _lock: StoreLock,
+    lock: StoreLock,
 }
 
 /// What a layer's stream was found to be.
@@ -55,7 +55,7 @@ impl Store {
         self.sweep_tmp()?;
         let lock = self.lock_shared()?;
         let stage = tempfile::Builder::new().prefix("add-").tempdir_in(self.tmp()).at(self.tmp())?;
-        Ok(Transaction { store: self, stage, layers: Vec::new(), blobs: Vec::new(), images: Vec::new(), _lock: lock })
+        Ok(Transaction { store: self, stage, layers: Vec::new(), blobs: Vec::new(), images: Vec::new(), lock })
     }
 }
 
@@ -217,10 +217,25 @@ impl Transaction<'_> {
     /// Makes everything durable and visible.
     ///
     /// # Errors
-    /// When a step fails: layers may then have been added that nothing names, which does no harm.
+    /// When a step fails. What was published until then is taken back, unless other writers are at work, who may
+    /// have begun to use it; then it is left to [`Store::gc`].
     pub fn publish(self) -> Result<()> {
-        let layers_dir = self.store.layers_dir();
         self.sync()?;
+        let add = |index: &mut spec::Index| {
+            for (manifest, names) in &self.images {
+                index::add(index, manifest, names);
+            }
+            Ok(())
+        };
+        let published = self.store.update_index_after(add, || self.publish_parts());
+        if published.is_err() && self.lock.is_alone() {
+            self.store.sweep_after_failure();
+        }
+        published
+    }
+
+    fn publish_parts(&self) -> Result<()> {
+        let layers_dir = self.store.layers_dir();
         for layer in &self.layers {
             publish_new(&layer.dir, &layers_dir.join(layer.id().hex()))?;
         }
@@ -233,16 +248,9 @@ impl Transaction<'_> {
         if !self.blobs.is_empty() {
             sync_dir(&self.store.root.join("blobs/sha256"))?;
         }
-        self.store.update_index(|index| {
-            for (manifest, names) in &self.images {
-                index::add(index, manifest, names);
-            }
-            Ok(())
-        })
+        Ok(())
     }
-}
 
-impl Transaction<'_> {
     /// Brings what is staged to the disk: a layer's many files by one syncfs, a few documents one by one, which does
     /// not wait for what other programs write.
     fn sync(&self) -> Result<()> {
