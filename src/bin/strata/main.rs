@@ -72,6 +72,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
     match &cli.verb {
         Verb::Unpack(unpack) => return archives::unpack(unpack).map(|()| ExitCode::SUCCESS),
         Verb::Snapshot(snapshot) => return archives::snapshot(snapshot).map(|()| ExitCode::SUCCESS),
+        Verb::Inventory(inventory) => return archives::inventory(inventory).map(|()| ExitCode::SUCCESS),
         Verb::Man(man) => return generate::man(man).map(|()| ExitCode::SUCCESS),
         Verb::Completions(completions) => {
             generate::completions(completions);
@@ -108,7 +109,12 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Verb::Diff(diff) => containers::diff(&store, &diff)?,
         Verb::Supervise(supervise) => return containers::supervise(&store, &supervise),
         Verb::Which(which) => images::which(&store, &which)?,
-        Verb::Unpack(_) | Verb::Snapshot(_) | Verb::Man(_) | Verb::Completions(_) | Verb::Doctor(_) => {}
+        Verb::Unpack(_)
+        | Verb::Snapshot(_)
+        | Verb::Inventory(_)
+        | Verb::Man(_)
+        | Verb::Completions(_)
+        | Verb::Doctor(_) => {}
     }
     Ok(ExitCode::SUCCESS)
 }
