@@ -16,7 +16,7 @@
 //! | [`merge`] | resolve one name through the stack; merge one directory | `layer` `whiteout` `sys` |
 //! | [`node`] | inode table, dentries, lookup counts, open handles; no I/O | `layer` types, `merge` listings |
 //! | [`layer`] | [`layer::Layer`] (reads only), [`layer::UpperLayer`] (alone can write), work directory, stack | `sys` `whiteout` `config` |
-//! | [`image`] | archives in and out, the store, unpacking, diff, commit | `whiteout` `sys` |
+//! | [`image`] | archives in and out, registries, the store, unpacking, diff, commit. Its `registry` is the only module naming `ureq` | `whiteout` `sys` |
 //! | [`container`] | OCI runtime bundles, running them | `image` `whiteout` `sys` |
 //! | [`whiteout`] | codec of every on-disk mark: whiteouts, opaque, redirect, origin, metacopy; pure | nothing |
 //! | [`config`] | mount options; pure | nothing |

@@ -106,6 +106,7 @@ fn describe(store: &Store, image: &Image) -> Value {
     json!({
         "Id": image.id(),
         "RepoTags": names(image),
+        "RepoDigests": image.repo_digests(),
         "Digest": image.descriptor.digest,
         "Created": field("created"),
         "Author": field("author"),
