@@ -39,6 +39,7 @@ pub enum Verb {
     Import(Import),
     Save(Save),
     Export(Export),
+    Flatten(Flatten),
     Unpack(Unpack),
     Snapshot(Snapshot),
     Inventory(Inventory),
@@ -193,6 +194,21 @@ pub struct Export {
     /// A container or an image
     #[arg(value_name = "CONTAINER|IMAGE")]
     pub name: String,
+    #[arg(long, value_enum, default_value = "stratafs")]
+    pub driver: DriverArg,
+}
+
+/// Make an image of one layer out of an image of several
+#[derive(Args)]
+#[command(
+    after_help = "Examples:\n  strata flatten debian:12 debian:flat\n  strata flatten -m 'one layer' -c 'CMD [\"bash\"]' web:2 web:flat"
+)]
+pub struct Flatten {
+    pub image: String,
+    #[arg(value_name = "NAME[:TAG]")]
+    pub name: Option<Reference>,
+    #[command(flatten)]
+    pub authoring: AuthoringArgs,
     #[arg(long, value_enum, default_value = "stratafs")]
     pub driver: DriverArg,
 }

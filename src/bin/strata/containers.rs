@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, IsTerminal};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
@@ -13,7 +13,7 @@ use serde_json::json;
 use stratafs::container::bundle::{Network, RunOptions};
 use stratafs::container::{Container, CreateOptions, Runtime};
 use stratafs::image::layer;
-use stratafs::image::store::Store;
+use stratafs::image::store::{Layer, Store};
 use stratafs::image::time::Timestamp;
 
 use super::args::{Diff, Exec, Logs, Mount, NetworkArg, Ps, Rm, Run, Stop, Supervise, Umount};
@@ -329,16 +329,36 @@ pub fn logs(store: &Store, args: &Logs) -> Result<()> {
 }
 
 pub fn diff(store: &Store, args: &Diff) -> Result<()> {
-    let container = Container::open(store, &args.container)?;
-    container.sync()?;
-    let upper = container.open_upper()?;
-    let lowers = container.layers(store)?.iter().rev().map(|layer| layer.open_diff()).collect::<Result<Vec<_>, _>>()?;
-    let lowers: Vec<BorrowedFd<'_>> = lowers.iter().map(AsFd::as_fd).collect();
-    let changes = layer::changes(upper.as_fd(), &lowers)?;
+    let changes = match &args.image {
+        Some(image) => image_diff(store, &args.name, image)?,
+        None => container_diff(store, &args.name)?,
+    };
     let path = |bytes: &[u8]| std::ffi::OsStr::from_bytes(bytes).display().to_string();
     if args.json {
         let value = |change: &layer::Change| json!({"Kind": change.kind.to_string(), "Path": path(&change.path)});
         return Ok(print_json(&changes.iter().map(value).collect())?);
     }
     Ok(changes.iter().try_for_each(|change| print_line(&format!("{} {}", change.kind, path(&change.path))))?)
+}
+
+fn container_diff(store: &Store, name: &str) -> Result<Vec<layer::Change>> {
+    let container = Container::open(store, name)?;
+    container.sync()?;
+    let upper = container.open_upper()?;
+    let lowers = open_topmost_first(&container.layers(store)?)?;
+    let lowers: Vec<BorrowedFd<'_>> = lowers.iter().map(AsFd::as_fd).collect();
+    Ok(layer::changes(upper.as_fd(), &lowers)?)
+}
+
+fn image_diff(store: &Store, old: &str, new: &str) -> Result<Vec<layer::Change>> {
+    let _lock = store.lock_shared()?;
+    let open = |name: &str| open_topmost_first(&store.layers_of(&store.find(name)?)?);
+    let (old, new) = (open(old)?, open(new)?);
+    let old: Vec<BorrowedFd<'_>> = old.iter().map(AsFd::as_fd).collect();
+    let new: Vec<BorrowedFd<'_>> = new.iter().map(AsFd::as_fd).collect();
+    Ok(layer::compare(&old, &new)?)
+}
+
+fn open_topmost_first(layers: &[Layer]) -> Result<Vec<OwnedFd>> {
+    Ok(layers.iter().rev().map(Layer::open_diff).collect::<Result<_, _>>()?)
 }

@@ -93,6 +93,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Verb::Import(import) => archives::import(&store, &import)?,
         Verb::Save(save) => archives::save(&store, &save)?,
         Verb::Export(export) => archives::export(&store, &export)?,
+        Verb::Flatten(flatten) => archives::flatten(&store, &flatten)?,
         Verb::Commit(commit) => archives::commit(&store, &commit)?,
         Verb::Images(list) => images::list(&store, &list)?,
         Verb::Inspect(inspect) => images::inspect(&store, &inspect)?,

@@ -207,14 +207,18 @@ pub struct Logs {
     pub container: String,
 }
 
-/// List what a container changed: A added, C changed, D deleted
+/// List what a container changed, or what differs between two images: A added, C changed, D deleted
 #[derive(Args)]
-#[command(after_help = "Examples:\n  strata diff web\n  strata diff --json web")]
+#[command(after_help = "Examples:\n  strata diff web\n  strata diff debian:11 debian:12")]
 pub struct Diff {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
-    pub container: String,
+    /// A container, or the image to begin with
+    #[arg(value_name = "CONTAINER|IMAGE")]
+    pub name: String,
+    /// The image to compare that one with
+    pub image: Option<String>,
 }
 
 #[derive(Args)]
