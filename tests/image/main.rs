@@ -17,7 +17,9 @@ mod create;
 mod engines;
 mod fixture;
 mod interop;
+mod run;
 mod store;
+mod terminal;
 
 /// True if the kernel mounts overlayfs; else the test is counted as skipped where `scripts/test` looks.
 fn overlayfs_for(test: &str) -> bool {

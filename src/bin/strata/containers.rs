@@ -206,9 +206,10 @@ fn status(runtime: Option<&Runtime>, container: &Container) -> Result<String> {
         Some(runtime) => runtime.state(container)?,
         None => None,
     };
-    Ok(match state.filter(|state| state.status != "stopped") {
+    Ok(match state {
+        // It ended with everything that watched it, and nobody has cleaned up yet.
         Some(state) => state.status,
-        None if container.is_mounted()? => "mounted".to_owned(),
+        None if container.is_alive()? => "mounted".to_owned(),
         None => match fs::read_to_string(container.dir().join("exit")) {
             Ok(code) => format!("exited ({})", code.trim()),
             Err(_) => "stopped".to_owned(),
@@ -301,11 +302,21 @@ pub fn remove(store: &Store, args: &Rm) -> Result<()> {
             force_down(store, &container, args.runtime.as_deref())?;
         }
         if container.dir().exists() {
-            container.remove(store)?;
+            container.clone().remove(store)?;
         }
+        forget_state(store, &container, args.runtime.as_deref())?;
         print_line(name)?;
     }
     Ok(())
+}
+
+/// What a crash left with the runtime would be in the way of the next container of that name.
+fn forget_state(store: &Store, container: &Container, runtime: Option<&str>) -> Result<()> {
+    let Ok(runtime) = Runtime::find(store, runtime) else { return Ok(()) };
+    match runtime.state(container)? {
+        Some(state) if state.status == "stopped" => Ok(runtime.delete(container, true)?),
+        _ => Ok(()),
+    }
 }
 
 fn force_down(store: &Store, container: &Container, runtime: Option<&str>) -> Result<()> {

@@ -110,7 +110,7 @@ pub struct Run {
     #[arg(long)]
     pub read_only: bool,
     /// Bytes of memory it may use
-    #[arg(long, value_name = "BYTES", value_parser = crate::output::parse_size)]
+    #[arg(short, long, value_name = "BYTES", value_parser = crate::output::parse_size)]
     pub memory: Option<i64>,
     /// Number of processes it may have
     #[arg(long, value_name = "NUMBER")]
