@@ -36,21 +36,27 @@ fn libraries(program: &str) -> Vec<String> {
     text.split_whitespace().filter(|word| word.starts_with('/')).map(str::to_owned).collect()
 }
 
-pub(super) fn rootfs() -> Vec<u8> {
+fn rootfs() -> Vec<u8> {
+    rootfs_with(&[]).end()
+}
+
+/// A root file system with further programs of the host's.
+pub(super) fn rootfs_with(further: &[&str]) -> Tar {
+    let programs = || PROGRAMS.iter().chain(further);
     let mut tar = Tar::new().dir("./").dir("bin/").dir("etc/").dir("tmp/").dir("data/").file("data/lower", "lower\n");
     tar = tar.file("etc/passwd", "root:x:0:0:root:/root:/bin/sh\nme:x:1000:1001::/home/me:/bin/sh\n");
     tar = tar.file("etc/group", "root:x:0:\nus:x:1001:\nmore:x:50:me\n");
-    let mut libs: Vec<String> = PROGRAMS.iter().flat_map(|program| libraries(program)).collect();
+    let mut libs: Vec<String> = programs().flat_map(|program| libraries(program)).collect();
     libs.sort();
     libs.dedup();
-    for program in PROGRAMS {
+    for program in programs() {
         let name = format!("bin/{}", program.rsplit('/').next().unwrap());
         tar = tar.entry(spec(name, b'0').mode(0o755).content(std::fs::read(program).unwrap()));
     }
     for lib in libs {
         tar = tar.entry(spec(&lib[1..], b'0').mode(0o755).content(std::fs::read(&lib).unwrap()));
     }
-    tar.end()
+    tar
 }
 
 impl World {

@@ -21,12 +21,7 @@ use super::output::{print_json, print_line, print_table, shorten};
 
 pub fn mount(store: &Store, args: &Mount) -> Result<()> {
     let Some(image) = &args.image else {
-        for container in Container::list(store)? {
-            if container.is_mounted()? {
-                print_line(&format!("{}   {}", container.name(), container.record.mountpoint.display()))?;
-            }
-        }
-        return Ok(());
+        return list_mounted(store, args);
     };
     let existing = match args.name.is_none() && args.mountpoint.is_none() {
         true => Container::open(store, image).ok(),
@@ -51,6 +46,26 @@ pub fn mount(store: &Store, args: &Mount) -> Result<()> {
             Err(error.into())
         }
     }
+}
+
+fn list_mounted(store: &Store, args: &Mount) -> Result<()> {
+    let mut mounted = Vec::new();
+    for container in Container::list(store)? {
+        if container.is_mounted()? {
+            mounted.push(container);
+        }
+    }
+    if args.json {
+        let value = |container: &Container| {
+            json!({"Name": container.name(), "Image": container.record.image_name,
+                "Mountpoint": container.record.mountpoint})
+        };
+        return Ok(print_json(&mounted.iter().map(value).collect())?);
+    }
+    Ok(mounted.iter().try_for_each(|container| match args.quiet {
+        true => print_line(container.name()),
+        false => print_line(&format!("{}   {}", container.name(), container.record.mountpoint.display())),
+    })?)
 }
 
 pub fn umount(store: &Store, args: &Umount) -> Result<()> {
@@ -351,5 +366,8 @@ pub fn diff(store: &Store, args: &Diff) -> Result<()> {
         let value = |change: &layer::Change| json!({"Kind": change.kind.to_string(), "Path": path(&change.path)});
         return Ok(print_json(&changes.iter().map(value).collect())?);
     }
-    Ok(changes.iter().try_for_each(|change| print_line(&format!("{} {}", change.kind, path(&change.path))))?)
+    Ok(changes.iter().try_for_each(|change| match args.quiet {
+        true => print_line(&path(&change.path)),
+        false => print_line(&format!("{} {}", change.kind, path(&change.path))),
+    })?)
 }
