@@ -43,7 +43,7 @@ on_both! {
             return;
         }
         let mut layers = layers;
-        layers.originals = layers.lowers.iter().map(|path| crate::common::tree::snapshot(path, true)).collect();
+        layers.settle();
         let mount = layers.mount(driver);
         shell(
             &mount.at("d"),

@@ -16,8 +16,8 @@ use stratafs::image::save::{self, Format, SaveOptions, Target};
 use stratafs::image::spec::Platform;
 use stratafs::image::store::Store;
 
-use super::args::{AuthoringArgs, Commit, Export, Import, LimitArgs, Load, Save, Snapshot, Unpack};
-use super::output::print_line;
+use super::args::{AuthoringArgs, Commit, Export, Import, Inventory, LimitArgs, Load, Save, Snapshot, Unpack};
+use super::output::{print_line, size};
 use super::progress::Report;
 
 pub fn unpack_options(limits: &LimitArgs) -> UnpackOptions {
@@ -206,6 +206,15 @@ pub fn snapshot(args: &Snapshot) -> Result<()> {
         Some(diff_id) => Ok(print_line(&diff_id.to_string())?),
         None => Ok(()),
     }
+}
+
+pub fn inventory(args: &Inventory) -> Result<()> {
+    for dir in &args.dirs {
+        let written = stratafs::inventory::write(dir).with_context(|| dir.display().to_string())?;
+        let (path, bytes) = (written.path.display(), size(written.bytes));
+        print_line(&format!("{path}: {} names in {} directories, {bytes}", written.entries, written.directories))?;
+    }
+    Ok(())
 }
 
 pub fn commit(store: &Store, args: &Commit) -> Result<()> {

@@ -41,6 +41,7 @@ pub enum Verb {
     Export(Export),
     Unpack(Unpack),
     Snapshot(Snapshot),
+    Inventory(Inventory),
     Images(Images),
     Inspect(Inspect),
     History(History),
@@ -230,6 +231,17 @@ pub struct Snapshot {
     /// Set times later than this (seconds since 1970) back to it
     #[arg(long, env = "SOURCE_DATE_EPOCH", value_name = "SECONDS", allow_negative_numbers = true)]
     pub source_date_epoch: Option<i64>,
+}
+
+/// Write the inventory of layer directories, with which stratafs mounts need not look into them; needs no store
+#[derive(Args)]
+#[command(
+    after_help = "The inventory of DIR is the file DIR.inventory beside it. Layers of a store have theirs. Make it again\nwhen a layer was changed, or remove it.\n\nExamples:\n  strata inventory layers/1 layers/2\n  strata inventory /srv/base && stratafs -o lowerdir=/srv/base /mnt"
+)]
+pub struct Inventory {
+    /// Layer directories
+    #[arg(required = true, value_name = "DIR")]
+    pub dirs: Vec<PathBuf>,
 }
 
 /// List images

@@ -1,7 +1,6 @@
 //! Verbs about images in the store.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -234,41 +233,20 @@ pub fn gc(store: &Store, args: &Gc) -> Result<()> {
 }
 
 pub fn verify(store: &Store, args: &Verify) -> Result<ExitCode> {
-    let (mut layers, mut files): (BTreeMap<Digest, Layer>, Vec<PathBuf>) = Default::default();
-    let mut problems = 0;
-    if args.images.is_empty() {
-        layers.extend(store.all_layers()?.into_iter().map(|layer| (layer.id(), layer)));
-        for (problem, file) in store.verify_blobs()? {
-            eprintln!("{problem}");
-            problems += 1;
-            files.extend(file);
-        }
-    }
-    for name in &args.images {
-        layers.extend(store.layers_of(&store.find(name)?)?.into_iter().map(|layer| (layer.id(), layer)));
-    }
-    let mut damaged = Vec::new();
-    for layer in layers.values() {
-        let found = layer.verify()?;
-        found.iter().for_each(|problem| eprintln!("layer {}: {problem}", layer.record.diff_id));
-        problems += found.len();
-        if !found.is_empty() {
-            damaged.push(layer.clone());
-        }
-    }
-    if problems == 0 {
-        print_line(&format!("{} layers are sound", layers.len()))?;
+    let found = match args.images.as_slice() {
+        [] => store.verify()?,
+        names => store.verify_images(&names.iter().map(|name| store.find(name)).collect::<Result<Vec<_>, _>>()?)?,
+    };
+    found.damages.iter().for_each(|damage| eprintln!("{}", damage.told));
+    if found.damages.is_empty() {
+        print_line(&format!("{} layers are sound", found.sound))?;
         return Ok(ExitCode::SUCCESS);
     }
     if args.repair {
-        store.discard_damaged(&damaged, &files)?;
-        print_line(&format!(
-            "Removed {} damaged layers and {} blobs; load their images again",
-            damaged.len(),
-            files.len()
-        ))?;
+        let (layers, blobs) = store.repair(&found)?;
+        print_line(&format!("Removed {layers} damaged layers and {blobs} blobs; load their images again"))?;
     }
-    anyhow::bail!("{} of {} layers and {} other things are damaged", damaged.len(), layers.len(), files.len());
+    anyhow::bail!("{} faults were found; {} layers are sound", found.damages.len(), found.sound);
 }
 
 pub fn usage(store: &Store, args: &Df) -> Result<()> {

@@ -87,6 +87,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
     match &cli.verb {
         Verb::Unpack(unpack) => return archives::unpack(unpack).map(|()| ExitCode::SUCCESS),
         Verb::Snapshot(snapshot) => return archives::snapshot(snapshot).map(|()| ExitCode::SUCCESS),
+        Verb::Inventory(inventory) => return archives::inventory(inventory).map(|()| ExitCode::SUCCESS),
         Verb::Man(man) => return generate::man(man).map(|()| ExitCode::SUCCESS),
         Verb::Completions(completions) => {
             generate::completions(completions);
@@ -131,6 +132,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         | Verb::Logout(_)
         | Verb::Unpack(_)
         | Verb::Snapshot(_)
+        | Verb::Inventory(_)
         | Verb::Man(_)
         | Verb::Completions(_)
         | Verb::Doctor(_) => {}

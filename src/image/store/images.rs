@@ -95,7 +95,7 @@ impl Store {
         Ok(images)
     }
 
-    fn read_image(&self, entry: &Descriptor) -> Result<Image> {
+    pub(super) fn read_image(&self, entry: &Descriptor) -> Result<Image> {
         let bytes = self.read_blob(&entry.digest)?;
         let manifest: Manifest = spec::parse(&format!("manifest {}", entry.digest), &bytes)?;
         let config = self.read_blob(&manifest.config.digest)?;
