@@ -267,7 +267,7 @@ pub struct Images {
     /// Only images of this repository or name
     pub name: Option<String>,
     /// Print only ids
-    #[arg(short, long)]
+    #[arg(short, long, conflicts_with = "json")]
     pub quiet: bool,
     /// Print whole ids
     #[arg(long)]
@@ -296,9 +296,13 @@ pub struct History {
     /// Print commands whole
     #[arg(long)]
     pub no_trunc: bool,
+    /// Print only ids
+    #[arg(short, long, conflicts_with = "json")]
+    pub quiet: bool,
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+    /// A name or an id, or the beginning of one
     pub image: String,
 }
 
@@ -306,6 +310,7 @@ pub struct History {
 #[derive(Args)]
 #[command(after_help = "Examples:\n  strata tag debian:12 debian:stable\n  strata tag 4f1a registry.example/base:1")]
 pub struct Tag {
+    /// A name or an id, or the beginning of one
     pub image: String,
     #[arg(value_name = "NAME[:TAG]")]
     pub name: Reference,
@@ -326,9 +331,13 @@ pub struct Rmi {
 #[derive(Args)]
 #[command(after_help = "Examples:\n  strata layers debian:12\n  strata layers --json debian:12")]
 pub struct Layers {
+    /// Print only diff ids, the topmost first
+    #[arg(short, long, conflicts_with = "json")]
+    pub quiet: bool,
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+    /// A name or an id, or the beginning of one
     pub image: String,
 }
 
@@ -338,6 +347,7 @@ pub struct Layers {
     after_help = "Examples:\n  strata commit web web:2\n  strata commit -m 'add curl' -a 'Me <me@example.org>' -c 'CMD [\"curl\"]' web web:2"
 )]
 pub struct Commit {
+    /// The container's name
     pub container: String,
     #[arg(value_name = "NAME[:TAG]")]
     pub name: Option<Reference>,
@@ -373,6 +383,9 @@ pub struct Verify {
 #[derive(Args)]
 #[command(after_help = "Examples:\n  strata df\n  strata df --json")]
 pub struct Df {
+    /// Print only bytes
+    #[arg(short, long, conflicts_with = "json")]
+    pub quiet: bool,
     /// Print JSON
     #[arg(long)]
     pub json: bool,
@@ -382,9 +395,13 @@ pub struct Df {
 #[derive(Args)]
 #[command(after_help = "Examples:\n  strata which debian:12 /etc/passwd\n  strata which --json web:2 /srv")]
 pub struct Which {
+    /// Print only the diff id of the layer that it comes from
+    #[arg(short, long, conflicts_with = "json")]
+    pub quiet: bool,
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+    /// A name or an id, or the beginning of one
     pub image: String,
     pub path: PathBuf,
 }
@@ -392,7 +409,14 @@ pub struct Which {
 /// Check what this machine lacks
 #[derive(Args)]
 #[command(after_help = "Examples:\n  strata doctor\n  strata --root /srv/store doctor")]
-pub struct Doctor {}
+pub struct Doctor {
+    /// Print only what is missing
+    #[arg(short, long, conflicts_with = "json")]
+    pub quiet: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
 
 /// Print completions for a shell
 #[derive(Args)]

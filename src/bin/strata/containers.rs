@@ -21,12 +21,7 @@ use super::output::{print_json, print_line, print_table, shorten};
 
 pub fn mount(store: &Store, args: &Mount) -> Result<()> {
     let Some(image) = &args.image else {
-        for container in Container::list(store)? {
-            if container.is_mounted()? {
-                print_line(&format!("{}   {}", container.name(), container.record.mountpoint.display()))?;
-            }
-        }
-        return Ok(());
+        return list_mounted(store, args);
     };
     let existing = match args.name.is_none() && args.mountpoint.is_none() {
         true => Container::open(store, image).ok(),
@@ -51,6 +46,26 @@ pub fn mount(store: &Store, args: &Mount) -> Result<()> {
             Err(error.into())
         }
     }
+}
+
+fn list_mounted(store: &Store, args: &Mount) -> Result<()> {
+    let mut mounted = Vec::new();
+    for container in Container::list(store)? {
+        if container.is_mounted()? {
+            mounted.push(container);
+        }
+    }
+    if args.json {
+        let value = |container: &Container| {
+            json!({"Name": container.name(), "Image": container.record.image_name,
+                "Mountpoint": container.record.mountpoint})
+        };
+        return Ok(print_json(&mounted.iter().map(value).collect())?);
+    }
+    Ok(mounted.iter().try_for_each(|container| match args.quiet {
+        true => print_line(container.name()),
+        false => print_line(&format!("{}   {}", container.name(), container.record.mountpoint.display())),
+    })?)
 }
 
 pub fn umount(store: &Store, args: &Umount) -> Result<()> {
@@ -206,9 +221,10 @@ fn status(runtime: Option<&Runtime>, container: &Container) -> Result<String> {
         Some(runtime) => runtime.state(container)?,
         None => None,
     };
-    Ok(match state.filter(|state| state.status != "stopped") {
+    Ok(match state {
+        // It ended with everything that watched it, and nobody has cleaned up yet.
         Some(state) => state.status,
-        None if container.is_mounted()? => "mounted".to_owned(),
+        None if container.is_alive()? => "mounted".to_owned(),
         None => match fs::read_to_string(container.dir().join("exit")) {
             Ok(code) => format!("exited ({})", code.trim()),
             Err(_) => "stopped".to_owned(),
@@ -301,11 +317,21 @@ pub fn remove(store: &Store, args: &Rm) -> Result<()> {
             force_down(store, &container, args.runtime.as_deref())?;
         }
         if container.dir().exists() {
-            container.remove(store)?;
+            container.clone().remove(store)?;
         }
+        forget_state(store, &container, args.runtime.as_deref())?;
         print_line(name)?;
     }
     Ok(())
+}
+
+/// What a crash left with the runtime would be in the way of the next container of that name.
+fn forget_state(store: &Store, container: &Container, runtime: Option<&str>) -> Result<()> {
+    let Ok(runtime) = Runtime::find(store, runtime) else { return Ok(()) };
+    match runtime.state(container)? {
+        Some(state) if state.status == "stopped" => Ok(runtime.delete(container, true)?),
+        _ => Ok(()),
+    }
 }
 
 fn force_down(store: &Store, container: &Container, runtime: Option<&str>) -> Result<()> {
@@ -338,7 +364,10 @@ pub fn diff(store: &Store, args: &Diff) -> Result<()> {
         let value = |change: &layer::Change| json!({"Kind": change.kind.to_string(), "Path": path(&change.path)});
         return Ok(print_json(&changes.iter().map(value).collect())?);
     }
-    Ok(changes.iter().try_for_each(|change| print_line(&format!("{} {}", change.kind, path(&change.path))))?)
+    Ok(changes.iter().try_for_each(|change| match args.quiet {
+        true => print_line(&path(&change.path)),
+        false => print_line(&format!("{} {}", change.kind, path(&change.path))),
+    })?)
 }
 
 fn container_diff(store: &Store, name: &str) -> Result<Vec<layer::Change>> {
