@@ -187,6 +187,31 @@ fn a_token_is_got_from_the_own_house_alone() {
 }
 
 #[test]
+fn an_identity_token_is_exchanged_for_an_access_token() {
+    let image = Image::new(1);
+    let tokens = Liar::start(|asked, body| {
+        let mut form = String::new();
+        std::io::Read::read_to_string(body, &mut form).unwrap();
+        let expected =
+            "service=s&scope=repository%3Ax%3Apull&grant_type=refresh%5Ftoken&client_id=strata&refresh_token=i%2Ft";
+        match asked.method == "POST" && form == expected {
+            true => Answer::new(200, r#"{"access_token": "t2"}"#),
+            false => Answer::new(403, form),
+        }
+    });
+    let challenge = format!("Bearer realm=\"http://{}/token\",service=s", tokens.host());
+    let front = Liar::start(move |asked, _| match asked.header("authorization") {
+        Some("Bearer t2") => image.answer(asked),
+        _ => Answer::new(401, "").with("WWW-Authenticate", challenge.clone()),
+    });
+    let home = Home::new();
+    std::fs::create_dir_all(home.path(".docker")).unwrap();
+    let text = json!({"auths": {front.host(): {"identitytoken": "i/t"}}}).to_string();
+    std::fs::write(home.path(".docker/config.json"), text).unwrap();
+    home.ok(&["pull", "--plain-http", &format!("{}/x:1", front.host())]);
+}
+
+#[test]
 fn layers_are_sent_to_the_registry_alone() {
     let elsewhere = Liar::start(|_, _| Answer::new(202, ""));
     let place = format!("http://localhost:{}/upload", elsewhere.port());
