@@ -15,6 +15,7 @@ mod container;
 mod create;
 mod fixture;
 mod interop;
+mod inventory;
 mod store;
 
 /// True if the kernel mounts overlayfs; else the test is counted as skipped where `scripts/test` looks.

@@ -199,7 +199,7 @@ pub struct Export {
 pub struct Unpack {
     /// A docker-archive, an OCI archive or an OCI directory; `-`: standard input
     pub archive: PathBuf,
-    /// The directory to make; layers become DIR/1 (the lowest), DIR/2, …
+    /// The directory to make; layers become DIR/1 (the lowest), DIR/2, …, with their inventories beside them
     pub dir: PathBuf,
     /// Which image of an index with several [default: this machine's]
     #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
@@ -339,7 +339,7 @@ pub struct Gc {
 #[derive(Args)]
 #[command(after_help = "Examples:\n  strata verify\n  strata verify --repair debian:12")]
 pub struct Verify {
-    /// Remove what is damaged, so that loading its image again brings it back
+    /// Remove what is damaged, so that loading its image again brings it back; make inventories again that do not fit
     #[arg(long)]
     pub repair: bool,
     /// Only these images [default: the whole store]

@@ -246,7 +246,9 @@ pub fn verify(store: &Store, args: &Verify) -> Result<ExitCode> {
         problems += found.len();
         if !found.is_empty() {
             damaged.push(layer.clone());
+            continue;
         }
+        verify_inventory(layer, args.repair)?;
     }
     if problems == 0 {
         print_line(&format!("{} layers are sound", layers.len()))?;
@@ -263,6 +265,17 @@ pub fn verify(store: &Store, args: &Verify) -> Result<ExitCode> {
     anyhow::bail!("{} of {} layers and {} other things are damaged", damaged.len(), layers.len(), files.len());
 }
 
+/// An inventory that does not fit is no damage: the layer is used without. A store that was copied has none that fit.
+fn verify_inventory(layer: &Layer, repair: bool) -> Result<()> {
+    let Err(why) = layer.check_inventory()? else { return Ok(()) };
+    if repair {
+        layer.make_inventory()?;
+        return Ok(print_line(&format!("layer {}: made its inventory again ({why})", layer.record.diff_id))?);
+    }
+    eprintln!("layer {}: its inventory is not used: {why}; --repair makes it again", layer.record.diff_id);
+    Ok(())
+}
+
 pub fn usage(store: &Store, args: &Df) -> Result<()> {
     let users = users(store)?;
     let layers = store.all_layers()?;
@@ -271,11 +284,13 @@ pub fn usage(store: &Store, args: &Df) -> Result<()> {
         layers.iter().filter(count).map(|layer| layer.record.content_size).sum()
     };
     let (all, shared, unused) = (bytes(&|_| true), bytes(&|count| count > 1), bytes(&|count| count == 0));
+    let inventories: Vec<u64> = layers.iter().map(Layer::inventory_size).filter(|&bytes| bytes > 0).collect();
     let images = store.images()?.len();
     let containers = Container::list(store)?.len();
     if args.json {
         return Ok(print_json(&json!({"Images": images, "Containers": containers, "Layers": layers.len(),
-            "Size": all, "Shared": shared, "Unused": unused}))?);
+            "Size": all, "Shared": shared, "Unused": unused,
+            "Inventories": inventories.iter().sum::<u64>()}))?);
     }
     let row = |what: &str, count: usize, bytes: String| vec![what.to_owned(), count.to_string(), bytes];
     let rows = [
@@ -287,6 +302,7 @@ pub fn usage(store: &Store, args: &Df) -> Result<()> {
             layers.iter().filter(|layer| users.get(&layer.id()).is_some_and(|u| u.len() > 1)).count(),
             size(shared),
         ),
+        row("  inventories", inventories.len(), size(inventories.iter().sum())),
         row("  unused", layers.iter().filter(|layer| !users.contains_key(&layer.id())).count(), size(unused)),
     ];
     Ok(print_table(&["TYPE", "COUNT", "SIZE"], &rows)?)
