@@ -17,7 +17,7 @@
 //! | [`node`] | inode table, dentries, lookup counts, open handles; no I/O | `layer` types, `merge` listings |
 //! | [`layer`] | [`layer::Layer`] (reads only), [`layer::UpperLayer`] (alone can write), work directory, stack | `inventory` `sys` `whiteout` `config` |
 //! | [`inventory`] | the file beside a layer that lists everything in it: format, writing, reading | `whiteout` `sys` |
-//! | [`image`] | archives in and out, the store, unpacking, diff, commit | `inventory` `whiteout` `sys` |
+//! | [`image`] | archives in and out, registries, the store, unpacking, diff, commit. Its `registry` is the only module naming `ureq` | `inventory` `whiteout` `sys` |
 //! | [`container`] | OCI runtime bundles, running them | `image` `whiteout` `sys` |
 //! | [`whiteout`] | codec of every on-disk mark: whiteouts, opaque, redirect, origin, metacopy; pure | nothing |
 //! | [`config`] | mount options; pure | nothing |

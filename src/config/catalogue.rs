@@ -137,8 +137,9 @@ pub const GROUPS: &[Group] = &[
                 "off|upper|all",
                 "upper",
                 "Which files the kernel reads and writes without asking the driver (Linux 6.9 and later, for root): \
-                 none, or those in the upper and all of a mount without upper. `all` does the same as \
-                 `upper`.",
+                 none; those in the upper, and all of a mount without upper; or lower files of a writable mount too, so \
+                 that all mounts of a layer share one copy of a file in memory. Who has a lower file open when it is \
+                 first changed then goes on reading what it was, see the limits.",
             ),
         ],
     },
@@ -186,6 +187,13 @@ pub const GROUPS: &[Group] = &[
             entry(&["atime", "noatime", "relatime"], "", "atime", "Access times are kept or not."),
             entry(&["sync", "async"], "", "async", "Every write waits for the disk or not."),
             entry(&["dirsync"], "", "", "Every change of a directory waits for the disk."),
+            entry(
+                &["remount"],
+                "",
+                "",
+                "Nothing is mounted: changes these flags (`ro`, `suid`, `dev`, `exec`, `atime`, `sync` and their \
+                 opposites) of the mount that is at MOUNTPOINT. Other options are passed over.",
+            ),
             entry(
                 &["context", "fscontext", "defcontext", "rootcontext"],
                 "\"CONTEXT\"",

@@ -3,6 +3,7 @@
 pub mod catalogue;
 pub mod manual;
 pub mod options;
+pub mod remount;
 mod value;
 
 use std::path::PathBuf;

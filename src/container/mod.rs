@@ -250,6 +250,8 @@ impl Container {
         if self.is_mounted()? {
             return Err(ImageError::refused(self.name, "is mounted or running; unmount or stop it first"));
         }
+        // A writer that is alone empties `tmp`; it must not do so while this one does.
+        let _lock = store.lock_shared()?;
         let doomed = store.root().join("tmp").join(format!("removed-{}-{}", self.name, std::process::id()));
         fs::rename(&self.dir, &doomed).at(&self.dir)?;
         fs::remove_dir_all(&doomed).at(&doomed)

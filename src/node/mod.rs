@@ -2,7 +2,8 @@
 //!
 //! # Identity
 //!
-//! A [`Node`] is what the kernel knows under one [`NodeId`]; ids are never reused. A name of a lower hard link is a
+//! A [`Node`] is what the kernel knows under one [`NodeId`] (under two, where [`NodeTable::renumber`] was needed); ids
+//! are never reused. A name of a lower hard link is a
 //! node of its own until `index=on` says otherwise (kernel: `ovl_get_inode` does the same); names of an upper hard
 //! link share one, found through [`NodeTable::by_upper_ino`].
 //!
@@ -56,8 +57,8 @@ const DEAD: u64 = 1 << 63;
 /// One inode of the mount.
 #[derive(Debug)]
 pub struct Node {
-    /// Its number.
-    pub id: NodeId,
+    /// Its number: that under which the kernel is told of it. See [`NodeTable::renumber`].
+    id: AtomicU64,
     /// `st_ino`; only the copy-up of a lower hard link, which breaks it, changes the number.
     ino: AtomicU64,
     /// Its type.
@@ -224,15 +225,19 @@ pub struct OpenState {
     pub mappable: u32,
     /// The registration that they share.
     pub backing: Option<u32>,
+    /// It is of the upper's file.
+    pub backing_is_upper: bool,
     /// The open files, for requests that name no handle.
     pub handles: SmallVec<[Arc<FileHandle>; 1]>,
+    /// How it is open under the number that it had before.
+    pub former: Option<Box<OpenState>>,
 }
 
 impl Node {
     /// A node that the kernel has looked up `lookups` times.
     pub fn new(id: NodeId, ino: u64, file_type: FileType, place: Place, body: Body) -> Self {
         Self {
-            id,
+            id: AtomicU64::new(id.0),
             ino: AtomicU64::new(ino),
             file_type,
             lookups: AtomicU64::new(0),
@@ -241,6 +246,11 @@ impl Node {
             shared: AtomicU64::new(0),
             body,
         }
+    }
+
+    /// Its number.
+    pub fn id(&self) -> NodeId {
+        NodeId(self.id.load(Ordering::Acquire))
     }
 
     /// `st_ino`.
@@ -301,10 +311,7 @@ impl Node {
     pub fn has_upper_content(&self) -> bool {
         match &self.body {
             Body::Dir(_) => self.has_upper(),
-            Body::File(file) => {
-                let state = file.state.lock();
-                state.real == Real::Upper && state.data.is_none()
-            }
+            Body::File(file) => file.state.lock().has_upper_content(),
         }
     }
 
@@ -323,6 +330,51 @@ impl FileState {
     /// A file that nobody has open.
     pub fn new(real: Real) -> Self {
         Self { real, data: None, index: None, open: None, bypassed: false }
+    }
+
+    /// True if the content is in the upper, too.
+    pub fn has_upper_content(&self) -> bool {
+        self.real == Real::Upper && self.data.is_none()
+    }
+
+    /// True if the kernel's inode can serve no further open: the file is in the upper, and readers make the kernel read
+    /// it from a lower layer.
+    pub fn must_part(&self) -> bool {
+        let lower_backing = |open: &OpenState| open.passthrough > 0 && !open.backing_is_upper;
+        self.has_upper_content() && self.open.as_deref().is_some_and(lower_backing)
+    }
+
+    /// Counts the open handles as those of another inode of the kernel's.
+    pub fn part_from_readers(&mut self) {
+        let former = self.open.take();
+        self.open = Some(Box::new(OpenState { former, ..OpenState::default() }));
+        self.bypassed = false;
+    }
+}
+
+impl OpenState {
+    /// Takes out a handle that was closed. Gives back the registration when no handle uses it any more.
+    pub fn close(&mut self, handle: &Arc<FileHandle>) -> Option<u32> {
+        let before = self.handles.len();
+        self.handles.retain(|other| !Arc::ptr_eq(other, handle));
+        if self.handles.len() == before {
+            let former = self.former.as_mut()?;
+            let unused = former.close(handle);
+            self.former.take_if(|former| former.is_unused());
+            return unused;
+        }
+        if !handle.passthrough {
+            self.cached = self.cached.saturating_sub(1);
+            return None;
+        }
+        self.passthrough = self.passthrough.saturating_sub(1);
+        self.mappable = self.mappable.saturating_sub(u32::from(handle.mappable));
+        if self.passthrough == 0 { self.backing.take() } else { None }
+    }
+
+    /// True if no handle is open.
+    pub fn is_unused(&self) -> bool {
+        self.handles.is_empty() && self.former.is_none()
     }
 }
 

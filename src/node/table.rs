@@ -17,6 +17,8 @@ pub struct NodeTable {
     links: DashMap<u64, Arc<Node>>,
     /// Nodes of files with an index entry, by its name.
     indexed: DashMap<Name, Arc<Node>>,
+    /// For nodes that got another number: the new one, and the one before.
+    former: DashMap<u64, u64>,
     /// Held while a name of a file with several is given its node: two threads that find two names must end with one.
     multiple: Mutex<()>,
     next: AtomicU64,
@@ -29,12 +31,13 @@ impl NodeTable {
             nodes: DashMap::new(),
             links: DashMap::new(),
             indexed: DashMap::new(),
+            former: DashMap::new(),
             multiple: Mutex::new(()),
             next: AtomicU64::new(NodeId::ROOT.0 + 1),
         };
         // The kernel never forgets the root.
         root.acquire();
-        table.nodes.insert(root.id.0, root);
+        table.nodes.insert(root.id().0, root);
         table
     }
 
@@ -48,9 +51,18 @@ impl NodeTable {
         self.nodes.get(&id.0).map(|node| node.clone())
     }
 
+    /// Gives `node` a new number, so that the kernel makes another inode of it. The old number leads to it as before, and
+    /// the lookups of both are counted as one: an answer that is on its way may name either.
+    pub fn renumber(&self, node: &Arc<Node>) {
+        let (before, id) = (node.id(), self.next_id());
+        self.nodes.insert(id.0, node.clone());
+        self.former.insert(id.0, before.0);
+        node.id.store(id.0, Ordering::Release);
+    }
+
     /// Number of nodes.
     pub fn len(&self) -> usize {
-        self.nodes.len()
+        self.nodes.len().saturating_sub(self.former.len())
     }
 
     /// True if there is none; never so, for there is a root.
@@ -80,7 +92,7 @@ impl NodeTable {
             return existing.clone();
         }
         node.acquire();
-        self.nodes.insert(node.id.0, node.clone());
+        self.nodes.insert(node.id().0, node.clone());
         state.children.insert(name.clone(), node.clone());
         node
     }
@@ -124,7 +136,7 @@ impl NodeTable {
     /// Makes `node` a nameless member of the table (`O_TMPFILE`), with one lookup counted.
     pub fn adopt_nameless(&self, node: &Arc<Node>) {
         node.acquire();
-        self.nodes.insert(node.id.0, node.clone());
+        self.nodes.insert(node.id().0, node.clone());
     }
 
     /// Held from looking for the node of a file with several names until it can be found.
@@ -196,7 +208,11 @@ impl NodeTable {
         {
             self.indexed.remove_if(&index.name, |_, known| Arc::ptr_eq(known, node));
         }
-        self.nodes.remove(&node.id.0);
+        let id = node.id().0;
+        self.nodes.remove(&id);
+        if let Some((_, before)) = self.former.remove(&id) {
+            self.nodes.remove(&before);
+        }
         true
     }
 }

@@ -22,18 +22,19 @@ impl Overlay {
     /// # Errors
     /// `STALE`; those of `statx(2)`.
     pub fn getattr(&self, node: NodeId, handle: Option<HandleId>) -> Result<(Attr, Validity)> {
-        let node = self.node(node)?;
+        let asked = node;
+        let node = self.node(asked)?;
         let open = handle.and_then(|id| self.handles.get(id.0)).filter(|open| Arc::ptr_eq(&open.node, &node));
         if let Some(open) = open {
             let real = open.real.read();
             // A lower file that was copied up since has other attributes there.
             if real.upper || !node.has_upper() {
                 let stat = self.shown_stat_of(real.fd.as_fd(), Stat::of(real.fd.as_fd(), c"")?)?;
-                return Ok((self.show(&node, &stat), Self::validity(&node)));
+                return Ok((self.show(&node, &stat), Self::validity_for(&node, asked)));
             }
         }
         let attr = self.attr(&node)?;
-        Ok((attr, Self::validity(&node)))
+        Ok((attr, Self::validity_for(&node, asked)))
     }
 
     /// Changes attributes; the new ones.
@@ -47,7 +48,8 @@ impl Overlay {
         handle: Option<HandleId>,
         set: &SetAttr,
     ) -> Result<(Attr, Validity)> {
-        let node = self.node(node)?;
+        let asked = node;
+        let node = self.node(asked)?;
         match set.size {
             Some(size) => self.copy_up_to(&node, Some(size))?,
             None => self.copy_up_attributes(&node)?,
@@ -76,7 +78,8 @@ impl Overlay {
         {
             part.inheritance = None;
         }
-        Ok((self.show(&node, &stat), Self::validity(&node)))
+        self.changed_under(&node, asked);
+        Ok((self.show(&node, &stat), Self::validity_for(&node, asked)))
     }
 
     fn set_owner_and_mode(&self, caller: &Caller, dir: &UpperDir, name: &CStr, set: &SetAttr) -> Result<()> {

@@ -193,8 +193,8 @@ impl Overlay {
             parent_dir.state.lock().listing = None;
             if let Some(kernel) = self.kernel() {
                 // What the kernel remembers of the file and of the directory's listing has the old number.
-                kernel.invalidate_attr(node.id);
-                kernel.invalidate_pages(parent.id);
+                kernel.invalidate_attr(node.id());
+                kernel.invalidate_pages(parent.id());
             }
         }
         Ok(())

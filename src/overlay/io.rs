@@ -38,7 +38,8 @@ impl Overlay {
     /// # Errors
     /// `ROFS`; those of copy-up and `open(2)`.
     pub fn open_file(&self, caller: &Caller, node: NodeId, flags: u32, kill_suidgid: bool) -> Result<Opened> {
-        let node = self.node(node)?;
+        let asked = node;
+        let node = self.node(asked)?;
         if node.file_type != FileType::Regular {
             return Err(Errno::INVAL);
         }
@@ -47,6 +48,7 @@ impl Overlay {
         if writes {
             self.copy_up_to(&node, truncates.then_some(0))?;
         }
+        self.check_inode(&node, asked)?;
         let (file, upper) = self.open_real(&node, self.backing_flags(flags))?;
         let mut mode = 0;
         if upper && writes {
@@ -63,7 +65,7 @@ impl Overlay {
                 mode = kept;
             }
         }
-        self.install(&node, file, upper, flags, mode)
+        self.install(&node, asked, file, upper, flags, mode)
     }
 
     /// Opens the real file; whether it is the upper's.
@@ -89,10 +91,12 @@ impl Overlay {
         }
     }
 
-    /// Makes a handle of an opened real file. `mode`: that of the file, if it may be written.
+    /// Makes a handle of an opened real file, for the inode that the kernel has under the number `asked`. `mode`: that
+    /// of the file, if it may be written.
     pub(super) fn install(
         &self,
         node: &Arc<Node>,
+        asked: NodeId,
         file: OwnedFd,
         upper: bool,
         flags: u32,
@@ -100,14 +104,20 @@ impl Overlay {
     ) -> Result<Opened> {
         let writable = access_mode(flags) != libc::O_RDONLY as u32;
         let mappable = access_mode(flags) == libc::O_RDWR as u32;
-        let state = &node.file().ok_or(Errno::ISDIR)?.state;
-        let mut state = state.lock();
+        let mut state = node.file().ok_or(Errno::ISDIR)?.state.lock();
         let bypassed = state.bypassed;
+        // Copied up since it was opened.
+        let outdated = !upper && state.has_upper_content();
+        if asked != node.id() || state.must_part() {
+            drop(state);
+            return Err(self.turn_away(node, asked));
+        }
         let open = state.open.get_or_insert_default();
         let set_id = writable && mode & (libc::S_ISUID | libc::S_ISGID) != 0;
         let (backing, keep) = if open.passthrough > 0 {
             (open.backing, true)
-        } else if open.cached == 0 && self.may_pass_through(upper) && !set_id {
+        } else if open.cached == 0 && self.may_pass_through(upper) && !set_id && !outdated {
+            open.backing_is_upper = upper;
             (self.register(&file), true)
         } else {
             (None, !bypassed)
@@ -136,7 +146,7 @@ impl Overlay {
         drop(state);
         if newly_mappable && let Some(kernel) = self.kernel() {
             // What it remembers of size and times may change by a mapping from now on.
-            kernel.invalidate_attr(node.id);
+            kernel.invalidate_attr(node.id());
         }
         let id = HandleId(self.handles.insert(handle));
         let mode = match backing {
@@ -145,12 +155,6 @@ impl Overlay {
             None => OpenMode::DropCache,
         };
         Ok(Opened { handle: id, mode })
-    }
-
-    /// Upper files may be read and written by the kernel directly; lower ones only where nothing is ever copied up:
-    /// a lower file's backing must never serve a later writer.
-    fn may_pass_through(&self, upper: bool) -> bool {
-        self.kernel.get().is_some_and(|attached| attached.passthrough) && (upper || self.is_read_only())
     }
 
     fn register(&self, file: &OwnedFd) -> Option<u32> {
@@ -170,18 +174,8 @@ impl Overlay {
         let Some(file) = handle.node.file() else { return };
         let mut state = file.state.lock();
         let Some(open) = &mut state.open else { return };
-        open.handles.retain(|other| !Arc::ptr_eq(other, &handle));
-        let mut unused = None;
-        if handle.passthrough {
-            open.passthrough = open.passthrough.saturating_sub(1);
-            open.mappable = open.mappable.saturating_sub(u32::from(handle.mappable));
-            if open.passthrough == 0 {
-                unused = open.backing.take();
-            }
-        } else {
-            open.cached = open.cached.saturating_sub(1);
-        }
-        if open.handles.is_empty() {
+        let unused = open.close(&handle);
+        if open.is_unused() {
             state.open = None;
         }
         drop(state);

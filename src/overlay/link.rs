@@ -16,7 +16,8 @@ impl Overlay {
     /// `EXIST`, `MLINK`, `PERM` for directories and reserved names, `ROFS`; those of copy-up and of the upper.
     pub fn link(&self, node: NodeId, parent: NodeId, name: &OsStr) -> Result<Entry> {
         self.upper()?;
-        let node = self.node(node)?;
+        let asked = node;
+        let node = self.node(asked)?;
         let parent = self.dir_node(parent)?;
         let name = creatable_name(name)?;
         if node.file().is_none() {
@@ -65,6 +66,7 @@ impl Overlay {
         }
         let stat = self.shown_stat(&dir, &name, dir.stat(&name)?.ok_or(Errno::STALE)?)?;
         self.nodes.share(stat.ino, &node);
+        self.changed_under(&node, asked);
         Ok(self.entry(&node, self.show(&node, &stat)))
     }
 

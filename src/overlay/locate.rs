@@ -21,7 +21,7 @@ impl Overlay {
         if part.path.is_empty() {
             return Ok(layer.root().clone());
         }
-        let key = (node.id.0, u32::try_from(index).map_err(|_| Errno::OVERFLOW)?);
+        let key = (node.id().0, u32::try_from(index).map_err(|_| Errno::OVERFLOW)?);
         if let Some(dir) = self.lower_dirs.get(key) {
             return Ok(dir);
         }
@@ -60,10 +60,10 @@ impl Overlay {
 
     /// The directory's upper part. May take the `names` lock of its parents, so it is called with no such lock held.
     pub(super) fn upper_dir(&self, node: &Arc<Node>) -> Result<UpperDir> {
-        if node.id == NodeId::ROOT {
+        if node.id() == NodeId::ROOT {
             return self.stack.upper().map(|upper| upper.root().clone()).ok_or(Errno::ROFS);
         }
-        let key = (node.id.0, 0);
+        let key = (node.id().0, 0);
         if let Some(dir) = self.upper_dirs.get(key) {
             return Ok(dir);
         }

@@ -36,7 +36,7 @@ impl Overlay {
             return match self.attr(&node) {
                 Ok(attr) => Ok(Some((node, attr))),
                 Err(errno) => {
-                    self.forget(node.id, 1);
+                    self.forget(node.id(), 1);
                     Err(errno)
                 }
             };
@@ -189,7 +189,7 @@ impl Overlay {
                         Ok(self.stack.show_ino(fs, origin.ino))
                     }
                     _ => {
-                        tracing::trace!(parent = parent.id.0, ?name, "origin not found or not unique");
+                        tracing::trace!(parent = parent.id().0, ?name, "origin not found or not unique");
                         Ok(upper_ino)
                     }
                 }
@@ -231,7 +231,7 @@ impl Overlay {
     }
 
     pub(super) fn entry(&self, node: &Node, attr: Attr) -> Entry {
-        Entry { node: node.id, attr, attr_validity: Self::validity(node) }
+        Entry { node: node.id(), attr, attr_validity: Self::validity(node) }
     }
 
     /// Attributes change behind the kernel's back while a backing file may be mapped for writing.
@@ -249,9 +249,9 @@ impl Overlay {
                 crate::sys::memory::trim();
             }
             let Some(dir) = gone.dir() else { continue };
-            self.upper_dirs.remove((gone.id.0, 0));
+            self.upper_dirs.remove((gone.id().0, 0));
             for index in 0..u32::try_from(dir.lowers.len()).unwrap_or(u32::MAX) {
-                self.lower_dirs.remove((gone.id.0, index));
+                self.lower_dirs.remove((gone.id().0, index));
             }
         }
     }

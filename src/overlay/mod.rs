@@ -11,6 +11,7 @@ mod link;
 mod locate;
 mod lookup;
 mod owner;
+mod passthrough;
 mod permissions;
 mod readdir;
 mod remove;

@@ -53,7 +53,7 @@ impl Overlay {
     fn find_or_damaged(&self, parent: &Arc<Node>, name: &CStr) -> Result<Option<Attr>> {
         match self.find(parent, name) {
             Ok(Some((node, attr))) => {
-                self.forget(node.id, 1);
+                self.forget(node.id(), 1);
                 Ok(Some(attr))
             }
             Ok(None) | Err(Errno::IO | Errno::PERM) => Ok(None),
@@ -92,7 +92,7 @@ impl Overlay {
             let entry = self.entry(&node, attr);
             let dirent = DirEntry { name, ino: attr.ino, kind: (attr.mode >> 12) as u8, next: listed.position };
             if !sink.push(&dirent, Some(&entry)) {
-                self.forget(node.id, 1);
+                self.forget(node.id(), 1);
                 break;
             }
             last = listed.position;
@@ -144,7 +144,7 @@ impl Overlay {
         if offset == 0 && !sink.push(&own, None) {
             return Ok(false);
         }
-        let parent = if node.id == Id::ROOT { None } else { node.name() };
+        let parent = if node.id() == Id::ROOT { None } else { node.name() };
         let ino = parent.map_or(node.ino(), |(parent, _)| parent.ino());
         let above = DirEntry { name: OsStr::new(".."), ino, kind, next: 2 };
         Ok(offset > 1 || sink.push(&above, None))
@@ -185,7 +185,7 @@ impl Overlay {
             return match self.attr(&node) {
                 Ok(attr) => Ok(Some((node, attr))),
                 Err(errno) => {
-                    self.forget(node.id, 1);
+                    self.forget(node.id(), 1);
                     Err(errno)
                 }
             };

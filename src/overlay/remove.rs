@@ -21,7 +21,7 @@ impl Overlay {
         let name = checked_name(name)?;
         let node = self.known(&parent, &name)?;
         let removed = self.unlink_node(&parent, &name, &node);
-        self.forget(node.id, 1);
+        self.forget(node.id(), 1);
         removed
     }
 
@@ -132,7 +132,7 @@ impl Overlay {
                 done => break done,
             }
         };
-        self.forget(node.id, 1);
+        self.forget(node.id(), 1);
         removed
     }
 
@@ -142,7 +142,7 @@ impl Overlay {
         let dir = self.upper_dir(parent)?;
         let held = self.upper_dir_if_any(node)?;
         let parent_dir = parent.dir().ok_or(Errno::NOTDIR)?;
-        let (first, second) = if parent.id < node.id { (parent_dir, child_dir) } else { (child_dir, parent_dir) };
+        let (first, second) = if parent.id() < node.id() { (parent_dir, child_dir) } else { (child_dir, parent_dir) };
         let _first = first.names.write();
         let _second = second.names.write();
         if !node.is_named(parent, name) || node.place.lock().removed {

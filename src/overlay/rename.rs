@@ -56,15 +56,15 @@ impl Overlay {
         let new = match self.target(&to, &new_name) {
             Ok(new) => new,
             Err(errno) => {
-                self.forget(old.id, 1);
+                self.forget(old.id(), 1);
                 return Err(errno);
             }
         };
         let sides = (from, Arc::from(name), to, Arc::from(new_name));
         let renamed = self.rename_nodes(sides, &old, new.as_ref(), flags);
-        self.forget(old.id, 1);
+        self.forget(old.id(), 1);
         if let Some(new) = new {
-            self.forget(new.id, 1);
+            self.forget(new.id(), 1);
         }
         renamed
     }
@@ -113,7 +113,7 @@ impl Overlay {
         let across = !Arc::ptr_eq(&source.parent, &target.parent);
         let _rename = across.then(|| self.rename.lock());
         let (Some(a), Some(b)) = (source.parent.dir(), target.parent.dir()) else { return Err(Errno::NOTDIR) };
-        let (first, second) = if source.parent.id <= target.parent.id { (a, b) } else { (b, a) };
+        let (first, second) = if source.parent.id() <= target.parent.id() { (a, b) } else { (b, a) };
         let _first = first.names.write();
         let _second = across.then(|| second.names.write());
         self.check_still_there(&source, old)?;
@@ -336,7 +336,7 @@ fn absolute_redirect(node: &Arc<Node>) -> Result<Vec<u8>> {
     let mut components: Vec<CString> = Vec::new();
     let mut current = node.clone();
     let mut prefix = Vec::new();
-    while current.id != Id::ROOT {
+    while current.id() != Id::ROOT {
         let redirect = current.dir().and_then(|d| d.state.lock().upper.as_ref().and_then(|p| p.redirect.clone()));
         let (parent, name) = current.name().ok_or(Errno::STALE)?;
         match redirect.as_deref() {

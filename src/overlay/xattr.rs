@@ -113,7 +113,8 @@ impl Overlay {
         kill_sgid: bool,
     ) -> Result<()> {
         self.upper()?;
-        let node = self.node(node)?;
+        let asked = node;
+        let node = self.node(asked)?;
         let key = self.stored_key(key)?;
         self.copy_up_attributes(&node)?;
         self.on_upper(&node, |dir, name| {
@@ -126,6 +127,7 @@ impl Overlay {
             }
             Ok(())
         })?;
+        self.changed_under(&node, asked);
         self.forget_inheritance(&node);
         Ok(())
     }
@@ -136,7 +138,8 @@ impl Overlay {
     /// `NODATA`; those of copy-up and `removexattr(2)`.
     pub fn removexattr(&self, node: NodeId, key: &OsStr) -> Result<()> {
         self.upper()?;
-        let node = self.node(node)?;
+        let asked = node;
+        let node = self.node(asked)?;
         let stored = self.stored_key(key)?;
         // Nothing is copied up for an attribute that is not there.
         if !node.has_upper() && self.stored_value(&node, key, &stored)?.is_none() {
@@ -144,6 +147,7 @@ impl Overlay {
         }
         self.copy_up_attributes(&node)?;
         self.on_upper(&node, |dir, name| dir.remove_xattr(name, &stored))?;
+        self.changed_under(&node, asked);
         self.forget_inheritance(&node);
         Ok(())
     }

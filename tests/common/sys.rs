@@ -111,6 +111,16 @@ pub fn truncate(path: &Path, size: u64) -> Result<()> {
     rustix::fs::ftruncate(open(path, OFlags::WRONLY | OFlags::NOFOLLOW, 0)?, size)
 }
 
+/// `truncate(2)` itself, which opens nothing.
+pub fn truncate_by_name(path: &Path, size: i64) -> Result<()> {
+    let path = std::ffi::CString::new(path.as_os_str().as_bytes()).expect("a path");
+    // SAFETY: a valid string that outlives the call.
+    match unsafe { libc::truncate(path.as_ptr(), size) } {
+        0 => Ok(()),
+        _ => Err(rustix::io::Errno::from_io_error(&std::io::Error::last_os_error()).expect("an errno")),
+    }
+}
+
 /// The whole content.
 pub fn read(path: &Path) -> Result<Vec<u8>> {
     read_file(&open(path, OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK, 0)?)
@@ -317,6 +327,15 @@ impl Mapping {
             // SAFETY: inside the mapping.
             unsafe { self.start.cast::<u8>().add(at + index).write_volatile(byte) };
         }
+    }
+
+    /// How many of its pages are in the page cache of the file that it is really of.
+    pub fn resident_pages(&self) -> usize {
+        let mut pages = vec![0; self.length.div_ceil(4096)];
+        // SAFETY: our own mapping, and a byte for each of its pages.
+        let result = unsafe { libc::mincore(self.start, self.length, pages.as_mut_ptr()) };
+        assert_eq!(result, 0, "mincore: {}", std::io::Error::last_os_error());
+        pages.iter().filter(|&page| page & 1 != 0).count()
     }
 
     pub fn sync(&self) {

@@ -145,6 +145,44 @@ fn damage_is_told_and_repaired_by_loading_again() {
 }
 
 #[test]
+fn every_part_of_a_layer_that_is_damaged_is_told_and_repaired() {
+    let dir = tempfile::tempdir().unwrap();
+    let archive = dir.path().join("in.tar");
+    std::fs::write(&archive, docker_old("x:1")).unwrap();
+    let archive = archive.to_str().unwrap();
+    let layer = stratafs::image::digest::Digest::of(&base_layer()).hex();
+    let of_another = stratafs::image::digest::Digest::of(b"another").hex();
+    type Harm<'a> = (&'a str, &'a dyn Fn(&Path));
+    let harms: [Harm<'_>; 8] = [
+        ("layer.json", &|dir| std::fs::write(dir.join("layer.json"), "{").unwrap()),
+        ("layer.json", &|dir| std::fs::remove_file(dir.join("layer.json")).unwrap()),
+        ("its record is that of layer", &|dir| {
+            let record = std::fs::read_to_string(dir.join("layer.json")).unwrap().replace(&layer, &of_another);
+            std::fs::write(dir.join("layer.json"), record).unwrap();
+        }),
+        ("recipe", &|dir| std::fs::write(dir.join("recipe"), "no recipe").unwrap()),
+        ("recipe", &|dir| std::fs::remove_file(dir.join("recipe")).unwrap()),
+        ("diff", &|dir| std::fs::remove_dir_all(dir.join("diff")).unwrap()),
+        ("pad", &|dir| std::fs::remove_file(dir.join("diff/pad")).unwrap()),
+        ("is not unpacked", &|dir| std::fs::remove_dir_all(dir).unwrap()),
+    ];
+    for (number, (told, harm)) in harms.iter().enumerate() {
+        let root = dir.path().join(format!("store-{number}"));
+        ok(&root, &["load", "-i", archive]);
+        harm(&root.join("layers").join(&layer));
+        for args in [&["verify"][..], &["verify", "--repair"]] {
+            let output = strata(&root, args);
+            let message = String::from_utf8(output.stderr).unwrap();
+            assert_eq!(output.status.code(), Some(1), "{number}: {message}");
+            assert!(message.contains(told) && message.contains("faults were found"), "{number}: {message}");
+        }
+        ok(&root, &["load", "-i", archive]);
+        assert_eq!(ok(&root, &["verify"]), "3 layers are sound\n", "{number}");
+        assert_eq!(ok(&root, &["verify", "x:1"]), "3 layers are sound\n", "{number}");
+    }
+}
+
+#[test]
 fn a_kill_loses_nothing_that_was_acknowledged() {
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path().join("store");

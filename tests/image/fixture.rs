@@ -1,5 +1,6 @@
 //! Small images built by code, in every shape that an archive may have.
 
+use std::collections::BTreeSet;
 use std::io::Write;
 use std::path::Path;
 
@@ -203,12 +204,7 @@ impl Scratch {
     }
 
     pub fn save(&self, names: &[&str], format: Format, compression: Compression) -> Vec<u8> {
-        let names: Vec<String> = names.iter().map(|&name| name.to_owned()).collect();
-        let selection = save::select(&self.store, &names).expect("select");
-        let mut bytes = Vec::new();
-        let target = Target::Stream(&mut bytes, "bytes");
-        save::save(&self.store, &selection, target, SaveOptions { format, compression }).expect("save");
-        bytes
+        save_from(&self.store, names, format, compression)
     }
 
     /// Every layer's tree, the lowest first. The times of whiteouts mean nothing.
@@ -223,12 +219,25 @@ impl Scratch {
 
     /// Everything in the store but times, to see whether anything changed.
     pub fn listing(&self) -> Vec<String> {
-        let mut found: Vec<String> = tree(self.store.root())
-            .into_iter()
-            .filter(|(path, _)| !path.starts_with("tmp/"))
-            .map(|(path, line)| format!("{path} {}", line.split(" @").next().unwrap_or_default()))
-            .collect();
-        found.sort();
-        found
+        listing_of(&self.store).into_iter().collect()
     }
+}
+
+/// An archive of these images.
+pub fn save_from(store: &Store, names: &[&str], format: Format, compression: Compression) -> Vec<u8> {
+    let names: Vec<String> = names.iter().map(|&name| name.to_owned()).collect();
+    let selection = save::select(store, &names).expect("select");
+    let mut bytes = Vec::new();
+    let target = Target::Stream(&mut bytes, "bytes");
+    save::save(store, &selection, target, SaveOptions { format, compression }).expect("save");
+    bytes
+}
+
+/// Everything in a store but times, what waits in `tmp`, and inventories, which hold inode numbers and may be missing.
+pub fn listing_of(store: &Store) -> BTreeSet<String> {
+    tree(store.root())
+        .into_iter()
+        .filter(|(path, _)| !path.starts_with("tmp/") && !path.ends_with("/diff.inventory"))
+        .map(|(path, line)| format!("{path} {}", line.split(" @").next().unwrap_or_default()))
+        .collect()
 }

@@ -13,7 +13,7 @@ use stratafs::image::save::{self, Format, SaveOptions, Target};
 use super::fixture::*;
 use super::layer_dirs::tree;
 
-fn run(program: &str, args: &[&str]) -> String {
+pub fn run(program: &str, args: &[&str]) -> String {
     let output = Command::new(program)
         .args(args)
         .output()
@@ -23,7 +23,7 @@ fn run(program: &str, args: &[&str]) -> String {
 }
 
 /// A store with `x:1`, and that image saved in every way: name, format, compression.
-fn saved(scratch: &Scratch) -> Vec<(String, Format)> {
+pub fn saved(scratch: &Scratch) -> Vec<(String, Format)> {
     scratch.load(&docker_old("docker.io/library/x:1")).unwrap();
     let selection = save::select(&scratch.store, &["x:1".to_owned()]).unwrap();
     let mut paths = Vec::new();
@@ -39,7 +39,7 @@ fn saved(scratch: &Scratch) -> Vec<(String, Format)> {
     paths
 }
 
-fn transport(path: &str, format: Format) -> String {
+pub fn transport(path: &str, format: Format) -> String {
     match format {
         Format::DockerArchive => format!("docker-archive:{path}"),
         Format::OciArchive => format!("oci-archive:{path}"),
@@ -48,12 +48,12 @@ fn transport(path: &str, format: Format) -> String {
 }
 
 /// A tree's lines without the whiteouts' and overlay attributes' dialect, and without the root's own line.
-fn plain(tree: BTreeMap<String, String>) -> BTreeMap<String, String> {
+pub fn plain(tree: BTreeMap<String, String>) -> BTreeMap<String, String> {
     tree.into_iter().filter(|(path, _)| path != ".").collect()
 }
 
 /// The flattened tree as overlayfs shows it.
-fn flattened(scratch: &Scratch, name: &str) -> BTreeMap<String, String> {
+pub fn flattened(scratch: &Scratch, name: &str) -> BTreeMap<String, String> {
     use stratafs::container::{Container, CreateOptions, Driver};
     let image = scratch.store.find(name).unwrap();
     let options = CreateOptions { driver: Driver::Overlay, read_only: true, ..CreateOptions::default() };
@@ -142,7 +142,7 @@ fn umoci_unpacks_what_we_save_to_the_same_tree() {
 }
 
 /// Whether deleting an entry of a lower directory changes the directory's time is each unpacker's own choice.
-fn without_directory_times(tree: BTreeMap<String, String>) -> BTreeMap<String, String> {
+pub fn without_directory_times(tree: BTreeMap<String, String>) -> BTreeMap<String, String> {
     let shorten = |line: String| match line.starts_with("dir ") {
         true => line.split(" @").next().unwrap_or_default().to_owned(),
         false => line,

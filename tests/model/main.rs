@@ -14,6 +14,7 @@ mod library;
 mod ops;
 mod rng;
 mod run;
+mod storm;
 mod union;
 
 use std::collections::BTreeMap;
@@ -152,6 +153,15 @@ fn kept_permissions() {
     });
 }
 
+/// Lower files that the kernel reads itself: only early readers see a difference.
+#[test]
+fn passing_lower_files_through() {
+    run_test_within(limit(), "model::passing_lower_files_through", Driver::Stratafs, |_| {
+        sequences_with(1500, 9000, &[Driver::Stratafs], &["passthrough=all"]);
+        sequences_with(1000, 9500, &[Driver::Stratafs], &["passthrough=all", "index=on", "metacopy=on"]);
+    });
+}
+
 /// A backend with a fault, to show that the comparison finds it.
 struct Faulty {
     inner: Mounted,
@@ -196,6 +206,10 @@ impl Backend for Faulty {
 
     fn is_kernel(&self) -> bool {
         self.inner.is_kernel()
+    }
+
+    fn is_coherent(&self) -> bool {
+        self.inner.is_coherent()
     }
 
     fn is_indexed(&self) -> bool {

@@ -22,6 +22,7 @@ mod metacopy;
 mod opaque;
 mod options;
 mod ownership;
+mod passthrough;
 mod peers;
 mod permissions;
 mod readdir;

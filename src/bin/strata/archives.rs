@@ -20,7 +20,7 @@ use super::args::{AuthoringArgs, Commit, Export, Import, Inventory, LimitArgs, L
 use super::output::{print_line, size};
 use super::progress::Report;
 
-fn unpack_options(limits: &LimitArgs) -> UnpackOptions {
+pub fn unpack_options(limits: &LimitArgs) -> UnpackOptions {
     let base = match rustix::process::geteuid().is_root() {
         true => UnpackOptions::default(),
         false => UnpackOptions::unprivileged(),

@@ -1,6 +1,7 @@
 //! The command line. What is about images is here, what is about containers in `containers`.
 
 mod containers;
+mod registry;
 
 use std::path::PathBuf;
 
@@ -12,12 +13,13 @@ use stratafs::image::save::Format;
 use stratafs::image::spec::Platform;
 
 pub use containers::*;
+pub use registry::*;
 
 /// Container images on stratafs: load, run, change and save them, without a daemon
 #[derive(Parser)]
 #[command(name = "strata", version, max_term_width = 100, subcommand_required = true, arg_required_else_help = true)]
 #[command(
-    after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage; run and exec: the container's own,\n127 if its program is not there, 126 if it cannot be run.\n\nStart with:\n  strata load -i debian.tar\n  strata run --rm -it debian:12 bash"
+    after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage; run and exec: the container's own,\n127 if its program is not there, 126 if it cannot be run.\n\nStart with:\n  strata pull debian:12\n  strata run --rm -it debian:12 bash"
 )]
 pub struct Cli {
     /// The store [default: /var/lib/strata for root, else $XDG_DATA_HOME/strata]
@@ -29,6 +31,10 @@ pub struct Cli {
 
 #[derive(Subcommand)]
 pub enum Verb {
+    Pull(Pull),
+    Push(Push),
+    Login(Login),
+    Logout(Logout),
     Load(Load),
     Import(Import),
     Save(Save),

@@ -1,7 +1,6 @@
 //! Verbs about images in the store.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -12,6 +11,7 @@ use stratafs::image::reference::Reference;
 use stratafs::image::store::{Image, Layer, Removed, Store, short_id};
 use stratafs::image::time::Timestamp;
 use stratafs::image::trace::Step;
+use stratafs::inventory::Unusable;
 
 use super::args::{Df, Gc, History, Images, Inspect, Layers, Rmi, Tag, Verify, Which};
 use super::output::{print_json, print_line, print_table, shorten, size};
@@ -107,6 +107,7 @@ fn describe(store: &Store, image: &Image) -> Value {
     json!({
         "Id": image.id(),
         "RepoTags": names(image),
+        "RepoDigests": image.repo_digests(),
         "Digest": image.descriptor.digest,
         "Created": field("created"),
         "Author": field("author"),
@@ -226,48 +227,27 @@ pub fn gc(store: &Store, args: &Gc) -> Result<()> {
 }
 
 pub fn verify(store: &Store, args: &Verify) -> Result<ExitCode> {
-    let (mut layers, mut files): (BTreeMap<Digest, Layer>, Vec<PathBuf>) = Default::default();
-    let mut problems = 0;
-    if args.images.is_empty() {
-        layers.extend(store.all_layers()?.into_iter().map(|layer| (layer.id(), layer)));
-        for (problem, file) in store.verify_blobs()? {
-            eprintln!("{problem}");
-            problems += 1;
-            files.extend(file);
-        }
+    let found = match args.images.as_slice() {
+        [] => store.verify()?,
+        names => store.verify_images(&names.iter().map(|name| store.find(name)).collect::<Result<Vec<_>, _>>()?)?,
+    };
+    found.damages.iter().for_each(|damage| eprintln!("{}", damage.told));
+    for (layer, why) in &found.without_inventory {
+        verify_inventory(layer, why, args.repair)?;
     }
-    for name in &args.images {
-        layers.extend(store.layers_of(&store.find(name)?)?.into_iter().map(|layer| (layer.id(), layer)));
-    }
-    let mut damaged = Vec::new();
-    for layer in layers.values() {
-        let found = layer.verify()?;
-        found.iter().for_each(|problem| eprintln!("layer {}: {problem}", layer.record.diff_id));
-        problems += found.len();
-        if !found.is_empty() {
-            damaged.push(layer.clone());
-            continue;
-        }
-        verify_inventory(layer, args.repair)?;
-    }
-    if problems == 0 {
-        print_line(&format!("{} layers are sound", layers.len()))?;
+    if found.damages.is_empty() {
+        print_line(&format!("{} layers are sound", found.sound))?;
         return Ok(ExitCode::SUCCESS);
     }
     if args.repair {
-        store.discard_damaged(&damaged, &files)?;
-        print_line(&format!(
-            "Removed {} damaged layers and {} blobs; load their images again",
-            damaged.len(),
-            files.len()
-        ))?;
+        let (layers, blobs) = store.repair(&found)?;
+        print_line(&format!("Removed {layers} damaged layers and {blobs} blobs; load their images again"))?;
     }
-    anyhow::bail!("{} of {} layers and {} other things are damaged", damaged.len(), layers.len(), files.len());
+    anyhow::bail!("{} faults were found; {} layers are sound", found.damages.len(), found.sound);
 }
 
-/// An inventory that does not fit is no damage: the layer is used without. A store that was copied has none that fit.
-fn verify_inventory(layer: &Layer, repair: bool) -> Result<()> {
-    let Err(why) = layer.check_inventory()? else { return Ok(()) };
+/// Tells of an inventory that does not fit, or makes it again.
+fn verify_inventory(layer: &Layer, why: &Unusable, repair: bool) -> Result<()> {
     if repair {
         layer.make_inventory()?;
         return Ok(print_line(&format!("layer {}: made its inventory again ({why})", layer.record.diff_id))?);

@@ -11,6 +11,7 @@ mod generate;
 mod images;
 mod output;
 mod progress;
+mod registry;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
@@ -78,12 +79,16 @@ fn run(cli: Cli) -> Result<ExitCode> {
             generate::completions(completions);
             return Ok(ExitCode::SUCCESS);
         }
+        Verb::Login(login) => return registry::login(login).map(|()| ExitCode::SUCCESS),
+        Verb::Logout(logout) => return registry::logout(logout).map(|()| ExitCode::SUCCESS),
         Verb::Doctor(_) => return doctor::run(cli.root),
         _ => {}
     }
     let root = cli.root.map_or_else(Store::default_root, Ok)?;
     let store = Store::open(&root)?;
     match cli.verb {
+        Verb::Pull(pull) => registry::pull(&store, &pull)?,
+        Verb::Push(push) => registry::push(&store, &push)?,
         Verb::Load(load) => archives::load(&store, &load)?,
         Verb::Import(import) => archives::import(&store, &import)?,
         Verb::Save(save) => archives::save(&store, &save)?,
@@ -109,7 +114,9 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Verb::Diff(diff) => containers::diff(&store, &diff)?,
         Verb::Supervise(supervise) => return containers::supervise(&store, &supervise),
         Verb::Which(which) => images::which(&store, &which)?,
-        Verb::Unpack(_)
+        Verb::Login(_)
+        | Verb::Logout(_)
+        | Verb::Unpack(_)
         | Verb::Snapshot(_)
         | Verb::Inventory(_)
         | Verb::Man(_)

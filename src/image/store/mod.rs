@@ -27,6 +27,7 @@ mod images;
 mod index;
 mod layers;
 mod transaction;
+mod verify;
 
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read, Write};
@@ -46,6 +47,7 @@ pub(crate) use layers::open_dir;
 pub use layers::{Layer, LayerRecord};
 pub(crate) use transaction::open_topmost_first;
 pub use transaction::{AddedLayer, Transaction};
+pub use verify::{Damage, Untrusted, Verification};
 
 /// An opened store.
 #[derive(Clone, Debug)]
@@ -56,7 +58,14 @@ pub struct Store {
 /// Holds the store's lock until dropped.
 #[derive(Debug)]
 pub struct StoreLock {
-    _file: File,
+    file: File,
+}
+
+impl StoreLock {
+    /// Makes a shared lock exclusive if nobody else holds it. If it cannot, the lock is lost.
+    fn is_alone(&self) -> bool {
+        flock(&self.file, FlockOperation::NonBlockingLockExclusive).is_ok()
+    }
 }
 
 impl Store {
@@ -166,14 +175,14 @@ impl Store {
         let path = self.root.join("lock");
         let file = File::open(&path).at(&path)?;
         retry_interrupted(|| flock(&file, operation)).at(&path)?;
-        Ok(StoreLock { _file: file })
+        Ok(StoreLock { file })
     }
 
     /// Serialises changes of `index.json`.
     fn lock_index(&self) -> Result<StoreLock> {
         let file = File::open(&self.root).at(&self.root)?;
         retry_interrupted(|| flock(&file, FlockOperation::LockExclusive)).at(&self.root)?;
-        Ok(StoreLock { _file: file })
+        Ok(StoreLock { file })
     }
 
     /// Empties `tmp/` if nobody else is writing.
@@ -222,11 +231,25 @@ impl Store {
 /// # Errors
 /// When a step fails; the old file is then still there.
 pub fn replace_file(stage: &Path, path: &Path, bytes: &[u8]) -> Result<()> {
-    let mut file = tempfile::NamedTempFile::new_in(stage).at(stage)?;
-    file.write_all(bytes).at(path)?;
-    file.as_file().sync_all().at(path)?;
-    file.persist(path).map_err(|error| error.error).at(path)?;
-    path.parent().map_or(Ok(()), sync_dir)
+    StagedFile::new(stage, bytes)?.publish(path)
+}
+
+/// A file whose bytes are on the disk, but not yet under its name. Dropped, it goes away.
+struct StagedFile(tempfile::NamedTempFile);
+
+impl StagedFile {
+    fn new(stage: &Path, bytes: &[u8]) -> Result<Self> {
+        let mut file = tempfile::NamedTempFile::new_in(stage).at(stage)?;
+        file.write_all(bytes).at(file.path())?;
+        file.as_file().sync_all().at(file.path())?;
+        Ok(Self(file))
+    }
+
+    /// Renames it to `path`, durably.
+    fn publish(self, path: &Path) -> Result<()> {
+        self.0.persist(path).map_err(|error| error.error).at(path)?;
+        path.parent().map_or(Ok(()), sync_dir)
+    }
 }
 
 /// Makes the names in a directory durable.

@@ -7,6 +7,7 @@ use std::path::Path;
 
 use rustix::fs::{CWD, RenameFlags, renameat_with, syncfs};
 
+use super::images::Image;
 use super::layers::{Layer, LayerRecord};
 use super::{Store, StoreLock, index, make_dir, sync_dir};
 use crate::image::config::{ImageConfig, chain_ids};
@@ -19,6 +20,10 @@ use crate::image::{ImageError, IoContext, Result};
 /// Annotation of an index entry: digest of the manifest that the image was loaded with, if it was to be kept.
 pub const ORIGINAL_MANIFEST: &str = "io.strata.original-manifest";
 
+/// Annotation of an index entry: the repositories and digests that the image was pulled from or pushed to, as docker
+/// shows them, with spaces between.
+pub const REPO_DIGESTS: &str = "io.strata.repo-digests";
+
 /// Layers, blobs and images that are about to be added. Dropped without [`publish`](Self::publish), it leaves
 /// the store as it was.
 #[derive(Debug)]
@@ -29,7 +34,7 @@ pub struct Transaction<'s> {
     blobs: Vec<Digest>,
     images: Vec<(Descriptor, Vec<Reference>)>,
     /// Declared last: the stage is removed before the lock is let go.
-    _lock: StoreLock,
+    lock: StoreLock,
 }
 
 /// What a layer's stream was found to be.
@@ -50,7 +55,7 @@ impl Store {
         self.sweep_tmp()?;
         let lock = self.lock_shared()?;
         let stage = tempfile::Builder::new().prefix("add-").tempdir_in(self.tmp()).at(self.tmp())?;
-        Ok(Transaction { store: self, stage, layers: Vec::new(), blobs: Vec::new(), images: Vec::new(), _lock: lock })
+        Ok(Transaction { store: self, stage, layers: Vec::new(), blobs: Vec::new(), images: Vec::new(), lock })
     }
 }
 
@@ -149,6 +154,34 @@ impl Transaction<'_> {
         Ok(())
     }
 
+    /// True if the blob is staged or in the store.
+    pub fn has_blob(&self, digest: &Digest) -> bool {
+        self.blobs.contains(digest) || self.store.kept_blob(digest).is_some()
+    }
+
+    /// Notes for an image that was added where it has been seen: `NAME@DIGEST`.
+    pub fn add_repo_digest(&mut self, image: &Descriptor, repo_digest: &str) {
+        for (descriptor, _) in self.images.iter_mut().filter(|(added, _)| added.digest == image.digest) {
+            index::add_words(descriptor, REPO_DIGESTS, repo_digest);
+        }
+    }
+
+    /// Notes for an image of the store where it has been pushed to (`NAME@DIGEST`), and with which manifest, unless one
+    /// is known.
+    ///
+    /// # Errors
+    /// When the manifest cannot be written.
+    pub fn remember(&mut self, image: &Image, manifest: &[u8], repo_digest: &str) -> Result<()> {
+        let mut descriptor = image.descriptor.clone();
+        if image.original_manifest().is_none() {
+            let digest = self.add_blob(manifest)?;
+            descriptor.annotations.insert(ORIGINAL_MANIFEST.to_owned(), digest.to_string());
+        }
+        index::add_words(&mut descriptor, REPO_DIGESTS, repo_digest);
+        self.images.push((descriptor, Vec::new()));
+        Ok(())
+    }
+
     fn staged_blob(&self, digest: &Digest) -> std::path::PathBuf {
         self.stage.path().join(format!("blob-{}", digest.hex()))
     }
@@ -185,10 +218,25 @@ impl Transaction<'_> {
     /// Makes everything durable and visible.
     ///
     /// # Errors
-    /// When a step fails: layers may then have been added that nothing names, which does no harm.
+    /// When a step fails. What was published until then is taken back, unless other writers are at work, who may
+    /// have begun to use it; then it is left to [`Store::gc`].
     pub fn publish(self) -> Result<()> {
-        let layers_dir = self.store.layers_dir();
         self.sync()?;
+        let add = |index: &mut spec::Index| {
+            for (manifest, names) in &self.images {
+                index::add(index, manifest, names);
+            }
+            Ok(())
+        };
+        let published = self.store.update_index_after(add, || self.publish_parts());
+        if published.is_err() && self.lock.is_alone() {
+            self.store.sweep_after_failure();
+        }
+        published
+    }
+
+    fn publish_parts(&self) -> Result<()> {
+        let layers_dir = self.store.layers_dir();
         for layer in &self.layers {
             publish_new(&layer.dir, &layers_dir.join(layer.id().hex()))?;
         }
@@ -201,16 +249,9 @@ impl Transaction<'_> {
         if !self.blobs.is_empty() {
             sync_dir(&self.store.root.join("blobs/sha256"))?;
         }
-        self.store.update_index(|index| {
-            for (manifest, names) in &self.images {
-                index::add(index, manifest, names);
-            }
-            Ok(())
-        })
+        Ok(())
     }
-}
 
-impl Transaction<'_> {
     /// Brings what is staged to the disk: a layer's many files by one syncfs, a few documents one by one, which does
     /// not wait for what other programs write.
     fn sync(&self) -> Result<()> {
