@@ -8,5 +8,6 @@ pub mod forward;
 pub mod fuse_device;
 pub mod handle;
 pub mod memory;
+pub mod namespace;
 pub mod signals;
 pub mod xattr;

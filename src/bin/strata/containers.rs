@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use serde_json::json;
 use stratafs::container::bundle::{Network, RunOptions};
-use stratafs::container::{Container, CreateOptions, Runtime};
+use stratafs::container::{Container, CreateOptions, Runtime, rootless};
 use stratafs::image::layer;
 use stratafs::image::store::Store;
 use stratafs::image::time::Timestamp;
@@ -41,6 +41,7 @@ pub fn mount(store: &Store, args: &Mount) -> Result<()> {
         driver: args.driver.into(),
         read_only: args.read_only,
         mountpoint: args.mountpoint.clone(),
+        rootless: !rustix::process::geteuid().is_root(),
         ..CreateOptions::default()
     };
     let container = Container::create(store, &store.find(image)?, &options)?;
@@ -77,6 +78,7 @@ fn by_name_or_mountpoint(store: &Store, name: &str) -> Result<Container> {
 }
 
 pub fn run(store: &Store, args: Run) -> Result<ExitCode> {
+    let rootless = rootless::enter()?;
     let runtime = Runtime::find(store, args.runtime.as_deref())?;
     if args.tty && !io::stdin().is_terminal() {
         bail!("-t needs a terminal as standard input");
@@ -105,6 +107,7 @@ pub fn run(store: &Store, args: Run) -> Result<ExitCode> {
         driver: args.driver.into(),
         command: options.words(&image.config.process()),
         remove_at_exit: args.rm,
+        rootless,
         ..CreateOptions::default()
     };
     let mut container = Container::create(store, &image, &create)?;
@@ -189,6 +192,7 @@ pub fn supervise(store: &Store, args: &Supervise) -> Result<ExitCode> {
 pub fn exec(store: &Store, args: Exec) -> Result<ExitCode> {
     let runtime = Runtime::find(store, args.runtime.as_deref())?;
     let container = Container::open(store, &args.container)?;
+    container.join()?;
     let options = RunOptions {
         command: args.command,
         env: args.env,
@@ -247,10 +251,16 @@ pub fn stop(store: &Store, args: &Stop) -> Result<()> {
         let container = Container::open(store, name)?;
         let signal = container.config(store)?.process().stop_signal;
         let signal = if signal.is_empty() { "TERM" } else { signal.trim_start_matches("SIG") };
-        end(store, &runtime, &container, signal, Duration::from_secs(args.time.into()))?;
+        let patience = Duration::from_secs(args.time.into());
+        in_its_namespace(&container, || end(store, &runtime, &container, signal, patience))?;
         print_line(name)?;
     }
     Ok(())
+}
+
+/// Does something where the container is mounted, which a user without privilege has done in a namespace of its own.
+fn in_its_namespace(container: &Container, work: impl FnOnce() -> Result<()>) -> Result<()> {
+    container.in_its_namespace(|| work().map_err(|error| format!("{error:#}"))).map_err(anyhow::Error::msg)
 }
 
 /// Sends the signal, then kills what does not end in time. What the process that ran the container would do at its
@@ -298,7 +308,7 @@ pub fn remove(store: &Store, args: &Rm) -> Result<()> {
     for name in &args.containers {
         let container = Container::open(store, name)?;
         if args.force {
-            force_down(store, &container, args.runtime.as_deref())?;
+            in_its_namespace(&container, || force_down(store, &container, args.runtime.as_deref()))?;
         }
         if container.dir().exists() {
             container.remove(store)?;
@@ -330,6 +340,7 @@ pub fn logs(store: &Store, args: &Logs) -> Result<()> {
 
 pub fn diff(store: &Store, args: &Diff) -> Result<()> {
     let container = Container::open(store, &args.container)?;
+    container.join()?;
     container.sync()?;
     let upper = container.open_upper()?;
     let lowers = container.layers(store)?.iter().rev().map(|layer| layer.open_diff()).collect::<Result<Vec<_>, _>>()?;
