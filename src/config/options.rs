@@ -185,6 +185,7 @@ impl MountOptions {
             b"fsync" => overlay.ignore_fsync = !value::switch(word)?,
             b"noacl" => overlay.no_acl = value::switch(word)?,
             b"acl" => overlay.no_acl = false,
+            b"inventory" => overlay.no_inventory = !value::switch(word)?,
             b"noxattrs" => overlay.no_xattrs = value::switch(word)?,
             b"static_nlink" => overlay.static_nlink = value::switch(word)?,
             b"writeback" => overlay.writeback = value::switch(word)?,
@@ -290,9 +291,6 @@ impl MountOptions {
                 self.warn_if(asked, word);
             }
             b"plugins" => return Err(OptionError::Usage("option 'plugins': plugins are not supported".to_owned())),
-            b"remount" => {
-                return Err(OptionError::Usage("option 'remount': unmount and mount again instead".to_owned()));
-            }
             _ => return Ok(false),
         }
         Ok(true)

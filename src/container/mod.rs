@@ -5,6 +5,7 @@
 //!   container.json       a [`Record`]
 //!   upper/ work/         what the container changed
 //!   merged/              where it is mounted, unless the user named another place
+//!   volumes/             directories for the image's `Volumes`, outside of the upper
 //!   config.json          what the OCI runtime is told (only of containers that were run)
 //!   log, exit            output and exit code of one that was run detached
 //! ```
@@ -16,6 +17,7 @@ pub mod rootless;
 mod run;
 mod stubs;
 mod users;
+mod volumes;
 
 use std::fs::{self, File};
 use std::io;

@@ -41,13 +41,11 @@ impl Container {
     /// # Errors
     /// When a directory is missing, or the driver reports failure.
     pub fn mount(&self, store: &Store) -> Result<&Path> {
+        if self.is_alive()? {
+            return Ok(&self.record.mountpoint);
+        }
         if self.is_mounted()? {
-            // statfs(2), as the kernel would answer stat(2) from its cache.
-            match rustix::fs::statfs(&self.record.mountpoint) {
-                // The driver was killed; its changes are in the upper directory.
-                Err(rustix::io::Errno::NOTCONN | rustix::io::Errno::CONNABORTED) => self.unmount(true)?,
-                _ => return Ok(&self.record.mountpoint),
-            }
+            self.unmount(true)?;
         }
         if self.record.rootless && self.holder()?.is_some() {
             return Err(ImageError::refused(&self.name, "is mounted in another namespace; use exec, or stop it first"));
@@ -96,6 +94,20 @@ impl Container {
     pub fn is_mounted(&self) -> Result<bool> {
         let table = fs::read("/proc/self/mountinfo").at("/proc/self/mountinfo")?;
         Ok(is_mountpoint_in(&table, &self.record.mountpoint))
+    }
+
+    /// True if it is mounted and its driver answers.
+    ///
+    /// # Errors
+    /// When the mount table cannot be read.
+    pub fn is_alive(&self) -> Result<bool> {
+        // statfs(2), as the kernel would answer stat(2) from its cache.
+        let answers = || match rustix::fs::statfs(&self.record.mountpoint) {
+            // The driver was killed; its changes are in the upper directory.
+            Err(rustix::io::Errno::NOTCONN | rustix::io::Errno::CONNABORTED) => false,
+            _ => true,
+        };
+        Ok(self.is_mounted()? && answers())
     }
 
     /// Writes what the kernel still holds back of this container's changes to its upper directory.

@@ -10,6 +10,7 @@
 //! | `wire` | the bytes of requests and replies; pure |
 //! | `kernel` | what the overlay may ask of the kernel: passthrough, invalidation |
 //! | `place` | which mount is ours |
+//! | `remount` | changes the flags of a mount that is there |
 //! | `counters` | how many requests of which kind |
 //!
 //! # What fuser does for us, and what not
@@ -48,6 +49,7 @@ mod crew;
 mod handshake;
 mod kernel;
 mod place;
+mod remount;
 mod serve;
 mod spin;
 mod wire;
@@ -76,6 +78,8 @@ use kernel::Connection;
 use place::{Place, Unmounted};
 use serve::{Door, Server};
 use wire::reply::Ttl;
+
+pub use remount::remount;
 
 /// Version of the FUSE protocol that we speak.
 pub const PROTOCOL: &str = "7.40";

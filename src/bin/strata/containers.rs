@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, IsTerminal};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
@@ -13,7 +13,7 @@ use serde_json::json;
 use stratafs::container::bundle::{Network, RunOptions};
 use stratafs::container::{Container, CreateOptions, Runtime, rootless};
 use stratafs::image::layer;
-use stratafs::image::store::Store;
+use stratafs::image::store::{Layer, Store};
 use stratafs::image::time::Timestamp;
 
 use super::args::{Diff, Exec, Logs, Mount, NetworkArg, Ps, Rm, Run, Stop, Supervise, Umount};
@@ -21,12 +21,7 @@ use super::output::{print_json, print_line, print_table, shorten};
 
 pub fn mount(store: &Store, args: &Mount) -> Result<()> {
     let Some(image) = &args.image else {
-        for container in Container::list(store)? {
-            if container.is_mounted()? {
-                print_line(&format!("{}   {}", container.name(), container.record.mountpoint.display()))?;
-            }
-        }
-        return Ok(());
+        return list_mounted(store, args);
     };
     let existing = match args.name.is_none() && args.mountpoint.is_none() {
         true => Container::open(store, image).ok(),
@@ -52,6 +47,26 @@ pub fn mount(store: &Store, args: &Mount) -> Result<()> {
             Err(error.into())
         }
     }
+}
+
+fn list_mounted(store: &Store, args: &Mount) -> Result<()> {
+    let mut mounted = Vec::new();
+    for container in Container::list(store)? {
+        if container.is_mounted()? {
+            mounted.push(container);
+        }
+    }
+    if args.json {
+        let value = |container: &Container| {
+            json!({"Name": container.name(), "Image": container.record.image_name,
+                "Mountpoint": container.record.mountpoint})
+        };
+        return Ok(print_json(&mounted.iter().map(value).collect())?);
+    }
+    Ok(mounted.iter().try_for_each(|container| match args.quiet {
+        true => print_line(container.name()),
+        false => print_line(&format!("{}   {}", container.name(), container.record.mountpoint.display())),
+    })?)
 }
 
 pub fn umount(store: &Store, args: &Umount) -> Result<()> {
@@ -210,9 +225,10 @@ fn status(runtime: Option<&Runtime>, container: &Container) -> Result<String> {
         Some(runtime) => runtime.state(container)?,
         None => None,
     };
-    Ok(match state.filter(|state| state.status != "stopped") {
+    Ok(match state {
+        // It ended with everything that watched it, and nobody has cleaned up yet.
         Some(state) => state.status,
-        None if container.is_mounted()? => "mounted".to_owned(),
+        None if container.is_alive()? => "mounted".to_owned(),
         None => match fs::read_to_string(container.dir().join("exit")) {
             Ok(code) => format!("exited ({})", code.trim()),
             Err(_) => "stopped".to_owned(),
@@ -311,11 +327,21 @@ pub fn remove(store: &Store, args: &Rm) -> Result<()> {
             in_its_namespace(&container, || force_down(store, &container, args.runtime.as_deref()))?;
         }
         if container.dir().exists() {
-            container.remove(store)?;
+            container.clone().remove(store)?;
         }
+        forget_state(store, &container, args.runtime.as_deref())?;
         print_line(name)?;
     }
     Ok(())
+}
+
+/// What a crash left with the runtime would be in the way of the next container of that name.
+fn forget_state(store: &Store, container: &Container, runtime: Option<&str>) -> Result<()> {
+    let Ok(runtime) = Runtime::find(store, runtime) else { return Ok(()) };
+    match runtime.state(container)? {
+        Some(state) if state.status == "stopped" => Ok(runtime.delete(container, true)?),
+        _ => Ok(()),
+    }
 }
 
 fn force_down(store: &Store, container: &Container, runtime: Option<&str>) -> Result<()> {
@@ -339,17 +365,40 @@ pub fn logs(store: &Store, args: &Logs) -> Result<()> {
 }
 
 pub fn diff(store: &Store, args: &Diff) -> Result<()> {
-    let container = Container::open(store, &args.container)?;
-    container.join()?;
-    container.sync()?;
-    let upper = container.open_upper()?;
-    let lowers = container.layers(store)?.iter().rev().map(|layer| layer.open_diff()).collect::<Result<Vec<_>, _>>()?;
-    let lowers: Vec<BorrowedFd<'_>> = lowers.iter().map(AsFd::as_fd).collect();
-    let changes = layer::changes(upper.as_fd(), &lowers)?;
+    let changes = match &args.image {
+        Some(image) => image_diff(store, &args.name, image)?,
+        None => container_diff(store, &args.name)?,
+    };
     let path = |bytes: &[u8]| std::ffi::OsStr::from_bytes(bytes).display().to_string();
     if args.json {
         let value = |change: &layer::Change| json!({"Kind": change.kind.to_string(), "Path": path(&change.path)});
         return Ok(print_json(&changes.iter().map(value).collect())?);
     }
-    Ok(changes.iter().try_for_each(|change| print_line(&format!("{} {}", change.kind, path(&change.path))))?)
+    Ok(changes.iter().try_for_each(|change| match args.quiet {
+        true => print_line(&path(&change.path)),
+        false => print_line(&format!("{} {}", change.kind, path(&change.path))),
+    })?)
+}
+
+fn container_diff(store: &Store, name: &str) -> Result<Vec<layer::Change>> {
+    let container = Container::open(store, name)?;
+    container.join()?;
+    container.sync()?;
+    let upper = container.open_upper()?;
+    let lowers = open_topmost_first(&container.layers(store)?)?;
+    let lowers: Vec<BorrowedFd<'_>> = lowers.iter().map(AsFd::as_fd).collect();
+    Ok(layer::changes(upper.as_fd(), &lowers)?)
+}
+
+fn image_diff(store: &Store, old: &str, new: &str) -> Result<Vec<layer::Change>> {
+    let _lock = store.lock_shared()?;
+    let open = |name: &str| open_topmost_first(&store.layers_of(&store.find(name)?)?);
+    let (old, new) = (open(old)?, open(new)?);
+    let old: Vec<BorrowedFd<'_>> = old.iter().map(AsFd::as_fd).collect();
+    let new: Vec<BorrowedFd<'_>> = new.iter().map(AsFd::as_fd).collect();
+    Ok(layer::compare(&old, &new)?)
+}
+
+fn open_topmost_first(layers: &[Layer]) -> Result<Vec<OwnedFd>> {
+    Ok(layers.iter().rev().map(Layer::open_diff).collect::<Result<_, _>>()?)
 }

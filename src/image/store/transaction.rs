@@ -7,6 +7,7 @@ use std::path::Path;
 
 use rustix::fs::{CWD, RenameFlags, renameat_with, syncfs};
 
+use super::images::Image;
 use super::layers::{Layer, LayerRecord};
 use super::{Store, StoreLock, index, make_dir, sync_dir};
 use crate::image::config::{ImageConfig, chain_ids};
@@ -18,6 +19,10 @@ use crate::image::{ImageError, IoContext, Result};
 
 /// Annotation of an index entry: digest of the manifest that the image was loaded with, if it was to be kept.
 pub const ORIGINAL_MANIFEST: &str = "io.strata.original-manifest";
+
+/// Annotation of an index entry: the repositories and digests that the image was pulled from or pushed to, as docker
+/// shows them, with spaces between.
+pub const REPO_DIGESTS: &str = "io.strata.repo-digests";
 
 /// Layers, blobs and images that are about to be added. Dropped without [`publish`](Self::publish), it leaves
 /// the store as it was.
@@ -145,6 +150,34 @@ impl Transaction<'_> {
             fs::rename(file, self.staged_blob(&digest)).at(file)?;
             self.blobs.push(digest);
         }
+        Ok(())
+    }
+
+    /// True if the blob is staged or in the store.
+    pub fn has_blob(&self, digest: &Digest) -> bool {
+        self.blobs.contains(digest) || self.store.kept_blob(digest).is_some()
+    }
+
+    /// Notes for an image that was added where it has been seen: `NAME@DIGEST`.
+    pub fn add_repo_digest(&mut self, image: &Descriptor, repo_digest: &str) {
+        for (descriptor, _) in self.images.iter_mut().filter(|(added, _)| added.digest == image.digest) {
+            index::add_words(descriptor, REPO_DIGESTS, repo_digest);
+        }
+    }
+
+    /// Notes for an image of the store where it has been pushed to (`NAME@DIGEST`), and with which manifest, unless one
+    /// is known.
+    ///
+    /// # Errors
+    /// When the manifest cannot be written.
+    pub fn remember(&mut self, image: &Image, manifest: &[u8], repo_digest: &str) -> Result<()> {
+        let mut descriptor = image.descriptor.clone();
+        if image.original_manifest().is_none() {
+            let digest = self.add_blob(manifest)?;
+            descriptor.annotations.insert(ORIGINAL_MANIFEST.to_owned(), digest.to_string());
+        }
+        index::add_words(&mut descriptor, REPO_DIGESTS, repo_digest);
+        self.images.push((descriptor, Vec::new()));
         Ok(())
     }
 
