@@ -55,6 +55,7 @@ pub enum Verb {
     Verify(Verify),
     Df(Df),
     Which(Which),
+    Stats(Stats),
     Doctor(Doctor),
     Completions(Completions),
     Man(Man),
@@ -353,6 +354,20 @@ pub struct Which {
     pub json: bool,
     pub image: String,
     pub path: PathBuf,
+}
+
+/// Show what the mounts of stratafs on this machine do: requests, errors, memory
+///
+/// Without a mountpoint all of them that this mount namespace has, of this user (of everybody, for root). State: writable,
+/// read-only, dead (its process has gone), no answer.
+#[derive(Args)]
+#[command(after_help = "Examples:\n  strata stats\n  strata stats --json /mnt/union")]
+pub struct Stats {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    /// This mount only, with its layers and its requests by kind
+    pub mountpoint: Option<PathBuf>,
 }
 
 /// Check what this machine lacks

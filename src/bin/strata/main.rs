@@ -11,6 +11,7 @@ mod generate;
 mod images;
 mod output;
 mod progress;
+mod stats;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
@@ -78,6 +79,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
             return Ok(ExitCode::SUCCESS);
         }
         Verb::Doctor(_) => return doctor::run(cli.root),
+        Verb::Stats(stats) => return stats::run(stats).map(|()| ExitCode::SUCCESS),
         _ => {}
     }
     let root = cli.root.map_or_else(Store::default_root, Ok)?;
@@ -108,7 +110,12 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Verb::Diff(diff) => containers::diff(&store, &diff)?,
         Verb::Supervise(supervise) => return containers::supervise(&store, &supervise),
         Verb::Which(which) => images::which(&store, &which)?,
-        Verb::Unpack(_) | Verb::Snapshot(_) | Verb::Man(_) | Verb::Completions(_) | Verb::Doctor(_) => {}
+        Verb::Unpack(_)
+        | Verb::Snapshot(_)
+        | Verb::Man(_)
+        | Verb::Completions(_)
+        | Verb::Doctor(_)
+        | Verb::Stats(_) => {}
     }
     Ok(ExitCode::SUCCESS)
 }
