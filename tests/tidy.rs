@@ -9,13 +9,16 @@ use std::path::{Path, PathBuf};
 const LONGEST_FILE: usize = 500;
 
 /// Modules that run inside a mount: an error there goes to the caller, and nothing panics.
-const DRIVER: [&str; 6] = ["fuse", "overlay", "node", "merge", "copy_up", "layer"];
+const DRIVER: [&str; 7] = ["fuse", "overlay", "node", "merge", "copy_up", "layer", "inventory"];
 
 /// The module that alone may hold `unsafe`.
 const UNSAFE_MODULE: &str = "sys";
 
 /// The module that alone may name `fuser`.
 const FUSER_MODULE: &str = "fuse";
+
+/// The directory that alone may name `ureq`.
+const UREQ_DIRECTORY: &str = "src/image/registry/";
 
 /// Module -> modules that it may use.
 type Table = BTreeMap<String, BTreeSet<String>>;
@@ -104,6 +107,9 @@ fn check(name: &str, text: &str, table: &Table) -> Vec<String> {
         }
         if module != Some(FUSER_MODULE) && has_word(line, "fuser") {
             find(number, format!("fuser outside of {FUSER_MODULE}/"));
+        }
+        if !name.starts_with(UREQ_DIRECTORY) && has_word(line, "ureq") {
+            find(number, format!("ureq outside of {UREQ_DIRECTORY}"));
         }
         if module.is_some_and(|module| DRIVER.contains(&module)) {
             for (pattern, why) in [
@@ -291,6 +297,7 @@ mod tests {
             ("src/node/mod.rs", "fn f() { unsafe { g() } }", "unsafe outside"),
             ("src/node/mod.rs", "#![allow(unsafe_code)]", "unsafe allowed outside"),
             ("src/bin/stratafs.rs", "use fuser::Session;", "fuser outside"),
+            ("src/image/load.rs", "use ureq::Agent;", "ureq outside"),
             ("src/layer/mod.rs", "let _ = f();", "drops a result"),
             ("src/layer/mod.rs", "f().unwrap();", "panics"),
             ("src/layer/mod.rs", "f().expect(\"x\");", "panics"),
@@ -317,6 +324,7 @@ mod tests {
             ("src/sys/mod.rs", "fn f() { unsafe { g() } }"),
             ("src/fuse/mod.rs", "use fuser::Session;"),
             ("src/image/mod.rs", "f().unwrap();"),
+            ("src/image/registry/http.rs", "use ureq::Agent;"),
         ] {
             assert_eq!(check(name, text, &table), Vec::<String>::new(), "{text:?}");
         }

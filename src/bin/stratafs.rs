@@ -14,6 +14,7 @@ use clap_complete::Shell;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use stratafs::config::manual;
 use stratafs::config::options::{MountOptions, OptionError};
+use stratafs::config::remount::Remount;
 use stratafs::fuse;
 use stratafs::overlay::Overlay;
 use stratafs::sys::fork::{Forked, fork};
@@ -133,6 +134,9 @@ fn main() -> ExitCode {
     }
     // mount(8) calls its helpers with -f for "do everything but mount".
     let as_mount_helper = program_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"mount."));
+    if let Some(change) = Remount::parse(&arguments.options) {
+        return exit_with(remount(&arguments, &change));
+    }
     let outcome = Order::new(&arguments).and_then(|order| {
         for warning in &order.options.warnings {
             tell(&format!("warning: {warning}"));
@@ -145,6 +149,10 @@ fn main() -> ExitCode {
             daemonize(&order)
         }
     });
+    exit_with(outcome)
+}
+
+fn exit_with(outcome: Result<(), Failure>) -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
@@ -152,6 +160,15 @@ fn main() -> ExitCode {
             ExitCode::from(failure.code)
         }
     }
+}
+
+/// `-o remount`: changes the flags of a mount that another process serves.
+fn remount(arguments: &Arguments, change: &Remount) -> Result<(), Failure> {
+    let Some(mountpoint) = arguments.places.last() else {
+        return Err(Failure { code: 2, message: "a mountpoint is needed".to_owned() });
+    };
+    let mountpoint = resolve_mountpoint(Path::new(mountpoint))?;
+    fuse::remount(&mountpoint, change).map_err(Failure::new)
 }
 
 /// `--help` and `--version` as clap prints them; an error of usage in one line.

@@ -89,6 +89,13 @@ pub const GROUPS: &[Group] = &[
                  `redirect_dir=on`.",
             ),
             entry(
+                &["inventory"],
+                SWITCH,
+                "on",
+                "Names and attributes of a layer `DIR` are taken from its inventory, the file `DIR.inventory` beside it, \
+                 where that is there and can be believed (see `strata inventory`). `off`: the layers are asked.",
+            ),
+            entry(
                 &["xino"],
                 "on|off|auto",
                 "auto",
@@ -180,6 +187,13 @@ pub const GROUPS: &[Group] = &[
             entry(&["atime", "noatime", "relatime"], "", "atime", "Access times are kept or not."),
             entry(&["sync", "async"], "", "async", "Every write waits for the disk or not."),
             entry(&["dirsync"], "", "", "Every change of a directory waits for the disk."),
+            entry(
+                &["remount"],
+                "",
+                "",
+                "Nothing is mounted: changes these flags (`ro`, `suid`, `dev`, `exec`, `atime`, `sync` and their \
+                 opposites) of the mount that is at MOUNTPOINT. Other options are passed over.",
+            ),
             entry(
                 &["context", "fscontext", "defcontext", "rootcontext"],
                 "\"CONTEXT\"",

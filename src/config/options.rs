@@ -185,6 +185,7 @@ impl MountOptions {
             b"fsync" => overlay.ignore_fsync = !value::switch(word)?,
             b"noacl" => overlay.no_acl = value::switch(word)?,
             b"acl" => overlay.no_acl = false,
+            b"inventory" => overlay.no_inventory = !value::switch(word)?,
             b"noxattrs" => overlay.no_xattrs = value::switch(word)?,
             b"static_nlink" => overlay.static_nlink = value::switch(word)?,
             b"writeback" => overlay.writeback = value::switch(word)?,
@@ -264,12 +265,18 @@ impl MountOptions {
         match word.name {
             // Of mount(8), fstab(5), libfuse and fuse-overlayfs, without meaning for a mounted union.
             b"defaults" | b"auto" | b"noauto" | b"user" | b"users" | b"nouser" | b"nousers" | b"owner" | b"group"
-            | b"_netdev" | b"nofail" | b"silent" | b"loud" | b"comment" | b"norelatime" | b"strictatime"
-            | b"nostrictatime" | b"lazytime" | b"nolazytime" | b"diratime" | b"nodiratime" | b"iversion"
-            | b"noiversion" | b"nomand" | b"auto_unmount" | b"nonempty" | b"clone_fd" | b"max_idle_threads"
-            | b"idle_threads" | b"max_threads" | b"big_writes" | b"max_read" | b"blkdev" | b"threaded"
-            | b"fast_ino" | b"ino32_t" | b"max_write" | b"max_readahead" | b"splice_read" | b"splice_write"
+            | b"_netdev" | b"nofail" | b"silent" | b"loud" | b"comment" | b"norelatime" | b"nostrictatime"
+            | b"nolazytime" | b"diratime" | b"noiversion" | b"nomand" | b"nonempty" | b"clone_fd"
+            | b"max_idle_threads" | b"idle_threads" | b"max_threads" | b"big_writes" | b"max_read" | b"blkdev"
+            | b"threaded" | b"fast_ino" | b"max_write" | b"max_readahead" | b"splice_read" | b"splice_write"
             | b"splice_move" => {}
+            // Who gives them would see another behaviour than he asked for.
+            b"auto_unmount" => self.warn(word, "is not supported: a mount whose process was killed stays"),
+            b"strictatime" | b"lazytime" | b"nodiratime" => {
+                self.warn(word, "has no effect: access times are those of the layers' file systems");
+            }
+            b"iversion" | b"mand" => self.warn(word, "is not supported and has no effect"),
+            b"ino32_t" => self.warn(word, "is not supported: inode numbers have 64 bits"),
             name if name.starts_with(b"x-") || name.starts_with(b"X-") => {}
             b"uuid" => {
                 let asked = value::choice(word, &[("off", false), ("null", false), ("auto", false), ("on", true)])?;
@@ -284,9 +291,6 @@ impl MountOptions {
                 self.warn_if(asked, word);
             }
             b"plugins" => return Err(OptionError::Usage("option 'plugins': plugins are not supported".to_owned())),
-            b"remount" => {
-                return Err(OptionError::Usage("option 'remount': unmount and mount again instead".to_owned()));
-            }
             _ => return Ok(false),
         }
         Ok(true)

@@ -12,6 +12,7 @@
 //! | `place` | which mount is ours |
 //! | `privileges` | what the process gives up before it serves |
 //! | `stats` | what the mount says about itself |
+//! | `remount` | changes the flags of a mount that is there |
 //! | `counters` | how many requests of which kind |
 //!
 //! # What fuser does for us, and what not
@@ -51,6 +52,7 @@ mod handshake;
 mod kernel;
 mod place;
 pub mod privileges;
+mod remount;
 mod serve;
 mod spin;
 pub mod stats;
@@ -81,6 +83,8 @@ use kernel::Connection;
 use place::{Place, Unmounted};
 use serve::{Door, Server};
 use wire::reply::Ttl;
+
+pub use remount::remount;
 
 /// Version of the FUSE protocol that we speak.
 pub const PROTOCOL: &str = "7.40";

@@ -95,6 +95,14 @@ pub enum ImageError {
         /// It is not there at all, rather than no program.
         missing: bool,
     },
+    /// A registry cannot be reached, refuses, or does not keep its word.
+    #[error("{place}: {reason}")]
+    Registry {
+        /// The registry and the repository.
+        place: String,
+        /// What is wrong.
+        reason: String,
+    },
     /// The store holds something that stands in the way.
     #[error("{what}: {reason}")]
     Refused {

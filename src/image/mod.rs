@@ -8,6 +8,7 @@
 //! | [`spec`] | the OCI documents: descriptor, manifest, index, platform |
 //! | [`config`] | an image's configuration: exact bytes, changes, history |
 //! | [`time`] | RFC 3339 times |
+//! | [`registry`] | images from and to registries |
 //! | [`store`] | the directory that holds images, layers and containers |
 //! | [`archive`] | what a docker-archive, OCI archive or OCI directory holds |
 //! | [`load`](mod@load) | archive to store |
@@ -24,6 +25,7 @@ mod error;
 pub mod layer;
 pub mod load;
 pub mod reference;
+pub mod registry;
 pub mod save;
 pub mod spec;
 pub mod store;

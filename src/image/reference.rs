@@ -36,6 +36,21 @@ impl Reference {
         }
     }
 
+    /// The registry: `docker.io`, `localhost:5000`.
+    pub fn domain(&self) -> &str {
+        &self.domain
+    }
+
+    /// The repository as its registry calls it: `library/debian`.
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// A digest in the repository, in the short form that docker shows: `debian@sha256:…`.
+    pub fn at_digest(&self, digest: &Digest) -> String {
+        format!("{}@{digest}", self.repository())
+    }
+
     /// The tag.
     pub fn tag(&self) -> &str {
         &self.tag

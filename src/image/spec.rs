@@ -234,6 +234,32 @@ impl Index {
     }
 }
 
+impl Index {
+    /// The entry for a platform; one whose variant is named alike goes first.
+    pub fn choose(&self, wanted: &Platform) -> Option<&Descriptor> {
+        let candidates: Vec<&Descriptor> = self.descriptors().filter(|entry| !entry.is_attestation()).collect();
+        let exact = |entry: &&&Descriptor| {
+            let fits = |platform: &Platform| platform.serves(wanted) && platform.variant == wanted.variant;
+            entry.platform.as_ref().is_some_and(fits)
+        };
+        let serves = |entry: &&&Descriptor| entry.platform.as_ref().is_some_and(|platform| platform.serves(wanted));
+        let unnamed = |entry: &&&Descriptor| entry.platform.is_none() && (entry.is_manifest() || entry.is_index());
+        let chosen = candidates.iter().find(exact).or_else(|| candidates.iter().find(serves));
+        chosen.or_else(|| candidates.iter().find(unnamed)).copied()
+    }
+
+    /// The platforms that it has images for.
+    pub fn platforms(&self) -> impl Iterator<Item = &Platform> {
+        self.descriptors().filter(|entry| !entry.is_attestation()).filter_map(|entry| entry.platform.as_ref())
+    }
+}
+
+/// True for the types that configs of images are given; others belong to artifacts.
+pub fn is_image_config(media_type: &str) -> bool {
+    let docker = "application/vnd.docker.container.image.v1+json";
+    matches!(media_type, "" | CONFIG | "application/octet-stream") || media_type == docker
+}
+
 /// The file `oci-layout`.
 pub const OCI_LAYOUT: &str = r#"{"imageLayoutVersion":"1.0.0"}"#;
 

@@ -48,6 +48,10 @@ impl UpperLayer {
         let root = open_upper(upper).map_err(|e| fail("upperdir", upper, describe(e)))?;
         let upper_stat = root.stat_self().map_err(|e| fail("upperdir", upper, describe(e)))?;
         let read_only = config.read_only || is_read_only(&root);
+        if read_only && !config.read_only {
+            // Said before the daemon lets go of the caller's stderr. The kernel refuses to mount.
+            tracing::warn!(?upper, "the upper's file system is read-only; so is the mount");
+        }
         let mut layer = Self {
             acls: !config.no_acl && supports_acls(&root),
             root,

@@ -13,7 +13,7 @@ use rustix::fs::OFlags;
 use super::acl;
 use super::types::{Attr, Caller, Entry, Errno, NodeId, Opened, Result};
 use super::{Overlay, creatable_name, permissions};
-use crate::layer::{Staged, Stat, UpperDir};
+use crate::layer::{LayerDir, Staged, Stat, UpperDir};
 use crate::merge::{Found, Source};
 use crate::node::{Inheritance, Node};
 use crate::whiteout::Mark;
@@ -383,6 +383,7 @@ impl Overlay {
     pub(super) fn is_whiteout_in_upper(&self, parent: &Node, dir: &UpperDir, name: &CStr) -> Result<bool> {
         let Some(stat) = dir.stat(name)? else { return Ok(false) };
         let by_xattr = parent.dir().and_then(|d| d.state.lock().upper.as_ref().map(|p| p.xattr_whiteouts));
-        crate::merge::listing::is_whiteout(dir, name, &stat, by_xattr.unwrap_or(false) || stat.may_be_xattr_whiteout())
+        let by_xattr = by_xattr.unwrap_or(false) || stat.may_be_xattr_whiteout();
+        crate::merge::listing::is_whiteout(&LayerDir::Held(dir.as_dir().clone()), name, &stat, by_xattr)
     }
 }

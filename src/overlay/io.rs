@@ -13,7 +13,7 @@ use rustix::fs::{FallocateFlags, OFlags, SeekFrom};
 use super::Overlay;
 use super::attr::mode_without_set_id;
 use super::types::{Caller, Errno, HandleId, NodeId, OpenMode, Opened, Result};
-use crate::layer::{FileType, Stat};
+use crate::layer::{FileType, LayerDir, Stat};
 use crate::node::{FileHandle, Node, Real, handle::RealFile};
 
 /// Access mode bits of `open(2)`.
@@ -81,7 +81,12 @@ impl Overlay {
             Real::Upper => Ok((self.on_upper(node, |dir, name| dir.open_writable(name, flags))?, true)),
             Real::Lower(index) => {
                 let (parent, name) = node.name().ok_or(Errno::STALE)?;
-                Ok((self.lower_dir(&parent, usize::from(index))?.open_file(&name)?, false))
+                let file = self.lower_dir(&parent, usize::from(index))?.open_file(&name)?;
+                let view = self.lower_view(&parent, usize::from(index))?;
+                if matches!(view, LayerDir::Listed(_)) {
+                    view.confirm(&name, &Stat::of(file.as_fd(), c"")?)?;
+                }
+                Ok((file, false))
             }
         }
     }

@@ -99,8 +99,11 @@ impl Stack {
         let upper = self.upper.as_ref().map(|text| layer("upper".to_owned(), text));
         let work = upper.as_ref().map(|_| layer("work".to_owned(), ""));
         let point = layer("merged".to_owned(), "");
-        let originals = lowers.iter().map(|path| tree::snapshot(path, true)).collect();
-        Layers { directory, lowers, data_only, upper, work, point, options: self.options, extra: self.extra, originals }
+        let (options, extra) = (self.options, self.extra);
+        let mut layers =
+            Layers { directory, lowers, data_only, upper, work, point, options, extra, originals: Vec::new() };
+        layers.settle();
+        layers
     }
 
     /// Builds the layers and mounts them.
@@ -108,6 +111,12 @@ impl Stack {
     pub fn mount(self, driver: Driver) -> Mount {
         self.build().mount(driver)
     }
+}
+
+/// Makes the inventory of a layer.
+pub fn take_inventory(layer: &Path) -> PathBuf {
+    let written = stratafs::inventory::write(layer);
+    written.unwrap_or_else(|error| panic!("inventory of {}: {error}", layer.display())).path
 }
 
 /// Layers on disk.
@@ -126,6 +135,16 @@ pub struct Layers {
 }
 
 impl Layers {
+    /// The lower layers are complete: what they hold now they must hold in the end.
+    pub fn settle(&mut self) {
+        self.originals = self.lowers.iter().map(|path| tree::snapshot(path, true)).collect();
+        if super::uses_inventories() {
+            for layer in self.lowers.iter().chain(&self.data_only) {
+                take_inventory(layer);
+            }
+        }
+    }
+
     /// Mounts; panics when that fails.
     #[track_caller]
     pub fn mount(self, driver: Driver) -> Mount {
@@ -279,6 +298,9 @@ impl Layers {
         std::fs::remove_dir_all(&work).expect("remove the work directory");
         sys::mkdir(&work, 0o755).expect("a new work directory");
         self.originals.insert(0, tree::snapshot(&lower, true));
+        if super::uses_inventories() {
+            take_inventory(&lower);
+        }
         self.lowers.insert(0, lower);
         self
     }

@@ -71,17 +71,9 @@ impl Start {
     /// has changes.
     fn new() -> Self {
         let scratch = Scratch::new();
-        let one = |name: &str, layers: &[Vec<u8>]| {
-            let members: Vec<String> = (0..layers.len()).map(|number| format!("{number}.tar")).collect();
-            let list = serde_json::json!([{"Config": "c.json", "RepoTags": [name], "Layers": members}]);
-            let mut files = vec![("c.json".to_owned(), config(layers, name))];
-            files.extend(members.iter().cloned().zip(layers.iter().cloned()));
-            files.push(("manifest.json".to_owned(), list.to_string().into_bytes()));
-            tar_of(&files)
-        };
-        scratch.load(&one("kept:1", &[base_layer()])).unwrap();
+        scratch.load(&one_image("kept:1", &[base_layer()])).unwrap();
         let gone = Tar::new().dir("gone").file("gone/file", "g".repeat(9000)).end();
-        scratch.load(&one("gone:1", &[base_layer(), gone])).unwrap();
+        scratch.load(&one_image("gone:1", &[base_layer(), gone])).unwrap();
         let image = scratch.store.find("kept:1").unwrap();
         let options = CreateOptions { name: Some("c".to_owned()), driver: Driver::Overlay, ..CreateOptions::default() };
         let container = Container::create(&scratch.store, &image, &options).unwrap();
@@ -89,7 +81,7 @@ impl Start {
         std::fs::create_dir(upper.join("etc")).unwrap();
         std::fs::write(upper.join("etc/new"), "n").unwrap();
         let archive = scratch.dir.path().join("in.tar");
-        std::fs::write(&archive, one("new:1", &layers())).unwrap();
+        std::fs::write(&archive, one_image("new:1", &layers())).unwrap();
         let rootfs = scratch.dir.path().join("rootfs.tar");
         std::fs::write(&rootfs, top_layer()).unwrap();
         let kept = scratch.save(&["kept:1"], Format::DockerArchive, Compression::None);
@@ -104,6 +96,16 @@ impl Start {
         assert!(done.success());
         Victim { dir, root }
     }
+}
+
+/// A docker-archive.
+fn one_image(name: &str, layers: &[Vec<u8>]) -> Vec<u8> {
+    let members: Vec<String> = (0..layers.len()).map(|number| format!("{number}.tar")).collect();
+    let list = serde_json::json!([{"Config": "c.json", "RepoTags": [name], "Layers": members}]);
+    let mut files = vec![("c.json".to_owned(), config(layers, name))];
+    files.extend(members.iter().cloned().zip(layers.iter().cloned()));
+    files.push(("manifest.json".to_owned(), list.to_string().into_bytes()));
+    tar_of(&files)
 }
 
 struct Victim {
@@ -344,16 +346,8 @@ impl Drop for SmallDisk {
 fn a_full_disk_in_mid_load_leaves_nothing_behind() {
     let scratch = Scratch::new();
     let big = Tar::new().dir("d").file("d/a", vec![b'a'; 300_000]).file("d/b", vec![b'b'; 300_000]).end();
-    let list = serde_json::json!([{"Config": "c.json", "RepoTags": ["big:1"], "Layers": ["0", "1"]}]);
-    let layers = [base_layer(), big];
-    let files = vec![
-        ("c.json".to_owned(), config(&layers, "big")),
-        ("0".to_owned(), layers[0].clone()),
-        ("1".to_owned(), layers[1].clone()),
-        ("manifest.json".to_owned(), list.to_string().into_bytes()),
-    ];
     let archive = scratch.dir.path().join("big.tar");
-    std::fs::write(&archive, tar_of(&files)).unwrap();
+    std::fs::write(&archive, one_image("big:1", &[base_layer(), big])).unwrap();
     let small = scratch.dir.path().join("small.tar");
     std::fs::write(&small, docker_old("x:1")).unwrap();
     let (mut failed, mut done) = (0, 0);
@@ -378,4 +372,73 @@ fn a_full_disk_in_mid_load_leaves_nothing_behind() {
     }
     println!("{failed} loads failed, {done} had room");
     assert!(failed > 5 && done > 5, "{failed} failed, {done} had room");
+}
+
+/// Runs `strata` again and again, each time with other arguments; what it fails with.
+fn repeat(victim: &Victim, rounds: u32, args: &dyn Fn(u32) -> Vec<String>) -> Vec<String> {
+    let mut failures = Vec::new();
+    for round in 0..rounds {
+        let args = args(round);
+        let output = victim.strata(&[], &args.iter().map(String::as_str).collect::<Vec<_>>());
+        if !output.status.success() {
+            failures.push(format!("{args:?}: {}", String::from_utf8_lossy(&output.stderr)));
+        }
+    }
+    failures
+}
+
+/// Several programs at once load overlapping images, remove them, collect, verify, and make, mount and remove
+/// containers.
+#[test]
+fn everything_at_once() {
+    if !super::overlayfs_for("everything_at_once") {
+        return;
+    }
+    const ROUNDS: u32 = 12;
+    let start = Start::new();
+    let victim = start.copy();
+    let words = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect::<Vec<_>>();
+    let archive = |name: &str, layers: &[Vec<u8>]| {
+        let path = start.scratch.dir.path().join(name.replace(':', "-"));
+        std::fs::write(&path, one_image(name, layers)).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let overlapping =
+        [archive("a:1", &layers()), archive("b:1", &layers()[..2]), archive("c:1", &[base_layer(), top_layer()])];
+    let load_and_remove = |name: &'static str, path: &str| {
+        let path = path.to_owned();
+        move |round: u32| match round % 2 {
+            0 => words(&["load", "-q", "-i", &path]),
+            _ => words(&["rmi", name]),
+        }
+    };
+    let loads = [
+        load_and_remove("a:1", &overlapping[0]),
+        load_and_remove("b:1", &overlapping[1]),
+        load_and_remove("c:1", &overlapping[2]),
+    ];
+    let containers = |round: u32| match round % 3 {
+        0 => words(&["mount", "--driver", "overlay", "--name", "m", "kept:1"]),
+        1 => words(&["umount", "m"]),
+        _ => words(&["rm", "m"]),
+    };
+    let failures = std::thread::scope(|scope| {
+        let mut workers = Vec::new();
+        for load in &loads {
+            workers.push(scope.spawn(|| repeat(&victim, 2 * ROUNDS + 1, load)));
+        }
+        workers.push(scope.spawn(|| repeat(&victim, 3 * ROUNDS, &containers)));
+        workers.push(scope.spawn(|| repeat(&victim, ROUNDS, &|_| words(&["gc", "--untagged"]))));
+        workers.push(scope.spawn(|| repeat(&victim, ROUNDS, &|_| words(&["verify"]))));
+        workers.push(scope.spawn(|| repeat(&victim, ROUNDS, &|_| words(&["save", "-o", "/dev/null", "kept:1"]))));
+        workers.into_iter().flat_map(|worker| worker.join().unwrap()).collect::<Vec<_>>()
+    });
+    assert!(failures.is_empty(), "{failures:#?}");
+    victim.assert_sound(&start, "at once");
+    let store = Store::open(&victim.root).unwrap();
+    let mut names: Vec<String> =
+        store.images().unwrap().iter().flat_map(|image| &image.names).map(ToString::to_string).collect();
+    names.sort();
+    assert_eq!(names, ["a:1", "b:1", "c:1", "gone:1", "kept:1"]);
+    assert_eq!(store.gc(true).unwrap().layers, 0, "nothing was left to collect");
 }

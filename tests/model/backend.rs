@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{FileType, Mode, OFlags};
 
+use crate::common::stack::Layers;
 use crate::common::sys::{self, RenameFlags};
 use crate::common::{Driver, Errno, Mount, Stack};
 use crate::ops::{Layer, Op, SLOTS, bytes, layer_text};
@@ -66,10 +67,16 @@ pub trait Backend {
     fn finish(self: Box<Self>);
 }
 
+/// A directory in which operations are carried out, and the files that are open there.
+pub struct Place {
+    root: PathBuf,
+    handles: [Option<File>; SLOTS],
+}
+
 /// A real mount.
 pub struct Mounted {
-    /// Dropped before the mount, which they keep busy.
-    handles: [Option<File>; SLOTS],
+    /// Dropped before the mount, which its open files keep busy.
+    place: Place,
     mount: Option<Mount>,
     indexed: bool,
     coherent: bool,
@@ -85,18 +92,38 @@ impl Mounted {
         let stack = options.iter().fold(stack, |stack, option| stack.option(option));
         let indexed = options.contains(&"index=on");
         let coherent = !options.contains(&"passthrough=all");
-        Self { mount: Some(stack.mount(driver)), handles: Default::default(), indexed, coherent }
+        let mount = stack.mount(driver);
+        Self { place: Place::new(mount.root().to_owned()), mount: Some(mount), indexed, coherent }
     }
 
     fn mount(&self) -> &Mount {
         self.mount.as_ref().expect("mounted")
     }
 
-    fn at(&self, path: &str) -> PathBuf {
-        self.mount().at(path)
+    /// Mounts the layers again, changed by `change`.
+    fn mount_again(&mut self, driver: Driver, change: impl FnOnce(Layers) -> Layers) {
+        self.place.handles = Default::default();
+        self.mount = self.mount.take().map(|mount| change(mount.unmount()).mount(driver));
+    }
+}
+
+impl Place {
+    pub fn new(root: PathBuf) -> Self {
+        Self { root, handles: Default::default() }
     }
 
-    fn try_apply(&mut self, op: &Op, step: u64) -> Result<Outcome, Errno> {
+    fn at(&self, path: &str) -> PathBuf {
+        self.root.join(path)
+    }
+
+    /// The whole tree but the root.
+    pub fn tree(&self) -> Result<BTreeMap<String, Seen>, String> {
+        let mut found = BTreeMap::new();
+        walk(&self.root, "", &mut found)?;
+        Ok(found)
+    }
+
+    pub fn try_apply(&mut self, op: &Op, step: u64) -> Result<Outcome, Errno> {
         match op {
             Op::Create { path, length } => sys::create(&self.at(path), &bytes(step, *length))?,
             Op::WriteAt { path, offset, length } => sys::write_at(&self.at(path), *offset, &bytes(step, *length))?,
@@ -142,14 +169,7 @@ impl Mounted {
                 return Ok(Outcome::Stat(stat.st_mode & 0o7777, stat.st_size.cast_unsigned(), stat.st_nlink));
             }
             Op::Close { slot } => self.handles[*slot] = None,
-            Op::Remount { driver } => {
-                self.handles = Default::default();
-                self.mount = self.mount.take().map(|mount| mount.remount(*driver));
-            }
-            Op::Restack { driver } => {
-                self.handles = Default::default();
-                self.mount = self.mount.take().map(|mount| mount.unmount().restack().mount(*driver));
-            }
+            Op::Remount { .. } | Op::Restack { .. } => panic!("a directory cannot be mounted again"),
         }
         Ok(Outcome::Done)
     }
@@ -161,13 +181,16 @@ impl Mounted {
 
 impl Backend for Mounted {
     fn apply(&mut self, op: &Op, step: u64) -> Outcome {
-        self.try_apply(op, step).unwrap_or_else(Outcome::Error)
+        match op {
+            Op::Remount { driver } => self.mount_again(*driver, |layers| layers),
+            Op::Restack { driver } => self.mount_again(*driver, Layers::restack),
+            _ => return self.place.try_apply(op, step).unwrap_or_else(Outcome::Error),
+        }
+        Outcome::Done
     }
 
     fn tree(&mut self) -> Result<BTreeMap<String, Seen>, String> {
-        let mut found = BTreeMap::new();
-        walk(self.mount(), "", &mut found)?;
-        Ok(found)
+        self.place.tree()
     }
 
     fn is_indexed(&self) -> bool {
@@ -183,31 +206,31 @@ impl Backend for Mounted {
     }
 
     fn finish(mut self: Box<Self>) {
-        self.handles = Default::default();
+        self.place.handles = Default::default();
         drop(self.mount.take());
     }
 }
 
-fn walk(mount: &Mount, directory: &str, found: &mut BTreeMap<String, Seen>) -> Result<(), String> {
-    let list = sys::readdir(&mount.at(directory)).map_err(|error| format!("readdir {directory:?}: {error}"))?;
+fn walk(root: &Path, directory: &str, found: &mut BTreeMap<String, Seen>) -> Result<(), String> {
+    let list = sys::readdir(&root.join(directory)).map_err(|error| format!("readdir {directory:?}: {error}"))?;
     for entry in list {
         let name = entry.name.into_string().map_err(|name| format!("odd name {name:?}"))?;
         let path = if directory.is_empty() { name } else { format!("{directory}/{name}") };
         let seen =
-            look(mount, &path, (entry.ino, entry.kind)).map_err(|error| format!("{path:?} is listed but: {error}"))?;
+            look(root, &path, (entry.ino, entry.kind)).map_err(|error| format!("{path:?} is listed but: {error}"))?;
         let is_dir = seen.kind == libc::S_IFDIR;
         if found.insert(path.clone(), seen).is_some() {
             return Err(format!("{path:?} is listed twice"));
         }
         if is_dir {
-            walk(mount, &path, found)?;
+            walk(root, &path, found)?;
         }
     }
     Ok(())
 }
 
-fn look(mount: &Mount, path: &str, listed: (u64, FileType)) -> Result<Seen, Errno> {
-    let full = mount.at(path);
+fn look(root: &Path, path: &str, listed: (u64, FileType)) -> Result<Seen, Errno> {
+    let full = root.join(path);
     let stat = sys::lstat(&full)?;
     let kind = stat.st_mode & libc::S_IFMT;
     let mut xattrs = BTreeMap::new();

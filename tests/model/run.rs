@@ -94,7 +94,7 @@ fn disagreement(expected: &Expected, outcome: &Outcome, is_coherent: bool) -> Op
 }
 
 /// Compares the whole trees. `numbers`: the inode numbers seen so far.
-fn compare(union: &Union, backend: &mut dyn Backend, numbers: &mut BTreeMap<Id, u64>) -> Result<(), String> {
+pub fn compare(union: &Union, backend: &mut dyn Backend, numbers: &mut BTreeMap<Id, u64>) -> Result<(), String> {
     let mut found = backend.tree()?;
     let is_kernel = backend.is_kernel();
     let mut owners: BTreeMap<u64, Id> = BTreeMap::new();

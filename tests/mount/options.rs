@@ -1,5 +1,7 @@
 //! Mount options as they show on the mount. Their syntax has its tests beside the parser.
 
+use rustix::fs::StatVfsMountFlags;
+
 use crate::common::sys;
 use crate::common::{Driver, Errno, Mount, Stack};
 use crate::{on_both, on_stratafs};
@@ -15,6 +17,38 @@ fn mount_line(point: &std::path::Path) -> (String, String, String) {
 }
 
 on_both! {
+    /// `mount -o remount,ro`: not while somebody writes; what is open for reading stays so.
+    fn remounted_read_only(driver) {
+        use rustix::mount::{MountFlags, mount_remount};
+        let mount = Stack::new().lower("file low \"low\"").upper("file up \"up\"").mount(driver);
+        let remount = |flags| mount_remount(mount.root(), flags, c"");
+        let early = sys::open(&mount.at("low"), rustix::fs::OFlags::RDONLY, 0).unwrap();
+        let writer = sys::open(&mount.at("up"), rustix::fs::OFlags::RDWR, 0).unwrap();
+        assert_eq!(remount(MountFlags::RDONLY), Err(Errno::BUSY), "a file is open for writing");
+        sys::pwrite(&writer, b"UP", 0).unwrap();
+        drop(writer);
+        let gone = sys::open(&mount.at("gone"), rustix::fs::OFlags::RDWR | rustix::fs::OFlags::CREATE, 0o644).unwrap();
+        sys::unlink(&mount.at("gone")).unwrap();
+        assert_eq!(remount(MountFlags::RDONLY), Err(Errno::BUSY), "an unlinked file is open");
+        drop(gone);
+        // FUSE closes files on its own time.
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(50);
+        while let Err(error) = remount(MountFlags::RDONLY) {
+            assert!(error == Errno::BUSY && std::time::Instant::now() < deadline, "{error}");
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        assert_eq!(sys::append(&mount.at("low"), b"+"), Err(Errno::ROFS));
+        assert_eq!(sys::create(&mount.at("n"), b""), Err(Errno::ROFS));
+        assert_eq!(sys::unlink(&mount.at("up")), Err(Errno::ROFS));
+        assert_eq!(sys::rename(&mount.at("up"), &mount.at("n")), Err(Errno::ROFS));
+        assert_eq!(sys::chmod(&mount.at("low"), 0o600), Err(Errno::ROFS));
+        assert_eq!(sys::read_file(&early).unwrap(), b"low");
+        mount.assert_tree("file low \"low\"\nfile up \"UP\"");
+        remount(MountFlags::empty()).unwrap();
+        sys::append(&mount.at("low"), b"+").unwrap();
+        mount.assert_upper("file low \"low+\"\nfile up \"UP\"");
+    }
+
     /// A volatile mount works, and leaves its mark only while it lives.
     fn volatile(driver) {
         let mount = Stack::new().lower("file f \"x\"").option("volatile").mount(driver);
@@ -128,6 +162,37 @@ on_both! {
 }
 
 on_stratafs! {
+    /// `-o remount` changes the flags of the mount that is there, and says so when it cannot.
+    fn remount_by_the_program(driver) {
+        let run = |mount: &crate::common::Mount, options: &str| {
+            let program = std::process::Command::new(env!("CARGO_BIN_EXE_stratafs"))
+                .args(["source", mount.root().to_str().unwrap(), "-o", options]).output().unwrap();
+            (program.status.code(), String::from_utf8(program.stderr).unwrap())
+        };
+        let flags = |mount: &crate::common::Mount| rustix::fs::statvfs(mount.root()).unwrap().f_flag;
+        let mount = Stack::new().lower("file f \"x\"").mount(driver);
+        assert_eq!(run(&mount, "rw,user_id=0,lowerdir=/nowhere,remount,ro,nosuid"), (Some(0), String::new()));
+        assert_eq!(sys::create(&mount.at("n"), b""), Err(Errno::ROFS));
+        assert!(flags(&mount).contains(StatVfsMountFlags::RDONLY | StatVfsMountFlags::NOSUID));
+        assert_eq!(run(&mount, "remount,rw,noexec"), (Some(0), String::new()));
+        sys::create(&mount.at("n"), b"").unwrap();
+        assert!(flags(&mount).contains(StatVfsMountFlags::NOSUID | StatVfsMountFlags::NOEXEC));
+        let busy = sys::open(&mount.at("f"), rustix::fs::OFlags::RDWR, 0).unwrap();
+        let (code, message) = run(&mount, "remount,ro");
+        assert!(code == Some(1) && message.contains("busy") && message.lines().count() == 1, "{message}");
+        drop(busy);
+        let mount = Stack::new().lower("file f \"x\"").read_only().mount(driver);
+        let (code, message) = run(&mount, "remount,rw");
+        assert!(code == Some(1) && message.contains("Read-only"), "{message}");
+        assert!(flags(&mount).contains(StatVfsMountFlags::RDONLY));
+        let (code, message) = run(&mount, "remount,suid,dev");
+        assert_eq!((code, message.as_str()), (Some(0), ""));
+        // Not a mount of ours.
+        let elsewhere = mount.layers().directory.path().to_owned();
+        let other = std::process::Command::new(env!("CARGO_BIN_EXE_stratafs")).arg(elsewhere).args(["-o", "remount,ro"]).output().unwrap();
+        assert_eq!(other.status.code(), Some(1));
+    }
+
     fn type_and_source(driver) {
         let mount = Stack::new().lower("file f").stratafs_option("fsname=my-source").mount(driver);
         let (kind, source, _) = mount_line(mount.root());

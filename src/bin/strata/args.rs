@@ -1,6 +1,7 @@
 //! The command line. What is about images is here, what is about containers in `containers`.
 
 mod containers;
+mod registry;
 
 use std::path::PathBuf;
 
@@ -12,12 +13,13 @@ use stratafs::image::save::Format;
 use stratafs::image::spec::Platform;
 
 pub use containers::*;
+pub use registry::*;
 
 /// Container images on stratafs: load, run, change and save them, without a daemon
 #[derive(Parser)]
 #[command(name = "strata", version, max_term_width = 100, subcommand_required = true, arg_required_else_help = true)]
 #[command(
-    after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage; run and exec: the container's own,\n127 if its program is not there, 126 if it cannot be run.\n\nStart with:\n  strata load -i debian.tar\n  strata run --rm -it debian:12 bash"
+    after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage; run and exec: the container's own,\n127 if its program is not there, 126 if it cannot be run.\n\nStart with:\n  strata pull debian:12\n  strata run --rm -it debian:12 bash"
 )]
 pub struct Cli {
     /// The store [default: /var/lib/strata for root, else $XDG_DATA_HOME/strata]
@@ -29,12 +31,18 @@ pub struct Cli {
 
 #[derive(Subcommand)]
 pub enum Verb {
+    Pull(Pull),
+    Push(Push),
+    Login(Login),
+    Logout(Logout),
     Load(Load),
     Import(Import),
     Save(Save),
     Export(Export),
+    Flatten(Flatten),
     Unpack(Unpack),
     Snapshot(Snapshot),
+    Inventory(Inventory),
     Images(Images),
     Inspect(Inspect),
     History(History),
@@ -191,6 +199,21 @@ pub struct Export {
     pub driver: DriverArg,
 }
 
+/// Make an image of one layer out of an image of several
+#[derive(Args)]
+#[command(
+    after_help = "Examples:\n  strata flatten debian:12 debian:flat\n  strata flatten -m 'one layer' -c 'CMD [\"bash\"]' web:2 web:flat"
+)]
+pub struct Flatten {
+    pub image: String,
+    #[arg(value_name = "NAME[:TAG]")]
+    pub name: Option<Reference>,
+    #[command(flatten)]
+    pub authoring: AuthoringArgs,
+    #[arg(long, value_enum, default_value = "stratafs")]
+    pub driver: DriverArg,
+}
+
 /// Unpack an archive into plain layer directories and print the mount option for them; needs no store
 #[derive(Args)]
 #[command(
@@ -227,6 +250,17 @@ pub struct Snapshot {
     pub source_date_epoch: Option<i64>,
 }
 
+/// Write the inventory of layer directories, with which stratafs mounts need not look into them; needs no store
+#[derive(Args)]
+#[command(
+    after_help = "The inventory of DIR is the file DIR.inventory beside it. Layers of a store have theirs. Make it again\nwhen a layer was changed, or remove it.\n\nExamples:\n  strata inventory layers/1 layers/2\n  strata inventory /srv/base && stratafs -o lowerdir=/srv/base /mnt"
+)]
+pub struct Inventory {
+    /// Layer directories
+    #[arg(required = true, value_name = "DIR")]
+    pub dirs: Vec<PathBuf>,
+}
+
 /// List images
 #[derive(Args)]
 #[command(visible_alias = "ls", after_help = "Examples:\n  strata images\n  strata images -q debian")]
@@ -234,7 +268,7 @@ pub struct Images {
     /// Only images of this repository or name
     pub name: Option<String>,
     /// Print only ids
-    #[arg(short, long)]
+    #[arg(short, long, conflicts_with = "json")]
     pub quiet: bool,
     /// Print whole ids
     #[arg(long)]
@@ -263,9 +297,13 @@ pub struct History {
     /// Print commands whole
     #[arg(long)]
     pub no_trunc: bool,
+    /// Print only ids
+    #[arg(short, long, conflicts_with = "json")]
+    pub quiet: bool,
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+    /// A name or an id, or the beginning of one
     pub image: String,
 }
 
@@ -273,6 +311,7 @@ pub struct History {
 #[derive(Args)]
 #[command(after_help = "Examples:\n  strata tag debian:12 debian:stable\n  strata tag 4f1a registry.example/base:1")]
 pub struct Tag {
+    /// A name or an id, or the beginning of one
     pub image: String,
     #[arg(value_name = "NAME[:TAG]")]
     pub name: Reference,
@@ -293,9 +332,13 @@ pub struct Rmi {
 #[derive(Args)]
 #[command(after_help = "Examples:\n  strata layers debian:12\n  strata layers --json debian:12")]
 pub struct Layers {
+    /// Print only diff ids, the topmost first
+    #[arg(short, long, conflicts_with = "json")]
+    pub quiet: bool,
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+    /// A name or an id, or the beginning of one
     pub image: String,
 }
 
@@ -305,6 +348,7 @@ pub struct Layers {
     after_help = "Examples:\n  strata commit web web:2\n  strata commit -m 'add curl' -a 'Me <me@example.org>' -c 'CMD [\"curl\"]' web web:2"
 )]
 pub struct Commit {
+    /// The container's name
     pub container: String,
     #[arg(value_name = "NAME[:TAG]")]
     pub name: Option<Reference>,
@@ -340,6 +384,9 @@ pub struct Verify {
 #[derive(Args)]
 #[command(after_help = "Examples:\n  strata df\n  strata df --json")]
 pub struct Df {
+    /// Print only bytes
+    #[arg(short, long, conflicts_with = "json")]
+    pub quiet: bool,
     /// Print JSON
     #[arg(long)]
     pub json: bool,
@@ -349,9 +396,13 @@ pub struct Df {
 #[derive(Args)]
 #[command(after_help = "Examples:\n  strata which debian:12 /etc/passwd\n  strata which --json web:2 /srv")]
 pub struct Which {
+    /// Print only the diff id of the layer that it comes from
+    #[arg(short, long, conflicts_with = "json")]
+    pub quiet: bool,
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+    /// A name or an id, or the beginning of one
     pub image: String,
     pub path: PathBuf,
 }
@@ -363,6 +414,9 @@ pub struct Which {
 #[derive(Args)]
 #[command(after_help = "Examples:\n  strata stats\n  strata stats --json /mnt/union")]
 pub struct Stats {
+    /// Print only the mountpoints
+    #[arg(short, long, conflicts_with = "json")]
+    pub quiet: bool,
     /// Print JSON
     #[arg(long)]
     pub json: bool,
@@ -373,7 +427,14 @@ pub struct Stats {
 /// Check what this machine lacks
 #[derive(Args)]
 #[command(after_help = "Examples:\n  strata doctor\n  strata --root /srv/store doctor")]
-pub struct Doctor {}
+pub struct Doctor {
+    /// Print only what is missing
+    #[arg(short, long, conflicts_with = "json")]
+    pub quiet: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
 
 /// Print completions for a shell
 #[derive(Args)]

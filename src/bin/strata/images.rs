@@ -1,7 +1,6 @@
 //! Verbs about images in the store.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -107,6 +106,7 @@ fn describe(store: &Store, image: &Image) -> Value {
     json!({
         "Id": image.id(),
         "RepoTags": names(image),
+        "RepoDigests": image.repo_digests(),
         "Digest": image.descriptor.digest,
         "Created": field("created"),
         "Author": field("author"),
@@ -154,10 +154,14 @@ pub fn history(store: &Store, args: &History) -> Result<()> {
         };
         return Ok(print_json(&lines.into_iter().map(line).collect::<Result<_>>()?)?);
     }
+    let id_of = |number| if number == 0 { short_id(&image.id()) } else { "<missing>".to_owned() };
+    if args.quiet {
+        return Ok((0..lines.len()).try_for_each(|number| print_line(&id_of(number)))?);
+    }
     let now = Timestamp::now();
     let mut rows = Vec::new();
     for (number, (line, bytes)) in lines.into_iter().enumerate() {
-        let id = if number == 0 { short_id(&image.id()) } else { "<missing>".to_owned() };
+        let id = id_of(number);
         let created =
             line.created.as_deref().and_then(Timestamp::parse).map_or_else(|| "N/A".to_owned(), |at| at.ago(now));
         let command = line.created_by.unwrap_or_default().split_whitespace().collect::<Vec<_>>().join(" ");
@@ -211,6 +215,9 @@ pub fn layers(store: &Store, args: &Layers) -> Result<()> {
         };
         return Ok(print_json(&layers.iter().map(value).collect())?);
     }
+    if args.quiet {
+        return Ok(layers.iter().rev().try_for_each(|layer| print_line(&layer.record.diff_id.to_string()))?);
+    }
     let row = |layer: &Layer| {
         let shared = sharers(layer);
         let shared = if shared.is_empty() { "-".to_owned() } else { shared.join(", ") };
@@ -226,41 +233,20 @@ pub fn gc(store: &Store, args: &Gc) -> Result<()> {
 }
 
 pub fn verify(store: &Store, args: &Verify) -> Result<ExitCode> {
-    let (mut layers, mut files): (BTreeMap<Digest, Layer>, Vec<PathBuf>) = Default::default();
-    let mut problems = 0;
-    if args.images.is_empty() {
-        layers.extend(store.all_layers()?.into_iter().map(|layer| (layer.id(), layer)));
-        for (problem, file) in store.verify_blobs()? {
-            eprintln!("{problem}");
-            problems += 1;
-            files.extend(file);
-        }
-    }
-    for name in &args.images {
-        layers.extend(store.layers_of(&store.find(name)?)?.into_iter().map(|layer| (layer.id(), layer)));
-    }
-    let mut damaged = Vec::new();
-    for layer in layers.values() {
-        let found = layer.verify()?;
-        found.iter().for_each(|problem| eprintln!("layer {}: {problem}", layer.record.diff_id));
-        problems += found.len();
-        if !found.is_empty() {
-            damaged.push(layer.clone());
-        }
-    }
-    if problems == 0 {
-        print_line(&format!("{} layers are sound", layers.len()))?;
+    let found = match args.images.as_slice() {
+        [] => store.verify()?,
+        names => store.verify_images(&names.iter().map(|name| store.find(name)).collect::<Result<Vec<_>, _>>()?)?,
+    };
+    found.damages.iter().for_each(|damage| eprintln!("{}", damage.told));
+    if found.damages.is_empty() {
+        print_line(&format!("{} layers are sound", found.sound))?;
         return Ok(ExitCode::SUCCESS);
     }
     if args.repair {
-        store.discard_damaged(&damaged, &files)?;
-        print_line(&format!(
-            "Removed {} damaged layers and {} blobs; load their images again",
-            damaged.len(),
-            files.len()
-        ))?;
+        let (layers, blobs) = store.repair(&found)?;
+        print_line(&format!("Removed {layers} damaged layers and {blobs} blobs; load their images again"))?;
     }
-    anyhow::bail!("{} of {} layers and {} other things are damaged", damaged.len(), layers.len(), files.len());
+    anyhow::bail!("{} faults were found; {} layers are sound", found.damages.len(), found.sound);
 }
 
 pub fn usage(store: &Store, args: &Df) -> Result<()> {
@@ -276,6 +262,9 @@ pub fn usage(store: &Store, args: &Df) -> Result<()> {
     if args.json {
         return Ok(print_json(&json!({"Images": images, "Containers": containers, "Layers": layers.len(),
             "Size": all, "Shared": shared, "Unused": unused}))?);
+    }
+    if args.quiet {
+        return Ok(print_line(&all.to_string())?);
     }
     let row = |what: &str, count: usize, bytes: String| vec![what.to_owned(), count.to_string(), bytes];
     let rows = [
@@ -303,6 +292,10 @@ pub fn which(store: &Store, args: &Which) -> Result<()> {
     }
     if !found.iter().any(|step| !step.hidden && step.what.is_there()) {
         anyhow::bail!("{}: not in {}", args.path.display(), image.label());
+    }
+    if args.quiet {
+        let visible = found.iter().find(|step| !step.hidden && step.what.is_there());
+        return Ok(visible.map_or(Ok(()), |step| print_line(&step.diff_id.to_string()))?);
     }
     let row = |step: &Step| {
         let hidden = if step.hidden { "hidden" } else { "" };

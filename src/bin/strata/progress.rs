@@ -7,6 +7,13 @@ use stratafs::image::digest::Digest;
 use stratafs::image::load::Progress;
 use stratafs::image::store::short_id;
 
+/// The bar of one layer.
+pub fn bar_of(layer: &Digest, size: u64) -> ProgressBar {
+    let style = ProgressStyle::with_template("{prefix}: [{bar:40}] {bytes}/{total_bytes} {bytes_per_sec}");
+    let bar = ProgressBar::new(size).with_prefix(short_id(layer));
+    style.map_or_else(|_| bar.clone(), |style| bar.clone().with_style(style))
+}
+
 /// Reports on standard error.
 pub struct Report {
     quiet: bool,
@@ -35,9 +42,7 @@ impl Progress for Report {
     fn begins(&mut self, diff_id: &Digest, size: u64) {
         self.size = size;
         if self.terminal && !self.quiet {
-            let style = ProgressStyle::with_template("{prefix}: [{bar:40}] {bytes}/{total_bytes} {bytes_per_sec}");
-            let bar = ProgressBar::new(size).with_prefix(short_id(diff_id));
-            self.bar = Some(style.map_or_else(|_| bar.clone(), |style| bar.clone().with_style(style)));
+            self.bar = Some(bar_of(diff_id, size));
         }
     }
 

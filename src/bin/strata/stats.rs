@@ -38,6 +38,9 @@ pub fn run(stats: &Stats) -> Result<()> {
         let list: Vec<Value> = mounts.iter().map(Mount::json).collect();
         return Ok(print_json(&if stats.mountpoint.is_some() { list.into_iter().collect() } else { list.into() })?);
     }
+    if stats.quiet {
+        return Ok(mounts.iter().try_for_each(|mount| print_line(&mount.point.display().to_string()))?);
+    }
     match (&stats.mountpoint, mounts.as_slice()) {
         (Some(_), [mount]) => mount.print(),
         _ => print_list(&mounts),

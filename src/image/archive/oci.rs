@@ -56,7 +56,7 @@ fn image(archive: &Archive, entry: &Descriptor, wanted: &Platform, depth: u32) -
     match document(archive, entry)? {
         None => Ok(None),
         Some(Document::Manifest(manifest, bytes)) => from_manifest(archive, &manifest, bytes),
-        Some(Document::Index(index)) => match choose(&index, wanted) {
+        Some(Document::Index(index)) => match index.choose(wanted) {
             Some(chosen) => image(archive, chosen, wanted, depth + 1),
             None => Err(no_platform(archive, &index, wanted)),
         },
@@ -64,25 +64,9 @@ fn image(archive: &Archive, entry: &Descriptor, wanted: &Platform, depth: u32) -
 }
 
 fn no_platform(archive: &Archive, index: &Index, wanted: &Platform) -> ImageError {
-    let platforms: Vec<String> = index
-        .descriptors()
-        .filter(|entry| !entry.is_attestation())
-        .filter_map(|entry| entry.platform.as_ref().map(Platform::to_string))
-        .collect();
+    let platforms: Vec<String> = index.platforms().map(Platform::to_string).collect();
     let has = if platforms.is_empty() { String::new() } else { format!("; it has {}", platforms.join(", ")) };
     archive.error(format!("holds no image for {wanted}{has}"))
-}
-
-/// The entry for the platform; one whose variant is named alike goes first.
-fn choose<'i>(index: &'i Index, wanted: &Platform) -> Option<&'i Descriptor> {
-    let candidates: Vec<&Descriptor> = index.descriptors().filter(|entry| !entry.is_attestation()).collect();
-    let exact = |entry: &&&Descriptor| {
-        entry.platform.as_ref().is_some_and(|platform| platform.serves(wanted) && platform.variant == wanted.variant)
-    };
-    let serves = |entry: &&&Descriptor| entry.platform.as_ref().is_some_and(|platform| platform.serves(wanted));
-    let unnamed = |entry: &&&Descriptor| entry.platform.is_none() && (entry.is_manifest() || entry.is_index());
-    let chosen = candidates.iter().find(exact).or_else(|| candidates.iter().find(serves));
-    chosen.or_else(|| candidates.iter().find(unnamed)).copied()
 }
 
 /// Reads what an entry points at; its media type decides, or where that is missing, its fields.
@@ -111,10 +95,7 @@ fn document(archive: &Archive, entry: &Descriptor) -> Result<Option<Document>> {
 
 fn from_manifest(archive: &Archive, manifest: &Manifest, bytes: Vec<u8>) -> Result<Option<FoundImage>> {
     let kind = manifest.config.media_type.as_str();
-    if !matches!(
-        kind,
-        "" | spec::CONFIG | "application/vnd.docker.container.image.v1+json" | "application/octet-stream"
-    ) {
+    if !spec::is_image_config(kind) {
         tracing::warn!("{}: an artifact with a config of type {kind} is no image and is left out", archive.name());
         return Ok(None);
     }

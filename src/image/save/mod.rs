@@ -141,7 +141,8 @@ fn pack<'l>(layers: &BTreeMap<Digest, &'l Layer>, compression: Compression, scra
     Ok(done.into_iter().flatten().collect())
 }
 
-fn compress(layer: &Layer, compression: Compression, path: &Path) -> Result<(Digest, u64)> {
+/// Writes a layer's tar, compressed, to a new file; the same layer gives the same bytes every time.
+pub(super) fn compress(layer: &Layer, compression: Compression, path: &Path) -> Result<(Digest, u64)> {
     let file = BufWriter::with_capacity(1 << 18, File::create(path).at(path)?);
     let hashed = DigestWriter::new(file);
     let hashed = match compression {

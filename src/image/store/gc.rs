@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::fs::{self, File};
-use std::io::{self, ErrorKind};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
@@ -10,7 +10,7 @@ use serde::Deserialize;
 use super::transaction::ORIGINAL_MANIFEST;
 use super::{Layer, Store, read_limited, remove_tree};
 use crate::image::config::ImageConfig;
-use crate::image::digest::{Digest, DigestWriter};
+use crate::image::digest::Digest;
 use crate::image::spec::{self, Descriptor, Index, IndexEntry, Manifest};
 use crate::image::{ImageError, IoContext, Result};
 
@@ -105,42 +105,8 @@ impl Store {
         }
     }
 
-    /// Re-hashes the blobs; returns what is damaged or missing, with the damaged file where there is one.
-    ///
-    /// # Errors
-    /// When the store cannot be listed.
-    pub fn verify_blobs(&self) -> Result<Vec<(String, Option<PathBuf>)>> {
-        let mut problems = Vec::new();
-        for (name, path) in entries(&self.root.join("blobs/sha256"))? {
-            let mut hashed = DigestWriter::new(io::sink());
-            io::copy(&mut File::open(&path).at(&path)?, &mut hashed).at(&path)?;
-            let (_, digest, _) = hashed.finish();
-            if digest.hex() != name {
-                problems.push((format!("{}: its bytes are {digest}", path.display()), Some(path)));
-            }
-        }
-        for entry in self.index()?.descriptors() {
-            if self.kept_blob(&entry.digest).is_none() {
-                problems.push((format!("index.json: {} is not in the store", entry.digest), None));
-            }
-        }
-        Ok(problems)
-    }
-
-    /// Removes layers and files that were found damaged, so that loading their images again brings them back.
-    ///
-    /// # Errors
-    /// When one cannot be removed.
-    pub fn discard_damaged(&self, layers: &[Layer], files: &[PathBuf]) -> Result<()> {
-        let _lock = self.lock_exclusive()?;
-        for layer in layers {
-            self.discard(&layer.id().hex(), &layer.dir)?;
-        }
-        files.iter().try_for_each(|file| remove_tree(file))
-    }
-
     /// Removes a directory so that it is there whole or not at all.
-    fn discard(&self, name: &str, path: &Path) -> Result<()> {
+    pub(super) fn discard(&self, name: &str, path: &Path) -> Result<()> {
         let doomed = self.tmp().join(format!("discarded-{name}"));
         fs::rename(path, &doomed).at(path)?;
         remove_tree(&doomed)
@@ -206,7 +172,7 @@ impl Store {
 }
 
 /// The entries of a directory whose names are text, which is all that this program makes.
-fn entries(dir: &Path) -> Result<Vec<(String, PathBuf)>> {
+pub(super) fn entries(dir: &Path) -> Result<Vec<(String, PathBuf)>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(dir).at(dir)? {
         let entry = entry.at(dir)?;

@@ -1,7 +1,7 @@
 //! The images of a store: listing, finding, naming, removing.
 
 use super::index::{self, name_of};
-use super::transaction::ORIGINAL_MANIFEST;
+use super::transaction::{ORIGINAL_MANIFEST, REPO_DIGESTS};
 use super::{Freed, Layer, Store};
 use crate::image::config::ImageConfig;
 use crate::image::digest::Digest;
@@ -50,6 +50,17 @@ impl Image {
         self.descriptor.annotations.get(ORIGINAL_MANIFEST)?.parse().ok()
     }
 
+    /// Where it was pulled from and pushed to: `NAME@DIGEST`.
+    pub fn repo_digests(&self) -> Vec<&str> {
+        self.descriptor.annotations.get(REPO_DIGESTS).map(|list| list.split(' ').collect()).unwrap_or_default()
+    }
+
+    /// True if it has this digest in the repository of `name`.
+    fn has_digest(&self, name: &Reference, digest: &Digest) -> bool {
+        let elsewhere = name.at_digest(digest);
+        self.repo_digests().contains(&elsewhere.as_str())
+    }
+
     /// How to call it in a message: a name or the short id.
     pub fn label(&self) -> String {
         self.names.first().map_or_else(|| short_id(&self.id()), Reference::to_string)
@@ -84,7 +95,7 @@ impl Store {
         Ok(images)
     }
 
-    fn read_image(&self, entry: &Descriptor) -> Result<Image> {
+    pub(super) fn read_image(&self, entry: &Descriptor) -> Result<Image> {
         let bytes = self.read_blob(&entry.digest)?;
         let manifest: Manifest = spec::parse(&format!("manifest {}", entry.digest), &bytes)?;
         let config = self.read_blob(&manifest.config.digest)?;
@@ -99,8 +110,12 @@ impl Store {
     pub fn find(&self, text: &str) -> Result<Image> {
         let images = self.images()?;
         match text.parse()? {
-            ImageQuery::Named(name, digest) => by_name(&images, &name)
-                .filter(|image| digest.is_none_or(|digest| digest == image.descriptor.digest))
+            ImageQuery::Named(name, None) => {
+                by_name(&images, &name).ok_or_else(|| no_such_image(&images, text, Some(&name)))
+            }
+            ImageQuery::Named(name, Some(digest)) => by_name(&images, &name)
+                .filter(|image| digest == image.descriptor.digest)
+                .or_else(|| images.iter().find(|image| image.has_digest(&name, &digest)))
                 .ok_or_else(|| no_such_image(&images, text, Some(&name))),
             ImageQuery::Id(id) => by_id(&images, &id)?.ok_or_else(|| no_such_image(&images, text, None)),
             ImageQuery::NamedOrId(name, id) => match by_name(&images, &name) {

@@ -1,8 +1,10 @@
 //! `index.json`: which images there are and what they are called. One entry for each name of an image, or one
 //! without a name.
 
+use std::collections::HashSet;
 use std::fs::File;
 
+use super::transaction::{ORIGINAL_MANIFEST, REPO_DIGESTS, VERIFIED_BLOBS};
 use super::{StagedFile, Store, read_limited};
 use crate::image::digest::Digest;
 use crate::image::reference::Reference;
@@ -15,6 +17,16 @@ impl Store {
         let name = path.display().to_string();
         let bytes = read_limited(&mut File::open(&path).at(&path)?, &name)?;
         spec::parse(&name, &bytes)
+    }
+
+    /// The marks ([`super::blob_mark`]) of all blobs that were seen to be layers of the store's images.
+    ///
+    /// # Errors
+    /// When the index cannot be read.
+    pub fn verified_blobs(&self) -> Result<HashSet<String>> {
+        let index = self.index()?;
+        let lists = index.descriptors().filter_map(|entry| entry.annotations.get(VERIFIED_BLOBS));
+        Ok(lists.flat_map(|list| list.split(' ')).map(str::to_owned).collect())
     }
 
     /// Changes the index, alone and durably.
@@ -51,8 +63,47 @@ pub(super) fn name_of(entry: &Descriptor) -> Option<Reference> {
     full.or_else(|| entry.annotations.get(REF_NAME)?.parse().ok())
 }
 
+/// Adds words to an annotation that is a list of them, unless they are there.
+pub(super) fn add_words(entry: &mut Descriptor, annotation: &str, words: &str) {
+    let list = entry.annotations.entry(annotation.to_owned()).or_default();
+    for word in words.split(' ').filter(|word| !word.is_empty()) {
+        if !list.split(' ').any(|known| known == word) {
+            list.push_str(if list.is_empty() { "" } else { " " });
+            list.push_str(word);
+        }
+    }
+}
+
+/// What is known of an image is known of each of its entries: where it has been seen, and the manifest it came with.
+fn share_knowledge(index: &mut Index, manifest: &Descriptor) {
+    let mut known = manifest.clone();
+    for entry in index.descriptors().filter(|entry| entry.digest == manifest.digest) {
+        for (name, text) in &entry.annotations {
+            match name.as_str() {
+                REPO_DIGESTS | VERIFIED_BLOBS => add_words(&mut known, name, text),
+                ORIGINAL_MANIFEST => drop(known.annotations.entry(name.clone()).or_insert_with(|| text.clone())),
+                _ => {}
+            }
+        }
+    }
+    for entry in &mut index.manifests {
+        let IndexEntry::Known(entry) = entry else { continue };
+        if entry.digest == manifest.digest {
+            for name in [REPO_DIGESTS, VERIFIED_BLOBS, ORIGINAL_MANIFEST] {
+                let text = known.annotations.get(name).cloned();
+                entry.annotations.extend(text.map(|text| (name.to_owned(), text)));
+            }
+        }
+    }
+}
+
 /// Adds an image under `names`, which are taken from whatever bore them. An image without a name is added once.
 pub(super) fn add(index: &mut Index, manifest: &Descriptor, names: &[Reference]) {
+    add_entries(index, manifest, names);
+    share_knowledge(index, manifest);
+}
+
+fn add_entries(index: &mut Index, manifest: &Descriptor, names: &[Reference]) {
     for name in names {
         take_name(index, name, &manifest.digest);
     }

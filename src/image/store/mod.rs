@@ -26,6 +26,7 @@ mod images;
 mod index;
 mod layers;
 mod transaction;
+mod verify;
 
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read, Write};
@@ -44,7 +45,8 @@ pub use images::{Image, Removed};
 pub(crate) use layers::open_dir;
 pub use layers::{Layer, LayerRecord};
 pub(crate) use transaction::open_topmost_first;
-pub use transaction::{AddedLayer, Transaction};
+pub use transaction::{AddedLayer, Transaction, blob_mark};
+pub use verify::{Damage, Untrusted, Verification};
 
 /// An opened store.
 #[derive(Clone, Debug)]

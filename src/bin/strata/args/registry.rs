@@ -1,0 +1,99 @@
+//! The command line of the verbs about registries.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use stratafs::image::reference::Reference;
+use stratafs::image::registry::Source;
+use stratafs::image::spec::Platform;
+
+use super::{CompressionArg, LimitArgs};
+
+#[derive(Args)]
+pub struct RegistryArgs {
+    /// Without TLS; whoever sits on the way can read and change everything
+    #[arg(long)]
+    pub plain_http: bool,
+    /// Trust the certificates (*.crt, *.pem) in this directory too
+    #[arg(long, value_name = "DIR")]
+    pub cert_dir: Option<PathBuf>,
+    /// Where passwords are kept [default: as docker and podman do]
+    #[arg(long, value_name = "FILE")]
+    pub authfile: Option<PathBuf>,
+}
+
+/// Get an image from a registry; layers that are in the store are not transferred
+#[derive(Args)]
+#[command(
+    after_help = "Examples:\n  strata pull debian:12\n  strata pull --platform linux/arm64 registry.example/base@sha256:4f1a…"
+)]
+pub struct Pull {
+    /// Which image of an index with several [default: this machine's]
+    #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
+    pub platform: Option<Platform>,
+    /// Keep the compressed layers too, so that the image can be pushed elsewhere unchanged
+    #[arg(long)]
+    pub keep_blobs: bool,
+    /// Print nothing but the image's name
+    #[arg(short, long)]
+    pub quiet: bool,
+    #[command(flatten)]
+    pub registry: RegistryArgs,
+    #[command(flatten)]
+    pub limits: LimitArgs,
+    /// The image; without a registry it is docker.io's, without a tag `latest`
+    #[arg(value_name = "NAME[:TAG][@DIGEST]")]
+    pub name: Source,
+}
+
+/// Send an image to a registry; layers that are there are not transferred
+#[derive(Args)]
+#[command(
+    after_help = "Examples:\n  strata push registry.example/me/tool:1\n  strata push --plain-http debian:jq localhost:5000/debian:jq"
+)]
+pub struct Push {
+    /// Compress every layer so [default: what is known of it, else gzip]
+    #[arg(long, value_enum)]
+    pub compression: Option<CompressionArg>,
+    /// Print nothing but the image's digest
+    #[arg(short, long)]
+    pub quiet: bool,
+    #[command(flatten)]
+    pub registry: RegistryArgs,
+    /// A name or an id, or the beginning of one
+    pub image: String,
+    /// Where to, and as what [default: the image's own name]
+    #[arg(value_name = "NAME[:TAG]")]
+    pub name: Option<Reference>,
+}
+
+/// Keep a password for a registry, if the registry accepts it
+#[derive(Args)]
+#[command(
+    after_help = "Examples:\n  strata login registry.example\n  pass registry | strata login -u me --password-stdin registry.example"
+)]
+pub struct Login {
+    /// The name [default: asked for]
+    #[arg(short, long, value_name = "NAME")]
+    pub username: Option<String>,
+    /// Read the password from standard input
+    #[arg(long, requires = "username")]
+    pub password_stdin: bool,
+    #[command(flatten)]
+    pub registry: RegistryArgs,
+    /// The registry's host, with a port if it has one of its own
+    #[arg(default_value = "docker.io", value_name = "REGISTRY")]
+    pub host: String,
+}
+
+/// Forget the password for a registry
+#[derive(Args)]
+#[command(after_help = "Examples:\n  strata logout registry.example\n  strata logout")]
+pub struct Logout {
+    /// Where passwords are kept [default: as docker and podman do]
+    #[arg(long, value_name = "FILE")]
+    pub authfile: Option<PathBuf>,
+    /// The registry's host, with a port if it has one of its own
+    #[arg(default_value = "docker.io", value_name = "REGISTRY")]
+    pub host: String,
+}

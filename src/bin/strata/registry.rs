@@ -1,0 +1,206 @@
+//! Verbs about registries.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, IsTerminal, Read, Write};
+use std::sync::Mutex;
+
+use anyhow::{Context, Result, bail};
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget};
+use rustix::termios::{LocalModes, OptionalActions, SpecialCodeIndex, tcgetattr, tcsetattr};
+use stratafs::image::digest::Digest;
+use stratafs::image::load::LoadOptions;
+use stratafs::image::reference::Reference;
+use stratafs::image::registry::credentials::Files;
+use stratafs::image::registry::{self, Options, Progress, PushOptions};
+use stratafs::image::store::{Image, Store, short_id};
+
+use super::archives::unpack_options;
+use super::args::{Login, Logout, Pull, Push, RegistryArgs};
+use super::output::print_line;
+use super::progress::bar_of;
+
+/// A password is no longer than this.
+const PASSWORD_LIMIT: u64 = 64 << 10;
+
+/// Several layers at once: a bar for each on a terminal, else a line for each when it is done.
+struct Report {
+    quiet: bool,
+    all: MultiProgress,
+    bars: Mutex<BTreeMap<Digest, ProgressBar>>,
+}
+
+impl Report {
+    fn new(quiet: bool) -> Self {
+        let target = match quiet {
+            true => ProgressDrawTarget::hidden(),
+            false => ProgressDrawTarget::stderr(),
+        };
+        Self { quiet, all: MultiProgress::with_draw_target(target), bars: Mutex::default() }
+    }
+
+    fn say(&self, line: &str) {
+        if !self.quiet {
+            self.all.suspend(|| eprintln!("{line}"));
+        }
+    }
+
+    fn bar(&self, layer: &Digest) -> Option<ProgressBar> {
+        self.bars.lock().ok()?.get(layer).cloned()
+    }
+}
+
+impl Progress for Report {
+    fn skips(&self, layer: &Digest, why: &str) {
+        self.say(&format!("{}: {why}", short_id(layer)));
+    }
+
+    fn begins(&self, layer: &Digest, size: u64) {
+        if let Ok(mut bars) = self.bars.lock() {
+            bars.entry(*layer).or_insert_with(|| self.all.add(bar_of(layer, size)));
+        }
+    }
+
+    fn reaches(&self, layer: &Digest, position: u64) {
+        if let Some(bar) = self.bar(layer) {
+            bar.set_position(position);
+        }
+    }
+
+    fn ends(&self, layer: &Digest, how: &str) {
+        if let Some(bar) = self.bar(layer) {
+            bar.finish_and_clear();
+        }
+        self.say(&format!("{}: {how}", short_id(layer)));
+    }
+}
+
+fn options(args: &RegistryArgs) -> Options {
+    Options {
+        plain_http: args.plain_http,
+        certificates: args.cert_dir.clone(),
+        credentials: Files::of_user(args.authfile.clone()),
+    }
+}
+
+pub fn pull(store: &Store, args: &Pull) -> Result<()> {
+    let name = &args.name.name;
+    let asked = match &args.name.digest {
+        Some(digest) => name.at_digest(digest),
+        None => name.to_string(),
+    };
+    let options_of_load = LoadOptions {
+        platform: args.platform.clone(),
+        keep_blobs: args.keep_blobs,
+        unpack: unpack_options(&args.limits),
+    };
+    let report = Report::new(args.quiet);
+    report.say(&format!("Pulling {asked} from {}", name.domain()));
+    let before = store.find(&asked).ok().map(|image| image.id());
+    let mut transaction = store.begin()?;
+    let pulled = registry::pull(&mut transaction, &args.name, &options(&args.registry), &options_of_load, &report)?;
+    transaction.publish()?;
+    if args.quiet {
+        return Ok(print_line(&asked)?);
+    }
+    let status = if before == Some(pulled.id) { "Image is up to date for" } else { "Downloaded newer image for" };
+    print_line(&format!("Digest: {}", pulled.digest))?;
+    print_line(&format!("Status: {status} {asked}"))?;
+    Ok(print_line(&pulled.id.to_string())?)
+}
+
+pub fn push(store: &Store, args: &Push) -> Result<()> {
+    let image = store.find(&args.image)?;
+    let name = args.name.clone().map_or_else(|| name_of(&image, &args.image), Ok)?;
+    let report = Report::new(args.quiet);
+    report.say(&format!("Pushing {name} to {}", name.domain()));
+    let options_of_push = PushOptions { compression: args.compression.map(Into::into) };
+    let pushed = registry::push(store, &image, &name, &options(&args.registry), options_of_push, &report)?;
+    if args.quiet {
+        return Ok(print_line(&pushed.digest.to_string())?);
+    }
+    Ok(print_line(&format!("{}: digest: {} size: {}", name.tag(), pushed.digest, pushed.size))?)
+}
+
+/// The name by which the image was meant; an id means none.
+fn name_of(image: &Image, text: &str) -> Result<Reference> {
+    let asked: Option<Reference> = text.split('@').next().and_then(|name| name.parse().ok());
+    let local = asked.as_ref().and_then(Reference::at_localhost);
+    let name = [asked, local].into_iter().flatten().find(|name| image.names.contains(name));
+    name.with_context(|| format!("{text}: is no name to push it as; give one after it"))
+}
+
+/// The name of a registry as images bear it.
+fn check_host(host: &str) -> Result<&str> {
+    let host = host.strip_prefix("https://").unwrap_or(host).trim_end_matches('/');
+    let host = if matches!(host, "index.docker.io" | "registry-1.docker.io") { "docker.io" } else { host };
+    match format!("{host}/x").parse::<Reference>() {
+        Ok(name) if name.domain() == host => Ok(host),
+        _ => bail!("{host}: a registry reads HOST[:PORT]"),
+    }
+}
+
+pub fn login(args: &Login) -> Result<()> {
+    let host = check_host(&args.host)?;
+    let options = options(&args.registry);
+    let user = match &args.username {
+        Some(user) => user.clone(),
+        None => ask("Username: ", true)?,
+    };
+    let password = match args.password_stdin {
+        true => {
+            let mut text = String::new();
+            io::stdin().take(PASSWORD_LIMIT).read_to_string(&mut text)?;
+            text.trim_end_matches(['\r', '\n']).to_owned()
+        }
+        false => ask("Password: ", false)?,
+    };
+    if user.is_empty() || user.contains(':') || password.is_empty() {
+        bail!("{host}: a name (without a colon) and a password are needed");
+    }
+    registry::log_in(host, &user, &password, &options)?;
+    let place = options.credentials.keep(host, &user, &password)?;
+    Ok(print_line(&format!("Login succeeded; the password is kept in {place}"))?)
+}
+
+pub fn logout(args: &Logout) -> Result<()> {
+    let host = check_host(&args.host)?;
+    match Files::of_user(args.authfile.clone()).forget(host)? {
+        true => Ok(print_line(&format!("Removed the password for {host}"))?),
+        false => bail!("{host}: no password is kept for it"),
+    }
+}
+
+/// Asks on the terminal; a secret does not appear there.
+fn ask(question: &str, shown: bool) -> Result<String> {
+    const INTERRUPT: u8 = 3;
+    let tty = File::options().read(true).write(true).open("/dev/tty").ok().filter(|_| io::stdin().is_terminal());
+    let tty = tty.context("no terminal to ask for a password; give -u NAME --password-stdin")?;
+    (&tty).write_all(question.as_bytes())?;
+    let before = tcgetattr(&tty)?;
+    if !shown {
+        let mut silent = before.clone();
+        // An interrupt ends the line instead of this process, which has to make the terminal speak again.
+        silent.local_modes.remove(LocalModes::ECHO | LocalModes::ISIG);
+        silent.special_codes[SpecialCodeIndex::VEOL] = INTERRUPT;
+        tcsetattr(&tty, OptionalActions::Flush, &silent)?;
+    }
+    let mut line = Vec::new();
+    let mut byte = [0];
+    let read = loop {
+        match (&tty).read(&mut byte) {
+            Ok(0) => break Ok(()),
+            Ok(_) if byte == *b"\n" || line.len() as u64 > PASSWORD_LIMIT => break Ok(()),
+            Ok(_) if byte == [INTERRUPT] => break Err(io::Error::new(io::ErrorKind::Interrupted, "interrupted")),
+            Ok(_) => line.push(byte[0]),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => break Err(error),
+        }
+    };
+    if !shown {
+        tcsetattr(&tty, OptionalActions::Flush, &before)?;
+        (&tty).write_all(b"\n")?;
+    }
+    read?;
+    String::from_utf8(line).context("what was typed")
+}
