@@ -63,6 +63,7 @@ pub enum Verb {
     Verify(Verify),
     Df(Df),
     Which(Which),
+    Stats(Stats),
     Doctor(Doctor),
     Completions(Completions),
     Man(Man),
@@ -407,6 +408,23 @@ pub struct Which {
     /// A name or an id, or the beginning of one
     pub image: String,
     pub path: PathBuf,
+}
+
+/// Show what the mounts of stratafs on this machine do: requests, errors, memory
+///
+/// Without a mountpoint all of them that this mount namespace has, of this user (of everybody, for root). State: writable,
+/// read-only, dead (its process has gone), no answer.
+#[derive(Args)]
+#[command(after_help = "Examples:\n  strata stats\n  strata stats --json /mnt/union")]
+pub struct Stats {
+    /// Print only the mountpoints
+    #[arg(short, long, conflicts_with = "json")]
+    pub quiet: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    /// This mount only, with its layers and its requests by kind
+    pub mountpoint: Option<PathBuf>,
 }
 
 /// Check what this machine lacks
