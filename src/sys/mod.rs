@@ -9,5 +9,6 @@ pub mod fuse_device;
 pub mod handle;
 pub mod mapping;
 pub mod memory;
+pub mod namespace;
 pub mod signals;
 pub mod xattr;
