@@ -5,7 +5,9 @@ use std::fs;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
+use rustix::fs::{FlockOperation, flock};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, UnmountFlags, fsconfig_create, fsconfig_set_string,
     fsmount, fsopen, move_mount, unmount,
@@ -15,6 +17,9 @@ use serde::{Deserialize, Serialize};
 use super::{Container, Record};
 use crate::image::store::{Layer, Store};
 use crate::image::{ImageError, IoContext, Result};
+
+/// Longest wait for a driver whose mount is gone.
+const DRIVER_PATIENCE: Duration = Duration::from_secs(60);
 
 /// What mounts a stack.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -87,8 +92,25 @@ impl Container {
             Err(rustix::io::Errno::BUSY) => {
                 Err(ImageError::refused(mountpoint.display().to_string(), "is in use; end what uses it, or --lazy"))
             }
-            result => result.at(mountpoint),
+            Err(error) => Err(error).at(mountpoint),
+            Ok(()) if lazily => Ok(()),
+            Ok(()) => self.wait_for_driver(),
         }
+    }
+
+    /// The driver lets go of the upper a moment after the mount is gone; until then it refuses the next mount of it.
+    fn wait_for_driver(&self) -> Result<()> {
+        if self.record.read_only || self.record.driver != Driver::Stratafs {
+            return Ok(());
+        }
+        let upper = self.open_upper()?;
+        let deadline = Instant::now() + DRIVER_PATIENCE;
+        while flock(&upper, FlockOperation::NonBlockingLockExclusive) == Err(rustix::io::Errno::WOULDBLOCK)
+            && Instant::now() < deadline
+        {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Ok(())
     }
 
     /// True if something is mounted at its mount point.
