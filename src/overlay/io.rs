@@ -30,7 +30,8 @@ impl Overlay {
             mode if mode == libc::O_WRONLY as u32 && !self.config.writeback => OFlags::WRONLY,
             _ => OFlags::RDWR,
         };
-        access | (OFlags::from_bits_retain(flags) & OFlags::TRUNC)
+        let quiet = if self.config.no_atime { OFlags::NOATIME } else { OFlags::empty() };
+        access | quiet | (OFlags::from_bits_retain(flags) & OFlags::TRUNC)
     }
 
     /// Opens a regular file with `flags` (those of `open(2)`).
