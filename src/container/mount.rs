@@ -50,7 +50,11 @@ impl Container {
         if self.record.rootless && self.holder()?.is_some() {
             return Err(ImageError::refused(&self.name, "is mounted in another namespace; use exec, or stop it first"));
         }
-        let mut lowers: Vec<PathBuf> = self.layers(store)?.iter().rev().map(Layer::diff).collect();
+        let layers = self.layers(store)?;
+        if self.record.driver == Driver::Stratafs {
+            layers.iter().for_each(Layer::ensure_inventory);
+        }
+        let mut lowers: Vec<PathBuf> = layers.iter().rev().map(Layer::diff).collect();
         // overlayfs wants two layers if none is writable, and every driver wants one; an empty one changes nothing.
         if lowers.len() < 1 + usize::from(self.record.read_only) {
             lowers.push(self.dir.join("empty"));

@@ -274,6 +274,10 @@ fn prepare_work(parent: &UpperDir, volatile: bool) -> Result<UpperDir, String> {
         dir.make_dir(INCOMPAT, 0o700).map_err(text)?;
         let incompat = dir.open_upper_dir(INCOMPAT).map_err(text)?;
         incompat.make_dir(c"volatile", 0o700).map_err(text)?;
+        // The one thing that must be on the disk before anything else.
+        for marked in [&incompat, &dir] {
+            rustix::fs::fsync(marked.open_self().map_err(text)?).map_err(text)?;
+        }
     }
     Ok(dir)
 }

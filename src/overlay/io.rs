@@ -269,7 +269,14 @@ impl Overlay {
         if !self.flushes() {
             return Ok(());
         }
-        let file = self.current(&*self.open_handle(handle)?)?;
+        let handle = self.open_handle(handle)?;
+        let file = self.current(&handle)?;
+        if !handle.real.read().upper && handle.node.has_upper() {
+            // Its content is still below, and nothing is to be done for that; its attributes are not (kernel:
+            // `ovl_fsync`).
+            let attributes = self.on_upper(&handle.node, |dir, name| dir.open_writable(name, OFlags::RDONLY))?;
+            return rustix::fs::fsync(attributes);
+        }
         if data_only { rustix::fs::fdatasync(file) } else { rustix::fs::fsync(file) }
     }
 

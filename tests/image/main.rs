@@ -5,6 +5,8 @@
 
 #[path = "../common/layer_dirs.rs"]
 mod layer_dirs;
+#[path = "../common/terminal.rs"]
+mod pty;
 #[path = "../common/readme.rs"]
 mod readme;
 #[path = "../common/tar_build.rs"]
@@ -19,6 +21,7 @@ mod create;
 mod engines;
 mod fixture;
 mod interop;
+mod inventory;
 mod run;
 mod store;
 mod terminal;

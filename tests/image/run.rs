@@ -1,7 +1,8 @@
 //! What `run` takes from an image's configuration and from its flags, and what survives a crash.
 
+use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use super::container::{World, processes, wait_until, worlds};
 use super::tar_build::Tar;
@@ -119,6 +120,28 @@ fn exec_runs_as_whom_and_where_it_is_told() {
         assert!(refusal(&world, 1, &["exec", "d", "/bin/id"]).contains("d: no such container"));
         let told = refusal(&world, 1, &["run", "--name", "c", "tool:1"]);
         assert!(told.contains("there is a container of that name already"), "{told}");
+    }
+}
+
+#[test]
+fn logs_are_followed_and_cut() {
+    for world in worlds() {
+        let script = "echo 1; echo 2; echo 3; while [ ! -e /tmp/go ]; do sleep 0.05; done; echo last";
+        world.ok(&["run", "-d", "--name", "c", "tool:1", script]);
+        wait_until("three lines", || world.ok(&["logs", "c"]) == "1\n2\n3\n");
+        for (lines, expected) in [("0", ""), ("1", "3\n"), ("2", "2\n3\n"), ("3", "1\n2\n3\n"), ("9", "1\n2\n3\n")] {
+            assert_eq!(world.ok(&["logs", "--tail", lines, "c"]), expected, "{}: {lines}", world.driver);
+        }
+        let mut follower = world.command(&["logs", "-f", "-n", "1", "c"]).stdout(Stdio::piped()).spawn().unwrap();
+        let mut out = BufReader::new(follower.stdout.take().unwrap());
+        let mut line = String::new();
+        out.read_line(&mut line).unwrap();
+        assert_eq!(line, "3\n");
+        world.ok(&["exec", "c", "/bin/touch", "/tmp/go"]);
+        let mut rest = String::new();
+        out.read_to_string(&mut rest).unwrap();
+        assert_eq!((rest.as_str(), follower.wait().unwrap().success()), ("last\n", true), "{}", world.driver);
+        wait_until("no mount", || world.mounts() == 0);
     }
 }
 

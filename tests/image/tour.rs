@@ -91,46 +91,37 @@ impl Drop for Tour {
     }
 }
 
+/// In one directory and in the order of the page, as a reader would.
 #[test]
-fn a_stack_by_hand() {
-    if !super::fuse_for("tour::a_stack_by_hand") {
+fn the_tour_of_the_readme() {
+    if !super::fuse_for("tour::the_tour_of_the_readme") {
         return;
     }
-    let tour = Tour::new();
-    let listed = tour.run(&blocks("Five minutes")["Mount a stack by hand"]);
-    assert!(listed.lines().filter(|line| line.starts_with('c')).count() == 2, "two whiteouts: {listed}");
+    let (tour, all) = (Tour::new(), blocks("Five minutes"));
+    let listed = tour.run(&all["Mount a stack by hand"]);
+    assert_eq!(listed.lines().filter(|line| line.starts_with('c')).count(), 2, "two whiteouts: {listed}");
     for name in ["file", "less", "gone", "more"] {
         assert!(listed.lines().any(|line| line.ends_with(&format!(" {name}"))), "{name}: {listed}");
     }
     assert_eq!(tour.mounts(), Vec::<String>::new());
-}
 
-#[test]
-fn images() {
-    if !super::fuse_for("tour::images") {
-        return;
-    }
-    let tour = Tour::new();
     std::fs::write(tour.path("debian.tar"), docker_old("docker.io/library/debian:12")).unwrap();
     tour.program("podman", "#!/bin/sh\n[ \"$*\" = 'save debian:12' ] && exec cat debian.tar\n");
     let apt = "#!/bin/bash\n[ \"$1\" = update ] || { echo '#!/bin/bash\necho jq-1.6' >/bin/jq; chmod +x /bin/jq; }\n";
-    let tar = rootfs_with(&["/bin/bash", "/bin/chmod"])
-        .entry(super::tar_build::spec("bin/apt-get", b'0').mode(0o755).content(apt));
-    std::fs::write(tour.path("rootfs.tar"), tar.end()).unwrap();
-    let all = blocks("Five minutes");
-    let blocks: Vec<&str> = all["Images"].split_inclusive("jq.tar debian:jq\n").collect();
-    let [block, by_hand] = blocks.as_slice() else { panic!("README's blocks about images: {blocks:?}") };
+    let apt = super::tar_build::spec("bin/apt-get", b'0').mode(0o755).content(apt);
+    std::fs::write(tour.path("rootfs.tar"), rootfs_with(&["/bin/bash", "/bin/chmod"]).entry(apt).end()).unwrap();
+    // The end of the section is about an archive and a mount of its own.
+    let (block, by_hand) = all["Images"].split_once("stack=").expect("README unpacks an archive by hand");
     let told = tour.run(block);
     for line in ["Loaded image: debian:12\n", "A /bin/jq\n", "jq-1.6\n", "SHARED WITH"] {
         assert!(told.contains(line), "{line:?} in {told}");
     }
-    // The second block is about an archive and a mount of its own.
     std::fs::rename(tour.path("jq.tar"), tour.path("image.tar")).unwrap();
-    for name in ["upper", "work", "merged"] {
-        std::fs::create_dir(tour.path(name)).unwrap();
-    }
-    tour.run(&by_hand.replace("\nstrata snapshot", "\ntouch merged/new\numount merged\nstrata snapshot"));
+    tour.run(
+        &format!("stack={by_hand}").replace("\nstrata snapshot", "\ntouch merged/new\numount merged\nstrata snapshot"),
+    );
     let listed = Command::new("tar").arg("-tf").arg(tour.path("layer.tar")).output().unwrap();
-    assert_eq!(String::from_utf8(listed.stdout).unwrap(), "new\n");
+    let listed = String::from_utf8(listed.stdout).unwrap();
+    assert!(listed.lines().any(|name| name == "new") && listed.contains(".wh.gone"), "{listed}");
     assert_eq!(tour.mounts(), Vec::<String>::new());
 }

@@ -5,6 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::process::Stdio;
 
 use super::fixture::docker_old;
+use super::pty::Terminal;
 use super::readme::blocks;
 use super::server::{Server, Wants};
 use super::{Home, digest_in};
@@ -145,4 +146,32 @@ fn the_tour_of_the_readme() {
     let told = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{script}: {told}");
     assert!(told.contains("Login succeeded") && told.contains("Status: ") && told.contains("Mounted from"), "{told}");
+}
+
+#[test]
+fn a_password_is_typed_unseen() {
+    let server = Server::start(Wants { password: true, tls: false });
+    let home = Home::new();
+    let mut command = home.command(env!("CARGO_BIN_EXE_strata"));
+    command.args(["login", "--plain-http", &server.host()]);
+    let mut terminal = Terminal::run(&command);
+    terminal.waits_for("Username: ");
+    terminal.types("me\n");
+    terminal.waits_for("Password: ");
+    terminal.becomes("silent", |terminal| !terminal.echoes());
+    terminal.types("pa:ss\n");
+    terminal.waits_for("Login succeeded");
+    assert_eq!(terminal.ends(), Some(0));
+    assert!(!terminal.shown().contains("pa:ss"), "{:?}", terminal.shown());
+    assert!(terminal.echoes());
+
+    let mut terminal = Terminal::run(&command);
+    terminal.waits_for("Username: ");
+    terminal.types("me\n");
+    terminal.waits_for("Password: ");
+    terminal.becomes("silent", |terminal| !terminal.echoes());
+    terminal.types("half a pass\x03");
+    terminal.waits_for("interrupted");
+    assert_eq!(terminal.ends(), Some(1));
+    assert!(terminal.echoes(), "the terminal speaks again");
 }

@@ -1,9 +1,10 @@
 //! Verbs about containers.
 
 use std::fs::{self, File};
-use std::io::{self, IsTerminal};
+use std::io::{self, IsTerminal, Seek, SeekFrom, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
@@ -358,10 +359,52 @@ fn force_down(store: &Store, container: &Container, runtime: Option<&str>) -> Re
 
 pub fn logs(store: &Store, args: &Logs) -> Result<()> {
     let container = Container::open(store, &args.container)?;
-    match File::open(container.dir().join("log")) {
-        Ok(mut log) => Ok(io::copy(&mut log, &mut io::stdout()).map(drop)?),
-        Err(_) => bail!("{}: was not run detached and has no log", args.container),
+    let Ok(mut log) = File::open(container.dir().join("log")) else {
+        bail!("{}: was not run detached and has no log", args.container);
+    };
+    if let Some(lines) = args.tail {
+        seek_lines_from_end(&mut log, lines)?;
     }
+    let mut out = io::stdout();
+    loop {
+        // Asked before the log is read: what it wrote before it ended must not be missed.
+        let over = !args.follow || has_ended(&container);
+        io::copy(&mut log, &mut out)?;
+        out.flush()?;
+        if over {
+            return Ok(());
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+/// True if a detached container has ended, or what watched it was killed. Its lock is tried only once the watcher has
+/// been there, in whose way that would be.
+fn has_ended(container: &Container) -> bool {
+    let is_there = |name: &str| container.dir().join(name).exists();
+    is_there("exit") || !container.dir().exists() || (is_there("pid") && container.lock().is_ok())
+}
+
+/// Goes to where the last `lines` lines begin, reading backwards.
+fn seek_lines_from_end(log: &mut File, lines: usize) -> io::Result<()> {
+    const BLOCK: u64 = 64 << 10;
+    let end = log.seek(SeekFrom::End(0))?;
+    let (mut position, mut newlines) = (end, 0);
+    while position > 0 {
+        let start = position.saturating_sub(BLOCK);
+        let mut block = vec![0; usize::try_from(position - start).unwrap_or(0)];
+        log.read_exact_at(&mut block, start)?;
+        for (at, _) in block.iter().enumerate().rev().filter(|&(_, &byte)| byte == b'\n') {
+            let after = start + at as u64 + 1;
+            // The newline that ends the last line begins none.
+            newlines += usize::from(after != end);
+            if newlines == lines || lines == 0 {
+                return log.seek(SeekFrom::Start(if lines == 0 { end } else { after })).map(drop);
+            }
+        }
+        position = start;
+    }
+    log.seek(SeekFrom::Start(if lines == 0 { end } else { 0 })).map(drop)
 }
 
 pub fn diff(store: &Store, args: &Diff) -> Result<()> {

@@ -31,7 +31,9 @@ fn write_page(command: &clap::Command, name: &str, dir: &Path) -> Result<()> {
     let page = String::from_utf8(page).context("man page")?;
     let page = page
         .replace(".SH EXTRA\nExamples:\n", ".SH EXAMPLES\n")
-        .replace(".SH EXTRA\nExit codes: ", ".SH \"EXIT STATUS\"\n");
+        .replace(".SH EXTRA\nExit codes: ", ".SH \"EXIT STATUS\"\n")
+        .replace(".SH EXTRA\n", ".SH NOTES\n")
+        .replace("\nExamples:\n", "\n.SH EXAMPLES\n");
     let path = dir.join(format!("{name}.1"));
     std::fs::write(&path, page).with_context(|| path.display().to_string())
 }

@@ -210,8 +210,14 @@ pub struct Rm {
 
 /// Print what a detached container wrote
 #[derive(Args)]
-#[command(after_help = "Examples:\n  strata logs web\n  strata logs web | tail")]
+#[command(after_help = "Examples:\n  strata logs web\n  strata logs -f --tail 20 web")]
 pub struct Logs {
+    /// Go on until the container ends
+    #[arg(short, long)]
+    pub follow: bool,
+    /// Begin with the last lines, this many of them [default: all]
+    #[arg(short = 'n', long, value_name = "LINES")]
+    pub tail: Option<usize>,
     /// The container's name
     pub container: String,
 }
