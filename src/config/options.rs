@@ -255,6 +255,8 @@ impl MountOptions {
             b"debug" => mount.debug = true,
             // Always on.
             b"default_permissions" => {}
+            // Not an option of a mount: `config::remount` reads it first.
+            b"remount" => {}
             _ => return false,
         }
         true
