@@ -114,10 +114,10 @@ struct Victim {
 }
 
 impl Victim {
-    /// `strata` below `wrapper`, for a minute at most.
+    /// `strata` below `wrapper`, for five minutes at most.
     fn strata(&self, wrapper: &[&str], args: &[&str]) -> Output {
         Command::new("timeout")
-            .args(["--signal=KILL", "60"])
+            .args(["--signal=KILL", "300"])
             .args(wrapper)
             .arg(env!("CARGO_BIN_EXE_strata"))
             .arg("--root")
