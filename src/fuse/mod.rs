@@ -10,6 +10,8 @@
 //! | `wire` | the bytes of requests and replies; pure |
 //! | `kernel` | what the overlay may ask of the kernel: passthrough, invalidation |
 //! | `place` | which mount is ours |
+//! | `privileges` | what the process gives up before it serves |
+//! | `stats` | what the mount says about itself |
 //! | `remount` | changes the flags of a mount that is there |
 //! | `counters` | how many requests of which kind |
 //!
@@ -49,9 +51,11 @@ mod crew;
 mod handshake;
 mod kernel;
 mod place;
+pub mod privileges;
 mod remount;
 mod serve;
 mod spin;
+pub mod stats;
 mod wire;
 
 use std::fs;
@@ -60,7 +64,7 @@ use std::mem::ManuallyDrop;
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fuser::{Config, MountOption, Session, SessionACL, SessionUnmounter};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -70,6 +74,7 @@ use rustix::thread::CapabilitySet;
 use crate::config::Passthrough;
 use crate::config::options::{Access, MountOptions};
 use crate::overlay::Overlay;
+use crate::overlay::types::NodeId;
 use crate::sys::signals::SignalQueue;
 use counters::Counters;
 use crew::Crew;
@@ -172,6 +177,8 @@ fn start(
     let server = Server {
         overlay: Arc::clone(overlay),
         counters: Counters::new(),
+        since: Instant::now(),
+        mounter: rustix::process::geteuid().as_raw(),
         door: match options.mount.access {
             Access::Owner | Access::Everybody => Door::Open,
             Access::RootAndOwner => Door::RootAnd(rustix::process::geteuid().as_raw()),
@@ -180,10 +187,9 @@ fn start(
         no_opendir: agreed.no_opendir,
     };
     let crew = Crew::start(server, device, Ttl::new(options.overlay.timeout), options.mount.threads)?;
-    // From a thread that answers nothing: the mount is ready when this comes back.
-    if !fs::symlink_metadata(mountpoint)?.is_dir() {
-        return Err(io::ErrorKind::NotADirectory.into());
-    }
+    // Not by asking the mount: who waits for an answer of his own process cannot even be killed, since the kernel
+    // gives up on the request only when the device is closed, and that is when the last thread has ended.
+    overlay.getattr(NodeId::ROOT, None)?;
     Ok(Mounted { overlay: Arc::clone(overlay), crew, place, unmounter, _session: session })
 }
 

@@ -13,7 +13,7 @@ use rustix::fs::{FallocateFlags, OFlags, SeekFrom};
 use super::Overlay;
 use super::attr::mode_without_set_id;
 use super::types::{Caller, Errno, HandleId, NodeId, OpenMode, Opened, Result};
-use crate::layer::{FileType, Stat};
+use crate::layer::{FileType, LayerDir, Stat};
 use crate::node::{FileHandle, Node, Real, handle::RealFile};
 
 /// Access mode bits of `open(2)`.
@@ -81,7 +81,12 @@ impl Overlay {
             Real::Upper => Ok((self.on_upper(node, |dir, name| dir.open_writable(name, flags))?, true)),
             Real::Lower(index) => {
                 let (parent, name) = node.name().ok_or(Errno::STALE)?;
-                Ok((self.lower_dir(&parent, usize::from(index))?.open_file(&name)?, false))
+                let file = self.lower_dir(&parent, usize::from(index))?.open_file(&name)?;
+                let view = self.lower_view(&parent, usize::from(index))?;
+                if matches!(view, LayerDir::Listed(_)) {
+                    view.confirm(&name, &Stat::of(file.as_fd(), c"")?)?;
+                }
+                Ok((file, false))
             }
         }
     }
@@ -264,7 +269,14 @@ impl Overlay {
         if !self.flushes() {
             return Ok(());
         }
-        let file = self.current(&*self.open_handle(handle)?)?;
+        let handle = self.open_handle(handle)?;
+        let file = self.current(&handle)?;
+        if !handle.real.read().upper && handle.node.has_upper() {
+            // Its content is still below, and nothing is to be done for that; its attributes are not (kernel:
+            // `ovl_fsync`).
+            let attributes = self.on_upper(&handle.node, |dir, name| dir.open_writable(name, OFlags::RDONLY))?;
+            return rustix::fs::fsync(attributes);
+        }
         if data_only { rustix::fs::fdatasync(file) } else { rustix::fs::fsync(file) }
     }
 

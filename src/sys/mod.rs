@@ -7,6 +7,8 @@ pub mod fork;
 pub mod forward;
 pub mod fuse_device;
 pub mod handle;
+pub mod mapping;
 pub mod memory;
+pub mod namespace;
 pub mod signals;
 pub mod xattr;

@@ -100,6 +100,100 @@ fn a_tour() {
 }
 
 #[test]
+fn what_lists_can_be_read_by_programs() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("store");
+    let archive = dir.path().join("in.tar");
+    std::fs::write(&archive, docker_old("x:1")).unwrap();
+    ok(&root, &["load", "-q", "-i", archive.to_str().unwrap()]);
+    let layers: Vec<String> =
+        layers().iter().rev().map(|layer| stratafs::image::digest::Digest::of(layer).to_string()).collect();
+    let id = ok(&root, &["images", "-q"]);
+    let table: [(&[&str], usize, String); 8] = [
+        (&["images"], 1, id.clone()),
+        (&["history", "x:1"], 3, format!("{id}<missing>\n<missing>\n")),
+        (&["layers", "x:1"], 3, layers.iter().map(|layer| format!("{layer}\n")).collect()),
+        (&["which", "x:1", "/usr/new"], 1, format!("{}\n", layers[0])),
+        (&["which", "x:1", "/pad"], 1, format!("{}\n", layers[2])),
+        (&["ps"], 0, String::new()),
+        (&["mount"], 0, String::new()),
+        (&["df"], 0, String::new()),
+    ];
+    for (verb, length, quiet) in table {
+        let json: serde_json::Value = serde_json::from_str(&ok(&root, &[verb, &["--json"]].concat())).unwrap();
+        let told = ok(&root, &[verb, &["--quiet"]].concat());
+        match verb {
+            ["df"] => assert!(json.is_object() && told.trim().parse::<u64>().is_ok(), "{told}"),
+            _ => assert_eq!((json.as_array().unwrap().len(), told), (length, quiet), "{verb:?}"),
+        }
+        fails(&root, 2, &[verb, &["--quiet", "--json"]].concat());
+    }
+    let doctor = strata(&root, &["doctor", "--json"]);
+    let checks: serde_json::Value = serde_json::from_slice(&doctor.stdout).unwrap();
+    let all_well = checks.as_array().unwrap().iter().all(|check| check["Ok"] == true);
+    let quiet = strata(&root, &["doctor", "--quiet"]);
+    assert_eq!((all_well, all_well), (quiet.status.success(), quiet.stdout.is_empty()));
+}
+
+#[test]
+fn near_words_are_suggested() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("store");
+    let archive = dir.path().join("in.tar");
+    std::fs::write(&archive, docker_old("debian:12")).unwrap();
+    ok(&root, &["load", "-q", "-i", archive.to_str().unwrap()]);
+    for (verb, near) in [("imgaes", "images"), ("comit", "commit"), ("pul", "pull"), ("inspct", "inspect")] {
+        let told = fails(&root, 2, &[verb]);
+        assert!(told.contains(&format!("'{near}'")), "{told}");
+    }
+    assert!(fails(&root, 2, &["images", "--qiet"]).contains("--quiet"));
+    assert!(fails(&root, 1, &["run", "debain:12"]).ends_with("no such image; did you mean debian:12?\n"));
+    assert!(fails(&root, 1, &["inspect", "fedora"]).ends_with("no such image; strata pull fedora gets one\n"));
+    assert!(fails(&root, 1, &["inspect", "sha256:00"]).ends_with("sha256:00: no such image\n"));
+}
+
+#[test]
+fn colours_are_for_terminals_that_want_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let on_terminal = |no_color: bool| {
+        let line = format!("{} imgaes; {0} --help", env!("CARGO_BIN_EXE_strata"));
+        let mut command = Command::new("script");
+        command.args(["-qc", &line, "/dev/null"]).env("TERM", "xterm").env_remove("NO_COLOR").current_dir(dir.path());
+        if no_color {
+            command.env("NO_COLOR", "1");
+        }
+        String::from_utf8(command.stdin(Stdio::null()).output().unwrap().stdout).unwrap()
+    };
+    assert!(on_terminal(false).contains('\x1b'));
+    assert!(!on_terminal(true).contains('\x1b'));
+    assert!(!fails(dir.path(), 2, &["imgaes"]).contains('\x1b'));
+}
+
+#[test]
+fn manuals_and_completions_know_every_verb() {
+    let dir = tempfile::tempdir().unwrap();
+    let man = dir.path().join("man");
+    ok(dir.path(), &["man", man.to_str().unwrap()]);
+    let page = |name: &str| std::fs::read_to_string(man.join(name)).unwrap();
+    assert!(page("strata.1").contains(".SH \"EXIT STATUS\"\n0 done, 1 failed, 2 wrong usage"));
+    let verbs: Vec<String> = std::fs::read_dir(&man)
+        .unwrap()
+        .filter_map(|entry| {
+            let name = entry.unwrap().file_name().into_string().unwrap();
+            Some(name.strip_prefix("strata-")?.strip_suffix(".1")?.to_owned())
+        })
+        .collect();
+    assert!(verbs.len() > 30 && verbs.iter().any(|verb| verb == "pull"), "{verbs:?}");
+    for shell in ["bash", "zsh", "fish"] {
+        let script = ok(dir.path(), &["completions", shell]);
+        for verb in &verbs {
+            assert!(script.contains(verb.as_str()), "{shell}: {verb}");
+            assert!(page(&format!("strata-{verb}.1")).contains(".SH EXAMPLES\n  strata"), "{verb}");
+        }
+    }
+}
+
+#[test]
 fn wrong_use_and_failures() {
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path().join("store");

@@ -42,6 +42,7 @@ pub enum Verb {
     Flatten(Flatten),
     Unpack(Unpack),
     Snapshot(Snapshot),
+    Inventory(Inventory),
     Images(Images),
     Inspect(Inspect),
     History(History),
@@ -62,6 +63,7 @@ pub enum Verb {
     Verify(Verify),
     Df(Df),
     Which(Which),
+    Stats(Stats),
     Doctor(Doctor),
     Completions(Completions),
     Man(Man),
@@ -220,7 +222,7 @@ pub struct Flatten {
 pub struct Unpack {
     /// A docker-archive, an OCI archive or an OCI directory; `-`: standard input
     pub archive: PathBuf,
-    /// The directory to make; layers become DIR/1 (the lowest), DIR/2, …
+    /// The directory to make; layers become DIR/1 (the lowest), DIR/2, …, with their inventories beside them
     pub dir: PathBuf,
     /// Which image of an index with several [default: this machine's]
     #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
@@ -248,6 +250,20 @@ pub struct Snapshot {
     pub source_date_epoch: Option<i64>,
 }
 
+/// Write the inventory of layer directories, with which stratafs mounts need not look into them; needs no store
+///
+/// The inventory of DIR is the file DIR.inventory beside it. Layers of a store have theirs. Make it again when a layer was
+/// changed, or remove it.
+#[derive(Args)]
+#[command(
+    after_help = "Examples:\n  strata inventory layers/1 layers/2\n  strata inventory /srv/base && stratafs -o lowerdir=/srv/base /mnt"
+)]
+pub struct Inventory {
+    /// Layer directories
+    #[arg(required = true, value_name = "DIR")]
+    pub dirs: Vec<PathBuf>,
+}
+
 /// List images
 #[derive(Args)]
 #[command(visible_alias = "ls", after_help = "Examples:\n  strata images\n  strata images -q debian")]
@@ -255,7 +271,7 @@ pub struct Images {
     /// Only images of this repository or name
     pub name: Option<String>,
     /// Print only ids
-    #[arg(short, long)]
+    #[arg(short, long, conflicts_with = "json")]
     pub quiet: bool,
     /// Print whole ids
     #[arg(long)]
@@ -284,9 +300,13 @@ pub struct History {
     /// Print commands whole
     #[arg(long)]
     pub no_trunc: bool,
+    /// Print only ids
+    #[arg(short, long, conflicts_with = "json")]
+    pub quiet: bool,
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+    /// A name or an id, or the beginning of one
     pub image: String,
 }
 
@@ -294,6 +314,7 @@ pub struct History {
 #[derive(Args)]
 #[command(after_help = "Examples:\n  strata tag debian:12 debian:stable\n  strata tag 4f1a registry.example/base:1")]
 pub struct Tag {
+    /// A name or an id, or the beginning of one
     pub image: String,
     #[arg(value_name = "NAME[:TAG]")]
     pub name: Reference,
@@ -314,9 +335,13 @@ pub struct Rmi {
 #[derive(Args)]
 #[command(after_help = "Examples:\n  strata layers debian:12\n  strata layers --json debian:12")]
 pub struct Layers {
+    /// Print only diff ids, the topmost first
+    #[arg(short, long, conflicts_with = "json")]
+    pub quiet: bool,
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+    /// A name or an id, or the beginning of one
     pub image: String,
 }
 
@@ -326,6 +351,7 @@ pub struct Layers {
     after_help = "Examples:\n  strata commit web web:2\n  strata commit -m 'add curl' -a 'Me <me@example.org>' -c 'CMD [\"curl\"]' web web:2"
 )]
 pub struct Commit {
+    /// The container's name
     pub container: String,
     #[arg(value_name = "NAME[:TAG]")]
     pub name: Option<Reference>,
@@ -349,7 +375,7 @@ pub struct Gc {
 #[derive(Args)]
 #[command(after_help = "Examples:\n  strata verify\n  strata verify --repair debian:12")]
 pub struct Verify {
-    /// Remove what is damaged, so that loading its image again brings it back
+    /// Remove what is damaged, so that loading its image again brings it back; make inventories again that do not fit
     #[arg(long)]
     pub repair: bool,
     /// Only these images [default: the whole store]
@@ -361,6 +387,9 @@ pub struct Verify {
 #[derive(Args)]
 #[command(after_help = "Examples:\n  strata df\n  strata df --json")]
 pub struct Df {
+    /// Print only bytes
+    #[arg(short, long, conflicts_with = "json")]
+    pub quiet: bool,
     /// Print JSON
     #[arg(long)]
     pub json: bool,
@@ -370,17 +399,45 @@ pub struct Df {
 #[derive(Args)]
 #[command(after_help = "Examples:\n  strata which debian:12 /etc/passwd\n  strata which --json web:2 /srv")]
 pub struct Which {
+    /// Print only the diff id of the layer that it comes from
+    #[arg(short, long, conflicts_with = "json")]
+    pub quiet: bool,
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+    /// A name or an id, or the beginning of one
     pub image: String,
     pub path: PathBuf,
+}
+
+/// Show what the mounts of stratafs on this machine do: requests, errors, memory
+///
+/// Without a mountpoint all of them that this mount namespace has, of this user (of everybody, for root). State: writable,
+/// read-only, dead (its process has gone), no answer.
+#[derive(Args)]
+#[command(after_help = "Examples:\n  strata stats\n  strata stats --json /mnt/union")]
+pub struct Stats {
+    /// Print only the mountpoints
+    #[arg(short, long, conflicts_with = "json")]
+    pub quiet: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    /// This mount only, with its layers and its requests by kind
+    pub mountpoint: Option<PathBuf>,
 }
 
 /// Check what this machine lacks
 #[derive(Args)]
 #[command(after_help = "Examples:\n  strata doctor\n  strata --root /srv/store doctor")]
-pub struct Doctor {}
+pub struct Doctor {
+    /// Print only what is missing
+    #[arg(short, long, conflicts_with = "json")]
+    pub quiet: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
 
 /// Print completions for a shell
 #[derive(Args)]

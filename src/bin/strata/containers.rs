@@ -1,9 +1,10 @@
 //! Verbs about containers.
 
 use std::fs::{self, File};
-use std::io::{self, IsTerminal};
+use std::io::{self, IsTerminal, Seek, SeekFrom, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
@@ -11,7 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use serde_json::json;
 use stratafs::container::bundle::{Network, RunOptions};
-use stratafs::container::{Container, CreateOptions, Runtime};
+use stratafs::container::{Container, CreateOptions, Runtime, rootless};
 use stratafs::image::layer;
 use stratafs::image::store::{Layer, Store};
 use stratafs::image::time::Timestamp;
@@ -21,12 +22,7 @@ use super::output::{print_json, print_line, print_table, shorten};
 
 pub fn mount(store: &Store, args: &Mount) -> Result<()> {
     let Some(image) = &args.image else {
-        for container in Container::list(store)? {
-            if container.is_mounted()? {
-                print_line(&format!("{}   {}", container.name(), container.record.mountpoint.display()))?;
-            }
-        }
-        return Ok(());
+        return list_mounted(store, args);
     };
     let existing = match args.name.is_none() && args.mountpoint.is_none() {
         true => Container::open(store, image).ok(),
@@ -41,6 +37,7 @@ pub fn mount(store: &Store, args: &Mount) -> Result<()> {
         driver: args.driver.into(),
         read_only: args.read_only,
         mountpoint: args.mountpoint.clone(),
+        rootless: !rustix::process::geteuid().is_root(),
         ..CreateOptions::default()
     };
     let container = Container::create(store, &store.find(image)?, &options)?;
@@ -51,6 +48,26 @@ pub fn mount(store: &Store, args: &Mount) -> Result<()> {
             Err(error.into())
         }
     }
+}
+
+fn list_mounted(store: &Store, args: &Mount) -> Result<()> {
+    let mut mounted = Vec::new();
+    for container in Container::list(store)? {
+        if container.is_mounted()? {
+            mounted.push(container);
+        }
+    }
+    if args.json {
+        let value = |container: &Container| {
+            json!({"Name": container.name(), "Image": container.record.image_name,
+                "Mountpoint": container.record.mountpoint})
+        };
+        return Ok(print_json(&mounted.iter().map(value).collect())?);
+    }
+    Ok(mounted.iter().try_for_each(|container| match args.quiet {
+        true => print_line(container.name()),
+        false => print_line(&format!("{}   {}", container.name(), container.record.mountpoint.display())),
+    })?)
 }
 
 pub fn umount(store: &Store, args: &Umount) -> Result<()> {
@@ -77,6 +94,7 @@ fn by_name_or_mountpoint(store: &Store, name: &str) -> Result<Container> {
 }
 
 pub fn run(store: &Store, args: Run) -> Result<ExitCode> {
+    let rootless = rootless::enter()?;
     let runtime = Runtime::find(store, args.runtime.as_deref())?;
     if args.tty && !io::stdin().is_terminal() {
         bail!("-t needs a terminal as standard input");
@@ -105,6 +123,7 @@ pub fn run(store: &Store, args: Run) -> Result<ExitCode> {
         driver: args.driver.into(),
         command: options.words(&image.config.process()),
         remove_at_exit: args.rm,
+        rootless,
         ..CreateOptions::default()
     };
     let mut container = Container::create(store, &image, &create)?;
@@ -189,6 +208,7 @@ pub fn supervise(store: &Store, args: &Supervise) -> Result<ExitCode> {
 pub fn exec(store: &Store, args: Exec) -> Result<ExitCode> {
     let runtime = Runtime::find(store, args.runtime.as_deref())?;
     let container = Container::open(store, &args.container)?;
+    container.join()?;
     let options = RunOptions {
         command: args.command,
         env: args.env,
@@ -206,9 +226,10 @@ fn status(runtime: Option<&Runtime>, container: &Container) -> Result<String> {
         Some(runtime) => runtime.state(container)?,
         None => None,
     };
-    Ok(match state.filter(|state| state.status != "stopped") {
+    Ok(match state {
+        // It ended with everything that watched it, and nobody has cleaned up yet.
         Some(state) => state.status,
-        None if container.is_mounted()? => "mounted".to_owned(),
+        None if container.is_alive()? => "mounted".to_owned(),
         None => match fs::read_to_string(container.dir().join("exit")) {
             Ok(code) => format!("exited ({})", code.trim()),
             Err(_) => "stopped".to_owned(),
@@ -247,10 +268,16 @@ pub fn stop(store: &Store, args: &Stop) -> Result<()> {
         let container = Container::open(store, name)?;
         let signal = container.config(store)?.process().stop_signal;
         let signal = if signal.is_empty() { "TERM" } else { signal.trim_start_matches("SIG") };
-        end(store, &runtime, &container, signal, Duration::from_secs(args.time.into()))?;
+        let patience = Duration::from_secs(args.time.into());
+        in_its_namespace(&container, || end(store, &runtime, &container, signal, patience))?;
         print_line(name)?;
     }
     Ok(())
+}
+
+/// Does something where the container is mounted, which a user without privilege has done in a namespace of its own.
+fn in_its_namespace(container: &Container, work: impl FnOnce() -> Result<()>) -> Result<()> {
+    container.in_its_namespace(|| work().map_err(|error| format!("{error:#}"))).map_err(anyhow::Error::msg)
 }
 
 /// Sends the signal, then kills what does not end in time. What the process that ran the container would do at its
@@ -298,14 +325,24 @@ pub fn remove(store: &Store, args: &Rm) -> Result<()> {
     for name in &args.containers {
         let container = Container::open(store, name)?;
         if args.force {
-            force_down(store, &container, args.runtime.as_deref())?;
+            in_its_namespace(&container, || force_down(store, &container, args.runtime.as_deref()))?;
         }
         if container.dir().exists() {
-            container.remove(store)?;
+            container.clone().remove(store)?;
         }
+        forget_state(store, &container, args.runtime.as_deref())?;
         print_line(name)?;
     }
     Ok(())
+}
+
+/// What a crash left with the runtime would be in the way of the next container of that name.
+fn forget_state(store: &Store, container: &Container, runtime: Option<&str>) -> Result<()> {
+    let Ok(runtime) = Runtime::find(store, runtime) else { return Ok(()) };
+    match runtime.state(container)? {
+        Some(state) if state.status == "stopped" => Ok(runtime.delete(container, true)?),
+        _ => Ok(()),
+    }
 }
 
 fn force_down(store: &Store, container: &Container, runtime: Option<&str>) -> Result<()> {
@@ -322,10 +359,52 @@ fn force_down(store: &Store, container: &Container, runtime: Option<&str>) -> Re
 
 pub fn logs(store: &Store, args: &Logs) -> Result<()> {
     let container = Container::open(store, &args.container)?;
-    match File::open(container.dir().join("log")) {
-        Ok(mut log) => Ok(io::copy(&mut log, &mut io::stdout()).map(drop)?),
-        Err(_) => bail!("{}: was not run detached and has no log", args.container),
+    let Ok(mut log) = File::open(container.dir().join("log")) else {
+        bail!("{}: was not run detached and has no log", args.container);
+    };
+    if let Some(lines) = args.tail {
+        seek_lines_from_end(&mut log, lines)?;
     }
+    let mut out = io::stdout();
+    loop {
+        // Asked before the log is read: what it wrote before it ended must not be missed.
+        let over = !args.follow || has_ended(&container);
+        io::copy(&mut log, &mut out)?;
+        out.flush()?;
+        if over {
+            return Ok(());
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+/// True if a detached container has ended, or what watched it was killed. Its lock is tried only once the watcher has
+/// been there, in whose way that would be.
+fn has_ended(container: &Container) -> bool {
+    let is_there = |name: &str| container.dir().join(name).exists();
+    is_there("exit") || !container.dir().exists() || (is_there("pid") && container.lock().is_ok())
+}
+
+/// Goes to where the last `lines` lines begin, reading backwards.
+fn seek_lines_from_end(log: &mut File, lines: usize) -> io::Result<()> {
+    const BLOCK: u64 = 64 << 10;
+    let end = log.seek(SeekFrom::End(0))?;
+    let (mut position, mut newlines) = (end, 0);
+    while position > 0 {
+        let start = position.saturating_sub(BLOCK);
+        let mut block = vec![0; usize::try_from(position - start).unwrap_or(0)];
+        log.read_exact_at(&mut block, start)?;
+        for (at, _) in block.iter().enumerate().rev().filter(|&(_, &byte)| byte == b'\n') {
+            let after = start + at as u64 + 1;
+            // The newline that ends the last line begins none.
+            newlines += usize::from(after != end);
+            if newlines == lines || lines == 0 {
+                return log.seek(SeekFrom::Start(if lines == 0 { end } else { after })).map(drop);
+            }
+        }
+        position = start;
+    }
+    log.seek(SeekFrom::Start(if lines == 0 { end } else { 0 })).map(drop)
 }
 
 pub fn diff(store: &Store, args: &Diff) -> Result<()> {
@@ -338,11 +417,15 @@ pub fn diff(store: &Store, args: &Diff) -> Result<()> {
         let value = |change: &layer::Change| json!({"Kind": change.kind.to_string(), "Path": path(&change.path)});
         return Ok(print_json(&changes.iter().map(value).collect())?);
     }
-    Ok(changes.iter().try_for_each(|change| print_line(&format!("{} {}", change.kind, path(&change.path))))?)
+    Ok(changes.iter().try_for_each(|change| match args.quiet {
+        true => print_line(&path(&change.path)),
+        false => print_line(&format!("{} {}", change.kind, path(&change.path))),
+    })?)
 }
 
 fn container_diff(store: &Store, name: &str) -> Result<Vec<layer::Change>> {
     let container = Container::open(store, name)?;
+    container.join()?;
     container.sync()?;
     let upper = container.open_upper()?;
     let lowers = open_topmost_first(&container.layers(store)?)?;

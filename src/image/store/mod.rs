@@ -7,6 +7,7 @@
 //!   blobs/sha256/HEX     configs and manifests; layers' blobs only if they were to be kept
 //!   layers/HEX/          a layer: by its diff id, or by its chain id if it depends on what lies below
 //!     diff/              the directory to mount
+//!     diff.inventory     what is in it (see [`crate::inventory`]); may be missing
 //!     recipe             how to re-assemble the layer's tar, bit for bit
 //!     layer.json         a [`LayerRecord`]
 //!   containers/NAME/     a container; an OCI runtime bundle
@@ -45,7 +46,7 @@ pub use images::{Image, Removed};
 pub(crate) use layers::open_dir;
 pub use layers::{Layer, LayerRecord};
 pub(crate) use transaction::open_topmost_first;
-pub use transaction::{AddedLayer, Transaction};
+pub use transaction::{AddedLayer, Transaction, blob_mark};
 pub use verify::{Damage, Untrusted, Verification};
 
 /// An opened store.
