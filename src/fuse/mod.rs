@@ -5,6 +5,7 @@
 //! | `mod` | mounts, waits, unmounts |
 //! | `handshake` | what is agreed in `INIT` |
 //! | `crew` | the threads and their buffers |
+//! | `shift` | how many threads wait for requests |
 //! | `spin` | waiting for the next request awake |
 //! | `serve` | one request: decode, call, encode; errno; panics |
 //! | `wire` | the bytes of requests and replies; pure |
@@ -51,6 +52,7 @@ mod kernel;
 mod place;
 mod remount;
 mod serve;
+mod shift;
 mod spin;
 mod wire;
 
