@@ -5,6 +5,7 @@ mod dir;
 pub mod fd_cache;
 mod index;
 mod marks;
+mod order;
 mod origin;
 mod stat;
 mod upper;

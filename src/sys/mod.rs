@@ -9,4 +9,5 @@ pub mod fuse_device;
 pub mod handle;
 pub mod memory;
 pub mod signals;
+pub mod write_out;
 pub mod xattr;
