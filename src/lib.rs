@@ -13,10 +13,11 @@
 //! | [`fuse`] | mount, read requests from `/dev/fuse`, decode, call, reply; threads; passthrough ids. The only module naming `fuser` | `overlay` `node` `config` `sys` |
 //! | [`overlay`] | one file per verb group; takes the locks | `node` `merge` `copy_up` `layer` `whiteout` `config` `sys` |
 //! | [`copy_up`] | stage in the work directory, fill, publish with one rename or link | `merge` `layer` `whiteout` `sys` |
-//! | [`merge`] | resolve one name through the stack; merge one directory | `layer` `whiteout` `sys` |
+//! | [`merge`] | resolve one name through the stack; merge one directory | `layer` `inventory` `whiteout` `sys` |
 //! | [`node`] | inode table, dentries, lookup counts, open handles; no I/O | `layer` types, `merge` listings |
-//! | [`layer`] | [`layer::Layer`] (reads only), [`layer::UpperLayer`] (alone can write), work directory, stack | `sys` `whiteout` `config` |
-//! | [`image`] | archives in and out, registries, the store, unpacking, diff, commit. Its `registry` is the only module naming `ureq` | `whiteout` `sys` |
+//! | [`layer`] | [`layer::Layer`] (reads only), [`layer::UpperLayer`] (alone can write), work directory, stack | `inventory` `sys` `whiteout` `config` |
+//! | [`inventory`] | the file beside a layer that lists everything in it: format, writing, reading | `whiteout` `sys` |
+//! | [`image`] | archives in and out, registries, the store, unpacking, diff, commit. Its `registry` is the only module naming `ureq` | `inventory` `whiteout` `sys` |
 //! | [`container`] | OCI runtime bundles, running them | `image` `whiteout` `sys` |
 //! | [`whiteout`] | codec of every on-disk mark: whiteouts, opaque, redirect, origin, metacopy; pure | nothing |
 //! | [`config`] | mount options; pure | nothing |
@@ -45,6 +46,7 @@ pub mod container;
 pub mod copy_up;
 pub mod fuse;
 pub mod image;
+pub mod inventory;
 pub mod layer;
 pub mod merge;
 pub mod node;

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 const LONGEST_FILE: usize = 500;
 
 /// Modules that run inside a mount: an error there goes to the caller, and nothing panics.
-const DRIVER: [&str; 6] = ["fuse", "overlay", "node", "merge", "copy_up", "layer"];
+const DRIVER: [&str; 7] = ["fuse", "overlay", "node", "merge", "copy_up", "layer", "inventory"];
 
 /// The module that alone may hold `unsafe`.
 const UNSAFE_MODULE: &str = "sys";

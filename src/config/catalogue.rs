@@ -89,6 +89,13 @@ pub const GROUPS: &[Group] = &[
                  `redirect_dir=on`.",
             ),
             entry(
+                &["inventory"],
+                SWITCH,
+                "on",
+                "Names and attributes of a layer `DIR` are taken from its inventory, the file `DIR.inventory` beside it, \
+                 where that is there and can be believed (see `strata inventory`). `off`: the layers are asked.",
+            ),
+            entry(
                 &["xino"],
                 "on|off|auto",
                 "auto",

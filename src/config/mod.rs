@@ -28,6 +28,8 @@ pub struct OverlayConfig {
     pub index: bool,
     /// `metacopy=on`: changing only attributes copies no data.
     pub metacopy: bool,
+    /// `inventory=off`: layers are asked themselves, also where they have an inventory.
+    pub no_inventory: bool,
     /// How inode numbers of layers on several file systems are told apart.
     pub xino: Xino,
     /// `userxattr`: marks are `user.overlay.*` although the process may set `trusted.*`.

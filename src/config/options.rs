@@ -185,6 +185,7 @@ impl MountOptions {
             b"fsync" => overlay.ignore_fsync = !value::switch(word)?,
             b"noacl" => overlay.no_acl = value::switch(word)?,
             b"acl" => overlay.no_acl = false,
+            b"inventory" => overlay.no_inventory = !value::switch(word)?,
             b"noxattrs" => overlay.no_xattrs = value::switch(word)?,
             b"static_nlink" => overlay.static_nlink = value::switch(word)?,
             b"writeback" => overlay.writeback = value::switch(word)?,

@@ -26,7 +26,7 @@ const CAPABILITIES: [&str; 14] = [
     "CAP_AUDIT_WRITE",
 ];
 
-const MASKED: [&str; 10] = [
+const MASKED: [&str; 12] = [
     "/proc/acpi",
     "/proc/asound",
     "/proc/interrupts",
@@ -36,6 +36,8 @@ const MASKED: [&str; 10] = [
     "/proc/sched_debug",
     "/proc/scsi",
     "/proc/timer_list",
+    "/proc/timer_stats",
+    "/sys/devices/virtual/powercap",
     "/sys/firmware",
 ];
 
@@ -135,17 +137,58 @@ impl RunOptions {
         if self.terminal {
             env.push("TERM=xterm".to_owned());
         }
-        let passed = |assignment: &String| match assignment.contains('=') {
-            true => Some(assignment.clone()),
-            false => std::env::var(assignment).ok().map(|value| format!("{assignment}={value}")),
-        };
-        for assignment in image.env.iter().cloned().chain(self.env.iter().filter_map(passed)) {
-            let name = assignment.split('=').next().unwrap_or_default();
-            env.retain(|present| present.split('=').next() != Some(name));
-            env.push(assignment);
-        }
+        image.env.iter().cloned().chain(self.assignments()).for_each(|assignment| assign(&mut env, assignment));
         env
     }
+
+    /// The user's variables; a name alone passes the caller's on, if it has one.
+    fn assignments(&self) -> impl Iterator<Item = String> {
+        self.env.iter().filter_map(|assignment| match assignment.contains('=') {
+            true => Some(assignment.clone()),
+            false => std::env::var(assignment).ok().map(|value| format!("{assignment}={value}")),
+        })
+    }
+}
+
+/// Sets a variable; what comes later wins.
+fn assign(env: &mut Vec<String>, assignment: String) {
+    let name = assignment.split('=').next().unwrap_or_default();
+    env.retain(|present| present.split('=').next() != Some(name));
+    env.push(assignment);
+}
+
+/// The configuration of one more process: the first one's, but for what the options say.
+pub(super) fn further_process(first: &Value, options: &RunOptions, identity: Option<&Identity>) -> Value {
+    let mut process = first.clone();
+    process["terminal"] = json!(options.terminal);
+    process["args"] = json!(options.command);
+    if let Some(dir) = &options.working_dir {
+        process["cwd"] = json!(dir);
+    }
+    let strings =
+        |value: &Value| value.as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect();
+    let mut env: Vec<String> = strings(&first["env"]);
+    if options.terminal {
+        assign(&mut env, "TERM=xterm".to_owned());
+    }
+    if let Some(identity) = identity {
+        assign(&mut env, format!("HOME={}", identity.home));
+        process["user"] = user(identity);
+        process["capabilities"] = capabilities(identity);
+    }
+    options.assignments().for_each(|assignment| assign(&mut env, assignment));
+    process["env"] = json!(env);
+    process
+}
+
+fn user(identity: &Identity) -> Value {
+    json!({"uid": identity.uid, "gid": identity.gid, "additionalGids": identity.additional_gids})
+}
+
+/// Root's; others may gain them by programs that have them.
+fn capabilities(identity: &Identity) -> Value {
+    let held: &[&str] = if identity.uid == 0 { &CAPABILITIES } else { &[] };
+    json!({"bounding": CAPABILITIES, "effective": held, "permitted": held})
 }
 
 /// What stands behind a container when its configuration is written.
@@ -155,15 +198,14 @@ pub(super) struct Setting<'a> {
     pub(super) cgroup: &'a str,
     pub(super) image: &'a Process,
     pub(super) identity: &'a Identity,
-    /// Files of the host's network set-up, bound over the image's.
-    pub(super) network_files: &'a [Volume],
+    /// What is mounted beside the user's volumes: the host's network set-up, the image's own volumes.
+    pub(super) volumes: &'a [Volume],
 }
 
 /// The runtime's configuration.
 pub(super) fn configuration(options: &RunOptions, setting: &Setting<'_>) -> Value {
     let hostname = options.hostname.as_deref().unwrap_or(setting.name);
     let identity = setting.identity;
-    let held: &[&str] = if identity.uid == 0 { &CAPABILITIES } else { &[] };
     let working_dir = options.working_dir.as_deref().unwrap_or(&setting.image.working_dir);
     let mut namespaces = vec!["pid", "ipc", "uts", "mount"];
     if options.network == Network::None {
@@ -174,11 +216,11 @@ pub(super) fn configuration(options: &RunOptions, setting: &Setting<'_>) -> Valu
         "ociVersion": "1.0.2",
         "process": {
             "terminal": options.terminal,
-            "user": {"uid": identity.uid, "gid": identity.gid, "additionalGids": identity.additional_gids},
+            "user": user(identity),
             "args": options.words(setting.image),
             "env": options.environment(setting.image, identity, hostname),
             "cwd": if working_dir.is_empty() { "/" } else { working_dir },
-            "capabilities": {"bounding": CAPABILITIES, "effective": held, "permitted": held},
+            "capabilities": capabilities(identity),
             "noNewPrivileges": false,
         },
         "root": {"path": setting.root, "readonly": options.read_only},
@@ -205,7 +247,10 @@ fn mounts(options: &RunOptions, setting: &Setting<'_>) -> Vec<Value> {
         file_system("/dev/mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
         file_system("/dev/shm", "tmpfs", &["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"]),
     ];
-    for volume in setting.network_files.iter().chain(&options.volumes) {
+    // A directory's mount comes before those in it, whoever wants them.
+    let mut volumes: Vec<&Volume> = setting.volumes.iter().chain(&options.volumes).collect();
+    volumes.sort_by_key(|volume| volume.destination.components().count());
+    for volume in volumes {
         let access = if volume.read_only { "ro" } else { "rw" };
         mounts.push(json!({
             "destination": volume.destination, "type": "bind", "source": volume.source,

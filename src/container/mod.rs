@@ -5,6 +5,7 @@
 //!   container.json       a [`Record`]
 //!   upper/ work/         what the container changed
 //!   merged/              where it is mounted, unless the user named another place
+//!   volumes/             directories for the image's `Volumes`, outside of the upper
 //!   config.json          what the OCI runtime is told (only of containers that were run)
 //!   log, exit            output and exit code of one that was run detached
 //! ```
@@ -15,6 +16,7 @@ mod program;
 mod run;
 mod stubs;
 mod users;
+mod volumes;
 
 use std::fs::{self, File};
 use std::io;

@@ -41,13 +41,11 @@ impl Container {
     /// # Errors
     /// When a directory is missing, or the driver reports failure.
     pub fn mount(&self, store: &Store) -> Result<&Path> {
+        if self.is_alive()? {
+            return Ok(&self.record.mountpoint);
+        }
         if self.is_mounted()? {
-            // statfs(2), as the kernel would answer stat(2) from its cache.
-            match rustix::fs::statfs(&self.record.mountpoint) {
-                // The driver was killed; its changes are in the upper directory.
-                Err(rustix::io::Errno::NOTCONN | rustix::io::Errno::CONNABORTED) => self.unmount(true)?,
-                _ => return Ok(&self.record.mountpoint),
-            }
+            self.unmount(true)?;
         }
         let mut lowers: Vec<PathBuf> = self.layers(store)?.iter().rev().map(Layer::diff).collect();
         // overlayfs wants two layers if none is writable, and every driver wants one; an empty one changes nothing.
@@ -94,6 +92,20 @@ impl Container {
         let table = fs::read("/proc/self/mountinfo").at("/proc/self/mountinfo")?;
         let at = |line: &[u8]| line.split(|&b| b == b' ').nth(4).map(unescape);
         Ok(table.split(|&b| b == b'\n').filter_map(at).any(|path| path == self.record.mountpoint.as_os_str()))
+    }
+
+    /// True if it is mounted and its driver answers.
+    ///
+    /// # Errors
+    /// When the mount table cannot be read.
+    pub fn is_alive(&self) -> Result<bool> {
+        // statfs(2), as the kernel would answer stat(2) from its cache.
+        let answers = || match rustix::fs::statfs(&self.record.mountpoint) {
+            // The driver was killed; its changes are in the upper directory.
+            Err(rustix::io::Errno::NOTCONN | rustix::io::Errno::CONNABORTED) => false,
+            _ => true,
+        };
+        Ok(self.is_mounted()? && answers())
     }
 
     /// Writes what the kernel still holds back of this container's changes to its upper directory.

@@ -1,14 +1,16 @@
 //! Running a container by an OCI runtime's command line (runc's, which crun shares).
 
 use std::fs::{self, File};
+use std::io::Write;
 use std::os::fd::AsFd;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 
 use serde::Deserialize;
+use serde_json::Value;
 
-use super::bundle::{Network, RunOptions, Setting, Volume, configuration};
+use super::bundle::{Network, RunOptions, Setting, Volume, configuration, further_process};
 use super::{Container, program, stubs, users};
 use crate::image::digest::Digest;
 use crate::image::store::Store;
@@ -87,26 +89,24 @@ impl Runtime {
         forwarding_signals(command).at(&self.program).map(exit_code)
     }
 
-    /// Runs one more process in a running container and returns its exit code. With `input` it gets this process's
-    /// standard input.
+    /// Runs one more process in a running container and returns its exit code: like its first one, but for what the
+    /// options say. With `input` it gets this process's standard input.
     ///
     /// # Errors
-    /// When the runtime cannot be started.
+    /// When the container does not run, the runtime cannot be started, or the image has no such user.
     pub fn exec(&self, container: &Container, options: &RunOptions, input: bool) -> Result<u8> {
+        if self.state(container)?.is_none_or(|state| state.status != "running") {
+            return Err(ImageError::refused(container.name(), "does not run"));
+        }
+        let path = container.dir().join("config.json");
+        let document: Value = spec::parse(&path.display().to_string(), &fs::read(&path).at(&path)?)?;
+        let root = File::open(&container.record.mountpoint).at(&container.record.mountpoint)?;
+        let identity = options.user.as_ref().map(|user| users::resolve(root.as_fd(), user)).transpose()?;
+        let process = further_process(&document["process"], options, identity.as_ref());
+        let mut file = tempfile::NamedTempFile::new_in(container.dir()).at(container.dir())?;
+        file.write_all(&spec::serialize("process", &process)?).at(file.path())?;
         let mut command = self.command("exec");
-        command.args(options.terminal.then_some("--tty"));
-        for assignment in &options.env {
-            command.arg("--env").arg(assignment);
-        }
-        if let Some(dir) = &options.working_dir {
-            command.arg("--cwd").arg(dir);
-        }
-        if let Some(user) = &options.user {
-            let root = File::open(&container.record.mountpoint).at(&container.record.mountpoint)?;
-            let identity = users::resolve(root.as_fd(), user)?;
-            command.arg("--user").arg(format!("{}:{}", identity.uid, identity.gid));
-        }
-        command.arg(container.name()).args(&options.command);
+        command.arg("--process").arg(file.path()).arg(container.name());
         if !input {
             command.stdin(Stdio::null());
         }
@@ -177,7 +177,9 @@ impl Container {
         let mountpoint = &self.record.mountpoint;
         let root = File::open(mountpoint).at(mountpoint)?;
         let identity = users::resolve(root.as_fd(), options.user.as_deref().unwrap_or(&image.user))?;
-        let network_files = self.network_files(options.network)?;
+        stubs::check(&root, &self.record.image_name)?;
+        let mut volumes = self.network_files(options.network)?;
+        volumes.extend(self.make_image_volumes(&root, &image.volumes, &options.volumes)?);
         let dir_id = Digest::of(self.dir.as_os_str().as_encoded_bytes()).hex();
         let cgroup = format!("/strata-{}-{}", &dir_id[..8], self.name);
         let setting = Setting {
@@ -186,7 +188,7 @@ impl Container {
             cgroup: &cgroup,
             image: &image,
             identity: &identity,
-            network_files: &network_files,
+            volumes: &volumes,
         };
         let document = configuration(options, &setting);
         self.check_startable(&root, options, &document)?;
@@ -197,7 +199,7 @@ impl Container {
         self.save_record()
     }
 
-    fn check_startable(&self, root: &File, options: &RunOptions, document: &serde_json::Value) -> Result<()> {
+    fn check_startable(&self, root: &File, options: &RunOptions, document: &Value) -> Result<()> {
         for volume in &options.volumes {
             fs::symlink_metadata(&volume.source).at(&volume.source)?;
         }

@@ -12,6 +12,25 @@ use rustix::fs::{
 use rustix::io::{Errno, Result};
 use serde_json::Value;
 
+use crate::image::ImageError;
+
+/// The kernel's file systems are mounted on these. A link of the image's there would make a runtime mount them
+/// somewhere else, and leave what should be under them bare.
+///
+/// # Errors
+/// When one is something else than a directory.
+pub(super) fn check(root: &File, image: &str) -> crate::image::Result<()> {
+    for name in ["dev", "proc", "sys"] {
+        match statat(root, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::Directory => {}
+            Err(Errno::NOENT) => {}
+            Ok(_) => return Err(ImageError::refused(image, format!("its /{name} is no directory"))),
+            Err(error) => return Err(ImageError::refused(image, format!("/{name}: {error}"))),
+        }
+    }
+    Ok(())
+}
+
 /// Makes what is missing for these mounts of an OCI runtime's configuration, below `root`; returns it, parents first.
 pub(super) fn make(root: &File, mounts: &[Value]) -> Result<Vec<PathBuf>> {
     let mut made = Vec::new();

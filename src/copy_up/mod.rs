@@ -12,7 +12,7 @@ use rustix::io::Errno;
 
 pub use content::Copier;
 
-use crate::layer::{Dir, FileType, Staged, Stat, Times, UpperLayer, classify, set_times_of};
+use crate::layer::{Dir, FileType, Staged, Stat, TimeTo, Times, UpperLayer, classify, set_times_of};
 use crate::sys::xattr::{self, Target};
 use crate::whiteout::Mark;
 use crate::whiteout::override_stat::PREFIX;
@@ -153,9 +153,14 @@ fn copy_attributes(upper: &UpperLayer, staged: &Staged<'_>, source: &Source<'_>,
         (_, None) => rustix::fs::fchmod(staged.file()?, rustix::fs::Mode::from_raw_mode(plan.mode(stat)))?,
         (_, Some((dir, name))) => dir.set_mode(name, plan.mode(stat))?,
     }
+    let mut times = Times::of(stat);
+    if plan.length.is_some_and(|length| length < stat.size) {
+        // Cutting it off is a change, and who sees the file must see both.
+        times.mtime = Some(TimeTo::Now);
+    }
     match staged.place() {
-        Some((dir, name)) => dir.set_times(name, &Times::of(stat)),
-        None => set_times_of(staged.file()?, &Times::of(stat)),
+        Some((dir, name)) => dir.set_times(name, &times),
+        None => set_times_of(staged.file()?, &times),
     }
 }
 

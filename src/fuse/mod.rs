@@ -72,6 +72,7 @@ use rustix::thread::CapabilitySet;
 use crate::config::Passthrough;
 use crate::config::options::{Access, MountOptions};
 use crate::overlay::Overlay;
+use crate::overlay::types::NodeId;
 use crate::sys::signals::SignalQueue;
 use counters::Counters;
 use crew::Crew;
@@ -190,10 +191,9 @@ fn start(
         no_opendir: agreed.no_opendir,
     };
     let crew = Crew::start(server, device, Ttl::new(options.overlay.timeout), options.mount.threads)?;
-    // From a thread that answers nothing: the mount is ready when this comes back.
-    if !fs::symlink_metadata(mountpoint)?.is_dir() {
-        return Err(io::ErrorKind::NotADirectory.into());
-    }
+    // Not by asking the mount: who waits for an answer of his own process cannot even be killed, since the kernel
+    // gives up on the request only when the device is closed, and that is when the last thread has ended.
+    overlay.getattr(NodeId::ROOT, None)?;
     Ok(Mounted { overlay: Arc::clone(overlay), crew, place, unmounter, _session: session })
 }
 

@@ -104,9 +104,28 @@ impl ImageConfig {
     /// # Errors
     /// When a part that must be changed has another shape than the specification gives it.
     pub fn with_layer(&self, diff_id: Digest, history: &History, changes: &[Change]) -> Result<Self> {
+        Self::add_layer(self.document.clone(), diff_id, history, changes)
+    }
+
+    /// This configuration with one layer and one line of history in the place of all.
+    ///
+    /// # Errors
+    /// As [`with_layer`](Self::with_layer).
+    pub fn with_only_layer(&self, diff_id: Digest, history: &History, changes: &[Change]) -> Result<Self> {
+        let mut document = self.document.clone();
+        document.insert("history".to_owned(), json!([]));
+        document.insert("rootfs".to_owned(), json!({"type": "layers", "diff_ids": []}));
+        Self::add_layer(document, diff_id, history, changes)
+    }
+
+    fn add_layer(
+        mut document: Map<String, Value>,
+        diff_id: Digest,
+        history: &History,
+        changes: &[Change],
+    ) -> Result<Self> {
         let misshapen =
             |part: &str| ImageError::document("config", format!("{part} is not what the specification says"));
-        let mut document = self.document.clone();
         if let Some(created) = &history.created {
             document.insert("created".to_owned(), json!(created));
         }

@@ -1,4 +1,4 @@
-//! New images: `import` of a root file system's tar, `commit` of a container's upper directory.
+//! New images: `import` of a root file system's tar, `commit` of a container's upper directory, `flatten` of an image.
 
 use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -79,6 +79,24 @@ pub fn commit(
     let mut layers = stack.to_vec();
     layers.push(added.layer);
     into.add_image(&config, &layers, &authoring.names, None)?;
+    Ok(config.id())
+}
+
+/// Adds an image of one layer, which has all that `tree`, the mounted image, shows; the rest of its configuration is
+/// `parent`'s. The caller publishes. Returns its id.
+///
+/// # Errors
+/// When the tree cannot be read, or holds what no layer can.
+pub fn flatten(
+    into: &mut Transaction<'_>,
+    parent: &ImageConfig,
+    tree: BorrowedFd<'_>,
+    authoring: &Authoring,
+    unpack: &UnpackOptions,
+) -> Result<Digest> {
+    let added = add_snapshot(into, &[], tree, authoring, unpack)?;
+    let config = parent.with_only_layer(added.layer.record.diff_id, &authoring.history(), &authoring.changes)?;
+    into.add_image(&config, &[added.layer], &authoring.names, None)?;
     Ok(config.id())
 }
 

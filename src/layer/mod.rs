@@ -4,6 +4,7 @@
 mod dir;
 pub mod fd_cache;
 mod index;
+mod layer_dir;
 mod marks;
 mod order;
 mod origin;
@@ -21,6 +22,7 @@ use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
 pub use dir::{Dir, RawEntry, TimeTo, Times, UpperDir, set_times_of};
+pub use layer_dir::{LayerDir, ListedDir};
 pub use marks::{Marks, classify};
 pub use origin::OriginResolver;
 pub use stat::{Device, FileType, Stat, Timestamp};
@@ -28,6 +30,7 @@ pub use upper::{UpperLayer, WhiteoutForm};
 pub use work::{Staged, WorkDir};
 
 use crate::config::{OverlayConfig, Xino};
+use crate::inventory::{DirNumber, Inventory};
 
 /// Why a stack of layers cannot be mounted: one line naming the layer.
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +46,11 @@ pub struct Layer {
     root: Dir,
     path: PathBuf,
     fs: FsId,
+    /// Device and mount of the root.
+    device: Device,
+    mount: u64,
+    /// What the layer holds, where that is known and to be used.
+    inventory: Option<Arc<Inventory>>,
 }
 
 /// A directory of a lower layer, by its place.
@@ -52,14 +60,16 @@ pub struct LowerRef {
     pub layer: u16,
     /// Its entries may be xattr whiteouts (opaque mark `x`).
     pub xattr_whiteouts: bool,
+    /// Its number in the layer's inventory, if it is known to be there.
+    pub number: Option<DirNumber>,
     /// Path below the layer's root, without a leading slash; empty for the root.
     pub path: Arc<CStr>,
 }
 
 impl LowerRef {
     /// The root of layer `layer`.
-    pub fn root(layer: u16, xattr_whiteouts: bool) -> Self {
-        Self { layer, xattr_whiteouts, path: Arc::from(c"") }
+    pub fn root(layer: u16, xattr_whiteouts: bool, number: Option<DirNumber>) -> Self {
+        Self { layer, xattr_whiteouts, number, path: Arc::from(c"") }
     }
 
     /// Path of the entry `name` of this directory.
@@ -82,8 +92,12 @@ pub fn join(parent: &CStr, name: &CStr) -> Arc<CStr> {
 }
 
 impl Layer {
-    fn open(path: &Path, fs: FsId) -> Result<Self, OpenError> {
-        Ok(Self { root: open_root(path, "lower layer")?, path: path.to_owned(), fs })
+    fn open(path: &Path) -> Result<Self, OpenError> {
+        let root = open_root(path, "lower layer")?;
+        let stat = root.stat_self();
+        let stat = stat.map_err(|e| OpenError(format!("lower layer {}: {}", path.display(), describe(e))))?;
+        let (device, mount) = (stat.device, stat.mount);
+        Ok(Self { root, path: path.to_owned(), fs: 0, device, mount, inventory: None })
     }
 
     /// Opens the directory `path` below the layer's root. No step follows a symlink or leaves the layer.
@@ -245,10 +259,11 @@ impl LayerStack {
         }
         let mut lowers = Vec::with_capacity(config.lowers.len());
         for path in config.lowers.iter().chain(&config.data_only) {
-            let mut layer = Layer::open(path, 0)?;
-            let stat = layer.root.stat_self();
-            let stat = stat.map_err(|e| OpenError(format!("lower layer {}: {}", path.display(), describe(e))))?;
-            layer.fs = Self::fs_id(&mut devices, stat.device);
+            let mut layer = Layer::open(path)?;
+            layer.fs = Self::fs_id(&mut devices, layer.device);
+            if !config.no_inventory {
+                layer.find_inventory();
+            }
             lowers.push(layer);
         }
         Ok(Self { lowers, visible: config.lowers.len(), upper, devices, xino: config.xino })

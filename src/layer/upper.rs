@@ -50,6 +50,10 @@ impl UpperLayer {
         let root = open_upper(upper).map_err(|e| fail("upperdir", upper, describe(e)))?;
         let upper_stat = root.stat_self().map_err(|e| fail("upperdir", upper, describe(e)))?;
         let read_only = config.read_only || is_read_only(&root);
+        if read_only && !config.read_only {
+            // Said before the daemon lets go of the caller's stderr. The kernel refuses to mount.
+            tracing::warn!(?upper, "the upper's file system is read-only; so is the mount");
+        }
         let mut layer = Self {
             acls: !config.no_acl && supports_acls(&root),
             root,
@@ -284,6 +288,10 @@ fn prepare_work(parent: &UpperDir, volatile: bool) -> Result<UpperDir, String> {
         dir.make_dir(INCOMPAT, 0o700).map_err(text)?;
         let incompat = dir.open_upper_dir(INCOMPAT).map_err(text)?;
         incompat.make_dir(c"volatile", 0o700).map_err(text)?;
+        // The one thing that must be on the disk before anything else.
+        for marked in [&incompat, &dir] {
+            rustix::fs::fsync(marked.open_self().map_err(text)?).map_err(text)?;
+        }
     }
     Ok(dir)
 }

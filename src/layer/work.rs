@@ -9,7 +9,8 @@ use rustix::fs::{OFlags, RenameFlags};
 use rustix::io::Errno;
 
 use super::upper::WhiteoutForm;
-use super::{Dir, UpperDir};
+use super::{Dir, Stat, UpperDir};
+use crate::sys::xattr::{self, Target};
 use crate::whiteout::Mark;
 
 /// The directory `work` inside `workdir=`, as the kernel lays it out. Nothing in it survives a mount.
@@ -225,6 +226,31 @@ impl Staged<'_> {
         self.name.as_deref().map(|name| (&self.work.dir, name))
     }
 
+    /// Its attributes.
+    ///
+    /// # Errors
+    /// Those of `statx(2)`.
+    pub fn stat(&self) -> Result<Stat, Errno> {
+        match (&self.name, &self.file) {
+            (_, Some(file)) => Stat::of(file.as_fd(), c""),
+            (Some(name), None) => Stat::of(self.work.dir.as_fd(), name),
+            (None, None) => Err(Errno::IO),
+        }
+    }
+
+    /// Sets an attribute of it.
+    ///
+    /// # Errors
+    /// Those of `setxattr(2)`.
+    pub fn set_xattr(&self, key: &CStr, value: &[u8]) -> Result<(), Errno> {
+        let target = match (&self.name, &self.file) {
+            (Some(name), _) => Target { dir: self.work.dir.as_fd(), name },
+            (None, Some(file)) => Target { dir: file.as_fd(), name: c"" },
+            (None, None) => return Err(Errno::IO),
+        };
+        xattr::set(target, key, value, 0)
+    }
+
     /// Makes it visible as `name` in `dir`, where nothing has that name. Gives back the open file, if it is one.
     ///
     /// # Errors
@@ -269,8 +295,16 @@ impl Staged<'_> {
     /// # Errors
     /// Those of `renameat2(2)`. Nothing was changed then.
     pub fn exchange(self, dir: &UpperDir, name: &CStr) -> Result<(), Errno> {
-        let Some(staged) = &self.name else { return Err(Errno::IO) };
         // Dropped with its name still set: the staged name now is what was replaced, and goes.
+        self.swap(dir, name)
+    }
+
+    /// Changes places with `name` in `dir`: what is staged is visible then, and what was there is staged.
+    ///
+    /// # Errors
+    /// Those of `renameat2(2)`. Nothing was changed then.
+    pub fn swap(&self, dir: &UpperDir, name: &CStr) -> Result<(), Errno> {
+        let Some(staged) = &self.name else { return Err(Errno::IO) };
         self.work.dir.rename(staged, dir, name, RenameFlags::EXCHANGE)
     }
 

@@ -5,14 +5,14 @@
 
 use std::collections::HashMap;
 use std::ffi::CStr;
+use std::sync::Arc;
 
 use rustix::io::Errno;
 
-use crate::layer::{Dir, FileType, LowerRef, Stat};
+pub use crate::inventory::FIRST_POSITION;
+use crate::inventory::{COLLISION_SPAN, DirNumber, Directory, Inventory, position as hash_position};
+use crate::layer::{Dir, FileType, LayerDir, LowerRef, Stat};
 use crate::whiteout::{AufsName, decode_aufs_name};
-
-/// First position given to a name; those below are for `.` and `..`.
-pub const FIRST_POSITION: u64 = 16;
 
 /// Where the file behind an entry is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,8 +39,19 @@ struct Item {
 }
 
 /// A merged listing. Immutable.
+#[derive(Debug)]
+pub struct Listing(Form);
+
+#[derive(Debug)]
+enum Form {
+    /// Made of the layers' directories.
+    Merged(Merged),
+    /// Of a directory that only one layer has, as it stands in the layer's inventory: takes no memory.
+    Inventory(Arc<Inventory>, DirNumber),
+}
+
 #[derive(Debug, Default)]
-pub struct Listing {
+struct Merged {
     /// Names, each ended by a NUL.
     names: Vec<u8>,
     items: Vec<Item>,
@@ -62,21 +73,6 @@ pub struct Listed<'a> {
     /// Where the topmost real entry is.
     pub source: Source,
 }
-
-/// Position that `name` gets where no other name has the same.
-fn hash_position(name: &[u8]) -> u64 {
-    let mut hash = 0xcbf2_9ce4_8422_2325_u64 ^ (name.len() as u64);
-    for chunk in name.chunks(8) {
-        let word = chunk.iter().rev().fold(0u64, |word, &b| (word << 8) | u64::from(b));
-        hash = (hash ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        hash ^= hash >> 29;
-    }
-    // Positions are signed 64-bit numbers to user space, and the kernel adds to them.
-    (hash >> 2).max(FIRST_POSITION)
-}
-
-/// Names that a collision may push a name away from its own position.
-const COLLISION_SPAN: u64 = 64;
 
 /// Gathers the entries of a directory, topmost layer first.
 #[derive(Debug, Default)]
@@ -147,7 +143,13 @@ impl Builder {
     }
 
     /// Reads one real directory; true if it turned out to be opaque (`.wh..wh..opq`).
-    fn read(&mut self, dir: &Dir, source: u16, xattr_whiteouts: bool, keep_index: bool) -> Result<bool, Errno> {
+    fn read(
+        &mut self,
+        dir: &LayerDir<'_>,
+        source: u16,
+        xattr_whiteouts: bool,
+        keep_index: bool,
+    ) -> Result<bool, Errno> {
         let mut opaque = false;
         let mut unsure: Vec<(std::ffi::CString, u64)> = Vec::new();
         dir.list(|entry| {
@@ -180,8 +182,7 @@ impl Builder {
     }
 
     fn finish(self, keep: impl Fn(&Building) -> bool) -> Listing {
-        let mut listing =
-            Listing { names: self.names, items: Vec::with_capacity(self.entries.len()), dirs: Vec::new() };
+        let mut listing = Merged { names: self.names, items: Vec::with_capacity(self.entries.len()), dirs: Vec::new() };
         for entry in self.entries.iter().filter(|e| keep(e)) {
             let (mut dirs_at, mut dirs_len) = (u32::MAX, 0);
             if !entry.more.is_empty() {
@@ -195,7 +196,7 @@ impl Builder {
             listing.items.push(Item { position, ino, name_at, dirs_at, dirs_len, source, kind });
         }
         listing.sort();
-        listing
+        Listing(Form::Merged(listing))
     }
 }
 
@@ -215,14 +216,14 @@ pub fn dirent_type(stat: &Stat) -> u8 {
 ///
 /// # Errors
 /// Those of `getxattr(2)`.
-pub fn is_whiteout(dir: &Dir, name: &CStr, stat: &Stat, xattr_whiteouts: bool) -> Result<bool, Errno> {
+pub fn is_whiteout(dir: &LayerDir<'_>, name: &CStr, stat: &Stat, xattr_whiteouts: bool) -> Result<bool, Errno> {
     if stat.is_whiteout_device() {
         return Ok(true);
     }
     Ok(xattr_whiteouts && stat.may_be_xattr_whiteout() && dir.marks(name)?.whiteout)
 }
 
-impl Listing {
+impl Merged {
     fn sort(&mut self) {
         let names = &self.names;
         self.items.sort_unstable_by(|a, b| {
@@ -235,11 +236,63 @@ impl Listing {
         }
     }
 
+    fn listed(&self, item: &Item) -> Listed<'_> {
+        Listed {
+            name: name_at(&self.names, item.name_at),
+            position: item.position,
+            ino: item.ino,
+            kind: item.kind,
+            source: if item.source == UPPER { Source::Upper } else { Source::Lower(item.source) },
+        }
+    }
+
+    fn find(&self, name: &CStr) -> Option<&Item> {
+        let position = hash_position(name.to_bytes());
+        let start = self.items.partition_point(|item| item.position < position);
+        let candidates = self.items.get(start..)?.iter();
+        candidates
+            .take_while(|item| item.position < position + COLLISION_SPAN)
+            .find(|item| name_at(&self.names, item.name_at) == name)
+    }
+
+    fn lower_parts(&self, name: &CStr) -> &[u16] {
+        let Some(item) = self.find(name) else { return &[] };
+        if item.dirs_at == u32::MAX {
+            return std::slice::from_ref(&item.source);
+        }
+        self.dirs.get(item.dirs_at as usize..).and_then(|d| d.get(..usize::from(item.dirs_len))).unwrap_or_default()
+    }
+}
+
+/// An entry of an inventory as one of a listing.
+fn listed_in_inventory(entry: crate::inventory::Entry<'_>) -> Listed<'_> {
+    Listed {
+        name: entry.name,
+        position: entry.record.position,
+        ino: entry.record.ino,
+        kind: entry.record.kind(),
+        source: Source::Lower(0),
+    }
+}
+
+impl Default for Listing {
+    fn default() -> Self {
+        Self(Form::Merged(Merged::default()))
+    }
+}
+
+impl Listing {
     /// Merges the lower parts of a directory, topmost first. What is whited out is left out.
     ///
     /// # Errors
     /// Those of listing; an unreadable layer fails the whole, rather than showing what it may hide.
-    pub fn of_lowers(parts: &[(&LowerRef, Dir)]) -> Result<Self, Errno> {
+    pub fn of_lowers(parts: &[(&LowerRef, LayerDir<'_>)]) -> Result<Self, Errno> {
+        if let [(part, dir)] = parts
+            && !part.xattr_whiteouts
+            && let Some((inventory, number)) = dir.shown_by_inventory()
+        {
+            return Ok(Self(Form::Inventory(inventory, number)));
+        }
         let mut builder = Builder::default();
         for (index, (part, dir)) in parts.iter().enumerate() {
             let source = u16::try_from(index).map_err(|_| Errno::OVERFLOW)?;
@@ -257,7 +310,7 @@ impl Listing {
     /// Those of listing.
     pub fn with_upper(upper: &Dir, xattr_whiteouts: bool, lowers: Option<&Self>) -> Result<Self, Errno> {
         let mut builder = Builder::default();
-        let opaque = builder.read(upper, UPPER, xattr_whiteouts, lowers.is_some())?;
+        let opaque = builder.read(&LayerDir::Held(upper.clone()), UPPER, xattr_whiteouts, lowers.is_some())?;
         for listed in lowers.filter(|_| !opaque).into_iter().flat_map(Self::iter) {
             let Source::Lower(source) = listed.source else { continue };
             builder.add(listed.name, listed.ino, listed.kind, source, false, false)?;
@@ -272,67 +325,85 @@ impl Listing {
     /// Those of listing.
     pub fn has_entries(upper: &Dir, xattr_whiteouts: bool) -> Result<bool, Errno> {
         let mut builder = Builder::default();
-        builder.read(upper, UPPER, xattr_whiteouts, true)?;
+        builder.read(&LayerDir::Held(upper.clone()), UPPER, xattr_whiteouts, true)?;
         Ok(builder.entries.iter().any(|e| !e.hidden))
     }
 
-    fn listed(&self, item: &Item) -> Listed<'_> {
-        Listed {
-            name: name_at(&self.names, item.name_at),
-            position: item.position,
-            ino: item.ino,
-            kind: item.kind,
-            source: if item.source == UPPER { Source::Upper } else { Source::Lower(item.source) },
+    /// The part of the inventory, if the listing is one.
+    fn directory(&self) -> Option<Directory<'_>> {
+        match &self.0 {
+            Form::Merged(_) => None,
+            Form::Inventory(inventory, number) => inventory.believed(*number),
         }
+    }
+
+    /// True if it can be used no longer, and what it gave may have lacked names: the inventory behind it cannot be
+    /// read any more.
+    pub fn is_broken(&self) -> bool {
+        matches!(&self.0, Form::Inventory(inventory, _) if inventory.is_broken())
+    }
+
+    /// The merged items behind `position`; none if the listing is an inventory's.
+    fn items(&self, position: u64) -> impl Iterator<Item = Listed<'_>> {
+        let merged = match &self.0 {
+            Form::Merged(merged) => Some(merged),
+            Form::Inventory(..) => None,
+        };
+        merged.into_iter().flat_map(move |merged| {
+            let start = merged.items.partition_point(|item| item.position <= position);
+            merged.items.get(start..).unwrap_or_default().iter().map(|item| merged.listed(item))
+        })
     }
 
     /// All entries, in order of position.
     pub fn iter(&self) -> impl Iterator<Item = Listed<'_>> {
-        self.items.iter().map(|item| self.listed(item))
+        self.after(0)
     }
 
     /// The entries behind `position`.
     pub fn after(&self, position: u64) -> impl Iterator<Item = Listed<'_>> {
-        let start = self.items.partition_point(|item| item.position <= position);
-        self.items.get(start..).unwrap_or_default().iter().map(|item| self.listed(item))
-    }
-
-    fn find(&self, name: &CStr) -> Option<&Item> {
-        let position = hash_position(name.to_bytes());
-        let start = self.items.partition_point(|item| item.position < position);
-        let candidates = self.items.get(start..)?.iter();
-        candidates
-            .take_while(|item| item.position < position + COLLISION_SPAN)
-            .find(|item| name_at(&self.names, item.name_at) == name)
+        let directory = self.directory();
+        let known = directory.into_iter().flat_map(move |directory| {
+            let start = directory.first_at(position.saturating_add(1));
+            (start..directory.len()).map_while(move |at| directory.at(at)).map(listed_in_inventory)
+        });
+        self.items(position).chain(known)
     }
 
     /// The entry called `name`.
     pub fn get(&self, name: &CStr) -> Option<Listed<'_>> {
-        self.find(name).map(|item| self.listed(item))
+        match &self.0 {
+            Form::Merged(merged) => merged.find(name).map(|item| merged.listed(item)),
+            Form::Inventory(..) => self.directory()?.find(name).map(listed_in_inventory),
+        }
     }
 
     /// The lower parts that make up the directory `name`, as indices into those of its parent, topmost first.
     pub fn lower_parts(&self, name: &CStr) -> &[u16] {
-        let Some(item) = self.find(name) else { return &[] };
-        if item.dirs_at == u32::MAX {
-            return std::slice::from_ref(&item.source);
+        match &self.0 {
+            Form::Merged(merged) => merged.lower_parts(name),
+            Form::Inventory(..) if self.get(name).is_some() => &[0],
+            Form::Inventory(..) => &[],
         }
-        self.dirs.get(item.dirs_at as usize..).and_then(|d| d.get(..usize::from(item.dirs_len))).unwrap_or_default()
     }
 
     /// Number of entries.
     pub fn len(&self) -> usize {
-        self.items.len()
+        match &self.0 {
+            Form::Merged(merged) => merged.items.len(),
+            Form::Inventory(..) => self.directory().map_or(0, |directory| directory.len()),
+        }
     }
 
     /// True if there are none.
     pub fn is_empty(&self) -> bool {
-        self.items.is_empty()
+        self.len() == 0
     }
 
     /// Memory held, in bytes.
     pub fn memory(&self) -> usize {
-        self.names.capacity() + self.items.capacity() * size_of::<Item>() + self.dirs.capacity() * 2
+        let Form::Merged(merged) = &self.0 else { return 0 };
+        merged.names.capacity() + merged.items.capacity() * size_of::<Item>() + merged.dirs.capacity() * 2
     }
 }
 

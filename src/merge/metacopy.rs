@@ -8,7 +8,7 @@ use rustix::io::Errno;
 
 use super::redirect::{c_name, follow, redirect_of, redirected_end};
 use super::{MergedDir, listing};
-use crate::layer::{Dir, FileType, Marks};
+use crate::layer::{FileType, LayerDir, Marks};
 use crate::whiteout::Redirect;
 
 /// Layer and path of a file that holds content.
@@ -35,7 +35,12 @@ pub(super) fn below_upper(dir: &MergedDir<'_>, name: &CStr, marks: &Marks) -> Re
 ///
 /// # Errors
 /// `IO` if there is no content to be found.
-pub(super) fn of_lower(dir: &MergedDir<'_>, parent: &Dir, name: &CStr, index: usize) -> Result<Option<Data>, Errno> {
+pub(super) fn of_lower(
+    dir: &MergedDir<'_>,
+    parent: &LayerDir<'_>,
+    name: &CStr,
+    index: usize,
+) -> Result<Option<Data>, Errno> {
     let Some(part) = dir.lowers.get(index) else { return Ok(None) };
     let is_lowest = usize::from(part.layer) + 1 == dir.stack.lowers().len() && !dir.stack.has_data_only();
     if !dir.metacopy || is_lowest {

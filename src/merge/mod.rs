@@ -12,7 +12,7 @@ use rustix::io::Errno;
 pub use listing::{Listing, Source};
 use redirect::{c_name, follow, redirect_of, redirected_end};
 
-use crate::layer::{Dir, FileType, LayerStack, LowerRef, Marks, Stat};
+use crate::layer::{Dir, FileType, LayerDir, LayerStack, LowerRef, Marks, Stat};
 use crate::whiteout::{AUFS_OPAQUE, AUFS_PREFIX, Opaque, Redirect};
 
 /// A directory to look names up in.
@@ -23,8 +23,8 @@ pub struct MergedDir<'a> {
     pub upper: Option<&'a Dir>,
     /// Its lower parts, topmost first.
     pub lowers: &'a [LowerRef],
-    /// Opens the lower part of an index.
-    pub open_lower: &'a dyn Fn(usize) -> Result<Dir, Errno>,
+    /// The lower part of an index, to look into.
+    pub open_lower: &'a dyn Fn(usize) -> Result<LayerDir<'a>, Errno>,
     /// The merged listing of the lower parts, where it has been read already.
     pub listing: Option<&'a Listing>,
     /// Entries of the upper may have marks: it holds copied-up files (`impure`), or that is not known.
@@ -81,7 +81,7 @@ pub fn resolve(dir: &MergedDir<'_>, name: &CStr) -> Result<Resolution, Errno> {
     match upper.stat(name)? {
         None => {
             let below = resolve_lower(dir, name)?;
-            if matches!(below, Resolution::Found(_)) && named_whiteout(upper, name)? {
+            if matches!(below, Resolution::Found(_)) && named_whiteout(&LayerDir::Held(upper.clone()), name)? {
                 return Ok(Resolution::WhiteoutInUpper);
             }
             Ok(below)
@@ -123,7 +123,7 @@ fn has_name(upper: &Dir, name: &CStr) -> Result<bool, Errno> {
 }
 
 /// True if `dir` deletes `name` by a name of its own: `.wh.NAME`, or `.wh..wh..opq` for all of them.
-fn named_whiteout(dir: &Dir, name: &CStr) -> Result<bool, Errno> {
+fn named_whiteout(dir: &LayerDir<'_>, name: &CStr) -> Result<bool, Errno> {
     let mut whiteout = AUFS_PREFIX.to_vec();
     whiteout.extend_from_slice(name.to_bytes());
     let whiteout = CString::new(whiteout).map_err(|_| Errno::INVAL)?;
@@ -183,8 +183,8 @@ fn lower_parts_below_upper(dir: &MergedDir<'_>, name: &CStr, marks: &Marks) -> R
 }
 
 /// One walk down the layers, collecting the parts of a directory.
-struct Walk<'a> {
-    dir: &'a MergedDir<'a>,
+struct Walk<'w, 'a> {
+    dir: &'w MergedDir<'a>,
     /// Attributes of the topmost part and the index of its parent's lower part.
     stat: Option<(Stat, u16)>,
     parts: Vec<LowerRef>,
@@ -202,17 +202,23 @@ enum Next {
     Stop,
 }
 
-impl Walk<'_> {
+impl Walk<'_, '_> {
     /// A file found in the lower part `index` of the directory.
-    fn file(&self, parent: &Dir, name: &CStr, stat: Stat, index: u16) -> Result<Found, Errno> {
+    fn file(&self, parent: &LayerDir<'_>, name: &CStr, stat: Stat, index: u16) -> Result<Found, Errno> {
         let is_regular = stat.file_type() == FileType::Regular;
         let data = if is_regular { metacopy::of_lower(self.dir, parent, name, usize::from(index))? } else { None };
         Ok(Found { data, ..Found::single(stat, Source::Lower(index)) })
     }
 
     /// Takes the directory `name` of layer `layer` as the next part.
-    fn take(&mut self, parent: &Dir, name: &CStr, layer: u16, path: std::sync::Arc<CStr>) -> Result<Next, Errno> {
-        let mut part = LowerRef { layer, xattr_whiteouts: false, path };
+    fn take(
+        &mut self,
+        parent: &LayerDir<'_>,
+        name: &CStr,
+        layer: u16,
+        path: std::sync::Arc<CStr>,
+    ) -> Result<Next, Errno> {
+        let mut part = LowerRef { layer, xattr_whiteouts: false, number: parent.number_of(name), path };
         // Nothing is below the last layer, so its marks mean nothing (kernel: `d->last`).
         if usize::from(layer) + 1 == self.dir.stack.lowers().len() {
             self.parts.push(part);
@@ -270,7 +276,7 @@ impl Walk<'_> {
     /// Asks the parent's lower parts from index `start` on, one after the other.
     fn by_probing(&mut self, name: &CStr, start: usize) -> Result<Option<Found>, Errno> {
         let mut name = name.to_owned();
-        let mut above: Vec<Dir> = Vec::new();
+        let mut above: Vec<LayerDir<'_>> = Vec::new();
         for (index, part) in self.dir.lowers.iter().enumerate().skip(start) {
             let parent = (self.dir.open_lower)(index)?;
             let Some(stat) = parent.stat(&name)? else {
@@ -323,7 +329,7 @@ impl Walk<'_> {
                 if self.stat.is_none() {
                     self.stat = Some((end.stat, 0));
                 }
-                match self.take(&end.parent, &end.name, number, end.path)? {
+                match self.take(&LayerDir::Held(end.parent), &end.name, number, end.path)? {
                     Next::Below => {}
                     Next::Stop => return Ok(()),
                     Next::Renamed(other) => {

@@ -54,10 +54,34 @@ impl Overlay {
             Some(size) => self.copy_up_to(&node, Some(size))?,
             None => self.copy_up_attributes(&node)?,
         }
-        if let Some(size) = set.size {
-            self.truncate(&node, handle, size)?;
+        let changed = self.change_attributes(caller, &node, handle, set);
+        if let Some(dir) = node.dir()
+            && let Some(part) = &mut dir.state.lock().upper
+        {
+            part.inheritance = None;
         }
-        let stat = self.on_upper(&node, |dir, name| {
+        let stat = changed.inspect_err(|_| {
+            // Some of it may have happened, and the kernel goes on with what it knew.
+            if let Some(kernel) = self.kernel() {
+                kernel.invalidate_attr(asked);
+            }
+        })?;
+        self.changed_under(&node, asked);
+        Ok((self.show(&node, &stat), Self::validity_for(&node, asked)))
+    }
+
+    /// Changes attributes of the node's upper file; all of them afterwards.
+    fn change_attributes(
+        &self,
+        caller: &Caller,
+        node: &Arc<Node>,
+        handle: Option<HandleId>,
+        set: &SetAttr,
+    ) -> Result<Stat> {
+        if let Some(size) = set.size {
+            self.truncate(node, handle, size)?;
+        }
+        self.on_upper(node, |dir, name| {
             match &self.permissions {
                 None => self.set_owner_and_mode(caller, dir, name, set)?,
                 Some(permissions) => self.set_kept(permissions, caller, dir, name, set)?,
@@ -72,14 +96,7 @@ impl Overlay {
                 dir.set_times(name, &Times { atime: to(set.atime), mtime: to(set.mtime) })?;
             }
             self.shown_stat(dir, name, dir.stat(name)?.ok_or(Errno::STALE)?)
-        })?;
-        if let Some(dir) = node.dir()
-            && let Some(part) = &mut dir.state.lock().upper
-        {
-            part.inheritance = None;
-        }
-        self.changed_under(&node, asked);
-        Ok((self.show(&node, &stat), Self::validity_for(&node, asked)))
+        })
     }
 
     fn set_owner_and_mode(&self, caller: &Caller, dir: &UpperDir, name: &CStr, set: &SetAttr) -> Result<()> {

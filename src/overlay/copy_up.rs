@@ -183,12 +183,12 @@ impl Overlay {
         }
         self.mark_impure(&parent, &above)?;
         let before = above.stat_self()?;
+        let copied = if breaks_link { Some(staged.stat()?) } else { None };
+        // From here on the file is in the upper: nothing may fail any more.
         staged.publish_new(&above, &name)?;
-        // The parent did not change for its users.
-        above.set_times(c"", &Times { atime: None, mtime: Some(TimeTo::At(before.mtime)) })?;
-        if breaks_link {
+        keep_mtime(&above, &before);
+        if let Some(copied) = copied {
             // Its other names stay what they were, so the copy is a file of its own (kernel: `ovl_getattr`).
-            let copied = above.stat(&name)?.ok_or(Errno::IO)?;
             node.set_ino(self.stack.show_ino(LayerStack::UPPER_FS, copied.ino));
             parent_dir.state.lock().listing = None;
             if let Some(kernel) = self.kernel() {
@@ -211,13 +211,14 @@ impl Overlay {
             let stat = Stat::of(file.as_fd(), c"")?;
             let capability = dir.xattr(name, c"security.capability")?;
             let length = length.map_or(stat.size, |length| length.min(stat.size));
-            self.copier.copy(fs, content.as_fd(), file.as_fd(), &stat, length)?;
-            rustix::fs::ftruncate(&file, length)?;
-            // Writing dropped it.
+            let copied = self.copier.copy(fs, content.as_fd(), file.as_fd(), &stat, length);
+            let copied = copied.and_then(|()| rustix::fs::ftruncate(&file, length));
+            // Writing has dropped the one and moved the others, also if it did not come to an end.
             if let Some(capability) = capability {
                 dir.set_xattr(name, c"security.capability", &capability, 0)?;
             }
             dir.set_times(name, &Times::of(&stat))?;
+            copied?;
             if self.flushes() {
                 upper.settle(file.as_fd())?;
             }
@@ -245,5 +246,13 @@ impl Overlay {
             part.impure = true;
         }
         Ok(())
+    }
+}
+
+/// Puts back a directory's time of change after something came into it that is no news to its users. The change itself
+/// stands whether this works or not (kernel: `ovl_copy_up_workdir` ignores it as well).
+pub(super) fn keep_mtime(dir: &UpperDir, before: &Stat) {
+    if let Err(errno) = dir.set_times(c"", &Times { atime: None, mtime: Some(TimeTo::At(before.mtime)) }) {
+        tracing::warn!("the time of a directory changes by a copy-up: {errno}");
     }
 }

@@ -1,7 +1,8 @@
 //! New files and directories.
 //!
-//! Where the upper has nothing under the name, the file is made there at once. Where it has a whiteout, the file is
-//! made in the work directory and put over the whiteout in one step.
+//! Where the upper has nothing under the name and what the file system makes has the right owner and permissions, the
+//! file is made there at once. Else it is made in the work directory and gets its name in one step, if need be over a
+//! whiteout: a crash leaves nothing that belongs to the wrong user.
 
 use std::ffi::{CStr, CString, OsStr};
 use std::os::fd::{AsFd, OwnedFd};
@@ -12,7 +13,7 @@ use rustix::fs::OFlags;
 use super::acl;
 use super::types::{Attr, Caller, Entry, Errno, NodeId, Opened, Result};
 use super::{Overlay, creatable_name, permissions};
-use crate::layer::{Staged, Stat, UpperDir};
+use crate::layer::{LayerDir, Staged, Stat, UpperDir};
 use crate::merge::{Found, Source};
 use crate::node::{Inheritance, Node};
 use crate::whiteout::Mark;
@@ -143,15 +144,14 @@ impl Overlay {
         if parent.place.lock().removed {
             return Err(Errno::NOENT);
         }
-        let (file, over_whiteout) = match self.make_at_once(&dir, &name, &owner, new) {
-            Err(Errno::EXIST) => (self.make_over_whiteout(&parent, &dir, &name, &owner, new)?, true),
-            made => (made?, false),
+        let at_once = self.is_right_at_once(&owner).then(|| self.make_at_once(&dir, &name, &owner, new));
+        let (file, stat, over_whiteout) = match at_once {
+            None | Some(Err(Errno::EXIST)) => self.make_staged(&parent, &dir, &name, &owner, new)?,
+            Some(made) => {
+                let (file, stat) = made?;
+                (file, stat, false)
+            }
         };
-        let stat = match &file {
-            Some(file) => Stat::of(file.as_fd(), c"")?,
-            None => dir.stat(&name)?.ok_or(Errno::IO)?,
-        };
-        let stat = self.shown_stat(&dir, &name, stat)?;
         if let Some(dir) = parent.dir() {
             dir.state.lock().note_addition();
         }
@@ -204,7 +204,14 @@ impl Overlay {
         Ok(inheritance)
     }
 
-    fn make_at_once(&self, dir: &UpperDir, name: &CStr, owner: &Ownership, new: &New<'_>) -> Result<Option<OwnedFd>> {
+    /// The open file, for regular ones, and its attributes.
+    fn make_at_once(
+        &self,
+        dir: &UpperDir,
+        name: &CStr,
+        owner: &Ownership,
+        new: &New<'_>,
+    ) -> Result<(Option<OwnedFd>, Stat)> {
         // Without set-id bits until the owner is right: nobody may run it as somebody else in between.
         let mode = self.mode_at_first(owner);
         let file = match new {
@@ -226,8 +233,12 @@ impl Overlay {
                 None
             }
         };
-        match self.correct_owner(dir, name, owner) {
-            Ok(()) => Ok(file),
+        let finished = self.correct_owner(dir, name, owner).and_then(|()| match &file {
+            Some(file) => self.shown_stat(dir, name, Stat::of(file.as_fd(), c"")?),
+            None => self.shown_stat(dir, name, dir.stat(name)?.ok_or(Errno::IO)?),
+        });
+        match finished {
+            Ok(stat) => Ok((file, stat)),
             Err(errno) => {
                 // Not half-made: the name goes again.
                 match new {
@@ -256,6 +267,15 @@ impl Overlay {
         Ok(true)
     }
 
+    /// True if [`Self::correct_owner`] has nothing to do.
+    fn is_right_at_once(&self, owner: &Ownership) -> bool {
+        let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+        let gid_is_right = owner.inherited.group.is_some() || gid == owner.gid;
+        // An ordinary user's mount cannot give files away in either manner.
+        let is_owner = (uid == owner.uid && gid_is_right) || uid != 0;
+        self.permissions.is_none() && is_owner && owner.mode & 0o7000 == 0
+    }
+
     /// Sets what differs from what the file system gave the new file.
     fn correct_owner(&self, dir: &UpperDir, name: &CStr, owner: &Ownership) -> Result<()> {
         if self.keep_owner(dir, name, owner)? {
@@ -280,15 +300,17 @@ impl Overlay {
         Ok(())
     }
 
-    fn make_over_whiteout(
+    /// The open file, for regular ones; its attributes; true if it took the place of a whiteout.
+    fn make_staged(
         &self,
         parent: &Arc<Node>,
         dir: &UpperDir,
         name: &CStr,
         owner: &Ownership,
         new: &New<'_>,
-    ) -> Result<Option<OwnedFd>> {
-        if !self.is_whiteout_in_upper(parent, dir, name)? {
+    ) -> Result<(Option<OwnedFd>, Stat, bool)> {
+        let over_whiteout = dir.stat(name)?.is_some();
+        if over_whiteout && !self.is_whiteout_in_upper(parent, dir, name)? {
             return Err(Errno::EXIST);
         }
         let upper = self.upper()?;
@@ -301,26 +323,29 @@ impl Overlay {
             New::Special { .. } if self.permissions.is_some() => work.stage_file(mode, false)?,
             New::Special { rdev } => work.stage_node(owner.mode & !0o7000, *rdev)?,
         };
-        self.finish_staged(&staged, owner, new)?;
-        match new {
-            New::Directory => {
-                staged.exchange(dir, name)?;
-                Ok(None)
-            }
-            New::Regular { flags } => {
-                staged.publish_over(dir, name)?;
-                // The staged descriptor reads and writes; the caller's may be able to do less.
-                dir.open_writable(name, *flags & OFlags::ACCMODE).map(Some)
-            }
-            _ => staged.publish_over(dir, name).map(|_| None),
+        self.finish_staged(&staged, owner, new, over_whiteout)?;
+        // All that can fail comes before it is published.
+        let (staged_dir, staged_name) = staged.place().ok_or(Errno::IO)?;
+        let stat = self.shown_stat(staged_dir, staged_name, staged.stat()?)?;
+        let file = match new {
+            // The staged descriptor reads and writes; the caller's may be able to do less.
+            New::Regular { flags } => Some(staged_dir.open_writable(staged_name, *flags & OFlags::ACCMODE)?),
+            _ => None,
+        };
+        match (over_whiteout, new) {
+            (false, _) => drop(staged.publish_new(dir, name)?),
+            (true, New::Directory) => staged.exchange(dir, name)?,
+            (true, _) => drop(staged.publish_over(dir, name)?),
         }
+        Ok((file, stat, over_whiteout))
     }
 
     /// Gives a staged file what the file system would have given it in its directory.
-    fn finish_staged(&self, staged: &Staged<'_>, owner: &Ownership, new: &New<'_>) -> Result<()> {
+    fn finish_staged(&self, staged: &Staged<'_>, owner: &Ownership, new: &New<'_>, over_whiteout: bool) -> Result<()> {
         let (dir, name) = staged.place().ok_or(Errno::IO)?;
+        let hides = over_whiteout && matches!(new, New::Directory);
         if self.keep_owner(dir, name, owner)? {
-            return if matches!(new, New::Directory) { self.mark_opaque(dir, name) } else { Ok(()) };
+            return if hides { self.mark_opaque(dir, name) } else { Ok(()) };
         }
         let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
         if (uid, gid) != (owner.uid, owner.gid) {
@@ -346,10 +371,7 @@ impl Overlay {
             }
         }
         dir.set_mode(name, mode & 0o7777)?;
-        if is_dir {
-            self.mark_opaque(dir, name)?;
-        }
-        Ok(())
+        if hides { self.mark_opaque(dir, name) } else { Ok(()) }
     }
 
     /// Makes the upper directory `name` hide everything below it.
@@ -362,6 +384,7 @@ impl Overlay {
     pub(super) fn is_whiteout_in_upper(&self, parent: &Node, dir: &UpperDir, name: &CStr) -> Result<bool> {
         let Some(stat) = dir.stat(name)? else { return Ok(false) };
         let by_xattr = parent.dir().and_then(|d| d.state.lock().upper.as_ref().map(|p| p.xattr_whiteouts));
-        crate::merge::listing::is_whiteout(dir, name, &stat, by_xattr.unwrap_or(false) || stat.may_be_xattr_whiteout())
+        let by_xattr = by_xattr.unwrap_or(false) || stat.may_be_xattr_whiteout();
+        crate::merge::listing::is_whiteout(&LayerDir::Held(dir.as_dir().clone()), name, &stat, by_xattr)
     }
 }

@@ -11,8 +11,9 @@ use std::sync::Arc;
 use parking_lot::MutexGuard;
 
 use super::Overlay;
+use super::copy_up::keep_mtime;
 use super::types::{Errno, Result};
-use crate::layer::{Stat, TimeTo, Times, UpperDir};
+use crate::layer::{Stat, UpperDir};
 use crate::merge::{Found, Source};
 use crate::node::{Indexed, Name, Node, Real};
 use crate::whiteout::Mark;
@@ -105,9 +106,10 @@ impl Overlay {
     /// Publishes a staged copy as the node's index entry.
     pub(super) fn publish_indexed(&self, entry: &Indexed, staged: crate::layer::Staged<'_>) -> Result<()> {
         let index = self.index_dir().ok_or(Errno::IO)?;
-        staged.publish_new(index, &entry.name)?;
-        // It has one name now, the index entry's own.
-        self.write_nlink(entry, 'U')
+        // It will have one name, the index entry's own.
+        let mark = encode_nlink('U', entry.nlink, 1);
+        staged.set_xattr(&self.upper()?.mark_key(Mark::Nlink), mark.as_bytes())?;
+        staged.publish_new(index, &entry.name).map(|_| ())
     }
 
     /// Makes sure that the indexed file has the name `name` in the upper part of `parent`, which exists. The
@@ -124,7 +126,8 @@ impl Overlay {
         self.write_nlink(&indexed, 'L')?;
         let before = dir.stat_self()?;
         dir.link(&index, &entry, name)?;
-        dir.set_times(c"", &Times { atime: None, mtime: Some(TimeTo::At(before.mtime)) })
+        keep_mtime(dir, &before);
+        Ok(())
     }
 
     /// Before the mount's link count of an indexed file changes together with the upper's. What is given back goes to
@@ -139,23 +142,30 @@ impl Overlay {
     }
 
     /// After it changed by `difference`; a file without names leaves the index.
-    pub(super) fn end_nlink_change(&self, _change: NlinkChange<'_>, node: &Node, difference: i32) -> Result<()> {
-        let Some((index, entry)) = self.index_place(node) else { return Ok(()) };
+    ///
+    /// The change itself stands: an entry that cannot be removed is left for the next mount.
+    pub(super) fn end_nlink_change(&self, _change: NlinkChange<'_>, node: &Node, difference: i32) {
+        let Some((index, entry)) = self.index_place(node) else { return };
         let left = {
-            let Some(file) = node.file() else { return Ok(()) };
+            let Some(file) = node.file() else { return };
             let mut state = file.state.lock();
-            let Some(indexed) = &mut state.index else { return Ok(()) };
+            let Some(indexed) = &mut state.index else { return };
             indexed.nlink = indexed.nlink.saturating_add_signed(difference);
             indexed.nlink
         };
         if left > 0 {
-            return Ok(());
+            return;
         }
-        let held = self.upper()?.hold(index.open_reference(&entry)?);
-        node.place.lock().orphan = Some(held);
-        if let Some(file) = node.file() {
-            file.state.lock().index = None;
+        let removed = self.upper().and_then(|upper| {
+            let held = upper.hold(index.open_reference(&entry)?);
+            node.place.lock().orphan = Some(held);
+            if let Some(file) = node.file() {
+                file.state.lock().index = None;
+            }
+            index.remove_file(&entry)
+        });
+        if let Err(errno) = removed {
+            tracing::warn!("an index entry of a removed file is left behind: {entry:?}: {errno}");
         }
-        index.remove_file(&entry)
     }
 }

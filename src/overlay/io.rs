@@ -3,6 +3,10 @@
 //! A file opened for reading before a copy-up changes over to the upper file at its next read. The kernel allows one
 //! backing file per inode at a time and no mixing of passthrough with its page cache, so the way of the first open
 //! handle is that of all that come while it is open.
+//!
+//! Lower files that were read lately stay open for the next who opens them. Tried and given up: not to open a lower file
+//! before it is read, which what the page cache has never is. A file that somebody removes from a layer behind the mount
+//! was then lost to those who had it open.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -13,7 +17,7 @@ use rustix::fs::{FallocateFlags, OFlags, SeekFrom};
 use super::Overlay;
 use super::attr::mode_without_set_id;
 use super::types::{Caller, Errno, HandleId, NodeId, OpenMode, Opened, Result};
-use crate::layer::{FileType, Stat};
+use crate::layer::{FileType, LayerDir, Stat};
 use crate::node::{FileHandle, Node, Real, handle::RealFile};
 
 /// Access mode bits of `open(2)`.
@@ -86,6 +90,10 @@ impl Overlay {
                 }
                 let (parent, name) = node.name().ok_or(Errno::STALE)?;
                 let file = Arc::new(self.lower_dir(&parent, usize::from(index))?.open_file(&name)?);
+                let view = self.lower_view(&parent, usize::from(index))?;
+                if matches!(view, LayerDir::Listed(_)) {
+                    view.confirm(&name, &Stat::of(file.as_fd(), c"")?)?;
+                }
                 self.lower_files.insert(key, file.clone());
                 Ok((file, false))
             }
@@ -270,7 +278,14 @@ impl Overlay {
         if !self.flushes() {
             return Ok(());
         }
-        let file = self.current(&*self.open_handle(handle)?)?;
+        let handle = self.open_handle(handle)?;
+        let file = self.current(&handle)?;
+        if !handle.real.read().upper && handle.node.has_upper() {
+            // Its content is still below, and nothing is to be done for that; its attributes are not (kernel:
+            // `ovl_fsync`).
+            let attributes = self.on_upper(&handle.node, |dir, name| dir.open_writable(name, OFlags::RDONLY))?;
+            return rustix::fs::fsync(attributes);
+        }
         if data_only { rustix::fs::fdatasync(file) } else { rustix::fs::fsync(file) }
     }
 

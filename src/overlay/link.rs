@@ -58,7 +58,7 @@ impl Overlay {
             }
             let change = self.begin_nlink_change(&node)?;
             self.link_real(&from, &parent, &dir, &name)?;
-            self.end_nlink_change(change, &node, 1)?;
+            self.end_nlink_change(change, &node, 1);
             node.place.lock().orphan = None;
             node.acquire();
             self.nodes.add_name(&parent, &name, &node);

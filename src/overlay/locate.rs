@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::Overlay;
 use super::types::{Errno, Result};
-use crate::layer::{Dir, Stat, UpperDir};
+use crate::layer::{Dir, LayerDir, Stat, UpperDir};
 use crate::merge::{self, Listing, MergedDir, Resolution};
 use crate::node::{self, Body, DirState, Node, NodeId, Real};
 
@@ -28,6 +28,34 @@ impl Overlay {
         let dir = layer.open_dir(&part.path)?;
         self.lower_dirs.insert(key, dir.clone());
         Ok(dir)
+    }
+
+    /// The directory's lower part `index`, to look into: where the layer's inventory describes it, without a system
+    /// call.
+    pub(super) fn lower_view<'a>(&'a self, node: &'a Node, index: usize) -> Result<LayerDir<'a>> {
+        let part = node.dir().and_then(|dir| dir.lowers.get(index)).ok_or(Errno::IO)?;
+        match self.stack.lower(part.layer)?.listed_dir(part) {
+            Some(listed) => Ok(listed),
+            None => self.lower_dir(node, index).map(LayerDir::Held),
+        }
+    }
+
+    /// Calls `act` with the node's file in a lower layer, if it has nothing in the upper.
+    pub(super) fn on_lower_view<R>(
+        &self,
+        node: &Arc<Node>,
+        act: impl FnOnce(&LayerDir<'_>, &CStr) -> Result<R>,
+    ) -> Result<Option<R>> {
+        match &node.body {
+            Body::Dir(dir) if dir.state.lock().upper.is_none() => act(&self.lower_view(node, 0)?, c"").map(Some),
+            Body::File(file) => {
+                let real = file.state.lock().real;
+                let Real::Lower(index) = real else { return Ok(None) };
+                let (parent, name) = node.name().ok_or(Errno::STALE)?;
+                act(&self.lower_view(&parent, usize::from(index))?, &name).map(Some)
+            }
+            Body::Dir(_) => Ok(None),
+        }
     }
 
     /// The directory's upper part. May take the `names` lock of its parents, so it is called with no such lock held.
@@ -120,6 +148,11 @@ impl Overlay {
 
     /// Attributes of the node's real file.
     pub(super) fn real_stat(&self, node: &Arc<Node>) -> Result<Stat> {
+        let lower =
+            |dir: &LayerDir<'_>, name: &CStr| self.shown_lower_stat(dir, name, dir.stat(name)?.ok_or(Errno::STALE)?);
+        if let Some(stat) = self.on_lower_view(node, lower)? {
+            return Ok(stat);
+        }
         self.on_real(node, |dir, name| self.shown_stat(dir, name, dir.stat(name)?.ok_or(Errno::STALE)?))
     }
 
@@ -129,12 +162,13 @@ impl Overlay {
         if dir.lowers.is_empty() {
             return Ok(None);
         }
-        if let Some(listing) = dir.state.lock().lower_listing.clone() {
+        let known = dir.state.lock().lower_listing.clone();
+        if let Some(listing) = known.filter(|listing| !listing.is_broken()) {
             return Ok(Some(listing));
         }
         let mut parts = Vec::with_capacity(dir.lowers.len());
         for (index, part) in dir.lowers.iter().enumerate() {
-            parts.push((part, self.lower_dir(node, index)?));
+            parts.push((part, self.lower_view(node, index)?));
         }
         let listing = Arc::new(Listing::of_lowers(&parts)?);
         dir.state.lock().lower_listing = Some(listing.clone());
@@ -145,7 +179,7 @@ impl Overlay {
     fn listing_for_lookup(&self, node: &Node, dir: &node::Dir) -> Result<Option<Arc<Listing>>> {
         let worth_while = {
             let DirState { probes, lower_listing, .. } = &mut *dir.state.lock();
-            if let Some(listing) = lower_listing {
+            if let Some(listing) = lower_listing.as_ref().filter(|listing| !listing.is_broken()) {
                 return Ok(Some(listing.clone()));
             }
             *probes = probes.saturating_add(1);
@@ -165,8 +199,8 @@ impl Overlay {
         let dir = node.dir().ok_or(Errno::NOTDIR)?;
         let listing = self.listing_for_lookup(node, dir)?;
         let upper_may_have_marks = dir.state.lock().upper.as_ref().is_none_or(|part| part.impure);
-        let open_lower = |index: usize| self.lower_dir(node, index);
-        act(&MergedDir {
+        let open_lower = |index: usize| self.lower_view(node, index);
+        let done = act(&MergedDir {
             stack: &self.stack,
             upper: upper.map(UpperDir::as_dir),
             lowers: &dir.lowers,
@@ -175,7 +209,9 @@ impl Overlay {
             upper_may_have_marks,
             follow_redirects: self.follows_redirects(),
             metacopy: self.config.metacopy,
-        })
+        });
+        // What it did not find may be there all the same.
+        if listing.is_some_and(|listing| listing.is_broken()) { Err(Errno::IO) } else { done }
     }
 
     /// Resolves `name` in the directory `node`, whose upper part is `upper`. The caller holds its `names` lock.

@@ -84,7 +84,7 @@ impl Overlay {
                 self.shown_stat(&self.stack.lower(part.layer)?.open_dir(&part.path)?, c"", found.stat)?
             }
             (Source::Lower(index), _, None) => {
-                self.shown_stat(&self.lower_dir(parent, usize::from(index))?, name, found.stat)?
+                self.shown_lower_stat(&self.lower_view(parent, usize::from(index))?, name, found.stat)?
             }
         };
         Ok(())

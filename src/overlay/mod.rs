@@ -230,7 +230,7 @@ fn open_root(stack: &LayerStack) -> Result<Node> {
         }
         let opaque = layer.root().marks(c"")?.opaque();
         let number = u16::try_from(index).map_err(|_| Errno::OVERFLOW)?;
-        lowers.push(LowerRef::root(number, opaque == Opaque::XattrWhiteouts));
+        lowers.push(LowerRef::root(number, opaque == Opaque::XattrWhiteouts, layer.root_number()));
         opaque_above = opaque == Opaque::Yes;
     }
     let ino = match stack.lowers().first().filter(|_| !lowers.is_empty()) {

@@ -13,7 +13,7 @@ use super::types::{Caller, Errno, Result, SetAttr};
 use super::{OpenError, Overlay};
 use crate::config::{OverlayConfig, XattrPermissions};
 use crate::copy_up::Kept;
-use crate::layer::{Dir, FileType, LayerStack, Stat, UpperDir, describe};
+use crate::layer::{Dir, FileType, LayerDir, LayerStack, Stat, UpperDir, describe};
 use crate::sys::xattr::{self, Target};
 use crate::whiteout::override_stat::{self, Kind, OverrideStat};
 
@@ -184,6 +184,14 @@ impl Overlay {
             None => Ok(stat),
             Some(permissions) => permissions.apply(Target { dir: dir.as_fd(), name }, stat),
         }
+    }
+
+    /// What to show for `name` in a directory of a lower layer, whose real attributes are `stat`.
+    pub(super) fn shown_lower_stat(&self, dir: &LayerDir<'_>, name: &CStr, stat: Stat) -> Result<Stat> {
+        if self.permissions.is_none() || dir.has_no_xattrs(name) {
+            return Ok(stat);
+        }
+        self.shown_stat(&dir.open()?, name, stat)
     }
 
     /// What to show for an open file, whose real attributes are `stat`.

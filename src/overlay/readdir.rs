@@ -11,6 +11,11 @@ use crate::merge::listing::{FIRST_POSITION, Listed};
 use crate::merge::{Found, Listing, Source};
 use crate::node::{Node, NodeId as Id};
 
+/// Nothing behind `offset` means the end, unless the listing broke: then reading on gives the rest.
+fn complete(listing: &Listing, offset: u64, last: u64) -> Result<()> {
+    if offset > 0 && last == offset && listing.is_broken() { Err(Errno::IO) } else { Ok(()) }
+}
+
 impl Overlay {
     /// Gives the entries behind position `offset` to `sink`. Positions outlive everything, so there are no open
     /// directories to keep.
@@ -23,6 +28,7 @@ impl Overlay {
         if !self.push_dots(&node, offset, sink)? {
             return Ok(());
         }
+        let mut last = offset;
         for listed in listing.after(offset.max(FIRST_POSITION - 1)) {
             let ino = self.listed_ino(&node, &listed)?;
             let name = OsStr::from_bytes(listed.name.to_bytes());
@@ -30,8 +36,9 @@ impl Overlay {
             if !sink.push(&DirEntry { name, ino, kind, next: listed.position }, None) {
                 break;
             }
+            last = listed.position;
         }
-        Ok(())
+        complete(&listing, offset, last)
     }
 
     /// `DT_*` of an entry: where types are kept beside the files, a regular one may stand for another.
@@ -65,6 +72,7 @@ impl Overlay {
             return Ok(());
         }
         let upper = self.upper_dir_if_any(&parent)?;
+        let mut last = offset;
         for listed in listing.after(offset.max(FIRST_POSITION - 1)) {
             let name = OsStr::from_bytes(listed.name.to_bytes());
             let (node, attr) = match self.find_listed(&parent, upper.as_ref(), &listed) {
@@ -87,8 +95,9 @@ impl Overlay {
                 self.forget(node.id(), 1);
                 break;
             }
+            last = listed.position;
         }
-        Ok(())
+        complete(&listing, offset, last)
     }
 
     /// Writes the directory to the disk, unless the mount is volatile.
@@ -188,10 +197,10 @@ impl Overlay {
             && listed.kind != libc::DT_DIR
             && !self.config.metacopy
             && !self.config.index
-            && let dir = self.lower_dir(parent, usize::from(index))?
+            && let dir = self.lower_view(parent, usize::from(index))?
             && let Some(stat) = dir.stat(listed.name)?
         {
-            let stat = self.shown_stat(&dir, listed.name, stat)?;
+            let stat = self.shown_lower_stat(&dir, listed.name, stat)?;
             let found = Found::single(stat, listed.source);
             let node = self.admit(parent, listed.name, found)?;
             let attr = self.show(&node, &stat);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::types::{Errno, NodeId, Result};
 use super::{Overlay, checked_name, is_reserved};
-use crate::layer::{UpperDir, WhiteoutForm};
+use crate::layer::{Staged, UpperDir, WhiteoutForm};
 use crate::merge::Listing;
 use crate::node::{Node, Real};
 use crate::whiteout::Mark;
@@ -64,7 +64,7 @@ impl Overlay {
                     dir.remove_file(name)?;
                 }
                 self.nodes.remove_name(parent, name, node);
-                self.end_nlink_change(change, node, -1)?;
+                self.end_nlink_change(change, node, -1);
             }
         }
         parent_dir.state.lock().note_removal();
@@ -195,8 +195,9 @@ impl Overlay {
     }
 
     /// Replaces the upper directory `name`, which only holds whiteouts, by one that is really empty and hides what
-    /// is below, so that something can be renamed over it (kernel: `ovl_clear_empty`).
-    pub(super) fn clear_dir(&self, dir: &UpperDir, name: &CStr, held: &UpperDir) -> Result<()> {
+    /// is below, so that something can be renamed over it (kernel: `ovl_clear_empty`). The directory itself is what is
+    /// staged then, to be put back if the rename fails: the nodes below know it.
+    pub(super) fn clear_dir(&self, dir: &UpperDir, name: &CStr, held: &UpperDir) -> Result<Staged<'_>> {
         let stat = held.stat_self()?;
         let staged = self.upper()?.work()?.stage_dir(stat.mode & 0o777)?;
         {
@@ -206,6 +207,7 @@ impl Overlay {
             work.set_mode(&staged_name, stat.mode & 0o7777)?;
             self.mark_opaque(work, &staged_name)?;
         }
-        staged.exchange(dir, name)
+        staged.swap(dir, name)?;
+        Ok(staged)
     }
 }

@@ -182,16 +182,23 @@ impl Overlay {
         if let (Some(new), Occupant::File) = (&target.node, occupant) {
             self.keep_orphan(new, &target.dir, &target.name)?;
         }
-        if let (Occupant::Directory, Some(held)) = (occupant, &target.held)
-            && held_entries(held)?
-        {
-            self.clear_dir(&target.dir, &target.name, held)?;
-        }
         let change = target.node.as_ref().map(|new| self.begin_nlink_change(new)).transpose()?;
-        self.move_over(source, target, occupant, whiteout_behind, old.dir().is_some())?;
+        let emptied = match (occupant, &target.held) {
+            (Occupant::Directory, Some(held)) if held_entries(held)? => {
+                Some(self.clear_dir(&target.dir, &target.name, held)?)
+            }
+            _ => None,
+        };
+        let moved = self.move_over(source, target, occupant, whiteout_behind, old.dir().is_some());
+        if let (Err(_), Some(emptied)) = (&moved, &emptied)
+            && let Err(errno) = emptied.swap(&target.dir, &target.name)
+        {
+            tracing::error!("the target of a failed rename cannot be put back: {errno}");
+        }
+        moved?;
         if let (Some(new), Some(change)) = (&target.node, change) {
             self.detach_replaced(target, new);
-            self.end_nlink_change(change, new, -1)?;
+            self.end_nlink_change(change, new, -1);
         }
         self.nodes.remove_name(&source.parent, &source.name, old);
         self.nodes.add_name(&target.parent, &target.name, old);
@@ -231,7 +238,11 @@ impl Overlay {
         if is_dir && occupant == Occupant::Whiteout {
             // A directory cannot be put over the whiteout, but can change places with it.
             rename(RenameFlags::EXCHANGE)?;
-            return if whiteout_behind { Ok(()) } else { source.dir.remove_file(&source.name) };
+            if !whiteout_behind && let Err(errno) = source.dir.remove_file(&source.name) {
+                // It hides nothing.
+                tracing::warn!("a whiteout that is no longer needed is left behind: {errno}");
+            }
+            return Ok(());
         }
         if !whiteout_behind {
             return rename(RenameFlags::empty());

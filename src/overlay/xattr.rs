@@ -89,6 +89,10 @@ impl Overlay {
         if self.permissions.is_some() || !self.bare.pays() {
             return Ok(false);
         }
+        if self.has_no_xattrs(node)? {
+            node.note_bare();
+            return Ok(true);
+        }
         let listed = self.on_real(node, |dir, name| dir.list_xattrs(name))?;
         let bare = listed.split(|&byte| byte == 0).all(|key| key.is_empty() || is_mark(key));
         if bare {
@@ -100,6 +104,9 @@ impl Overlay {
 
     /// Value of the attribute `key`, stored as `stored`.
     fn stored_value(&self, node: &Arc<Node>, key: &OsStr, stored: &CStr) -> Result<Option<Vec<u8>>> {
+        if self.has_no_xattrs(node)? {
+            return Ok(None);
+        }
         self.on_real(node, |dir, name| match dir.xattr(name, stored)? {
             // A lower layer that root made has the real one.
             None if self.permissions.is_some() && stored.to_bytes() != key.as_bytes() => {
@@ -110,12 +117,20 @@ impl Overlay {
         })
     }
 
+    /// True if the node's file is in a lower layer whose inventory says that it has no attributes.
+    fn has_no_xattrs(&self, node: &Arc<Node>) -> Result<bool> {
+        Ok(self.on_lower_view(node, |dir, name| Ok(dir.has_no_xattrs(name)))?.unwrap_or(false))
+    }
+
     /// Names of all attributes, each ended by a NUL.
     ///
     /// # Errors
     /// Those of `listxattr(2)`.
     pub fn listxattr(&self, node: NodeId) -> Result<Vec<u8>> {
         let node = self.node(node)?;
+        if self.has_no_xattrs(&node)? {
+            return Ok(Vec::new());
+        }
         let stored = self.on_real(&node, |dir, name| dir.list_xattrs(name))?;
         let mut shown = Vec::with_capacity(stored.len());
         for key in stored.split(|&b| b == 0).filter(|key| !key.is_empty()) {

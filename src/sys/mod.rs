@@ -7,6 +7,7 @@ pub mod fork;
 pub mod forward;
 pub mod fuse_device;
 pub mod handle;
+pub mod mapping;
 pub mod memory;
 pub mod signals;
 pub mod write_out;

@@ -1,7 +1,7 @@
 //! What the tests on real mounts share: layer trees from text, stacks mounted by either driver, a watchdog.
 //!
-//! Every test runs twice, on kernel overlayfs (which proves the expectation right) and on stratafs. It gets a mount
-//! namespace of its own, so that a test that dies leaves no mount behind, and a minute to finish: a dead FUSE mount
+//! Every test runs on kernel overlayfs (which proves the expectation right), on stratafs, and on stratafs with layers
+//! that have inventories. It gets a mount namespace of its own, so that a test that dies leaves no mount behind, and a minute to finish: a dead FUSE mount
 //! would otherwise hang it for ever.
 
 #![allow(dead_code, unused_imports, clippy::unwrap_used)]
@@ -50,8 +50,20 @@ impl Driver {
 }
 
 thread_local! {
+    /// Layers of the running test get inventories.
+    static INVENTORIES: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
     /// Daemons of the running test, for the watchdog to kill.
     static DAEMONS: RefCell<Arc<Mutex<Vec<u32>>>> = RefCell::default();
+}
+
+/// From now on the layers of the running test get inventories.
+pub fn use_inventories() {
+    INVENTORIES.set(true);
+}
+
+/// Whether layers of the running test get inventories.
+pub fn uses_inventories() -> bool {
+    INVENTORIES.get()
 }
 
 /// Puts a daemon under the watchdog of the running test.
@@ -113,7 +125,8 @@ pub fn skip(name: &str, reason: &str) {
     file.write_all(format!("{name}: {reason}\n").as_bytes()).unwrap();
 }
 
-/// Defines tests that run on kernel overlayfs and on stratafs: `NAME::overlayfs` and `NAME::stratafs`.
+/// Defines tests that run on kernel overlayfs and on stratafs: `NAME::overlayfs`, `NAME::stratafs`, and
+/// `NAME::stratafs_with_inventories`.
 #[macro_export]
 macro_rules! on_both {
     ($($(#[$meta:meta])* fn $name:ident($driver:ident) $body:block)*) => {$(
@@ -129,6 +142,14 @@ macro_rules! on_both {
             #[test]
             fn stratafs() {
                 $crate::common::run_test(concat!(module_path!(), "::stratafs"), $crate::common::Driver::Stratafs, body);
+            }
+            #[test]
+            fn stratafs_with_inventories() {
+                let name = concat!(module_path!(), "::stratafs_with_inventories");
+                $crate::common::run_test(name, $crate::common::Driver::Stratafs, |driver| {
+                    $crate::common::use_inventories();
+                    body(driver);
+                });
             }
         }
     )*};

@@ -18,7 +18,7 @@ use tempfile::TempDir;
 use super::{Driver, sys, tree, unwatch_daemon, watch_daemon};
 
 /// Longest time that a daemon may take to start, or to end after its unmount.
-const DAEMON_LIMIT: Duration = Duration::from_secs(10);
+const DAEMON_LIMIT: Duration = Duration::from_secs(60);
 
 /// Options of every kernel mount: those that stratafs has by default.
 const KERNEL_OPTIONS: [&str; 4] = ["redirect_dir=on", "index=off", "xino=auto", "metacopy=off"];
@@ -78,6 +78,11 @@ impl Stack {
     /// Builds the layers without mounting them.
     pub fn build(self) -> Layers {
         let base = std::env::var_os("STRATAFS_TEST_DIR").map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from);
+        self.build_in(&base)
+    }
+
+    /// [`Self::build`] in a directory below `base`.
+    pub fn build_in(self, base: &Path) -> Layers {
         let directory = tempfile::Builder::new().prefix("stratafs-test-").tempdir_in(base).expect("a directory");
         let root = directory.path().to_owned();
         sys::chmod(&root, 0o755).unwrap();
@@ -94,8 +99,11 @@ impl Stack {
         let upper = self.upper.as_ref().map(|text| layer("upper".to_owned(), text));
         let work = upper.as_ref().map(|_| layer("work".to_owned(), ""));
         let point = layer("merged".to_owned(), "");
-        let originals = lowers.iter().map(|path| tree::snapshot(path, true)).collect();
-        Layers { directory, lowers, data_only, upper, work, point, options: self.options, extra: self.extra, originals }
+        let (options, extra) = (self.options, self.extra);
+        let mut layers =
+            Layers { directory, lowers, data_only, upper, work, point, options, extra, originals: Vec::new() };
+        layers.settle();
+        layers
     }
 
     /// Builds the layers and mounts them.
@@ -103,6 +111,12 @@ impl Stack {
     pub fn mount(self, driver: Driver) -> Mount {
         self.build().mount(driver)
     }
+}
+
+/// Makes the inventory of a layer.
+pub fn take_inventory(layer: &Path) -> PathBuf {
+    let written = stratafs::inventory::write(layer);
+    written.unwrap_or_else(|error| panic!("inventory of {}: {error}", layer.display())).path
 }
 
 /// Layers on disk.
@@ -121,6 +135,16 @@ pub struct Layers {
 }
 
 impl Layers {
+    /// The lower layers are complete: what they hold now they must hold in the end.
+    pub fn settle(&mut self) {
+        self.originals = self.lowers.iter().map(|path| tree::snapshot(path, true)).collect();
+        if super::uses_inventories() {
+            for layer in self.lowers.iter().chain(&self.data_only) {
+                take_inventory(layer);
+            }
+        }
+    }
+
     /// Mounts; panics when that fails.
     #[track_caller]
     pub fn mount(self, driver: Driver) -> Mount {
@@ -135,11 +159,20 @@ impl Layers {
     pub fn try_mount(self, driver: Driver) -> Result<Mount, (String, Self)> {
         let mounted = match driver {
             Driver::Overlayfs => self.mount_overlayfs_patiently().map(|()| None),
-            Driver::Stratafs => self.mount_stratafs().map(Some),
+            Driver::Stratafs => self.mount_stratafs(Command::spawn).map(Some),
         };
         match mounted {
             Ok(daemon) => Ok(Mount { layers: Some(self), driver, daemon }),
             Err(message) => Err((message, self)),
+        }
+    }
+
+    /// Mounts stratafs, started by `spawn`; panics when that fails.
+    #[track_caller]
+    pub fn mount_started_by(self, spawn: impl FnOnce(&mut Command) -> std::io::Result<Child>) -> Mount {
+        match self.mount_stratafs(spawn) {
+            Ok(daemon) => Mount { layers: Some(self), driver: Driver::Stratafs, daemon: Some(daemon) },
+            Err(message) => panic!("stratafs does not mount: {message}"),
         }
     }
 
@@ -229,16 +262,12 @@ impl Layers {
         self.directory.path().join("log")
     }
 
-    fn mount_stratafs(&self) -> Result<Child, String> {
+    fn mount_stratafs(&self, spawn: impl FnOnce(&mut Command) -> std::io::Result<Child>) -> Result<Child, String> {
         let log = File::options().create(true).append(true).open(self.log()).expect("a log");
         let before = sys::lstat(&self.point).expect("a mountpoint").st_dev;
-        let mut daemon = Command::new(env!("CARGO_BIN_EXE_stratafs"))
-            .args(self.stratafs_arguments())
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().expect("dup"))
-            .stderr(log)
-            .spawn()
-            .expect("start stratafs");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_stratafs"));
+        command.args(self.stratafs_arguments()).stdin(Stdio::null()).stdout(log.try_clone().expect("dup")).stderr(log);
+        let mut daemon = spawn(&mut command).expect("start stratafs");
         watch_daemon(daemon.id());
         let deadline = Instant::now() + DAEMON_LIMIT;
         loop {
@@ -251,7 +280,7 @@ impl Layers {
                 sys::kill(daemon.id());
                 daemon.wait().expect("wait");
                 unwatch_daemon(daemon.id());
-                let how = ended.map_or_else(|| "no mount after 10 s".to_owned(), |status| status.to_string());
+                let how = ended.map_or_else(|| "no mount after a minute".to_owned(), |status| status.to_string());
                 return Err(format!("{how}: {}", self.read_log()));
             }
             std::thread::sleep(Duration::from_millis(2));
@@ -269,6 +298,9 @@ impl Layers {
         std::fs::remove_dir_all(&work).expect("remove the work directory");
         sys::mkdir(&work, 0o755).expect("a new work directory");
         self.originals.insert(0, tree::snapshot(&lower, true));
+        if super::uses_inventories() {
+            take_inventory(&lower);
+        }
         self.lowers.insert(0, lower);
         self
     }

@@ -367,6 +367,20 @@ pub fn try_lock(file: &File, exclusive: bool, ofd: bool) -> std::io::Result<()> 
     }
 }
 
+/// Runs a program that was just written. A child that another test forks holds our descriptor for writing until it
+/// executes something, so that "text file busy" is asked again.
+pub fn run(program: &Path) -> std::process::Output {
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(50);
+    loop {
+        match std::process::Command::new(program).output() {
+            Err(error) if error.raw_os_error() == Some(libc::ETXTBSY) && std::time::Instant::now() < deadline => {
+                std::thread::sleep(std::time::Duration::from_millis(5));
+            }
+            output => return output.unwrap_or_else(|error| panic!("{}: {error}", program.display())),
+        }
+    }
+}
+
 /// A path through an open descriptor.
 pub fn fd_path(file: &OwnedFd) -> PathBuf {
     use std::os::fd::AsRawFd;

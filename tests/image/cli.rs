@@ -5,7 +5,7 @@ use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use super::fixture::*;
-use super::tar_build::Tar;
+use super::tar_build::{Tar, spec};
 
 fn strata(root: &Path, args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_strata")).arg("--root").arg(root).args(args).stdin(Stdio::null()).output().unwrap()
@@ -100,6 +100,100 @@ fn a_tour() {
 }
 
 #[test]
+fn what_lists_can_be_read_by_programs() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("store");
+    let archive = dir.path().join("in.tar");
+    std::fs::write(&archive, docker_old("x:1")).unwrap();
+    ok(&root, &["load", "-q", "-i", archive.to_str().unwrap()]);
+    let layers: Vec<String> =
+        layers().iter().rev().map(|layer| stratafs::image::digest::Digest::of(layer).to_string()).collect();
+    let id = ok(&root, &["images", "-q"]);
+    let table: [(&[&str], usize, String); 8] = [
+        (&["images"], 1, id.clone()),
+        (&["history", "x:1"], 3, format!("{id}<missing>\n<missing>\n")),
+        (&["layers", "x:1"], 3, layers.iter().map(|layer| format!("{layer}\n")).collect()),
+        (&["which", "x:1", "/usr/new"], 1, format!("{}\n", layers[0])),
+        (&["which", "x:1", "/pad"], 1, format!("{}\n", layers[2])),
+        (&["ps"], 0, String::new()),
+        (&["mount"], 0, String::new()),
+        (&["df"], 0, String::new()),
+    ];
+    for (verb, length, quiet) in table {
+        let json: serde_json::Value = serde_json::from_str(&ok(&root, &[verb, &["--json"]].concat())).unwrap();
+        let told = ok(&root, &[verb, &["--quiet"]].concat());
+        match verb {
+            ["df"] => assert!(json.is_object() && told.trim().parse::<u64>().is_ok(), "{told}"),
+            _ => assert_eq!((json.as_array().unwrap().len(), told), (length, quiet), "{verb:?}"),
+        }
+        fails(&root, 2, &[verb, &["--quiet", "--json"]].concat());
+    }
+    let doctor = strata(&root, &["doctor", "--json"]);
+    let checks: serde_json::Value = serde_json::from_slice(&doctor.stdout).unwrap();
+    let all_well = checks.as_array().unwrap().iter().all(|check| check["Ok"] == true);
+    let quiet = strata(&root, &["doctor", "--quiet"]);
+    assert_eq!((all_well, all_well), (quiet.status.success(), quiet.stdout.is_empty()));
+}
+
+#[test]
+fn near_words_are_suggested() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("store");
+    let archive = dir.path().join("in.tar");
+    std::fs::write(&archive, docker_old("debian:12")).unwrap();
+    ok(&root, &["load", "-q", "-i", archive.to_str().unwrap()]);
+    for (verb, near) in [("imgaes", "images"), ("comit", "commit"), ("pul", "pull"), ("inspct", "inspect")] {
+        let told = fails(&root, 2, &[verb]);
+        assert!(told.contains(&format!("'{near}'")), "{told}");
+    }
+    assert!(fails(&root, 2, &["images", "--qiet"]).contains("--quiet"));
+    assert!(fails(&root, 1, &["run", "debain:12"]).ends_with("no such image; did you mean debian:12?\n"));
+    assert!(fails(&root, 1, &["inspect", "fedora"]).ends_with("no such image; strata pull fedora gets one\n"));
+    assert!(fails(&root, 1, &["inspect", "sha256:00"]).ends_with("sha256:00: no such image\n"));
+}
+
+#[test]
+fn colours_are_for_terminals_that_want_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let on_terminal = |no_color: bool| {
+        let line = format!("{} imgaes; {0} --help", env!("CARGO_BIN_EXE_strata"));
+        let mut command = Command::new("script");
+        command.args(["-qc", &line, "/dev/null"]).env("TERM", "xterm").env_remove("NO_COLOR").current_dir(dir.path());
+        if no_color {
+            command.env("NO_COLOR", "1");
+        }
+        String::from_utf8(command.stdin(Stdio::null()).output().unwrap().stdout).unwrap()
+    };
+    assert!(on_terminal(false).contains('\x1b'));
+    assert!(!on_terminal(true).contains('\x1b'));
+    assert!(!fails(dir.path(), 2, &["imgaes"]).contains('\x1b'));
+}
+
+#[test]
+fn manuals_and_completions_know_every_verb() {
+    let dir = tempfile::tempdir().unwrap();
+    let man = dir.path().join("man");
+    ok(dir.path(), &["man", man.to_str().unwrap()]);
+    let page = |name: &str| std::fs::read_to_string(man.join(name)).unwrap();
+    assert!(page("strata.1").contains(".SH \"EXIT STATUS\"\n0 done, 1 failed, 2 wrong usage"));
+    let verbs: Vec<String> = std::fs::read_dir(&man)
+        .unwrap()
+        .filter_map(|entry| {
+            let name = entry.unwrap().file_name().into_string().unwrap();
+            Some(name.strip_prefix("strata-")?.strip_suffix(".1")?.to_owned())
+        })
+        .collect();
+    assert!(verbs.len() > 30 && verbs.iter().any(|verb| verb == "pull"), "{verbs:?}");
+    for shell in ["bash", "zsh", "fish"] {
+        let script = ok(dir.path(), &["completions", shell]);
+        for verb in &verbs {
+            assert!(script.contains(verb.as_str()), "{shell}: {verb}");
+            assert!(page(&format!("strata-{verb}.1")).contains(".SH EXAMPLES\n  strata"), "{verb}");
+        }
+    }
+}
+
+#[test]
 fn wrong_use_and_failures() {
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path().join("store");
@@ -142,6 +236,82 @@ fn damage_is_told_and_repaired_by_loading_again() {
     ok(&root, &["load", "-i", archive.to_str().unwrap()]);
     assert_eq!(ok(&root, &["verify"]), "3 layers are sound\n");
     ok(&root, &["inspect", "x:1"]);
+}
+
+#[test]
+fn two_images_are_compared() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("store");
+    let archive = dir.path().join("in.tar");
+    std::fs::write(&archive, docker_old("x:1")).unwrap();
+    ok(&root, &["load", "-i", archive.to_str().unwrap()]);
+    for (name, layer) in [("base:1", base_layer()), ("other:1", other_layer())] {
+        let rootfs = dir.path().join("rootfs.tar");
+        std::fs::write(&rootfs, layer).unwrap();
+        ok(&root, &["import", rootfs.to_str().unwrap(), name]);
+    }
+    let grown = "C /etc\nD /etc/issue\nA /etc/passwd-\nA /bin2\nC /usr\nA /usr/new\nD /usr/tool\n\
+                 C /var/cache\nD /var/cache/a\nD /var/cache/b\nA /var/cache/c\n";
+    assert_eq!(sorted(&ok(&root, &["diff", "base:1", "x:1"])), sorted(grown));
+    let shrunk = grown.replace("A ", "X ").replace("D ", "A ").replace("X ", "D ");
+    assert_eq!(sorted(&ok(&root, &["diff", "x:1", "base:1"])), sorted(&shrunk));
+    assert_eq!(ok(&root, &["diff", "x:1", "x:1"]), "");
+    // The same tree by other layers; a link, a time, a mode and a kind that differ.
+    let other = "C /bin\nA /bin/deep\nA /bin/deep/er\nC /etc/issue\nC /null\nC /usr/tool\nD /pad\n";
+    assert_eq!(sorted(&ok(&root, &["diff", "base:1", "other:1"])), sorted(other));
+    assert_eq!(
+        sorted(&ok(&root, &["diff", "other:1", "base:1"])),
+        sorted("C /bin\nC /etc/issue\nC /null\nC /usr/tool\nA /pad\n")
+    );
+    let json: serde_json::Value = serde_json::from_str(&ok(&root, &["diff", "--json", "base:1", "other:1"])).unwrap();
+    assert_eq!(json.as_array().unwrap().len(), 7);
+    fails(&root, 1, &["diff", "base:1", "nothing:1"]);
+}
+
+fn sorted(lines: &str) -> Vec<&str> {
+    let mut lines: Vec<&str> = lines.lines().collect();
+    lines.sort_unstable();
+    lines
+}
+
+/// [`base_layer`] with some differences.
+fn other_layer() -> Vec<u8> {
+    Tar::new()
+        .dir("./")
+        .dir("etc/")
+        .file("etc/passwd", "root:x:0:0:root:/root:/bin/sh\nme:x:1000:1000::/home/me:/bin/sh\n")
+        .file("etc/issue", "longer\n")
+        .dir("usr/")
+        .entry(spec("usr/tool", b'0').content("#!/bin/true\n").mode(0o755))
+        .dir("bin/")
+        .dir("bin/deep/")
+        .file("bin/deep/er", "")
+        .dir("var/")
+        .dir("var/cache/")
+        .file("var/cache/a", "a")
+        .file("var/cache/b", "b")
+        .entry(spec("null", b'3').device(1, 5).mode(0o666))
+        .end()
+}
+
+#[test]
+fn a_flattened_image_has_one_layer_and_the_same_tree() {
+    if !super::overlayfs_for("a_flattened_image_has_one_layer_and_the_same_tree") {
+        return;
+    }
+    let scratch = Scratch::new();
+    scratch.load(&docker_old("x:1")).unwrap();
+    let root = scratch.store.root();
+    let flatten = ["flatten", "--driver", "overlay", "--source-date-epoch", "1700000000", "x:1", "flat:1"];
+    let id = ok(root, &flatten);
+    assert_eq!(ok(root, &flatten), id, "the same bytes again");
+    let (image, flat) = (scratch.store.find("x:1").unwrap(), scratch.store.find("flat:1").unwrap());
+    assert_eq!((flat.config.diff_ids().len(), flat.config.history().len()), (1, 1));
+    assert_eq!(flat.config.process(), image.config.process());
+    assert_eq!(flat.config.document()["x-unknown"], image.config.document()["x-unknown"]);
+    assert_eq!(ok(root, &["diff", "x:1", "flat:1"]), "");
+    assert_eq!(super::interop::flattened(&scratch, "flat:1"), super::interop::flattened(&scratch, "x:1"));
+    assert_eq!(ok(root, &["ps", "-aq"]), "");
 }
 
 #[test]

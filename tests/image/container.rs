@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use super::tar_build::{Tar, spec};
 
 /// A store with `tool:1`: a root file system of the host's own shell and libraries.
-struct World {
-    dir: tempfile::TempDir,
-    driver: &'static str,
+pub(super) struct World {
+    pub(super) dir: tempfile::TempDir,
+    pub(super) driver: &'static str,
 }
 
 /// Programs that the image holds, with the libraries that they need.
@@ -37,24 +37,30 @@ fn libraries(program: &str) -> Vec<String> {
 }
 
 fn rootfs() -> Vec<u8> {
+    rootfs_with(&[]).end()
+}
+
+/// A root file system with further programs of the host's.
+pub(super) fn rootfs_with(further: &[&str]) -> Tar {
+    let programs = || PROGRAMS.iter().chain(further);
     let mut tar = Tar::new().dir("./").dir("bin/").dir("etc/").dir("tmp/").dir("data/").file("data/lower", "lower\n");
     tar = tar.file("etc/passwd", "root:x:0:0:root:/root:/bin/sh\nme:x:1000:1001::/home/me:/bin/sh\n");
     tar = tar.file("etc/group", "root:x:0:\nus:x:1001:\nmore:x:50:me\n");
-    let mut libs: Vec<String> = PROGRAMS.iter().flat_map(|program| libraries(program)).collect();
+    let mut libs: Vec<String> = programs().flat_map(|program| libraries(program)).collect();
     libs.sort();
     libs.dedup();
-    for program in PROGRAMS {
+    for program in programs() {
         let name = format!("bin/{}", program.rsplit('/').next().unwrap());
         tar = tar.entry(spec(name, b'0').mode(0o755).content(std::fs::read(program).unwrap()));
     }
     for lib in libs {
         tar = tar.entry(spec(&lib[1..], b'0').mode(0o755).content(std::fs::read(&lib).unwrap()));
     }
-    tar.end()
+    tar
 }
 
 impl World {
-    fn new(driver: &'static str) -> Self {
+    pub(super) fn new(driver: &'static str) -> Self {
         let dir = tempfile::Builder::new().prefix("strata-test-").tempdir().unwrap();
         let tar = dir.path().join("rootfs.tar");
         std::fs::write(&tar, rootfs()).unwrap();
@@ -74,28 +80,28 @@ impl World {
         world
     }
 
-    fn command(&self, args: &[&str]) -> Command {
+    pub(super) fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_strata"));
         command.env("STRATA_DRIVER", self.driver).env_remove("STRATA_RUNTIME");
         command.arg("--root").arg(self.root()).args(args).stdin(Stdio::null());
         command
     }
 
-    fn root(&self) -> PathBuf {
+    pub(super) fn root(&self) -> PathBuf {
         self.dir.path().join("store")
     }
 
-    fn run(&self, args: &[&str]) -> Output {
+    pub(super) fn run(&self, args: &[&str]) -> Output {
         self.command(args).output().unwrap()
     }
 
-    fn ok(&self, args: &[&str]) -> String {
+    pub(super) fn ok(&self, args: &[&str]) -> String {
         let output = self.run(args);
         assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap()
     }
 
-    fn mounts(&self) -> usize {
+    pub(super) fn mounts(&self) -> usize {
         let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
         table.lines().filter(|line| line.contains(self.dir.path().to_str().unwrap())).count()
     }
@@ -111,7 +117,7 @@ impl Drop for World {
 }
 
 /// One for each driver that this machine has.
-fn worlds() -> Vec<World> {
+pub(super) fn worlds() -> Vec<World> {
     let thread = std::thread::current();
     let test = thread.name().unwrap_or("container");
     let overlay = super::overlayfs_for(test).then_some("overlay");
@@ -236,8 +242,8 @@ fn a_run_leaves_only_what_the_container_changed() {
     }
 }
 
-fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(20);
+pub(super) fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(60);
     while !done() {
         assert!(Instant::now() < deadline, "{what} does not come");
         std::thread::sleep(Duration::from_millis(20));
@@ -298,7 +304,7 @@ fn a_crash_of_everything_costs_no_changes() {
 }
 
 /// Ids of the processes that have the text and the directory in their command line.
-fn processes(dir: &Path, text: &str) -> Vec<String> {
+pub(super) fn processes(dir: &Path, text: &str) -> Vec<String> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir("/proc").unwrap().flatten() {
         let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();

@@ -5,6 +5,10 @@
 
 #[path = "../common/layer_dirs.rs"]
 mod layer_dirs;
+#[path = "../common/terminal.rs"]
+mod pty;
+#[path = "../common/readme.rs"]
+mod readme;
 #[path = "../common/tar_build.rs"]
 mod tar_build;
 
@@ -17,7 +21,10 @@ mod create;
 mod engines;
 mod fixture;
 mod interop;
+mod run;
 mod store;
+mod terminal;
+mod tour;
 
 /// True if the kernel mounts overlayfs; else the test is counted as skipped where `scripts/test` looks.
 fn overlayfs_for(test: &str) -> bool {

@@ -74,22 +74,42 @@ fn stratafs() {
     });
 }
 
+#[test]
+fn stratafs_with_inventories() {
+    run_test_within(limit(), "model::stratafs_with_inventories", Driver::Stratafs, |_| {
+        common::use_inventories();
+        sequences(2000, 9000, &[Driver::Stratafs]);
+        sequences_with(1000, 9500, &[Driver::Stratafs], &INDEXED);
+    });
+}
+
 /// The library's verbs, without FUSE; root is needed for devices and owners only.
 #[test]
 fn library() {
     run_test_within(limit(), "model::library", Driver::Overlayfs, |_| {
-        let count = number("STRATAFS_MODEL_OPS", 10_000);
-        let mut seed = number("STRATAFS_MODEL_SEED", 4000);
-        let mut tried = 0;
-        while tried < count {
-            let mut rng = Rng::new(seed);
-            let layers = ops::random_layers(&mut rng);
-            let sequence = ops::random_ops(&mut rng, &layers, SEQUENCE, &[Driver::Stratafs]);
-            let make = |layers: &[Layer]| Box::new(Library::new(layers)) as Box<dyn Backend>;
-            tried += run::check(seed, &layers, sequence, &make) as u64;
-            seed += 1;
-        }
+        library_sequences(number("STRATAFS_MODEL_OPS", 10_000), 4000);
     });
+}
+
+#[test]
+fn library_with_inventories() {
+    run_test_within(limit(), "model::library_with_inventories", Driver::Overlayfs, |_| {
+        common::use_inventories();
+        library_sequences(number("STRATAFS_MODEL_OPS", 5_000), 9000);
+    });
+}
+
+fn library_sequences(count: u64, first_seed: u64) {
+    let mut seed = number("STRATAFS_MODEL_SEED", first_seed);
+    let mut tried = 0;
+    while tried < count {
+        let mut rng = Rng::new(seed);
+        let layers = ops::random_layers(&mut rng);
+        let sequence = ops::random_ops(&mut rng, &layers, SEQUENCE, &[Driver::Stratafs]);
+        let make = |layers: &[Layer]| Box::new(Library::new(layers)) as Box<dyn Backend>;
+        tried += run::check(seed, &layers, sequence, &make) as u64;
+        seed += 1;
+    }
 }
 
 /// Every remount may change the driver: each reads what the other has written.

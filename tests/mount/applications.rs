@@ -43,7 +43,7 @@ on_both! {
             return;
         }
         let mut layers = layers;
-        layers.originals = layers.lowers.iter().map(|path| crate::common::tree::snapshot(path, true)).collect();
+        layers.settle();
         let mount = layers.mount(driver);
         shell(
             &mount.at("d"),
@@ -109,6 +109,28 @@ on_both! {
         assert!(has("low", inotify::ReadFlags::MODIFY), "{events:?}");
         assert!(has("renamed", inotify::ReadFlags::MOVED_TO), "{events:?}");
         assert!(has("low", inotify::ReadFlags::DELETE), "{events:?}");
+    }
+
+    /// A watch on a file of a lower layer outlives its copy-up, a rename and the file.
+    fn inotify_over_copy_up(driver) {
+        use rustix::fs::inotify;
+        let mount = Stack::new().lower("file f \"x\"").mount(driver);
+        let watcher = inotify::init(inotify::CreateFlags::NONBLOCK | inotify::CreateFlags::CLOEXEC).unwrap();
+        let wanted = inotify::WatchFlags::MODIFY | inotify::WatchFlags::ATTRIB | inotify::WatchFlags::MOVE_SELF | inotify::WatchFlags::DELETE_SELF;
+        inotify::add_watch(&watcher, mount.at("f"), wanted).unwrap();
+        sys::append(&mount.at("f"), b"y").unwrap();
+        sys::chmod(&mount.at("f"), 0o600).unwrap();
+        sys::rename(&mount.at("f"), &mount.at("g")).unwrap();
+        sys::unlink(&mount.at("g")).unwrap();
+        let mut buffer = [std::mem::MaybeUninit::uninit(); 4096];
+        let mut reader = inotify::Reader::new(&watcher, &mut buffer);
+        let mut seen = inotify::ReadFlags::empty();
+        while let Ok(event) = reader.next() {
+            seen |= event.events();
+        }
+        for flag in [inotify::ReadFlags::MODIFY, inotify::ReadFlags::ATTRIB, inotify::ReadFlags::MOVE_SELF, inotify::ReadFlags::DELETE_SELF] {
+            assert!(seen.contains(flag), "{flag:?} is not in {seen:?}");
+        }
     }
 
     /// Sixteen workers create, write, rename, link, copy up and remove in the same directories; then the tree holds

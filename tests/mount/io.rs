@@ -167,6 +167,27 @@ on_both! {
         assert_eq!(rustix::fs::fallocate(&read_only, FallocateFlags::empty(), 0, 1), Err(Errno::BADF));
     }
 
+    /// Zeroing past the end, with and without the size; what is asked in vain changes nothing.
+    fn fallocate_past_the_end(driver) {
+        let mount = Stack::new().lower("file f fill=10000").mount(driver);
+        let file = sys::open(&mount.at("f"), OFlags::RDWR, 0).unwrap();
+        let size = || rustix::fs::fstat(&file).unwrap().st_size;
+        let keep = FallocateFlags::KEEP_SIZE;
+        rustix::fs::fallocate(&file, FallocateFlags::ZERO_RANGE | keep, 8000, 10_000).unwrap();
+        assert_eq!(size(), 10_000);
+        rustix::fs::fallocate(&file, FallocateFlags::ZERO_RANGE, 9000, 11_000).unwrap();
+        assert_eq!((size(), sys::lstat(&mount.at("f")).unwrap().st_size), (20_000, 20_000));
+        rustix::fs::fallocate(&file, FallocateFlags::PUNCH_HOLE | keep, 19_000, 100_000).unwrap();
+        assert_eq!(size(), 20_000);
+        let mut expected = pattern(10_000);
+        expected[8000..].fill(0);
+        expected.resize(20_000, 0);
+        assert!(sys::read_file(&file).unwrap() == expected);
+        assert_eq!(rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, 0), Err(Errno::INVAL));
+        assert_eq!(rustix::fs::fallocate(&file, FallocateFlags::PUNCH_HOLE, 0, 4096), Err(Errno::OPNOTSUPP));
+        assert_eq!(size(), 20_000);
+    }
+
     fn copy_file_range(driver) {
         let mount = Stack::new().lower("file from fill=500000\nfile to \"short\"").mount(driver);
         let content = pattern(500_000);
@@ -207,14 +228,30 @@ on_both! {
         }
     }
 
+    /// Modification and change time, of files of either layer, and as often as somebody writes.
     fn mapped_writes_move_the_times(driver) {
-        let mount = Stack::new().lower("").upper("file f fill=5000 mtime=1000").mount(driver);
-        let file = sys::open(&mount.at("f"), OFlags::RDWR, 0).unwrap();
-        let map = Mapping::new(&file, 5000, true);
-        map.store(0, b"x");
-        map.sync();
-        drop((map, file));
-        assert!(sys::mtime(&mount.at("f")).0 > 1000);
+        let mount = Stack::new().lower("file low fill=5000 mtime=1000").upper("file up fill=5000 mtime=1000").mount(driver);
+        for name in ["low", "up"] {
+            let file = sys::open(&mount.at(name), OFlags::RDWR, 0).unwrap();
+            let map = Mapping::new(&file, 5000, true);
+            let times = || {
+                let stat = sys::lstat(&mount.at(name)).unwrap();
+                [(stat.st_mtime, stat.st_mtime_nsec), (stat.st_ctime, stat.st_ctime_nsec)]
+            };
+            let mut before = times();
+            assert_eq!(before[0], (1000, 0), "{name}");
+            for round in 0..3 {
+                // The clock of file times ticks every few milliseconds.
+                std::thread::sleep(std::time::Duration::from_millis(20));
+                map.store(round, b"x");
+                map.sync();
+                let after = times();
+                assert!(after[0] > before[0] && after[1] > before[1], "{name}, {round}: {before:?}, {after:?}");
+                before = after;
+            }
+            drop((map, file));
+            assert!(times() >= before, "{name}");
+        }
     }
 
     fn mapping_read_only_lower(driver) {
@@ -277,12 +314,19 @@ on_both! {
         sys::create(&mount.at("new"), b"#!/bin/sh\necho new").unwrap();
         sys::chmod(&mount.at("new"), 0o755).unwrap();
         std::fs::copy("/bin/true", mount.at("program")).unwrap();
-        let run = |name: &str| std::process::Command::new(mount.at(name)).output().unwrap();
+        let run = |name: &str| sys::run(&mount.at(name));
         assert_eq!(run("low").stdout, b"low\n");
         assert_eq!(run("new").stdout, b"new\n");
         assert!(run("program").status.success());
-        let text_busy = std::process::Command::new("/bin/sleep").arg("0").status().unwrap();
-        assert!(text_busy.success());
+        // Written, run and written again, each right after the other.
+        for round in 0..20 {
+            let file = sys::open(&mount.at("again"), OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC, 0o755).unwrap();
+            sys::write_all(&file, format!("#!/bin/sh\necho {round}").as_bytes()).unwrap();
+            let busy = std::process::Command::new(mount.at("again")).output();
+            assert_eq!(busy.unwrap_err().raw_os_error(), Some(libc::ETXTBSY), "{round}: still open for writing");
+            drop(file);
+            assert_eq!(run("again").stdout, format!("{round}\n").as_bytes());
+        }
     }
 
     /// Many handles at once, more than a small descriptor limit would allow one each for inodes.
@@ -334,6 +378,16 @@ on_both! {
 }
 
 on_stratafs! {
+    /// The kernel's FUSE sends these to no file system (`fuse_file_fallocate`).
+    fn fallocate_modes_that_fuse_lacks(driver) {
+        let mount = Stack::new().lower("file f fill=65536").mount(driver);
+        let file = sys::open(&mount.at("f"), OFlags::RDWR, 0).unwrap();
+        for mode in [FallocateFlags::COLLAPSE_RANGE, FallocateFlags::INSERT_RANGE, FallocateFlags::UNSHARE_RANGE] {
+            assert_eq!(rustix::fs::fallocate(&file, mode, 4096, 4096), Err(Errno::OPNOTSUPP), "{mode:?}");
+        }
+        assert!(sys::read_file(&file).unwrap() == pattern(65536));
+    }
+
     /// Kernel overlayfs fails these two: POSIX wants an early read-only descriptor to see what is written later.
     fn early_reader_sees_later_writes(driver) {
         let mount = Stack::new().lower("file f \"before\"\nfile g \"before\"").mount(driver);

@@ -6,7 +6,7 @@ use std::process::Command;
 use rustix::mount::{MountFlags, UnmountFlags};
 
 use crate::common::stack::Layers;
-use crate::common::{Driver, Stack, sys, tree};
+use crate::common::{Driver, Errno, Stack, sys, tree};
 use crate::{on_both, on_stratafs};
 
 fn tmpfs(path: &Path) {
@@ -174,6 +174,26 @@ on_stratafs! {
         sys::append(&mount.at("d/inner"), b"+").unwrap();
         mount.assert_tree("file d/inner \"i+\"\nfile up \"u\"");
         drop(mount);
+    }
+
+    /// An upper on a file system that is read-only: so is the mount, and it says so. (The kernel refuses to mount.)
+    fn upper_on_a_read_only_file_system(driver) {
+        let mut layers = Stack::new().lower(TREE).build();
+        let place = layers.directory.path().join("disk");
+        tmpfs(&place);
+        upper_on(&mut layers, &place);
+        tree::build(&place.join("upper"), "file up \"u\"\nwhiteout gone");
+        rustix::mount::mount_remount(&place, MountFlags::RDONLY, c"").unwrap();
+        let Err((_, layers)) = layers.try_mount(Driver::Overlayfs) else { panic!("the kernel mounts it") };
+        let mount = layers.mount(driver);
+        assert!(mount.log().contains("read-only"), "{}", mount.log());
+        mount.assert_tree("file d/f \"f\"\nfile d/s/x \"x\"\nfile e/y \"y\"\nfile up \"u\"");
+        assert_eq!(sys::create(&mount.at("n"), b""), Err(Errno::ROFS));
+        assert_eq!(sys::append(&mount.at("d/f"), b"+"), Err(Errno::ROFS));
+        assert_eq!(sys::unlink(&mount.at("up")), Err(Errno::ROFS));
+        assert!(rustix::fs::statvfs(mount.root()).unwrap().f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY));
+        drop(mount);
+        rustix::mount::unmount(&place, UnmountFlags::DETACH).unwrap();
     }
 
     fn two_hundred_layers(driver) {

@@ -12,6 +12,7 @@ mod create;
 mod damaged;
 mod fixtures;
 mod index;
+mod inventory;
 mod io;
 mod layers;
 mod link;

@@ -166,7 +166,7 @@ on_both! {
         let layers = Stack::new().lower("dir d mode=755\ndir low mode=755").build();
         let mut layers = layers;
         sys::setxattr(&layers.lowers[0].join("low"), "system.posix_acl_default", &sample_acl()).unwrap();
-        layers.originals = layers.lowers.iter().map(|path| crate::common::tree::snapshot(path, true)).collect();
+        layers.settle();
         let mount = layers.mount(driver);
         sys::setxattr(&mount.at("d"), "system.posix_acl_default", &sample_acl()).unwrap();
         for directory in ["d", "low"] {
@@ -193,7 +193,7 @@ on_both! {
         let layers = Stack::new().lower("file f \"x\" mode=600").build();
         let mut layers = layers;
         sys::setxattr(&layers.lowers[0].join("f"), "system.posix_acl_access", &sample_acl()).unwrap();
-        layers.originals = layers.lowers.iter().map(|path| crate::common::tree::snapshot(path, true)).collect();
+        layers.settle();
         let mount = layers.mount(driver);
         sys::as_user(77, 77, || assert_eq!(sys::read(&mount.at("f")), Ok(b"x".to_vec())));
         assert_eq!(sys::as_user(78, 78, || sys::read(&mount.at("f"))), Err(Errno::ACCESS));

@@ -158,7 +158,7 @@ on_stratafs! {
         let early = reader(&mount, "sleep");
         let content = sys::read_file(&early).unwrap();
         sys::overwrite(&mount.at("sleep"), b"#!/bin/sh\necho replaced\n").unwrap();
-        assert_eq!(Command::new(mount.at("sleep")).output().unwrap().stdout, b"replaced\n");
+        assert_eq!(sys::run(&mount.at("sleep")).stdout, b"replaced\n");
         assert!(sys::read_file(&early).unwrap() == content);
     }
 

@@ -5,6 +5,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::process::Stdio;
 
 use super::fixture::docker_old;
+use super::pty::Terminal;
+use super::readme::blocks;
 use super::server::{Server, Wants};
 use super::{Home, digest_in};
 
@@ -123,4 +125,53 @@ fn plain_http_is_never_used_unasked() {
     for bad in ["https://", "a b", "me@example.org", "example.org/x"] {
         assert!(!home.strata(&["login", "-u", "me", "--password-stdin", bad]).status.success(), "{bad}");
     }
+}
+
+/// README's lines about registries, with this registry for its and the password typed in.
+#[test]
+fn the_tour_of_the_readme() {
+    let server = Server::start(Wants { password: true, tls: true });
+    let home = Home::new();
+    home.load(&docker_old("docker.io/library/debian:jq"));
+    let block = blocks("Five minutes")["Registries"].clone();
+    let script = block
+        .replace("strata login", "echo pa:ss | strata login -u me --password-stdin")
+        .replace("strata pull", "strata push debian:jq registry.example/team/base:1\nstrata pull")
+        .replace("registry.example", &server.host());
+    let bin = std::path::Path::new(env!("CARGO_BIN_EXE_strata")).parent().unwrap();
+    let mut command = home.command("bash");
+    command.env("PATH", format!("{}:{}", bin.display(), std::env::var("PATH").unwrap()));
+    command.env("SSL_CERT_FILE", server.certificates().join("ca.crt"));
+    let output = command.args(["-euo", "pipefail", "-c", &script]).output().unwrap();
+    let told = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{script}: {told}");
+    assert!(told.contains("Login succeeded") && told.contains("Status: ") && told.contains("Mounted from"), "{told}");
+}
+
+#[test]
+fn a_password_is_typed_unseen() {
+    let server = Server::start(Wants { password: true, tls: false });
+    let home = Home::new();
+    let mut command = home.command(env!("CARGO_BIN_EXE_strata"));
+    command.args(["login", "--plain-http", &server.host()]);
+    let mut terminal = Terminal::run(&command);
+    terminal.waits_for("Username: ");
+    terminal.types("me\n");
+    terminal.waits_for("Password: ");
+    terminal.becomes("silent", |terminal| !terminal.echoes());
+    terminal.types("pa:ss\n");
+    terminal.waits_for("Login succeeded");
+    assert_eq!(terminal.ends(), Some(0));
+    assert!(!terminal.shown().contains("pa:ss"), "{:?}", terminal.shown());
+    assert!(terminal.echoes());
+
+    let mut terminal = Terminal::run(&command);
+    terminal.waits_for("Username: ");
+    terminal.types("me\n");
+    terminal.waits_for("Password: ");
+    terminal.becomes("silent", |terminal| !terminal.echoes());
+    terminal.types("half a pass\x03");
+    terminal.waits_for("interrupted");
+    assert_eq!(terminal.ends(), Some(1));
+    assert!(terminal.echoes(), "the terminal speaks again");
 }

@@ -1,7 +1,7 @@
 //! Registries that do not keep their word are refused in one line, and nothing of theirs stays.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use serde_json::json;
 use stratafs::image::digest::Digest;
@@ -184,6 +184,69 @@ fn a_token_is_got_from_the_own_house_alone() {
     let asked = tokens.asked("token").pop().unwrap();
     assert_eq!(asked.path, "/token?fixed=1&service=a%20service&scope=repository%3Aa%2Fx%3Apull");
     assert_eq!(front.asked("manifests").len(), 1 + 2, "once refused for good, once refused and then answered");
+}
+
+#[test]
+fn an_identity_token_is_exchanged_for_an_access_token() {
+    let image = Image::new(1);
+    let tokens = Liar::start(|asked, body| {
+        let mut form = String::new();
+        body.read_to_string(&mut form).unwrap();
+        let expected =
+            "service=s&scope=repository%3Ax%3Apull&grant_type=refresh%5Ftoken&client_id=strata&refresh_token=i%2Ft";
+        match asked.method == "POST" && form == expected {
+            true => Answer::new(200, r#"{"access_token": "t2"}"#),
+            false => Answer::new(403, form),
+        }
+    });
+    let challenge = format!("Bearer realm=\"http://{}/token\",service=s", tokens.host());
+    let front = Liar::start(move |asked, _| match asked.header("authorization") {
+        Some("Bearer t2") => image.answer(asked),
+        _ => Answer::new(401, "").with("WWW-Authenticate", challenge.clone()),
+    });
+    let home = Home::new();
+    std::fs::create_dir_all(home.path(".docker")).unwrap();
+    let text = json!({"auths": {front.host(): {"identitytoken": "i/t"}}}).to_string();
+    std::fs::write(home.path(".docker/config.json"), text).unwrap();
+    home.ok(&["pull", "--plain-http", &format!("{}/x:1", front.host())]);
+}
+
+/// A manifest may name any blob for a layer that is in the store already, because such a layer is not fetched. It must
+/// not be believed when that layer is pushed.
+#[test]
+fn a_blob_that_was_never_seen_is_not_taken_for_a_layer() {
+    let image = Image::new(1);
+    let bogus = Digest::of(b"never seen");
+    let mut evil = image.clone();
+    evil.manifest["layers"][0]["digest"] = json!(bogus.to_string());
+    evil.manifest["layers"][0]["annotations"] = json!({"a": "b"});
+    let sent = Arc::new(Mutex::new(Vec::new()));
+    let (kept, both) = (Arc::clone(&sent), (image.clone(), evil));
+    let liar = Liar::start(move |asked, body| match asked.method.as_str() {
+        "GET" if asked.path.contains("/evil/") => both.1.answer(asked),
+        "GET" => both.0.answer(asked),
+        // It says that it has the blob that nobody has seen.
+        "HEAD" => Answer::new(if asked.path.ends_with(&bogus.to_string()) { 200 } else { 404 }, ""),
+        "POST" => Answer::new(202, "").with("Location", "/v2/to/blobs/uploads/1"),
+        "PATCH" => {
+            std::io::copy(body, &mut std::io::sink()).unwrap();
+            Answer::new(202, "").with("Location", "/v2/to/blobs/uploads/1")
+        }
+        _ => {
+            body.read_to_end(&mut kept.lock().unwrap()).unwrap();
+            Answer::new(201, "")
+        }
+    });
+    let (home, name) = (Home::new(), |name: &str| format!("{}/{name}", liar.host()));
+    home.ok(&["pull", "--plain-http", &name("good:1")]);
+    let (_, told) = home.both(&["pull", "--plain-http", &name("evil:1")]);
+    assert!(told.contains("Already exists"), "{told}");
+    for from in ["evil:1", "good:1"] {
+        sent.lock().unwrap().clear();
+        home.ok(&["push", "--plain-http", &name(from), &name("to:1")]);
+        let manifest = String::from_utf8(sent.lock().unwrap().clone()).unwrap();
+        assert!(manifest.contains("layers") && !manifest.contains(&bogus.to_string()), "{from}: {manifest}");
+    }
 }
 
 #[test]

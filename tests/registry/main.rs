@@ -8,6 +8,10 @@
 mod fixture;
 #[path = "../common/layer_dirs.rs"]
 mod layer_dirs;
+#[path = "../common/terminal.rs"]
+mod pty;
+#[path = "../common/readme.rs"]
+mod readme;
 #[path = "../common/tar_build.rs"]
 mod tar_build;
 

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use stratafs::container::{Container, CreateOptions};
+use stratafs::container::{Container, CreateOptions, Driver};
 use stratafs::image::archive::{Archive, Source, Spooling};
 use stratafs::image::create::{self, Authoring};
 use stratafs::image::layer::{self, Compression, Limits, SnapshotOptions, UnpackOptions};
@@ -14,10 +14,10 @@ use stratafs::image::load::{self, LoadOptions};
 use stratafs::image::reference::Reference;
 use stratafs::image::save::{self, Format, SaveOptions, Target};
 use stratafs::image::spec::Platform;
-use stratafs::image::store::Store;
+use stratafs::image::store::{Image, Store};
 
-use super::args::{AuthoringArgs, Commit, Export, Import, LimitArgs, Load, Save, Snapshot, Unpack};
-use super::output::print_line;
+use super::args::{AuthoringArgs, Commit, Export, Flatten, Import, Inventory, LimitArgs, Load, Save, Snapshot, Unpack};
+use super::output::{print_line, size};
 use super::progress::Report;
 
 pub fn unpack_options(limits: &LimitArgs) -> UnpackOptions {
@@ -125,33 +125,51 @@ fn write_to(output: Option<&Path>, write: &mut dyn FnMut(&mut dyn Write) -> Resu
 
 /// The file tree is read through a mount, so that it is exactly what a container sees.
 pub fn export(store: &Store, args: &Export) -> Result<()> {
-    let (container, made_here) = match Container::open(store, &args.name) {
-        Ok(container) => (container, false),
-        Err(_) => {
-            let image = store.find(&args.name)?;
-            let options = CreateOptions {
-                image_name: args.name.clone(),
-                driver: args.driver.into(),
-                read_only: true,
-                ..CreateOptions::default()
-            };
-            (Container::create(store, &image, &options)?, true)
-        }
+    let write = |tree: BorrowedFd<'_>| {
+        write_to(args.output.as_deref(), &mut |out| write_snapshot(tree, &[], out, None).map(drop))
     };
+    match Container::open(store, &args.name) {
+        Ok(container) => with_mounted(store, &container, write),
+        Err(_) => with_mounted_image(store, &store.find(&args.name)?, args.driver.into(), write),
+    }
+}
+
+/// Mounts an image as a container that is gone afterwards.
+fn with_mounted_image<T>(
+    store: &Store,
+    image: &Image,
+    driver: Driver,
+    read: impl FnOnce(BorrowedFd<'_>) -> Result<T>,
+) -> Result<T> {
+    let options = CreateOptions { image_name: image.label(), driver, read_only: true, ..CreateOptions::default() };
+    let container = Container::create(store, image, &options)?;
+    let outcome = with_mounted(store, &container, read);
+    container.remove(store)?;
+    outcome
+}
+
+/// Lends the file tree of a container, mounted if it was not.
+fn with_mounted<T>(store: &Store, container: &Container, read: impl FnOnce(BorrowedFd<'_>) -> Result<T>) -> Result<T> {
     let was_mounted = container.is_mounted()?;
-    let exported = export_mounted(store, &container, args.output.as_deref());
+    let outcome = container.mount(store).map_err(Into::into).and_then(|path| read(File::open(path)?.as_fd()));
     if !was_mounted && container.is_mounted()? {
         container.unmount(false)?;
     }
-    if made_here {
-        container.remove(store)?;
-    }
-    exported
+    outcome
 }
 
-fn export_mounted(store: &Store, container: &Container, output: Option<&Path>) -> Result<()> {
-    let tree = File::open(container.mount(store)?)?;
-    write_to(output, &mut |out| write_snapshot(tree.as_fd(), &[], out, None).map(drop))
+pub fn flatten(store: &Store, args: &Flatten) -> Result<()> {
+    let image = store.find(&args.image)?;
+    let mut authoring = authoring(&args.authoring, &args.name);
+    authoring.message.get_or_insert_with(|| format!("Flattened from {}", image.label()));
+    let options = unpack_options(&LimitArgs { unlimited: true });
+    let id = with_mounted_image(store, &image, args.driver.into(), |tree| {
+        let mut transaction = store.begin()?;
+        let id = create::flatten(&mut transaction, &image.config, tree, &authoring, &options)?;
+        transaction.publish()?;
+        Ok(id)
+    })?;
+    Ok(print_line(&id.to_string())?)
 }
 
 fn write_snapshot(
@@ -206,6 +224,15 @@ pub fn snapshot(args: &Snapshot) -> Result<()> {
         Some(diff_id) => Ok(print_line(&diff_id.to_string())?),
         None => Ok(()),
     }
+}
+
+pub fn inventory(args: &Inventory) -> Result<()> {
+    for dir in &args.dirs {
+        let written = stratafs::inventory::write(dir).with_context(|| dir.display().to_string())?;
+        let (path, bytes) = (written.path.display(), size(written.bytes));
+        print_line(&format!("{path}: {} names in {} directories, {bytes}", written.entries, written.directories))?;
+    }
+    Ok(())
 }
 
 pub fn commit(store: &Store, args: &Commit) -> Result<()> {

@@ -39,8 +39,10 @@ pub enum Verb {
     Import(Import),
     Save(Save),
     Export(Export),
+    Flatten(Flatten),
     Unpack(Unpack),
     Snapshot(Snapshot),
+    Inventory(Inventory),
     Images(Images),
     Inspect(Inspect),
     History(History),
@@ -196,6 +198,21 @@ pub struct Export {
     pub driver: DriverArg,
 }
 
+/// Make an image of one layer out of an image of several
+#[derive(Args)]
+#[command(
+    after_help = "Examples:\n  strata flatten debian:12 debian:flat\n  strata flatten -m 'one layer' -c 'CMD [\"bash\"]' web:2 web:flat"
+)]
+pub struct Flatten {
+    pub image: String,
+    #[arg(value_name = "NAME[:TAG]")]
+    pub name: Option<Reference>,
+    #[command(flatten)]
+    pub authoring: AuthoringArgs,
+    #[arg(long, value_enum, default_value = "stratafs")]
+    pub driver: DriverArg,
+}
+
 /// Unpack an archive into plain layer directories and print the mount option for them; needs no store
 #[derive(Args)]
 #[command(
@@ -232,6 +249,17 @@ pub struct Snapshot {
     pub source_date_epoch: Option<i64>,
 }
 
+/// Write the inventory of layer directories, with which stratafs mounts need not look into them; needs no store
+#[derive(Args)]
+#[command(
+    after_help = "The inventory of DIR is the file DIR.inventory beside it. Layers of a store have theirs. Make it again\nwhen a layer was changed, or remove it.\n\nExamples:\n  strata inventory layers/1 layers/2\n  strata inventory /srv/base && stratafs -o lowerdir=/srv/base /mnt"
+)]
+pub struct Inventory {
+    /// Layer directories
+    #[arg(required = true, value_name = "DIR")]
+    pub dirs: Vec<PathBuf>,
+}
+
 /// List images
 #[derive(Args)]
 #[command(visible_alias = "ls", after_help = "Examples:\n  strata images\n  strata images -q debian")]
@@ -239,7 +267,7 @@ pub struct Images {
     /// Only images of this repository or name
     pub name: Option<String>,
     /// Print only ids
-    #[arg(short, long)]
+    #[arg(short, long, conflicts_with = "json")]
     pub quiet: bool,
     /// Print whole ids
     #[arg(long)]
@@ -268,9 +296,13 @@ pub struct History {
     /// Print commands whole
     #[arg(long)]
     pub no_trunc: bool,
+    /// Print only ids
+    #[arg(short, long, conflicts_with = "json")]
+    pub quiet: bool,
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+    /// A name or an id, or the beginning of one
     pub image: String,
 }
 
@@ -278,6 +310,7 @@ pub struct History {
 #[derive(Args)]
 #[command(after_help = "Examples:\n  strata tag debian:12 debian:stable\n  strata tag 4f1a registry.example/base:1")]
 pub struct Tag {
+    /// A name or an id, or the beginning of one
     pub image: String,
     #[arg(value_name = "NAME[:TAG]")]
     pub name: Reference,
@@ -298,9 +331,13 @@ pub struct Rmi {
 #[derive(Args)]
 #[command(after_help = "Examples:\n  strata layers debian:12\n  strata layers --json debian:12")]
 pub struct Layers {
+    /// Print only diff ids, the topmost first
+    #[arg(short, long, conflicts_with = "json")]
+    pub quiet: bool,
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+    /// A name or an id, or the beginning of one
     pub image: String,
 }
 
@@ -310,6 +347,7 @@ pub struct Layers {
     after_help = "Examples:\n  strata commit web web:2\n  strata commit -m 'add curl' -a 'Me <me@example.org>' -c 'CMD [\"curl\"]' web web:2"
 )]
 pub struct Commit {
+    /// The container's name
     pub container: String,
     #[arg(value_name = "NAME[:TAG]")]
     pub name: Option<Reference>,
@@ -345,6 +383,9 @@ pub struct Verify {
 #[derive(Args)]
 #[command(after_help = "Examples:\n  strata df\n  strata df --json")]
 pub struct Df {
+    /// Print only bytes
+    #[arg(short, long, conflicts_with = "json")]
+    pub quiet: bool,
     /// Print JSON
     #[arg(long)]
     pub json: bool,
@@ -354,9 +395,13 @@ pub struct Df {
 #[derive(Args)]
 #[command(after_help = "Examples:\n  strata which debian:12 /etc/passwd\n  strata which --json web:2 /srv")]
 pub struct Which {
+    /// Print only the diff id of the layer that it comes from
+    #[arg(short, long, conflicts_with = "json")]
+    pub quiet: bool,
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+    /// A name or an id, or the beginning of one
     pub image: String,
     pub path: PathBuf,
 }
@@ -364,7 +409,14 @@ pub struct Which {
 /// Check what this machine lacks
 #[derive(Args)]
 #[command(after_help = "Examples:\n  strata doctor\n  strata --root /srv/store doctor")]
-pub struct Doctor {}
+pub struct Doctor {
+    /// Print only what is missing
+    #[arg(short, long, conflicts_with = "json")]
+    pub quiet: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
 
 /// Print completions for a shell
 #[derive(Args)]

@@ -1,9 +1,10 @@
 //! Verbs about containers.
 
 use std::fs::{self, File};
-use std::io::{self, IsTerminal};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::io::{self, IsTerminal, Seek, SeekFrom, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
@@ -13,7 +14,7 @@ use serde_json::json;
 use stratafs::container::bundle::{Network, RunOptions};
 use stratafs::container::{Container, CreateOptions, Runtime};
 use stratafs::image::layer;
-use stratafs::image::store::Store;
+use stratafs::image::store::{Layer, Store};
 use stratafs::image::time::Timestamp;
 
 use super::args::{Diff, Exec, Logs, Mount, NetworkArg, Ps, Rm, Run, Stop, Supervise, Umount};
@@ -21,12 +22,7 @@ use super::output::{print_json, print_line, print_table, shorten};
 
 pub fn mount(store: &Store, args: &Mount) -> Result<()> {
     let Some(image) = &args.image else {
-        for container in Container::list(store)? {
-            if container.is_mounted()? {
-                print_line(&format!("{}   {}", container.name(), container.record.mountpoint.display()))?;
-            }
-        }
-        return Ok(());
+        return list_mounted(store, args);
     };
     let existing = match args.name.is_none() && args.mountpoint.is_none() {
         true => Container::open(store, image).ok(),
@@ -51,6 +47,26 @@ pub fn mount(store: &Store, args: &Mount) -> Result<()> {
             Err(error.into())
         }
     }
+}
+
+fn list_mounted(store: &Store, args: &Mount) -> Result<()> {
+    let mut mounted = Vec::new();
+    for container in Container::list(store)? {
+        if container.is_mounted()? {
+            mounted.push(container);
+        }
+    }
+    if args.json {
+        let value = |container: &Container| {
+            json!({"Name": container.name(), "Image": container.record.image_name,
+                "Mountpoint": container.record.mountpoint})
+        };
+        return Ok(print_json(&mounted.iter().map(value).collect())?);
+    }
+    Ok(mounted.iter().try_for_each(|container| match args.quiet {
+        true => print_line(container.name()),
+        false => print_line(&format!("{}   {}", container.name(), container.record.mountpoint.display())),
+    })?)
 }
 
 pub fn umount(store: &Store, args: &Umount) -> Result<()> {
@@ -206,9 +222,10 @@ fn status(runtime: Option<&Runtime>, container: &Container) -> Result<String> {
         Some(runtime) => runtime.state(container)?,
         None => None,
     };
-    Ok(match state.filter(|state| state.status != "stopped") {
+    Ok(match state {
+        // It ended with everything that watched it, and nobody has cleaned up yet.
         Some(state) => state.status,
-        None if container.is_mounted()? => "mounted".to_owned(),
+        None if container.is_alive()? => "mounted".to_owned(),
         None => match fs::read_to_string(container.dir().join("exit")) {
             Ok(code) => format!("exited ({})", code.trim()),
             Err(_) => "stopped".to_owned(),
@@ -301,11 +318,21 @@ pub fn remove(store: &Store, args: &Rm) -> Result<()> {
             force_down(store, &container, args.runtime.as_deref())?;
         }
         if container.dir().exists() {
-            container.remove(store)?;
+            container.clone().remove(store)?;
         }
+        forget_state(store, &container, args.runtime.as_deref())?;
         print_line(name)?;
     }
     Ok(())
+}
+
+/// What a crash left with the runtime would be in the way of the next container of that name.
+fn forget_state(store: &Store, container: &Container, runtime: Option<&str>) -> Result<()> {
+    let Ok(runtime) = Runtime::find(store, runtime) else { return Ok(()) };
+    match runtime.state(container)? {
+        Some(state) if state.status == "stopped" => Ok(runtime.delete(container, true)?),
+        _ => Ok(()),
+    }
 }
 
 fn force_down(store: &Store, container: &Container, runtime: Option<&str>) -> Result<()> {
@@ -322,23 +349,88 @@ fn force_down(store: &Store, container: &Container, runtime: Option<&str>) -> Re
 
 pub fn logs(store: &Store, args: &Logs) -> Result<()> {
     let container = Container::open(store, &args.container)?;
-    match File::open(container.dir().join("log")) {
-        Ok(mut log) => Ok(io::copy(&mut log, &mut io::stdout()).map(drop)?),
-        Err(_) => bail!("{}: was not run detached and has no log", args.container),
+    let Ok(mut log) = File::open(container.dir().join("log")) else {
+        bail!("{}: was not run detached and has no log", args.container);
+    };
+    if let Some(lines) = args.tail {
+        seek_lines_from_end(&mut log, lines)?;
+    }
+    let mut out = io::stdout();
+    loop {
+        // Asked before the log is read: what it wrote before it ended must not be missed.
+        let over = !args.follow || has_ended(&container);
+        io::copy(&mut log, &mut out)?;
+        out.flush()?;
+        if over {
+            return Ok(());
+        }
+        std::thread::sleep(Duration::from_millis(100));
     }
 }
 
+/// True if a detached container has ended, or what watched it was killed. Its lock is tried only once the watcher has
+/// been there, in whose way that would be.
+fn has_ended(container: &Container) -> bool {
+    let is_there = |name: &str| container.dir().join(name).exists();
+    is_there("exit") || !container.dir().exists() || (is_there("pid") && container.lock().is_ok())
+}
+
+/// Goes to where the last `lines` lines begin, reading backwards.
+fn seek_lines_from_end(log: &mut File, lines: usize) -> io::Result<()> {
+    const BLOCK: u64 = 64 << 10;
+    let end = log.seek(SeekFrom::End(0))?;
+    let (mut position, mut newlines) = (end, 0);
+    while position > 0 {
+        let start = position.saturating_sub(BLOCK);
+        let mut block = vec![0; usize::try_from(position - start).unwrap_or(0)];
+        log.read_exact_at(&mut block, start)?;
+        for (at, _) in block.iter().enumerate().rev().filter(|&(_, &byte)| byte == b'\n') {
+            let after = start + at as u64 + 1;
+            // The newline that ends the last line begins none.
+            newlines += usize::from(after != end);
+            if newlines == lines || lines == 0 {
+                return log.seek(SeekFrom::Start(if lines == 0 { end } else { after })).map(drop);
+            }
+        }
+        position = start;
+    }
+    log.seek(SeekFrom::Start(if lines == 0 { end } else { 0 })).map(drop)
+}
+
 pub fn diff(store: &Store, args: &Diff) -> Result<()> {
-    let container = Container::open(store, &args.container)?;
-    container.sync()?;
-    let upper = container.open_upper()?;
-    let lowers = container.layers(store)?.iter().rev().map(|layer| layer.open_diff()).collect::<Result<Vec<_>, _>>()?;
-    let lowers: Vec<BorrowedFd<'_>> = lowers.iter().map(AsFd::as_fd).collect();
-    let changes = layer::changes(upper.as_fd(), &lowers)?;
+    let changes = match &args.image {
+        Some(image) => image_diff(store, &args.name, image)?,
+        None => container_diff(store, &args.name)?,
+    };
     let path = |bytes: &[u8]| std::ffi::OsStr::from_bytes(bytes).display().to_string();
     if args.json {
         let value = |change: &layer::Change| json!({"Kind": change.kind.to_string(), "Path": path(&change.path)});
         return Ok(print_json(&changes.iter().map(value).collect())?);
     }
-    Ok(changes.iter().try_for_each(|change| print_line(&format!("{} {}", change.kind, path(&change.path))))?)
+    Ok(changes.iter().try_for_each(|change| match args.quiet {
+        true => print_line(&path(&change.path)),
+        false => print_line(&format!("{} {}", change.kind, path(&change.path))),
+    })?)
+}
+
+fn container_diff(store: &Store, name: &str) -> Result<Vec<layer::Change>> {
+    let container = Container::open(store, name)?;
+    container.sync()?;
+    let upper = container.open_upper()?;
+    let lowers = open_topmost_first(&container.layers(store)?)?;
+    let lowers: Vec<BorrowedFd<'_>> = lowers.iter().map(AsFd::as_fd).collect();
+    Ok(layer::changes(upper.as_fd(), &lowers)?)
+}
+
+fn image_diff(store: &Store, old: &str, new: &str) -> Result<Vec<layer::Change>> {
+    let _lock = store.lock_shared()?;
+    let open = |name: &str| open_topmost_first(&store.layers_of(&store.find(name)?)?);
+    let (old, new) = (open(old)?, open(new)?);
+    let old: Vec<BorrowedFd<'_>> = old.iter().map(AsFd::as_fd).collect();
+    let new: Vec<BorrowedFd<'_>> = new.iter().map(AsFd::as_fd).collect();
+    Ok(layer::compare(&old, &new)?)
+}
+
+fn open_topmost_first(layers: &[Layer]) -> Result<Vec<OwnedFd>> {
+    Ok(layers.iter().rev().map(Layer::open_diff).collect::<Result<_, _>>()?)
 }

@@ -5,10 +5,12 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use rustix::fs::Access;
+use serde_json::json;
 use stratafs::container::{Runtime, stratafs_program};
 use stratafs::image::store::Store;
 
-use super::output::print_line;
+use super::args::Doctor;
+use super::output::{print_json, print_line};
 
 /// One thing that something needs.
 struct Check {
@@ -19,7 +21,7 @@ struct Check {
     problem: Option<String>,
 }
 
-pub fn run(store: Option<PathBuf>) -> Result<ExitCode> {
+pub fn run(store: Option<PathBuf>, args: &Doctor) -> Result<ExitCode> {
     let root = store.map_or_else(Store::default_root, Ok)?;
     let checks = [
         check("store", "everything", store_problem(&root)),
@@ -34,14 +36,16 @@ pub fn run(store: Option<PathBuf>) -> Result<ExitCode> {
         check("OCI runtime", "run and exec", runtime_problem(&root)),
         check("user namespaces", "run as a user", namespace_problem()),
     ];
-    let mut lacking = false;
-    for Check { name, needed_for, problem } in checks {
+    let lacking = checks.iter().any(|check| check.problem.is_some());
+    if args.json {
+        let value = |Check { name, needed_for, problem }: &Check| json!({"Name": name, "NeededFor": needed_for, "Ok": problem.is_none(), "Problem": problem});
+        print_json(&checks.iter().map(value).collect())?;
+    }
+    for Check { name, needed_for, problem } in checks.iter().filter(|_| !args.json) {
         match problem {
+            None if args.quiet => {}
             None => print_line(&format!("ok       {name}"))?,
-            Some(problem) => {
-                lacking = true;
-                print_line(&format!("missing  {name} (for {needed_for}): {problem}"))?;
-            }
+            Some(problem) => print_line(&format!("missing  {name} (for {needed_for}): {problem}"))?,
         }
     }
     Ok(if lacking { ExitCode::FAILURE } else { ExitCode::SUCCESS })

@@ -154,10 +154,14 @@ pub fn history(store: &Store, args: &History) -> Result<()> {
         };
         return Ok(print_json(&lines.into_iter().map(line).collect::<Result<_>>()?)?);
     }
+    let id_of = |number| if number == 0 { short_id(&image.id()) } else { "<missing>".to_owned() };
+    if args.quiet {
+        return Ok((0..lines.len()).try_for_each(|number| print_line(&id_of(number)))?);
+    }
     let now = Timestamp::now();
     let mut rows = Vec::new();
     for (number, (line, bytes)) in lines.into_iter().enumerate() {
-        let id = if number == 0 { short_id(&image.id()) } else { "<missing>".to_owned() };
+        let id = id_of(number);
         let created =
             line.created.as_deref().and_then(Timestamp::parse).map_or_else(|| "N/A".to_owned(), |at| at.ago(now));
         let command = line.created_by.unwrap_or_default().split_whitespace().collect::<Vec<_>>().join(" ");
@@ -211,6 +215,9 @@ pub fn layers(store: &Store, args: &Layers) -> Result<()> {
         };
         return Ok(print_json(&layers.iter().map(value).collect())?);
     }
+    if args.quiet {
+        return Ok(layers.iter().rev().try_for_each(|layer| print_line(&layer.record.diff_id.to_string()))?);
+    }
     let row = |layer: &Layer| {
         let shared = sharers(layer);
         let shared = if shared.is_empty() { "-".to_owned() } else { shared.join(", ") };
@@ -256,6 +263,9 @@ pub fn usage(store: &Store, args: &Df) -> Result<()> {
         return Ok(print_json(&json!({"Images": images, "Containers": containers, "Layers": layers.len(),
             "Size": all, "Shared": shared, "Unused": unused}))?);
     }
+    if args.quiet {
+        return Ok(print_line(&all.to_string())?);
+    }
     let row = |what: &str, count: usize, bytes: String| vec![what.to_owned(), count.to_string(), bytes];
     let rows = [
         row("Images", images, String::new()),
@@ -282,6 +292,10 @@ pub fn which(store: &Store, args: &Which) -> Result<()> {
     }
     if !found.iter().any(|step| !step.hidden && step.what.is_there()) {
         anyhow::bail!("{}: not in {}", args.path.display(), image.label());
+    }
+    if args.quiet {
+        let visible = found.iter().find(|step| !step.hidden && step.what.is_there());
+        return Ok(visible.map_or(Ok(()), |step| print_line(&step.diff_id.to_string()))?);
     }
     let row = |step: &Step| {
         let hidden = if step.hidden { "hidden" } else { "" };

@@ -19,6 +19,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::Parser;
 use stratafs::image::ImageError;
+use stratafs::image::registry::Source;
 use stratafs::image::store::Store;
 use tracing_subscriber::EnvFilter;
 
@@ -38,9 +39,22 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("strata: {}", one_line(&error));
+            eprintln!("strata: {}{}", one_line(&error), remedy(&error));
             failure_code(&error)
         }
+    }
+}
+
+/// Where an image that is not here, and is no other's name misspelt, may come from.
+fn remedy(error: &anyhow::Error) -> String {
+    match error.downcast_ref() {
+        // An id would parse as a name too.
+        Some(ImageError::NoSuchImage { name, near: None })
+            if !name.starts_with("sha256:") && name.parse::<Source>().is_ok() =>
+        {
+            format!("; strata pull {name} gets one")
+        }
+        _ => String::new(),
     }
 }
 
@@ -73,6 +87,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
     match &cli.verb {
         Verb::Unpack(unpack) => return archives::unpack(unpack).map(|()| ExitCode::SUCCESS),
         Verb::Snapshot(snapshot) => return archives::snapshot(snapshot).map(|()| ExitCode::SUCCESS),
+        Verb::Inventory(inventory) => return archives::inventory(inventory).map(|()| ExitCode::SUCCESS),
         Verb::Man(man) => return generate::man(man).map(|()| ExitCode::SUCCESS),
         Verb::Completions(completions) => {
             generate::completions(completions);
@@ -80,7 +95,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         }
         Verb::Login(login) => return registry::login(login).map(|()| ExitCode::SUCCESS),
         Verb::Logout(logout) => return registry::logout(logout).map(|()| ExitCode::SUCCESS),
-        Verb::Doctor(_) => return doctor::run(cli.root),
+        Verb::Doctor(doctor) => return doctor::run(cli.root, doctor),
         _ => {}
     }
     let root = cli.root.map_or_else(Store::default_root, Ok)?;
@@ -92,6 +107,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Verb::Import(import) => archives::import(&store, &import)?,
         Verb::Save(save) => archives::save(&store, &save)?,
         Verb::Export(export) => archives::export(&store, &export)?,
+        Verb::Flatten(flatten) => archives::flatten(&store, &flatten)?,
         Verb::Commit(commit) => archives::commit(&store, &commit)?,
         Verb::Images(list) => images::list(&store, &list)?,
         Verb::Inspect(inspect) => images::inspect(&store, &inspect)?,
@@ -117,6 +133,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         | Verb::Logout(_)
         | Verb::Unpack(_)
         | Verb::Snapshot(_)
+        | Verb::Inventory(_)
         | Verb::Man(_)
         | Verb::Completions(_)
         | Verb::Doctor(_) => {}

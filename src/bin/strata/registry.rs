@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, IsTerminal, Read, Write};
+use std::io::{self, IsTerminal, Read, Write};
 use std::sync::Mutex;
 
 use anyhow::{Context, Result, bail};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget};
-use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
+use rustix::termios::{LocalModes, OptionalActions, SpecialCodeIndex, tcgetattr, tcsetattr};
 use stratafs::image::digest::Digest;
 use stratafs::image::load::LoadOptions;
 use stratafs::image::reference::Reference;
@@ -173,21 +173,34 @@ pub fn logout(args: &Logout) -> Result<()> {
 
 /// Asks on the terminal; a secret does not appear there.
 fn ask(question: &str, shown: bool) -> Result<String> {
+    const INTERRUPT: u8 = 3;
     let tty = File::options().read(true).write(true).open("/dev/tty").ok().filter(|_| io::stdin().is_terminal());
     let tty = tty.context("no terminal to ask for a password; give -u NAME --password-stdin")?;
     (&tty).write_all(question.as_bytes())?;
     let before = tcgetattr(&tty)?;
     if !shown {
         let mut silent = before.clone();
-        silent.local_modes.remove(LocalModes::ECHO);
+        // An interrupt ends the line instead of this process, which has to make the terminal speak again.
+        silent.local_modes.remove(LocalModes::ECHO | LocalModes::ISIG);
+        silent.special_codes[SpecialCodeIndex::VEOL] = INTERRUPT;
         tcsetattr(&tty, OptionalActions::Flush, &silent)?;
     }
-    let mut line = String::new();
-    let read = BufReader::new((&tty).take(PASSWORD_LIMIT)).read_line(&mut line);
+    let mut line = Vec::new();
+    let mut byte = [0];
+    let read = loop {
+        match (&tty).read(&mut byte) {
+            Ok(0) => break Ok(()),
+            Ok(_) if byte == *b"\n" || line.len() as u64 > PASSWORD_LIMIT => break Ok(()),
+            Ok(_) if byte == [INTERRUPT] => break Err(io::Error::new(io::ErrorKind::Interrupted, "interrupted")),
+            Ok(_) => line.push(byte[0]),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => break Err(error),
+        }
+    };
     if !shown {
         tcsetattr(&tty, OptionalActions::Flush, &before)?;
         (&tty).write_all(b"\n")?;
     }
     read?;
-    Ok(line.trim_end_matches(['\r', '\n']).to_owned())
+    String::from_utf8(line).context("what was typed")
 }

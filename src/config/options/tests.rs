@@ -104,6 +104,8 @@ fn flags() {
         ("fsync=0", |o| o.overlay.ignore_fsync),
         ("fsync=1", |o| !o.overlay.ignore_fsync),
         ("noacl", |o| o.overlay.no_acl),
+        ("inventory=off", |o| o.overlay.no_inventory),
+        ("inventory=off,inventory", |o| !o.overlay.no_inventory),
         ("noxattrs", |o| o.overlay.no_xattrs),
         ("noxattrs=1", |o| o.overlay.no_xattrs),
         ("noxattrs=0", |o| !o.overlay.no_xattrs),

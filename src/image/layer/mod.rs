@@ -3,7 +3,8 @@
 //!
 //! * [`unpack`] extracts a stream into a directory and records what is needed to give the same stream again;
 //! * [`reassemble`] gives it, bit for bit; [`verify`] compares a layer directory with its recipe;
-//! * [`snapshot`] writes the changes held by an upper directory as a stream; [`changes`] lists them.
+//! * [`snapshot`] writes the changes held by an upper directory as a stream; [`changes`] lists them;
+//! * [`compare`] lists what differs between two stacks.
 //!
 //! # Map
 //!
@@ -18,6 +19,7 @@
 //! | `walk` | the changes that an upper directory holds |
 //! | `snapshot`, `write` | these changes as a tar stream |
 //! | `changes` | these changes as a list |
+//! | `compare` | the differences of two stacks as such a list |
 //! | `attributes`, `marks`, `path`, `confined` | what all of them share |
 //!
 //! # Rules
@@ -37,6 +39,7 @@
 
 mod attributes;
 mod changes;
+mod compare;
 pub mod compression;
 mod confined;
 mod dirs;
@@ -59,6 +62,7 @@ mod walk;
 mod write;
 
 pub use changes::{Change, ChangeKind, changes};
+pub use compare::compare;
 pub use compression::Compression;
 pub use error::LayerError;
 pub use marks::{Marks, WhiteoutForm};

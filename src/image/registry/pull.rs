@@ -22,7 +22,7 @@ use crate::image::digest::Digest;
 use crate::image::load::LoadOptions;
 use crate::image::reference::Reference;
 use crate::image::spec::{self, DOCKER_INDEX, DOCKER_MANIFEST, Descriptor, INDEX, Index, MANIFEST, Manifest, Platform};
-use crate::image::store::{Layer, Transaction, read_limited};
+use crate::image::store::{Layer, Transaction, blob_mark, read_limited};
 use crate::image::{ImageError, IoContext, Result};
 
 /// Indexes in indexes deeper than this are refused.
@@ -96,10 +96,15 @@ pub fn pull(
     }
     let layers: Vec<(Descriptor, Digest)> =
         descriptors.iter().cloned().zip(config.diff_ids().iter().copied()).collect();
-    let stack = Transfer { session: &session, layers: &layers, options, progress }.run(into)?;
+    let (stack, mut marks) = Transfer { session: &session, layers: &layers, options, progress }.run(into)?;
+    // A layer that was here was not compared with the blob that this manifest has for it, but perhaps before.
+    let before = into.verified_blobs()?;
+    let all = layers.iter().map(|(descriptor, diff_id)| blob_mark(&descriptor.digest, diff_id));
+    marks.extend(all.filter(|mark| before.contains(mark)));
     let original = into.add_blob(&found.bytes)?;
     let name = source.digest.is_none().then(|| source.name.clone());
     let image = into.add_image(&config, &stack, name.as_slice(), Some(original))?;
+    into.add_verified_blobs(&image, &marks);
     for digest in [found.digest, original] {
         into.add_repo_digest(&image, &source.name.at_digest(&digest));
     }
@@ -204,7 +209,8 @@ struct Fetched {
 }
 
 impl Transfer<'_> {
-    fn run(&self, into: &mut Transaction<'_>) -> Result<Vec<Layer>> {
+    /// The layers, the lowest first, and the marks of those that were unpacked from their blobs.
+    fn run(&self, into: &mut Transaction<'_>) -> Result<(Vec<Layer>, Vec<String>)> {
         let wanted = self.plan(into)?;
         let (next, cancelled) = (AtomicUsize::new(0), AtomicBool::new(false));
         let failure = Mutex::new(None);
@@ -276,8 +282,9 @@ impl Transfer<'_> {
         }
     }
 
-    fn unpack_all(&self, into: &mut Transaction<'_>, wanted: &[Fetched]) -> Result<Vec<Layer>> {
+    fn unpack_all(&self, into: &mut Transaction<'_>, wanted: &[Fetched]) -> Result<(Vec<Layer>, Vec<String>)> {
         let mut stack: Vec<Layer> = Vec::new();
+        let mut marks = Vec::new();
         for (at, (descriptor, diff_id)) in self.layers.iter().enumerate() {
             let fetched = wanted.iter().find(|fetched| self.layers[fetched.at].0.digest == descriptor.digest);
             let layer = match into.find_layer(&stack, diff_id)? {
@@ -293,6 +300,7 @@ impl Transfer<'_> {
                     let added = into.add_layer(&name, &stack, Some(diff_id), &mut reader, &self.options.unpack)?;
                     // The unpacker stops at the archive's end; the blob's digest is known at its own.
                     io::copy(&mut reader, &mut io::sink()).at(&fetched.spool.path)?;
+                    marks.push(blob_mark(&descriptor.digest, diff_id));
                     self.progress.ends(diff_id, "Pull complete");
                     added.layer
                 }
@@ -304,7 +312,7 @@ impl Transfer<'_> {
                 self.put_away(into, fetched)?;
             }
         }
-        Ok(stack)
+        Ok((stack, marks))
     }
 
     /// After its last use: the blob is kept or removed.

@@ -22,7 +22,7 @@ use crate::image::layer::Compression;
 use crate::image::reference::Reference;
 use crate::image::save::compress;
 use crate::image::spec::{self, Descriptor, Manifest};
-use crate::image::store::{Image, Layer, Store};
+use crate::image::store::{Image, Layer, Store, blob_mark};
 use crate::image::{ImageError, IoContext, Result};
 
 /// Tries in a row that bring nothing.
@@ -93,6 +93,7 @@ pub fn push(
 /// What the store's images tell of layers' blobs. The repositories are those of the registry of `name`.
 fn known_blobs(store: &Store, name: &Reference) -> Result<KnownBlobs> {
     let mut known = KnownBlobs::new();
+    let verified = store.verified_blobs()?;
     for image in store.images()? {
         let Some((manifest, _)) = original(store, &image)? else { continue };
         let mut repositories: Vec<String> = Vec::new();
@@ -102,7 +103,8 @@ fn known_blobs(store: &Store, name: &Reference) -> Result<KnownBlobs> {
             repositories.extend(seen.map(|seen| seen.path().to_owned()));
         }
         repositories.dedup();
-        for (descriptor, diff_id) in manifest.layers.into_iter().zip(image.config.diff_ids()) {
+        let pairs = manifest.layers.into_iter().zip(image.config.diff_ids());
+        for (descriptor, diff_id) in pairs.filter(|(blob, id)| verified.contains(&blob_mark(&blob.digest, id))) {
             let blobs = known.entry(*diff_id).or_default();
             match blobs.iter_mut().find(|blob| blob.descriptor.digest == descriptor.digest) {
                 Some(blob) => blob.repositories.extend(repositories.iter().cloned()),

@@ -1,9 +1,10 @@
 //! `index.json`: which images there are and what they are called. One entry for each name of an image, or one
 //! without a name.
 
+use std::collections::HashSet;
 use std::fs::File;
 
-use super::transaction::{ORIGINAL_MANIFEST, REPO_DIGESTS};
+use super::transaction::{ORIGINAL_MANIFEST, REPO_DIGESTS, VERIFIED_BLOBS};
 use super::{StagedFile, Store, read_limited};
 use crate::image::digest::Digest;
 use crate::image::reference::Reference;
@@ -16,6 +17,16 @@ impl Store {
         let name = path.display().to_string();
         let bytes = read_limited(&mut File::open(&path).at(&path)?, &name)?;
         spec::parse(&name, &bytes)
+    }
+
+    /// The marks ([`super::blob_mark`]) of all blobs that were seen to be layers of the store's images.
+    ///
+    /// # Errors
+    /// When the index cannot be read.
+    pub fn verified_blobs(&self) -> Result<HashSet<String>> {
+        let index = self.index()?;
+        let lists = index.descriptors().filter_map(|entry| entry.annotations.get(VERIFIED_BLOBS));
+        Ok(lists.flat_map(|list| list.split(' ')).map(str::to_owned).collect())
     }
 
     /// Changes the index, alone and durably.
@@ -69,7 +80,7 @@ fn share_knowledge(index: &mut Index, manifest: &Descriptor) {
     for entry in index.descriptors().filter(|entry| entry.digest == manifest.digest) {
         for (name, text) in &entry.annotations {
             match name.as_str() {
-                REPO_DIGESTS => add_words(&mut known, REPO_DIGESTS, text),
+                REPO_DIGESTS | VERIFIED_BLOBS => add_words(&mut known, name, text),
                 ORIGINAL_MANIFEST => drop(known.annotations.entry(name.clone()).or_insert_with(|| text.clone())),
                 _ => {}
             }
@@ -78,7 +89,7 @@ fn share_knowledge(index: &mut Index, manifest: &Descriptor) {
     for entry in &mut index.manifests {
         let IndexEntry::Known(entry) = entry else { continue };
         if entry.digest == manifest.digest {
-            for name in [REPO_DIGESTS, ORIGINAL_MANIFEST] {
+            for name in [REPO_DIGESTS, VERIFIED_BLOBS, ORIGINAL_MANIFEST] {
                 let text = known.annotations.get(name).cloned();
                 entry.annotations.extend(text.map(|text| (name.to_owned(), text)));
             }

@@ -45,7 +45,7 @@ pub use images::{Image, Removed};
 pub(crate) use layers::open_dir;
 pub use layers::{Layer, LayerRecord};
 pub(crate) use transaction::open_topmost_first;
-pub use transaction::{AddedLayer, Transaction};
+pub use transaction::{AddedLayer, Transaction, blob_mark};
 pub use verify::{Damage, Untrusted, Verification};
 
 /// An opened store.

@@ -1,5 +1,6 @@
 //! Adding images to a store: everything is staged in `tmp/`, then published at once.
 
+use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::{BufWriter, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -23,6 +24,16 @@ pub const ORIGINAL_MANIFEST: &str = "io.strata.original-manifest";
 /// Annotation of an index entry: the repositories and digests that the image was pulled from or pushed to, as docker
 /// shows them, with spaces between.
 pub const REPO_DIGESTS: &str = "io.strata.repo-digests";
+
+/// Annotation of an index entry: which of the blobs of its original manifest were seen to be the layers that the config
+/// names, as [`blob_mark`]s with spaces between. A manifest may claim any blob for a layer that is in the store already
+/// and therefore is not read.
+pub const VERIFIED_BLOBS: &str = "io.strata.verified-blobs";
+
+/// Stands for "this blob is that layer".
+pub fn blob_mark(blob: &Digest, diff_id: &Digest) -> String {
+    Digest::of(format!("{blob} {diff_id}").as_bytes()).hex().chars().take(32).collect()
+}
 
 /// Layers, blobs and images that are about to be added. Dropped without [`publish`](Self::publish), it leaves
 /// the store as it was.
@@ -165,8 +176,23 @@ impl Transaction<'_> {
         }
     }
 
+    /// Notes for an image that was added which blobs were seen to be which layers.
+    pub fn add_verified_blobs(&mut self, image: &Descriptor, marks: &[String]) {
+        for (descriptor, _) in self.images.iter_mut().filter(|(added, _)| added.digest == image.digest) {
+            index::add_words(descriptor, VERIFIED_BLOBS, &marks.join(" "));
+        }
+    }
+
+    /// The marks of all blobs that were seen to be layers of the store's images.
+    ///
+    /// # Errors
+    /// When the index cannot be read.
+    pub fn verified_blobs(&self) -> Result<HashSet<String>> {
+        self.store.verified_blobs()
+    }
+
     /// Notes for an image of the store where it has been pushed to (`NAME@DIGEST`), and with which manifest, unless one
-    /// is known.
+    /// is known. Each of the manifest's blobs is the layer that it stands for.
     ///
     /// # Errors
     /// When the manifest cannot be written.
@@ -177,6 +203,10 @@ impl Transaction<'_> {
             descriptor.annotations.insert(ORIGINAL_MANIFEST.to_owned(), digest.to_string());
         }
         index::add_words(&mut descriptor, REPO_DIGESTS, repo_digest);
+        let parsed: Manifest = spec::parse("manifest", manifest)?;
+        for (blob, diff_id) in parsed.layers.iter().zip(image.config.diff_ids()) {
+            index::add_words(&mut descriptor, VERIFIED_BLOBS, &blob_mark(&blob.digest, diff_id));
+        }
         self.images.push((descriptor, Vec::new()));
         Ok(())
     }

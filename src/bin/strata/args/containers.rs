@@ -30,6 +30,12 @@ pub struct Mount {
     /// What to call the container [default: made of the image's name]
     #[arg(long)]
     pub name: Option<String>,
+    /// List only names
+    #[arg(short, long, conflicts_with_all = ["image", "json"])]
+    pub quiet: bool,
+    /// List as JSON
+    #[arg(long, conflicts_with = "image")]
+    pub json: bool,
     /// Without a writable directory
     #[arg(long)]
     pub read_only: bool,
@@ -110,7 +116,7 @@ pub struct Run {
     #[arg(long)]
     pub read_only: bool,
     /// Bytes of memory it may use
-    #[arg(long, value_name = "BYTES", value_parser = crate::output::parse_size)]
+    #[arg(short, long, value_name = "BYTES", value_parser = crate::output::parse_size)]
     pub memory: Option<i64>,
     /// Number of processes it may have
     #[arg(long, value_name = "NUMBER")]
@@ -121,6 +127,7 @@ pub struct Run {
     /// The OCI runtime [default: runc, else crun]
     #[arg(long, env = "STRATA_RUNTIME", value_name = "PROGRAM")]
     pub runtime: Option<String>,
+    /// A name or an id, or the beginning of one
     pub image: String,
     /// The command, or arguments of the entry point
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -149,6 +156,7 @@ pub struct Exec {
     /// The OCI runtime [default: runc, else crun]
     #[arg(long, env = "STRATA_RUNTIME", value_name = "PROGRAM")]
     pub runtime: Option<String>,
+    /// The container's name
     pub container: String,
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
     pub command: Vec<String>,
@@ -162,7 +170,7 @@ pub struct Ps {
     #[arg(short, long)]
     pub all: bool,
     /// Print only names
-    #[arg(short, long)]
+    #[arg(short, long, conflicts_with = "json")]
     pub quiet: bool,
     /// Print JSON
     #[arg(long)]
@@ -202,24 +210,39 @@ pub struct Rm {
 
 /// Print what a detached container wrote
 #[derive(Args)]
-#[command(after_help = "Examples:\n  strata logs web\n  strata logs web | tail")]
+#[command(after_help = "Examples:\n  strata logs web\n  strata logs -f --tail 20 web")]
 pub struct Logs {
+    /// Go on until the container ends
+    #[arg(short, long)]
+    pub follow: bool,
+    /// Begin with the last lines, this many of them [default: all]
+    #[arg(short = 'n', long, value_name = "LINES")]
+    pub tail: Option<usize>,
+    /// The container's name
     pub container: String,
 }
 
-/// List what a container changed: A added, C changed, D deleted
+/// List what a container changed, or what differs between two images: A added, C changed, D deleted
 #[derive(Args)]
-#[command(after_help = "Examples:\n  strata diff web\n  strata diff --json web")]
+#[command(after_help = "Examples:\n  strata diff web\n  strata diff debian:11 debian:12")]
 pub struct Diff {
+    /// Print only paths
+    #[arg(short, long, conflicts_with = "json")]
+    pub quiet: bool,
     /// Print JSON
     #[arg(long)]
     pub json: bool,
-    pub container: String,
+    /// A container, or the image to begin with
+    #[arg(value_name = "CONTAINER|IMAGE")]
+    pub name: String,
+    /// The image to compare that one with
+    pub image: Option<String>,
 }
 
 #[derive(Args)]
 pub struct Supervise {
     #[arg(long)]
     pub runtime: Option<String>,
+    /// The container's name
     pub container: String,
 }

@@ -41,6 +41,7 @@ pub struct Pull {
     pub registry: RegistryArgs,
     #[command(flatten)]
     pub limits: LimitArgs,
+    /// The image; without a registry it is docker.io's, without a tag `latest`
     #[arg(value_name = "NAME[:TAG][@DIGEST]")]
     pub name: Source,
 }
@@ -59,6 +60,7 @@ pub struct Push {
     pub quiet: bool,
     #[command(flatten)]
     pub registry: RegistryArgs,
+    /// A name or an id, or the beginning of one
     pub image: String,
     /// Where to, and as what [default: the image's own name]
     #[arg(value_name = "NAME[:TAG]")]

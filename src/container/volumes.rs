@@ -1,0 +1,86 @@
+//! Directories that an image wants to be no part of what a container changes (`Volumes` of its configuration). Each gets
+//! a directory beside the container's upper, filled with what the image has there, as docker's anonymous volumes are; it
+//! goes with the container.
+
+use std::fs::File;
+use std::io::Seek;
+use std::os::fd::AsFd;
+use std::path::{Component, Path, PathBuf};
+
+use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
+use rustix::io::Errno;
+
+use super::Container;
+use super::bundle::Volume;
+use crate::image::layer::{self, SnapshotOptions, UnpackOptions};
+use crate::image::store::{make_dir, open_dir};
+use crate::image::{ImageError, IoContext, Result};
+
+impl Container {
+    /// Makes the directories for `wanted`, but for those that the user's own volumes are mounted on.
+    ///
+    /// # Errors
+    /// When the image names something that is no directory of its own, or the content cannot be copied.
+    pub(super) fn make_image_volumes(&self, root: &File, wanted: &[String], users: &[Volume]) -> Result<Vec<Volume>> {
+        let mut made: Vec<Volume> = Vec::new();
+        for text in wanted {
+            let destination = normal(text).ok_or_else(|| {
+                ImageError::refused(&self.record.image_name, format!("its volume {text:?} is no directory of its own"))
+            })?;
+            if users.iter().chain(&made).any(|volume| volume.destination.components().eq(destination.components())) {
+                continue;
+            }
+            let parent = self.dir.join("volumes");
+            make_dir(&parent, 0o700)?;
+            let source = parent.join(made.len().to_string());
+            make_dir(&source, 0o755)?;
+            fill(root, &destination, &source, &self.dir)?;
+            made.push(Volume { source, destination, read_only: false });
+        }
+        Ok(made)
+    }
+}
+
+/// An absolute path below the root, without steps that lead elsewhere.
+fn normal(text: &str) -> Option<PathBuf> {
+    let path = Path::new(text);
+    let below = path.strip_prefix("/").ok()?;
+    let plain = below.components().all(|step| matches!(step, Component::Normal(_)));
+    (plain && below.components().next().is_some()).then(|| Path::new("/").join(below))
+}
+
+/// Copies what the image has at `destination`, by way of a tar, which keeps owners, attributes and links.
+fn fill(root: &File, destination: &Path, source: &Path, scratch: &Path) -> Result<()> {
+    let relative = destination.strip_prefix("/").unwrap_or(destination);
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    let from = match openat2(root, relative, flags, Mode::empty(), resolve) {
+        Ok(from) => from,
+        Err(Errno::NOENT) => return Ok(()),
+        Err(error) => return Err(error).at(destination),
+    };
+    let named = |source| ImageError::Layer { layer: format!("volume {}", destination.display()), source };
+    let mut tar = tempfile::tempfile_in(scratch).at(scratch)?;
+    layer::snapshot(from.as_fd(), &[], &mut tar, &SnapshotOptions::default()).map_err(named)?;
+    tar.rewind().at(scratch)?;
+    let options = match rustix::process::geteuid().is_root() {
+        true => UnpackOptions::default(),
+        false => UnpackOptions::unprivileged(),
+    };
+    layer::unpack(&mut tar, open_dir(source)?.as_fd(), &[], None, &options).map(drop).map_err(named)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn directories_of_their_own() {
+        for (text, path) in [("/a", "/a"), ("/a/b/", "/a/b"), ("//a", "/a"), ("/a/./b", "/a/b")] {
+            assert_eq!(normal(text).as_deref(), Some(Path::new(path)), "{text}");
+        }
+        for bad in ["", "/", "a", "/a/../b", "/.."] {
+            assert_eq!(normal(bad), None, "{bad}");
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! What differs between two stacks of layers.
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use rustix::fs::AtFlags;
+
+use super::attributes::{self, Attributes, FileKind};
+use super::changes::{Change, ChangeKind};
+use super::error::{AtPath, Result};
+use super::lower_view::{Found, LowerDir, LowerFile, LowerView, Part};
+use super::path::{join, split};
+
+/// What has to be done to `old` to make it `new` (both topmost first), sorted by path: as
+/// [`changes`](super::changes()) tells it of an upper directory. Everything in an added directory is told, of a deleted
+/// one only itself. Size and time decide whether a file is the same, as in rsync: contents are not read.
+///
+/// # Errors
+/// [`super::LayerError`], naming what cannot be read.
+pub fn compare(old: &[BorrowedFd<'_>], new: &[BorrowedFd<'_>]) -> Result<Vec<Change>> {
+    let mut comparison = Comparison { old: Side::new(old)?, new: Side::new(new)?, found: BTreeMap::new() };
+    comparison.run()?;
+    let change = |(path, kind)| Change { kind, path: [&b"/"[..], path].concat() };
+    Ok(comparison.found.iter().map(|(path, kind)| change((path.as_slice(), *kind))).collect())
+}
+
+/// A layer directory, whichever stacks it is in.
+type LayerId = (u64, u64);
+
+struct Side<'a> {
+    view: LowerView<'a>,
+    ids: Vec<LayerId>,
+}
+
+/// Directories of one path that are to be compared, or one that is new.
+struct Pending {
+    path: Vec<u8>,
+    old: Option<LowerDir>,
+    new: LowerDir,
+}
+
+struct Comparison<'a> {
+    old: Side<'a>,
+    new: Side<'a>,
+    found: BTreeMap<Vec<u8>, ChangeKind>,
+}
+
+impl<'a> Side<'a> {
+    fn new(layers: &'a [BorrowedFd<'a>]) -> Result<Self> {
+        let mut ids = Vec::new();
+        for layer in layers {
+            let stat = rustix::fs::fstat(layer).at(b"")?;
+            ids.push((stat.st_dev, stat.st_ino));
+        }
+        Ok(Self { view: LowerView::new(layers), ids })
+    }
+
+    fn id(&self, part: &Part) -> Option<LayerId> {
+        self.ids.get(part.layer).copied()
+    }
+
+    fn lookup(&self, dir: &LowerDir, name: &[u8]) -> Result<Option<Found>> {
+        self.view.lookup(dir, name)
+    }
+
+    fn attributes(&self, part: &Part) -> Result<(FileKind, Attributes)> {
+        let (parent, name) = self.view.open_parent(part)?;
+        let stat = rustix::fs::statat(&parent, name, AtFlags::SYMLINK_NOFOLLOW).at(&part.path)?;
+        attributes::read(parent.as_fd(), name, &stat).at(&part.path)
+    }
+
+    fn target(&self, part: &Part) -> Result<Vec<u8>> {
+        let (parent, name) = self.view.open_parent(part)?;
+        Ok(rustix::fs::readlinkat(&parent, name, Vec::new()).at(&part.path)?.into_bytes())
+    }
+}
+
+impl Comparison<'_> {
+    fn run(&mut self) -> Result<()> {
+        let mut pending =
+            vec![Pending { path: Vec::new(), old: Some(self.old.view.root()?), new: self.new.view.root()? }];
+        while let Some(Pending { path, old, new }) = pending.pop() {
+            if old.as_ref().is_some_and(|old| self.are_one(&old.parts, &new.parts)) {
+                continue;
+            }
+            let mut names = self.new.view.names(&new)?;
+            if let Some(old) = &old {
+                names.extend(self.old.view.names(old)?);
+            }
+            for name in names {
+                let before = match &old {
+                    Some(old) => self.old.lookup(old, &name)?,
+                    None => None,
+                };
+                let after = self.new.lookup(&new, &name)?;
+                pending.extend(self.compare(join(&path, &name), before, after)?);
+            }
+        }
+        Ok(())
+    }
+
+    /// Compares what is at a path; directories in both, or in the new stack only, are still to be gone through.
+    fn compare(&mut self, path: Vec<u8>, before: Option<Found>, after: Option<Found>) -> Result<Option<Pending>> {
+        match (before, after) {
+            (None, None) => Ok(None),
+            (Some(_), None) => {
+                self.record(&path, ChangeKind::Deleted);
+                Ok(None)
+            }
+            (None, Some(after)) => {
+                self.record(&path, ChangeKind::Added);
+                Ok(directory(after).map(|new| Pending { path, old: None, new }))
+            }
+            (Some(Found::Directory(old)), Some(Found::Directory(new))) => {
+                if !self.alike(&old.parts, &new.parts)? {
+                    self.record(&path, ChangeKind::Changed);
+                }
+                Ok(Some(Pending { path, old: Some(old), new }))
+            }
+            (Some(Found::Other(old)), Some(Found::Other(new))) => {
+                if !self.same_file(&old, &new)? {
+                    self.record(&path, ChangeKind::Changed);
+                }
+                Ok(None)
+            }
+            (Some(_), Some(after)) => {
+                self.record(&path, ChangeKind::Changed);
+                Ok(directory(after).map(|new| Pending { path, old: None, new }))
+            }
+        }
+    }
+
+    /// The same directories of the same layers: nothing below can differ.
+    fn are_one(&self, old: &[Part], new: &[Part]) -> bool {
+        old.len() == new.len() && old.iter().zip(new).all(|(old, new)| self.is_one(old, new))
+    }
+
+    fn is_one(&self, old: &Part, new: &Part) -> bool {
+        self.old.id(old) == self.new.id(new) && old.path == new.path
+    }
+
+    /// Two merged directories have the attributes of their first parts.
+    fn alike(&self, old: &[Part], new: &[Part]) -> Result<bool> {
+        match (old.first(), new.first()) {
+            (Some(old), Some(new)) if self.is_one(old, new) => Ok(true),
+            (Some(old), Some(new)) => Ok(self.old.attributes(old)? == self.new.attributes(new)?),
+            (old, new) => Ok(old.is_none() == new.is_none()),
+        }
+    }
+
+    fn same_file(&self, old: &LowerFile, new: &LowerFile) -> Result<bool> {
+        if self.is_one(&old.part, &new.part) {
+            return Ok(true);
+        }
+        let before = self.old.attributes(&old.part)?;
+        if before != self.new.attributes(&new.part)? || old.stat.st_size != new.stat.st_size {
+            return Ok(false);
+        }
+        Ok(before.0 != FileKind::Symlink || self.old.target(&old.part)? == self.new.target(&new.part)?)
+    }
+
+    /// A directory in which something came or went is changed itself.
+    fn record(&mut self, path: &[u8], kind: ChangeKind) {
+        self.found.insert(path.to_vec(), kind);
+        if let Some((parent, _)) = split(path).filter(|(parent, _)| kind != ChangeKind::Changed && !parent.is_empty()) {
+            self.found.entry(parent.to_vec()).or_insert(ChangeKind::Changed);
+        }
+    }
+}
+
+fn directory(found: Found) -> Option<LowerDir> {
+    match found {
+        Found::Directory(dir) => Some(dir),
+        Found::Other(_) => None,
+    }
+}

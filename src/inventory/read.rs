@@ -1,0 +1,270 @@
+//! Reading an inventory. Nothing in it is believed before its checksum and its directory were looked at.
+
+use std::ffi::CStr;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+
+use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
+use rustix::io::Errno;
+
+use super::record::{BadHeader, Header};
+use super::{COLLISION_SPAN, DirNumber, DirRecord, Record, Unusable, position};
+use crate::sys::mapping::Mapping;
+
+/// The inventory of a layer, mapped.
+#[derive(Debug)]
+pub struct Inventory {
+    map: Mapping,
+    header: Header,
+    path: PathBuf,
+    device: (u32, u32),
+    /// What "no extended attributes" in it says is so for this process, too.
+    knows_xattrs: bool,
+    /// What was found of each directory.
+    beliefs: Box<[AtomicU8]>,
+    /// The log was told that the layer is not what the inventory says.
+    told: AtomicBool,
+}
+
+/// Of [`Inventory::beliefs`]: not looked at yet.
+const UNKNOWN: u8 = 0;
+const BELIEVED: u8 = 1;
+const DISBELIEVED: u8 = 2;
+
+/// A directory in an inventory.
+#[derive(Clone, Copy, Debug)]
+pub struct Directory<'a> {
+    record: DirRecord,
+    records: &'a [u8],
+    names: &'a [u8],
+}
+
+/// A name in a directory.
+#[derive(Clone, Copy, Debug)]
+pub struct Entry<'a> {
+    /// The name.
+    pub name: &'a CStr,
+    /// What is known of the file.
+    pub record: Record,
+}
+
+/// A directory on the disk.
+fn record_of(dir: BorrowedFd<'_>, path: &CStr) -> Result<(Record, (u32, u32)), Errno> {
+    let flags = if path.is_empty() { AtFlags::EMPTY_PATH } else { AtFlags::SYMLINK_NOFOLLOW };
+    let mask = StatxFlags::BASIC_STATS | StatxFlags::BTIME;
+    let stat = rustix::fs::statx(dir, path, flags | AtFlags::NO_AUTOMOUNT, mask)?;
+    Ok((Record::of(&stat, true, false, false), (stat.stx_dev_major, stat.stx_dev_minor)))
+}
+
+impl Inventory {
+    /// Opens the inventory of the layer whose root is `root`.
+    ///
+    /// # Errors
+    /// Why it cannot be used.
+    pub fn open(root: BorrowedFd<'_>) -> Result<Self, Unusable> {
+        let link = format!("/proc/self/fd/{}", root.as_raw_fd());
+        // Without symbolic links: beside the directory itself, not beside one that leads to it.
+        let dir = std::fs::read_link(link).map_err(|_| Unusable::Absent)?;
+        let path = super::path_of(&dir).ok_or(Unusable::Absent)?;
+        Self::open_at(root, &path)
+    }
+
+    fn open_at(root: BorrowedFd<'_>, path: &Path) -> Result<Self, Unusable> {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let file = match rustix::fs::open(path, flags, Mode::empty()) {
+            Ok(file) => std::fs::File::from(file),
+            // Somebody else's is none.
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::ACCESS | Errno::PERM) => return Err(Unusable::Absent),
+            Err(errno) => return Err(Unusable::Unreadable(errno)),
+        };
+        let unreadable =
+            |error: std::io::Error| Unusable::Unreadable(Errno::from_io_error(&error).unwrap_or(Errno::IO));
+        let metadata = file.metadata().map_err(unreadable)?;
+        if !metadata.is_file() {
+            return Err(Unusable::Damaged("not a regular file"));
+        }
+        let trusted = [0, rustix::process::geteuid().as_raw()].contains(&metadata.uid());
+        if !trusted || metadata.mode() & 0o022 != 0 {
+            return Err(Unusable::Untrusted);
+        }
+        let length = usize::try_from(metadata.len()).map_err(|_| Unusable::Damaged("too long"))?;
+        if length < Header::SIZE {
+            return Err(Unusable::Damaged("too short"));
+        }
+        let map = Mapping::new(file.as_fd(), length).map_err(Unusable::Unreadable)?;
+        let header = Header::decode(map.bytes()).map_err(|bad| match bad {
+            BadHeader::Version => Unusable::Version,
+            BadHeader::Damaged => Unusable::Damaged("its header"),
+        })?;
+        let dirs_length = u64::from(header.dirs).checked_mul(DirRecord::SIZE as u64);
+        let end = dirs_length.and_then(|length| header.dirs_at.checked_add(length));
+        if header.length != metadata.len() || end != Some(header.length) {
+            return Err(Unusable::Damaged("its length"));
+        }
+        if header.namespace != super::namespace() {
+            return Err(Unusable::Namespace);
+        }
+        let (_, device) = record_of(root, c"").map_err(Unusable::Unreadable)?;
+        let beliefs = (0..header.dirs).map(|_| AtomicU8::new(UNKNOWN)).collect();
+        let knows_xattrs = header.saw_trusted || !super::sees_trusted();
+        let path = path.to_owned();
+        let inventory = Self { map, header, path, device, knows_xattrs, beliefs, told: AtomicBool::new(false) };
+        match inventory.judge(DirNumber::ROOT, root, c"") {
+            Ok(()) => Ok(inventory),
+            Err(why) => Err(why),
+        }
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Number of directories, and of names in them.
+    pub fn counts(&self) -> (u32, u64) {
+        (self.header.dirs, self.header.entries)
+    }
+
+    /// What it says of extended attributes' absence is so for this process: it may see no more than its maker.
+    pub fn knows_xattrs(&self) -> bool {
+        self.knows_xattrs
+    }
+
+    /// Directory `number`, which is `path` below the layer's root `root`, if what is known of it can be believed. The
+    /// first time that costs a system call.
+    pub fn directory(&self, number: DirNumber, root: BorrowedFd<'_>, path: &CStr) -> Option<Directory<'_>> {
+        let belief = self.beliefs.get(number.index())?;
+        match belief.load(Ordering::Acquire) {
+            _ if self.is_broken() => return None,
+            BELIEVED => {}
+            UNKNOWN => match self.judge(number, root, path) {
+                Ok(()) => belief.store(BELIEVED, Ordering::Release),
+                Err(why) => {
+                    self.disbelieve(number, &why);
+                    return None;
+                }
+            },
+            _ => return None,
+        }
+        self.raw(number).map(|(_, directory)| directory)
+    }
+
+    /// True if a part of the file could not be read since it was opened. Whoever used something of it asks this
+    /// afterwards: what was used may be nothing but zeros.
+    pub fn is_broken(&self) -> bool {
+        let broken = self.map.is_broken();
+        if broken && !self.told.swap(true, Ordering::Relaxed) {
+            tracing::warn!("{}: cannot be read any more, and is not used from now on", self.path.display());
+        }
+        broken
+    }
+
+    /// A directory that was believed before.
+    pub fn believed(&self, number: DirNumber) -> Option<Directory<'_>> {
+        self.raw(number).map(|(_, directory)| directory)
+    }
+
+    /// From now on the layer is asked about directory `number`, because of `why`.
+    pub fn disbelieve(&self, number: DirNumber, why: &Unusable) {
+        if let Some(belief) = self.beliefs.get(number.index()) {
+            belief.store(DISBELIEVED, Ordering::Release);
+        }
+        if !self.told.swap(true, Ordering::Relaxed) {
+            tracing::warn!("{}: not used for a part of its layer: {why}", self.path.display());
+        }
+    }
+
+    fn judge(&self, number: DirNumber, root: BorrowedFd<'_>, path: &CStr) -> Result<(), Unusable> {
+        let (bytes, directory) = self.raw(number).ok_or(Unusable::Damaged("a directory"))?;
+        let block = self.block(&directory.record).ok_or(Unusable::Damaged("a directory"))?;
+        if !DirRecord::is_sound(bytes, number.get(), block) {
+            return Err(Unusable::Damaged("a directory"));
+        }
+        let (found, device) = record_of(root, path).map_err(|_| Unusable::Stale)?;
+        // Another file system may be mounted in its place.
+        if self.is_broken() {
+            return Err(Unusable::Damaged("it cannot be read any more"));
+        }
+        let same = device == self.device && directory.record.own.is_unchanged(&found);
+        if same { Ok(()) } else { Err(Unusable::Stale) }
+    }
+
+    fn block(&self, record: &DirRecord) -> Option<&[u8]> {
+        let at = usize::try_from(record.block_at).ok()?;
+        self.map.bytes().get(at..at.checked_add(record.block_length()?)?)
+    }
+
+    fn raw(&self, number: DirNumber) -> Option<(&[u8], Directory<'_>)> {
+        if number.index() >= self.beliefs.len() {
+            return None;
+        }
+        let at = usize::try_from(self.header.dirs_at).ok()?.checked_add(number.index() * DirRecord::SIZE)?;
+        let bytes = self.map.bytes().get(at..at.checked_add(DirRecord::SIZE)?)?;
+        let record = DirRecord::decode(bytes)?;
+        let block = self.block(&record)?;
+        let (records, names) = block.split_at_checked(record.entries as usize * Record::SIZE)?;
+        Some((bytes, Directory { record, records, names }))
+    }
+}
+
+impl<'a> Directory<'a> {
+    /// Number of names.
+    pub fn len(&self) -> usize {
+        self.record.entries as usize
+    }
+
+    /// True if there are none.
+    pub fn is_empty(&self) -> bool {
+        self.record.entries == 0
+    }
+
+    /// What is known of the directory itself.
+    pub fn own(&self) -> &Record {
+        &self.record.own
+    }
+
+    /// True if no name is a whiteout by its device number, nor speaks of another (`.wh.…`).
+    pub fn is_plain(&self) -> bool {
+        self.record.plain
+    }
+
+    fn bytes_at(&self, index: usize) -> Option<&'a [u8]> {
+        self.records.get(index.checked_mul(Record::SIZE)?..)?.get(..Record::SIZE)
+    }
+
+    /// The entry at `index`, in the order of positions.
+    pub fn at(&self, index: usize) -> Option<Entry<'a>> {
+        let record = Record::decode(self.bytes_at(index)?)?;
+        let name = CStr::from_bytes_until_nul(self.names.get(record.name_at as usize..)?).ok()?;
+        Some(Entry { name, record })
+    }
+
+    /// All entries, in the order of positions.
+    pub fn iter(self) -> impl Iterator<Item = Entry<'a>> {
+        (0..self.len()).map_while(move |index| self.at(index))
+    }
+
+    /// Index of the first entry at or behind `position`.
+    pub fn first_at(&self, position: u64) -> usize {
+        let (mut low, mut high) = (0, self.len());
+        while low < high {
+            let middle = low + (high - low) / 2;
+            match self.bytes_at(middle).and_then(Record::position_in) {
+                Some(found) if found < position => low = middle + 1,
+                _ => high = middle,
+            }
+        }
+        low
+    }
+
+    /// The entry called `name`.
+    pub fn find(&self, name: &CStr) -> Option<Entry<'a>> {
+        let position = position(name.to_bytes());
+        (self.first_at(position)..self.len())
+            .map_while(|index| self.at(index))
+            .take_while(|entry| entry.record.position < position.saturating_add(COLLISION_SPAN))
+            .find(|entry| entry.name == name)
+    }
+}

@@ -1,0 +1,236 @@
+//! Making an inventory.
+
+use std::collections::VecDeque;
+use std::ffi::{CStr, CString, OsStr};
+use std::fs::File;
+use std::io::{self, BufWriter, Seek, SeekFrom, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, Statx, StatxFlags};
+use rustix::io::Errno;
+
+use super::record::Header;
+use super::{DirRecord, Record, position};
+use crate::sys::xattr::{self, Target};
+use crate::whiteout::{AufsName, Namespace, decode_aufs_name};
+
+/// What was written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Written {
+    /// The file.
+    pub path: PathBuf,
+    /// Directories in it.
+    pub directories: u32,
+    /// Names in them.
+    pub entries: u64,
+    /// Its size.
+    pub bytes: u64,
+}
+
+/// Time in which a kernel without fine-grained timestamps may give two changes the same one: a change after the
+/// directory was read must not look like the one before.
+const TICK: Duration = Duration::from_millis(10);
+
+/// Writes the inventory of the layer directory `dir` beside it, in the place of an old one. Nobody may change the
+/// layer meanwhile; whoever does makes it useless, not wrong.
+///
+/// # Errors
+/// When the layer cannot be read or the file not written; an old one is then still there.
+pub fn write(dir: &Path) -> io::Result<Written> {
+    let dir = dir.canonicalize()?;
+    let path = super::path_of(&dir)
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "this directory has no place beside it"))?;
+    let beside = dir.parent().unwrap_or(Path::new("/"));
+    std::thread::sleep(TICK);
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let root = rustix::fs::open(&dir, flags, Mode::empty())?;
+    // For its owner only: it tells what directories hold that others may not read.
+    let stage = tempfile::Builder::new().prefix(".inventory-").tempfile_in(beside)?;
+    let mut scan = Scan::new(root, BufWriter::with_capacity(1 << 18, stage.as_file()))?;
+    scan.run()?;
+    let (directories, entries, bytes) = scan.finish()?;
+    stage.as_file().sync_all()?;
+    stage.persist(&path).map_err(|error| error.error)?;
+    Ok(Written { path, directories, entries, bytes })
+}
+
+struct Scan<'f> {
+    root: OwnedFd,
+    device: (u32, u32),
+    out: BufWriter<&'f File>,
+    /// Length of what was written.
+    length: u64,
+    /// Encoded, in the order of their numbers.
+    dirs: Vec<[u8; DirRecord::SIZE]>,
+    /// Paths of the directories that are to be read, in the order of their numbers.
+    waiting: VecDeque<CString>,
+    /// Number of the last directory that was given one.
+    last: u32,
+    entries: u64,
+}
+
+/// A name while its directory is read.
+struct Scanned {
+    name: CString,
+    record: Record,
+}
+
+fn statx(dir: BorrowedFd<'_>, name: &CStr) -> Result<Statx, Errno> {
+    let flags = if name.is_empty() { AtFlags::EMPTY_PATH } else { AtFlags::SYMLINK_NOFOLLOW };
+    rustix::fs::statx(dir, name, flags | AtFlags::NO_AUTOMOUNT, StatxFlags::BASIC_STATS | StatxFlags::BTIME)
+}
+
+impl<'f> Scan<'f> {
+    fn new(root: OwnedFd, mut out: BufWriter<&'f File>) -> io::Result<Self> {
+        let stat = statx(root.as_fd(), c"")?;
+        out.write_all(&[0; Header::SIZE])?;
+        Ok(Self {
+            root,
+            device: (stat.stx_dev_major, stat.stx_dev_minor),
+            out,
+            length: Header::SIZE as u64,
+            dirs: Vec::new(),
+            waiting: VecDeque::from([CString::default()]),
+            last: 1,
+            entries: 0,
+        })
+    }
+
+    fn run(&mut self) -> io::Result<()> {
+        while let Some(path) = self.waiting.pop_front() {
+            self.directory(&path)?;
+        }
+        Ok(())
+    }
+
+    /// Writes the directory records and the header; how many directories, names and bytes.
+    fn finish(mut self) -> io::Result<(u32, u64, u64)> {
+        let header = Header {
+            saw_trusted: super::sees_trusted(),
+            length: self.length + (self.dirs.len() * DirRecord::SIZE) as u64,
+            dirs_at: self.length,
+            dirs: self.last,
+            namespace: super::namespace(),
+            entries: self.entries,
+        };
+        for record in &self.dirs {
+            self.out.write_all(record)?;
+        }
+        self.out.seek(SeekFrom::Start(0))?;
+        self.out.write_all(&header.encode())?;
+        self.out.flush()?;
+        Ok((self.last, self.entries, header.length))
+    }
+
+    fn open(&self, path: &CStr) -> io::Result<OwnedFd> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+        let path = if path.is_empty() { c"." } else { path };
+        let open = |flags| rustix::fs::openat2(&self.root, path, flags, Mode::empty(), resolve);
+        match open(flags | OFlags::NOATIME) {
+            // O_NOATIME is for the owner and CAP_FOWNER only.
+            Err(Errno::PERM) => Ok(open(flags)?),
+            opened => Ok(opened?),
+        }
+    }
+
+    fn record(&self, dir: BorrowedFd<'_>, name: &CStr) -> io::Result<Record> {
+        let stat = statx(dir, name)?;
+        let same_device = (stat.stx_dev_major, stat.stx_dev_minor) == self.device;
+        let mut names = [0; 1024];
+        let (no_xattrs, no_marks) = match xattr::list(Target { dir, name }, &mut names) {
+            Ok(length) => {
+                let listed = names.get(..length).unwrap_or_default();
+                let is_mark = |key: &[u8]| Namespace::ALL.iter().any(|n| key.starts_with(n.prefix().as_bytes()));
+                (length == 0, !listed.split(|&byte| byte == 0).any(is_mark))
+            }
+            Err(Errno::OPNOTSUPP) => (true, true),
+            // Too many, or not to be read: who wants to know asks the layer.
+            Err(_) => (false, false),
+        };
+        Ok(Record::of(&stat, same_device, no_xattrs, no_marks))
+    }
+
+    fn directory(&mut self, path: &CStr) -> io::Result<()> {
+        let dir = self.open(path).map_err(|error| naming(path, &error))?;
+        // Before its names are read: what changes later, its times tell.
+        let own = self.record(dir.as_fd(), c"")?;
+        let mut scanned = Vec::new();
+        for entry in rustix::fs::Dir::read_from(&dir)? {
+            let name = entry?.file_name().to_owned();
+            if name.as_c_str() == c"." || name.as_c_str() == c".." {
+                continue;
+            }
+            let mut record = self.record(dir.as_fd(), &name).map_err(|error| naming(&below(path, &name), &error))?;
+            record.position = position(name.to_bytes());
+            scanned.push(Scanned { name, record });
+        }
+        scanned.sort_by(|a, b| (a.record.position, &a.name).cmp(&(b.record.position, &b.name)));
+        self.write_block(path, own, scanned)
+    }
+
+    fn write_block(&mut self, path: &CStr, own: Record, scanned: Vec<Scanned>) -> io::Result<()> {
+        let too_many = |_| io::Error::new(io::ErrorKind::FileTooLarge, "too many names in one directory");
+        let mut dir = DirRecord {
+            block_at: self.length,
+            entries: u32::try_from(scanned.len()).map_err(too_many)?,
+            plain: true,
+            own,
+            ..DirRecord::default()
+        };
+        let mut block = Vec::with_capacity(scanned.len() * (Record::SIZE + 16));
+        let mut names = Vec::new();
+        let mut last_position = 0;
+        for Scanned { name, mut record } in scanned {
+            record.position = record.position.max(last_position + 1);
+            last_position = record.position;
+            record.name_at = u32::try_from(names.len()).map_err(too_many)?;
+            names.extend_from_slice(name.to_bytes_with_nul());
+            let is_whiteout = record.kind() == libc::DT_CHR && record.special == (0, 0);
+            let is_special = decode_aufs_name(OsStr::from_bytes(name.to_bytes())) != AufsName::Plain;
+            dir.plain &= !is_whiteout && !is_special;
+            if record.kind() == libc::DT_DIR {
+                record.special = (self.number(path, &name, &record), 0);
+            }
+            record.encode(&mut block);
+        }
+        dir.names = u32::try_from(names.len()).map_err(too_many)?;
+        block.extend_from_slice(&names);
+        self.out.write_all(&block)?;
+        self.length += block.len() as u64;
+        self.entries += u64::from(dir.entries);
+        let number = u32::try_from(self.dirs.len() + 1).map_err(too_many)?;
+        self.dirs.push(dir.encode(number, &block));
+        Ok(())
+    }
+
+    /// The number under which the directory `name` in `parent` will be in the inventory; 0: not at all.
+    fn number(&mut self, parent: &CStr, name: &CStr, record: &Record) -> u32 {
+        /// Longer paths are left to who walks in steps.
+        const LONGEST_PATH: usize = 4000;
+        let path = below(parent, name);
+        if record.must_ask() || path.count_bytes() > LONGEST_PATH || self.last == u32::MAX {
+            return 0;
+        }
+        self.waiting.push_back(path);
+        self.last += 1;
+        self.last
+    }
+}
+
+fn below(parent: &CStr, name: &CStr) -> CString {
+    let mut path = parent.to_bytes().to_vec();
+    if !path.is_empty() {
+        path.push(b'/');
+    }
+    path.extend_from_slice(name.to_bytes());
+    // Neither part holds a NUL.
+    CString::new(path).unwrap_or_default()
+}
+
+fn naming(path: &CStr, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("{}: {error}", path.to_string_lossy()))
+}

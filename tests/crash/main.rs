@@ -1,0 +1,120 @@
+//! Nothing is lost: the driver is killed, the power goes off, the disk fails, at every call that changes a layer.
+//!
+//! | file | does |
+//! |---|---|
+//! | `gate` | stands at the daemon's system calls |
+//! | `verbs` | the changes that are interrupted |
+//! | `kill` | `kill -9` before each call |
+//! | `faults` | each call fails |
+//! | `power` | what is not on the disk is lost at each call |
+//!
+//! `STRATAFS_SOAK=1` runs the long forms.
+
+#![allow(clippy::unwrap_used)]
+
+#[path = "../common/mod.rs"]
+mod common;
+
+#[macro_use]
+mod verbs;
+mod faults;
+mod gate;
+mod kill;
+mod power;
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::Path;
+
+use common::stack::Layers;
+use common::{Driver, tree};
+
+/// The union as somebody sees it.
+type Tree = BTreeMap<String, String>;
+
+/// A tree without what differs from run to run: times other than those that the layers were made with, and those of
+/// directories, which are put back one step after what changed them.
+fn without_times(tree: &Tree) -> Tree {
+    let line = |line: &String| {
+        let is_dir = line.starts_with("dir ");
+        let kept = line.split(' ').filter(|word| !word.starts_with("mtime=") || (!is_dir && word.len() < 22));
+        kept.collect::<Vec<_>>().join(" ")
+    };
+    tree.iter().map(|(path, text)| (path.clone(), line(text))).collect()
+}
+
+/// A tree without times.
+fn without_any_times(tree: &Tree) -> Tree {
+    let line = |line: &String| line.split(' ').filter(|word| !word.starts_with("mtime=")).collect::<Vec<_>>().join(" ");
+    tree.iter().map(|(path, text)| (path.clone(), line(text))).collect()
+}
+
+/// True for the long forms of the tests.
+fn soaking() -> bool {
+    std::env::var_os("STRATAFS_SOAK").is_some_and(|value| value == "1")
+}
+
+/// Notes for `scripts/test` how many points were tried.
+fn report(kind: &str, verb: &str, points: usize) {
+    println!("{kind} {verb}: {points} points");
+    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join("points");
+    let mut file = std::fs::File::options().create(true).append(true).open(path).unwrap();
+    file.write_all(format!("{kind} {verb} {points}\n").as_bytes()).unwrap();
+}
+
+/// What the kernel's overlayfs makes of the upper as it lies there, without a change to it.
+fn kernel_reads(mut layers: Layers) -> (Tree, Layers) {
+    let (upper, work) = (layers.upper.take().unwrap(), layers.work.take().unwrap());
+    layers.originals.insert(0, tree::snapshot(&upper, true));
+    layers.lowers.insert(0, upper);
+    let mount = layers.mount(Driver::Overlayfs);
+    let seen = tree::snapshot(mount.root(), true);
+    let mut layers = mount.unmount();
+    layers.originals.remove(0);
+    layers.upper = Some(layers.lowers.remove(0));
+    layers.work = Some(work);
+    (seen, layers)
+}
+
+/// What a fresh mount by `driver` shows.
+fn mounted_reads(layers: Layers, driver: Driver) -> (Tree, Layers) {
+    let mount = layers.mount(driver);
+    let seen = tree::snapshot(mount.root(), true);
+    (seen, mount.unmount())
+}
+
+/// Asserts that all of the change happened or nothing of it.
+#[track_caller]
+fn assert_old_or_new(found: &Tree, old: &Tree, new: &Tree, when: &str) {
+    let found = without_times(found);
+    let (from_old, from_new) = (tree::diff(&found, old), tree::diff(&found, new));
+    assert!(
+        from_old.is_empty() || from_new.is_empty(),
+        "{when}: neither the old tree:\n{from_old}nor the new one:\n{from_new}"
+    );
+}
+
+/// Asserts what must hold of an upper whose driver is gone: the change is there or not, the kernel's overlayfs agrees,
+/// no stage is left and no lower layer has changed.
+#[track_caller]
+fn check_crashed(mut layers: Layers, verb: &verbs::Verb, old: &Tree, new: &Tree, when: &str) {
+    let indexed = verb.options.contains(&"index=on");
+    let mut by_kernel = None;
+    if !indexed {
+        let (seen, back) = kernel_reads(layers);
+        (by_kernel, layers) = (Some(seen), back);
+    }
+    // Unmounting asserts that the work directory is empty and that the lower layers are what they were.
+    let (found, layers) = mounted_reads(layers, Driver::Stratafs);
+    if verb.options.contains(&"metacopy=on") {
+        // Content that is copied into a file that has only attributes so far moves its time, which is put back after
+        // that (kernel: `ovl_copy_up_meta_inode_data` does the same).
+        assert_old_or_new(&without_any_times(&found), &without_any_times(old), &without_any_times(new), when);
+    } else {
+        assert_old_or_new(&found, old, new, when);
+    }
+    // Names without an upper file find theirs by the index, which the kernel has only with an upper.
+    let by_kernel = by_kernel.unwrap_or_else(|| mounted_reads(layers, Driver::Overlayfs).0);
+    let difference = tree::diff(&by_kernel, &found);
+    assert!(difference.is_empty(), "{when}: the kernel's overlayfs reads another tree:\n{difference}");
+}

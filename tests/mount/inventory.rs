@@ -1,0 +1,43 @@
+//! Inventories of layers in a mount. That every other test passes with them, `on_both!` sees to; what they are made of
+//! and when they are believed, `tests/inventory.rs`.
+
+use crate::common::{Stack, sys, tree, use_inventories};
+use crate::on_stratafs;
+
+on_stratafs! {
+    /// Whoever opens the file gets what it holds now, whole: the kernel asks again.
+    fn a_file_changed_in_its_layer_is_read_whole(driver) {
+        use_inventories();
+        let mut layers = Stack::new().lower("file d/f \"short\"\nfile d/run \"#!/bin/sh\\n\" mode=755").build();
+        sys::append(&layers.lowers[0].join("d/f"), b" and longer").unwrap();
+        layers.originals = layers.lowers.iter().map(|path| tree::snapshot(path, true)).collect();
+        let mount = layers.mount(driver);
+        assert_eq!(sys::lstat(&mount.at("d/f")).unwrap().st_size, 5, "the inventory is not used");
+        assert_eq!(sys::text(&mount.at("d/f")), "short and longer");
+        assert_eq!(sys::lstat(&mount.at("d/f")).unwrap().st_size, 16);
+        assert!(mount.log().contains("changed in its layer"), "{}", mount.log());
+        sys::append(&mount.at("d/f"), b"!").unwrap();
+        assert_eq!(sys::text(&mount.at("d/f")), "short and longer!");
+        assert_eq!(sys::names(&mount.at("d")), ["f", "run"]);
+    }
+
+    fn a_useless_one_is_told_of_once(driver) {
+        use_inventories();
+        let layers = Stack::new().read_only().lower("file f \"f\"\ndir d").lower("file g \"g\"").build();
+        std::fs::write(layers.directory.path().join("lower1.inventory"), "not one").unwrap();
+        let mount = layers.mount(driver);
+        assert_eq!(sys::names(mount.root()), ["d", "f", "g"]);
+        let log = mount.log();
+        assert!(log.lines().count() == 1 && log.contains("lower1") && log.contains("inventory"), "{log}");
+    }
+
+    fn off(driver) {
+        use_inventories();
+        let mut layers = Stack::new().lower("file f \"short\"").build();
+        sys::append(&layers.lowers[0].join("f"), b" and longer").unwrap();
+        layers.originals = layers.lowers.iter().map(|path| tree::snapshot(path, true)).collect();
+        layers.extra.push("inventory=off".to_owned());
+        let mount = layers.mount(driver);
+        assert_eq!(sys::lstat(&mount.at("f")).unwrap().st_size, 16);
+    }
+}
