@@ -233,6 +233,7 @@ impl Order {
         // Before the mount is made and before the first thread is: a signal that comes from now on unmounts.
         let signals = SignalQueue::new(&[libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGUSR1])
             .map_err(|error| Failure::new(format!("cannot wait for signals: {error}")))?;
+        reduce_privileges();
         let overlay = Overlay::open(self.options.overlay.clone()).map_err(Failure::new)?;
         let mounted = fuse::mount(overlay, &self.mountpoint, &self.options).map_err(Failure::new)?;
         match ready() {
@@ -275,6 +276,16 @@ fn raise_file_limit() {
     let limit = getrlimit(Resource::Nofile);
     if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
         tracing::warn!(%error, "cannot raise the limit of open files");
+    }
+}
+
+/// Neither is worth doing without a mount.
+fn reduce_privileges() {
+    if let Err(error) = fuse::privileges::stay_when_memory_is_short() {
+        tracing::debug!(%error, "not protected when memory runs out");
+    }
+    if let Err(error) = fuse::privileges::give_up() {
+        tracing::warn!(%error, "privileges that are not needed are kept");
     }
 }
 

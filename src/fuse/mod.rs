@@ -11,6 +11,8 @@
 //! | `wire` | the bytes of requests and replies; pure |
 //! | `kernel` | what the overlay may ask of the kernel: passthrough, invalidation |
 //! | `place` | which mount is ours |
+//! | `privileges` | what the process gives up before it serves |
+//! | `stats` | what the mount says about itself |
 //! | `remount` | changes the flags of a mount that is there |
 //! | `counters` | how many requests of which kind |
 //!
@@ -50,10 +52,12 @@ mod crew;
 mod handshake;
 mod kernel;
 mod place;
+pub mod privileges;
 mod remount;
 mod serve;
 mod shift;
 mod spin;
+pub mod stats;
 mod wire;
 
 use std::fs;
@@ -62,7 +66,7 @@ use std::mem::ManuallyDrop;
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fuser::{Config, MountOption, Session, SessionACL, SessionUnmounter};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -183,6 +187,8 @@ fn start(
     let server = Server {
         overlay: Arc::clone(overlay),
         counters: Counters::new(),
+        since: Instant::now(),
+        mounter: rustix::process::geteuid().as_raw(),
         door: match options.mount.access {
             Access::Owner | Access::Everybody => Door::Open,
             Access::RootAndOwner => Door::RootAnd(rustix::process::geteuid().as_raw()),

@@ -1,14 +1,17 @@
 //! One request: decode, call the overlay, encode the answer. The only place where requests meet verbs.
 
+use std::ffi::OsStr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::counters::Counters;
+use super::stats::{STATS_XATTR, describe};
 use super::wire::opcode;
 use super::wire::reply::{Listing, Reply};
 use super::wire::request::{CopyArgs, CreateArgs, Header, Malformed, Operation, ReadArgs};
 use crate::overlay::Overlay;
-use crate::overlay::types::{Caller, Errno, HandleId, Result, SetAttr};
+use crate::overlay::types::{Caller, Errno, HandleId, NodeId, Result, SetAttr};
 
 /// Whose requests are served, where the kernel does not check it for us.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +36,10 @@ pub(super) enum Outcome<'a> {
 pub(super) struct Server {
     pub(super) overlay: Arc<Overlay>,
     pub(super) counters: Counters,
+    /// When the mount was made.
+    pub(super) since: Instant,
+    /// The user that mounted.
+    pub(super) mounter: u32,
     pub(super) door: Door,
     /// `FUSE_SETXATTR_EXT` was negotiated.
     pub(super) setxattr_ext: bool,
@@ -63,6 +70,10 @@ impl Server {
             }
         };
         let outcome = if self.admits(&header) { self.perform(&header, &operation, reply) } else { Err(Errno::ACCESS) };
+        if let Err(errno) = outcome {
+            self.counters.count_error(errno);
+            self.log_failure(&header, errno);
+        }
         tracing::trace!(
             request = opcode::name(header.opcode),
             node = header.node.0,
@@ -113,12 +124,24 @@ impl Server {
 
     /// Calls the verb. A panic in it is a bug; it costs this one request, not the mount.
     fn perform(&self, header: &Header, operation: &Operation<'_>, reply: &mut Reply) -> Result<()> {
-        let call = AssertUnwindSafe(|| self.on_nodes(header, operation, reply));
-        catch_unwind(call).unwrap_or_else(|_| {
-            // The hook has logged what and where.
-            tracing::error!(request = opcode::name(header.opcode), "answered with EIO after a panic");
-            Err(Errno::IO)
-        })
+        guard(header.opcode, || self.on_nodes(header, operation, reply))
+    }
+
+    /// Says what failed, with the path: what a disk or a limit is to blame for, louder than what a caller asked for in
+    /// vain.
+    fn log_failure(&self, header: &Header, errno: Errno) {
+        let request = opcode::name(header.opcode);
+        let path = || self.overlay.path_of(header.node);
+        let error = std::io::Error::from(errno);
+        match errno {
+            Errno::IO | Errno::UCLEAN => tracing::error!(request, path = ?path(), %error, "failed"),
+            Errno::NOSPC | Errno::DQUOT | Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::STALE => {
+                tracing::warn!(request, path = ?path(), %error, "failed");
+            }
+            // Asked often: attributes that are not there, requests that the kernel then does without.
+            Errno::NODATA | Errno::NOSYS => {}
+            _ => tracing::debug!(request, path = ?path(), %error, "failed"),
+        }
     }
 
     /// Requests on names and inodes.
@@ -176,14 +199,26 @@ impl Server {
     fn on_xattrs(&self, header: &Header, operation: &Operation<'_>, reply: &mut Reply) -> Result<()> {
         let (overlay, node) = (&*self.overlay, header.node);
         match *operation {
+            Operation::SetXattr { name, .. } | Operation::RemoveXattr(name)
+                if name == STATS_XATTR && node == NodeId::ROOT =>
+            {
+                Err(Errno::PERM)
+            }
             Operation::SetXattr { name, value, flags, kill_sgid } => {
                 overlay.setxattr(&caller(header, 0), node, name, value, flags, kill_sgid)
+            }
+            Operation::GetXattr { name, size } if self.asks_for_stats(header, name) => {
+                reply.xattr(describe(overlay, &self.counters, self.since).as_bytes(), size)
             }
             Operation::GetXattr { name, size } => reply.xattr(&overlay.getxattr(node, name)?, size),
             Operation::ListXattr { size } => reply.xattr(&overlay.listxattr(node)?, size),
             Operation::RemoveXattr(name) => overlay.removexattr(node, name),
             _ => self.on_files(header, operation, reply),
         }
+    }
+
+    fn asks_for_stats(&self, header: &Header, name: &OsStr) -> bool {
+        name == STATS_XATTR && header.node == NodeId::ROOT && (header.uid == 0 || header.uid == self.mounter)
     }
 
     /// Requests that open files, and those on open ones.
@@ -255,6 +290,15 @@ impl Server {
     }
 }
 
+/// Calls a verb; EIO if it panics.
+fn guard(request: u32, call: impl FnOnce() -> Result<()>) -> Result<()> {
+    catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|_| {
+        // The hook has logged what and where.
+        tracing::error!(request = opcode::name(request), "answered with EIO after a panic");
+        Err(Errno::IO)
+    })
+}
+
 fn changes_nothing(set: &SetAttr) -> bool {
     let SetAttr { mode, uid, gid, size, atime, mtime, kill_suidgid: _ } = set;
     mode.is_none() && uid.is_none() && gid.is_none() && size.is_none() && atime.is_none() && mtime.is_none()
@@ -262,4 +306,16 @@ fn changes_nothing(set: &SetAttr) -> bool {
 
 fn caller(header: &Header, umask: u32) -> Caller {
     Caller { uid: header.uid, gid: header.gid, pid: header.pid, umask }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn panic_is_answered_with_eio() {
+        assert_eq!(guard(opcode::LOOKUP, || panic!("a bug in a verb")), Err(Errno::IO));
+        assert_eq!(guard(opcode::LOOKUP, || Err(Errno::PERM)), Err(Errno::PERM));
+        assert_eq!(guard(opcode::LOOKUP, || Ok(())), Ok(()));
+    }
 }

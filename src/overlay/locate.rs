@@ -1,6 +1,8 @@
 //! From a node to the real files behind it.
 
-use std::ffi::CStr;
+use std::ffi::{CStr, OsStr};
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::Overlay;
@@ -14,6 +16,22 @@ const PROBES_MERGED: u32 = 1;
 const PROBES_SINGLE: u32 = 16;
 
 impl Overlay {
+    /// Where a node is in the mount, for messages: its first known name; nothing if it has none any more.
+    pub fn path_of(&self, node: NodeId) -> PathBuf {
+        let mut names = Vec::new();
+        let mut current = self.nodes.get(node);
+        while let Some((parent, name)) = current.as_ref().and_then(|node| node.name()) {
+            names.push(OsStr::from_bytes(name.to_bytes()).to_owned());
+            current = Some(parent);
+        }
+        if current.is_none_or(|last| last.id() != NodeId::ROOT) {
+            return PathBuf::new();
+        }
+        let mut path = PathBuf::from("/");
+        path.extend(names.iter().rev());
+        path
+    }
+
     /// The directory's lower part `index`.
     pub(super) fn lower_dir(&self, node: &Node, index: usize) -> Result<Dir> {
         let part = node.dir().and_then(|dir| dir.lowers.get(index)).ok_or(Errno::IO)?;

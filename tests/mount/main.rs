@@ -30,5 +30,6 @@ mod readdir;
 mod redirect;
 mod remove;
 mod rename;
+mod security;
 mod special;
 mod xattr;

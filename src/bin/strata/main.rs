@@ -12,6 +12,7 @@ mod images;
 mod output;
 mod progress;
 mod registry;
+mod stats;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
@@ -96,6 +97,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Verb::Login(login) => return registry::login(login).map(|()| ExitCode::SUCCESS),
         Verb::Logout(logout) => return registry::logout(logout).map(|()| ExitCode::SUCCESS),
         Verb::Doctor(doctor) => return doctor::run(cli.root, doctor),
+        Verb::Stats(stats) => return stats::run(stats).map(|()| ExitCode::SUCCESS),
         _ => {}
     }
     let root = cli.root.map_or_else(Store::default_root, Ok)?;
@@ -136,7 +138,8 @@ fn run(cli: Cli) -> Result<ExitCode> {
         | Verb::Inventory(_)
         | Verb::Man(_)
         | Verb::Completions(_)
-        | Verb::Doctor(_) => {}
+        | Verb::Doctor(_)
+        | Verb::Stats(_) => {}
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -68,5 +68,5 @@ pub use error::LayerError;
 pub use marks::{Marks, WhiteoutForm};
 pub use options::{Limits, UnpackOptions};
 pub use recipe::{reassemble, verify};
-pub use snapshot::{Snapshot, SnapshotOptions, snapshot};
+pub use snapshot::{Snapshot, SnapshotOptions, flatten, snapshot};
 pub use unpack::{Unpacked, unpack};

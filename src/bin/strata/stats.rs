@@ -1,0 +1,219 @@
+//! `stats`: what the mounts of stratafs on this machine do.
+
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::channel;
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+use rustix::io::Errno;
+use serde_json::{Value, json};
+use stratafs::config::options::MountOptions;
+use stratafs::fuse::stats::STATS_XATTR;
+
+use super::args::Stats;
+use super::output::{print_json, print_line, print_table, size};
+
+/// A mount that does not answer for so long is reported, not waited for.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Types under which stratafs mounts: its own, and what engines look it up as.
+const TYPES: [&[u8]; 2] = [b"fuse.stratafs", b"fuse.fuse-overlayfs"];
+
+/// One mount.
+struct Mount {
+    point: PathBuf,
+    /// What it says, or why it says nothing: `dead`, `no answer`, `not permitted`.
+    answer: Result<Value, &'static str>,
+}
+
+pub fn run(stats: &Stats) -> Result<()> {
+    let mounts = match &stats.mountpoint {
+        Some(point) => vec![one(point)?],
+        None => mountpoints()?.into_iter().filter_map(ask).collect(),
+    };
+    if stats.json {
+        let list: Vec<Value> = mounts.iter().map(Mount::json).collect();
+        return Ok(print_json(&if stats.mountpoint.is_some() { list.into_iter().collect() } else { list.into() })?);
+    }
+    if stats.quiet {
+        return Ok(mounts.iter().try_for_each(|mount| print_line(&mount.point.display().to_string()))?);
+    }
+    match (&stats.mountpoint, mounts.as_slice()) {
+        (Some(_), [mount]) => mount.print(),
+        _ => print_list(&mounts),
+    }
+}
+
+fn one(point: &Path) -> Result<Mount> {
+    let point = point.canonicalize().unwrap_or_else(|_| point.to_owned());
+    match ask(point.clone()) {
+        Some(mount) => Ok(mount),
+        None => bail!("{}: not a mount of stratafs; strata stats lists them", point.display()),
+    }
+}
+
+/// Mountpoints of all mounts that may be ours (`proc_pid_mountinfo(5)`), the topmost of each.
+fn mountpoints() -> Result<Vec<PathBuf>> {
+    let mountinfo = fs::read("/proc/self/mountinfo")?;
+    let mut points: Vec<PathBuf> = mountinfo.split(|&byte| byte == b'\n').filter_map(ours).collect();
+    points.sort();
+    points.dedup();
+    Ok(points)
+}
+
+fn ours(line: &[u8]) -> Option<PathBuf> {
+    let fields: Vec<&[u8]> = line.split(|&byte| byte == b' ').collect();
+    let dash = fields.iter().position(|&field| field == b"-")?;
+    let kind = fields.get(dash + 1)?;
+    TYPES.contains(kind).then(|| unescape(fields.get(4).copied().unwrap_or_default()))
+}
+
+/// Undoes `\040` and its like.
+fn unescape(text: &[u8]) -> PathBuf {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text;
+    while let Some((&first, after)) = rest.split_first() {
+        let digits = after.get(..3).and_then(|digits| str::from_utf8(digits).ok());
+        match digits.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
+            Some(byte) if first == b'\\' => {
+                bytes.push(byte);
+                rest = &after[3..];
+            }
+            _ => {
+                bytes.push(first);
+                rest = after;
+            }
+        }
+    }
+    PathBuf::from(OsString::from_vec(bytes))
+}
+
+/// Asks the mount; `None` if it is not one of ours. In a thread of its own, since a stopped driver answers nobody.
+fn ask(point: PathBuf) -> Option<Mount> {
+    let (sender, answer) = channel();
+    let asked = point.clone();
+    std::thread::spawn(move || {
+        let mut buffer = vec![0; 1 << 16];
+        let got = rustix::fs::getxattr(&asked, STATS_XATTR, buffer.as_mut_slice());
+        // Whoever asked may have gone.
+        sender.send(got.map(|length| buffer[..length].to_vec())).unwrap_or(());
+    });
+    let answer = match answer.recv_timeout(PATIENCE) {
+        Ok(Ok(text)) => serde_json::from_slice(&text).map_err(|_| "no answer"),
+        Ok(Err(Errno::NOTCONN | Errno::CONNABORTED)) => Err("dead"),
+        Ok(Err(Errno::ACCESS | Errno::PERM)) => Err("not permitted"),
+        // Another driver's mount, or somebody else's who may look into it but is not told.
+        Ok(Err(_)) => return None,
+        Err(_) => Err("no answer"),
+    };
+    Some(Mount { point, answer })
+}
+
+impl Mount {
+    fn state(&self) -> &str {
+        match &self.answer {
+            Ok(value) => value["state"].as_str().unwrap_or_default(),
+            Err(why) => why,
+        }
+    }
+
+    fn number(&self, field: &str) -> u64 {
+        self.answer.as_ref().map_or(0, |value| value[field].as_u64().unwrap_or(0))
+    }
+
+    fn total(&self, field: &str) -> u64 {
+        let counts = self.answer.as_ref().ok().and_then(|value| value[field].as_object());
+        counts.map_or(0, |counts| counts.values().filter_map(Value::as_u64).sum())
+    }
+
+    /// The layers, topmost first, as the driver was started with; none if we may not see that.
+    fn layers(&self) -> Option<MountOptions> {
+        let pid = self.answer.as_ref().ok()?["pid"].as_u64()?;
+        let line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+        let arguments: Vec<&OsStr> = line.split(|&byte| byte == 0).map(OsStr::from_bytes).collect();
+        let groups = arguments.windows(2).filter(|pair| pair[0] == "-o").map(|pair| pair[1]);
+        MountOptions::parse(groups, true).ok()
+    }
+
+    fn json(&self) -> Value {
+        let mut value = match &self.answer {
+            Ok(value) => value.clone(),
+            Err(why) => json!({ "state": why }),
+        };
+        value["mountpoint"] = self.point.to_string_lossy().into();
+        if let Some(options) = self.layers() {
+            let shown = |path: &PathBuf| Value::from(path.to_string_lossy());
+            value["lowers"] = options.overlay.lowers.iter().map(shown).collect();
+            value["upper"] = options.overlay.upper.as_ref().map(shown).into();
+            value["work"] = options.overlay.work.as_ref().map(shown).into();
+        }
+        value
+    }
+
+    fn print(&self) -> Result<()> {
+        print_line(&format!("{}: {}", self.point.display(), self.state()))?;
+        if self.answer.is_err() {
+            return Ok(());
+        }
+        if let Some(options) = self.layers() {
+            for (what, layers) in [
+                ("upper", options.overlay.upper.iter().collect::<Vec<_>>()),
+                ("work", options.overlay.work.iter().collect()),
+                ("lower", options.overlay.lowers.iter().collect()),
+            ] {
+                for layer in layers {
+                    print_line(&format!("{what:<12} {}", layer.display()))?;
+                }
+            }
+        }
+        print_line(&format!("process      {}, for {} s", self.number("pid"), self.number("uptime_seconds")))?;
+        let (now, peak) = (self.number("memory_kib") * 1024, self.number("peak_memory_kib") * 1024);
+        print_line(&format!("memory       {}, {} at most", size(now), size(peak)))?;
+        for field in ["threads", "descriptors", "nodes", "handles"] {
+            print_line(&format!("{field:<12} {}", self.number(field)))?;
+        }
+        for field in ["requests", "errors"] {
+            print_line(&format!("{field:<12} {}", self.total(field)))?;
+            let counts = self.answer.as_ref().ok().and_then(|value| value[field].as_object());
+            for (name, count) in counts.into_iter().flatten() {
+                print_line(&format!("  {name} {count}"))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn print_list(mounts: &[Mount]) -> Result<()> {
+    let row = |mount: &Mount| {
+        let counted = |number: u64| if mount.answer.is_ok() { number.to_string() } else { "-".to_owned() };
+        let memory = if mount.answer.is_ok() { size(mount.number("memory_kib") * 1024) } else { "-".to_owned() };
+        vec![
+            mount.point.display().to_string(),
+            mount.state().to_owned(),
+            counted(mount.number("pid")),
+            counted(mount.total("requests")),
+            counted(mount.total("errors")),
+            counted(mount.number("nodes")),
+            counted(mount.number("handles")),
+            memory,
+        ]
+    };
+    let rows: Vec<Vec<String>> = mounts.iter().map(row).collect();
+    Ok(print_table(&["MOUNTPOINT", "STATE", "PID", "REQUESTS", "ERRORS", "NODES", "HANDLES", "MEMORY"], &rows)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_of_mountinfo() {
+        let line = br"40 28 0:38 / /mnt/a\040b rw,nosuid - fuse.stratafs stratafs rw,user_id=0";
+        assert_eq!(ours(line), Some(PathBuf::from("/mnt/a b")));
+        assert_eq!(ours(b"28 1 8:1 / / rw - ext4 /dev/root rw"), None);
+        assert_eq!(ours(b""), None);
+    }
+}

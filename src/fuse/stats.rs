@@ -1,0 +1,59 @@
+//! What the mount says about itself: the attribute [`STATS_XATTR`] of its root, for `strata stats`.
+//!
+//! The mount is its own channel: nothing is left behind when the process is killed, there is no socket to guard, and
+//! whoever asks reaches the mount anyway. It is not listed, cannot be set, and answers only root and the user that
+//! mounted. That can be root in a container, so it says nothing about the host but the process id: layers are not in it.
+
+use std::fs;
+use std::time::Instant;
+
+use serde_json::{Map, Value, json};
+
+use super::counters::Counters;
+use crate::overlay::Overlay;
+
+/// Name of the attribute; its value is one JSON object.
+pub const STATS_XATTR: &str = "user.stratafs.stats";
+
+/// One JSON object.
+pub(super) fn describe(overlay: &Overlay, counters: &Counters, since: Instant) -> String {
+    let (nodes, handles) = overlay.population();
+    let requests: Map<String, Value> =
+        counters.requests().map(|(name, count)| (name.to_owned(), count.into())).collect();
+    let errors: Map<String, Value> = counters.errors().map(|(text, count)| (text, count.into())).collect();
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let value = json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "pid": std::process::id(),
+        "state": if overlay.is_read_only() { "read-only" } else { "writable" },
+        "uptime_seconds": since.elapsed().as_secs(),
+        "requests": requests,
+        "errors": errors,
+        "nodes": nodes,
+        "handles": handles,
+        "threads": status_field(&status, "Threads:"),
+        "memory_kib": status_field(&status, "VmRSS:"),
+        "peak_memory_kib": status_field(&status, "VmHWM:"),
+        "descriptors": fs::read_dir("/proc/self/fd").map_or(0, Iterator::count),
+    });
+    value.to_string()
+}
+
+/// A number of `proc_pid_status(5)`; 0 if it is not there.
+fn status_field(status: &str, name: &str) -> u64 {
+    let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
+    line.split_whitespace().next().and_then(|number| number.parse().ok()).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fields_of_a_status_file() {
+        let status = "Name:\tx\nVmHWM:\t    2048 kB\nThreads:\t3\n";
+        assert_eq!(status_field(status, "VmHWM:"), 2048);
+        assert_eq!(status_field(status, "Threads:"), 3);
+        assert_eq!(status_field(status, "VmRSS:"), 0);
+    }
+}

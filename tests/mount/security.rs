@@ -1,0 +1,211 @@
+//! What nobody gains by a mount: see "What is trusted" in README.
+
+use std::path::Path;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rustix::fs::OFlags;
+
+use crate::common::sys::{self, RenameFlags};
+use crate::common::{Driver, Errno, Mount, Stack};
+use crate::{on_both, on_stratafs};
+
+const STATS: &str = "user.stratafs.stats";
+
+/// Exchanges `a` and `b` until told to stop.
+fn keep_swapping(a: &Path, b: &Path, stop: &AtomicBool) {
+    while !stop.load(Ordering::Relaxed) {
+        sys::rename_with(a, b, RenameFlags::EXCHANGE).unwrap();
+    }
+}
+
+/// Runs `body` while the layer's directory `d` is a symbolic link to `secret`, outside of it, half of the time.
+fn while_swapped(layer: &Path, secret: &Path, body: impl FnOnce()) {
+    let mtime = sys::mtime(layer);
+    sys::symlink(secret.to_str().unwrap(), &layer.join("swapped")).unwrap();
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| keep_swapping(&layer.join("d"), &layer.join("swapped"), &stop));
+        body();
+        stop.store(true, Ordering::Relaxed);
+    });
+    // As it was, for the check that nothing has changed.
+    if sys::lstat(&layer.join("d")).unwrap().st_mode & libc::S_IFMT == libc::S_IFLNK {
+        sys::rename_with(&layer.join("d"), &layer.join("swapped"), RenameFlags::EXCHANGE).unwrap();
+    }
+    sys::unlink(&layer.join("swapped")).unwrap();
+    sys::utimens(layer, mtime, mtime).unwrap();
+}
+
+/// A directory outside of all layers, with files of the names that are looked for.
+fn secret(mount: &Mount) -> std::path::PathBuf {
+    let secret = mount.layers().directory.path().join("secret");
+    sys::mkdir(&secret, 0o755).unwrap();
+    sys::create(&secret.join("f"), b"secret\n").unwrap();
+    secret
+}
+
+fn status_field(mount: &Mount, name: &str) -> String {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", mount.daemon().unwrap())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+    line.trim().to_owned()
+}
+
+on_stratafs! {
+    /// The driver never reads through a link that takes a directory's place.
+    fn lower_directory_swapped_for_a_link(driver) {
+        let mount = Stack::new().lower("file d/f \"public\\n\"\nfile d/g \"g\"").stratafs_option("timeout=0").mount(driver);
+        let secret = secret(&mount);
+        while_swapped(&mount.lower(0, ""), &secret, || {
+            for _ in 0..2000 {
+                if let Ok(content) = sys::read(&mount.at("d/f")) {
+                    assert_ne!(content, b"secret\n");
+                }
+                if let Ok(found) = sys::readdir(&mount.at("d")) {
+                    assert!(found.is_empty() || found.iter().any(|entry| entry.name == "g"), "{found:?}");
+                }
+            }
+        });
+        assert_eq!(sys::names(&secret), ["f"]);
+    }
+
+    /// Nor writes through one.
+    fn upper_directory_swapped_for_a_link(driver) {
+        let mount = Stack::new().lower("dir d").upper("file d/f \"public\\n\"").stratafs_option("timeout=0").mount(driver);
+        let secret = secret(&mount);
+        let mut worked = 0;
+        while_swapped(&mount.upper(""), &secret, || {
+            for at in 0..500 {
+                let name = mount.at(&format!("d/new{at}"));
+                // Whether it works depends on what is there at the moment.
+                let tried = [
+                    sys::create(&name, b"x"),
+                    sys::append(&mount.at("d/f"), b"more\n"),
+                    sys::chmod(&mount.at("d/f"), 0o600),
+                    sys::unlink(&name),
+                ];
+                worked += tried.into_iter().filter(Result::is_ok).count();
+            }
+        });
+        assert!(worked > 0, "nothing was tried at all");
+        assert_eq!(sys::names(&secret), ["f"]);
+        assert_eq!(sys::text(&secret.join("f")), "secret\n");
+        assert_eq!(sys::mode(&secret.join("f")), 0o644);
+    }
+
+    /// Marks, redirects and data paths that point out of the layer lead nowhere.
+    fn redirects_cannot_leave_the_layer(driver) {
+        let upper = "dir a trusted.overlay.redirect=../secret\ndir b trusted.overlay.redirect=/../secret\n\
+            dir c trusted.overlay.redirect=/link";
+        let mount = Stack::new().lower("file d/f \"x\"\nlink link -> ../secret").upper(upper).mount(driver);
+        secret(&mount);
+        for name in ["a", "b", "c"] {
+            assert!(sys::readdir(&mount.at(name)).is_ok_and(|list| list.is_empty()) || sys::lstat(&mount.at(name)).is_err(), "{name}");
+            assert!(sys::lstat(&mount.at(name).join("f")).is_err(), "{name}");
+        }
+    }
+
+    /// The attributes that keep owners cannot be set by who only has the mount.
+    fn kept_owners_are_private(driver) {
+        for (option, key) in [
+            ("xattr_permissions=1", "security.fuseoverlayfs.override_stat"),
+            ("xattr_permissions=2", "user.containers.override_stat"),
+        ] {
+            let mount = Stack::new().lower("file f \"x\"").stratafs_option(option).mount(driver);
+            sys::chmod(&mount.at("f"), 0o600).unwrap();
+            assert_eq!(sys::setxattr(&mount.at("f"), key, b"0:0:4755"), Err(Errno::PERM), "{key}");
+            assert_eq!(sys::getxattr(&mount.at("f"), key), Err(Errno::NODATA), "{key}");
+            assert!(!sys::listxattr(&mount.at("f")).unwrap().contains(&key.to_owned()));
+            assert_eq!(sys::mode(&mount.at("f")), 0o600);
+        }
+    }
+
+    /// The process keeps what serving needs.
+    fn privileges_are_given_up(driver) {
+        const NEEDED: [u32; 11] = [0, 1, 2, 3, 4, 21, 24, 27, 31, 32, 33];
+        let mount = Stack::new().lower("dir d").mount(driver);
+        let needed = NEEDED.iter().fold(0, |set, bit| set | 1_u64 << bit);
+        for field in ["CapEff:", "CapPrm:", "CapBnd:", "CapInh:", "CapAmb:"] {
+            let held = u64::from_str_radix(&status_field(&mount, field), 16).unwrap();
+            assert_eq!(held & !needed, 0, "{field} {held:x}");
+        }
+        assert_eq!(status_field(&mount, "NoNewPrivs:"), "1");
+        let score = std::fs::read_to_string(format!("/proc/{}/oom_score_adj", mount.daemon().unwrap())).unwrap();
+        let score: i32 = score.trim().parse().unwrap();
+        let ours: i32 = std::fs::read_to_string("/proc/self/oom_score_adj").unwrap().trim().parse().unwrap();
+        // Where even root may not lower it, it stays what it was.
+        assert!(score <= -500 || score == ours, "{score}");
+    }
+
+    fn statistics_of_the_mount(driver) {
+        let mount = Stack::new().lower("file f \"x\"").mount(driver);
+        sys::append(&mount.at("f"), b"y").unwrap();
+        assert_eq!(sys::rmdir(&mount.at("f")), Err(Errno::NOTDIR));
+        assert_eq!(sys::setxattr(&mount.at("f"), "trusted.overlay.overlay.x", b"").err(), None);
+        let stats: serde_json::Value = serde_json::from_slice(&sys::getxattr(mount.root(), STATS).unwrap()).unwrap();
+        assert_eq!(stats["pid"], mount.daemon().unwrap());
+        assert_eq!(stats["state"], "writable");
+        assert!(stats["requests"]["LOOKUP"].as_u64() >= Some(1), "{stats}");
+        assert!(stats["memory_kib"].as_u64() > Some(100), "{stats}");
+        let text = stats.to_string();
+        assert!(!text.contains("stratafs-test-"), "tells where the layers are: {text}");
+        // A file's own attribute of that name is a file's; the root's cannot be set, and is told to nobody else.
+        assert_eq!(sys::setxattr(mount.root(), STATS, b"x"), Err(Errno::PERM));
+        assert_eq!(sys::removexattr(mount.root(), STATS), Err(Errno::PERM));
+        assert_eq!(sys::listxattr(mount.root()).unwrap(), Vec::<String>::new());
+        assert_eq!(sys::getxattr(&mount.at("f"), STATS), Err(Errno::NODATA));
+        assert_eq!(sys::as_user(1000, 1000, || sys::getxattr(mount.root(), STATS)), Err(Errno::NODATA));
+    }
+}
+
+on_both! {
+    fn set_id_bits_and_devices_do_not_count_where_refused(driver) {
+        let lower = "char zero 1:5 mode=666\nfile whoami";
+        let nosuid = |driver| {
+            let stack = Stack::new().lower(lower);
+            match driver {
+                Driver::Stratafs => stack.stratafs_option("nosuid,nodev").mount(driver),
+                Driver::Overlayfs => {
+                    let mount = stack.mount(driver);
+                    use rustix::mount::{MountFlags, mount_remount};
+                    let flags = MountFlags::BIND | MountFlags::NOSUID | MountFlags::NODEV;
+                    mount_remount(mount.root(), flags, "").unwrap();
+                    mount
+                }
+            }
+        };
+        for (mount, counts) in [(Stack::new().lower(lower).mount(driver), true), (nosuid(driver), false)] {
+            let program = mount.at("whoami");
+            std::fs::copy("/usr/bin/id", &program).unwrap();
+            sys::chmod(&program, 0o4755).unwrap();
+            let output = sys::as_user(1000, 1000, || Command::new(&program).arg("-u").output().unwrap());
+            let uid = String::from_utf8(output.stdout).unwrap();
+            assert_eq!(uid.trim(), if counts { "0" } else { "1000" });
+            let opened = sys::open(&mount.at("zero"), OFlags::RDONLY, 0).err();
+            assert_eq!(opened, if counts { None } else { Some(Errno::ACCESS) });
+        }
+    }
+}
+
+/// Only whoever may write there can hide a directory below a mount.
+#[test]
+fn users_cannot_mount_over_what_is_not_theirs() {
+    crate::common::run_test("users_cannot_mount_over_what_is_not_theirs", Driver::Stratafs, |_| {
+        let base = tempfile::Builder::new().prefix("stratafs-test-").tempdir_in("/var/tmp").unwrap();
+        sys::chmod(base.path(), 0o755).unwrap();
+        for name in ["lower", "point"] {
+            sys::mkdir(&base.path().join(name), 0o755).unwrap();
+        }
+        // The build directory may be closed to others.
+        let program = base.path().join("stratafs");
+        std::fs::copy(env!("CARGO_BIN_EXE_stratafs"), &program).unwrap();
+        sys::chmod(&program, 0o755).unwrap();
+        let output = sys::as_user(1000, 1000, || {
+            let mut command = Command::new("timeout");
+            command.arg("50").arg(&program).args(["-o", "lowerdir=lower", "point"]).current_dir(base.path());
+            command.output().unwrap()
+        });
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        assert!(String::from_utf8_lossy(&output.stderr).contains("cannot mount"), "{output:?}");
+    });
+}
