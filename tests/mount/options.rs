@@ -439,7 +439,9 @@ on_stratafs! {
             let reader = sys::open(&mount.at("f"), rustix::fs::OFlags::RDONLY, 0).unwrap();
             assert!(sys::read_file(&reader).unwrap() == content, "{mode}");
             sys::write_at(&mount.at("f"), 50_000, b"written").unwrap();
-            assert_eq!(&sys::read_file(&reader).unwrap()[50_000..50_007], b"written", "{mode}: an early reader");
+            // With `all` the kernel reads for it from the lower file, whatever happens (README, limits).
+            let early: &[u8] = if mode == "all" { &content[50_000..50_007] } else { b"written" };
+            assert_eq!(&sys::read_file(&reader).unwrap()[50_000..50_007], early, "{mode}: an early reader");
             assert_eq!(&sys::read(&mount.at("f")).unwrap()[50_000..50_007], b"written", "{mode}");
             let file = sys::open(&mount.at("new"), rustix::fs::OFlags::RDWR | rustix::fs::OFlags::CREATE, 0o644).unwrap();
             sys::write_all(&file, &content).unwrap();
