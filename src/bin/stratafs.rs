@@ -298,7 +298,8 @@ fn start_logging(debug: bool) -> Result<(), Failure> {
         }
         Err(_) => EnvFilter::new(default),
     };
-    let format = tracing_subscriber::fmt().with_env_filter(filter);
+    // What cannot be written, on a full disk, is lost: told to stderr, which may be the same disk, it would be a panic.
+    let format = tracing_subscriber::fmt().with_env_filter(filter).log_internal_errors(false);
     match std::env::var_os("STRATAFS_LOG_FILE") {
         Some(path) => {
             let file = OpenOptions::new().create(true).append(true).open(&path).map_err(|error| {

@@ -11,4 +11,5 @@ pub mod mapping;
 pub mod memory;
 pub mod namespace;
 pub mod signals;
+pub mod write_out;
 pub mod xattr;

@@ -36,7 +36,7 @@ pub fn run(stats: &Stats) -> Result<()> {
     };
     if stats.json {
         let list: Vec<Value> = mounts.iter().map(Mount::json).collect();
-        return Ok(print_json(&if stats.mountpoint.is_some() { list.into_iter().collect() } else { list.into() })?);
+        return Ok(print_json(&list.into())?);
     }
     if stats.quiet {
         return Ok(mounts.iter().try_for_each(|mount| print_line(&mount.point.display().to_string()))?);
