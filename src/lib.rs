@@ -32,7 +32,8 @@
 //! 2. `overlay/io` sees that it is opened for writing and asks `overlay/copy_up` for the file in the upper: first the
 //!    directories above it, from the root down, then the file, each under its `copy_up` lock.
 //! 3. `copy_up` stages a nameless file in the work directory (`layer/work`), copies the content (`copy_up/content`),
-//!    then owner, attributes, the origin mark, mode and times, and flushes it.
+//!    then owner, attributes, the origin mark, mode and times, and sees to it that the content reaches the disk no later
+//!    than the name (`layer/order`).
 //! 4. `overlay/copy_up` takes the directory's `names` lock and publishes the file with one link; the directory keeps
 //!    its times.
 //! 5. `overlay/io` opens the upper file and, where the kernel can, registers it for passthrough: then the write itself

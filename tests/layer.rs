@@ -474,7 +474,52 @@ fn marks_in_the_image_are_escaped_never_obeyed() {
 }
 
 #[test]
-fn acls_as_text_are_left_out_with_a_warning() {
+fn acls_as_text_become_attributes() {
+    let text = "user::rw-,user:alice:rw-:1000,group::r--,mask::rw-,other::r--";
+    let tar = Tar::new()
+        .entry(spec("f", b'0').mode(0o664).pax("SCHILY.acl.access", text))
+        .entry(spec("d", b'5').pax("SCHILY.acl.default", text))
+        .end();
+    let layer = unpack(&tar);
+    assert_eq!(layer.unpacked.warnings, [""; 0]);
+    let shown =
+        std::process::Command::new("getfacl").args(["-n", "-c", "-p", "--"]).arg(layer.path().join("f")).output();
+    let shown = String::from_utf8(shown.expect("getfacl; scripts/test installs it").stdout).unwrap();
+    assert_eq!(shown, "user::rw-\nuser:1000:rw-\ngroup::r--\nmask::rw-\nother::r--\n\n");
+    assert!(xattrs(&layer.path().join("d")).contains_key("system.posix_acl_default"));
+    assert_eq!(reassembled(&layer).unwrap(), tar);
+}
+
+#[test]
+fn a_file_of_20_gib_that_is_nearly_all_hole() {
+    const SIZE: u64 = 20 << 30;
+    let map = format!("2\n0\n3\n{}\n4\n", SIZE - 4);
+    let mut content = map.into_bytes();
+    content.resize(512, 0);
+    content.extend_from_slice(b"abcwxyz");
+    let sparse = |name: &str| {
+        spec(name, b'0')
+            .pax("GNU.sparse.major", "1")
+            .pax("GNU.sparse.minor", "0")
+            .pax("GNU.sparse.realsize", SIZE.to_string())
+            .pax("GNU.sparse.name", "big")
+    };
+    let tar = Tar::new().entry(sparse("GNUSparseFile.0/big").content(content)).hardlink("again", "big").end();
+    let layer = unpack(&tar);
+    let path = layer.path().join("big");
+    let meta = std::fs::metadata(&path).unwrap();
+    use std::os::unix::fs::{FileExt, MetadataExt};
+    assert_eq!((meta.len(), meta.nlink(), layer.unpacked.content_size), (SIZE, 2, SIZE));
+    assert!(meta.blocks() * 512 < 1 << 20, "{} blocks", meta.blocks());
+    let mut end = [0; 8];
+    std::fs::File::open(&path).unwrap().read_exact_at(&mut end, SIZE - 8).unwrap();
+    assert_eq!(&end, b"\0\0\0\0wxyz");
+    assert_eq!(reassembled(&layer).unwrap(), tar);
+    assert!(!layer.tree().keys().any(|name| name.contains("GNUSparseFile")));
+}
+
+#[test]
+fn acls_as_text_without_numbers_are_left_out_with_a_warning() {
     let layer = unpack(&Tar::new().entry(spec("f", b'0').pax("SCHILY.acl.access", "user::rw-,user:alice:rw-")).end());
     assert!(layer.unpacked.warnings[0].starts_with("f: an ACL as text"), "{:?}", layer.unpacked.warnings);
 }

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "common/dice.rs"]
+mod dice;
 #[path = "common/layer_dirs.rs"]
 mod layer_dirs;
 #[path = "common/tar_build.rs"]
@@ -9,6 +11,7 @@ mod tar_build;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use dice::Dice;
 use layer_dirs::*;
 use proptest::prelude::*;
 use stratafs::image::layer::{self, Limits, SnapshotOptions, UnpackOptions};
@@ -195,61 +198,6 @@ proptest! {
             (Err(error), Some(_)) => prop_assert!(false, "refused: {error}"),
         }
     }
-}
-
-/// Numbers that look random and are the same every time.
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self, sides: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        usize::try_from(self.0 % sides as u64).unwrap()
-    }
-}
-
-/// One layer with something of everything.
-fn everything() -> Vec<u8> {
-    let mut sparse = spec("s", b'S').gnu().content("z").block();
-    sparse[386..397].copy_from_slice(&number(600, 12));
-    sparse[398..409].copy_from_slice(&number(1, 12));
-    sparse[483..494].copy_from_slice(&number(1000, 12));
-    seal(&mut sparse);
-    let mut map = b"1\n5\n3\n".to_vec();
-    map.resize(512, 0);
-    map.extend_from_slice(b"abc");
-    Tar::new()
-        .dir("d/")
-        .file("d/f", "x".repeat(700))
-        .entry(
-            spec("pax", b'0')
-                .pax("path", "n".repeat(150))
-                .pax("mtime", "1.5")
-                .pax("SCHILY.xattr.user.a", "b")
-                .content("y"),
-        )
-        .extension(b'L', &b"mmmmmmmmmmmmmmm/".repeat(9))
-        .file("long", "")
-        .raw(&sparse)
-        .raw(b"z")
-        .pad()
-        .entry(
-            spec("v10", b'0')
-                .pax("GNU.sparse.major", "1")
-                .pax("GNU.sparse.minor", "0")
-                .pax("GNU.sparse.realsize", "9")
-                .content(map),
-        )
-        .entry(spec("v01", b'0').pax("GNU.sparse.size", "9").pax("GNU.sparse.map", "0,1,4,2").content("abc"))
-        .symlink("l", "d")
-        .file("l/through", "t")
-        .hardlink("h", "d/f")
-        .file("d/.wh.gone", "")
-        .file("d/.wh..wh..opq", "")
-        .file("d", "replaced")
-        .entry(spec("n", b'3').device(1, 3))
-        .end()
 }
 
 #[test]

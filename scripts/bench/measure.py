@@ -20,6 +20,8 @@ class Measure:
         self.ops = os.path.join(top, "ops")
         self.with_requests = with_requests
         self.sessions = []
+        # What drivers hold after they have forgotten, where it was measured along with their peak: by driver and stack.
+        self.forgotten = {}
 
     def compile(self, source):
         subprocess.run(["gcc", "-O2", "-Wall", "-o", self.ops, source], check=True)
@@ -150,11 +152,22 @@ class Measure:
 
     def peak_memory(self, row, driver, stack):
         """Of the driver's process, in MB; the kernel's own has none."""
-        return in_mb(self.walked(row, driver, stack).memory("VmHWM"))
+        if driver.command is None:
+            return None
+        session = self.walked(row, driver, stack)
+        peak = in_mb(session.memory("VmHWM"))
+        self.forgotten[driver.name, stack[0]] = self.memory_left(session)
+        return peak
 
     def memory_after_forget(self, row, driver, stack):
         """What the driver's process still holds when the kernel has dropped its inodes."""
-        session = self.walked(row, driver, stack)
+        if driver.command is None:
+            return None
+        # The walk is the same, and long.
+        known = self.forgotten.pop((driver.name, stack[0]), None)
+        return self.memory_left(self.walked(row, driver, stack)) if known is None else known
+
+    def memory_left(self, session):
         self.drop_caches()
         time.sleep(1)
         self.drop_caches()

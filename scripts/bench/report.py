@@ -108,7 +108,9 @@ def peak(results):
 
 def circumstances(results):
     versions = ", ".join(f"{name} {number}" for name, number in results["versions"].items())
-    return f"{results['machine']}; {results['rounds']} rounds, medians; {results['date']}; {versions}."
+    counts = {len(c["values"]) for row in results["rows"].values() for c in row["drivers"].values() if c.get("values")}
+    rounds = "1" if not counts else f"{min(counts)} to {max(counts)}" if len(counts) > 1 else str(max(counts))
+    return f"{results['machine']}; {rounds} rounds, medians; {results['date']}; {versions}."
 
 
 def readme_section(results, chart):

@@ -22,6 +22,8 @@ pub struct OverlayConfig {
     pub work: Option<PathBuf>,
     /// `ro`: no change is made, not even to the work directory.
     pub read_only: bool,
+    /// `noatime`: our reading leaves access times alone.
+    pub no_atime: bool,
     /// Renaming of directories that have a lower part.
     pub redirect_dir: RedirectDir,
     /// `index=on`: hard links survive copy-up.

@@ -245,8 +245,8 @@ impl MountOptions {
             b"nodev" => mount.dev = false,
             b"exec" => mount.exec = true,
             b"noexec" => mount.exec = false,
-            b"atime" | b"relatime" => mount.atime = true,
-            b"noatime" => mount.atime = false,
+            b"atime" | b"relatime" => (mount.atime, self.overlay.no_atime) = (true, false),
+            b"noatime" => (mount.atime, self.overlay.no_atime) = (false, true),
             b"sync" => mount.sync = true,
             b"async" => mount.sync = false,
             b"dirsync" => mount.dirsync = true,
@@ -255,6 +255,8 @@ impl MountOptions {
             b"debug" => mount.debug = true,
             // Always on.
             b"default_permissions" => {}
+            // Not an option of a mount: `config::remount` reads it first.
+            b"remount" => {}
             _ => return false,
         }
         true

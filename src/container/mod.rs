@@ -13,6 +13,7 @@
 pub mod bundle;
 mod mount;
 mod program;
+pub mod rootless;
 mod run;
 mod stubs;
 mod users;
@@ -67,6 +68,9 @@ pub struct Record {
     /// Remove it when it ends.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub remove_at_exit: bool,
+    /// A user without privilege runs it: owners and modes are kept beside the files.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub rootless: bool,
     /// Mount points that the image lacks and that were made for the runtime; they are no change of the container's.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub stubs: Vec<PathBuf>,
@@ -104,6 +108,8 @@ pub struct CreateOptions {
     pub command: Vec<String>,
     /// Remove it when it ends.
     pub remove_at_exit: bool,
+    /// A user without privilege makes it.
+    pub rootless: bool,
 }
 
 impl Container {
@@ -134,6 +140,7 @@ impl Container {
             mountpoint,
             command: options.command.clone(),
             remove_at_exit: options.remove_at_exit,
+            rootless: options.rootless,
             stubs: Vec::new(),
         };
         let stage =
@@ -249,7 +256,7 @@ impl Container {
     /// # Errors
     /// When it is mounted.
     pub fn remove(self, store: &Store) -> Result<()> {
-        if self.is_mounted()? {
+        if self.is_mounted()? || self.record.rootless && self.holder()?.is_some() {
             return Err(ImageError::refused(self.name, "is mounted or running; unmount or stop it first"));
         }
         // A writer that is alone empties `tmp`; it must not do so while this one does.

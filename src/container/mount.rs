@@ -12,7 +12,7 @@ use rustix::mount::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::Container;
+use super::{Container, Record};
 use crate::image::store::{Layer, Store};
 use crate::image::{ImageError, IoContext, Result};
 
@@ -47,7 +47,14 @@ impl Container {
         if self.is_mounted()? {
             self.unmount(true)?;
         }
-        let mut lowers: Vec<PathBuf> = self.layers(store)?.iter().rev().map(Layer::diff).collect();
+        if self.record.rootless && self.holder()?.is_some() {
+            return Err(ImageError::refused(&self.name, "is mounted in another namespace; use exec, or stop it first"));
+        }
+        let layers = self.layers(store)?;
+        if self.record.driver == Driver::Stratafs {
+            layers.iter().for_each(Layer::ensure_inventory);
+        }
+        let mut lowers: Vec<PathBuf> = layers.iter().rev().map(Layer::diff).collect();
         // overlayfs wants two layers if none is writable, and every driver wants one; an empty one changes nothing.
         if lowers.len() < 1 + usize::from(self.record.read_only) {
             lowers.push(self.dir.join("empty"));
@@ -55,7 +62,7 @@ impl Container {
         let writable = (!self.record.read_only).then(|| (self.dir.join("upper"), self.dir.join("work")));
         let stack = Stack { lowers, writable, mountpoint: self.record.mountpoint.clone() };
         match self.record.driver {
-            Driver::Stratafs => mount_stratafs(&stack, &self.name)?,
+            Driver::Stratafs => mount_stratafs(&stack, &self.record, &self.name)?,
             Driver::Overlay => mount_overlay(&stack)?,
         }
         Ok(&self.record.mountpoint)
@@ -90,8 +97,7 @@ impl Container {
     /// When the mount table cannot be read.
     pub fn is_mounted(&self) -> Result<bool> {
         let table = fs::read("/proc/self/mountinfo").at("/proc/self/mountinfo")?;
-        let at = |line: &[u8]| line.split(|&b| b == b' ').nth(4).map(unescape);
-        Ok(table.split(|&b| b == b'\n').filter_map(at).any(|path| path == self.record.mountpoint.as_os_str()))
+        Ok(is_mountpoint_in(&table, &self.record.mountpoint))
     }
 
     /// True if it is mounted and its driver answers.
@@ -121,6 +127,12 @@ impl Container {
     }
 }
 
+/// Whether something is mounted at `path`, by the mount table of a process.
+pub(super) fn is_mountpoint_in(mountinfo: &[u8], path: &Path) -> bool {
+    let at = |line: &[u8]| line.split(|&b| b == b' ').nth(4).map(unescape);
+    mountinfo.split(|&b| b == b'\n').filter_map(at).any(|mounted| mounted == path.as_os_str())
+}
+
 /// `proc_pid_mountinfo(5)`: space, tab, newline and backslash are written as octal escapes.
 fn unescape(field: &[u8]) -> OsString {
     let mut bytes = Vec::with_capacity(field.len());
@@ -137,7 +149,7 @@ fn unescape(field: &[u8]) -> OsString {
     OsString::from_vec(bytes)
 }
 
-fn mount_stratafs(stack: &Stack, name: &str) -> Result<()> {
+fn mount_stratafs(stack: &Stack, record: &Record, name: &str) -> Result<()> {
     let mut options = OsString::from("lowerdir=");
     for (number, lower) in stack.lowers.iter().enumerate() {
         if number > 0 {
@@ -154,6 +166,14 @@ fn mount_stratafs(stack: &Stack, name: &str) -> Result<()> {
     options.push(format!(",fsname=strata-{name}"));
     if rustix::process::geteuid().is_root() {
         options.push(",allow_other,default_permissions,suid,dev");
+    }
+    if record.rootless {
+        options.push(",xattr_permissions=2");
+        if !rustix::process::geteuid().is_root() {
+            // Outside of a namespace the user takes root's part, or could not change anything.
+            let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+            options.push(format!(",uidmapping=0:{uid}:1,gidmapping=0:{gid}:1"));
+        }
     }
     let program = stratafs_program();
     let mut command = Command::new(&program);

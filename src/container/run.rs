@@ -7,11 +7,12 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 
+use rustix::fs::Access;
 use serde::Deserialize;
 use serde_json::Value;
 
 use super::bundle::{Network, RunOptions, Setting, Volume, configuration, further_process};
-use super::{Container, program, stubs, users};
+use super::{Container, program, rootless, stubs, users};
 use crate::image::digest::Digest;
 use crate::image::store::Store;
 use crate::image::{ImageError, IoContext, Result, spec};
@@ -45,12 +46,8 @@ impl Runtime {
         let program = program.ok_or_else(|| {
             ImageError::refused(candidates.join(", "), "not found; install an OCI runtime (runc or crun)")
         })?;
-        let base = match std::env::var_os("XDG_RUNTIME_DIR").filter(|_| !rustix::process::geteuid().is_root()) {
-            Some(dir) => PathBuf::from(dir),
-            None => PathBuf::from("/run"),
-        };
         let store_id = Digest::of(store.root().as_os_str().as_encoded_bytes()).hex();
-        Ok(Self { program, state: base.join("strata").join(&store_id[..16]) })
+        Ok(Self { program, state: state_base(store).join("strata").join(&store_id[..16]) })
     }
 
     fn command(&self, verb: &str) -> Command {
@@ -155,6 +152,16 @@ fn exit_code(status: ExitStatus) -> u8 {
     u8::try_from(code & 0xff).unwrap_or(1)
 }
 
+/// Where the runtime may keep what need not survive a restart of the machine. Root of a user namespace is no root here.
+fn state_base(store: &Store) -> PathBuf {
+    let system = Path::new("/run");
+    if rustix::fs::access(system, Access::WRITE_OK).is_ok() {
+        return system.to_owned();
+    }
+    let of_user = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|path| path.is_absolute());
+    of_user.unwrap_or_else(|| store.root().join("run"))
+}
+
 fn in_path(name: &str) -> Option<PathBuf> {
     if name.contains('/') {
         return Some(PathBuf::from(name)).filter(|path| path.is_file());
@@ -190,7 +197,10 @@ impl Container {
             identity: &identity,
             volumes: &volumes,
         };
-        let document = configuration(options, &setting);
+        let mut document = configuration(options, &setting);
+        if self.record.rootless {
+            rootless::adapt(&mut document);
+        }
         self.check_startable(&root, options, &document)?;
         let path = self.dir.join("config.json");
         fs::write(&path, spec::serialize("config.json", &document)?).at(&path)?;

@@ -45,7 +45,7 @@ pub struct Plan<'a> {
     pub metacopy: bool,
     /// Owner, mode and type are kept in an attribute (`xattr_permissions`); the copy stays the mounter's.
     pub kept: Option<Kept<'a>>,
-    /// Content reaches the disk before the file gets its name.
+    /// Content reaches the disk no later than the file's name.
     pub sync: bool,
 }
 
@@ -100,7 +100,7 @@ pub fn stage<'u>(
     };
     copy_attributes(upper, &staged, source, plan)?;
     if plan.sync && !plan.metacopy && source.stat.file_type() == FileType::Regular {
-        rustix::fs::fsync(staged.file()?)?;
+        upper.settle(staged.file()?)?;
     }
     Ok(staged)
 }

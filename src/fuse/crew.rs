@@ -1,9 +1,10 @@
 //! The threads that answer requests.
 //!
 //! Each has its own descriptor of the connection, cloned so that threads do not meet on one queue of outstanding
-//! requests, and its own buffers. There are as many threads as processors: the kernel wakes them in turn, and more of
-//! them only cost caches. When all of them are stuck in requests that wait (fsync, a big copy-up), one more is started,
-//! so that the others' requests are not held up; it ends when the rush is over.
+//! requests, and its own buffers. There are as many threads as processors; more of them only cost caches. Of these, one
+//! waits for requests while that is enough, see `shift`. When all that do not rest are stuck in requests that wait
+//! (fsync, a big copy-up), one more is called or started, so that the others' requests are not held up; it ends when the
+//! rush is over.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -17,6 +18,7 @@ use rustix::io::Errno;
 
 use super::handshake::MAX_WRITE;
 use super::serve::{Outcome, Server};
+use super::shift::Shift;
 use super::spin::Spin;
 use super::wire::reply::{Reply, Ttl};
 use crate::sys::fuse_device;
@@ -47,6 +49,7 @@ pub(super) struct Crew {
     /// The thread that starts others; set once.
     foreman: OnceLock<Thread>,
     spin: Spin,
+    shift: Shift,
     /// Requests are answered with ENODEV.
     stopped: AtomicBool,
     /// Becomes readable when the last thread has ended.
@@ -88,6 +91,7 @@ impl Crew {
             watching: AtomicBool::new(false),
             foreman: OnceLock::new(),
             spin: Spin::default(),
+            shift: Shift::default(),
             stopped: AtomicBool::new(false),
             ended: eventfd(0, EventfdFlags::CLOEXEC)?,
         });
@@ -115,7 +119,8 @@ impl Crew {
     pub(super) fn stop(&self, patience: Duration) {
         self.stopped.store(true, Ordering::SeqCst);
         let deadline = Instant::now() + patience;
-        while self.activity().waiting() < self.hired.load(Ordering::SeqCst) && Instant::now() < deadline {
+        let idle = || self.activity().waiting() + self.shift.resting();
+        while idle() < self.hired.load(Ordering::SeqCst) && Instant::now() < deadline {
             std::thread::sleep(STUCK);
         }
     }
@@ -164,6 +169,7 @@ impl Crew {
                 return;
             }
             if stuck
+                && !self.shift.call_one()
                 && hired < self.limit
                 && let Err(error) = self.hire()
             {
@@ -185,23 +191,16 @@ impl Crew {
     fn work(self: &Arc<Self>, device: &OwnedFd, surplus: bool) {
         let mut request = vec![0; REQUEST].into_boxed_slice();
         let mut reply = Reply::new(PAYLOAD, self.ttl);
-        while !(surplus && self.activity().waiting() >= self.base) {
-            self.activity.fetch_add(Activity::BEGIN_TO_WAIT, Ordering::SeqCst);
-            self.spin.wait(device);
-            let next = next_request(device, &mut request);
-            let others = Activity(self.activity.fetch_sub(1, Ordering::SeqCst) - 1).waiting();
-            let length = match next {
-                Ok(Next::Request(length)) => length,
-                Ok(Next::Unmounted) => break,
-                Err(error) => {
-                    tracing::error!(%error, "cannot read requests");
+        loop {
+            let others = Activity(self.activity.fetch_add(Activity::BEGIN_TO_WAIT, Ordering::SeqCst)).waiting();
+            if self.shift.is_manned(others) || (surplus && others >= self.base) {
+                self.activity.fetch_sub(1, Ordering::SeqCst);
+                if surplus {
                     break;
                 }
-            };
-            if others == 0 {
-                self.wake_foreman();
-            }
-            if !self.answer(device, request.get(..length).unwrap_or_default(), &mut reply) {
+                self.shift.rest();
+            } else if !self.next(device, &mut request, &mut reply) {
+                self.shift.end();
                 break;
             }
         }
@@ -211,6 +210,28 @@ impl Crew {
                 tracing::error!(%error, "nobody learns of the end of the mount");
             }
         }
+    }
+
+    /// Waits for one request, as counted in the activity, and answers it. False when the mount is gone.
+    fn next(&self, device: &OwnedFd, request: &mut [u8], reply: &mut Reply) -> bool {
+        let at_once = self.spin.wait(device);
+        let next = next_request(device, request);
+        let others = Activity(self.activity.fetch_sub(1, Ordering::SeqCst) - 1).waiting();
+        let length = match next {
+            Ok(Next::Request(length)) => length,
+            Ok(Next::Unmounted) => return false,
+            Err(error) => {
+                tracing::error!(%error, "cannot read requests");
+                return false;
+            }
+        };
+        if others == 0 {
+            self.wake_foreman();
+        }
+        let begun = Instant::now();
+        let goes_on = self.answer(device, request.get(..length).unwrap_or_default(), reply);
+        self.shift.note(at_once, begun.elapsed());
+        goes_on
     }
 
     /// False when the kernel said goodbye.

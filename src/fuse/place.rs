@@ -52,6 +52,12 @@ impl Place {
         &self.path
     }
 
+    /// Has the kernel read ahead in pieces of `kilobytes`. What is asked for in `INIT` can only lower its default.
+    pub(super) fn set_readahead(&self, kilobytes: u32) -> io::Result<()> {
+        let device = self.identity.device.to_string_lossy();
+        fs::write(format!("/sys/class/bdi/{device}/read_ahead_kb"), kilobytes.to_string())
+    }
+
     /// True if unmounting the path would unmount us.
     fn is_ours(&self) -> io::Result<bool> {
         Ok(topmost(&fs::read("/proc/self/mountinfo")?, &self.path).as_ref() == Some(&self.identity))

@@ -28,34 +28,43 @@ pub(super) struct Spin {
 }
 
 impl Spin {
-    /// Looks for a request on `device` for a while, if no other thread does and it has paid lately.
-    pub(super) fn wait(&self, device: &OwnedFd) {
+    /// Looks for a request on `device` for a while, if no other thread does and it has paid lately. True if there was
+    /// one at once.
+    pub(super) fn wait(&self, device: &OwnedFd) -> bool {
+        if is_ready(device) {
+            return true;
+        }
         let vain = self.vain.load(Ordering::Relaxed);
         if vain >= VAIN {
             self.vain.store(if vain >= VAIN + PAUSE { VAIN - 1 } else { vain + 1 }, Ordering::Relaxed);
-            return;
+            return false;
         }
         if self.taken.swap(true, Ordering::Acquire) {
-            return;
+            return false;
         }
         let found = Self::look(device);
         self.taken.store(false, Ordering::Release);
         self.vain.store(if found { 0 } else { vain + 1 }, Ordering::Relaxed);
+        false
     }
 
     /// True if a request (or the end of the mount) shows up in time.
     fn look(device: &OwnedFd) -> bool {
-        const AT_ONCE: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
         let start = Instant::now();
         while start.elapsed() < PATIENCE {
-            match poll(&mut [PollFd::new(device, PollFlags::IN)], Some(&AT_ONCE)) {
-                Ok(0) => {}
-                // What is wrong with the descriptor, reading it tells.
-                Ok(_) | Err(_) => return true,
+            if is_ready(device) {
+                return true;
             }
         }
         false
     }
+}
+
+/// True if reading `device` would not wait.
+fn is_ready(device: &OwnedFd) -> bool {
+    const AT_ONCE: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
+    // What is wrong with the descriptor, reading it tells.
+    !matches!(poll(&mut [PollFd::new(device, PollFlags::IN)], Some(&AT_ONCE)), Ok(0))
 }
 
 #[cfg(test)]
@@ -75,8 +84,8 @@ mod tests {
         }
         assert_eq!(spin.vain.load(Ordering::Relaxed), VAIN - 1, "ready for another attempt");
         rustix::io::write(&other_end, b"x").expect("write");
-        spin.wait(&silent);
-        assert_eq!(spin.vain.load(Ordering::Relaxed), 0, "it pays again");
+        assert!(spin.wait(&silent), "there at once");
+        assert!(Spin::look(&silent));
         assert!(!spin.taken.load(Ordering::Relaxed));
     }
 }

@@ -25,14 +25,17 @@ impl Reference {
         format!("{}/{}:{}", self.domain, self.path, self.tag)
     }
 
-    /// The repository in the short form that docker shows: `debian`.
+    /// The repository in the short form that docker shows: `debian`. One whose short form would name another registry
+    /// keeps the long one.
     pub fn repository(&self) -> String {
+        let full = || format!("{}/{}", self.domain, self.path);
         if self.domain != DEFAULT_DOMAIN {
-            return format!("{}/{}", self.domain, self.path);
+            return full();
         }
         match self.path.strip_prefix(DEFAULT_NAMESPACE) {
             Some(name) if !name.contains('/') => name.to_owned(),
-            _ => self.path.clone(),
+            _ if split_domain(&self.path).0 == DEFAULT_DOMAIN => self.path.clone(),
+            _ => full(),
         }
     }
 
@@ -194,6 +197,8 @@ mod tests {
             ("docker.io/debian", "docker.io/library/debian:latest", "debian:latest"),
             ("index.docker.io/library/debian", "docker.io/library/debian:latest", "debian:latest"),
             ("me/tool", "docker.io/me/tool:latest", "me/tool:latest"),
+            ("docker.io/x.y/a", "docker.io/x.y/a:latest", "docker.io/x.y/a:latest"),
+            ("docker.io/localhost/a", "docker.io/localhost/a:latest", "docker.io/localhost/a:latest"),
             ("localhost/a", "localhost/a:latest", "localhost/a:latest"),
             ("localhost:5000/a/b:v1", "localhost:5000/a/b:v1", "localhost:5000/a/b:v1"),
             ("quay.io/a__b/c-d.e", "quay.io/a__b/c-d.e:latest", "quay.io/a__b/c-d.e:latest"),
@@ -203,6 +208,7 @@ mod tests {
             assert_eq!(reference.full(), full);
             assert_eq!(reference.to_string(), short);
             assert_eq!(full.parse::<Reference>().expect(full), reference);
+            assert_eq!(short.parse::<Reference>().expect(short), reference);
         }
     }
 

@@ -9,9 +9,10 @@ use super::layer::{self, UnpackOptions};
 use super::spec::Platform;
 use super::store::{make_dir, open_dir};
 use super::{ImageError, IoContext, Result};
+use crate::inventory;
 
 /// Unpacks the one image of an archive into `dir/1` (the lowest layer), `dir/2`, …, zero-padded to equal width,
-/// and writes its configuration as `dir/config.json`. Returns the layers, the topmost first.
+/// each with its inventory, and writes its configuration as `dir/config.json`. Returns the layers, the topmost first.
 ///
 /// # Errors
 /// When the archive is bad or holds several images, or `dir` exists and is not empty; then `dir` stays as it was.
@@ -50,6 +51,10 @@ pub fn unpack(
             let (digest, bytes) = unpacked.compressed.unwrap_or((unpacked.diff_id, unpacked.size));
             check(&location, &descriptor.digest, &digest)?;
             check(&location, &size(descriptor.size), &size(bytes))?;
+        }
+        // The layer is as good without; who wants to know asks `strata inventory`.
+        if let Err(error) = inventory::write(&path) {
+            tracing::warn!("{location}: no inventory: {error}");
         }
         names.push(name);
         stack.push(dest);

@@ -25,6 +25,7 @@
 //! directory, number 1 (the root) first. The header and each directory (record and block together) have a checksum
 //! (CRC-32) of their own, so that a mount does not read what it does not use.
 
+mod check;
 mod read;
 mod record;
 mod write;
@@ -33,6 +34,7 @@ use std::ffi::OsString;
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 
+pub use check::check;
 pub use read::{Directory, Entry, Inventory};
 pub use record::{DirRecord, Record, Tick};
 pub use write::{Written, write};

@@ -51,7 +51,7 @@ pub struct Entry<'a> {
 }
 
 /// A directory on the disk.
-fn record_of(dir: BorrowedFd<'_>, path: &CStr) -> Result<(Record, (u32, u32)), Errno> {
+pub(super) fn record_of(dir: BorrowedFd<'_>, path: &CStr) -> Result<(Record, (u32, u32)), Errno> {
     let flags = if path.is_empty() { AtFlags::EMPTY_PATH } else { AtFlags::SYMLINK_NOFOLLOW };
     let mask = StatxFlags::BASIC_STATS | StatxFlags::BTIME;
     let stat = rustix::fs::statx(dir, path, flags | AtFlags::NO_AUTOMOUNT, mask)?;
@@ -176,7 +176,7 @@ impl Inventory {
         }
     }
 
-    fn judge(&self, number: DirNumber, root: BorrowedFd<'_>, path: &CStr) -> Result<(), Unusable> {
+    pub(super) fn judge(&self, number: DirNumber, root: BorrowedFd<'_>, path: &CStr) -> Result<(), Unusable> {
         let (bytes, directory) = self.raw(number).ok_or(Unusable::Damaged("a directory"))?;
         let block = self.block(&directory.record).ok_or(Unusable::Damaged("a directory"))?;
         if !DirRecord::is_sound(bytes, number.get(), block) {

@@ -35,7 +35,8 @@ pub struct Written {
 const TICK: Duration = Duration::from_millis(10);
 
 /// Writes the inventory of the layer directory `dir` beside it, in the place of an old one. Nobody may change the
-/// layer meanwhile; whoever does makes it useless, not wrong.
+/// layer meanwhile; whoever does makes it useless, not wrong. It is not flushed to the disk: what a crash leaves of it
+/// is found damaged.
 ///
 /// # Errors
 /// When the layer cannot be read or the file not written; an old one is then still there.
@@ -52,7 +53,6 @@ pub fn write(dir: &Path) -> io::Result<Written> {
     let mut scan = Scan::new(root, BufWriter::with_capacity(1 << 18, stage.as_file()))?;
     scan.run()?;
     let (directories, entries, bytes) = scan.finish()?;
-    stage.as_file().sync_all()?;
     stage.persist(&path).map_err(|error| error.error)?;
     Ok(Written { path, directories, entries, bytes })
 }
@@ -210,7 +210,7 @@ impl<'f> Scan<'f> {
     /// The number under which the directory `name` in `parent` will be in the inventory; 0: not at all.
     fn number(&mut self, parent: &CStr, name: &CStr, record: &Record) -> u32 {
         /// Longer paths are left to who walks in steps.
-        const LONGEST_PATH: usize = 4000;
+        const LONGEST_PATH: usize = 3800;
         let path = below(parent, name);
         if record.must_ask() || path.count_bytes() > LONGEST_PATH || self.last == u32::MAX {
             return 0;
@@ -221,7 +221,7 @@ impl<'f> Scan<'f> {
     }
 }
 
-fn below(parent: &CStr, name: &CStr) -> CString {
+pub(super) fn below(parent: &CStr, name: &CStr) -> CString {
     let mut path = parent.to_bytes().to_vec();
     if !path.is_empty() {
         path.push(b'/');

@@ -274,15 +274,23 @@ impl UpperDir {
         Ok(Self(self.0.open_dir(name)?))
     }
 
-    /// Opens the existing regular file `name` with `flags` (access mode, `O_TRUNC`).
+    /// Opens the existing regular file `name` with `flags` (access mode, `O_TRUNC`, `O_NOATIME` where it is allowed).
     ///
     /// # Errors
     /// Those of `openat(2)`.
     pub fn open_writable(&self, name: &CStr, flags: OFlags) -> Result<OwnedFd, Errno> {
         if name.is_empty() {
-            return rustix::fs::open(self.proc_path(), flags | OFlags::CLOEXEC, Mode::empty());
+            return rustix::fs::open(
+                self.proc_path(),
+                flags.difference(OFlags::NOATIME) | OFlags::CLOEXEC,
+                Mode::empty(),
+            );
         }
-        rustix::fs::openat(self, name, flags | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
+        match rustix::fs::openat(self, name, flags | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty()) {
+            // For the owner and CAP_FOWNER only.
+            Err(Errno::PERM) if flags.contains(OFlags::NOATIME) => self.open_writable(name, flags - OFlags::NOATIME),
+            opened => opened,
+        }
     }
 
     /// Creates the regular file `name`, which must not exist, and opens it with `flags` (access mode).

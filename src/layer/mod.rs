@@ -6,6 +6,7 @@ pub mod fd_cache;
 mod index;
 mod layer_dir;
 mod marks;
+mod order;
 mod origin;
 mod stat;
 mod upper;

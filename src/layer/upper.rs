@@ -1,13 +1,14 @@
 //! The writable layer.
 
 use std::ffi::{CStr, CString};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 
+use super::order::Order;
 use super::{OpenError, Stat, UpperDir, WorkDir, describe};
 use crate::config::OverlayConfig;
 use crate::whiteout::{Mark, Namespace};
@@ -35,6 +36,7 @@ pub struct UpperLayer {
     form: WhiteoutForm,
     acls: bool,
     volatile: bool,
+    order: Order,
     /// Holds the lock that keeps other mounts off.
     _lock: Option<OwnedFd>,
 }
@@ -61,6 +63,7 @@ impl UpperLayer {
             namespace: if config.userxattr { Namespace::User } else { Namespace::Trusted },
             form: WhiteoutForm::Device,
             volatile: config.volatile,
+            order: Order::Unknown,
             _lock: None,
         };
         let Some(work) = work.filter(|_| !read_only) else { return Ok(layer) };
@@ -73,6 +76,8 @@ impl UpperLayer {
         }
         let dir = prepare_work(&parent, config.volatile).map_err(|why| fail("workdir", work, why))?;
         layer.probe(&dir, config.userxattr).map_err(|e| fail("workdir", work, describe(e)))?;
+        layer.order = Order::of(&layer.root, &upper_stat);
+        tracing::debug!(order = ?layer.order, "upperdir");
         layer.work = Some(WorkDir::new(dir, layer.form));
         layer.work_parent = Some(parent);
         Ok(layer)
@@ -190,6 +195,15 @@ impl UpperLayer {
     /// Nothing is ever flushed.
     pub fn is_volatile(&self) -> bool {
         self.volatile
+    }
+
+    /// Sees to it that the content of `file` reaches the disk no later than what is done to names in the layer after
+    /// this.
+    ///
+    /// # Errors
+    /// Those of `fsync(2)` and `sync_file_range(2)`.
+    pub fn settle(&self, file: BorrowedFd<'_>) -> Result<(), Errno> {
+        self.order.settle(file)
     }
 
     /// Writes everything to the disk.

@@ -28,7 +28,7 @@ pub mod table;
 use std::collections::HashMap;
 use std::ffi::CStr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 use smallvec::SmallVec;
@@ -54,6 +54,10 @@ pub type Name = Arc<CStr>;
 /// Set in [`Node::lookups`] of a node that has left the table.
 const DEAD: u64 = 1 << 63;
 
+const UNKNOWN: u8 = 0;
+const BARE: u8 = 1;
+const ATTRIBUTED: u8 = 2;
+
 /// One inode of the mount.
 #[derive(Debug)]
 pub struct Node {
@@ -71,6 +75,8 @@ pub struct Node {
     pub copy_up: Mutex<()>,
     /// Inode number in the upper under which [`NodeTable::by_upper_ino`] finds the node; 0: it does not.
     pub shared: AtomicU64,
+    /// What is known of its extended attributes: [`UNKNOWN`], [`BARE`], or [`ATTRIBUTED`], which it stays.
+    attributes: AtomicU8,
     /// What only directories or only files have.
     pub body: Body,
 }
@@ -244,6 +250,7 @@ impl Node {
             place: Mutex::new(place),
             copy_up: Mutex::new(()),
             shared: AtomicU64::new(0),
+            attributes: AtomicU8::new(UNKNOWN),
             body,
         }
     }
@@ -261,6 +268,22 @@ impl Node {
     /// Changes `st_ino`.
     pub fn set_ino(&self, ino: u64) {
         self.ino.store(ino, Ordering::Relaxed);
+    }
+
+    /// True if the file is known to have no extended attributes but our marks.
+    pub fn is_bare(&self) -> bool {
+        self.attributes.load(Ordering::Acquire) == BARE
+    }
+
+    /// Notes that none was found. To no effect if somebody has begun to set one meanwhile.
+    pub fn note_bare(&self) {
+        let noted = self.attributes.compare_exchange(UNKNOWN, BARE, Ordering::AcqRel, Ordering::Acquire);
+        debug_assert!(noted != Err(UNKNOWN), "a strong exchange");
+    }
+
+    /// To be called before an extended attribute is set.
+    pub fn note_attributed(&self) {
+        self.attributes.store(ATTRIBUTED, Ordering::Release);
     }
 
     /// The directory part, if it is one.

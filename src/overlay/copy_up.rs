@@ -220,7 +220,7 @@ impl Overlay {
             dir.set_times(name, &Times::of(&stat))?;
             copied?;
             if self.flushes() {
-                rustix::fs::fsync(&file)?;
+                upper.settle(file.as_fd())?;
             }
             dir.remove_xattr(name, &upper.mark_key(Mark::Metacopy))
         })?;

@@ -90,8 +90,9 @@ impl Overlay {
         let mode = libc::S_IFREG | (mode & 0o7777);
         let new = New::Regular { flags: self.backing_flags(flags) };
         let (node, attr, file) = self.make(caller, parent, name, mode, &new)?;
-        let opened =
-            file.ok_or(Errno::IO).and_then(|file| self.install(&node, node.id(), file, true, flags, attr.mode));
+        let opened = file
+            .ok_or(Errno::IO)
+            .and_then(|file| self.install(&node, node.id(), Arc::new(file), true, flags, attr.mode));
         match opened {
             Ok(opened) => Ok((self.entry(&node, attr), opened)),
             Err(errno) => {
@@ -117,7 +118,7 @@ impl Overlay {
         let found = Found::single(stat, Source::Upper);
         let node = self.admit_nameless(found, held);
         let attr = self.show(&node, &stat);
-        let opened = self.install(&node, node.id(), file, true, flags, attr.mode)?;
+        let opened = self.install(&node, node.id(), Arc::new(file), true, flags, attr.mode)?;
         Ok((self.entry(&node, attr), opened))
     }
 

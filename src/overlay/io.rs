@@ -3,6 +3,10 @@
 //! A file opened for reading before a copy-up changes over to the upper file at its next read. The kernel allows one
 //! backing file per inode at a time and no mixing of passthrough with its page cache, so the way of the first open
 //! handle is that of all that come while it is open.
+//!
+//! Lower files that were read lately stay open for the next who opens them. Tried and given up: not to open a lower file
+//! before it is read, which what the page cache has never is. A file that somebody removes from a layer behind the mount
+//! was then lost to those who had it open.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -30,7 +34,8 @@ impl Overlay {
             mode if mode == libc::O_WRONLY as u32 && !self.config.writeback => OFlags::WRONLY,
             _ => OFlags::RDWR,
         };
-        access | (OFlags::from_bits_retain(flags) & OFlags::TRUNC)
+        let quiet = if self.config.no_atime { OFlags::NOATIME } else { OFlags::empty() };
+        access | quiet | (OFlags::from_bits_retain(flags) & OFlags::TRUNC)
     }
 
     /// Opens a regular file with `flags` (those of `open(2)`).
@@ -68,24 +73,29 @@ impl Overlay {
         self.install(&node, asked, file, upper, flags, mode)
     }
 
-    /// Opens the real file; whether it is the upper's.
-    fn open_real(&self, node: &Arc<Node>, flags: OFlags) -> Result<(OwnedFd, bool)> {
+    /// Opens the real file; whether it is the upper's. A lower one may be shared: it has no position of its own.
+    fn open_real(&self, node: &Arc<Node>, flags: OFlags) -> Result<(Arc<OwnedFd>, bool)> {
         let (real, data) = {
             let state = node.file().ok_or(Errno::ISDIR)?.state.lock();
             (state.real, state.data.as_deref().cloned())
         };
         if let Some(data) = data {
-            return Ok((self.open_content(&data)?, false));
+            return Ok((Arc::new(self.open_content(&data)?), false));
         }
         match real {
-            Real::Upper => Ok((self.on_upper(node, |dir, name| dir.open_writable(name, flags))?, true)),
+            Real::Upper => Ok((Arc::new(self.on_upper(node, |dir, name| dir.open_writable(name, flags))?), true)),
             Real::Lower(index) => {
+                let key = (node.id().0, 0);
+                if let Some(file) = self.lower_files.get(key) {
+                    return Ok((file, false));
+                }
                 let (parent, name) = node.name().ok_or(Errno::STALE)?;
-                let file = self.lower_dir(&parent, usize::from(index))?.open_file(&name)?;
+                let file = Arc::new(self.lower_dir(&parent, usize::from(index))?.open_file(&name)?);
                 let view = self.lower_view(&parent, usize::from(index))?;
                 if matches!(view, LayerDir::Listed(_)) {
                     view.confirm(&name, &Stat::of(file.as_fd(), c"")?)?;
                 }
+                self.lower_files.insert(key, file.clone());
                 Ok((file, false))
             }
         }
@@ -97,7 +107,7 @@ impl Overlay {
         &self,
         node: &Arc<Node>,
         asked: NodeId,
-        file: OwnedFd,
+        file: Arc<OwnedFd>,
         upper: bool,
         flags: u32,
         mode: u32,
@@ -125,7 +135,7 @@ impl Overlay {
         let passthrough = backing.is_some();
         let handle = Arc::new(FileHandle {
             node: node.clone(),
-            real: RwLock::new(RealFile { fd: Arc::new(file), upper }),
+            real: RwLock::new(RealFile { fd: file, upper }),
             writable,
             passthrough,
             mappable: passthrough && mappable,
@@ -198,7 +208,7 @@ impl Overlay {
         }
         let (fd, upper) = self.open_real(&handle.node, OFlags::RDONLY)?;
         let mut real = handle.real.write();
-        *real = RealFile { fd: Arc::new(fd), upper };
+        *real = RealFile { fd, upper };
         Ok(real.fd.clone())
     }
 

@@ -29,8 +29,9 @@ impl Overlay {
         let dir = self.upper_dir(&parent)?;
         let old = node.name();
         let old_dir = match &old {
-            Some((old_parent, _)) => Some(self.upper_dir(old_parent)?),
-            None => None,
+            // An indexed file is linked from its entry; the directory of its old name need not be in the upper.
+            Some((old_parent, _)) if index_place.is_none() => Some(self.upper_dir(old_parent)?),
+            _ => None,
         };
         let name: Name = Arc::from(name);
         {

@@ -248,7 +248,10 @@ impl Overlay {
             if self.forgotten.fetch_add(1, Ordering::Relaxed) % TRIM == TRIM - 1 {
                 crate::sys::memory::trim();
             }
-            let Some(dir) = gone.dir() else { continue };
+            let Some(dir) = gone.dir() else {
+                self.lower_files.remove((gone.id().0, 0));
+                continue;
+            };
             self.upper_dirs.remove((gone.id().0, 0));
             for index in 0..u32::try_from(dir.lowers.len()).unwrap_or(u32::MAX) {
                 self.lower_dirs.remove((gone.id().0, index));

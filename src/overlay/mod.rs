@@ -20,6 +20,7 @@ pub mod types;
 mod xattr;
 
 use std::ffi::{CString, OsStr};
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock};
@@ -50,6 +51,8 @@ pub struct Overlay {
     lower_dirs: FdCache<Dir>,
     /// Open upper directories: node, 0.
     upper_dirs: FdCache<UpperDir>,
+    /// Lower files that were read lately: node, 0. Programs open the same ones again and again.
+    lower_files: FdCache<Arc<OwnedFd>>,
     /// Held while a name moves from one directory to another, before the locks of the directories.
     rename: Mutex<()>,
     kernel: OnceLock<Attached>,
@@ -57,6 +60,8 @@ pub struct Overlay {
     forgotten: AtomicU64,
     /// Where owner and mode are kept, if not in the inode.
     permissions: Option<Permissions>,
+    /// Whether it pays to find out that a file has no extended attributes at all.
+    bare: xattr::Bare,
 }
 
 /// The kernel's side of the mount.
@@ -88,7 +93,7 @@ impl Overlay {
         }
         let root = open_root(&stack).map_err(unreadable)?;
         rustix::process::umask(rustix::fs::Mode::empty());
-        // Half of the descriptors for directories, the rest for open files.
+        // Half of the descriptors for directories, an eighth for files that were open, the rest for those that are.
         let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(1024);
         let capacity = usize::try_from(limit / 4).unwrap_or(1024).min(16_384);
         Ok(Self {
@@ -98,10 +103,12 @@ impl Overlay {
             handles: HandleTable::default(),
             lower_dirs: FdCache::new(capacity),
             upper_dirs: FdCache::new(capacity),
+            lower_files: FdCache::new(capacity / 2),
             rename: Mutex::new(()),
             kernel: OnceLock::new(),
             forgotten: AtomicU64::new(0),
             permissions,
+            bare: xattr::Bare::new(),
             config,
             stack,
         })

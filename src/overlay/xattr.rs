@@ -2,12 +2,52 @@
 
 use std::ffi::{CStr, CString, OsStr};
 use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::Overlay;
 use super::types::{Caller, Errno, NodeId, Result};
+use crate::copy_up::is_mark;
 use crate::node::Node;
 use crate::whiteout::{Namespace, Visible, escape_xattr, unescape_xattr};
+
+/// Whether it pays to list the attributes of a file when the first is asked for.
+///
+/// The kernel asks for one after the other (`ls -l` for two of every file: a label and an ACL), and keeps no answer but
+/// that on ACLs. Most files have none at all; one listing answers all questions about such a file. Where most have some,
+/// it only costs.
+#[derive(Debug)]
+pub(super) struct Bare(AtomicU32);
+
+impl Bare {
+    /// Files with attributes, more than without, after which listing is given up for good.
+    const CREDIT: u32 = 64;
+
+    pub(super) fn new() -> Self {
+        // A security module answers for attributes that no list shows.
+        let labels = ["/sys/fs/selinux/enforce", "/sys/fs/smackfs/load2"].iter().any(|path| Path::new(path).exists());
+        Self(AtomicU32::new(if labels { 0 } else { Self::CREDIT }))
+    }
+
+    fn pays(&self) -> bool {
+        self.0.load(Ordering::Relaxed) > 0
+    }
+
+    /// Threads may overwrite each other's counts; it is an estimate.
+    fn note(&self, bare: bool) {
+        let before = self.0.load(Ordering::Relaxed);
+        let after = if bare { (before + 1).min(Self::CREDIT) } else { before.saturating_sub(1) };
+        if after != before {
+            self.0.store(after, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Attributes that a listing shows if they are there; of others (`ceph.*`, `system.nfs4_acl`) it is not certain.
+fn is_always_listed(key: &[u8]) -> bool {
+    [&b"user."[..], b"security.", b"system.posix_acl_"].iter().any(|prefix| key.starts_with(prefix))
+}
 
 impl Overlay {
     /// Name under which the attribute `key` of the mount is stored.
@@ -35,7 +75,31 @@ impl Overlay {
         let node = self.node(node)?;
         // What may not be set is not there.
         let stored = self.stored_key(key).map_err(|errno| if errno == Errno::PERM { Errno::NODATA } else { errno })?;
+        if is_always_listed(key.as_bytes()) && self.is_bare(&node)? {
+            return Err(Errno::NODATA);
+        }
         self.stored_value(&node, key, &stored)?.ok_or(Errno::NODATA)
+    }
+
+    /// True if the file has no extended attributes for its users. False may only mean that it does not pay to look.
+    fn is_bare(&self, node: &Arc<Node>) -> Result<bool> {
+        if node.is_bare() {
+            return Ok(true);
+        }
+        if self.permissions.is_some() || !self.bare.pays() {
+            return Ok(false);
+        }
+        if self.has_no_xattrs(node)? {
+            node.note_bare();
+            return Ok(true);
+        }
+        let listed = self.on_real(node, |dir, name| dir.list_xattrs(name))?;
+        let bare = listed.split(|&byte| byte == 0).all(|key| key.is_empty() || is_mark(key));
+        if bare {
+            node.note_bare();
+        }
+        self.bare.note(bare);
+        Ok(bare)
     }
 
     /// Value of the attribute `key`, stored as `stored`.
@@ -116,6 +180,7 @@ impl Overlay {
         let asked = node;
         let node = self.node(asked)?;
         let key = self.stored_key(key)?;
+        node.note_attributed();
         self.copy_up_attributes(&node)?;
         self.on_upper(&node, |dir, name| {
             dir.set_xattr(name, &key, value, flags)?;

@@ -9,5 +9,7 @@ pub mod fuse_device;
 pub mod handle;
 pub mod mapping;
 pub mod memory;
+pub mod namespace;
 pub mod signals;
+pub mod write_out;
 pub mod xattr;

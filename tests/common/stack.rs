@@ -421,12 +421,13 @@ impl Mount {
         self.layers().read_log()
     }
 
-    /// Kills the daemon and unmounts what it leaves.
+    /// Kills the daemon, if there is one, and unmounts what it leaves.
     pub fn crash(mut self) -> Layers {
-        let mut daemon = self.daemon.take().expect("a daemon");
-        daemon.kill().expect("kill");
-        daemon.wait().expect("wait");
-        unwatch_daemon(daemon.id());
+        if let Some(mut daemon) = self.daemon.take() {
+            daemon.kill().expect("kill");
+            daemon.wait().expect("wait");
+            unwatch_daemon(daemon.id());
+        }
         unmount(self.root(), UnmountFlags::DETACH).expect("unmount");
         self.layers.take().expect("mounted")
     }

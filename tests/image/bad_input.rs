@@ -171,6 +171,47 @@ fn headers_that_ask_for_too_much() {
 }
 
 #[test]
+fn documents_that_say_a_thing_twice() {
+    let mut files = docker_podman("x:1");
+    let config = files[3].0.clone();
+    files[4].1 = format!("[{{\"Config\":{config:?},\"Config\":\"other\",\"Layers\":[]}}]").into_bytes();
+    assert!(refused(&tar_of(&files)).contains("duplicate field"));
+    // Of two members of one name the last counts, as for tar.
+    let mut files = docker_podman("x:1");
+    let good = files[4].clone();
+    files[4].1 = b"[".to_vec();
+    files.push(good);
+    scratch_accepts(&tar_of(&files));
+}
+
+#[test]
+fn indexes_in_indexes_without_an_end() {
+    let mut files = oci("x:1", &gzip, "+gzip");
+    let manifest = files[files.len() - 2].1.clone();
+    let mut entry = descriptor("application/vnd.oci.image.manifest.v1+json", &manifest);
+    for depth in 0..12 {
+        let index = json!({"schemaVersion": 2, "manifests": [entry]}).to_string().into_bytes();
+        let last = files.len() - 1;
+        files[last].1.clone_from(&index);
+        match depth {
+            0..=7 => scratch_accepts(&tar_of(&files)),
+            9.. => assert!(refused(&tar_of(&files)).contains("nested more than 8 deep")),
+            _ => {}
+        }
+        entry = descriptor("application/vnd.oci.image.index.v1+json", &index);
+        files.insert(0, (blob_name(&index), index));
+    }
+}
+
+#[test]
+fn members_that_are_no_files() {
+    for flag in [b'3', b'4', b'5', b'6'] {
+        let archive = Tar::new().entry(spec("manifest.json", flag).device(1, 3)).end();
+        assert_eq!(refused(&archive), "stream: is no image archive: it has neither manifest.json nor index.json");
+    }
+}
+
+#[test]
 fn a_name_that_is_none_is_left_out() {
     let scratch = Scratch::new();
     for name in ["../../evil:1", "UPPER:1", "a b", "x:1\nREPOSITORY", "-rf"] {

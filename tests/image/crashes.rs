@@ -114,10 +114,10 @@ struct Victim {
 }
 
 impl Victim {
-    /// `strata` below `wrapper`, for a minute at most.
+    /// `strata` below `wrapper`, for five minutes at most.
     fn strata(&self, wrapper: &[&str], args: &[&str]) -> Output {
         Command::new("timeout")
-            .args(["--signal=KILL", "60"])
+            .args(["--signal=KILL", "300"])
             .args(wrapper)
             .arg(env!("CARGO_BIN_EXE_strata"))
             .arg("--root")
@@ -136,7 +136,8 @@ impl Victim {
         let output = self.strata(&wrapper, args);
         let log = std::fs::read_to_string(&log).expect("strace; scripts/test installs it");
         let taken = log.contains("(INJECTED)") || log.contains("killed by SIGKILL");
-        assert_eq!(output.status.signal().is_some(), log.contains("killed by SIGKILL"), "{output:?}\n{log}");
+        // A program that it starts may be the one that is killed.
+        assert!(output.status.signal().is_none() || log.contains("killed by SIGKILL"), "{output:?}\n{log}");
         taken.then_some(output)
     }
 

@@ -17,7 +17,7 @@ use super::interop::{flattened, plain, run, saved, transport, without_directory_
 use super::layer_dirs::tree;
 
 /// How long a daemon may take to begin or to end.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(180);
 
 fn wait_for(mut done: impl FnMut() -> bool) -> bool {
     let deadline = Instant::now() + PATIENCE;

@@ -233,11 +233,11 @@ pub fn save_from(store: &Store, names: &[&str], format: Format, compression: Com
     bytes
 }
 
-/// Everything in a store but times and what waits in `tmp`.
+/// Everything in a store but times, what waits in `tmp`, and inventories, which hold inode numbers and may be missing.
 pub fn listing_of(store: &Store) -> BTreeSet<String> {
     tree(store.root())
         .into_iter()
-        .filter(|(path, _)| !path.starts_with("tmp/"))
+        .filter(|(path, _)| !path.starts_with("tmp/") && !path.ends_with("/diff.inventory"))
         .map(|(path, line)| format!("{path} {}", line.split(" @").next().unwrap_or_default()))
         .collect()
 }

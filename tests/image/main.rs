@@ -21,6 +21,7 @@ mod create;
 mod engines;
 mod fixture;
 mod interop;
+mod inventory;
 mod run;
 mod store;
 mod terminal;

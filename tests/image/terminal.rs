@@ -37,9 +37,10 @@ fn what_is_typed_is_read_and_exec_has_a_terminal_too() {
     for world in worlds() {
         world.ok(&["run", "-d", "--name", "c", "tool:1", "sleep 1000"]);
         let mut terminal = Terminal::run(&world.command(&["exec", "-it", "c", "/bin/sh"]));
-        terminal.resize(30, 90);
-        terminal.types("stty size; echo $((40 + 2)); test -t 0 && exit 6\n");
-        terminal.waits_for("30 90");
+        // The runtime passes the size on at some time after the start.
+        terminal.types(
+            "until [ \"$(stty size)\" = '24 80' ]; do sleep 0.05; done; echo $((40 + 2)); test -t 0 && exit 6\n",
+        );
         terminal.waits_for("42");
         assert_eq!(terminal.ends(), Some(6), "{}", world.driver);
         world.ok(&["rm", "-f", "c"]);

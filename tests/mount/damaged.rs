@@ -164,6 +164,19 @@ on_both! {
         assert_unharmed(&mount);
     }
 
+    /// A whiteout by attribute that has content is the file that it is.
+    fn whiteouts_with_content(driver) {
+        let mount = Stack::new()
+            .lower("dir d trusted.overlay.opaque=x\nfile d/empty trusted.overlay.whiteout=y\nfile d/full \"up\" trusted.overlay.whiteout=y")
+            .lower(&format!("{LOWER}\nfile d/empty \"low\"\nfile d/full \"low\""))
+            .mount(driver);
+        assert_eq!(sys::names(&mount.at("d")), ["full", "x"]);
+        assert_eq!(sys::text(&mount.at("d/full")), "up");
+        sys::append(&mount.at("d/full"), b"+").unwrap();
+        assert_eq!(sys::text(&mount.at("d/full")), "up+");
+        assert_unharmed(&mount);
+    }
+
     /// Two directories that redirect to one another, or to themselves.
     fn redirects_in_a_circle(driver) {
         let mount = Stack::new()

@@ -120,6 +120,19 @@ on_both! {
         mount.assert_tree_everywhere("file a \"new\"\ndir d\ndir e\nfile single \"s\"");
     }
 
+    /// The name that the file is known by first may be in a directory that is not in the upper.
+    fn further_name_after_the_first_moved(driver) {
+        let mount = stack().mount(driver);
+        for name in ["a", "d/c"] {
+            sys::lstat(&mount.at(name)).unwrap();
+        }
+        sys::rename(&mount.at("a"), &mount.at("moved")).unwrap();
+        sys::link(&mount.at("d/c"), &mount.at("n")).unwrap();
+        assert_eq!(facts(&mount, &["b", "d/c", "moved", "n"]), vec![(sys::ino(&mount.at("n")), 4, "x".to_owned()); 4]);
+        let mount = mount.remount(OTHER);
+        assert_eq!(facts(&mount, &["b", "d/c", "moved", "n"]), vec![(sys::ino(&mount.at("n")), 4, "x".to_owned()); 4]);
+    }
+
     fn further_names(driver) {
         let mount = stack().mount(driver);
         let ino = sys::ino(&mount.at("a"));

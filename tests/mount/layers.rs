@@ -15,7 +15,7 @@ fn tmpfs(path: &Path) {
 }
 
 /// Makes a file system image and mounts it; false when the tool or the file system is not there.
-fn loop_mount(directory: &Path, kind: &str, content: Option<&Path>) -> bool {
+pub(crate) fn loop_mount(directory: &Path, kind: &str, content: Option<&Path>) -> bool {
     let known = std::fs::read_to_string("/proc/filesystems").unwrap_or_default();
     if !known.lines().any(|line| line.trim_start() == kind || line.ends_with(&format!("\t{kind}"))) {
         return false;
@@ -50,7 +50,7 @@ fn loop_mount(directory: &Path, kind: &str, content: Option<&Path>) -> bool {
 }
 
 /// Puts upper and work on the file system at `place`.
-fn upper_on(layers: &mut Layers, place: &Path) {
+pub(crate) fn upper_on(layers: &mut Layers, place: &Path) {
     for (path, name) in [(&mut layers.upper, "upper"), (&mut layers.work, "work")] {
         sys::mkdir(&place.join(name), 0o755).unwrap();
         *path = Some(place.join(name));

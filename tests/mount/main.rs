@@ -25,6 +25,7 @@ mod ownership;
 mod passthrough;
 mod peers;
 mod permissions;
+mod power;
 mod readdir;
 mod redirect;
 mod remove;

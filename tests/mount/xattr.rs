@@ -20,6 +20,41 @@ on_both! {
         mount.assert_tree_everywhere("file f \"x\" user.b=2 user.new=n trusted.t=3\ndir d user.new=n");
     }
 
+    /// Asked for while there is none, then set: under every name of the file, and after more files with attributes
+    /// than the driver looks at closely.
+    fn asked_for_before_it_is_set(driver) {
+        let many: String = (0..150).map(|number| format!("file many/f{number} user.a={number}\n")).collect();
+        let mount = Stack::new().lower(&format!("{many}file f \"x\"\nfile g \"x\"\ndir d")).mount(driver);
+        sys::create(&mount.at("new"), b"n").unwrap();
+        sys::link(&mount.at("new"), &mount.at("linked")).unwrap();
+        let none = |name: &str| {
+            for key in ["user.a", "user.b", "security.capability", "system.posix_acl_access"] {
+                assert_eq!(sys::getxattr(&mount.at(name), key), Err(Errno::NODATA), "{name} {key}");
+            }
+        };
+        for name in ["f", "d", "new", "linked"] {
+            none(name);
+            none(name);
+            sys::chmod(&mount.at(name), 0o750).unwrap();
+            none(name);
+        }
+        for (set, asked) in [("f", "f"), ("d", "d"), ("new", "linked")] {
+            sys::setxattr(&mount.at(set), "user.b", b"set").unwrap();
+            assert_eq!(sys::getxattr(&mount.at(asked), "user.b").unwrap(), b"set", "{asked}");
+            sys::removexattr(&mount.at(asked), "user.b").unwrap();
+            none(set);
+            sys::setxattr(&mount.at(asked), "user.a", b"again").unwrap();
+            assert_eq!(sys::getxattr(&mount.at(set), "user.a").unwrap(), b"again", "{set}");
+        }
+        for number in 0..150 {
+            let value = sys::getxattr(&mount.at(&format!("many/f{number}")), "user.a").unwrap();
+            assert_eq!(value, number.to_string().as_bytes());
+        }
+        none("g");
+        sys::setxattr(&mount.at("g"), "user.a", b"g").unwrap();
+        assert_eq!(sys::getxattr(&mount.at("g"), "user.a").unwrap(), b"g");
+    }
+
     fn reading_copies_nothing(driver) {
         let mount = Stack::new().lower("file f \"x\" user.a=1").mount(driver);
         assert_eq!(sys::getxattr(&mount.at("f"), "user.a").unwrap(), b"1");

@@ -5,6 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::process::Stdio;
 
 use super::fixture::docker_old;
+use super::liar::{Answer, Liar};
 use super::pty::Terminal;
 use super::readme::blocks;
 use super::server::{Server, Wants};
@@ -110,6 +111,23 @@ fn certificates_are_checked() {
     std::fs::write(home.path("bad.crt"), "-----BEGIN CERTIFICATE-----\nx\n").unwrap();
     let line = home.fails(&["pull", "--cert-dir", home.dir.path().to_str().unwrap(), &name]);
     assert!(line.contains("bad.crt"), "{line}");
+}
+
+/// A registry without TLS may have its blobs at a host with TLS, whose certificate is checked all the same.
+#[test]
+fn a_redirect_from_plain_http_to_tls_is_checked() {
+    let server = Server::start(Wants { password: false, tls: true });
+    let home = Home::new();
+    home.load(&docker_old("tool:1"));
+    let trusted = server.certificates().join("trusted");
+    let trust = ["--cert-dir", trusted.to_str().unwrap()];
+    home.ok(&[&["push"], &trust[..], &["tool:1", &server.name("x:1")]].concat());
+    let place = server.host();
+    let front = Liar::start(move |asked, _| Answer::redirect(format!("https://{place}{}", asked.path)));
+    let name = format!("{}/x:1", front.host());
+    let line = home.fails(&["pull", "--plain-http", &name]);
+    assert!(line.contains("invalid peer certificate"), "{line}");
+    home.ok(&[&["pull", "--plain-http"], &trust[..], &[&name]].concat());
 }
 
 #[test]

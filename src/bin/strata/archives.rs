@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use stratafs::container::{Container, CreateOptions, Driver};
+use stratafs::container::{Container, CreateOptions, Driver, rootless};
 use stratafs::image::archive::{Archive, Source, Spooling};
 use stratafs::image::create::{self, Authoring};
 use stratafs::image::layer::{self, Compression, Limits, SnapshotOptions, UnpackOptions};
@@ -123,8 +123,12 @@ fn write_to(output: Option<&Path>, write: &mut dyn FnMut(&mut dyn Write) -> Resu
     Ok(())
 }
 
-/// The file tree is read through a mount, so that it is exactly what a container sees.
+/// The file tree is read through a mount, so that it is exactly what a container sees; without privilege from the
+/// layers, as the mount does not show owners that this user has no ids for.
 pub fn export(store: &Store, args: &Export) -> Result<()> {
+    if !rustix::process::geteuid().is_root() {
+        return export_layers(store, args);
+    }
     let write = |tree: BorrowedFd<'_>| {
         write_to(args.output.as_deref(), &mut |out| write_snapshot(tree, &[], out, None).map(drop))
     };
@@ -170,6 +174,40 @@ pub fn flatten(store: &Store, args: &Flatten) -> Result<()> {
         Ok(id)
     })?;
     Ok(print_line(&id.to_string())?)
+}
+
+fn export_layers(store: &Store, args: &Export) -> Result<()> {
+    let mut layers = Vec::new();
+    let below = match Container::open(store, &args.name) {
+        Ok(container) => {
+            enter_namespace_of(&container)?;
+            container.sync()?;
+            if !container.record.read_only {
+                layers.push(container.open_upper()?);
+            }
+            container.layers(store)?
+        }
+        Err(_) => {
+            let layers = store.layers_of(&store.find(&args.name)?)?;
+            rootless::enter()?;
+            layers
+        }
+    };
+    layers.extend(below.iter().rev().map(|layer| layer.open_diff()).collect::<Result<Vec<_>, _>>()?);
+    let layers: Vec<BorrowedFd<'_>> = layers.iter().map(AsFd::as_fd).collect();
+    write_to(args.output.as_deref(), &mut |out| {
+        let written = layer::flatten(&layers, out, &SnapshotOptions::default())?;
+        written.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+        Ok(())
+    })
+}
+
+/// Symbolic links have no place for their owner beside them: it must be read in a namespace with the same ids.
+fn enter_namespace_of(container: &Container) -> Result<()> {
+    if !container.join()? {
+        rootless::enter()?;
+    }
+    Ok(())
 }
 
 fn write_snapshot(
@@ -241,6 +279,7 @@ pub fn commit(store: &Store, args: &Commit) -> Result<()> {
     authoring.author.clone_from(&args.author);
     authoring.created_by = Some(container.record.command.join(" ")).filter(|command| !command.is_empty());
     let options = unpack_options(&LimitArgs { unlimited: true });
+    enter_namespace_of(&container)?;
     let mut transaction = store.begin()?;
     container.sync()?;
     let upper = container.open_upper()?;

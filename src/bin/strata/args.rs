@@ -222,7 +222,7 @@ pub struct Flatten {
 pub struct Unpack {
     /// A docker-archive, an OCI archive or an OCI directory; `-`: standard input
     pub archive: PathBuf,
-    /// The directory to make; layers become DIR/1 (the lowest), DIR/2, …
+    /// The directory to make; layers become DIR/1 (the lowest), DIR/2, …, with their inventories beside them
     pub dir: PathBuf,
     /// Which image of an index with several [default: this machine's]
     #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
@@ -251,9 +251,12 @@ pub struct Snapshot {
 }
 
 /// Write the inventory of layer directories, with which stratafs mounts need not look into them; needs no store
+///
+/// The inventory of DIR is the file DIR.inventory beside it. Layers of a store have theirs. Make it again when a layer was
+/// changed, or remove it.
 #[derive(Args)]
 #[command(
-    after_help = "The inventory of DIR is the file DIR.inventory beside it. Layers of a store have theirs. Make it again\nwhen a layer was changed, or remove it.\n\nExamples:\n  strata inventory layers/1 layers/2\n  strata inventory /srv/base && stratafs -o lowerdir=/srv/base /mnt"
+    after_help = "Examples:\n  strata inventory layers/1 layers/2\n  strata inventory /srv/base && stratafs -o lowerdir=/srv/base /mnt"
 )]
 pub struct Inventory {
     /// Layer directories
@@ -372,7 +375,7 @@ pub struct Gc {
 #[derive(Args)]
 #[command(after_help = "Examples:\n  strata verify\n  strata verify --repair debian:12")]
 pub struct Verify {
-    /// Remove what is damaged, so that loading its image again brings it back
+    /// Remove what is damaged, so that loading its image again brings it back; make inventories again that do not fit
     #[arg(long)]
     pub repair: bool,
     /// Only these images [default: the whole store]

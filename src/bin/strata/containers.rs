@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use serde_json::json;
 use stratafs::container::bundle::{Network, RunOptions};
-use stratafs::container::{Container, CreateOptions, Runtime};
+use stratafs::container::{Container, CreateOptions, Runtime, rootless};
 use stratafs::image::layer;
 use stratafs::image::store::{Layer, Store};
 use stratafs::image::time::Timestamp;
@@ -37,6 +37,7 @@ pub fn mount(store: &Store, args: &Mount) -> Result<()> {
         driver: args.driver.into(),
         read_only: args.read_only,
         mountpoint: args.mountpoint.clone(),
+        rootless: !rustix::process::geteuid().is_root(),
         ..CreateOptions::default()
     };
     let container = Container::create(store, &store.find(image)?, &options)?;
@@ -93,6 +94,7 @@ fn by_name_or_mountpoint(store: &Store, name: &str) -> Result<Container> {
 }
 
 pub fn run(store: &Store, args: Run) -> Result<ExitCode> {
+    let rootless = rootless::enter()?;
     let runtime = Runtime::find(store, args.runtime.as_deref())?;
     if args.tty && !io::stdin().is_terminal() {
         bail!("-t needs a terminal as standard input");
@@ -121,6 +123,7 @@ pub fn run(store: &Store, args: Run) -> Result<ExitCode> {
         driver: args.driver.into(),
         command: options.words(&image.config.process()),
         remove_at_exit: args.rm,
+        rootless,
         ..CreateOptions::default()
     };
     let mut container = Container::create(store, &image, &create)?;
@@ -205,6 +208,7 @@ pub fn supervise(store: &Store, args: &Supervise) -> Result<ExitCode> {
 pub fn exec(store: &Store, args: Exec) -> Result<ExitCode> {
     let runtime = Runtime::find(store, args.runtime.as_deref())?;
     let container = Container::open(store, &args.container)?;
+    container.join()?;
     let options = RunOptions {
         command: args.command,
         env: args.env,
@@ -264,10 +268,16 @@ pub fn stop(store: &Store, args: &Stop) -> Result<()> {
         let container = Container::open(store, name)?;
         let signal = container.config(store)?.process().stop_signal;
         let signal = if signal.is_empty() { "TERM" } else { signal.trim_start_matches("SIG") };
-        end(store, &runtime, &container, signal, Duration::from_secs(args.time.into()))?;
+        let patience = Duration::from_secs(args.time.into());
+        in_its_namespace(&container, || end(store, &runtime, &container, signal, patience))?;
         print_line(name)?;
     }
     Ok(())
+}
+
+/// Does something where the container is mounted, which a user without privilege has done in a namespace of its own.
+fn in_its_namespace(container: &Container, work: impl FnOnce() -> Result<()>) -> Result<()> {
+    container.in_its_namespace(|| work().map_err(|error| format!("{error:#}"))).map_err(anyhow::Error::msg)
 }
 
 /// Sends the signal, then kills what does not end in time. What the process that ran the container would do at its
@@ -315,7 +325,7 @@ pub fn remove(store: &Store, args: &Rm) -> Result<()> {
     for name in &args.containers {
         let container = Container::open(store, name)?;
         if args.force {
-            force_down(store, &container, args.runtime.as_deref())?;
+            in_its_namespace(&container, || force_down(store, &container, args.runtime.as_deref()))?;
         }
         if container.dir().exists() {
             container.clone().remove(store)?;
@@ -415,6 +425,7 @@ pub fn diff(store: &Store, args: &Diff) -> Result<()> {
 
 fn container_diff(store: &Store, name: &str) -> Result<Vec<layer::Change>> {
     let container = Container::open(store, name)?;
+    container.join()?;
     container.sync()?;
     let upper = container.open_upper()?;
     let lowers = open_topmost_first(&container.layers(store)?)?;

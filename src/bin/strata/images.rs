@@ -11,6 +11,7 @@ use stratafs::image::reference::Reference;
 use stratafs::image::store::{Image, Layer, Removed, Store, short_id};
 use stratafs::image::time::Timestamp;
 use stratafs::image::trace::Step;
+use stratafs::inventory::Unusable;
 
 use super::args::{Df, Gc, History, Images, Inspect, Layers, Rmi, Tag, Verify, Which};
 use super::output::{print_json, print_line, print_table, shorten, size};
@@ -238,6 +239,9 @@ pub fn verify(store: &Store, args: &Verify) -> Result<ExitCode> {
         names => store.verify_images(&names.iter().map(|name| store.find(name)).collect::<Result<Vec<_>, _>>()?)?,
     };
     found.damages.iter().for_each(|damage| eprintln!("{}", damage.told));
+    for (layer, why) in &found.without_inventory {
+        verify_inventory(layer, why, args.repair)?;
+    }
     if found.damages.is_empty() {
         print_line(&format!("{} layers are sound", found.sound))?;
         return Ok(ExitCode::SUCCESS);
@@ -249,6 +253,16 @@ pub fn verify(store: &Store, args: &Verify) -> Result<ExitCode> {
     anyhow::bail!("{} faults were found; {} layers are sound", found.damages.len(), found.sound);
 }
 
+/// Tells of an inventory that does not fit, or makes it again.
+fn verify_inventory(layer: &Layer, why: &Unusable, repair: bool) -> Result<()> {
+    if repair {
+        layer.make_inventory()?;
+        return Ok(print_line(&format!("layer {}: made its inventory again ({why})", layer.record.diff_id))?);
+    }
+    eprintln!("layer {}: its inventory is not used: {why}; --repair makes it again", layer.record.diff_id);
+    Ok(())
+}
+
 pub fn usage(store: &Store, args: &Df) -> Result<()> {
     let users = users(store)?;
     let layers = store.all_layers()?;
@@ -257,11 +271,13 @@ pub fn usage(store: &Store, args: &Df) -> Result<()> {
         layers.iter().filter(count).map(|layer| layer.record.content_size).sum()
     };
     let (all, shared, unused) = (bytes(&|_| true), bytes(&|count| count > 1), bytes(&|count| count == 0));
+    let inventories: Vec<u64> = layers.iter().map(Layer::inventory_size).filter(|&bytes| bytes > 0).collect();
     let images = store.images()?.len();
     let containers = Container::list(store)?.len();
     if args.json {
         return Ok(print_json(&json!({"Images": images, "Containers": containers, "Layers": layers.len(),
-            "Size": all, "Shared": shared, "Unused": unused}))?);
+            "Size": all, "Shared": shared, "Unused": unused,
+            "Inventories": inventories.iter().sum::<u64>()}))?);
     }
     if args.quiet {
         return Ok(print_line(&all.to_string())?);
@@ -276,6 +292,7 @@ pub fn usage(store: &Store, args: &Df) -> Result<()> {
             layers.iter().filter(|layer| users.get(&layer.id()).is_some_and(|u| u.len() > 1)).count(),
             size(shared),
         ),
+        row("  inventories", inventories.len(), size(inventories.iter().sum())),
         row("  unused", layers.iter().filter(|layer| !users.contains_key(&layer.id())).count(), size(unused)),
     ];
     Ok(print_table(&["TYPE", "COUNT", "SIZE"], &rows)?)

@@ -107,7 +107,13 @@ impl Target<'_> {
         if put.keep_ownership {
             self.chown(attributes.uid, attributes.gid).at(self.path)?;
             self.chmod(attributes.mode).at(self.path)?;
-        } else if !self.is_symlink {
+        } else if self.is_symlink {
+            // It can have no attribute; in a namespace with that owner, though, it can have the owner.
+            match self.chown(attributes.uid, attributes.gid) {
+                Ok(()) | Err(Errno::PERM | Errno::INVAL) => {}
+                Err(error) => return Err(error).at(self.path),
+            }
+        } else {
             let own = if self.is_directory { 0o700 } else { 0o600 };
             self.chmod(attributes.mode & 0o777 | own).at(self.path)?;
             let Attributes { uid, gid, mode, .. } = attributes;

@@ -24,7 +24,7 @@ pub enum LayerError {
         reason: String,
     },
     /// A limit of [`super::Limits`] was exceeded.
-    #[error("{what}: more than the limit of {limit} (raise {option} to accept it)")]
+    #[error("{what}: more than the limit of {limit} of {option} (--unlimited accepts it)")]
     Limit {
         /// What there is too much of.
         what: String,

@@ -93,7 +93,7 @@ impl<'a> Extractor<'a> {
             }
         }
         if entry.text_acl {
-            let reason = "an ACL as text (SCHILY.acl) was not kept; layers carry them as attributes";
+            let reason = "an ACL as text (SCHILY.acl) was not kept: it is none, or names users without their numbers";
             self.warn(vec![format!("{}: {reason}", printable(&path))]);
         }
         let Some((parent, name)) = split(&path) else { return self.root(entry) };

@@ -12,7 +12,7 @@
 //! |---|---|
 //! | `unpack` | the pipeline: inflate, hash and extract at the same time |
 //! | `compression` | gzip and zstd by magic number |
-//! | `read`, `header`, `pax`, `sparse` | the tar parser |
+//! | `read`, `header`, `pax`, `acl`, `sparse` | the tar parser |
 //! | `extract`, `dirs`, `resolve`, `place` | entries into the directory, confined to it |
 //! | `recipe` | the recipe: written while unpacking, read by `reassemble` and `verify` |
 //! | `lower_view` | the layers below as one tree |
@@ -37,6 +37,7 @@
 //! [`Unpacked::depends_on_lower`] tells whether any of this looked at the lower layers: such a layer directory is
 //! right only above these.
 
+mod acl;
 mod attributes;
 mod changes;
 mod compare;
@@ -68,5 +69,5 @@ pub use error::LayerError;
 pub use marks::{Marks, WhiteoutForm};
 pub use options::{Limits, UnpackOptions};
 pub use recipe::{reassemble, verify};
-pub use snapshot::{Snapshot, SnapshotOptions, snapshot};
+pub use snapshot::{Snapshot, SnapshotOptions, flatten, snapshot};
 pub use unpack::{Unpacked, unpack};

@@ -4,6 +4,7 @@
 //! Global headers (`g`) are skipped: Go's `archive/tar`, by which images are built and read, does not apply them,
 //! and applying one would let a first entry rename every other.
 
+use super::acl;
 use super::header::Problem;
 
 /// A time as files have it.
@@ -93,9 +94,8 @@ fn apply(extended: &mut Extended, key: &[u8], value: &[u8]) -> Result<(), Proble
             false => set_xattr(&mut extended.xattrs, &name, value),
         };
     }
-    if key.starts_with(b"SCHILY.acl.") {
-        extended.text_acl |= !value.is_empty();
-        return Ok(());
+    if let Some(kind) = key.strip_prefix(b"SCHILY.acl.") {
+        return apply_acl(extended, kind, value);
     }
     // An empty value takes a record back.
     let given = (!value.is_empty()).then_some(value);
@@ -135,6 +135,26 @@ fn apply(extended: &mut Extended, key: &[u8], value: &[u8]) -> Result<(), Proble
         _ => {}
     }
     Ok(())
+}
+
+/// An ACL as text; the attribute itself, if it is there too, is exact.
+fn apply_acl(extended: &mut Extended, kind: &[u8], value: &[u8]) -> Result<(), Problem> {
+    let name: &[u8] = match kind {
+        _ if value.is_empty() => return Ok(()),
+        b"access" => b"system.posix_acl_access",
+        b"default" => b"system.posix_acl_default",
+        _ => b"",
+    };
+    if extended.xattrs.iter().any(|(known, _)| known == name) {
+        return Ok(());
+    }
+    match acl::encode(value).filter(|_| !name.is_empty()) {
+        Some(encoded) => set_xattr(&mut extended.xattrs, name, encoded),
+        None => {
+            extended.text_acl = true;
+            Ok(())
+        }
+    }
 }
 
 fn name(value: Option<&[u8]>, what: &str) -> Result<Option<Vec<u8>>, Problem> {

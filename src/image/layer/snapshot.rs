@@ -11,7 +11,7 @@ use super::attributes::{Attributes, FileKind};
 use super::error::{AtPath, LayerError, Result, printable};
 use super::path::{join, split};
 use super::pax::Time;
-use super::walk::{Change, Changed, Visit, walk};
+use super::walk::{Change, Changed, Visit, walk, walk_whole};
 use super::write::{self, EntryType};
 use crate::image::digest::{Digest, DigestWriter};
 use crate::whiteout::{AUFS_OPAQUE, AUFS_PREFIX};
@@ -48,21 +48,19 @@ pub fn snapshot(
     out: &mut dyn Write,
     options: &SnapshotOptions,
 ) -> Result<Snapshot> {
-    let root_shown = root_differs(upper, lowers)?;
-    let mut writer = Writer {
-        out: DigestWriter::new(io::BufWriter::with_capacity(256 << 10, out)),
-        options,
-        root_shown,
-        links: HashMap::new(),
-        entries: 0,
-        warnings: Vec::new(),
-        buffer: vec![0; 256 << 10],
-    };
+    let mut writer = Writer::new(out, options, root_differs(upper, lowers)?);
     walk(upper, lowers, &mut writer)?;
-    write::end(&mut writer.out).map_err(out_error)?;
-    let (mut buffered, diff_id, size) = writer.out.finish();
-    buffered.flush().map_err(out_error)?;
-    Ok(Snapshot { diff_id, size, entries: writer.entries, warnings: writer.warnings })
+    writer.end()
+}
+
+/// Writes everything that `layers` (topmost first) show together as a tar, as if they were mounted.
+///
+/// # Errors
+/// As for [`snapshot`].
+pub fn flatten(layers: &[BorrowedFd<'_>], out: &mut dyn Write, options: &SnapshotOptions) -> Result<Snapshot> {
+    let mut writer = Writer::new(out, options, true);
+    walk_whole(layers, &mut writer)?;
+    writer.end()
 }
 
 /// Whether the root directory itself was changed: its owner, mode or attributes. Its time changes with every file
@@ -118,7 +116,26 @@ impl Visit for Writer<'_> {
     }
 }
 
-impl Writer<'_> {
+impl<'w> Writer<'w> {
+    fn new(out: &'w mut dyn Write, options: &'w SnapshotOptions, root_shown: bool) -> Self {
+        Self {
+            out: DigestWriter::new(io::BufWriter::with_capacity(256 << 10, out)),
+            options,
+            root_shown,
+            links: HashMap::new(),
+            entries: 0,
+            warnings: Vec::new(),
+            buffer: vec![0; 256 << 10],
+        }
+    }
+
+    fn end(mut self) -> Result<Snapshot> {
+        write::end(&mut self.out).map_err(out_error)?;
+        let (mut buffered, diff_id, size) = self.out.finish();
+        buffered.flush().map_err(out_error)?;
+        Ok(Snapshot { diff_id, size, entries: self.entries, warnings: self.warnings })
+    }
+
     /// An empty file that only its name matters of.
     fn mark(&mut self, path: &[u8]) -> Result<()> {
         self.header(path, EntryType::File(0), &Attributes { mode: 0o600, ..Attributes::default() })

@@ -108,23 +108,35 @@ pub(crate) fn walk(upper: BorrowedFd<'_>, lowers: &[BorrowedFd<'_>], visitor: &m
     let walk = Walk { upper, view: LowerView::new(lowers) };
     let lower = if lowers.is_empty() { None } else { Some(walk.view.root()?) };
     let root = Pending { path: Vec::new(), upper: Some(Vec::new()), lower, hidden: None, opaque: false, whole: false };
-    let mut levels = vec![walk.enter(root, visitor)?];
-    while let Some(level) = levels.last_mut() {
-        match level.items.pop() {
-            None => {
-                levels.pop();
-            }
-            Some((name, item)) => {
-                if let Some(below) = walk.visit_item(&level.dir, &name, item, visitor)? {
-                    levels.push(walk.enter(below, visitor)?);
-                }
-            }
-        }
-    }
-    Ok(())
+    walk.from(root, visitor)
+}
+
+/// Visits everything that `layers`, topmost first, show together.
+pub(crate) fn walk_whole(layers: &[BorrowedFd<'_>], visitor: &mut dyn Visit) -> Result<()> {
+    let Some(&top) = layers.first() else { return Ok(()) };
+    let walk = Walk { upper: top, view: LowerView::new(layers) };
+    let lower = Some(walk.view.root()?);
+    walk.from(Pending { path: Vec::new(), upper: None, lower, hidden: None, opaque: false, whole: true }, visitor)
 }
 
 impl Walk<'_> {
+    fn from(&self, root: Pending, visitor: &mut dyn Visit) -> Result<()> {
+        let mut levels = vec![self.enter(root, visitor)?];
+        while let Some(level) = levels.last_mut() {
+            match level.items.pop() {
+                None => {
+                    levels.pop();
+                }
+                Some((name, item)) => {
+                    if let Some(below) = self.visit_item(&level.dir, &name, item, visitor)? {
+                        levels.push(self.enter(below, visitor)?);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Visits the directory itself and lists it.
     fn enter(&self, mut dir: Pending, visitor: &mut dyn Visit) -> Result<Level> {
         let mut items = BTreeMap::new();

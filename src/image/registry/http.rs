@@ -73,11 +73,11 @@ pub(super) struct Http {
 impl Http {
     /// For requests to `host`, whose own certificates (docker's and podman's `certs.d/HOST`) are trusted too.
     pub(super) fn new(options: &Options, host: &str) -> Result<Self> {
-        let mut tls =
-            TlsConfig::builder().unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::ring::default_provider()));
-        if !options.plain_http {
-            tls = tls.root_certs(RootCerts::Specific(Arc::new(trusted(options.certificates.as_deref(), host)?)));
-        }
+        // Without TLS too: a redirect or a token may lead to a host that has it.
+        let trusted = trusted(options.certificates.as_deref(), host)?;
+        let tls = TlsConfig::builder()
+            .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .root_certs(RootCerts::Specific(Arc::new(trusted)));
         let agent = Agent::config_builder()
             .tls_config(tls.build())
             .http_status_as_error(false)

@@ -14,6 +14,7 @@ use crate::image::digest::Digest;
 use crate::image::layer;
 use crate::image::spec;
 use crate::image::{ImageError, IoContext, Result};
+use crate::inventory::{self, Inventory, Unusable};
 
 /// `layer.json`: what is known of a layer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -96,6 +97,40 @@ impl Layer {
             Err(error) => problems.push(error.to_string()),
         }
         Ok(problems)
+    }
+
+    /// Makes the layer's inventory if it has none that can be used. A layer is as good without.
+    pub fn ensure_inventory(&self) {
+        let made = self.open_diff().and_then(|diff| match Inventory::open(diff.as_fd()) {
+            Ok(_) => Ok(()),
+            Err(_) => self.make_inventory(),
+        });
+        if let Err(error) = made {
+            // Of a store that may only be read, for example.
+            tracing::debug!("layer {}: no inventory: {error}", self.record.diff_id);
+        }
+    }
+
+    /// Makes the layer's inventory anew.
+    ///
+    /// # Errors
+    /// When the layer cannot be read, or the store not written.
+    pub fn make_inventory(&self) -> Result<()> {
+        inventory::write(&self.diff()).map(drop).at(self.diff())
+    }
+
+    /// Compares the layer's inventory with the layer.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn check_inventory(&self) -> Result<std::result::Result<(), Unusable>> {
+        Ok(inventory::check(self.open_diff()?.as_fd()))
+    }
+
+    /// Bytes that the layer's inventory takes; 0 if it has none.
+    pub fn inventory_size(&self) -> u64 {
+        let path = inventory::path_of(&self.diff());
+        path.and_then(|path| std::fs::symlink_metadata(path).ok()).map_or(0, |metadata| metadata.len())
     }
 
     pub(super) fn load(dir: PathBuf) -> Result<Self> {

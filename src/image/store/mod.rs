@@ -7,6 +7,7 @@
 //!   blobs/sha256/HEX     configs and manifests; layers' blobs only if they were to be kept
 //!   layers/HEX/          a layer: by its diff id, or by its chain id if it depends on what lies below
 //!     diff/              the directory to mount
+//!     diff.inventory     what is in it (see [`crate::inventory`]); may be missing
 //!     recipe             how to re-assemble the layer's tar, bit for bit
 //!     layer.json         a [`LayerRecord`]
 //!   containers/NAME/     a container; an OCI runtime bundle

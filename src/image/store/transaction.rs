@@ -134,6 +134,7 @@ impl Transaction<'_> {
         let record_path = dir.join("layer.json");
         fs::write(&record_path, spec::serialize("layer.json", &record)?).at(&record_path)?;
         let layer = Layer { dir, record };
+        layer.ensure_inventory();
         self.layers.push(layer.clone());
         Ok(AddedLayer { layer, compressed: unpacked.compressed })
     }

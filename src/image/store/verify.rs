@@ -8,6 +8,7 @@ use super::gc::entries;
 use super::{Image, Layer, Store, index, remove_tree};
 use crate::image::digest::DigestWriter;
 use crate::image::{IoContext, Result};
+use crate::inventory::Unusable;
 
 /// Something that is not as it was.
 #[derive(Clone, Debug)]
@@ -34,6 +35,8 @@ pub struct Verification {
     pub sound: u64,
     /// The rest.
     pub damages: Vec<Damage>,
+    /// Sound layers whose inventory does not fit, and why. No damage: a store that was copied has none that fit.
+    pub without_inventory: Vec<(Layer, Unusable)>,
 }
 
 impl Verification {
@@ -150,6 +153,9 @@ fn verify_layer(name: &str, dir: &Path, found: &mut Verification) {
     };
     if problems.is_empty() {
         found.sound += 1;
+        if let Ok(Err(why)) = layer.check_inventory() {
+            found.without_inventory.push((layer.clone(), why));
+        }
     }
     for problem in problems {
         found.add(format!("layer {}: {problem}", layer.record.diff_id), untrusted());

@@ -1,0 +1,34 @@
+//! Comparing an inventory with its layer, all of it.
+
+use std::collections::VecDeque;
+use std::ffi::CString;
+use std::os::fd::BorrowedFd;
+
+use super::read::record_of;
+use super::{DirNumber, Inventory, Unusable};
+
+/// Compares every name in the inventory of the layer whose root is `root` with the layer.
+///
+/// # Errors
+/// Why the inventory cannot be used, or not for everything.
+pub fn check(root: BorrowedFd<'_>) -> Result<(), Unusable> {
+    let inventory = Inventory::open(root)?;
+    let mut waiting = VecDeque::from([(DirNumber::ROOT, CString::default())]);
+    while let Some((number, path)) = waiting.pop_front() {
+        inventory.judge(number, root, &path)?;
+        let directory = inventory.believed(number).ok_or(Unusable::Damaged("a directory"))?;
+        for entry in directory.iter().filter(|entry| !entry.record.must_ask()) {
+            let path = super::write::below(&path, entry.name);
+            match entry.record.directory() {
+                Some(number) => waiting.push_back((number, path)),
+                None => {
+                    let (found, _) = record_of(root, &path).map_err(|_| Unusable::Stale)?;
+                    if !entry.record.is_unchanged(&found) {
+                        return Err(Unusable::Stale);
+                    }
+                }
+            }
+        }
+    }
+    if inventory.is_broken() { Err(Unusable::Damaged("it cannot be read any more")) } else { Ok(()) }
+}

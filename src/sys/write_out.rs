@@ -1,0 +1,25 @@
+//! `sync_file_range(2)`, which rustix lacks.
+
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use rustix::io::Errno;
+
+/// Writes what is dirty of the content of `file` to the disk and waits for it. The disk may still have it in its own
+/// cache, and of the attributes nothing is written: this orders, it does not make durable.
+///
+/// # Errors
+/// Those of `sync_file_range(2)`.
+pub fn write_out(file: BorrowedFd<'_>) -> Result<(), Errno> {
+    const ALL: libc::c_uint =
+        libc::SYNC_FILE_RANGE_WAIT_BEFORE | libc::SYNC_FILE_RANGE_WRITE | libc::SYNC_FILE_RANGE_WAIT_AFTER;
+    loop {
+        // SAFETY: the call takes no pointers.
+        if unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, ALL) } == 0 {
+            return Ok(());
+        }
+        match Errno::from_io_error(&std::io::Error::last_os_error()) {
+            Some(Errno::INTR) => {}
+            errno => return Err(errno.unwrap_or(Errno::IO)),
+        }
+    }
+}
