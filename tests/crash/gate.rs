@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex};
 use rustix::io::Errno;
 
 /// Calls that change a file system, by number and name. The ones of extended attributes have no constants in libc.
-const CHANGING: [(libc::c_long, &str); 32] = [
+const CHANGING: [(libc::c_long, &str); 31] = [
     (libc::SYS_openat, "openat"),
     (libc::SYS_mkdirat, "mkdirat"),
     (libc::SYS_mknodat, "mknodat"),
@@ -26,7 +26,6 @@ const CHANGING: [(libc::c_long, &str); 32] = [
     (libc::SYS_fchmod, "fchmod"),
     (libc::SYS_fchmodat, "fchmodat"),
     (452, "fchmodat2"),
-    (libc::SYS_chmod, "chmod"),
     (libc::SYS_fchown, "fchown"),
     (libc::SYS_fchownat, "fchownat"),
     (libc::SYS_utimensat, "utimensat"),
