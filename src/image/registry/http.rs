@@ -193,7 +193,8 @@ pub(super) fn resolve(base: &Uri, location: &str) -> io::Result<Uri> {
     };
     let text = text.split('#').next().unwrap_or_default();
     let uri: Uri = text.parse().map_err(|_| refusal(format!("{location:?} is no address")))?;
-    if uri.authority().is_none_or(|authority| authority.as_str().contains('@')) {
+    // `mailto:x` would be taken for a host and a port.
+    if uri.scheme().is_none() || uri.authority().is_none_or(|authority| authority.as_str().contains('@')) {
         return Err(refusal(format!("{location:?} is no address to go to")));
     }
     Ok(uri)
