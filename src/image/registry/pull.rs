@@ -297,7 +297,9 @@ impl Transfer<'_> {
                         fetched.ok_or_else(|| self.session.error(format!("layer {diff_id} went away meanwhile")))?;
                     let name = format!("blob {}", descriptor.digest);
                     let mut reader = fetched.spool.reader();
-                    let added = into.add_layer(&name, &stack, Some(diff_id), &mut reader, &self.options.unpack)?;
+                    let added = into.add_layer(&name, &stack, Some(diff_id), &mut reader, &self.options.unpack);
+                    // Whether this or the blob's digest tells of a damaged blob depends on which thread comes first.
+                    let added = added.map_err(|error| self.session.error(error.to_string()))?;
                     // The unpacker stops at the archive's end; the blob's digest is known at its own.
                     io::copy(&mut reader, &mut io::sink()).at(&fetched.spool.path)?;
                     marks.push(blob_mark(&descriptor.digest, diff_id));
