@@ -1,10 +1,12 @@
 //! Extracts entries into the layer directory: what an entry's name means, and the rules of whiteouts.
 
 use std::ffi::OsStr;
+use std::fs::File;
 use std::io::BufRead;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::SyncSender;
 
 use super::attributes::{Attributes, Put, Target};
 use super::dirs::Dirs;
@@ -45,6 +47,8 @@ pub(crate) struct Extractor<'a> {
     /// Whiteouts and opaque directories that other entries of this layer replaced: they still hold for the layers
     /// below. Settled at the end.
     pub(crate) buried: Vec<Vec<u8>>,
+    /// Who writes large files out early.
+    pub(crate) to_write_out: Option<SyncSender<File>>,
     root_named: bool,
 }
 
@@ -65,6 +69,7 @@ impl<'a> Extractor<'a> {
             outcome: Outcome::default(),
             compressed,
             buried: Vec::new(),
+            to_write_out: None,
             root_named: false,
         }
     }

@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use std::io::{BufWriter, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::thread::JoinHandle;
 
 use rustix::fs::{CWD, RenameFlags, renameat_with, syncfs};
 
@@ -40,12 +41,40 @@ pub fn blob_mark(blob: &Digest, diff_id: &Digest) -> String {
 #[derive(Debug)]
 pub struct Transaction<'s> {
     store: &'s Store,
+    /// Declared first: nothing is made in the stage while it is removed.
+    inventories: Inventories,
     stage: tempfile::TempDir,
     layers: Vec<Layer>,
     blobs: Vec<Digest>,
     images: Vec<(Descriptor, Vec<Reference>)>,
     /// Declared last: the stage is removed before the lock is let go.
     lock: StoreLock,
+}
+
+/// The inventories of layers that are being made while other layers are unpacked.
+#[derive(Debug, Default)]
+struct Inventories(Vec<JoinHandle<()>>);
+
+impl Inventories {
+    fn begin(&mut self, layer: &Layer) {
+        let layer = layer.clone();
+        self.0.push(std::thread::spawn(move || layer.ensure_inventory()));
+    }
+
+    /// Waits until all are there. A layer is as good without.
+    fn wait(&mut self) {
+        for inventory in self.0.drain(..) {
+            if inventory.join().is_err() {
+                tracing::warn!("making a layer's inventory failed");
+            }
+        }
+    }
+}
+
+impl Drop for Inventories {
+    fn drop(&mut self) {
+        self.wait();
+    }
 }
 
 /// What a layer's stream was found to be.
@@ -66,7 +95,15 @@ impl Store {
         self.sweep_tmp()?;
         let lock = self.lock_shared()?;
         let stage = tempfile::Builder::new().prefix("add-").tempdir_in(self.tmp()).at(self.tmp())?;
-        Ok(Transaction { store: self, stage, layers: Vec::new(), blobs: Vec::new(), images: Vec::new(), lock })
+        Ok(Transaction {
+            store: self,
+            inventories: Inventories::default(),
+            stage,
+            layers: Vec::new(),
+            blobs: Vec::new(),
+            images: Vec::new(),
+            lock,
+        })
     }
 }
 
@@ -113,7 +150,8 @@ impl Transaction<'_> {
         let lowers = open_topmost_first(below)?;
         let lowers: Vec<BorrowedFd<'_>> = lowers.iter().map(AsFd::as_fd).collect();
         let dest = super::layers::open_dir(&diff)?;
-        let unpacked = layer::unpack(input, dest.as_fd(), &lowers, Some(&mut recipe), options)
+        let options = UnpackOptions { write_out: true, ..options.clone() };
+        let unpacked = layer::unpack(input, dest.as_fd(), &lowers, Some(&mut recipe), &options)
             .map_err(|source| ImageError::Layer { layer: name.to_owned(), source })?;
         recipe.flush().at(&recipe_path)?;
         if let Some(expected) = expected.filter(|expected| **expected != unpacked.diff_id) {
@@ -134,7 +172,7 @@ impl Transaction<'_> {
         let record_path = dir.join("layer.json");
         fs::write(&record_path, spec::serialize("layer.json", &record)?).at(&record_path)?;
         let layer = Layer { dir, record };
-        layer.ensure_inventory();
+        self.inventories.begin(&layer);
         self.layers.push(layer.clone());
         Ok(AddedLayer { layer, compressed: unpacked.compressed })
     }
@@ -250,7 +288,8 @@ impl Transaction<'_> {
     /// # Errors
     /// When a step fails. What was published until then is taken back, unless other writers are at work, who may
     /// have begun to use it; then it is left to [`Store::gc`].
-    pub fn publish(self) -> Result<()> {
+    pub fn publish(mut self) -> Result<()> {
+        self.inventories.wait();
         self.sync()?;
         let add = |index: &mut spec::Index| {
             for (manifest, names) in &self.images {
