@@ -59,6 +59,11 @@ impl<'a, R: BufRead> TarReader<'a, R> {
         Self { input, offset: 0, limits, recipe, stored: 0, padding: 0, entries: 0 }
     }
 
+    /// The stream below.
+    pub(crate) fn input(&mut self) -> &mut R {
+        &mut self.input
+    }
+
     /// Entries so far.
     pub(crate) fn entries(&self) -> u64 {
         self.entries
