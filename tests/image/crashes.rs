@@ -99,7 +99,7 @@ impl Start {
 }
 
 /// A docker-archive.
-fn one_image(name: &str, layers: &[Vec<u8>]) -> Vec<u8> {
+pub(super) fn one_image(name: &str, layers: &[Vec<u8>]) -> Vec<u8> {
     let members: Vec<String> = (0..layers.len()).map(|number| format!("{number}.tar")).collect();
     let list = serde_json::json!([{"Config": "c.json", "RepoTags": [name], "Layers": members}]);
     let mut files = vec![("c.json".to_owned(), config(layers, name))];
