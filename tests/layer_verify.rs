@@ -187,3 +187,23 @@ fn everything_but_the_end() -> Tar {
     let bytes = everything();
     Tar { bytes: bytes[..bytes.len() - 1024].to_vec() }
 }
+
+/// `STRATAFS_SOAK` asks for a million of them.
+#[test]
+fn a_crowd_of_empty_files() {
+    let count = if std::env::var_os("STRATAFS_SOAK").is_some() { 1_000_000 } else { 20_000 };
+    let started = std::time::Instant::now();
+    let tar = (0..count).fold(Tar::new(), |tar, number| {
+        let dir = format!("{:04}", number / 1000);
+        let tar = if number % 1000 == 0 { tar.dir(&dir) } else { tar };
+        tar.file(format!("{dir}/{number}"), "")
+    });
+    let tar = tar.end();
+    let layer = unpack(&tar);
+    assert_eq!(layer.unpacked.entries, count + count / 1000);
+    assert_eq!(damages(&layer), [""; 0]);
+    assert!(reassembled(&layer).unwrap() == tar);
+    std::fs::remove_file(layer.path().join("0003/3333")).unwrap();
+    assert!(damages(&layer).contains(&"layer file 0003/3333: it is gone".to_owned()));
+    println!("{count} empty files: {:?}", started.elapsed());
+}
