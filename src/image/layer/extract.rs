@@ -17,6 +17,7 @@ use super::options::UnpackOptions;
 use super::path::{components, join, normalise, split};
 use super::read::{Entry, Kind, TarReader};
 use super::resolve::Missing;
+use super::unpack::Lowers;
 use super::{attributes, confined};
 use crate::whiteout::{AUFS_PREFIX, AufsName, decode_aufs_name};
 
@@ -47,6 +48,7 @@ pub(crate) struct Extractor<'a> {
     /// Whiteouts and opaque directories that other entries of this layer replaced: they still hold for the layers
     /// below. Settled at the end.
     pub(crate) buried: Vec<Vec<u8>>,
+    lowers_ready: &'a (dyn Fn() -> bool + Sync),
     /// Who writes large files out early.
     pub(crate) to_write_out: Option<SyncSender<File>>,
     root_named: bool,
@@ -55,20 +57,21 @@ pub(crate) struct Extractor<'a> {
 impl<'a> Extractor<'a> {
     pub(crate) fn new(
         root: BorrowedFd<'a>,
-        lowers: &'a [BorrowedFd<'a>],
+        lowers: &'a Lowers<'a>,
         options: &'a UnpackOptions,
         compressed: &'a AtomicU64,
     ) -> Self {
         Self {
             root,
             dirs: Dirs::new(root),
-            lowers: LowerView::new(lowers),
+            lowers: LowerView::new(lowers.dirs),
             options,
             marks: options.marks,
             put: Put { keep_ownership: options.keep_ownership },
             outcome: Outcome::default(),
             compressed,
             buried: Vec::new(),
+            lowers_ready: lowers.ready,
             to_write_out: None,
             root_named: false,
         }
@@ -161,6 +164,14 @@ impl<'a> Extractor<'a> {
         self.set_directory(b"", if unusual { &attributes } else { &usual })
     }
 
+    /// To be called before the lower layers are looked at.
+    pub(crate) fn wait_for_lowers(&self) -> Result<()> {
+        match (self.lowers_ready)() {
+            true => Ok(()),
+            false => Err(LayerError::io(b"", std::io::Error::other("a layer below could not be unpacked"))),
+        }
+    }
+
     /// Puts attributes on the directory at `path`, in the place of those it has.
     pub(crate) fn set_directory(&mut self, path: &[u8], attributes: &Attributes) -> Result<()> {
         let dir = self.dirs.get(path)?;
@@ -200,6 +211,7 @@ impl<'a> Extractor<'a> {
         if self.lowers.is_empty() {
             return Ok(());
         }
+        self.wait_for_lowers()?;
         let lower = self.lowers.root()?;
         for name in self.lowers.names(&lower)? {
             self.whiteout(b"", &name)?;

@@ -73,5 +73,5 @@ pub use marks::{Marks, WhiteoutForm};
 pub use options::{Limits, UnpackOptions};
 pub use recipe::reassemble;
 pub use snapshot::{Snapshot, SnapshotOptions, flatten, snapshot};
-pub use unpack::{Unpacked, unpack};
+pub use unpack::{Lowers, Unpacked, unpack, unpack_above};
 pub use verify::verify;

@@ -48,6 +48,15 @@ pub struct Unpacked {
     pub warnings: Vec<String>,
 }
 
+/// The layer directories below, topmost first.
+#[derive(Clone, Copy)]
+pub struct Lowers<'a> {
+    /// The directories.
+    pub dirs: &'a [BorrowedFd<'a>],
+    /// Called before they are looked at: waits until they are complete. False if they never will be.
+    pub ready: &'a (dyn Fn() -> bool + Sync),
+}
+
 type Buffer = Arc<Vec<u8>>;
 
 /// Extracts one layer tar stream (its compression told by its first bytes) into the empty directory `dest`, and
@@ -61,6 +70,20 @@ pub fn unpack(
     input: &mut dyn Read,
     dest: BorrowedFd<'_>,
     lowers: &[BorrowedFd<'_>],
+    recipe: Option<&mut dyn Write>,
+    options: &UnpackOptions,
+) -> Result<Unpacked> {
+    unpack_above(input, dest, &Lowers { dirs: lowers, ready: &|| true }, recipe, options)
+}
+
+/// The same, above layers that may still be unpacked themselves.
+///
+/// # Errors
+/// Those of [`unpack`], and when the layers below are needed and will not be complete.
+pub fn unpack_above(
+    input: &mut dyn Read,
+    dest: BorrowedFd<'_>,
+    lowers: &Lowers<'_>,
     recipe: Option<&mut dyn Write>,
     options: &UnpackOptions,
 ) -> Result<Unpacked> {
@@ -88,7 +111,7 @@ pub fn unpack(
 
 struct Job<'a> {
     dest: BorrowedFd<'a>,
-    lowers: &'a [BorrowedFd<'a>],
+    lowers: &'a Lowers<'a>,
     options: &'a UnpackOptions,
     read_bytes: &'a AtomicU64,
 }

@@ -26,6 +26,7 @@ mod gc;
 mod images;
 mod index;
 mod layers;
+mod together;
 mod transaction;
 mod verify;
 
@@ -46,6 +47,7 @@ pub use images::short_id;
 pub use images::{Image, Removed};
 pub(crate) use layers::open_dir;
 pub use layers::{Layer, LayerRecord};
+pub use together::{NewLayer, Slot, Step};
 pub(crate) use transaction::open_topmost_first;
 pub use transaction::{AddedLayer, Transaction, blob_mark};
 pub use verify::{Damage, Untrusted, Verification};
