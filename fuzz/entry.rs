@@ -33,7 +33,7 @@ fn sealed(tar: &[u8]) -> Vec<u8> {
     tar
 }
 
-/// A layer's tar: unpacked, its recipe gives the same bytes again; nothing beside the layer's directory is touched.
+/// A layer's tar: unpacked, its recipe gives the same bytes again, and finds it sound; nothing beside the layer's directory is touched.
 pub fn layer_tar(bytes: &[u8]) {
     let tar = sealed(bytes);
     let dir = tempfile::tempdir().expect("a temporary directory");
@@ -54,6 +54,8 @@ pub fn layer_tar(bytes: &[u8]) {
                 layer::reassemble(&mut recipe.as_slice(), layer.as_fd(), &mut again).expect("re-assembled");
             assert_eq!((digest, size), (unpacked.diff_id, unpacked.size));
             assert!(unpacked.compressed.is_some() || again == tar, "not the same tar again");
+            let mut alarm = |damage| panic!("a false alarm: {damage}");
+            assert!(layer::verify(&mut recipe.as_slice(), layer.as_fd(), &mut alarm).expect("verified"));
         }
     }
 }

@@ -1,4 +1,23 @@
 //! Layers between tar streams and directories: one test for each rule of the format.
+//!
+//! | rule (OCI image specification, layer.md, and what writers do) | tests |
+//! |---|---|
+//! | whiteouts apply to lower layers only, whatever their order | `whiteouts_delete_only_from_lower_layers_whatever_their_order` `whiteouts_become_devices` |
+//! | `.wh.foo`, then `foo/`: an opaque directory | `a_whiteout_and_a_directory_of_its_name_is_an_opaque_directory` |
+//! | `.wh..wh..opq` is matched exactly; AUFS' own files are skipped | `opaque_markers_are_matched_exactly_and_aufs_bookkeeping_is_skipped` `opaque_markers_hide_lower_layers_whatever_their_order` |
+//! | implied parents | `implied_parents_take_the_lower_layers_attributes` `the_root_has_the_lower_root_s_attributes_unless_the_layer_names_it` |
+//! | hard links to lower layers, absolute, through linked parents | `hard_links_to_lower_files_copy_them_first` `hard_links_absolute_and_through_linked_parents` `a_lower_file_that_a_middle_layer_deletes_cannot_be_linked_to` |
+//! | linked parents in the same layer and in a lower one | `linked_parents_in_the_same_layer_are_followed_within_it` `linked_parents_in_a_lower_layer_are_followed_too` |
+//! | duplicates: the last wins | `the_last_of_several_entries_wins` `a_directory_again_loses_the_attributes_it_had` |
+//! | gzip of several members, zstd of several frames, trailing bytes hashed | `compressions_are_told_by_their_magic_and_trailing_bytes_are_hashed` `members_frames_and_what_follows` |
+//! | PAX, GNU, V7 and ustar names; names that are not UTF-8 | `long_and_strange_names` `ustar_prefixes_and_old_headers` `names_and_numbers_that_need_extension_headers` |
+//! | base-256 numbers, negative and sub-second times | `numbers_beyond_octal` |
+//! | GNU and PAX sparse files; 20 GiB | `sparse_files_of_every_format_are_expanded` `a_file_of_20_gib_that_is_nearly_all_hole` `long_runs_of_zeros_become_holes` |
+//! | binary attributes, ACLs, capabilities v2 and v3 | `extended_attributes_acls_and_capabilities` `acls_as_text_become_attributes` `marks_are_stripped_and_everything_else_is_kept` |
+//! | devices, FIFOs, setuid; sockets are left out | `files_of_every_type` `without_privileges_owners_and_devices_are_recorded` `marks_are_stripped_and_everything_else_is_kept` |
+//! | global headers, volume labels | `global_headers_and_volume_labels_are_passed_over` |
+//! | 1,000,000 empty files (`scripts/soak`; fewer else) | `a_crowd_of_empty_files` |
+//! | manifests, indexes in indexes, attestations, artifacts, unknown types and fields | `the_platform_is_chosen_from_an_index` `indexes_in_indexes_without_an_end` `media_types_that_nobody_knows` `unknown_fields_and_foreign_entries_survive` |
 
 #![allow(clippy::unwrap_used)]
 

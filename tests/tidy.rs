@@ -47,6 +47,31 @@ fn sources_are_tidy() {
     assert!(findings.is_empty(), "{} findings:\n{}", findings.len(), findings.join("\n"));
 }
 
+/// The tables that say which test tries what (in the tests' own documentation, and of the hostile fixtures) name tests
+/// that are there.
+#[test]
+fn tests_that_are_named_exist() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let read = |path: &PathBuf| fs::read_to_string(path).expect("a source file");
+    let tests = files_below(&root.join("tests"), &["rs"]);
+    let sources: String = tests.iter().chain(&files_below(&root.join("src"), &["rs"])).map(read).collect();
+    let hostile = root.join("fixtures/hostile/README.md");
+    let mut named = 0;
+    for path in tests.iter().chain([&hostile]) {
+        let mut in_table = false;
+        for row in read(path).lines().map(|line| line.trim_start_matches("//! ")) {
+            let cells = row.strip_suffix(" |").and_then(|row| row.rsplit_once(" | "));
+            in_table = row.starts_with('|') && (in_table || cells.is_some_and(|(_, last)| last == "tests"));
+            let Some((_, cells)) = cells.filter(|_| in_table) else { continue };
+            for name in cells.split('`').skip(1).step_by(2) {
+                named += 1;
+                assert!(sources.contains(&format!("fn {name}(")), "{}: there is no {name}", path.display());
+            }
+        }
+    }
+    assert!(named > 100, "the tables were not found: {named}");
+}
+
 /// Every file below `directory` with one of the extensions, sorted.
 fn files_below(directory: &Path, extensions: &[&str]) -> Vec<PathBuf> {
     let Ok(entries) = fs::read_dir(directory) else { return vec![] };

@@ -12,7 +12,7 @@ pub type Result<T, E = ImageError> = std::result::Result<T, E>;
 #[derive(Debug, thiserror::Error)]
 pub enum ImageError {
     /// A system call on a file or directory failed.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {source}", line(&path.to_string_lossy()))]
     Io {
         /// The file or directory.
         path: PathBuf,
@@ -20,7 +20,7 @@ pub enum ImageError {
         source: io::Error,
     },
     /// An archive is not what it should be.
-    #[error("{archive}: {reason}")]
+    #[error("{}: {}", line(archive), line(reason))]
     Archive {
         /// The archive, and the entry in it where that is known.
         archive: String,
@@ -28,7 +28,7 @@ pub enum ImageError {
         reason: String,
     },
     /// A JSON document (manifest, config, index, record) cannot be used.
-    #[error("{document}: {reason}")]
+    #[error("{}: {}", line(document), line(reason))]
     Document {
         /// The document.
         document: String,
@@ -36,7 +36,7 @@ pub enum ImageError {
         reason: String,
     },
     /// A layer's tar stream could not be unpacked, re-assembled or made.
-    #[error("{layer}: {source}")]
+    #[error("{}: {source}", line(layer))]
     Layer {
         /// The layer.
         layer: String,
@@ -44,7 +44,7 @@ pub enum ImageError {
         source: LayerError,
     },
     /// Bytes are not those that were promised.
-    #[error("{subject}: {expected} was promised, but it is {found}")]
+    #[error("{}: {} was promised, but it is {}", line(subject), line(expected), line(found))]
     Mismatch {
         /// What was read.
         subject: String,
@@ -54,7 +54,7 @@ pub enum ImageError {
         found: String,
     },
     /// No image by this name or id.
-    #[error("{name}: no such image{}", suggestion(near))]
+    #[error("{}: no such image{}", line(name), suggestion(near))]
     NoSuchImage {
         /// As it was asked for.
         name: String,
@@ -62,7 +62,7 @@ pub enum ImageError {
         near: Option<String>,
     },
     /// No container by this name.
-    #[error("{name}: no such container{}", suggestion(near))]
+    #[error("{}: no such container{}", line(name), suggestion(near))]
     NoSuchContainer {
         /// As it was asked for.
         name: String,
@@ -70,7 +70,7 @@ pub enum ImageError {
         near: Option<String>,
     },
     /// An abbreviated id fits several images.
-    #[error("{prefix}: fits several images ({candidates}); give more of the id")]
+    #[error("{}: fits several images ({candidates}); give more of the id", line(prefix))]
     Ambiguous {
         /// As it was given.
         prefix: String,
@@ -78,7 +78,7 @@ pub enum ImageError {
         candidates: String,
     },
     /// Text from the user that does not parse.
-    #[error("{what}: {reason}")]
+    #[error("{}: {}", line(what), line(reason))]
     Malformed {
         /// The text.
         what: String,
@@ -86,7 +86,7 @@ pub enum ImageError {
         reason: String,
     },
     /// A container's program cannot be started.
-    #[error("{program}: {reason}")]
+    #[error("{}: {}", line(program), line(reason))]
     CannotRun {
         /// The program, or the directory it should start in.
         program: String,
@@ -96,7 +96,7 @@ pub enum ImageError {
         missing: bool,
     },
     /// A registry cannot be reached, refuses, or does not keep its word.
-    #[error("{place}: {reason}")]
+    #[error("{}: {}", line(place), line(reason))]
     Registry {
         /// The registry and the repository.
         place: String,
@@ -104,13 +104,30 @@ pub enum ImageError {
         reason: String,
     },
     /// The store holds something that stands in the way.
-    #[error("{what}: {reason}")]
+    #[error("{}: {}", line(what), line(reason))]
     Refused {
         /// What was to be changed.
         what: String,
         /// Why it is not.
         reason: String,
     },
+}
+
+/// Text that others wrote, for a message: one line, nothing that moves a terminal's cursor, not too long.
+fn line(text: &str) -> String {
+    const SHOWN: usize = 1000;
+    let mut shown = String::new();
+    for c in text.chars() {
+        if shown.len() >= SHOWN {
+            shown.push('…');
+            break;
+        }
+        match c.is_control() {
+            true => shown.extend(c.escape_default()),
+            false => shown.push(c),
+        }
+    }
+    shown
 }
 
 fn suggestion(near: &Option<String>) -> String {

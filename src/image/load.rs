@@ -1,14 +1,14 @@
 //! Archive to store.
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 
 use super::archive::{Archive, FoundImage, FoundLayer, Source, Spooling, check, digest_in_name, size};
 use super::digest::Digest;
 use super::layer::UnpackOptions;
 use super::reference::Reference;
 use super::spec::Platform;
-use super::store::{Layer, Transaction};
+use super::store::{Layer, NewLayer, Slot, Step, Transaction};
 use super::{IoContext, Result};
 
 /// How to load.
@@ -84,20 +84,7 @@ fn add(
     options: &LoadOptions,
     progress: &mut dyn Progress,
 ) -> Result<Loaded> {
-    let mut stack: Vec<Layer> = Vec::new();
-    for found in &image.layers {
-        let layer = match into.find_layer(&stack, &found.diff_id)? {
-            Some(layer) => {
-                progress.exists(&found.diff_id);
-                layer
-            }
-            None => add_layer(into, archive, &stack, found, options, progress)?,
-        };
-        if options.keep_blobs {
-            keep_blob(into, archive, found)?;
-        }
-        stack.push(layer);
-    }
+    let stack = add_stack(into, archive, &image.layers, options, progress)?;
     let original = match image.manifest.filter(|_| options.keep_blobs) {
         Some(bytes) => Some(into.add_blob(&bytes)?),
         None => None,
@@ -106,30 +93,82 @@ fn add(
     Ok(Loaded { id: image.config.id(), names: image.names })
 }
 
-fn add_layer(
+/// All layers of an image; those that are missing are unpacked together.
+fn add_stack(
     into: &mut Transaction<'_>,
     archive: &Archive,
-    below: &[Layer],
-    found: &FoundLayer,
+    layers: &[FoundLayer],
     options: &LoadOptions,
     progress: &mut dyn Progress,
-) -> Result<Layer> {
-    let location = archive.locate(&found.member);
-    let member = archive.member(&found.member)?;
-    let length = member.remaining();
-    if let Some(descriptor) = &found.descriptor {
-        check(&location, &size(descriptor.size), &size(length))?;
+) -> Result<Vec<Layer>> {
+    let mut stack: Vec<Layer> = Vec::new();
+    let mut rest = layers;
+    while !rest.is_empty() {
+        // One that is there twice is unpacked once: the second waits for the next round.
+        let twice = |at: usize| rest[..at].iter().any(|earlier| earlier.diff_id == rest[at].diff_id);
+        let together = match options.unpack.threads {
+            true => (1..rest.len()).find(|&at| twice(at)).unwrap_or(rest.len()),
+            false => 1,
+        };
+        let (now, later) = rest.split_at(together);
+        stack = add_some(into, archive, stack, now, options, progress)?;
+        rest = later;
     }
-    progress.begins(&found.diff_id, length);
-    let mut input = Counted { inner: member, progress };
-    let added = into.add_layer(&location, below, Some(&found.diff_id), &mut input, &options.unpack)?;
-    if let Some(descriptor) = &found.descriptor {
-        let (digest, bytes) = added.compressed.unwrap_or((added.layer.record.diff_id, added.layer.record.size));
-        check(&location, &descriptor.digest, &digest)?;
-        check(&location, &size(descriptor.size), &size(bytes))?;
+    if options.keep_blobs {
+        layers.iter().try_for_each(|found| keep_blob(into, archive, found))?;
     }
-    progress.ends(&found.diff_id);
-    Ok(added.layer)
+    Ok(stack)
+}
+
+/// Some more layers, on those that are there.
+fn add_some(
+    into: &mut Transaction<'_>,
+    archive: &Archive,
+    below: Vec<Layer>,
+    layers: &[FoundLayer],
+    options: &LoadOptions,
+    progress: &mut dyn Progress,
+) -> Result<Vec<Layer>> {
+    let offset = below.len();
+    let mut diff_ids: Vec<Digest> = below.iter().map(|layer| layer.record.diff_id).collect();
+    let mut slots: Vec<Slot<'_>> = below.into_iter().map(Slot::There).collect();
+    let mut lengths = vec![0; layers.len()];
+    for (found, length) in layers.iter().zip(&mut lengths) {
+        slots.push(match into.find_layer_on(&diff_ids, &found.diff_id)? {
+            Some(layer) => {
+                progress.exists(&found.diff_id);
+                Slot::There(layer)
+            }
+            None => {
+                let name = archive.locate(&found.member);
+                let input = archive.member(&found.member)?;
+                *length = input.remaining();
+                if let Some(descriptor) = &found.descriptor {
+                    check(&name, &size(descriptor.size), &size(*length))?;
+                }
+                Slot::New(NewLayer { name, expected: found.diff_id, input: Box::new(input) })
+            }
+        });
+        diff_ids.push(found.diff_id);
+    }
+    let new: Vec<bool> = slots.iter().map(|slot| matches!(slot, Slot::New(_))).collect();
+    let added = into.add_layers(slots, &options.unpack, &mut |slot, step| {
+        let at = slot - offset;
+        match step {
+            Step::Begins => progress.begins(&layers[at].diff_id, lengths[at]),
+            Step::Advances(bytes) => progress.advances(bytes),
+            Step::Ends => progress.ends(&layers[at].diff_id),
+        }
+    })?;
+    let checked = layers.iter().zip(added.iter().zip(new).skip(offset)).filter(|(_, (_, new))| *new);
+    for (found, (added, _)) in checked {
+        if let Some(descriptor) = &found.descriptor {
+            let (digest, bytes) = added.compressed.unwrap_or((added.layer.record.diff_id, added.layer.record.size));
+            check(&archive.locate(&found.member), &descriptor.digest, &digest)?;
+            check(&archive.locate(&found.member), &size(descriptor.size), &size(bytes))?;
+        }
+    }
+    Ok(added.into_iter().map(|added| added.layer).collect())
 }
 
 /// Keeps a layer's blob if it is compressed; an uncompressed one can be re-assembled.
@@ -144,17 +183,4 @@ fn keep_blob(into: &mut Transaction<'_>, archive: &Archive, found: &FoundLayer) 
     let (_, digest, _) = reader.finish();
     check(&archive.locate(&found.member), &descriptor.digest, &digest)?;
     into.add_blob_file(digest, &path)
-}
-
-struct Counted<'p, R> {
-    inner: R,
-    progress: &'p mut dyn Progress,
-}
-
-impl<R: Read> Read for Counted<'_, R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let count = self.inner.read(buffer)?;
-        self.progress.advances(count as u64);
-        Ok(count)
-    }
 }

@@ -12,9 +12,21 @@ use rustix::io::Errno;
 pub fn write_out(file: BorrowedFd<'_>) -> Result<(), Errno> {
     const ALL: libc::c_uint =
         libc::SYNC_FILE_RANGE_WAIT_BEFORE | libc::SYNC_FILE_RANGE_WRITE | libc::SYNC_FILE_RANGE_WAIT_AFTER;
+    sync_range(file, ALL)
+}
+
+/// Begins to write out the content of `file`, so that a later sync has less to wait for.
+///
+/// # Errors
+/// Those of `sync_file_range(2)`.
+pub fn begin(file: BorrowedFd<'_>) -> Result<(), Errno> {
+    sync_range(file, libc::SYNC_FILE_RANGE_WRITE)
+}
+
+fn sync_range(file: BorrowedFd<'_>, flags: libc::c_uint) -> Result<(), Errno> {
     loop {
         // SAFETY: the call takes no pointers.
-        if unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, ALL) } == 0 {
+        if unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, flags) } == 0 {
             return Ok(());
         }
         match Errno::from_io_error(&std::io::Error::last_os_error()) {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::json;
 use stratafs::image::archive::Source;
 use stratafs::image::digest::Digest;
-use stratafs::image::layer::Compression;
+use stratafs::image::layer::{Compression, UnpackOptions};
 use stratafs::image::load::{LoadOptions, Progress};
 use stratafs::image::save::{self, Format, SaveOptions, Target};
 use stratafs::image::spec::Platform;
@@ -299,4 +299,53 @@ fn kept_blobs_are_the_originals() {
     }
     scratch.store.remove("x:1", false).unwrap();
     assert_eq!(std::fs::read_dir(scratch.store.root().join("blobs/sha256")).unwrap().count(), 0);
+}
+
+/// Layers that look at those below in every way: whichever is ready first, the store is the same.
+#[test]
+fn layers_unpacked_together_are_those_unpacked_one_by_one() {
+    let big =
+        Tar::new().dir("usr").dir("usr/lib").symlink("lib", "usr/lib").file("usr/lib/big", vec![7; 3 << 20]).end();
+    let layers = [
+        big,
+        Tar::new().hardlink("again", "usr/lib/big").end(),
+        Tar::new().file("lib/new", "through a lower link").hardlink("third", "again").end(),
+        Tar::new().file("usr/.wh.lib", "").file("usr/only", "x").end(),
+        Tar::new().file("lib/late", "x").end(),
+        Tar::new().end(),
+        Tar::new().file("small", "").end(),
+        Tar::new().end(),
+    ];
+    let archive = super::crashes::one_image("x:1", &layers);
+    let load = |threads: bool| {
+        let scratch = Scratch::new();
+        let unpack = UnpackOptions { threads, ..UnpackOptions::default() };
+        let options = LoadOptions { unpack, ..LoadOptions::default() };
+        scratch.load_with(Source::Stream(&mut archive.as_slice(), "stream"), &options, &mut ()).unwrap();
+        assert!(scratch.store.verify().unwrap().damages.is_empty());
+        scratch.listing()
+    };
+    let one_by_one = load(false);
+    for _ in 0..5 {
+        assert_eq!(load(true), one_by_one);
+    }
+}
+
+/// The lowest bad layer is the one that is told of, and nobody waits for it for ever.
+#[test]
+fn of_several_bad_layers_the_lowest_is_told() {
+    let good = Tar::new().file("a", vec![1; 1 << 20]).end();
+    let (bad, needs) = (Tar::new().file("../evil", "x").end(), Tar::new().hardlink("h", "a").end());
+    let worse = Tar::new().raw(&[7; 1024]).end();
+    for layers in [[&good, &bad, &needs, &worse], [&bad, &needs, &needs, &worse], [&good, &needs, &bad, &worse]] {
+        let lowest = layers.iter().position(|layer| *layer == &bad).unwrap();
+        let archive = super::crashes::one_image("x:1", &layers.map(Vec::clone));
+        for _ in 0..5 {
+            let scratch = Scratch::new();
+            let before = scratch.listing();
+            let error = scratch.load(&archive).unwrap_err().to_string();
+            assert!(error.starts_with(&format!("stream: {lowest}.tar: ")) && error.contains("\"..\""), "{error}");
+            assert_eq!(scratch.listing(), before);
+        }
+    }
 }

@@ -101,6 +101,37 @@ fn lies_of_a_manifest() {
     scratch_accepts(&oci_with(&|manifest| manifest["unknown"] = json!({"a": [1]})));
 }
 
+#[test]
+fn names_in_messages_stay_on_one_line() {
+    let cut = Tar::new().entry(spec("a\nb\x1b[2J", b'0').size(5000)).end();
+    assert_eq!(refused(&cut), "stream: a\\nb\\u{1b}[2J: the archive ends in the middle of it");
+    let long = Tar::new().entry(spec("x", b'0').pax("path", "n/".repeat(5000)).size(50_000)).end();
+    assert!(refused(&long).len() < 2000);
+}
+
+/// What a layer's media type says is never fatal: the bytes tell how they are compressed.
+#[test]
+fn media_types_that_nobody_knows() {
+    for media_type in [
+        "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip",
+        "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
+        "application/vnd.docker.image.rootfs.diff.tar.gzip",
+        "application/vnd.oci.image.layer.v1.tar+zstd",
+        "application/vnd.oci.image.layer.v1.tar",
+        "application/x-of-next-year",
+        "",
+    ] {
+        scratch_accepts(&oci_with(&|manifest| {
+            manifest["layers"][0]["mediaType"] = json!(media_type);
+            manifest["layers"][0]["urls"] = json!(["https://elsewhere.example/layer"]);
+            manifest["layers"][0]["annotations"] = json!({"a": "b"});
+        }));
+    }
+    scratch_accepts(&oci_with(&|manifest| {
+        manifest.as_object_mut().expect("an object").remove("mediaType");
+    }));
+}
+
 fn scratch_accepts(bytes: &[u8]) {
     Scratch::new().load(bytes).expect("must be accepted");
 }
@@ -203,6 +234,26 @@ fn indexes_in_indexes_without_an_end() {
     }
 }
 
+/// No index can hold its own digest; one that says so lies, and is found out at the first step round.
+#[test]
+fn indexes_in_a_circle() {
+    let index = "application/vnd.oci.image.index.v1+json";
+    let (one, two) = (Digest::of(b"one"), Digest::of(b"two"));
+    let leads_to = |digest: &Digest, size: usize| {
+        json!({"schemaVersion": 2, "manifests": [{"mediaType": index, "digest": digest.to_string(), "size": size}]})
+            .to_string()
+            .into_bytes()
+    };
+    let size = leads_to(&one, 100).len();
+    let blob = |digest: &Digest| format!("blobs/sha256/{}", digest.hex());
+    let layout = ("oci-layout".to_owned(), br#"{"imageLayoutVersion":"1.0.0"}"#.to_vec());
+    let files = [layout, ("index.json".to_owned(), leads_to(&one, size)), (blob(&one), leads_to(&two, size))];
+    let circle = [&files[..], &[(blob(&two), leads_to(&one, size))]].concat();
+    assert!(refused(&tar_of(&circle)).contains(&format!("{one} was promised")));
+    let itself = [&files[..2], &[(blob(&one), leads_to(&one, size))]].concat();
+    assert!(refused(&tar_of(&itself)).contains(&format!("{one} was promised")));
+}
+
 #[test]
 fn members_that_are_no_files() {
     for flag in [b'3', b'4', b'5', b'6'] {
@@ -220,6 +271,23 @@ fn a_name_that_is_none_is_left_out() {
         files[4].1 = list.into_bytes();
         let loaded = scratch.load(&tar_of(&files)).expect(name);
         assert!(loaded[0].names.is_empty(), "{name}");
+    }
+    assert_eq!(scratch.store.images().unwrap().len(), 1);
+}
+
+#[test]
+fn a_name_in_an_annotation_that_is_none_is_left_out() {
+    let scratch = Scratch::new();
+    for key in ["org.opencontainers.image.ref.name", "io.containerd.image.name"] {
+        for name in ["../../evil:1", "UPPER:1", "a b:1", "x:1\nREPOSITORY", "-rf:1", "x/../y:1", "x:1\u{1b}[2J", ""] {
+            let mut files = oci("x:1", &gzip, "+gzip");
+            let last = files.len() - 1;
+            let mut index: serde_json::Value = serde_json::from_slice(&files[last].1).unwrap();
+            index["manifests"][0]["annotations"] = json!({key: name});
+            files[last].1 = index.to_string().into_bytes();
+            let loaded = scratch.load(&tar_of(&files)).expect(name);
+            assert!(loaded[0].names.is_empty(), "{key} {name:?}: {:?}", loaded[0].names);
+        }
     }
     assert_eq!(scratch.store.images().unwrap().len(), 1);
 }

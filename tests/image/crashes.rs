@@ -99,7 +99,7 @@ impl Start {
 }
 
 /// A docker-archive.
-fn one_image(name: &str, layers: &[Vec<u8>]) -> Vec<u8> {
+pub(super) fn one_image(name: &str, layers: &[Vec<u8>]) -> Vec<u8> {
     let members: Vec<String> = (0..layers.len()).map(|number| format!("{number}.tar")).collect();
     let list = serde_json::json!([{"Config": "c.json", "RepoTags": [name], "Layers": members}]);
     let mut files = vec![("c.json".to_owned(), config(layers, name))];
@@ -254,7 +254,7 @@ fn killed_at_every_call_that_removes() {
     killed(REMOVING);
 }
 
-fn failing(verbs: &[&str], harm: &str) {
+fn failing(verbs: &[&str], harm: &str, least: u32) {
     let calls = [PUBLISHING, FILLING].concat();
     let points = harm_everything(verbs, &calls, harm, &|victim, output, what, sides| {
         let told = String::from_utf8_lossy(&output.stderr);
@@ -263,24 +263,26 @@ fn failing(verbs: &[&str], harm: &str) {
         // What cannot be read, `gc` leaves with a warning.
         let acknowledged = output.status.success() && !told.contains("WARN");
         assert!(!acknowledged || now == sides.after, "{what}: it was acknowledged: {:#?}", differences(&now, sides));
-        assert_eq!(errors(&told), u32::from(!output.status.success()), "{what}: one line: {told}");
+        // The line itself may be what could not be written.
+        let unable = what.contains(" at write ") && told.is_empty();
+        assert!(errors(&told) == u32::from(!output.status.success()) || unable, "{what}: one line: {told}");
         if REMOVING.contains(&verbs[0]) {
             return assert_collected(victim, what, sides);
         }
         assert!(now == sides.before || now == sides.after, "{what}: {:#?}", differences(&now, sides));
     });
     println!("{verbs:?}: {points} calls");
-    assert!(points > 100, "only {points} calls");
+    assert!(points > least, "only {points} calls");
 }
 
 #[test]
 fn a_load_of_which_a_call_fails_leaves_nothing_behind() {
-    failing(&["load"], "error=EIO");
+    failing(&["load"], "error=EIO", 100);
 }
 
 #[test]
 fn a_removal_of_which_a_call_fails_can_be_done_again() {
-    failing(&["rmi"], "error=EIO");
+    failing(&["rmi"], "error=EIO", 50);
 }
 
 /// Lines that are no warnings.

@@ -1,5 +1,20 @@
 //! Images as a whole: archives in and out, the store, new images, other tools. The rules of single layers are in
 //! `tests/layer.rs`. Needs root (layers hold other users' files and devices), but no FUSE.
+//!
+//! | the store promises | tests |
+//! |---|---|
+//! | a layer once, shared; "Already exists" reads almost nothing | `a_known_layer_is_not_read` `a_layer_that_needs_those_below_belongs_to_its_chain` `saving_gives_back_what_was_loaded_in_every_format` |
+//! | the original tar bit for bit, checked while it is written | `saved_layers_are_the_original_tars` `damage_is_found_and_not_saved` `random_damage_is_refused_or_kept_to_the_byte` |
+//! | several images in one archive; every form and compression; the same bytes again | `several_images_share_layers_in_one_archive` `saving_gives_back_what_was_loaded_in_every_format` `every_shape_by_every_way_gives_the_same_image` `import_is_deterministic_and_keeps_the_tar` |
+//! | `--keep-blobs`: an exact re-push | `kept_blobs_are_the_originals` |
+//! | `export`, `flatten`, `import`, `unpack`, `snapshot` | `export_is_the_whole_tree` `a_flattened_image_has_one_layer_and_the_same_tree` `import_is_deterministic_and_keeps_the_tar` `the_tour_of_the_readme` `snapshot_and_unpack_are_each_other_s_inverse` |
+//! | `diff` of containers and of images | `changes_tell_added_changed_and_untouched` `two_images_are_compared` |
+//! | `verify` tells every damage by file, `--repair` drops it; no false alarms | `damage_to_anything_that_an_entry_made_is_found` `damage_to_a_layer_of_a_user_is_found` `no_false_alarms` `every_part_of_a_layer_that_is_damaged_is_told_and_repaired` `damage_is_told_and_repaired_by_loading_again` |
+//! | `gc` removes what nothing refers to, safe beside loads and containers | `parallel_loads_and_gc_leave_a_whole_store` `a_container_keeps_its_image_from_being_removed` `a_shared_layer_stays_with_the_other_image` `everything_at_once` `a_collector_gets_its_turn_among_loads` |
+//! | `df` | `they_come_with_the_layers_and_go_with_them` `what_is_shared_is_counted_once` |
+//! | `commit`: unknown fields and bytes kept, consistent, the same again | `a_commit_is_one_more_layer` `a_commit_keeps_order_and_unknown_fields` `the_same_changes_give_the_same_bytes` `commit_changes_the_configuration` |
+//! | nothing acknowledged is lost | `killed_at_every_call_that_adds` `killed_at_every_call_that_removes` `a_kill_loses_nothing_that_was_acknowledged` `a_full_disk_in_mid_load_leaves_nothing_behind` |
+//! | other tools | `skopeo_copies_what_we_save_and_we_load_its_copies` `umoci_unpacks_what_we_save_to_the_same_tree` `podman_loads_what_we_save_and_we_load_what_it_saves` `docker_loads_what_we_save_and_we_load_what_it_saves` `buildah_takes_what_we_save_and_we_load_what_it_commits` `the_validator_of_the_specification_accepts_what_we_save` |
 
 #![allow(clippy::unwrap_used)]
 

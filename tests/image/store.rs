@@ -3,12 +3,14 @@
 use std::os::unix::fs::PermissionsExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use stratafs::image::digest::Digest;
 use stratafs::image::layer::Compression;
 use stratafs::image::reference::Reference;
 use stratafs::image::save::Format;
 use stratafs::image::store::Store;
 
 use super::fixture::*;
+use super::tar_build::Tar;
 
 #[test]
 fn its_root_is_private_and_not_something_else() {
@@ -154,6 +156,80 @@ fn parallel_loads_and_gc_leave_a_whole_store() {
     assert_eq!((images.len(), images[0].names.len()), (1, 20));
     assert!(scratch.store.all_layers().unwrap().iter().all(|layer| layer.verify().unwrap().is_empty()));
     assert_eq!(scratch.store.all_layers().unwrap().len(), 3);
+}
+
+/// Writers that always overlap must not keep it away: each of two threads lets the lock go once the other has it, or when
+/// it has waited for that a while.
+#[test]
+fn a_collector_gets_its_turn_among_loads() {
+    use std::sync::atomic::AtomicU32;
+    use std::time::{Duration, Instant};
+    let scratch = Scratch::new();
+    let (done, held, end) = (AtomicBool::new(false), AtomicU32::new(0), Instant::now() + Duration::from_secs(60));
+    let over = || done.load(Ordering::Relaxed) || Instant::now() > end;
+    let wait = |number: u32, most: Duration| {
+        let until = Instant::now() + most;
+        while held.load(Ordering::Relaxed) < number && Instant::now() < until && !over() {
+            std::thread::yield_now();
+        }
+    };
+    let hold = |first: u32| {
+        let mut number = first;
+        while !over() {
+            wait(number - 1, Duration::from_secs(60));
+            let _lock = scratch.store.lock_shared().unwrap();
+            held.store(number, Ordering::Relaxed);
+            wait(number + 1, Duration::from_millis(200));
+            number += 2;
+        }
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(|| hold(1));
+        scope.spawn(|| hold(2));
+        std::thread::sleep(Duration::from_millis(100));
+        scratch.store.gc(true).unwrap();
+        done.store(true, Ordering::Relaxed);
+    });
+    assert!(Instant::now() < end, "it waited until there were no more writers");
+}
+
+/// Somebody who holds the lock may wait for somebody who wants it.
+#[test]
+fn a_collector_that_waits_keeps_nobody_out_for_ever() {
+    let scratch = Scratch::new();
+    let held = scratch.store.lock_shared().unwrap();
+    std::thread::scope(|scope| {
+        let collector = scope.spawn(|| scratch.store.gc(true).unwrap());
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        drop(scratch.store.lock_shared().unwrap());
+        assert!(!collector.is_finished());
+        drop(held);
+    });
+}
+
+#[test]
+fn what_is_shared_is_counted_once() {
+    let scratch = Scratch::new();
+    scratch.load(&docker_old("x:1")).unwrap();
+    scratch.load(&docker_old("y:1")).unwrap();
+    let other = Tar::new().file("only/here", "o".repeat(5000)).end();
+    scratch.load(&super::crashes::one_image("z:1", &[base_layer(), other])).unwrap();
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_strata"))
+        .arg("--root")
+        .arg(scratch.store.root())
+        .args(["df", "--json"])
+        .output()
+        .unwrap();
+    let usage: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let size = |tar: &[u8]| {
+        let layers = scratch.store.all_layers().unwrap();
+        layers.iter().find(|layer| layer.record.diff_id == Digest::of(tar)).unwrap().record.content_size
+    };
+    let own: u64 = layers().iter().map(|tar| size(tar)).sum();
+    // `y:1` is the image that `x:1` is.
+    assert_eq!((usage["Images"].as_u64(), usage["Layers"].as_u64()), (Some(2), Some(4)));
+    assert_eq!((usage["Size"].as_u64(), usage["Shared"].as_u64()), (Some(own + 5000), Some(size(&base_layer()))));
+    assert_eq!(usage["Unused"].as_u64(), Some(0));
 }
 
 #[test]

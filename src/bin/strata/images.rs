@@ -238,7 +238,7 @@ pub fn verify(store: &Store, args: &Verify) -> Result<ExitCode> {
         [] => store.verify()?,
         names => store.verify_images(&names.iter().map(|name| store.find(name)).collect::<Result<Vec<_>, _>>()?)?,
     };
-    found.damages.iter().for_each(|damage| eprintln!("{}", damage.told));
+    found.damages.iter().for_each(|damage| super::output::tell(&damage.told));
     for (layer, why) in &found.without_inventory {
         verify_inventory(layer, why, args.repair)?;
     }
@@ -259,7 +259,10 @@ fn verify_inventory(layer: &Layer, why: &Unusable, repair: bool) -> Result<()> {
         layer.make_inventory()?;
         return Ok(print_line(&format!("layer {}: made its inventory again ({why})", layer.record.diff_id))?);
     }
-    eprintln!("layer {}: its inventory is not used: {why}; --repair makes it again", layer.record.diff_id);
+    super::output::tell(&format!(
+        "layer {}: its inventory is not used: {why}; --repair makes it again",
+        layer.record.diff_id
+    ));
     Ok(())
 }
 

@@ -40,7 +40,7 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("strata: {}{}", one_line(&error), remedy(&error));
+            output::tell(&format!("strata: {}{}", one_line(&error), remedy(&error)));
             failure_code(&error)
         }
     }

@@ -9,6 +9,11 @@ pub fn print_line(line: &str) -> io::Result<()> {
     writeln!(io::stdout(), "{line}")
 }
 
+/// Prints a line on standard error. Where that fails there is nobody left to be told.
+pub fn tell(line: &str) {
+    writeln!(io::stderr(), "{line}").unwrap_or(());
+}
+
 /// Prints indented JSON.
 pub fn print_json(value: &Value) -> io::Result<()> {
     print_line(&serde_json::to_string_pretty(value)?)

@@ -29,7 +29,7 @@ impl Report {
 
     fn say(&self, diff_id: &Digest, what: &str) {
         if !self.quiet {
-            eprintln!("{}: {what}", short_id(diff_id));
+            super::output::tell(&format!("{}: {what}", short_id(diff_id)));
         }
     }
 }

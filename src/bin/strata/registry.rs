@@ -41,7 +41,7 @@ impl Report {
 
     fn say(&self, line: &str) {
         if !self.quiet {
-            self.all.suspend(|| eprintln!("{line}"));
+            self.all.suspend(|| super::output::tell(line));
         }
     }
 

@@ -78,7 +78,7 @@ fn document(archive: &Archive, entry: &Descriptor) -> Result<Option<Document>> {
     }
     let known = entry.is_index() || entry.is_manifest();
     if !known && !entry.media_type.is_empty() {
-        tracing::warn!("{}: {} is no image and is left out", archive.name(), entry.media_type);
+        tracing::warn!("{}: {:?} is no image and is left out", archive.name(), entry.media_type);
         return Ok(None);
     }
     let bytes = archive.blob_document(entry)?;
@@ -96,7 +96,7 @@ fn document(archive: &Archive, entry: &Descriptor) -> Result<Option<Document>> {
 fn from_manifest(archive: &Archive, manifest: &Manifest, bytes: Vec<u8>) -> Result<Option<FoundImage>> {
     let kind = manifest.config.media_type.as_str();
     if !spec::is_image_config(kind) {
-        tracing::warn!("{}: an artifact with a config of type {kind} is no image and is left out", archive.name());
+        tracing::warn!("{}: an artifact with a config of type {kind:?} is no image and is left out", archive.name());
         return Ok(None);
     }
     let location = archive.locate(&blob_member(&manifest.config.digest));

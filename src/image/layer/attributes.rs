@@ -10,6 +10,9 @@ use super::pax::Time;
 use crate::whiteout::override_stat::CONTAINERS as OVERRIDE_STAT;
 use crate::whiteout::{Namespace, Visible, escape_xattr, unescape_xattr};
 
+/// Where owner and mode are recorded that the inode cannot have.
+pub(super) const RECORDED: &[u8] = OVERRIDE_STAT.as_bytes();
+
 /// The access and default ACLs, as attributes.
 const ACL_ACCESS: &str = "system.posix_acl_access";
 const ACL_DEFAULT: &str = "system.posix_acl_default";
@@ -242,6 +245,15 @@ pub(crate) fn xattr(fd: BorrowedFd<'_>, name: &[u8]) -> rustix::io::Result<Optio
 pub(crate) fn xattr_at(dir: BorrowedFd<'_>, entry: &[u8], name: &[u8]) -> rustix::io::Result<Option<Vec<u8>>> {
     let path = proc_path(dir, entry);
     present(grown(|buffer| rustix::fs::lgetxattr(path.as_slice(), name, buffer)))
+}
+
+/// True if the entry `entry` of `dir` has no attribute `name`, an image's, but could have.
+pub(super) fn lacks_xattr(dir: BorrowedFd<'_>, entry: &[u8], name: &[u8]) -> rustix::io::Result<bool> {
+    match rustix::fs::lgetxattr_query(proc_path(dir, entry), escaped(name)) {
+        Ok(_) | Err(Errno::OPNOTSUPP) => Ok(false),
+        Err(Errno::NODATA) => Ok(true),
+        Err(error) => Err(error),
+    }
 }
 
 fn present(value: rustix::io::Result<Vec<u8>>) -> rustix::io::Result<Option<Vec<u8>>> {

@@ -1,10 +1,12 @@
 //! Extracts entries into the layer directory: what an entry's name means, and the rules of whiteouts.
 
 use std::ffi::OsStr;
+use std::fs::File;
 use std::io::BufRead;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::SyncSender;
 
 use super::attributes::{Attributes, Put, Target};
 use super::dirs::Dirs;
@@ -15,6 +17,7 @@ use super::options::UnpackOptions;
 use super::path::{components, join, normalise, split};
 use super::read::{Entry, Kind, TarReader};
 use super::resolve::Missing;
+use super::unpack::Lowers;
 use super::{attributes, confined};
 use crate::whiteout::{AUFS_PREFIX, AufsName, decode_aufs_name};
 
@@ -45,26 +48,31 @@ pub(crate) struct Extractor<'a> {
     /// Whiteouts and opaque directories that other entries of this layer replaced: they still hold for the layers
     /// below. Settled at the end.
     pub(crate) buried: Vec<Vec<u8>>,
+    lowers_ready: &'a (dyn Fn() -> bool + Sync),
+    /// Who writes large files out early.
+    pub(crate) to_write_out: Option<SyncSender<File>>,
     root_named: bool,
 }
 
 impl<'a> Extractor<'a> {
     pub(crate) fn new(
         root: BorrowedFd<'a>,
-        lowers: &'a [BorrowedFd<'a>],
+        lowers: &'a Lowers<'a>,
         options: &'a UnpackOptions,
         compressed: &'a AtomicU64,
     ) -> Self {
         Self {
             root,
             dirs: Dirs::new(root),
-            lowers: LowerView::new(lowers),
+            lowers: LowerView::new(lowers.dirs),
             options,
             marks: options.marks,
             put: Put { keep_ownership: options.keep_ownership },
             outcome: Outcome::default(),
             compressed,
             buried: Vec::new(),
+            lowers_ready: lowers.ready,
+            to_write_out: None,
             root_named: false,
         }
     }
@@ -156,6 +164,14 @@ impl<'a> Extractor<'a> {
         self.set_directory(b"", if unusual { &attributes } else { &usual })
     }
 
+    /// To be called before the lower layers are looked at.
+    pub(crate) fn wait_for_lowers(&self) -> Result<()> {
+        match (self.lowers_ready)() {
+            true => Ok(()),
+            false => Err(LayerError::io(b"", std::io::Error::other("a layer below could not be unpacked"))),
+        }
+    }
+
     /// Puts attributes on the directory at `path`, in the place of those it has.
     pub(crate) fn set_directory(&mut self, path: &[u8], attributes: &Attributes) -> Result<()> {
         let dir = self.dirs.get(path)?;
@@ -195,6 +211,7 @@ impl<'a> Extractor<'a> {
         if self.lowers.is_empty() {
             return Ok(());
         }
+        self.wait_for_lowers()?;
         let lower = self.lowers.root()?;
         for name in self.lowers.names(&lower)? {
             self.whiteout(b"", &name)?;

@@ -15,6 +15,7 @@
 //! | `read`, `header`, `pax`, `acl`, `sparse` | the tar parser |
 //! | `extract`, `dirs`, `resolve`, `place` | entries into the directory, confined to it |
 //! | `recipe` | the recipe: written while unpacking, read by `reassemble` and `verify` |
+//! | `verify`, `expect` | a layer directory compared with its recipe |
 //! | `lower_view` | the layers below as one tree |
 //! | `walk` | the changes that an upper directory holds |
 //! | `snapshot`, `write` | these changes as a tar stream |
@@ -45,6 +46,7 @@ pub mod compression;
 mod confined;
 mod dirs;
 mod error;
+mod expect;
 mod extract;
 mod header;
 mod lower_view;
@@ -59,6 +61,7 @@ mod resolve;
 mod snapshot;
 mod sparse;
 mod unpack;
+mod verify;
 mod walk;
 mod write;
 
@@ -68,6 +71,7 @@ pub use compression::Compression;
 pub use error::LayerError;
 pub use marks::{Marks, WhiteoutForm};
 pub use options::{Limits, UnpackOptions};
-pub use recipe::{reassemble, verify};
+pub use recipe::reassemble;
 pub use snapshot::{Snapshot, SnapshotOptions, flatten, snapshot};
-pub use unpack::{Unpacked, unpack};
+pub use unpack::{Lowers, Unpacked, unpack, unpack_above};
+pub use verify::verify;

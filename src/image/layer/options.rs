@@ -14,11 +14,19 @@ pub struct UnpackOptions {
     pub keep_ownership: bool,
     /// Inflate, hash and extract at the same time; the result is the same either way.
     pub threads: bool,
+    /// The layer will be synced: begin to write large files out while others are still being extracted.
+    pub write_out: bool,
 }
 
 impl Default for UnpackOptions {
     fn default() -> Self {
-        Self { marks: Marks::default(), limits: Limits::default(), keep_ownership: true, threads: true }
+        Self {
+            marks: Marks::default(),
+            limits: Limits::default(),
+            keep_ownership: true,
+            threads: true,
+            write_out: false,
+        }
     }
 }
 

@@ -24,6 +24,8 @@ use super::{confined, marks};
 const HOLE: usize = 64 << 10;
 /// So does a part of one, where it lies across two buffers, if it is not shorter than this.
 const SHORTEST_HOLE: usize = 4 << 10;
+/// Files from this length on are written out early. Others are too many to be worth a call each.
+const WORTH_WRITING_OUT: u64 = 256 << 10;
 static ZEROS: [u8; HOLE] = [0; HOLE];
 
 /// Where an entry goes.
@@ -153,7 +155,12 @@ impl Extractor<'_> {
             recipe.contents(&place.path, segments, crc.sum())?;
         }
         self.outcome.content_size += size;
-        self.finish_file(place, &file, attributes, "file")
+        self.finish_file(place, &file, attributes, "file")?;
+        if let Some(to_write_out) = self.to_write_out.as_ref().filter(|_| end >= WORTH_WRITING_OUT) {
+            // One that finds no room waits for the sync.
+            drop(to_write_out.try_send(file));
+        }
+        Ok(())
     }
 
     fn create_file(&mut self, place: &Place<'_>, recipe: Option<&mut RecipeWriter>) -> Result<File> {

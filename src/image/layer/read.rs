@@ -59,6 +59,11 @@ impl<'a, R: BufRead> TarReader<'a, R> {
         Self { input, offset: 0, limits, recipe, stored: 0, padding: 0, entries: 0 }
     }
 
+    /// The stream below.
+    pub(crate) fn input(&mut self) -> &mut R {
+        &mut self.input
+    }
+
     /// Entries so far.
     pub(crate) fn entries(&self) -> u64 {
         self.entries
@@ -264,9 +269,12 @@ impl<'a, R: BufRead> TarReader<'a, R> {
             b'2' => Kind::Symlink(link),
             flag @ (b'3' | b'4') => {
                 let (major, minor) = header.device().map_err(name_of)?;
-                let number =
-                    |part: i128| u32::try_from(part).map_err(|_| name_of("its device number is out of range".into()));
-                let (major, minor) = (number(major)?, number(minor)?);
+                // More bits than these Linux' `dev_t` has not; mknod(2) would cut them off.
+                let number = |part: i128, bits: u32| {
+                    let part = u32::try_from(part).ok().filter(|part| part >> bits == 0);
+                    part.ok_or_else(|| name_of("its device number is out of range".into()))
+                };
+                let (major, minor) = (number(major, 12)?, number(minor, 20)?);
                 if flag == b'3' { Kind::CharDevice(major, minor) } else { Kind::BlockDevice(major, minor) }
             }
             b'5' => Kind::Directory,

@@ -220,19 +220,19 @@ fn write_contents(out: &mut dyn Write, path: &[u8], segments: &[Segment], crc: u
 }
 
 /// One record; the bytes of `Raw` follow in the reader.
-enum Record {
+pub(super) enum Record {
     Raw(u64),
     Contents { path: Vec<u8>, segments: Vec<Segment>, crc: u32 },
     End { size: u64, digest: Digest },
 }
 
 /// Reads a recipe's records.
-struct RecordReader<'a, R: Read> {
+pub(super) struct RecordReader<'a, R: Read> {
     input: BufReader<zstd::Decoder<'a, BufReader<R>>>,
 }
 
 impl<R: Read> RecordReader<'_, R> {
-    fn new(input: R) -> Result<Self> {
+    pub(super) fn new(input: R) -> Result<Self> {
         let decoder = zstd::Decoder::new(input).map_err(recipe_error)?;
         let mut reader = Self { input: BufReader::with_capacity(RAW_LEN, decoder) };
         let mut magic = [0; MAGIC.len()];
@@ -244,7 +244,7 @@ impl<R: Read> RecordReader<'_, R> {
     }
 
     /// `None` at the stream's end.
-    fn next(&mut self) -> Result<Option<Record>> {
+    pub(super) fn next(&mut self) -> Result<Option<Record>> {
         let tag = match self.input.fill_buf().map_err(recipe_error)?.first() {
             Some(tag) => *tag,
             None => return Ok(None),
@@ -293,6 +293,14 @@ impl<R: Read> RecordReader<'_, R> {
         if value > limit { Err(LayerError::Recipe(format!("{value} is out of range"))) } else { Ok(value) }
     }
 
+    /// Appends at most `limit` of the bytes of a raw record to `buffer`; how many.
+    pub(super) fn read_raw(&mut self, limit: u64, buffer: &mut Vec<u8>) -> Result<u64> {
+        match self.input.by_ref().take(limit).read_to_end(buffer).map_err(recipe_error)? as u64 {
+            0 => Err(LayerError::Recipe("it is cut off".into())),
+            count => Ok(count),
+        }
+    }
+
     fn copy(&mut self, len: u64, out: &mut dyn Write) -> Result<()> {
         let mut left = len;
         while left > 0 {
@@ -338,7 +346,7 @@ fn read_segment(file: &File, segment: Segment, sink: &mut dyn FnMut(&[u8]) -> io
 /// bad recipe, [`LayerError::Io`] from `out`. What was written until then is not to be used.
 pub fn reassemble(recipe: &mut dyn Read, layer: BorrowedFd<'_>, out: &mut dyn Write) -> Result<(Digest, u64)> {
     let mut out = DigestWriter::new(out);
-    let expected = assemble(recipe, layer, &mut out, &mut Err)?;
+    let expected = assemble(recipe, layer, &mut out)?;
     let (_, digest, size) = out.finish();
     if expected != (digest, size) {
         let reason = format!("the tar put together is {digest} of {size} bytes, not {} of {}", expected.0, expected.1);
@@ -347,48 +355,28 @@ pub fn reassemble(recipe: &mut dyn Read, layer: BorrowedFd<'_>, out: &mut dyn Wr
     Ok((digest, size))
 }
 
-/// Compares a layer directory's file contents with its recipe; every damaged file is given to `report`.
-/// `Ok(true)` when all is as it was unpacked.
-///
-/// # Errors
-/// [`LayerError::Recipe`] for a bad recipe, and what `report` returns.
-pub fn verify(
-    recipe: &mut dyn Read,
-    layer: BorrowedFd<'_>,
-    report: &mut dyn FnMut(LayerError) -> Result<()>,
-) -> Result<bool> {
-    let mut out = DigestWriter::new(io::sink());
-    let mut sound = true;
-    let expected = assemble(recipe, layer, &mut out, &mut |damage| {
-        sound = false;
-        report(damage)
-    })?;
-    let (_, digest, size) = out.finish();
-    if sound && expected != (digest, size) {
-        return Err(LayerError::Recipe(format!("the tar put together is {digest}, not {}", expected.0)));
-    }
-    Ok(sound)
-}
-
 /// Writes the tar stream; gives the digest and length that it should have.
-fn assemble(
-    recipe: &mut dyn Read,
-    layer: BorrowedFd<'_>,
-    out: &mut dyn Write,
-    damaged: &mut dyn FnMut(LayerError) -> Result<()>,
-) -> Result<(Digest, u64)> {
+fn assemble(recipe: &mut dyn Read, layer: BorrowedFd<'_>, out: &mut dyn Write) -> Result<(Digest, u64)> {
     let mut records = RecordReader::new(recipe)?;
     loop {
         match records.next()? {
             Some(Record::Raw(len)) => records.copy(len, out)?,
-            Some(Record::Contents { path, segments, crc }) => match copy_contents(layer, &path, &segments, crc, out) {
-                Err(damage @ LayerError::Damaged { .. }) => damaged(damage)?,
-                other => other?,
-            },
+            Some(Record::Contents { path, segments, crc }) => copy_contents(layer, &path, &segments, crc, out)?,
             Some(Record::End { size, digest }) => return Ok((digest, size)),
             None => return Err(LayerError::Recipe("it has no end".into())),
         }
     }
+}
+
+/// Opens the file whose contents a record means; an error says why it cannot hold them.
+pub(super) fn open_contents(layer: BorrowedFd<'_>, path: &[u8]) -> Result<File, String> {
+    let reason = |error: rustix::io::Errno| io::Error::from(error).to_string();
+    let file = File::from(confined::open(layer, path, OFlags::RDONLY | OFlags::NONBLOCK).map_err(reason)?);
+    let stat = rustix::fs::fstat(file.as_fd()).map_err(reason)?;
+    if !rustix::fs::FileType::from_raw_mode(stat.st_mode).is_file() {
+        return Err("it is no longer a regular file".into());
+    }
+    Ok(file)
 }
 
 fn copy_contents(
@@ -399,14 +387,7 @@ fn copy_contents(
     out: &mut dyn Write,
 ) -> Result<()> {
     let damaged = |reason: String| LayerError::Damaged { path: printable(path), reason };
-    let file = match confined::open(layer, path, OFlags::RDONLY | OFlags::NONBLOCK) {
-        Ok(fd) => File::from(fd),
-        Err(error) => return Err(damaged(io::Error::from(error).to_string())),
-    };
-    let stat = rustix::fs::fstat(file.as_fd()).at(path)?;
-    if !rustix::fs::FileType::from_raw_mode(stat.st_mode).is_file() {
-        return Err(damaged("it is no longer a regular file".into()));
-    }
+    let file = open_contents(layer, path).map_err(damaged)?;
     let mut running = flate2::Crc::new();
     let mut write_failed = false;
     for segment in segments {

@@ -162,6 +162,7 @@ impl Extractor<'_> {
         if self.lowers.is_empty() {
             return Ok(None);
         }
+        self.wait_for_lowers()?;
         let mut ancestor = path.to_vec();
         while !ancestor.is_empty() {
             pop(&mut ancestor);

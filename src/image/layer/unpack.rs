@@ -1,9 +1,10 @@
 //! The unpacking pipeline. The calling thread reads and inflates; two threads hash, one the compressed bytes and one
-//! the uncompressed; one thread extracts. Bounded channels of shared buffers join them, so memory does not depend
+//! the uncompressed; one thread extracts; one has what was extracted written out. Bounded channels of shared buffers join them, so memory does not depend
 //! on the layer.
 
+use std::fs::File;
 use std::io::{self, BufRead, Read, Write};
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -22,6 +23,8 @@ const BUFFER: usize = 256 << 10;
 const READ: usize = 128 << 10;
 /// Buffers between two threads.
 const QUEUE: usize = 8;
+/// Files that wait to be written out; more are left to the sync.
+const WRITTEN_OUT: usize = 16;
 
 /// What was unpacked.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,6 +48,15 @@ pub struct Unpacked {
     pub warnings: Vec<String>,
 }
 
+/// The layer directories below, topmost first.
+#[derive(Clone, Copy)]
+pub struct Lowers<'a> {
+    /// The directories.
+    pub dirs: &'a [BorrowedFd<'a>],
+    /// Called before they are looked at: waits until they are complete. False if they never will be.
+    pub ready: &'a (dyn Fn() -> bool + Sync),
+}
+
 type Buffer = Arc<Vec<u8>>;
 
 /// Extracts one layer tar stream (its compression told by its first bytes) into the empty directory `dest`, and
@@ -58,6 +70,20 @@ pub fn unpack(
     input: &mut dyn Read,
     dest: BorrowedFd<'_>,
     lowers: &[BorrowedFd<'_>],
+    recipe: Option<&mut dyn Write>,
+    options: &UnpackOptions,
+) -> Result<Unpacked> {
+    unpack_above(input, dest, &Lowers { dirs: lowers, ready: &|| true }, recipe, options)
+}
+
+/// The same, above layers that may still be unpacked themselves.
+///
+/// # Errors
+/// Those of [`unpack`], and when the layers below are needed and will not be complete.
+pub fn unpack_above(
+    input: &mut dyn Read,
+    dest: BorrowedFd<'_>,
+    lowers: &Lowers<'_>,
     recipe: Option<&mut dyn Write>,
     options: &UnpackOptions,
 ) -> Result<Unpacked> {
@@ -85,7 +111,7 @@ pub fn unpack(
 
 struct Job<'a> {
     dest: BorrowedFd<'a>,
-    lowers: &'a [BorrowedFd<'a>],
+    lowers: &'a Lowers<'a>,
     options: &'a UnpackOptions,
     read_bytes: &'a AtomicU64,
 }
@@ -104,9 +130,16 @@ struct Done {
 }
 
 impl Job<'_> {
-    fn extract(&self, input: impl BufRead, recipe: Option<RecipeWriter>) -> Result<Extracted> {
+    fn extract(
+        &self,
+        input: impl BufRead,
+        recipe: Option<RecipeWriter>,
+        to_write_out: Option<SyncSender<File>>,
+    ) -> Result<Extracted> {
         let mut reader = TarReader::new(input, &self.options.limits, recipe);
-        let outcome = Extractor::new(self.dest, self.lowers, self.options, self.read_bytes).run(&mut reader)?;
+        let mut extractor = Extractor::new(self.dest, self.lowers, self.options, self.read_bytes);
+        extractor.to_write_out = to_write_out;
+        let outcome = extractor.run(&mut reader)?;
         Ok(Extracted { outcome, entries: reader.entries(), recipe: reader.into_recipe() })
     }
 
@@ -124,7 +157,7 @@ impl Job<'_> {
         let mut uncompressed = Hasher::new();
         let extracted = {
             let hashed = Hashed { inner: decoder, limit: self.options.limits.stream, hasher: &mut uncompressed };
-            self.extract(io::BufReader::with_capacity(BUFFER, hashed), recipe)
+            self.extract(io::BufReader::with_capacity(BUFFER, hashed), recipe, None)
                 .map_err(|error| blame(error, compression))?
         };
         Ok(Done { extracted, compression, uncompressed: uncompressed.finish(), compressed: compressed.finish() })
@@ -137,7 +170,12 @@ impl Job<'_> {
             let (to_hash_compressed, compressed_from) = sync_channel::<Buffer>(QUEUE);
             let hashing = scope.spawn(move || hash_all(&hash_from));
             let hashing_compressed = scope.spawn(move || hash_all(&compressed_from));
-            let extracting = scope.spawn(move || self.extract(Buffers::new(extract_from), recipe));
+            let (to_write_out, write_out_from) = sync_channel::<File>(WRITTEN_OUT);
+            let to_write_out = self.options.write_out.then(|| {
+                scope.spawn(move || write_out_from.iter().for_each(begin_write_out));
+                to_write_out
+            });
+            let extracting = scope.spawn(move || self.extract(Buffers::new(extract_from), recipe, to_write_out));
             let read = self.feed(input, to_hash, &to_extract, to_hash_compressed);
             if let Err(error) = &read {
                 // The extractor stops at a cut stream by itself; told why, it does not take it for an archive's end.
@@ -232,6 +270,13 @@ fn blame(error: LayerError, compression: Compression) -> LayerError {
             }
         }
         other => other,
+    }
+}
+
+/// A hint: where it cannot be done, the sync at the end does it all.
+fn begin_write_out(file: File) {
+    if let Err(error) = crate::sys::write_out::begin(file.as_fd()) {
+        tracing::trace!("not written out early: {error}");
     }
 }
 

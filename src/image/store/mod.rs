@@ -12,7 +12,7 @@
 //!     layer.json         a [`LayerRecord`]
 //!   containers/NAME/     a container; an OCI runtime bundle
 //!   tmp/                 what is not yet published; emptied by the next writer that is alone
-//!   lock                 held shared by every writer, exclusively by those that remove
+//!   lock                 held shared by every writer, exclusively by those that remove; who wants it first locks `layers/`
 //! ```
 //!
 //! A manifest in the store names each layer by its uncompressed tar, whose digest is the diff id: such a blob
@@ -26,6 +26,7 @@ mod gc;
 mod images;
 mod index;
 mod layers;
+mod together;
 mod transaction;
 mod verify;
 
@@ -33,6 +34,7 @@ use std::fs::{self, File};
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock};
 
@@ -45,9 +47,16 @@ pub use images::short_id;
 pub use images::{Image, Removed};
 pub(crate) use layers::open_dir;
 pub use layers::{Layer, LayerRecord};
+pub use together::{NewLayer, Slot, Step};
 pub(crate) use transaction::open_topmost_first;
 pub use transaction::{AddedLayer, Transaction, blob_mark};
 pub use verify::{Damage, Untrusted, Verification};
+
+/// How long one who removes has others wait while it waits itself: so long at first, twice as long each time, to the most.
+const PATIENCE: Duration = Duration::from_secs(1);
+const MOST_PATIENCE: Duration = Duration::from_secs(64);
+/// How often it looks whether the store is free.
+const POLL: Duration = Duration::from_millis(5);
 
 /// An opened store.
 #[derive(Clone, Debug)]
@@ -163,12 +172,39 @@ impl Store {
     /// # Errors
     /// When the lock cannot be had.
     pub fn lock_shared(&self) -> Result<StoreLock> {
+        let _turn = self.lock_turn()?;
         self.lock(FlockOperation::LockShared)
     }
 
-    /// Keeps everyone out; waits for writers that are at work.
+    /// Keeps everyone out; waits for writers that are at work, and has those that come meanwhile wait in turn: of shared
+    /// locks that follow each other without a gap the kernel would never give an exclusive one.
+    ///
+    /// They do not wait for ever: a writer at work may itself be waiting for one of them (`strata save | strata load`).
     fn lock_exclusive(&self) -> Result<StoreLock> {
-        self.lock(FlockOperation::LockExclusive)
+        let mut patience = PATIENCE;
+        loop {
+            let turn = self.lock_turn()?;
+            let until = Instant::now() + patience;
+            while Instant::now() < until {
+                match self.lock(FlockOperation::NonBlockingLockExclusive) {
+                    Err(ImageError::Io { source, .. }) if source.kind() == ErrorKind::WouldBlock => {
+                        std::thread::sleep(POLL);
+                    }
+                    other => return other,
+                }
+            }
+            drop(turn);
+            patience = MOST_PATIENCE.min(2 * patience);
+            std::thread::sleep(10 * POLL);
+        }
+    }
+
+    /// Who wants the store's lock first waits for this one: held for a moment by writers, longer by one who waits to remove.
+    fn lock_turn(&self) -> Result<StoreLock> {
+        let path = self.layers_dir();
+        let file = File::open(&path).at(&path)?;
+        retry_interrupted(|| flock(&file, FlockOperation::LockExclusive)).at(&path)?;
+        Ok(StoreLock { file })
     }
 
     fn lock(&self, operation: FlockOperation) -> Result<StoreLock> {

@@ -4,7 +4,8 @@ use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::{BufWriter, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::thread::JoinHandle;
 
 use rustix::fs::{CWD, RenameFlags, renameat_with, syncfs};
 
@@ -13,7 +14,7 @@ use super::layers::{Layer, LayerRecord};
 use super::{Store, StoreLock, index, make_dir, sync_dir};
 use crate::image::config::{ImageConfig, chain_ids};
 use crate::image::digest::Digest;
-use crate::image::layer::{self, UnpackOptions};
+use crate::image::layer::{self, Lowers, UnpackOptions, Unpacked};
 use crate::image::reference::Reference;
 use crate::image::spec::{self, Annotations, Descriptor, Manifest};
 use crate::image::{ImageError, IoContext, Result};
@@ -40,12 +41,42 @@ pub fn blob_mark(blob: &Digest, diff_id: &Digest) -> String {
 #[derive(Debug)]
 pub struct Transaction<'s> {
     store: &'s Store,
+    /// Declared first: nothing is made in the stage while it is removed.
+    inventories: Inventories,
     stage: tempfile::TempDir,
+    /// Directories of layers that were made in the stage.
+    staged: usize,
     layers: Vec<Layer>,
     blobs: Vec<Digest>,
     images: Vec<(Descriptor, Vec<Reference>)>,
     /// Declared last: the stage is removed before the lock is let go.
     lock: StoreLock,
+}
+
+/// The inventories of layers that are being made while other layers are unpacked.
+#[derive(Debug, Default)]
+struct Inventories(Vec<JoinHandle<()>>);
+
+impl Inventories {
+    fn begin(&mut self, layer: &Layer) {
+        let layer = layer.clone();
+        self.0.push(std::thread::spawn(move || layer.ensure_inventory()));
+    }
+
+    /// Waits until all are there. A layer is as good without.
+    fn wait(&mut self) {
+        for inventory in self.0.drain(..) {
+            if inventory.join().is_err() {
+                tracing::warn!("making a layer's inventory failed");
+            }
+        }
+    }
+}
+
+impl Drop for Inventories {
+    fn drop(&mut self) {
+        self.wait();
+    }
 }
 
 /// What a layer's stream was found to be.
@@ -66,7 +97,43 @@ impl Store {
         self.sweep_tmp()?;
         let lock = self.lock_shared()?;
         let stage = tempfile::Builder::new().prefix("add-").tempdir_in(self.tmp()).at(self.tmp())?;
-        Ok(Transaction { store: self, stage, layers: Vec::new(), blobs: Vec::new(), images: Vec::new(), lock })
+        Ok(Transaction {
+            store: self,
+            inventories: Inventories::default(),
+            stage,
+            staged: 0,
+            layers: Vec::new(),
+            blobs: Vec::new(),
+            images: Vec::new(),
+            lock,
+        })
+    }
+}
+
+/// A layer's directory in the stage.
+pub(super) struct Staged(PathBuf);
+
+impl Staged {
+    /// Opens the directory that it is unpacked into.
+    pub(super) fn open(&self) -> Result<OwnedFd> {
+        super::layers::open_dir(&self.0.join("diff"))
+    }
+
+    /// Unpacks it.
+    pub(super) fn fill(
+        &self,
+        name: &str,
+        lowers: &Lowers<'_>,
+        input: &mut dyn Read,
+        options: &UnpackOptions,
+    ) -> Result<Unpacked> {
+        let recipe_path = self.0.join("recipe");
+        let mut recipe = BufWriter::new(File::create(&recipe_path).at(&recipe_path)?);
+        let options = UnpackOptions { write_out: true, ..options.clone() };
+        let unpacked = layer::unpack_above(input, self.open()?.as_fd(), lowers, Some(&mut recipe), &options)
+            .map_err(|source| ImageError::Layer { layer: name.to_owned(), source })?;
+        recipe.flush().at(&recipe_path)?;
+        Ok(unpacked)
     }
 }
 
@@ -81,7 +148,16 @@ impl Transaction<'_> {
     /// # Errors
     /// When the store's record of it is unreadable.
     pub fn find_layer(&self, below: &[Layer], diff_id: &Digest) -> Result<Option<Layer>> {
-        let chain_id = chain_of(below, diff_id);
+        let below: Vec<Digest> = diff_ids_of(below).collect();
+        self.find_layer_on(&below, diff_id)
+    }
+
+    /// The same, of layers that may not be there yet.
+    ///
+    /// # Errors
+    /// When the store's record of it is unreadable.
+    pub fn find_layer_on(&self, below: &[Digest], diff_id: &Digest) -> Result<Option<Layer>> {
+        let chain_id = chain_of(below.iter().copied(), diff_id);
         let staged = self.layers.iter().find(|layer| {
             let id = layer.id();
             layer.record.diff_id == *diff_id && (id == *diff_id || id == chain_id)
@@ -104,18 +180,32 @@ impl Transaction<'_> {
         input: &mut dyn Read,
         options: &UnpackOptions,
     ) -> Result<AddedLayer> {
-        let dir = self.stage.path().join(format!("layer-{}", self.layers.len()));
-        make_dir(&dir, 0o700)?;
-        let diff = dir.join("diff");
-        make_dir(&diff, 0o755)?;
-        let recipe_path = dir.join("recipe");
-        let mut recipe = BufWriter::new(File::create(&recipe_path).at(&recipe_path)?);
+        let staged = self.stage_layer()?;
         let lowers = open_topmost_first(below)?;
         let lowers: Vec<BorrowedFd<'_>> = lowers.iter().map(AsFd::as_fd).collect();
-        let dest = super::layers::open_dir(&diff)?;
-        let unpacked = layer::unpack(input, dest.as_fd(), &lowers, Some(&mut recipe), options)
-            .map_err(|source| ImageError::Layer { layer: name.to_owned(), source })?;
-        recipe.flush().at(&recipe_path)?;
+        let unpacked = staged.fill(name, &Lowers { dirs: &lowers, ready: &|| true }, input, options)?;
+        self.take_in(staged, name, below, expected, unpacked)
+    }
+
+    /// Makes room for one more layer.
+    pub(super) fn stage_layer(&mut self) -> Result<Staged> {
+        let staged = Staged(self.stage.path().join(format!("layer-{}", self.staged)));
+        self.staged += 1;
+        make_dir(&staged.0, 0o700)?;
+        make_dir(&staged.0.join("diff"), 0o755)?;
+        Ok(staged)
+    }
+
+    /// Checks a layer that was unpacked, and adds it.
+    pub(super) fn take_in(
+        &mut self,
+        staged: Staged,
+        name: &str,
+        below: &[Layer],
+        expected: Option<&Digest>,
+        unpacked: Unpacked,
+    ) -> Result<AddedLayer> {
+        let dir = staged.0;
         if let Some(expected) = expected.filter(|expected| **expected != unpacked.diff_id) {
             let (expected, found) = (expected.to_string(), unpacked.diff_id.to_string());
             return Err(ImageError::Mismatch { subject: format!("{name}: uncompressed layer"), expected, found });
@@ -126,7 +216,8 @@ impl Transaction<'_> {
         }
         let record = LayerRecord {
             diff_id: unpacked.diff_id,
-            chain_id: (unpacked.depends_on_lower && !below.is_empty()).then(|| chain_of(below, &unpacked.diff_id)),
+            chain_id: (unpacked.depends_on_lower && !below.is_empty())
+                .then(|| chain_of(diff_ids_of(below), &unpacked.diff_id)),
             size: unpacked.size,
             content_size: unpacked.content_size,
             entries: unpacked.entries,
@@ -134,7 +225,7 @@ impl Transaction<'_> {
         let record_path = dir.join("layer.json");
         fs::write(&record_path, spec::serialize("layer.json", &record)?).at(&record_path)?;
         let layer = Layer { dir, record };
-        layer.ensure_inventory();
+        self.inventories.begin(&layer);
         self.layers.push(layer.clone());
         Ok(AddedLayer { layer, compressed: unpacked.compressed })
     }
@@ -250,7 +341,8 @@ impl Transaction<'_> {
     /// # Errors
     /// When a step fails. What was published until then is taken back, unless other writers are at work, who may
     /// have begun to use it; then it is left to [`Store::gc`].
-    pub fn publish(self) -> Result<()> {
+    pub fn publish(mut self) -> Result<()> {
+        self.inventories.wait();
         self.sync()?;
         let add = |index: &mut spec::Index| {
             for (manifest, names) in &self.images {
@@ -305,8 +397,12 @@ pub(crate) fn open_topmost_first(layers: &[Layer]) -> Result<Vec<OwnedFd>> {
     layers.iter().rev().map(Layer::open_diff).collect()
 }
 
-fn chain_of(below: &[Layer], diff_id: &Digest) -> Digest {
-    let mut diff_ids: Vec<Digest> = below.iter().map(|layer| layer.record.diff_id).collect();
+fn diff_ids_of(layers: &[Layer]) -> impl Iterator<Item = Digest> {
+    layers.iter().map(|layer| layer.record.diff_id)
+}
+
+fn chain_of(below: impl Iterator<Item = Digest>, diff_id: &Digest) -> Digest {
+    let mut diff_ids: Vec<Digest> = below.collect();
     diff_ids.push(*diff_id);
     chain_ids(&diff_ids).pop().unwrap_or(*diff_id)
 }

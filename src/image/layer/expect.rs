@@ -1,0 +1,256 @@
+//! What the entries of a tar stream let one expect of the layer directory in the end.
+//!
+//! An entry that is not as expected is only suspected until the stream ends: a later one may have replaced it. So
+//! what is held in memory is what differs, not what is there. Nothing is suspected where the stream alone does not tell
+//! where an entry went: to be silent about a change is better than to call a sound layer damaged.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+
+use rustix::io::Errno;
+
+use super::attributes::{self, Attributes, FileKind, RECORDED, lacks_xattr};
+use super::error::{AtPath, Result, printable};
+use super::extract::attributes_of;
+use super::path::{components, is_at_or_below, join, normalise, split};
+use super::pax::Time;
+use super::read::{Entry, Kind};
+use super::{confined, marks};
+use crate::whiteout::{AUFS_OPAQUE, AUFS_PREFIX, AufsName, decode_aufs_name};
+
+const ACL: &[u8] = b"system.posix_acl_";
+const CAPABILITY: &[u8] = b"security.capability";
+
+/// Something that is not as an entry made it.
+struct Suspect {
+    reason: String,
+    /// There is nothing at its place: perhaps it was made through a symbolic link that has made room for a directory.
+    missing: bool,
+}
+
+pub(super) struct Expectations<'a> {
+    layer: BorrowedFd<'a>,
+    /// Unpacked without privileges: owners and modes are recorded beside the files.
+    recorded: bool,
+    suspects: BTreeMap<Vec<u8>, Suspect>,
+    /// Where symbolic links were, and something else is now: what was made through them is elsewhere.
+    former_links: BTreeSet<Vec<u8>>,
+    /// The directory of the last entry.
+    last_dir: Option<(Vec<u8>, OwnedFd)>,
+}
+
+impl<'a> Expectations<'a> {
+    pub(super) fn new(layer: BorrowedFd<'a>) -> Result<Self> {
+        let recorded = attributes::xattr(layer, RECORDED).at(b"")?.is_some();
+        let (suspects, former_links) = (BTreeMap::new(), BTreeSet::new());
+        Ok(Self { layer, recorded, suspects, former_links, last_dir: None })
+    }
+
+    /// What is not as the whole stream would have it, and why, in the order of paths.
+    pub(super) fn unmet(self) -> impl Iterator<Item = (Vec<u8>, String)> {
+        self.suspects.into_iter().map(|(path, suspect)| (path, suspect.reason))
+    }
+
+    /// Looks at what `entry` made.
+    pub(super) fn check(&mut self, entry: &Entry) -> Result<()> {
+        let Ok(path) = normalise(&entry.name, usize::MAX) else { return Ok(()) };
+        let (parent, name) = split(&path).unwrap_or((b"", b"."));
+        if components(parent).any(|name| name.starts_with(AUFS_PREFIX)) || self.is_below_former_link(&path) {
+            return Ok(());
+        }
+        let Some(dir) = self.open(parent)? else { return Ok(()) };
+        match decode_aufs_name(OsStr::from_bytes(name)) {
+            AufsName::Bookkeeping => Ok(()),
+            AufsName::Opaque => {
+                if !marks::hides_lower(dir.as_fd()).at(parent)? {
+                    self.suspect(join(parent, AUFS_OPAQUE), false, "the directory is no longer opaque".into());
+                }
+                Ok(())
+            }
+            AufsName::Whiteout(deleted) => {
+                let gone = confined::stat_entry(dir.as_fd(), deleted.as_bytes()).at(&path)?.is_none();
+                if gone && !marks::hides_lower(dir.as_fd()).at(parent)? {
+                    self.suspect(join(parent, deleted.as_bytes()), false, "its whiteout is gone".into());
+                }
+                Ok(())
+            }
+            AufsName::Plain => self.check_file(dir.as_fd(), name, path.clone(), entry),
+        }
+    }
+
+    fn check_file(&mut self, dir: BorrowedFd<'_>, name: &[u8], path: Vec<u8>, entry: &Entry) -> Result<()> {
+        let is_directory = entry.kind == Kind::Directory;
+        self.make_room(&path, is_directory);
+        let stat = match confined::stat_entry(dir, name) {
+            Ok(Some(stat)) => stat,
+            Ok(None) => {
+                if matches!(entry.kind, Kind::Symlink(_)) {
+                    self.former_links.insert(path.clone());
+                }
+                self.suspect(path, true, "it is gone".into());
+                return Ok(());
+            }
+            Err(error) => return Err(error).at(&path),
+        };
+        let (kind, found) = attributes::read(dir, name, &stat).at(&path)?;
+        if let Kind::HardLink(_) = entry.kind {
+            if kind == FileKind::Directory {
+                self.suspect(path, false, "it is a directory, not a hard link".into());
+            }
+            return Ok(());
+        }
+        let expected_kind = file_kind(&entry.kind);
+        if kind != expected_kind {
+            if expected_kind == FileKind::Symlink {
+                self.former_links.insert(path.clone());
+            }
+            let reason = format!("it is {}, not {}", kind.override_type(), expected_kind.override_type());
+            self.suspect(path, false, reason);
+            return Ok(());
+        }
+        let size = u64::try_from(stat.st_size).unwrap_or(0);
+        let difference = match &entry.kind {
+            Kind::File { size: expected, .. } if size != *expected => {
+                Some(format!("it is of {size} bytes, not {expected}"))
+            }
+            Kind::Symlink(expected) => {
+                let target = rustix::fs::readlinkat(dir, name, Vec::new()).at(&path)?;
+                let differs = target.as_bytes() != expected.as_slice();
+                differs.then(|| format!("it leads to {}, not to {}", printable(target.as_bytes()), printable(expected)))
+            }
+            _ => None,
+        };
+        let difference = match difference {
+            None => self.difference(dir, name, kind, &attributes_of(entry), &found).at(&path)?,
+            told => told,
+        };
+        if let Some(reason) = difference {
+            self.suspect(path, false, reason);
+        }
+        Ok(())
+    }
+
+    /// In what the attributes differ.
+    fn difference(
+        &self,
+        dir: BorrowedFd<'_>,
+        name: &[u8],
+        kind: FileKind,
+        expected: &Attributes,
+        found: &Attributes,
+    ) -> rustix::io::Result<Option<String>> {
+        let is_symlink = kind == FileKind::Symlink;
+        // Without privileges a link has no place for an owner.
+        let has_owner = !(is_symlink && self.recorded);
+        if has_owner && (found.uid, found.gid) != (expected.uid, expected.gid) {
+            let (uid, gid) = (expected.uid, expected.gid);
+            return Ok(Some(format!("its owner is {}:{}, not {uid}:{gid}", found.uid, found.gid)));
+        }
+        // An ACL has the permissions in itself, and the kernel moves them into the mode.
+        let has_acl = expected.xattrs.iter().any(|(name, _)| name.starts_with(ACL));
+        let compared = if has_acl { 0o7000 } else { 0o7777 };
+        if !is_symlink && (found.mode ^ expected.mode) & compared != 0 {
+            return Ok(Some(format!("its mode is {:o}, not {:o}", found.mode, expected.mode)));
+        }
+        if !same_time(expected.mtime, found.mtime) {
+            let (is, was) = (found.mtime.seconds, expected.mtime.seconds);
+            return Ok(Some(format!("its time of modification is {is}, not {was}")));
+        }
+        let expected: BTreeMap<&[u8], &[u8]> =
+            expected.xattrs.iter().map(|(name, value)| (name.as_slice(), value.as_slice())).collect();
+        for (attribute, value) in &found.xattrs {
+            match expected.get(attribute.as_slice()) {
+                Some(expected) if same_value(attribute, expected, value) => {}
+                Some(_) => return Ok(Some(format!("its attribute {} has another value", printable(attribute)))),
+                None if must_be_kept(attribute, kind, false) => {
+                    return Ok(Some(format!("it has an attribute {} that it had not", printable(attribute))));
+                }
+                None => {}
+            }
+        }
+        for attribute in expected.keys().filter(|attribute| must_be_kept(attribute, kind, self.recorded)) {
+            let is_there = found.xattrs.iter().any(|(name, _)| name == attribute);
+            if !is_there && **attribute != *RECORDED && lacks_xattr(dir, name, attribute)? {
+                return Ok(Some(format!("its attribute {} is gone", printable(attribute))));
+            }
+        }
+        Ok(None)
+    }
+
+    /// An entry at `path` replaces what was there; a directory leaves what is in it.
+    fn make_room(&mut self, path: &[u8], is_directory: bool) {
+        if !self.suspects.is_empty() {
+            self.suspects.retain(|suspect, found| {
+                let replaced = suspect == path || !is_directory && is_at_or_below(suspect, path);
+                // Named before its directory was: it may have been made where a lower layer's link led.
+                let elsewhere = is_directory && found.missing && is_at_or_below(suspect, path);
+                !replaced && !elsewhere
+            });
+        }
+    }
+
+    fn suspect(&mut self, path: Vec<u8>, missing: bool, reason: String) {
+        self.suspects.insert(path, Suspect { reason, missing });
+    }
+
+    fn is_below_former_link(&self, path: &[u8]) -> bool {
+        self.former_links.iter().any(|link| path.len() > link.len() && is_at_or_below(path, link))
+    }
+
+    /// The directory at `path`; `None` where a symbolic link is on the way, or nothing: of a directory that is gone its
+    /// own entry tells, and the files in it.
+    fn open(&mut self, path: &[u8]) -> Result<Option<OwnedFd>> {
+        if let Some((last, dir)) = &self.last_dir
+            && last == path
+        {
+            return dir.try_clone().map(Some).at(path);
+        }
+        let dir = match confined::open_dir(self.layer, path) {
+            Ok(dir) => dir,
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(None),
+            Err(error) => return Err(error).at(path),
+        };
+        let other = dir.try_clone().at(path)?;
+        self.last_dir = Some((path.to_vec(), other));
+        Ok(Some(dir))
+    }
+}
+
+fn file_kind(kind: &Kind) -> FileKind {
+    match kind {
+        Kind::File { .. } | Kind::HardLink(_) => FileKind::Regular,
+        Kind::Symlink(_) => FileKind::Symlink,
+        Kind::CharDevice(major, minor) => FileKind::CharDevice(*major, *minor),
+        Kind::BlockDevice(major, minor) => FileKind::BlockDevice(*major, *minor),
+        Kind::Directory => FileKind::Directory,
+        Kind::Fifo => FileKind::Fifo,
+    }
+}
+
+/// Whether a file system that stores times with less detail, or cannot hold this one, would show `found`.
+fn same_time(expected: Time, found: Time) -> bool {
+    let everywhere = (0..1 << 31).contains(&expected.seconds);
+    let stored_in = |unit: u32| expected.nanoseconds / unit * unit;
+    let same = || [1, 100, 1000, 1_000_000_000].into_iter().any(|unit| stored_in(unit) == found.nanoseconds);
+    !everywhere || found.seconds == expected.seconds && same()
+}
+
+/// Capabilities are shown in the version that fits the reader's user namespace; the kernel orders ACLs its own way.
+fn same_value(attribute: &[u8], expected: &[u8], found: &[u8]) -> bool {
+    match attribute {
+        CAPABILITY => expected.get(4..20) == found.get(4..20),
+        acl if acl.starts_with(ACL) => true,
+        _ => expected == found,
+    }
+}
+
+/// Attributes that unpacking keeps wherever the file system has them; the others it may have left out.
+fn must_be_kept(attribute: &[u8], kind: FileKind, recorded: bool) -> bool {
+    let in_file = matches!(kind, FileKind::Regular | FileKind::Directory);
+    match recorded {
+        true => attribute.starts_with(b"user.") && in_file,
+        false => attribute.starts_with(b"user.") || attribute.starts_with(b"trusted.") || attribute == CAPABILITY,
+    }
+}
