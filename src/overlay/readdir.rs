@@ -9,7 +9,7 @@ use super::types::{Attr, DirEntry, DirSink, Errno, NodeId, Result};
 use crate::layer::{LayerStack, UpperDir};
 use crate::merge::listing::{FIRST_POSITION, Listed};
 use crate::merge::{Found, Listing, Source};
-use crate::node::{NodeId as Id, NodeRef};
+use crate::node::{Node, NodeId as Id, NodeRef};
 
 /// Nothing behind `offset` means the end, unless the listing broke: then reading on gives the rest.
 fn complete(listing: &Listing, offset: u64, last: u64) -> Result<()> {
@@ -97,7 +97,20 @@ impl Overlay {
             }
             last = listed.position;
         }
+        if offset > 0 && last == offset && upper.is_none() {
+            Self::drop_listing(&parent);
+        }
         complete(&listing, offset, last)
+    }
+
+    /// After the end of the directory was read. Its names have nodes now, so that of a directory of one layer the listing
+    /// says nothing that these and one system call for a missing name do not: it is made again by who needs it.
+    fn drop_listing(node: &Node) {
+        if let Some(dir) = node.dir()
+            && dir.lowers.len() == 1
+        {
+            dir.state.lock().lower_listing = None;
+        }
     }
 
     /// Writes the directory to the disk, unless the mount is volatile.
