@@ -80,7 +80,7 @@ def all_drivers(repository, stratafs):
 def choose(available, wanted):
     """`--drivers a,b`; `stratafs+OPTION+OPTION` is a column of its own with those mount options."""
     if not wanted:
-        return available
+        wanted = ",".join(driver.name for driver in available).replace("stratafs", "stratafs,stratafs+inventory=off")
     chosen = []
     for name in wanted.split(","):
         base, *extra = name.split("+")

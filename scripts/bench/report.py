@@ -113,12 +113,26 @@ def circumstances(results):
     return f"{results['machine']}; {rounds} rounds, medians; {results['date']}; {versions}."
 
 
+def inventories(results):
+    """What the layers' inventories cost."""
+    made = results.get("inventories")
+    if not made:
+        return "No layer had an inventory."
+    seconds, size = (sum(stack[key] for stack in made.values()) for key in ("seconds", "bytes"))
+    layers = sum(stack["layers"] for stack in made.values())
+    most, largest = max((stack["seconds"], name) for name, stack in made.items())
+    return (
+        f"The layers have inventories, made once by `strata inventory`: {layers} in {seconds:.1f} s, {size / 1e6:.0f} MB "
+        f"(the longest: `{largest}`, {most:.1f} s). `inventory=off` is stratafs without them."
+    )
+
+
 def readme_section(results, chart):
     lines = []
     if chart:
         lines += [f"![Time relative to the kernel's overlayfs, by kind of work]({chart})", ""]
     lines += ["Seconds for the kernel's overlayfs; for the others the ratio to it, below 1 is faster. Memory in MB.",
-              "Measured by `scripts/bench/fs`: " + circumstances(results), "", table(results), ""]
+              "Measured by `scripts/bench/fs`: " + circumstances(results), inventories(results), "", table(results), ""]
     return "\n".join(lines)
 
 
@@ -135,7 +149,7 @@ def rewrite_readme(path, section):
 
 # ------------------------------------------------------------------------------------------------------------ chart
 
-COLOURS = {"stratafs": "#d1495b", "fo1": "#3d7ea6", "fo2": "#66a5ad", "unionfs": "#9a7fb8", "mergerfs": "#a89f68"}
+COLOURS = {"stratafs": "#d1495b", "stratafs+inventory=off": "#e9a3ad", "fo1": "#3d7ea6", "fo2": "#66a5ad", "unionfs": "#9a7fb8", "mergerfs": "#a89f68"}
 EXTRA_COLOURS = ["#e08e45", "#5b8c5a", "#777777"]
 LEFT, WIDTH, BAR, GAP, TOP = 330, 520, 6, 9, 64
 SMALLEST, LARGEST = 0.1, 40.0

@@ -4,7 +4,7 @@ use std::ffi::CStr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
 
 use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
 use rustix::io::Errno;
@@ -24,9 +24,15 @@ pub struct Inventory {
     knows_xattrs: bool,
     /// What was found of each directory.
     beliefs: Box<[AtomicU8]>,
+    /// How often a directory was asked for.
+    uses: AtomicU32,
     /// The log was told that the layer is not what the inventory says.
     told: AtomicBool,
 }
+
+/// After as many uses the process lets go of the pages that it has used: it would come to hold the whole file, 100 MB for
+/// a million names. They stay in the page cache, where another use finds them; of 512 lookups that is a small part.
+const RELEASE: u32 = 512;
 
 /// Of [`Inventory::beliefs`]: not looked at yet.
 const UNKNOWN: u8 = 0;
@@ -110,7 +116,16 @@ impl Inventory {
         let beliefs = (0..header.dirs).map(|_| AtomicU8::new(UNKNOWN)).collect();
         let knows_xattrs = header.saw_trusted || !super::sees_trusted();
         let path = path.to_owned();
-        let inventory = Self { map, header, path, device, knows_xattrs, beliefs, told: AtomicBool::new(false) };
+        let inventory = Self {
+            map,
+            header,
+            path,
+            device,
+            knows_xattrs,
+            beliefs,
+            uses: AtomicU32::new(0),
+            told: AtomicBool::new(false),
+        };
         match inventory.judge(DirNumber::ROOT, root, c"") {
             Ok(()) => Ok(inventory),
             Err(why) => Err(why),
@@ -147,6 +162,9 @@ impl Inventory {
                 }
             },
             _ => return None,
+        }
+        if self.uses.fetch_add(1, Ordering::Relaxed) % RELEASE == RELEASE - 1 {
+            self.map.release();
         }
         self.raw(number).map(|(_, directory)| directory)
     }

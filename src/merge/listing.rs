@@ -31,11 +31,18 @@ struct Item {
     position: u64,
     ino: u64,
     name_at: u32,
-    /// Where in [`Listing::dirs`] the lower parts of a directory are; `u32::MAX`: only in `source`.
-    dirs_at: u32,
-    dirs_len: u16,
     source: u16,
     kind: u8,
+}
+
+/// The lower parts of a directory that has several.
+#[derive(Clone, Copy, Debug)]
+struct Parts {
+    /// Which item: its [`Item::name_at`].
+    name_at: u32,
+    /// Where in [`Merged::dirs`] they are.
+    at: u32,
+    len: u16,
 }
 
 /// A merged listing. Immutable.
@@ -55,7 +62,9 @@ struct Merged {
     /// Names, each ended by a NUL.
     names: Vec<u8>,
     items: Vec<Item>,
-    /// Lower parts of directories that have several.
+    /// For each directory that has several lower parts, in the order of `name_at`.
+    parts: Vec<Parts>,
+    /// Lower parts of those directories.
     dirs: Vec<u16>,
 }
 
@@ -181,21 +190,26 @@ impl Builder {
         Ok(opaque)
     }
 
-    fn finish(self, keep: impl Fn(&Building) -> bool) -> Listing {
-        let mut listing = Merged { names: self.names, items: Vec::with_capacity(self.entries.len()), dirs: Vec::new() };
+    fn finish(mut self, keep: impl Fn(&Building) -> bool) -> Listing {
+        self.names.shrink_to_fit();
+        let items = Vec::with_capacity(self.entries.len());
+        let mut listing = Merged { names: self.names, items, ..Merged::default() };
+        // In the order in which they came, so that `name_at` only grows.
         for entry in self.entries.iter().filter(|e| keep(e)) {
-            let (mut dirs_at, mut dirs_len) = (u32::MAX, 0);
+            let Building { name_at, ino, source, kind, .. } = *entry;
             if !entry.more.is_empty() {
-                dirs_at = u32::try_from(listing.dirs.len()).unwrap_or(u32::MAX);
-                dirs_len = u16::try_from(entry.more.len() + 1).unwrap_or(u16::MAX);
-                listing.dirs.push(entry.source);
+                let at = u32::try_from(listing.dirs.len()).unwrap_or(u32::MAX);
+                let len = u16::try_from(entry.more.len() + 1).unwrap_or(u16::MAX);
+                listing.parts.push(Parts { name_at, at, len });
+                listing.dirs.push(source);
                 listing.dirs.extend_from_slice(&entry.more);
             }
-            let position = hash_position(name_at(&listing.names, entry.name_at).to_bytes());
-            let Building { name_at, ino, source, kind, .. } = *entry;
-            listing.items.push(Item { position, ino, name_at, dirs_at, dirs_len, source, kind });
+            let position = hash_position(self::name_at(&listing.names, name_at).to_bytes());
+            listing.items.push(Item { position, ino, name_at, source, kind });
         }
         listing.sort();
+        listing.parts.shrink_to_fit();
+        listing.dirs.shrink_to_fit();
         Listing(Form::Merged(listing))
     }
 }
@@ -257,10 +271,11 @@ impl Merged {
 
     fn lower_parts(&self, name: &CStr) -> &[u16] {
         let Some(item) = self.find(name) else { return &[] };
-        if item.dirs_at == u32::MAX {
+        let found = self.parts.binary_search_by_key(&item.name_at, |parts| parts.name_at);
+        let Some(parts) = found.ok().and_then(|index| self.parts.get(index)) else {
             return std::slice::from_ref(&item.source);
-        }
-        self.dirs.get(item.dirs_at as usize..).and_then(|d| d.get(..usize::from(item.dirs_len))).unwrap_or_default()
+        };
+        self.dirs.get(parts.at as usize..).and_then(|d| d.get(..usize::from(parts.len))).unwrap_or_default()
     }
 }
 
@@ -403,7 +418,8 @@ impl Listing {
     /// Memory held, in bytes.
     pub fn memory(&self) -> usize {
         let Form::Merged(merged) = &self.0 else { return 0 };
-        merged.names.capacity() + merged.items.capacity() * size_of::<Item>() + merged.dirs.capacity() * 2
+        let lists = merged.items.capacity() * size_of::<Item>() + merged.parts.capacity() * size_of::<Parts>();
+        merged.names.capacity() + lists + merged.dirs.capacity() * 2
     }
 }
 

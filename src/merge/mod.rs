@@ -256,7 +256,7 @@ impl Walk<'_, '_> {
                 }
                 self.stat = Some((stat, index));
             }
-            match self.take(&parent, name, part.layer, part.child_path(name))? {
+            match self.take(&parent, name, part.layer, self.path_below(part, name))? {
                 Next::Below => {}
                 Next::Stop => break,
                 Next::Renamed(other) => return self.by_probing(&other, usize::from(index) + 1),
@@ -267,6 +267,17 @@ impl Walk<'_, '_> {
             }
         }
         Ok(None)
+    }
+
+    /// Path of the entry `name` of `part`: mostly the one that the layer above has it under, and then the same string.
+    fn path_below(&self, part: &LowerRef, name: &CStr) -> std::sync::Arc<CStr> {
+        let same = |above: &&LowerRef| {
+            let (above, parent) = (above.path.to_bytes(), part.path.to_bytes());
+            let rest = above.strip_prefix(parent);
+            let rest = if parent.is_empty() { rest } else { rest.and_then(|rest| rest.strip_prefix(b"/")) };
+            rest == Some(name.to_bytes())
+        };
+        self.parts.last().filter(same).map_or_else(|| part.child_path(name), |above| above.path.clone())
     }
 
     fn layer_path(&self, part: &LowerRef) -> String {
@@ -299,7 +310,7 @@ impl Walk<'_, '_> {
             if self.stat.is_none() {
                 self.stat = Some((stat, source));
             }
-            match self.take(&parent, &name, part.layer, part.child_path(&name))? {
+            match self.take(&parent, &name, part.layer, self.path_below(part, &name))? {
                 // `.wh.NAME` or `.wh..wh..opq` beside the directory itself close it as well.
                 Next::Below if index + 1 < self.dir.lowers.len() && named_whiteout(&parent, &name)? => break,
                 Next::Below => {}

@@ -7,13 +7,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use dashmap::DashMap;
 use parking_lot::RwLock;
 
-use super::Node;
+use super::NodeRef;
 
 /// An open file.
 #[derive(Debug)]
 pub struct FileHandle {
     /// The file.
-    pub node: Arc<Node>,
+    pub node: NodeRef,
     /// The real file. A handle that reads a lower file changes over to the upper one after a copy-up.
     pub real: RwLock<RealFile>,
     /// It was opened for writing.

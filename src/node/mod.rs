@@ -14,15 +14,17 @@
 //! 1. [`Node::copy_up`] of a node, then of its parent, and so on upwards,
 //! 2. [`Dir::names`] of one directory, or of two in the order of their node ids (renames across directories hold
 //!    `Overlay::rename` before),
-//! 3. [`File::links`] of one file,
+//! 3. [`Node::links`] of one file,
 //! 4. [`NodeTable::multiple`],
-//! 5. the leaf locks, each for a few instructions and never over a system call: [`Node::place`], [`Dir::state`],
-//!    [`File::state`], the shards of the tables.
+//! 5. the leaf locks, each for a few instructions and never over a system call: [`Node::state`], [`Dir::state`], the
+//!    shards of the tables.
 //!
 //! Descriptors of directories are fetched before a lock of the second kind is taken, because fetching may take that
 //! lock of the parent.
 
 pub mod handle;
+mod name;
+pub mod state;
 pub mod table;
 
 use std::collections::HashMap;
@@ -30,13 +32,14 @@ use std::ffi::CStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
-use parking_lot::{Mutex, RwLock};
-use smallvec::SmallVec;
+use parking_lot::{Mutex, MutexGuard, RwLock};
 
 pub use crate::layer::Timestamp;
-use crate::layer::{FileType, LowerRef, UpperDir};
+use crate::layer::{FileType, LowerRef};
 use crate::merge::Listing;
 pub use handle::{FileHandle, HandleTable};
+pub use name::Name;
+pub use state::{DataRef, Indexed, OpenState, Real, State};
 pub use table::NodeTable;
 
 /// Number by which the kernel names an inode of this mount. Never reused, never shown to users.
@@ -48,8 +51,9 @@ impl NodeId {
     pub const ROOT: Self = Self(1);
 }
 
-/// A name, as kept in the table.
-pub type Name = Arc<CStr>;
+/// A node that somebody uses. Without the count of weak references that the standard library's has: a mount may know
+/// millions of nodes, and each byte of one counts.
+pub type NodeRef = triomphe::Arc<Node>;
 
 /// Set in [`Node::lookups`] of a node that has left the table.
 const DEAD: u64 = 1 << 63;
@@ -58,48 +62,28 @@ const UNKNOWN: u8 = 0;
 const BARE: u8 = 1;
 const ATTRIBUTED: u8 = 2;
 
-/// One inode of the mount.
+/// One inode of the mount. 80 bytes: what few of them have is elsewhere, in boxes.
 #[derive(Debug)]
 pub struct Node {
     /// Its number: that under which the kernel is told of it. See [`NodeTable::renumber`].
     id: AtomicU64,
     /// `st_ino`; only the copy-up of a lower hard link, which breaks it, changes the number.
     ino: AtomicU64,
-    /// Its type.
-    pub file_type: FileType,
     /// How many lookups the kernel has not yet forgotten, or [`DEAD`].
     lookups: AtomicU64,
-    /// Where the node is found. Leaf lock.
-    pub place: Mutex<Place>,
+    /// Where it is found; of a file, where its content is and how it is open. Leaf lock.
+    pub state: Mutex<State>,
+    /// What only directories have.
+    dir: Option<Box<Dir>>,
+    /// Its type.
+    pub file_type: FileType,
     /// Held while the node is copied up; what was copied stays so.
     pub copy_up: Mutex<()>,
-    /// Inode number in the upper under which [`NodeTable::by_upper_ino`] finds the node; 0: it does not.
-    pub shared: AtomicU64,
+    /// Of a file with an index entry: held while its number of names changes together with the mark that says it, and
+    /// while it is reached through the entry. May be held over I/O.
+    links: Mutex<()>,
     /// What is known of its extended attributes: [`UNKNOWN`], [`BARE`], or [`ATTRIBUTED`], which it stays.
     attributes: AtomicU8,
-    /// What only directories or only files have.
-    pub body: Body,
-}
-
-/// Names of a node.
-#[derive(Debug, Default)]
-pub struct Place {
-    /// Directory and name, for each name that is known. Empty for the root and for what was removed from the upper;
-    /// a removed lower file keeps its name, under which its layer still has it.
-    pub names: SmallVec<[(Arc<Node>, Name); 1]>,
-    /// The node's last name was removed.
-    pub removed: bool,
-    /// The real upper file, held because it has no name (any more).
-    pub orphan: Option<UpperDir>,
-}
-
-/// The part of a node that depends on its type.
-#[derive(Debug)]
-pub enum Body {
-    /// A directory.
-    Dir(Box<Dir>),
-    /// Anything else.
-    File(File),
 }
 
 /// A directory.
@@ -119,7 +103,7 @@ pub struct DirState {
     /// Its upper part, if it has one.
     pub upper: Option<UpperPart>,
     /// Nodes of the names in it that the kernel knows.
-    pub children: HashMap<Name, Arc<Node>>,
+    pub children: HashMap<Name, NodeRef>,
     /// Goes up whenever the names in it change.
     pub version: u64,
     /// The version at which a name last came in.
@@ -157,101 +141,19 @@ pub struct Inheritance {
     pub default_acl: Option<Arc<[u8]>>,
 }
 
-/// A file that is not a directory.
-#[derive(Debug)]
-pub struct File {
-    /// For a file with an index entry: held while its number of names changes together with the mark that says it,
-    /// and while it is reached through the entry. May be held over I/O.
-    pub links: Mutex<()>,
-    /// Leaf lock.
-    pub state: Mutex<FileState>,
-}
-
-impl File {
-    /// A file in this state.
-    pub fn new(state: FileState) -> Self {
-        Self { links: Mutex::new(()), state: Mutex::new(state) }
-    }
-}
-
-/// What changes of a file.
-#[derive(Debug)]
-pub struct FileState {
-    /// Where its content and attributes are.
-    pub real: Real,
-    /// Where the content is while only the attributes were copied up (`metacopy`).
-    pub data: Option<Box<DataRef>>,
-    /// For a lower hard link on a mount with an index: the entry that all its names share.
-    pub index: Option<Box<Indexed>>,
-    /// Present while the file is open.
-    pub open: Option<Box<OpenState>>,
-    /// The kernel was told to go straight to the backing file once: pages that it cached before may be old.
-    pub bypassed: bool,
-}
-
-/// A regular file in a lower layer that holds the content of another.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DataRef {
-    /// Which layer: index into [`crate::layer::LayerStack::lowers`].
-    pub layer: u16,
-    /// Path below the layer's root.
-    pub path: Arc<CStr>,
-}
-
-/// What the index knows of a file with several names in a lower layer.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Indexed {
-    /// Name in the index directory.
-    pub name: Name,
-    /// `st_nlink` of the mount.
-    pub nlink: u32,
-    /// Number of names in the lower layer.
-    pub lower_nlink: u32,
-    /// When the entry was found, it had its attributes only.
-    pub metacopy: bool,
-}
-
-/// Where a file's content and attributes are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Real {
-    /// In the parent's lower part of this index, under the node's name.
-    Lower(u16),
-    /// In the upper, under the node's names.
-    Upper,
-}
-
-/// How a file is open.
-#[derive(Debug, Default)]
-pub struct OpenState {
-    /// Handles that use the kernel's page cache.
-    pub cached: u32,
-    /// Handles that go straight to the backing file.
-    pub passthrough: u32,
-    /// Of the latter, those that can be mapped for writing.
-    pub mappable: u32,
-    /// The registration that they share.
-    pub backing: Option<u32>,
-    /// It is of the upper's file.
-    pub backing_is_upper: bool,
-    /// The open files, for requests that name no handle.
-    pub handles: SmallVec<[Arc<FileHandle>; 1]>,
-    /// How it is open under the number that it had before.
-    pub former: Option<Box<OpenState>>,
-}
-
 impl Node {
-    /// A node that the kernel has looked up `lookups` times.
-    pub fn new(id: NodeId, ino: u64, file_type: FileType, place: Place, body: Body) -> Self {
+    /// A node that nobody has looked up. `dir`: what it has if it is a directory.
+    pub fn new(id: NodeId, ino: u64, file_type: FileType, state: State, dir: Option<Box<Dir>>) -> Self {
         Self {
             id: AtomicU64::new(id.0),
             ino: AtomicU64::new(ino),
-            file_type,
             lookups: AtomicU64::new(0),
-            place: Mutex::new(place),
+            state: Mutex::new(state),
+            dir,
+            file_type,
             copy_up: Mutex::new(()),
-            shared: AtomicU64::new(0),
+            links: Mutex::new(()),
             attributes: AtomicU8::new(UNKNOWN),
-            body,
         }
     }
 
@@ -288,18 +190,17 @@ impl Node {
 
     /// The directory part, if it is one.
     pub fn dir(&self) -> Option<&Dir> {
-        match &self.body {
-            Body::Dir(dir) => Some(dir),
-            Body::File(_) => None,
-        }
+        self.dir.as_deref()
     }
 
-    /// The file part, if it is not a directory.
-    pub fn file(&self) -> Option<&File> {
-        match &self.body {
-            Body::Dir(_) => None,
-            Body::File(file) => Some(file),
-        }
+    /// The state, if it is not a directory.
+    pub fn file_state(&self) -> Option<MutexGuard<'_, State>> {
+        if self.dir.is_none() { Some(self.state.lock()) } else { None }
+    }
+
+    /// Holds the number of names, if it is not a directory.
+    pub fn hold_links(&self) -> Option<MutexGuard<'_, ()>> {
+        if self.dir.is_none() { Some(self.links.lock()) } else { None }
     }
 
     /// Counts one more lookup; `false` if the node has left the table and must not be used.
@@ -324,80 +225,33 @@ impl Node {
 
     /// True if the node has an upper part.
     pub fn has_upper(&self) -> bool {
-        match &self.body {
-            Body::Dir(dir) => dir.state.lock().upper.is_some(),
-            Body::File(file) => file.state.lock().real == Real::Upper,
+        match &self.dir {
+            Some(dir) => dir.state.lock().upper.is_some(),
+            None => self.state.lock().real == Real::Upper,
         }
     }
 
     /// True if the node's content is in the upper as well.
     pub fn has_upper_content(&self) -> bool {
-        match &self.body {
-            Body::Dir(_) => self.has_upper(),
-            Body::File(file) => file.state.lock().has_upper_content(),
+        match &self.dir {
+            Some(dir) => dir.state.lock().upper.is_some(),
+            None => self.state.lock().has_upper_content(),
         }
     }
 
     /// One directory and name of the node; `None` for the root and for what was removed from the upper.
-    pub fn name(&self) -> Option<(Arc<Node>, Name)> {
-        self.place.lock().names.first().cloned()
+    pub fn name(&self) -> Option<(NodeRef, Name)> {
+        self.state.lock().first_name().cloned()
     }
 
     /// True if `name` in `parent` is one of the node's names.
-    pub fn is_named(&self, parent: &Arc<Node>, name: &CStr) -> bool {
-        self.place.lock().names.iter().any(|(p, n)| Arc::ptr_eq(p, parent) && **n == *name)
-    }
-}
-
-impl FileState {
-    /// A file that nobody has open.
-    pub fn new(real: Real) -> Self {
-        Self { real, data: None, index: None, open: None, bypassed: false }
+    pub fn is_named(&self, parent: &NodeRef, name: &CStr) -> bool {
+        self.state.lock().is_named(parent, name)
     }
 
-    /// True if the content is in the upper, too.
-    pub fn has_upper_content(&self) -> bool {
-        self.real == Real::Upper && self.data.is_none()
-    }
-
-    /// True if the kernel's inode can serve no further open: the file is in the upper, and readers make the kernel read
-    /// it from a lower layer.
-    pub fn must_part(&self) -> bool {
-        let lower_backing = |open: &OpenState| open.passthrough > 0 && !open.backing_is_upper;
-        self.has_upper_content() && self.open.as_deref().is_some_and(lower_backing)
-    }
-
-    /// Counts the open handles as those of another inode of the kernel's.
-    pub fn part_from_readers(&mut self) {
-        let former = self.open.take();
-        self.open = Some(Box::new(OpenState { former, ..OpenState::default() }));
-        self.bypassed = false;
-    }
-}
-
-impl OpenState {
-    /// Takes out a handle that was closed. Gives back the registration when no handle uses it any more.
-    pub fn close(&mut self, handle: &Arc<FileHandle>) -> Option<u32> {
-        let before = self.handles.len();
-        self.handles.retain(|other| !Arc::ptr_eq(other, handle));
-        if self.handles.len() == before {
-            let former = self.former.as_mut()?;
-            let unused = former.close(handle);
-            self.former.take_if(|former| former.is_unused());
-            return unused;
-        }
-        if !handle.passthrough {
-            self.cached = self.cached.saturating_sub(1);
-            return None;
-        }
-        self.passthrough = self.passthrough.saturating_sub(1);
-        self.mappable = self.mappable.saturating_sub(u32::from(handle.mappable));
-        if self.passthrough == 0 { self.backing.take() } else { None }
-    }
-
-    /// True if no handle is open.
-    pub fn is_unused(&self) -> bool {
-        self.handles.is_empty() && self.former.is_none()
+    /// True if its last name was removed.
+    pub fn is_removed(&self) -> bool {
+        self.state.lock().removed
     }
 }
 
@@ -421,5 +275,16 @@ impl DirState {
     /// The listing to start reading from.
     pub fn listing_now(&self) -> Option<Arc<Listing>> {
         self.listing.as_ref().filter(|(version, _)| *version == self.version).map(|(_, listing)| listing.clone())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a mount takes for a million names is mostly this.
+    #[test]
+    fn a_node_is_small() {
+        assert_eq!(size_of::<Node>(), 80);
     }
 }

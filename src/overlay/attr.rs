@@ -2,18 +2,17 @@
 
 use std::ffi::{CStr, OsString};
 use std::os::fd::AsFd;
-use std::sync::Arc;
 
 use rustix::fs::OFlags;
 
 use super::Overlay;
 use super::types::{Attr, Caller, Errno, HandleId, NodeId, Result, SetAttr, SetTime, StatFs, Validity};
 use crate::layer::{FileType, Stat, TimeTo, Times, UpperDir};
-use crate::node::Node;
+use crate::node::NodeRef;
 
 impl Overlay {
     /// Attributes of a node.
-    pub(super) fn attr(&self, node: &Arc<Node>) -> Result<Attr> {
+    pub(super) fn attr(&self, node: &NodeRef) -> Result<Attr> {
         Ok(self.show(node, &self.real_stat(node)?))
     }
 
@@ -24,7 +23,7 @@ impl Overlay {
     pub fn getattr(&self, node: NodeId, handle: Option<HandleId>) -> Result<(Attr, Validity)> {
         let asked = node;
         let node = self.node(asked)?;
-        let open = handle.and_then(|id| self.handles.get(id.0)).filter(|open| Arc::ptr_eq(&open.node, &node));
+        let open = handle.and_then(|id| self.handles.get(id.0)).filter(|open| NodeRef::ptr_eq(&open.node, &node));
         if let Some(open) = open {
             let real = open.real.read();
             // A lower file that was copied up since has other attributes there.
@@ -74,7 +73,7 @@ impl Overlay {
     fn change_attributes(
         &self,
         caller: &Caller,
-        node: &Arc<Node>,
+        node: &NodeRef,
         handle: Option<HandleId>,
         set: &SetAttr,
     ) -> Result<Stat> {
@@ -115,7 +114,7 @@ impl Overlay {
         Ok(())
     }
 
-    fn truncate(&self, node: &Arc<Node>, handle: Option<HandleId>, size: u64) -> Result<()> {
+    fn truncate(&self, node: &NodeRef, handle: Option<HandleId>, size: u64) -> Result<()> {
         if node.file_type != FileType::Regular {
             return Err(if node.file_type == FileType::Directory { Errno::ISDIR } else { Errno::INVAL });
         }

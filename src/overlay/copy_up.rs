@@ -2,7 +2,6 @@
 
 use std::ffi::CStr;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
 
 use rustix::fs::OFlags;
 
@@ -10,7 +9,7 @@ use super::Overlay;
 use super::types::{Errno, Result};
 use crate::copy_up::{Plan, Source, stage};
 use crate::layer::{FileType, FsId, LayerStack, Staged, Stat, TimeTo, Times, UpperDir};
-use crate::node::{Body, DataRef, Indexed, Name, Node, Real, UpperPart};
+use crate::node::{DataRef, Indexed, Name, Node, NodeRef, Real, UpperPart};
 use crate::whiteout::Mark;
 
 /// How much of a file a caller needs in the upper.
@@ -27,21 +26,21 @@ impl Overlay {
     ///
     /// # Errors
     /// `ROFS`; those of reading the layer and writing the upper. The lower file stays visible then.
-    pub(super) fn copy_up(&self, node: &Arc<Node>) -> Result<()> {
+    pub(super) fn copy_up(&self, node: &NodeRef) -> Result<()> {
         self.copy_up_extent(node, Extent::Content(None))
     }
 
     /// As [`Self::copy_up`], but of the content only the first `length` bytes are copied.
-    pub(super) fn copy_up_to(&self, node: &Arc<Node>, length: Option<u64>) -> Result<()> {
+    pub(super) fn copy_up_to(&self, node: &NodeRef, length: Option<u64>) -> Result<()> {
         self.copy_up_extent(node, Extent::Content(length))
     }
 
     /// As [`Self::copy_up`], for a change of attributes: with `metacopy=on` the content stays below.
-    pub(super) fn copy_up_attributes(&self, node: &Arc<Node>) -> Result<()> {
+    pub(super) fn copy_up_attributes(&self, node: &NodeRef) -> Result<()> {
         self.copy_up_extent(node, if self.config.metacopy { Extent::Attributes } else { Extent::Content(None) })
     }
 
-    fn copy_up_extent(&self, node: &Arc<Node>, extent: Extent) -> Result<()> {
+    fn copy_up_extent(&self, node: &NodeRef, extent: Extent) -> Result<()> {
         if node.has_upper_content() || (extent == Extent::Attributes && node.has_upper()) {
             return Ok(());
         }
@@ -57,7 +56,7 @@ impl Overlay {
         }
         for step in chain.iter().rev() {
             let _copy_up = step.copy_up.lock();
-            let is_target = Arc::ptr_eq(step, node);
+            let is_target = NodeRef::ptr_eq(step, node);
             if !step.has_upper() {
                 self.copy_up_one(step, if is_target { extent } else { Extent::Attributes })?;
             }
@@ -69,7 +68,7 @@ impl Overlay {
     }
 
     /// Copies one node up whose parent has an upper part. The caller holds its `copy_up` lock.
-    fn copy_up_one(&self, node: &Arc<Node>, extent: Extent) -> Result<()> {
+    fn copy_up_one(&self, node: &NodeRef, extent: Extent) -> Result<()> {
         let upper = self.upper()?;
         let (parent, name) = node.name().ok_or(Errno::STALE)?;
         let (source_dir, source_name, fs) = self.copy_up_source(node, &parent, &name)?;
@@ -94,17 +93,16 @@ impl Overlay {
         let keeps_below = plan.metacopy && stat.file_type() == FileType::Regular;
         let data = match content {
             Some((data, _)) => Some(data),
-            None if keeps_below => node.file().and_then(|f| self.own_data_ref(f.state.lock().real, &parent, &name)),
+            None if keeps_below => self.own_data_ref(node.state.lock().real, &parent, &name),
             None => None,
         };
         self.publish_copy(node, staged, indexed.as_ref(), breaks_link)?;
-        match &node.body {
-            Body::Dir(dir) => dir.state.lock().upper = Some(UpperPart::default()),
-            Body::File(file) => {
-                let mut state = file.state.lock();
-                state.data = data.filter(|_| keeps_below).map(Box::new);
-                state.real = Real::Upper;
-            }
+        if let Some(dir) = node.dir() {
+            dir.state.lock().upper = Some(UpperPart::default());
+        } else {
+            let mut state = node.state.lock();
+            state.set_data(data.filter(|_| keeps_below));
+            state.real = Real::Upper;
         }
         Ok(())
     }
@@ -112,26 +110,22 @@ impl Overlay {
     /// Directory, name and file system of what is copied up.
     fn copy_up_source<'n>(
         &self,
-        node: &Arc<Node>,
-        parent: &Arc<Node>,
+        node: &NodeRef,
+        parent: &NodeRef,
         name: &'n Name,
     ) -> Result<(crate::layer::Dir, &'n CStr, FsId)> {
-        match &node.body {
-            Body::Dir(dir) => {
-                let part = dir.lowers.first().ok_or(Errno::IO)?;
-                Ok((self.lower_dir(node, 0)?, c"", self.stack.lower(part.layer)?.fs()))
-            }
-            Body::File(file) => {
-                let Real::Lower(index) = file.state.lock().real else { return Err(Errno::IO) };
-                let part = parent.dir().and_then(|d| d.lowers.get(usize::from(index))).ok_or(Errno::IO)?;
-                Ok((self.lower_dir(parent, usize::from(index))?, name, self.stack.lower(part.layer)?.fs()))
-            }
+        if let Some(dir) = node.dir() {
+            let part = dir.lowers.first().ok_or(Errno::IO)?;
+            return Ok((self.lower_dir(node, 0)?, c"", self.stack.lower(part.layer)?.fs()));
         }
+        let Real::Lower(index) = node.state.lock().real else { return Err(Errno::IO) };
+        let part = parent.dir().and_then(|d| d.lowers.get(usize::from(index))).ok_or(Errno::IO)?;
+        Ok((self.lower_dir(parent, usize::from(index))?, name, self.stack.lower(part.layer)?.fs()))
     }
 
     /// Where the content of a lower file is that keeps it elsewhere.
     fn lower_content(&self, node: &Node) -> Result<Option<(DataRef, OwnedFd)>> {
-        let Some(data) = node.file().and_then(|file| file.state.lock().data.as_deref().cloned()) else {
+        let Some(data) = node.file_state().and_then(|state| state.data().cloned()) else {
             return Ok(None);
         };
         let file = self.open_content(&data)?;
@@ -160,7 +154,7 @@ impl Overlay {
     /// Gives the staged copy its name, if the node still has one.
     fn publish_copy(
         &self,
-        node: &Arc<Node>,
+        node: &NodeRef,
         staged: Staged<'_>,
         indexed: Option<&Indexed>,
         breaks_link: bool,
@@ -169,16 +163,15 @@ impl Overlay {
         let above = self.upper_dir(&parent)?;
         let parent_dir = parent.dir().ok_or(Errno::IO)?;
         let _names = parent_dir.names.write();
-        if node.place.lock().removed {
+        if node.is_removed() {
             // Still open, but without a name: the copy gets none either.
-            node.place.lock().orphan = Some(self.upper()?.hold(staged.into_nameless()?));
+            let held = self.upper()?.hold(staged.into_nameless()?);
+            node.state.lock().set_orphan(Some(held));
             return Ok(());
         }
         if let Some(entry) = indexed {
             self.publish_indexed(entry, staged)?;
-            if let Some(file) = node.file() {
-                file.state.lock().real = Real::Upper;
-            }
+            node.state.lock().real = Real::Upper;
             return self.link_up(node, &parent, &above, &name);
         }
         self.mark_impure(&parent, &above)?;
@@ -202,7 +195,7 @@ impl Overlay {
 
     /// Copies the content of a metacopy file up (kernel: `ovl_copy_up_meta_inode_data`). Until the mark is gone, the
     /// content below counts, so a crash in between costs nothing.
-    fn copy_up_content(&self, node: &Arc<Node>, length: Option<u64>) -> Result<()> {
+    fn copy_up_content(&self, node: &NodeRef, length: Option<u64>) -> Result<()> {
         let Some((data, content)) = self.lower_content(node)? else { return Ok(()) };
         let upper = self.upper()?;
         let fs = self.stack.lower(data.layer)?.fs();
@@ -224,15 +217,13 @@ impl Overlay {
             }
             dir.remove_xattr(name, &upper.mark_key(Mark::Metacopy))
         })?;
-        if let Some(file) = node.file() {
-            file.state.lock().data = None;
-        }
+        node.state.lock().set_data(None);
         Ok(())
     }
 
     /// Notes on disk that the directory holds files with an origin mark, whose inode numbers are not their own
     /// (kernel: `ovl_set_impure`).
-    pub(super) fn mark_impure(&self, node: &Arc<Node>, dir: &UpperDir) -> Result<()> {
+    pub(super) fn mark_impure(&self, node: &NodeRef, dir: &UpperDir) -> Result<()> {
         let state = &node.dir().ok_or(Errno::NOTDIR)?.state;
         if state.lock().upper.as_ref().is_some_and(|part| part.impure) {
             return Ok(());

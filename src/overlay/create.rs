@@ -15,7 +15,7 @@ use super::types::{Attr, Caller, Entry, Errno, NodeId, Opened, Result};
 use super::{Overlay, creatable_name, permissions};
 use crate::layer::{LayerDir, Staged, Stat, UpperDir};
 use crate::merge::{Found, Source};
-use crate::node::{Inheritance, Node};
+use crate::node::{Inheritance, Node, NodeRef};
 use crate::whiteout::Mark;
 
 /// What to make.
@@ -129,7 +129,7 @@ impl Overlay {
         name: &OsStr,
         mode: u32,
         new: &New<'_>,
-    ) -> Result<(Arc<Node>, Attr, Option<OwnedFd>)> {
+    ) -> Result<(NodeRef, Attr, Option<OwnedFd>)> {
         self.upper()?;
         let parent = self.dir_node(parent)?;
         let name = creatable_name(name)?;
@@ -141,7 +141,7 @@ impl Overlay {
         }
         let names = &parent.dir().ok_or(Errno::NOTDIR)?.names;
         let _names = names.write();
-        if parent.place.lock().removed {
+        if parent.is_removed() {
             return Err(Errno::NOENT);
         }
         let at_once = self.is_right_at_once(&owner).then(|| self.make_at_once(&dir, &name, &owner, new));
@@ -168,7 +168,7 @@ impl Overlay {
     }
 
     /// Owner, permissions and what is inherited (kernel: `inode_init_owner`, `posix_acl_create`).
-    fn ownership(&self, caller: &Caller, parent: &Arc<Node>, dir: &UpperDir, mode: u32) -> Result<Ownership> {
+    fn ownership(&self, caller: &Caller, parent: &NodeRef, dir: &UpperDir, mode: u32) -> Result<Ownership> {
         let inherited = self.inheritance(parent, dir)?;
         let mut mode = mode;
         if inherited.default_acl.is_none() && mode & libc::S_IFMT != libc::S_IFLNK {
@@ -186,7 +186,7 @@ impl Overlay {
     }
 
     /// What new entries of the directory inherit; read once and kept until its attributes change.
-    fn inheritance(&self, parent: &Arc<Node>, dir: &UpperDir) -> Result<Inheritance> {
+    fn inheritance(&self, parent: &NodeRef, dir: &UpperDir) -> Result<Inheritance> {
         let state = &parent.dir().ok_or(Errno::NOTDIR)?.state;
         if let Some(known) = state.lock().upper.as_ref().and_then(|part| part.inheritance.clone()) {
             return Ok(known);
@@ -303,7 +303,7 @@ impl Overlay {
     /// The open file, for regular ones; its attributes; true if it took the place of a whiteout.
     fn make_staged(
         &self,
-        parent: &Arc<Node>,
+        parent: &NodeRef,
         dir: &UpperDir,
         name: &CStr,
         owner: &Ownership,

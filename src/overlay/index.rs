@@ -6,7 +6,6 @@
 //! upper (`U+N`) or the lower file (`L+N`), whichever the next step does not change.
 
 use std::ffi::CStr;
-use std::sync::Arc;
 
 use parking_lot::MutexGuard;
 
@@ -15,7 +14,7 @@ use super::copy_up::keep_mtime;
 use super::types::{Errno, Result};
 use crate::layer::{Stat, UpperDir};
 use crate::merge::{Found, Source};
-use crate::node::{Indexed, Name, Node, Real};
+use crate::node::{Indexed, Name, Node, NodeRef, Real};
 use crate::whiteout::Mark;
 use crate::whiteout::index::{decode_nlink, encode_nlink, entry_name};
 
@@ -34,7 +33,7 @@ impl Overlay {
     /// entry's file if it exists.
     pub(super) fn index_entry(
         &self,
-        parent: &Arc<Node>,
+        parent: &NodeRef,
         name: &CStr,
         found: &Found,
     ) -> Result<Option<(Indexed, Option<Stat>)>> {
@@ -59,7 +58,7 @@ impl Overlay {
         if origin.is_empty() {
             return Ok(None);
         }
-        let entry: Name = Arc::from(entry_name(&origin));
+        let entry = Name::from(entry_name(&origin).as_c_str());
         let stat = index.stat(&entry)?.filter(|stat| !stat.is_whiteout_device());
         match (found.source, &stat) {
             // A link made before the mount had an index: a file like any other.
@@ -81,13 +80,13 @@ impl Overlay {
 
     /// The node's index entry.
     pub(super) fn indexed(&self, node: &Node) -> Option<Indexed> {
-        node.file()?.state.lock().index.as_deref().cloned()
+        node.file_state()?.index().cloned()
     }
 
     /// Directory and name of the node's file in the index, if it was copied up there.
     pub(super) fn index_place(&self, node: &Node) -> Option<(UpperDir, Name)> {
-        let state = node.file()?.state.lock();
-        let entry = state.index.as_ref().filter(|_| state.real == Real::Upper)?;
+        let state = node.file_state()?;
+        let entry = state.index().filter(|_| state.real == Real::Upper)?;
         Some((self.index_dir()?.clone(), entry.name.clone()))
     }
 
@@ -114,13 +113,13 @@ impl Overlay {
 
     /// Makes sure that the indexed file has the name `name` in the upper part of `parent`, which exists. The
     /// caller holds that directory's `names` lock for writing.
-    pub(super) fn link_up(&self, node: &Node, parent: &Arc<Node>, dir: &UpperDir, name: &CStr) -> Result<()> {
+    pub(super) fn link_up(&self, node: &Node, parent: &NodeRef, dir: &UpperDir, name: &CStr) -> Result<()> {
         let Some((index, entry)) = self.index_place(node) else { return Ok(()) };
         if dir.stat(name)?.is_some() {
             return Ok(());
         }
         self.mark_impure(parent, dir)?;
-        let _links = node.file().map(|file| file.links.lock());
+        let _links = node.hold_links();
         let Some(indexed) = self.indexed(node) else { return Ok(()) };
         // The upper gets one more name, the mount does not.
         self.write_nlink(&indexed, 'L')?;
@@ -133,7 +132,7 @@ impl Overlay {
     /// Before the mount's link count of an indexed file changes together with the upper's. What is given back goes to
     /// [`Self::end_nlink_change`] when both have changed.
     pub(super) fn begin_nlink_change<'n>(&self, node: &'n Node) -> Result<NlinkChange<'n>> {
-        let guard = node.file().map(|file| file.links.lock());
+        let guard = node.hold_links();
         match self.indexed(node) {
             Some(entry) if node.has_upper() => self.write_nlink(&entry, 'U')?,
             _ => {}
@@ -147,9 +146,8 @@ impl Overlay {
     pub(super) fn end_nlink_change(&self, _change: NlinkChange<'_>, node: &Node, difference: i32) {
         let Some((index, entry)) = self.index_place(node) else { return };
         let left = {
-            let Some(file) = node.file() else { return };
-            let mut state = file.state.lock();
-            let Some(indexed) = &mut state.index else { return };
+            let Some(mut state) = node.file_state() else { return };
+            let Some(indexed) = state.index_mut() else { return };
             indexed.nlink = indexed.nlink.saturating_add_signed(difference);
             indexed.nlink
         };
@@ -158,10 +156,10 @@ impl Overlay {
         }
         let removed = self.upper().and_then(|upper| {
             let held = upper.hold(index.open_reference(&entry)?);
-            node.place.lock().orphan = Some(held);
-            if let Some(file) = node.file() {
-                file.state.lock().index = None;
-            }
+            let mut state = node.state.lock();
+            state.set_orphan(Some(held));
+            state.take_index();
+            drop(state);
             index.remove_file(&entry)
         });
         if let Err(errno) = removed {

@@ -18,7 +18,7 @@ use super::Overlay;
 use super::attr::mode_without_set_id;
 use super::types::{Caller, Errno, HandleId, NodeId, OpenMode, Opened, Result};
 use crate::layer::{FileType, LayerDir, Stat};
-use crate::node::{FileHandle, Node, Real, handle::RealFile};
+use crate::node::{FileHandle, NodeRef, Real, handle::RealFile};
 
 /// Access mode bits of `open(2)`.
 fn access_mode(flags: u32) -> u32 {
@@ -74,10 +74,10 @@ impl Overlay {
     }
 
     /// Opens the real file; whether it is the upper's. A lower one may be shared: it has no position of its own.
-    fn open_real(&self, node: &Arc<Node>, flags: OFlags) -> Result<(Arc<OwnedFd>, bool)> {
+    fn open_real(&self, node: &NodeRef, flags: OFlags) -> Result<(Arc<OwnedFd>, bool)> {
         let (real, data) = {
-            let state = node.file().ok_or(Errno::ISDIR)?.state.lock();
-            (state.real, state.data.as_deref().cloned())
+            let state = node.file_state().ok_or(Errno::ISDIR)?;
+            (state.real, state.data().cloned())
         };
         if let Some(data) = data {
             return Ok((Arc::new(self.open_content(&data)?), false));
@@ -105,7 +105,7 @@ impl Overlay {
     /// of the file, if it may be written.
     pub(super) fn install(
         &self,
-        node: &Arc<Node>,
+        node: &NodeRef,
         asked: NodeId,
         file: Arc<OwnedFd>,
         upper: bool,
@@ -114,7 +114,7 @@ impl Overlay {
     ) -> Result<Opened> {
         let writable = access_mode(flags) != libc::O_RDONLY as u32;
         let mappable = access_mode(flags) == libc::O_RDWR as u32;
-        let mut state = node.file().ok_or(Errno::ISDIR)?.state.lock();
+        let mut state = node.file_state().ok_or(Errno::ISDIR)?;
         let bypassed = state.bypassed;
         // Copied up since it was opened.
         let outdated = !upper && state.has_upper_content();
@@ -122,7 +122,7 @@ impl Overlay {
             drop(state);
             return Err(self.turn_away(node, asked));
         }
-        let open = state.open.get_or_insert_default();
+        let open = state.open_mut();
         let set_id = writable && mode & (libc::S_ISUID | libc::S_ISGID) != 0;
         let (backing, keep) = if open.passthrough > 0 {
             (open.backing, true)
@@ -181,14 +181,7 @@ impl Overlay {
     /// Closes a handle.
     pub fn release(&self, handle: HandleId) {
         let Some(handle) = self.handles.remove(handle.0) else { return };
-        let Some(file) = handle.node.file() else { return };
-        let mut state = file.state.lock();
-        let Some(open) = &mut state.open else { return };
-        let unused = open.close(&handle);
-        if open.is_unused() {
-            state.open = None;
-        }
-        drop(state);
+        let unused = handle.node.state.lock().close(&handle);
         if let (Some(backing), Some(kernel)) = (unused, self.kernel()) {
             kernel.unregister_backing(backing);
         }

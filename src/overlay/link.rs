@@ -1,13 +1,12 @@
 //! Hard links.
 
 use std::ffi::OsStr;
-use std::sync::Arc;
 
 use super::types::{Entry, Errno, NodeId, Result};
 use super::{Overlay, creatable_name};
 use crate::layer::{LayerStack, UpperDir};
 use crate::merge::Found;
-use crate::node::{Body, File, FileState, Name, Node, Place, Real};
+use crate::node::{Name, Node, NodeRef, Real, State};
 
 impl Overlay {
     /// Gives `node` the further name `name` in `parent`.
@@ -20,7 +19,7 @@ impl Overlay {
         let node = self.node(asked)?;
         let parent = self.dir_node(parent)?;
         let name = creatable_name(name)?;
-        if node.file().is_none() {
+        if node.dir().is_some() {
             return Err(Errno::PERM);
         }
         self.copy_up(&node)?;
@@ -33,13 +32,13 @@ impl Overlay {
             Some((old_parent, _)) if index_place.is_none() => Some(self.upper_dir(old_parent)?),
             _ => None,
         };
-        let name: Name = Arc::from(name);
+        let name = Name::from(name.as_c_str());
         {
             let _rename = self.rename.lock();
             let parent_dir = parent.dir().ok_or(Errno::NOTDIR)?;
             // `rename` is held, so the old name stays; names in the new directory need its lock.
             let _names = parent_dir.names.write();
-            if parent.place.lock().removed {
+            if parent.is_removed() {
                 return Err(Errno::NOENT);
             }
             if let Some((old_parent, _)) = &old
@@ -47,7 +46,7 @@ impl Overlay {
             {
                 self.mark_impure(&parent, &dir)?;
             }
-            let orphan = node.place.lock().orphan.clone();
+            let orphan = node.state.lock().orphan().cloned();
             let from = match (&old, &old_dir, &orphan) {
                 (_, _, Some(orphan)) => From::Open(orphan),
                 _ if let Some((index, entry)) = &index_place => From::Named(index, entry),
@@ -60,7 +59,7 @@ impl Overlay {
             let change = self.begin_nlink_change(&node)?;
             self.link_real(&from, &parent, &dir, &name)?;
             self.end_nlink_change(change, &node, 1);
-            node.place.lock().orphan = None;
+            node.state.lock().set_orphan(None);
             node.acquire();
             self.nodes.add_name(&parent, &name, &node);
             parent_dir.state.lock().note_addition();
@@ -71,7 +70,7 @@ impl Overlay {
         Ok(self.entry(&node, self.show(&node, &stat)))
     }
 
-    fn link_real(&self, from: &From<'_>, parent: &Arc<Node>, dir: &UpperDir, name: &Name) -> Result<()> {
+    fn link_real(&self, from: &From<'_>, parent: &NodeRef, dir: &UpperDir, name: &Name) -> Result<()> {
         let linked = match from {
             From::Named(old_dir, old_name) => dir.link(old_dir, old_name, name),
             From::Open(file) => dir.link_open_file(std::os::fd::AsFd::as_fd(*file), name),
@@ -90,11 +89,11 @@ impl Overlay {
     }
 
     /// Puts an upper file without a name into the table, with one lookup counted.
-    pub(super) fn admit_nameless(&self, found: Found, held: UpperDir) -> Arc<Node> {
-        let place = Place { orphan: Some(held), ..Place::default() };
-        let body = Body::File(File::new(FileState::new(Real::Upper)));
+    pub(super) fn admit_nameless(&self, found: Found, held: UpperDir) -> NodeRef {
+        let mut state = State::new(None, Real::Upper);
+        state.set_orphan(Some(held));
         let ino = self.stack.show_ino(LayerStack::UPPER_FS, found.stat.ino);
-        let node = Arc::new(Node::new(self.nodes.next_id(), ino, found.stat.file_type(), place, body));
+        let node = NodeRef::new(Node::new(self.nodes.next_id(), ino, found.stat.file_type(), state, None));
         self.nodes.adopt_nameless(&node);
         node
     }

@@ -9,7 +9,7 @@ use super::Overlay;
 use super::types::{Errno, Result};
 use crate::layer::{Dir, LayerDir, Stat, UpperDir};
 use crate::merge::{self, Listing, MergedDir, Resolution};
-use crate::node::{self, Body, DirState, Node, NodeId, Real};
+use crate::node::{self, DirState, Name, Node, NodeId, NodeRef, Real};
 
 /// Lookups without a listing after which it is worth making one: a directory of several layers, and of one.
 const PROBES_MERGED: u32 = 1;
@@ -61,23 +61,19 @@ impl Overlay {
     /// Calls `act` with the node's file in a lower layer, if it has nothing in the upper.
     pub(super) fn on_lower_view<R>(
         &self,
-        node: &Arc<Node>,
+        node: &NodeRef,
         act: impl FnOnce(&LayerDir<'_>, &CStr) -> Result<R>,
     ) -> Result<Option<R>> {
-        match &node.body {
-            Body::Dir(dir) if dir.state.lock().upper.is_none() => act(&self.lower_view(node, 0)?, c"").map(Some),
-            Body::File(file) => {
-                let real = file.state.lock().real;
-                let Real::Lower(index) = real else { return Ok(None) };
-                let (parent, name) = node.name().ok_or(Errno::STALE)?;
-                act(&self.lower_view(&parent, usize::from(index))?, &name).map(Some)
-            }
-            Body::Dir(_) => Ok(None),
+        if let Some(dir) = node.dir() {
+            let has_upper = dir.state.lock().upper.is_some();
+            return if has_upper { Ok(None) } else { act(&self.lower_view(node, 0)?, c"").map(Some) };
         }
+        let Some((parent, name, index)) = Self::lower_place(node)? else { return Ok(None) };
+        act(&self.lower_view(&parent, usize::from(index))?, &name).map(Some)
     }
 
     /// The directory's upper part. May take the `names` lock of its parents, so it is called with no such lock held.
-    pub(super) fn upper_dir(&self, node: &Arc<Node>) -> Result<UpperDir> {
+    pub(super) fn upper_dir(&self, node: &NodeRef) -> Result<UpperDir> {
         if node.id() == NodeId::ROOT {
             return self.stack.upper().map(|upper| upper.root().clone()).ok_or(Errno::ROFS);
         }
@@ -87,8 +83,8 @@ impl Overlay {
         }
         loop {
             let (at, orphan) = {
-                let place = node.place.lock();
-                (place.names.first().cloned(), place.orphan.clone())
+                let state = node.state.lock();
+                (state.first_name().cloned(), state.orphan().cloned())
             };
             if let Some(orphan) = orphan {
                 return Ok(orphan);
@@ -107,26 +103,26 @@ impl Overlay {
     }
 
     /// The directory's upper part, if it has one.
-    pub(super) fn upper_dir_if_any(&self, node: &Arc<Node>) -> Result<Option<UpperDir>> {
+    pub(super) fn upper_dir_if_any(&self, node: &NodeRef) -> Result<Option<UpperDir>> {
         if node.has_upper() { self.upper_dir(node).map(Some) } else { Ok(None) }
     }
 
     /// Calls `act` with the node's upper file, which cannot be renamed or removed meanwhile.
-    pub(super) fn on_upper<R>(&self, node: &Arc<Node>, act: impl FnOnce(&UpperDir, &CStr) -> Result<R>) -> Result<R> {
+    pub(super) fn on_upper<R>(&self, node: &NodeRef, act: impl FnOnce(&UpperDir, &CStr) -> Result<R>) -> Result<R> {
         if node.dir().is_some() {
             return act(&self.upper_dir(node)?, c"");
         }
         if self.index_place(node).is_some() {
             // The entry goes with the last name.
-            let _links = node.file().map(|file| file.links.lock());
+            let _links = node.hold_links();
             if let Some((index, entry)) = self.index_place(node) {
                 return act(&index, &entry);
             }
         }
         loop {
             let (at, orphan) = {
-                let place = node.place.lock();
-                (place.names.first().cloned(), place.orphan.clone())
+                let state = node.state.lock();
+                (state.first_name().cloned(), state.orphan().cloned())
             };
             if let Some(orphan) = orphan {
                 return act(&orphan, c"");
@@ -134,7 +130,7 @@ impl Overlay {
             let (parent, name) = at.ok_or(Errno::STALE)?;
             let dir = self.upper_dir(&parent)?;
             let _names = parent.dir().ok_or(Errno::STALE)?.names.read();
-            if !node.is_named(&parent, &name) || node.place.lock().orphan.is_some() {
+            if !node.is_named(&parent, &name) || node.state.lock().orphan().is_some() {
                 continue;
             }
             return act(&dir, &name);
@@ -142,30 +138,29 @@ impl Overlay {
     }
 
     /// Calls `act` with the node's real file, wherever it is, for reading.
-    pub(super) fn on_real<R>(&self, node: &Arc<Node>, act: impl FnOnce(&Dir, &CStr) -> Result<R>) -> Result<R> {
-        match &node.body {
-            Body::Dir(dir) => {
-                if dir.state.lock().upper.is_some() {
-                    return act(self.upper_dir(node)?.as_dir(), c"");
-                }
-                act(&self.lower_dir(node, 0)?, c"")
-            }
-            Body::File(file) => {
-                let real = file.state.lock().real;
-                match real {
-                    Real::Upper => self.on_upper(node, |dir, name| act(dir, name)),
-                    Real::Lower(index) => {
-                        // A file that only a lower layer has is never moved, so its name needs no lock.
-                        let (parent, name) = node.name().ok_or(Errno::STALE)?;
-                        act(&self.lower_dir(&parent, usize::from(index))?, &name)
-                    }
-                }
-            }
+    pub(super) fn on_real<R>(&self, node: &NodeRef, act: impl FnOnce(&Dir, &CStr) -> Result<R>) -> Result<R> {
+        if let Some(dir) = node.dir() {
+            let has_upper = dir.state.lock().upper.is_some();
+            let held = if has_upper { self.upper_dir(node)?.as_dir().clone() } else { self.lower_dir(node, 0)? };
+            return act(&held, c"");
+        }
+        match Self::lower_place(node)? {
+            None => self.on_upper(node, |dir, name| act(dir, name)),
+            Some((parent, name, index)) => act(&self.lower_dir(&parent, usize::from(index))?, &name),
         }
     }
 
+    /// Where a file is that only a lower layer has: directory, name, index of the directory's lower part. It is never
+    /// moved, so that its name needs no lock.
+    fn lower_place(node: &Node) -> Result<Option<(NodeRef, Name, u16)>> {
+        let state = node.state.lock();
+        let Real::Lower(index) = state.real else { return Ok(None) };
+        let (parent, name) = state.first_name().cloned().ok_or(Errno::STALE)?;
+        Ok(Some((parent, name, index)))
+    }
+
     /// Attributes of the node's real file.
-    pub(super) fn real_stat(&self, node: &Arc<Node>) -> Result<Stat> {
+    pub(super) fn real_stat(&self, node: &NodeRef) -> Result<Stat> {
         let lower =
             |dir: &LayerDir<'_>, name: &CStr| self.shown_lower_stat(dir, name, dir.stat(name)?.ok_or(Errno::STALE)?);
         if let Some(stat) = self.on_lower_view(node, lower)? {
@@ -210,7 +205,7 @@ impl Overlay {
     /// Calls `act` with what is needed to look names up in the directory `node`.
     pub(super) fn with_merged<R>(
         &self,
-        node: &Arc<Node>,
+        node: &NodeRef,
         upper: Option<&UpperDir>,
         act: impl FnOnce(&MergedDir<'_>) -> Result<R>,
     ) -> Result<R> {
@@ -233,12 +228,12 @@ impl Overlay {
     }
 
     /// Resolves `name` in the directory `node`, whose upper part is `upper`. The caller holds its `names` lock.
-    pub(super) fn resolve(&self, node: &Arc<Node>, upper: Option<&UpperDir>, name: &CStr) -> Result<Resolution> {
+    pub(super) fn resolve(&self, node: &NodeRef, upper: Option<&UpperDir>, name: &CStr) -> Result<Resolution> {
         self.with_merged(node, upper, |dir| merge::resolve(dir, name))
     }
 
     /// True if a lower layer has `name` in the directory `node`.
-    pub(super) fn exists_in_lower(&self, node: &Arc<Node>, name: &CStr) -> Result<bool> {
+    pub(super) fn exists_in_lower(&self, node: &NodeRef, name: &CStr) -> Result<bool> {
         if node.dir().is_none_or(|dir| dir.lowers.is_empty()) {
             return Ok(false);
         }

@@ -10,7 +10,7 @@ use super::types::{Attr, Entry, Errno, NodeId, Result, Validity};
 use super::{Overlay, checked_name, is_reserved};
 use crate::layer::{LayerStack, Stat, UpperDir};
 use crate::merge::{Resolution, Source};
-use crate::node::{self, Body, DataRef, DirState, File, FileState, Name, Node, Place, Real, UpperPart};
+use crate::node::{self, DataRef, DirState, Name, Node, NodeRef, Real, State, UpperPart};
 use crate::whiteout::Opaque;
 
 impl Overlay {
@@ -28,7 +28,7 @@ impl Overlay {
     }
 
     /// The node and attributes of `name`, with one more lookup counted.
-    pub(super) fn find(&self, parent: &Arc<Node>, name: &CStr) -> Result<Option<(Arc<Node>, Attr)>> {
+    pub(super) fn find(&self, parent: &NodeRef, name: &CStr) -> Result<Option<(NodeRef, Attr)>> {
         if is_reserved(name) {
             return Ok(None);
         }
@@ -49,10 +49,10 @@ impl Overlay {
     /// As [`Self::find`], for a name without a node; the caller holds the directory's `names` lock.
     pub(super) fn find_unknown(
         &self,
-        parent: &Arc<Node>,
+        parent: &NodeRef,
         upper: Option<&UpperDir>,
         name: &CStr,
-    ) -> Result<Option<(Arc<Node>, Attr)>> {
+    ) -> Result<Option<(NodeRef, Attr)>> {
         match self.resolve(parent, upper, name)? {
             Resolution::Absent | Resolution::WhiteoutInUpper => Ok(None),
             Resolution::Found(mut found) => {
@@ -68,7 +68,7 @@ impl Overlay {
     /// Puts what is kept of the file's owner and mode in the place of what is really there.
     fn apply_permissions(
         &self,
-        parent: &Arc<Node>,
+        parent: &NodeRef,
         upper: Option<&UpperDir>,
         name: &CStr,
         found: &mut crate::merge::Found,
@@ -91,8 +91,8 @@ impl Overlay {
     }
 
     /// Puts what was found as `name` into the table, with one lookup counted.
-    pub(super) fn admit(&self, parent: &Arc<Node>, name: &CStr, found: crate::merge::Found) -> Result<Arc<Node>> {
-        let name: Name = Arc::from(name);
+    pub(super) fn admit(&self, parent: &NodeRef, name: &CStr, found: crate::merge::Found) -> Result<NodeRef> {
+        let name = Name::from(name);
         let is_upper = found.source == Source::Upper;
         let has_links = is_upper && !found.stat.is_dir() && found.stat.nlink > 1;
         if has_links && let Some(node) = self.nodes.by_upper_ino(found.stat.ino) {
@@ -108,15 +108,14 @@ impl Overlay {
             return Ok(node);
         }
         let node = self.make_node(parent, &name, found)?;
-        if let (Some((entry, stat)), Some(file)) = (&indexed, node.file()) {
-            let mut state = file.state.lock();
+        if let (Some((entry, stat)), Some(mut state)) = (&indexed, node.file_state()) {
             if let (Some(_), Real::Lower(_)) = (stat, state.real) {
                 // The index has it, whatever this name still is.
-                let content = state.data.take().or_else(|| self.own_data_ref(state.real, parent, &name).map(Box::new));
-                state.data = content.filter(|_| entry.metacopy);
+                let content = state.data().cloned().or_else(|| self.own_data_ref(state.real, parent, &name));
+                state.set_data(content.filter(|_| entry.metacopy));
                 state.real = Real::Upper;
             }
-            state.index = Some(Box::new(entry.clone()));
+            state.set_index(entry.clone());
         }
         let _multiple = (has_links || indexed.is_some()).then(|| self.nodes.multiple());
         let known = match &indexed {
@@ -128,7 +127,7 @@ impl Overlay {
             self.nodes.add_name(parent, &name, &node);
             return Ok(node);
         }
-        let node = self.nodes.adopt(parent, &name, Arc::new(node));
+        let node = self.nodes.adopt(parent, &name, NodeRef::new(node));
         if has_links {
             self.nodes.share(upper_ino, &node);
         }
@@ -138,13 +137,17 @@ impl Overlay {
         Ok(node)
     }
 
-    fn make_node(&self, parent: &Arc<Node>, name: &Name, found: crate::merge::Found) -> Result<Node> {
+    fn make_node(&self, parent: &NodeRef, name: &Name, found: crate::merge::Found) -> Result<Node> {
         let ino = self.ino_of(parent, name, &found)?;
         let id = self.nodes.next_id();
-        let mut place = Place::default();
-        place.names.push((parent.clone(), name.clone()));
         let file_type = found.stat.file_type();
-        let body = if found.stat.is_dir() {
+        let real = match found.source {
+            Source::Upper => Real::Upper,
+            Source::Lower(index) => Real::Lower(index),
+        };
+        let mut own = State::new(Some((parent.clone(), name.clone())), real);
+        own.set_data(found.data.map(|(layer, path)| DataRef { layer, path }));
+        let dir = found.stat.is_dir().then(|| {
             let upper = (found.source == Source::Upper).then(|| UpperPart {
                 impure: found.marks.impure,
                 xattr_whiteouts: found.marks.opaque() == Opaque::XattrWhiteouts,
@@ -154,21 +157,14 @@ impl Overlay {
             });
             let state = DirState { upper, ..DirState::default() };
             let dir = node::Dir { lowers: found.lowers.into(), names: RwLock::new(()), state: Mutex::new(state) };
-            Body::Dir(Box::new(dir))
-        } else {
-            let real = match found.source {
-                Source::Upper => Real::Upper,
-                Source::Lower(index) => Real::Lower(index),
-            };
-            let data = found.data.map(|(layer, path)| Box::new(DataRef { layer, path }));
-            Body::File(File::new(FileState { data, ..FileState::new(real) }))
-        };
-        Ok(Node::new(id, ino, file_type, place, body))
+            Box::new(dir)
+        });
+        Ok(Node::new(id, ino, file_type, own, dir))
     }
 
     /// `st_ino` (kernel: `ovl_getattr`): that of the lower file that it came from, so that copy-up does not change
     /// it; a lower hard link breaks on copy-up, so its copies have numbers of their own.
-    fn ino_of(&self, parent: &Arc<Node>, name: &CStr, found: &crate::merge::Found) -> Result<u64> {
+    fn ino_of(&self, parent: &NodeRef, name: &CStr, found: &crate::merge::Found) -> Result<u64> {
         let upper_ino = self.stack.show_ino(LayerStack::UPPER_FS, found.stat.ino);
         match found.source {
             Source::Lower(_) => Ok(self.stack.show_ino(self.stack.fs_of(&found.stat), found.stat.ino)),
@@ -225,7 +221,7 @@ impl Overlay {
 
     /// Allocated size of a file that has its content in a lower layer.
     fn data_blocks(&self, node: &Node) -> Option<u64> {
-        let data = node.file()?.state.lock().data.as_deref().cloned()?;
+        let data = node.file_state()?.data().cloned()?;
         let stat = self.stack.lower(data.layer).ok()?.stat_file(&data.path).ok()??;
         Some(stat.blocks)
     }
@@ -236,7 +232,7 @@ impl Overlay {
 
     /// Attributes change behind the kernel's back while a backing file may be mapped for writing.
     pub(super) fn validity(node: &Node) -> Validity {
-        let mapped = node.file().is_some_and(|f| f.state.lock().open.as_ref().is_some_and(|o| o.mappable > 0));
+        let mapped = node.file_state().is_some_and(|state| state.open().is_some_and(|open| open.mappable > 0));
         if mapped { Validity::None } else { Validity::Forever }
     }
 

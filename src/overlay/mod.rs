@@ -32,7 +32,7 @@ use crate::copy_up::Copier;
 pub use crate::layer::OpenError;
 use crate::layer::fd_cache::FdCache;
 use crate::layer::{Dir, LayerStack, LowerRef, OriginResolver, UpperDir, UpperLayer};
-use crate::node::{self, Body, DirState, HandleTable, Node, NodeTable, Place, UpperPart};
+use crate::node::{self, DirState, HandleTable, Node, NodeRef, NodeTable, Real, State, UpperPart};
 use crate::whiteout::{AufsName, Opaque, decode_aufs_name};
 use permissions::Permissions;
 use types::{Errno, Kernel, KernelRef, NodeId, Result};
@@ -99,7 +99,7 @@ impl Overlay {
         Ok(Self {
             origins,
             copier: Copier::default(),
-            nodes: NodeTable::new(Arc::new(root)),
+            nodes: NodeTable::new(NodeRef::new(root)),
             handles: HandleTable::default(),
             lower_dirs: FdCache::new(capacity),
             upper_dirs: FdCache::new(capacity),
@@ -163,12 +163,12 @@ impl Overlay {
         self.stack.upper().filter(|upper| !upper.is_read_only()).ok_or(Errno::ROFS)
     }
 
-    fn node(&self, id: NodeId) -> Result<Arc<Node>> {
+    fn node(&self, id: NodeId) -> Result<NodeRef> {
         self.nodes.get(id).ok_or(Errno::STALE)
     }
 
     /// The node and directory of `id`.
-    fn dir_node(&self, id: NodeId) -> Result<Arc<Node>> {
+    fn dir_node(&self, id: NodeId) -> Result<NodeRef> {
         let node = self.node(id)?;
         if node.dir().is_some() { Ok(node) } else { Err(Errno::NOTDIR) }
     }
@@ -242,6 +242,6 @@ fn open_root(stack: &LayerStack) -> Result<Node> {
     };
     let state = DirState { upper, ..DirState::default() };
     let dir = node::Dir { lowers: lowers.into(), names: RwLock::new(()), state: Mutex::new(state) };
-    let body = Body::Dir(Box::new(dir));
-    Ok(Node::new(NodeId::ROOT, ino, crate::layer::FileType::Directory, Place::default(), body))
+    let own = State::new(None, Real::Upper);
+    Ok(Node::new(NodeId::ROOT, ino, crate::layer::FileType::Directory, own, Some(Box::new(dir))))
 }

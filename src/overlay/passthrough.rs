@@ -16,12 +16,10 @@
 //! - locks and watches belong to the kernel's inode, so those that he holds are not seen by who opens the file later;
 //! - opening his descriptor again through `/proc` gives ESTALE, for there is no name to look up.
 
-use std::sync::Arc;
-
 use super::Overlay;
 use super::types::{Errno, NodeId, Result, Validity};
 use crate::config::Passthrough;
-use crate::node::Node;
+use crate::node::{Node, NodeRef};
 
 impl Overlay {
     /// Whether the kernel may read a real file itself, and write it if it is the upper's.
@@ -31,21 +29,20 @@ impl Overlay {
     }
 
     /// Fails with `STALE` if the inode that the kernel has under the number `asked` can serve no further open.
-    pub(super) fn check_inode(&self, node: &Arc<Node>, asked: NodeId) -> Result<()> {
-        let Some(file) = node.file() else { return Ok(()) };
-        let usable = asked == node.id() && !file.state.lock().must_part();
+    pub(super) fn check_inode(&self, node: &NodeRef, asked: NodeId) -> Result<()> {
+        let Some(must_part) = node.file_state().map(|state| state.must_part()) else { return Ok(()) };
+        let usable = asked == node.id() && !must_part;
         if usable { Ok(()) } else { Err(self.turn_away(node, asked)) }
     }
 
-    /// What to answer to an open that [`crate::node::FileState::must_part`] or another number forbids: the kernel shall look the name
+    /// What to answer to an open that [`crate::node::State::must_part`] or another number forbids: the kernel shall look the name
     /// up again, and finds another inode.
-    pub(super) fn turn_away(&self, node: &Arc<Node>, asked: NodeId) -> Errno {
-        if let Some(file) = node.file() {
-            let mut state = file.state.lock();
-            if state.must_part() {
-                state.part_from_readers();
-                self.nodes.renumber(node);
-            }
+    pub(super) fn turn_away(&self, node: &NodeRef, asked: NodeId) -> Errno {
+        if let Some(mut state) = node.file_state()
+            && state.must_part()
+        {
+            state.part_from_readers();
+            self.nodes.renumber(node);
         }
         if let Some(kernel) = self.kernel() {
             // Changes that are made through the new inode would not reach what it keeps with the old one.

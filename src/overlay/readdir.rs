@@ -9,7 +9,7 @@ use super::types::{Attr, DirEntry, DirSink, Errno, NodeId, Result};
 use crate::layer::{LayerStack, UpperDir};
 use crate::merge::listing::{FIRST_POSITION, Listed};
 use crate::merge::{Found, Listing, Source};
-use crate::node::{Node, NodeId as Id};
+use crate::node::{Node, NodeId as Id, NodeRef};
 
 /// Nothing behind `offset` means the end, unless the listing broke: then reading on gives the rest.
 fn complete(listing: &Listing, offset: u64, last: u64) -> Result<()> {
@@ -42,7 +42,7 @@ impl Overlay {
     }
 
     /// `DT_*` of an entry: where types are kept beside the files, a regular one may stand for another.
-    fn listed_kind(&self, parent: &Arc<Node>, listed: &Listed<'_>) -> Result<u8> {
+    fn listed_kind(&self, parent: &NodeRef, listed: &Listed<'_>) -> Result<u8> {
         if self.permissions.is_none() || listed.kind != libc::DT_REG {
             return Ok(listed.kind);
         }
@@ -50,7 +50,7 @@ impl Overlay {
     }
 
     /// Attributes of a listed name; `None` if it is gone or damaged, which must not hide the others.
-    fn find_or_damaged(&self, parent: &Arc<Node>, name: &CStr) -> Result<Option<Attr>> {
+    fn find_or_damaged(&self, parent: &NodeRef, name: &CStr) -> Result<Option<Attr>> {
         match self.find(parent, name) {
             Ok(Some((node, attr))) => {
                 self.forget(node.id(), 1);
@@ -97,7 +97,20 @@ impl Overlay {
             }
             last = listed.position;
         }
+        if offset > 0 && last == offset && upper.is_none() {
+            Self::drop_listing(&parent);
+        }
         complete(&listing, offset, last)
+    }
+
+    /// After the end of the directory was read. Its names have nodes now, so that of a directory of one layer the listing
+    /// says nothing that these and one system call for a missing name do not: it is made again by who needs it.
+    fn drop_listing(node: &Node) {
+        if let Some(dir) = node.dir()
+            && dir.lowers.len() == 1
+        {
+            dir.state.lock().lower_listing = None;
+        }
     }
 
     /// Writes the directory to the disk, unless the mount is volatile.
@@ -116,8 +129,8 @@ impl Overlay {
 
     /// The merged listing of everything in the directory, for reading on from position `offset`; a fresh one for
     /// reading from the start.
-    fn merged_listing(&self, node: &Arc<Node>, offset: u64) -> Result<Arc<Listing>> {
-        if node.place.lock().removed {
+    fn merged_listing(&self, node: &NodeRef, offset: u64) -> Result<Arc<Listing>> {
+        if node.is_removed() {
             return Ok(Arc::default());
         }
         let dir = node.dir().ok_or(Errno::NOTDIR)?;
@@ -138,7 +151,7 @@ impl Overlay {
     }
 
     /// `.` and `..`, at positions 1 and 2; `false` if the sink is full.
-    fn push_dots(&self, node: &Arc<Node>, offset: u64, sink: &mut dyn DirSink) -> Result<bool> {
+    fn push_dots(&self, node: &NodeRef, offset: u64, sink: &mut dyn DirSink) -> Result<bool> {
         let kind = libc::DT_DIR;
         let own = DirEntry { name: OsStr::new("."), ino: node.ino(), kind, next: 1 };
         if offset == 0 && !sink.push(&own, None) {
@@ -151,7 +164,7 @@ impl Overlay {
     }
 
     /// `d_ino` of an entry: its `st_ino`.
-    fn listed_ino(&self, parent: &Arc<Node>, listed: &Listed<'_>) -> Result<u64> {
+    fn listed_ino(&self, parent: &NodeRef, listed: &Listed<'_>) -> Result<u64> {
         let dir = parent.dir().ok_or(Errno::NOTDIR)?;
         let known = dir.state.lock().children.get(listed.name).map(|node| node.ino());
         if let Some(ino) = known {
@@ -177,10 +190,10 @@ impl Overlay {
     /// Looks a listed name up; with one more lookup counted.
     fn find_listed(
         &self,
-        parent: &Arc<Node>,
+        parent: &NodeRef,
         upper: Option<&UpperDir>,
         listed: &Listed<'_>,
-    ) -> Result<Option<(Arc<Node>, Attr)>> {
+    ) -> Result<Option<(NodeRef, Attr)>> {
         if let Some(node) = self.nodes.child(parent, listed.name) {
             return match self.attr(&node) {
                 Ok(attr) => Ok(Some((node, attr))),

@@ -1,13 +1,12 @@
 //! Removal: of what only the upper has, by unlinking; of what a lower layer has, by a whiteout. Either in one step.
 
 use std::ffi::{CStr, CString, OsStr};
-use std::sync::Arc;
 
 use super::types::{Errno, NodeId, Result};
 use super::{Overlay, checked_name, is_reserved};
 use crate::layer::{Staged, UpperDir, WhiteoutForm};
 use crate::merge::Listing;
-use crate::node::{Node, Real};
+use crate::node::{Node, NodeRef, Real};
 use crate::whiteout::Mark;
 
 impl Overlay {
@@ -26,7 +25,7 @@ impl Overlay {
     }
 
     /// The node of an existing name, with one more lookup counted.
-    pub(super) fn known(&self, parent: &Arc<Node>, name: &CStr) -> Result<Arc<Node>> {
+    pub(super) fn known(&self, parent: &NodeRef, name: &CStr) -> Result<NodeRef> {
         if let Some(node) = self.nodes.child(parent, name) {
             return Ok(node);
         }
@@ -36,8 +35,10 @@ impl Overlay {
         self.find(parent, name)?.map(|(node, _)| node).ok_or(Errno::NOENT)
     }
 
-    fn unlink_node(&self, parent: &Arc<Node>, name: &CStr, node: &Arc<Node>) -> Result<()> {
-        let file = node.file().ok_or(Errno::ISDIR)?;
+    fn unlink_node(&self, parent: &NodeRef, name: &CStr, node: &NodeRef) -> Result<()> {
+        if node.dir().is_some() {
+            return Err(Errno::ISDIR);
+        }
         self.copy_up(parent)?;
         let dir = self.upper_dir(parent)?;
         if self.indexed(node).is_some() {
@@ -45,10 +46,10 @@ impl Overlay {
         }
         let parent_dir = parent.dir().ok_or(Errno::NOTDIR)?;
         let _names = parent_dir.names.write();
-        if !node.is_named(parent, name) || node.place.lock().removed {
+        if !node.is_named(parent, name) || node.is_removed() {
             return Err(Errno::NOENT);
         }
-        let real = file.state.lock().real;
+        let real = node.state.lock().real;
         self.link_up(node, parent, &dir, name)?;
         let change = self.begin_nlink_change(node)?;
         match real {
@@ -72,12 +73,12 @@ impl Overlay {
     }
 
     /// Before the last known name of an upper file goes: holds the file, for those who have it open.
-    pub(super) fn keep_orphan(&self, node: &Arc<Node>, dir: &UpperDir, name: &CStr) -> Result<()> {
-        if node.place.lock().names.len() > 1 || self.indexed(node).is_some() {
+    pub(super) fn keep_orphan(&self, node: &NodeRef, dir: &UpperDir, name: &CStr) -> Result<()> {
+        if node.state.lock().has_several_names() || self.indexed(node).is_some() {
             return Ok(());
         }
         let held = self.upper()?.hold(dir.open_reference(name)?);
-        node.place.lock().orphan = Some(held);
+        node.state.lock().set_orphan(Some(held));
         Ok(())
     }
 
@@ -136,7 +137,7 @@ impl Overlay {
         removed
     }
 
-    fn rmdir_node(&self, parent: &Arc<Node>, name: &CStr, node: &Arc<Node>) -> Result<()> {
+    fn rmdir_node(&self, parent: &NodeRef, name: &CStr, node: &NodeRef) -> Result<()> {
         let child_dir = node.dir().ok_or(Errno::NOTDIR)?;
         self.copy_up(parent)?;
         let dir = self.upper_dir(parent)?;
@@ -145,7 +146,7 @@ impl Overlay {
         let (first, second) = if parent.id() < node.id() { (parent_dir, child_dir) } else { (child_dir, parent_dir) };
         let _first = first.names.write();
         let _second = second.names.write();
-        if !node.is_named(parent, name) || node.place.lock().removed {
+        if !node.is_named(parent, name) || node.is_removed() {
             return Err(Errno::NOENT);
         }
         if held.is_none() && node.has_upper() {
@@ -167,7 +168,7 @@ impl Overlay {
         match held {
             Some(held) => {
                 self.nodes.remove_name(parent, name, node);
-                node.place.lock().orphan = Some(held);
+                node.state.lock().set_orphan(Some(held));
             }
             None => self.nodes.hide(parent, name, node),
         }
@@ -177,7 +178,7 @@ impl Overlay {
 
     /// True if the directory has no entries for its users. The caller holds its `names` lock or knows that nothing
     /// is created in it.
-    pub(super) fn is_empty_dir(&self, node: &Arc<Node>, upper: Option<&UpperDir>) -> Result<bool> {
+    pub(super) fn is_empty_dir(&self, node: &NodeRef, upper: Option<&UpperDir>) -> Result<bool> {
         let lowers = self.lower_listing(node)?;
         match upper {
             None => Ok(lowers.is_none_or(|listing| listing.is_empty())),

@@ -11,7 +11,7 @@ use super::types::{Errno, NodeId, Result};
 use super::{Overlay, checked_name, creatable_name};
 use crate::config::RedirectDir;
 use crate::layer::UpperDir;
-use crate::node::{Name, Node, NodeId as Id};
+use crate::node::{Name, Node, NodeId as Id, NodeRef};
 use crate::whiteout::Mark;
 
 /// Longest redirect written, in bytes; what is deeper gives EXDEV. Fits in the attribute space of one ext4 block.
@@ -19,12 +19,12 @@ const REDIRECT_MAX: usize = 3000;
 
 /// One side of a rename.
 struct Side {
-    parent: Arc<Node>,
+    parent: NodeRef,
     /// The parent's upper part.
     dir: UpperDir,
     name: Name,
     /// What has the name; always there on the source side.
-    node: Option<Arc<Node>>,
+    node: Option<NodeRef>,
     /// Upper part of the node, if that is a directory with one.
     held: Option<UpperDir>,
 }
@@ -60,7 +60,7 @@ impl Overlay {
                 return Err(errno);
             }
         };
-        let sides = (from, Arc::from(name), to, Arc::from(new_name));
+        let sides = (from, Name::from(name.as_c_str()), to, Name::from(new_name.as_c_str()));
         let renamed = self.rename_nodes(sides, &old, new.as_ref(), flags);
         self.forget(old.id(), 1);
         if let Some(new) = new {
@@ -70,7 +70,7 @@ impl Overlay {
     }
 
     /// The node of the target name, if there is one; with one more lookup counted.
-    fn target(&self, parent: &Arc<Node>, name: &CStr) -> Result<Option<Arc<Node>>> {
+    fn target(&self, parent: &NodeRef, name: &CStr) -> Result<Option<NodeRef>> {
         if let Some(node) = self.nodes.child(parent, name) {
             return Ok(Some(node));
         }
@@ -84,9 +84,9 @@ impl Overlay {
 
     fn rename_nodes(
         &self,
-        (from, name, to, new_name): (Arc<Node>, Name, Arc<Node>, Name),
-        old: &Arc<Node>,
-        new: Option<&Arc<Node>>,
+        (from, name, to, new_name): (NodeRef, Name, NodeRef, Name),
+        old: &NodeRef,
+        new: Option<&NodeRef>,
         flags: RenameFlags,
     ) -> Result<()> {
         let exchange = flags.contains(RenameFlags::EXCHANGE);
@@ -96,7 +96,7 @@ impl Overlay {
         if exchange && new.is_none() {
             return Err(Errno::NOENT);
         }
-        if new.is_some_and(|new| Arc::ptr_eq(new, old)) {
+        if new.is_some_and(|new| NodeRef::ptr_eq(new, old)) {
             return Ok(());
         }
         self.check_types(old, new, exchange)?;
@@ -110,7 +110,7 @@ impl Overlay {
         let source = Side { parent: from, dir, name, node: Some(old.clone()), held: self.held(old)? };
         let held = new.map(|new| self.held(new)).transpose()?.flatten();
         let target = Side { parent: to, dir: to_dir, name: new_name, node: new.cloned(), held };
-        let across = !Arc::ptr_eq(&source.parent, &target.parent);
+        let across = !NodeRef::ptr_eq(&source.parent, &target.parent);
         let _rename = across.then(|| self.rename.lock());
         let (Some(a), Some(b)) = (source.parent.dir(), target.parent.dir()) else { return Err(Errno::NOTDIR) };
         let (first, second) = if source.parent.id() <= target.parent.id() { (a, b) } else { (b, a) };
@@ -122,7 +122,7 @@ impl Overlay {
             None if self.nodes.peek_child(&target.parent, &target.name).is_some() => return Err(Errno::AGAIN),
             None => {}
         }
-        if target.parent.place.lock().removed {
+        if target.parent.is_removed() {
             return Err(Errno::NOENT);
         }
         if exchange {
@@ -138,11 +138,11 @@ impl Overlay {
         Ok(())
     }
 
-    fn held(&self, node: &Arc<Node>) -> Result<Option<UpperDir>> {
+    fn held(&self, node: &NodeRef) -> Result<Option<UpperDir>> {
         if node.dir().is_some() { self.upper_dir_if_any(node) } else { Ok(None) }
     }
 
-    fn check_types(&self, old: &Node, new: Option<&Arc<Node>>, exchange: bool) -> Result<()> {
+    fn check_types(&self, old: &Node, new: Option<&NodeRef>, exchange: bool) -> Result<()> {
         let moved = |node: &Node| match node.dir() {
             Some(dir) if !dir.lowers.is_empty() && self.config.redirect_dir != RedirectDir::On => Err(Errno::XDEV),
             _ => Ok(()),
@@ -156,8 +156,8 @@ impl Overlay {
         }
     }
 
-    fn check_still_there(&self, side: &Side, node: &Arc<Node>) -> Result<()> {
-        if node.is_named(&side.parent, &side.name) && !node.place.lock().removed { Ok(()) } else { Err(Errno::NOENT) }
+    fn check_still_there(&self, side: &Side, node: &NodeRef) -> Result<()> {
+        if node.is_named(&side.parent, &side.name) && !node.is_removed() { Ok(()) } else { Err(Errno::NOENT) }
     }
 
     /// Moves the source over the target.
@@ -205,11 +205,11 @@ impl Overlay {
         Ok(())
     }
 
-    fn detach_replaced(&self, target: &Side, new: &Arc<Node>) {
+    fn detach_replaced(&self, target: &Side, new: &NodeRef) {
         if new.has_upper() {
             self.nodes.remove_name(&target.parent, &target.name, new);
             if let Some(held) = &target.held {
-                new.place.lock().orphan = Some(held.clone());
+                new.state.lock().set_orphan(Some(held.clone()));
             }
         } else {
             self.nodes.hide(&target.parent, &target.name, new);
@@ -343,7 +343,7 @@ fn held_entries(held: &UpperDir) -> Result<bool> {
 
 /// The path by which the lower layers know the directory: its names from the root down, where a redirect counts
 /// instead of a name and an absolute one ends the walk (kernel: `ovl_get_redirect`).
-fn absolute_redirect(node: &Arc<Node>) -> Result<Vec<u8>> {
+fn absolute_redirect(node: &NodeRef) -> Result<Vec<u8>> {
     let mut components: Vec<CString> = Vec::new();
     let mut current = node.clone();
     let mut prefix = Vec::new();

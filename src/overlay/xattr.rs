@@ -3,13 +3,12 @@
 use std::ffi::{CStr, CString, OsStr};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::Overlay;
 use super::types::{Caller, Errno, NodeId, Result};
 use crate::copy_up::is_mark;
-use crate::node::Node;
+use crate::node::NodeRef;
 use crate::whiteout::{Namespace, Visible, escape_xattr, unescape_xattr};
 
 /// Whether it pays to list the attributes of a file when the first is asked for.
@@ -82,7 +81,7 @@ impl Overlay {
     }
 
     /// True if the file has no extended attributes for its users. False may only mean that it does not pay to look.
-    fn is_bare(&self, node: &Arc<Node>) -> Result<bool> {
+    fn is_bare(&self, node: &NodeRef) -> Result<bool> {
         if node.is_bare() {
             return Ok(true);
         }
@@ -103,7 +102,7 @@ impl Overlay {
     }
 
     /// Value of the attribute `key`, stored as `stored`.
-    fn stored_value(&self, node: &Arc<Node>, key: &OsStr, stored: &CStr) -> Result<Option<Vec<u8>>> {
+    fn stored_value(&self, node: &NodeRef, key: &OsStr, stored: &CStr) -> Result<Option<Vec<u8>>> {
         if self.has_no_xattrs(node)? {
             return Ok(None);
         }
@@ -118,7 +117,7 @@ impl Overlay {
     }
 
     /// True if the node's file is in a lower layer whose inventory says that it has no attributes.
-    fn has_no_xattrs(&self, node: &Arc<Node>) -> Result<bool> {
+    fn has_no_xattrs(&self, node: &NodeRef) -> Result<bool> {
         Ok(self.on_lower_view(node, |dir, name| Ok(dir.has_no_xattrs(name)))?.unwrap_or(false))
     }
 

@@ -60,6 +60,13 @@ impl Mapping {
         unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.length) }
     }
 
+    /// Lets go of the pages that were used: the page cache keeps them, the process no longer counts them as its own.
+    pub fn release(&self) {
+        // SAFETY: address and length are those of the mapping. Of a file that is only read, nothing is lost: who uses a
+        // page again gets it from the file.
+        unsafe { libc::madvise(self.start.as_ptr().cast(), self.length, libc::MADV_DONTNEED) };
+    }
+
     /// True if a part of the file could not be read, and was taken for zeros.
     pub fn is_broken(&self) -> bool {
         self.region.broken.load(Ordering::Acquire)
