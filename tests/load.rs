@@ -278,7 +278,7 @@ fn found(root: &Path) -> Files {
 
 /// 1,000 operations where there is room for hardly anything; then everything is deleted.
 fn on_a_full_disk(driver: Driver) {
-    let base = tempfile::Builder::new().prefix("stratafs-full-").tempdir_in("/var/tmp").unwrap();
+    let base = common::stack::Scratch::new(Path::new("/var/tmp"), "stratafs-full-");
     rustix::mount::mount("tmpfs", base.path(), "tmpfs", rustix::mount::MountFlags::empty(), Some(c"size=1600k"))
         .unwrap();
     let lower: String = (0..20).map(|at| format!("file f{at} fill={}\n", at * 1000)).collect();

@@ -83,7 +83,7 @@ impl Stack {
 
     /// [`Self::build`] in a directory below `base`.
     pub fn build_in(self, base: &Path) -> Layers {
-        let directory = tempfile::Builder::new().prefix("stratafs-test-").tempdir_in(base).expect("a directory");
+        let directory = Scratch::new(base, "stratafs-test-");
         let root = directory.path().to_owned();
         sys::chmod(&root, 0o755).unwrap();
         let layer = |name: String, text: &str| {
@@ -119,10 +119,40 @@ pub fn take_inventory(layer: &Path) -> PathBuf {
     written.unwrap_or_else(|error| panic!("inventory of {}: {error}", layer.display())).path
 }
 
+/// A temporary directory in which a test may mount what it likes. What is still mounted when it is dropped would keep it
+/// from being removed, so it is unmounted before.
+#[derive(Debug)]
+pub struct Scratch(TempDir);
+
+impl Scratch {
+    /// A new directory in `base`.
+    pub fn new(base: &Path, prefix: &str) -> Self {
+        Self(tempfile::Builder::new().prefix(prefix).tempdir_in(base).expect("a directory"))
+    }
+
+    pub fn path(&self) -> &Path {
+        self.0.path()
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // Each test's thread has mounts of its own.
+        let mounts = std::fs::read_to_string("/proc/thread-self/mountinfo").unwrap_or_default();
+        for place in mounts.lines().rev().filter_map(|line| line.split(' ').nth(4)) {
+            if Path::new(place).starts_with(self.path())
+                && let Err(error) = unmount(place, UnmountFlags::DETACH)
+            {
+                eprintln!("{place} stays mounted: {error}");
+            }
+        }
+    }
+}
+
 /// Layers on disk.
 #[derive(Debug)]
 pub struct Layers {
-    pub directory: TempDir,
+    pub directory: Scratch,
     pub lowers: Vec<PathBuf>,
     pub data_only: Vec<PathBuf>,
     pub upper: Option<PathBuf>,

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+use rustix::mount::{MountFlags, mount};
 
 use crate::common::{Driver, Errno, Mount, Stack, sys, tree};
 use crate::{on_both, on_stratafs};
@@ -244,5 +244,4 @@ fn on_tmpfs(place: &Path, body: impl FnOnce(&Path)) {
     sys::mkdir(place, 0o755).unwrap();
     mount("none", place, "tmpfs", MountFlags::empty(), Some(c"mode=755")).unwrap();
     body(place);
-    unmount(place, UnmountFlags::DETACH).unwrap();
 }

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::Command;
 
-use rustix::mount::{MountFlags, UnmountFlags};
+use rustix::mount::MountFlags;
 
 use crate::common::stack::Layers;
 use crate::common::{Driver, Errno, Stack, sys, tree};
@@ -86,7 +86,6 @@ on_both! {
         tmpfs(&place);
         upper_on(&mut layers, &place);
         exercise(layers.mount(driver), driver);
-        rustix::mount::unmount(&place, UnmountFlags::DETACH).unwrap();
     }
 
     fn lowers_on_two_file_systems(driver) {
@@ -113,7 +112,6 @@ on_both! {
         assert_eq!(numbers, after);
         mount.assert_tree("file low \"ext4\"\nfile d/g \"ext4\"\nfile other \"tmpfs+\"\nfile d/h \"tmpfs+\"");
         drop(mount);
-        rustix::mount::unmount(&place, UnmountFlags::DETACH).unwrap();
     }
 
     fn lower_on_squashfs_or_erofs(driver) {
@@ -127,7 +125,6 @@ on_both! {
             layers.lowers[0].clone_from(&place);
             layers.originals.clear();
             exercise(layers.mount(driver), driver);
-            rustix::mount::unmount(&place, UnmountFlags::DETACH).unwrap();
         }
     }
 
@@ -146,7 +143,6 @@ on_both! {
             layers.lowers[0] = place.join("lower");
             layers.originals[0] = tree::snapshot(&place.join("lower"), true);
             exercise(layers.mount(driver), driver);
-            rustix::mount::unmount(&place, UnmountFlags::DETACH).unwrap();
         }
     }
 
@@ -193,7 +189,6 @@ on_stratafs! {
         assert_eq!(sys::unlink(&mount.at("up")), Err(Errno::ROFS));
         assert!(rustix::fs::statvfs(mount.root()).unwrap().f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY));
         drop(mount);
-        rustix::mount::unmount(&place, UnmountFlags::DETACH).unwrap();
     }
 
     fn two_hundred_layers(driver) {

@@ -156,7 +156,6 @@ on_both! {
                 mount = mount.remount(driver);
             }
             drop(mount);
-            rustix::mount::unmount(&other, rustix::mount::UnmountFlags::DETACH).unwrap();
         }
     }
 }

@@ -225,7 +225,6 @@ on_stratafs! {
         (layers.upper, layers.work) = (Some(place.join("upper")), Some(place.join("work")));
         let Err((message, _)) = layers.try_mount(driver) else { panic!("mounted") };
         assert!(message.contains("xattr_permissions") && message.contains(CONTAINERS), "{message}");
-        rustix::mount::unmount(&place, rustix::mount::UnmountFlags::DETACH).unwrap();
     }
 
     fn open_and_nameless_files(driver) {
@@ -314,7 +313,6 @@ on_stratafs! {
         let output = child.wait_with_output().unwrap();
         let (said, complained) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         rustix::mount::unmount("/dev/fuse", rustix::mount::UnmountFlags::DETACH).unwrap();
-        rustix::mount::unmount(&device, rustix::mount::UnmountFlags::DETACH).unwrap();
         assert!(output.status.success(), "{said}\n{complained}");
         let changed = "f regular file 4711 5:6\np fifo 644 7:8\nd directory 1770 7:8\nd/e directory 755 0:0\nd/g regular file 644 9:0\n";
         assert_eq!(said, format!("f regular file 644 0:0\nd directory 755 0:0\n{changed}{changed}e\ng\n"), "{complained}");
