@@ -22,6 +22,8 @@ pub struct FileHandle {
     pub passthrough: bool,
     /// It can be mapped for writing: opened for reading and writing.
     pub mappable: bool,
+    /// It is a program that is being executed.
+    pub executing: bool,
 }
 
 /// The real file behind an open one.

@@ -234,6 +234,11 @@ impl State {
         self.rare.as_ref()?.open.as_deref()
     }
 
+    /// True if it is a program that is being executed.
+    pub fn is_executed(&self) -> bool {
+        self.open().is_some_and(|open| open.handles.iter().any(|handle| handle.executing))
+    }
+
     /// The same, to open or close it.
     pub fn open_mut(&mut self) -> &mut OpenState {
         self.rare_mut().open.get_or_insert_default()

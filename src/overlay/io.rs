@@ -20,6 +20,9 @@ use super::types::{Caller, Errno, HandleId, NodeId, OpenMode, Opened, Result};
 use crate::layer::{FileType, LayerDir, Stat};
 use crate::node::{FileHandle, NodeRef, Real, handle::RealFile};
 
+/// The kernel opens a program to execute it (`FMODE_EXEC` in `include/linux/fs.h`).
+const EXECUTE: u32 = 0x20;
+
 /// Access mode bits of `open(2)`.
 fn access_mode(flags: u32) -> u32 {
     flags & libc::O_ACCMODE as u32
@@ -50,6 +53,14 @@ impl Overlay {
         }
         let truncates = flags & libc::O_TRUNC as u32 != 0;
         let writes = access_mode(flags) != libc::O_RDONLY as u32 || truncates;
+        // Before it asks for any other open that writes, the kernel has found that nobody executes the file. Of this kind it
+        // finds that afterwards (`do_open` in `fs/namei.c`), when the program would be empty. overlayfs empties a lower one.
+        if truncates
+            && access_mode(flags) == libc::O_RDONLY as u32
+            && node.file_state().is_some_and(|s| s.is_executed())
+        {
+            return Err(Errno::TXTBSY);
+        }
         if writes {
             self.copy_up_to(&node, truncates.then_some(0))?;
         }
@@ -139,6 +150,7 @@ impl Overlay {
             writable,
             passthrough,
             mappable: passthrough && mappable,
+            executing: flags & EXECUTE != 0,
         });
         let mut newly_mappable = false;
         if passthrough {

@@ -367,16 +367,43 @@ pub fn try_lock(file: &File, exclusive: bool, ofd: bool) -> std::io::Result<()> 
     }
 }
 
-/// Runs a program that was just written. A child that another test forks holds our descriptor for writing until it
-/// executes something, so that "text file busy" is asked again.
+/// Runs a program that was just written.
 pub fn run(program: &Path) -> std::process::Output {
+    execute(program, |command| command.output())
+}
+
+/// Starts a program that was just written.
+pub fn start(program: &Path, arguments: &[&str]) -> Running {
+    Running(execute(program, |command| command.args(arguments).spawn()))
+}
+
+/// A process that is killed, and waited for, when this is dropped.
+pub struct Running(std::process::Child);
+
+impl Running {
+    /// True if it has not ended by itself.
+    pub fn is_alive(&mut self) -> bool {
+        self.0.try_wait().unwrap().is_none()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        kill(self.0.id());
+        self.0.wait().unwrap();
+    }
+}
+
+/// A child that another test forks holds our descriptor for writing until it executes something, so that "text file busy"
+/// is asked again.
+fn execute<T>(program: &Path, begin: impl Fn(&mut std::process::Command) -> std::io::Result<T>) -> T {
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(50);
     loop {
-        match std::process::Command::new(program).output() {
+        match begin(&mut std::process::Command::new(program)) {
             Err(error) if error.raw_os_error() == Some(libc::ETXTBSY) && std::time::Instant::now() < deadline => {
                 std::thread::sleep(std::time::Duration::from_millis(5));
             }
-            output => return output.unwrap_or_else(|error| panic!("{}: {error}", program.display())),
+            begun => return begun.unwrap_or_else(|error| panic!("{}: {error}", program.display())),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Content: reads and writes of every layer's files, through handles that outlive copy-up.
 
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 
 use rustix::fs::{FallocateFlags, OFlags, SeekFrom};
 
@@ -8,6 +9,29 @@ use crate::common::sys::{self, Mapping};
 use crate::common::tree::pattern;
 use crate::common::{Errno, Stack};
 use crate::{on_both, on_stratafs};
+
+fn leaves_alone(program: &Path) {
+    let size = std::fs::metadata(program).unwrap().len();
+    let mut running = sys::start(program, &["1000"]);
+    for flags in [
+        OFlags::WRONLY,
+        OFlags::RDWR,
+        OFlags::WRONLY | OFlags::TRUNC,
+        OFlags::RDONLY | OFlags::TRUNC,
+        OFlags::RDWR | OFlags::TRUNC | OFlags::CREATE,
+    ] {
+        assert_eq!(sys::open(program, flags, 0o644).err(), Some(Errno::TXTBSY), "{flags:?}");
+        assert_eq!(std::fs::metadata(program).unwrap().len(), size, "{flags:?}");
+    }
+    assert!(running.is_alive());
+    drop(running);
+    // The kernel tells of the end a moment later.
+    while let Err(error) = sys::open(program, OFlags::RDONLY | OFlags::TRUNC, 0) {
+        assert_eq!(error, Errno::TXTBSY);
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    assert_eq!(std::fs::metadata(program).unwrap().len(), 0);
+}
 
 on_both! {
     fn append_to_lower(driver) {
@@ -329,6 +353,13 @@ on_both! {
         }
     }
 
+    /// No way of opening a running program changes it; when it has ended, all do.
+    fn running_programs_are_left_alone(driver) {
+        let mount = Stack::new().lower("").mount(driver);
+        std::fs::copy("/bin/sleep", mount.at("program")).unwrap();
+        leaves_alone(&mount.at("program"));
+    }
+
     /// Many handles at once, more than a small descriptor limit would allow one each for inodes.
     fn many_open_files(driver) {
         let lower: String = (0..300).map(|n| format!("file f{n} \"{n}\"\n")).collect();
@@ -378,6 +409,15 @@ on_both! {
 }
 
 on_stratafs! {
+    /// overlayfs empties it when it is opened with `O_RDONLY | O_TRUNC`.
+    fn running_lower_programs_are_left_alone(driver) {
+        let mut layers = Stack::new().lower("").build();
+        std::fs::copy("/bin/sleep", layers.lowers[0].join("program")).unwrap();
+        layers.settle();
+        let mount = layers.mount(driver);
+        leaves_alone(&mount.at("program"));
+    }
+
     /// The kernel's FUSE sends these to no file system (`fuse_file_fallocate`).
     fn fallocate_modes_that_fuse_lacks(driver) {
         let mount = Stack::new().lower("file f fill=65536").mount(driver);
