@@ -22,6 +22,8 @@ fn damages(layer: &Layer) -> Vec<String> {
     found
 }
 
+const ACL: &str = "user::rw-,group::r--,group:5:r--,user:4:r-x,mask::r-x,other::---";
+
 /// One of everything that an entry can make.
 fn one_of_each() -> Tar {
     let capability = [0x01, 0, 0, 2, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
@@ -31,6 +33,7 @@ fn one_of_each() -> Tar {
         .entry(spec("d/full", b'0').content("full").pax("mtime", "1234567890.123456789"))
         .entry(spec("x", b'0').pax("SCHILY.xattr.user.x", "value"))
         .entry(spec("cap", b'0').content("x").pax("SCHILY.xattr.security.capability", capability))
+        .entry(spec("acl", b'0').mode(0o650).pax("SCHILY.acl.access", ACL))
         .symlink("l", "d/full")
         .hardlink("h", "d/full")
         .entry(spec("null", b'3').device(1, 3).mode(0o666))
@@ -44,7 +47,7 @@ fn one_of_each() -> Tar {
 fn damage_to_anything_that_an_entry_made_is_found() {
     use std::os::unix::fs::{PermissionsExt, chown, symlink};
     type Harm = fn(&std::path::Path);
-    let table: [(&str, Harm, &str); 17] = [
+    let table: [(&str, Harm, &str); 19] = [
         (
             "mode",
             |l| std::fs::set_permissions(l.join("d/empty"), PermissionsExt::from_mode(0o711)).unwrap(),
@@ -104,6 +107,16 @@ fn damage_to_anything_that_an_entry_made_is_found() {
             "layer file cap: its attribute security.capability is gone",
         ),
         (
+            "more in an ACL",
+            |l| setfacl(&l.join("acl"), &["-m", "user:4:rwx,mask::r-x"]),
+            "layer file acl: its attribute system.posix_acl_access has another value",
+        ),
+        (
+            "one more in an ACL",
+            |l| setfacl(&l.join("acl"), &["-m", "user:77:r--,mask::r-x"]),
+            "layer file acl: its attribute system.posix_acl_access has another value",
+        ),
+        (
             "whiteout gone",
             |l| std::fs::remove_file(l.join("d/gone")).unwrap(),
             "layer file d/gone: its whiteout is gone",
@@ -126,6 +139,11 @@ fn damage_to_anything_that_an_entry_made_is_found() {
     let layer = unpack(&one_of_each().end());
     std::fs::write(layer.path().join("d/added"), "").unwrap();
     assert!(damages(&layer)[0].starts_with("layer file d: its time of modification is "));
+}
+
+fn setfacl(path: &std::path::Path, args: &[&str]) {
+    let done = std::process::Command::new("setfacl").args(args).arg(path).status();
+    assert!(done.expect("setfacl; scripts/test installs it").success(), "{args:?}");
 }
 
 fn setfattr(path: &std::path::Path, args: &[&str]) {

@@ -40,6 +40,25 @@ pub(crate) fn encode(text: &[u8]) -> Option<Vec<u8>> {
     })
 }
 
+/// What an attribute's value grants to named users and groups, in the order of their numbers; `None` if it is no ACL.
+/// The rest of an ACL moves with the file's mode.
+pub(crate) fn named(value: &[u8]) -> Option<Vec<Entry>> {
+    let mut entries = decode(value)?;
+    entries.retain(|entry| matches!(entry.0, USER | GROUP));
+    entries.sort_unstable();
+    Some(entries)
+}
+
+fn decode(value: &[u8]) -> Option<Vec<Entry>> {
+    let (version, entries) = value.split_first_chunk()?;
+    let (entries, rest) = entries.as_chunks::<8>();
+    let is_acl = u32::from_le_bytes(*version) == VERSION && rest.is_empty();
+    let decoded = entries.iter().map(|&[a, b, c, d, e, f, g, h]| {
+        (u16::from_le_bytes([a, b]), u32::from_le_bytes([e, f, g, h]), u16::from_le_bytes([c, d]))
+    });
+    is_acl.then(|| decoded.collect())
+}
+
 /// Tag, id and permissions.
 type Entry = (u16, u32, u16);
 
@@ -129,6 +148,17 @@ mod tests {
         ] {
             assert_eq!(encode(text.as_bytes()), Some(value(expected)), "{text}");
         }
+    }
+
+    #[test]
+    fn who_is_named_in_a_value() {
+        let of = |entries: &[Entry]| named(&value(entries));
+        let (me, all) = ((USER, 1000, 5), (GROUP, 50, 1));
+        assert_eq!(of(&[(USER_OBJ, NO_ID, 6), all, me, (MASK, NO_ID, 7), (OTHER, NO_ID, 0)]), Some(vec![me, all]));
+        assert_eq!(of(&[(USER_OBJ, NO_ID, 6)]), Some(vec![]));
+        assert_eq!(named(b"junk"), None);
+        assert_eq!(named(&value(&[me])[..11]), None);
+        assert_eq!(named(b"\x01\0\0\0"), None);
     }
 
     #[test]

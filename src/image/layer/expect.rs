@@ -17,7 +17,7 @@ use super::extract::attributes_of;
 use super::path::{components, is_at_or_below, join, normalise, split};
 use super::pax::Time;
 use super::read::{Entry, Kind};
-use super::{confined, marks};
+use super::{acl, confined, marks};
 use crate::whiteout::{AUFS_OPAQUE, AUFS_PREFIX, AufsName, decode_aufs_name};
 
 const ACL: &[u8] = b"system.posix_acl_";
@@ -162,7 +162,7 @@ impl<'a> Expectations<'a> {
             expected.xattrs.iter().map(|(name, value)| (name.as_slice(), value.as_slice())).collect();
         for (attribute, value) in &found.xattrs {
             match expected.get(attribute.as_slice()) {
-                Some(expected) if same_value(attribute, expected, value) => {}
+                Some(expected) if same_value(attribute, expected, value, self.recorded) => {}
                 Some(_) => return Ok(Some(format!("its attribute {} has another value", printable(attribute)))),
                 None if must_be_kept(attribute, kind, false) => {
                     return Ok(Some(format!("it has an attribute {} that it had not", printable(attribute))));
@@ -237,11 +237,14 @@ fn same_time(expected: Time, found: Time) -> bool {
     !everywhere || found.seconds == expected.seconds && same()
 }
 
-/// Capabilities are shown in the version that fits the reader's user namespace; the kernel orders ACLs its own way.
-fn same_value(attribute: &[u8], expected: &[u8], found: &[u8]) -> bool {
+/// Capabilities are shown in the version that fits the reader's user namespace; the kernel orders ACLs its own way, moves
+/// with the mode what names nobody, and shows numbers as the reader's user namespace has them.
+fn same_value(attribute: &[u8], expected: &[u8], found: &[u8], recorded: bool) -> bool {
     match attribute {
         CAPABILITY => expected.get(4..20) == found.get(4..20),
-        acl if acl.starts_with(ACL) => true,
+        access if access.starts_with(ACL) => {
+            recorded || acl::named(expected).is_none_or(|expected| Some(expected) == acl::named(found))
+        }
         _ => expected == found,
     }
 }
