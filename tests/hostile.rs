@@ -13,8 +13,17 @@ use std::collections::BTreeMap;
 use std::io::Write;
 
 use layer_dirs::*;
+use peak_alloc::PeakAlloc;
 use stratafs::image::layer::{Limits, UnpackOptions};
 use tar_build::*;
+
+#[global_allocator]
+static HEAP: PeakAlloc = PeakAlloc;
+
+/// Set where `memory_is_bounded` runs the cases one after the other.
+const MEASURE: &str = "STRATAFS_MEASURE_MEMORY";
+/// Bytes of the heap that a case may take beyond what it is made of; twice what the greediest takes.
+const MOST_MEMORY: usize = 8 << 20;
 
 /// What must come of a case.
 enum Expect {
@@ -68,6 +77,8 @@ fn run(cases: Vec<Case>) {
         let fd = std::fs::File::open(dir.path().join("layer")).unwrap();
         let options = UnpackOptions { limits: small_limits(), ..UnpackOptions::default() };
         let mut recipe = Vec::new();
+        HEAP.reset_peak_usage();
+        let before_it = HEAP.current_usage();
         let result = stratafs::image::layer::unpack(
             &mut case.stream.as_slice(),
             std::os::fd::AsFd::as_fd(&fd),
@@ -75,6 +86,11 @@ fn run(cases: Vec<Case>) {
             Some(&mut recipe),
             &options,
         );
+        if std::env::var_os(MEASURE).is_some() {
+            let taken = HEAP.peak_usage() - before_it;
+            println!("{taken} bytes: {}", case.name);
+            assert!(taken <= MOST_MEMORY, "{}: {taken} bytes of memory", case.name);
+        }
         match (&case.expect, &result) {
             (Refused(reason), Err(error)) => {
                 let line = error.to_string();
@@ -729,4 +745,23 @@ fn another_process_swapping_directories_and_links() {
         stop.store(true, Ordering::Relaxed);
     });
     assert_eq!(tree(&dir.path().join("witness")).len(), 1, "something was written outside");
+}
+
+/// All cases again in a process of their own, where nothing else takes memory meanwhile.
+#[test]
+fn memory_is_bounded() {
+    if std::env::var_os(MEASURE).is_some() {
+        return;
+    }
+    let done = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--test-threads", "1", "--nocapture"])
+        .env(MEASURE, "1")
+        .output()
+        .unwrap();
+    let told = String::from_utf8_lossy(&done.stdout);
+    assert!(done.status.success(), "{told}{}", String::from_utf8_lossy(&done.stderr));
+    let most = told.lines().filter_map(|line| line.split_once(" bytes: ")?.0.parse().ok()).max();
+    let cases = told.matches(" bytes: ").count();
+    println!("{cases} cases, {most:?} bytes at most");
+    assert!(cases > 100 && most > Some(0_usize), "{told}");
 }
