@@ -72,7 +72,7 @@ impl Server {
         let outcome = if self.admits(&header) { self.perform(&header, &operation, reply) } else { Err(Errno::ACCESS) };
         if let Err(errno) = outcome {
             self.counters.count_error(errno);
-            self.log_failure(&header, errno);
+            self.log_failure(&header, &operation, errno);
         }
         tracing::trace!(
             request = opcode::name(header.opcode),
@@ -129,9 +129,12 @@ impl Server {
 
     /// Says what failed, with the path: what a disk or a limit is to blame for, louder than what a caller asked for in
     /// vain.
-    fn log_failure(&self, header: &Header, errno: Errno) {
+    fn log_failure(&self, header: &Header, operation: &Operation<'_>, errno: Errno) {
         let request = opcode::name(header.opcode);
-        let path = || self.overlay.path_of(header.node);
+        let path = || {
+            let node = self.overlay.path_of(header.node);
+            operation.name().map_or_else(|| node.clone(), |name| node.join(name))
+        };
         let error = std::io::Error::from(errno);
         match errno {
             Errno::IO | Errno::UCLEAN => tracing::error!(request, path = ?path(), %error, "failed"),

@@ -6,6 +6,7 @@ use std::mem::MaybeUninit;
 use std::ops::Deref;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, RawDir, RenameFlags, Timespec, Timestamps, Uid};
@@ -53,6 +54,11 @@ impl Dir {
 
     fn target<'a>(&'a self, name: &'a CStr) -> Target<'a> {
         Target { dir: self.as_fd(), name }
+    }
+
+    /// Where `name` is, for a message.
+    pub fn place(&self, name: &CStr) -> PathBuf {
+        self.target(name).place()
     }
 
     /// Attributes of `name`; `None` if there is no such name.

@@ -1,7 +1,9 @@
 //! A directory of one layer as it is looked into: held by descriptor, or known from the layer's inventory.
 
-use std::ffi::CStr;
+use std::ffi::{CStr, OsStr};
 use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use rustix::io::Errno;
@@ -37,6 +39,17 @@ impl LayerDir<'_> {
         match self {
             Self::Held(dir) => Ok(dir.clone()),
             Self::Listed(listed) => listed.layer.open_dir(listed.path),
+        }
+    }
+
+    /// Where `name` is, for a message.
+    pub fn place(&self, name: &CStr) -> PathBuf {
+        match self {
+            Self::Held(dir) => dir.place(name),
+            Self::Listed(listed) => {
+                let dir = listed.layer.path().join(OsStr::from_bytes(listed.path.to_bytes()));
+                dir.join(OsStr::from_bytes(name.to_bytes()))
+            }
         }
     }
 
@@ -116,7 +129,7 @@ impl LayerDir<'_> {
         if seen(&known) == seen(opened) {
             return Ok(());
         }
-        tracing::warn!("{name:?} in {:?} of {}: changed in its layer", listed.path, listed.layer.path().display());
+        tracing::warn!("{:?}: changed in its layer", self.place(name));
         listed.inventory.disbelieve(listed.number, &Unusable::Stale);
         Err(Errno::STALE)
     }

@@ -1,16 +1,21 @@
 //! Reading the marks of one file in a layer.
 
+use std::ffi::CStr;
+
 use rustix::io::Errno;
 
 use crate::sys::xattr::{self, Target};
 use crate::whiteout::{self, Mark, Namespace, Opaque};
+
+/// Bytes of a damaged mark that the log shows.
+const SHOWN: usize = 64;
 
 /// The marks of one file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Marks {
     /// The opaque mark of a directory, raw.
     opaque: Option<Vec<u8>>,
-    /// The redirect, raw: damaged ones are the reader's to report.
+    /// The redirect, raw: of a damaged one nobody knows what is below, which is an error for its reader.
     pub redirect: Option<Vec<u8>>,
     /// The origin, raw.
     pub origin: Option<Vec<u8>>,
@@ -52,7 +57,7 @@ pub fn list(target: Target<'_>) -> Result<Vec<u8>, Errno> {
 ///
 /// # Errors
 /// Those of `getxattr(2)`.
-pub fn value(target: Target<'_>, key: &std::ffi::CStr) -> Result<Option<Vec<u8>>, Errno> {
+pub fn value(target: Target<'_>, key: &CStr) -> Result<Option<Vec<u8>>, Errno> {
     let mut buffer = [0u8; 512];
     match xattr::get(target, key, &mut buffer) {
         Ok(len) => return Ok(Some(buffer.get(..len).unwrap_or_default().to_vec())),
@@ -91,7 +96,7 @@ pub fn classify(key: &[u8]) -> Option<(Namespace, Option<Mark>)> {
     Some((namespace, Some(mark)))
 }
 
-/// Reads the marks of `target`, of every name space.
+/// Reads the marks of `target`, of every name space. The log names those that are damaged.
 ///
 /// # Errors
 /// Those of `listxattr(2)` and `getxattr(2)`.
@@ -106,22 +111,32 @@ pub fn read(target: Target<'_>) -> Result<Marks, Errno> {
     };
     for key in listed.split_inclusive(|&b| b == 0) {
         let Some((_, Some(mark))) = classify(key.strip_suffix(b"\0").unwrap_or(key)) else { continue };
-        let Ok(key) = std::ffi::CStr::from_bytes_with_nul(key) else { continue };
+        let Ok(key) = CStr::from_bytes_with_nul(key) else { continue };
         match mark {
-            Mark::Opaque => marks.opaque = value(target, key)?,
-            Mark::Redirect => marks.redirect = value(target, key)?,
-            Mark::Origin => marks.origin = value(target, key)?,
-            Mark::Metacopy => {
-                if !whiteout::is_metacopy(&value(target, key)?.unwrap_or_default()) {
-                    tracing::error!("{:?}: malformed metacopy mark", target.name);
-                    return Err(Errno::IO);
-                }
-                marks.metacopy = true;
-            }
-            Mark::Impure => marks.impure = value(target, key)?.as_deref() == Some(b"y"),
+            Mark::Opaque => marks.opaque = sound(target, key, mark)?.0,
+            Mark::Redirect => marks.redirect = sound(target, key, mark)?.0,
+            Mark::Origin => marks.origin = sound(target, key, mark)?.0,
+            Mark::Metacopy => match sound(target, key, mark)? {
+                (_, true) => marks.metacopy = true,
+                // Nobody knows where the content is.
+                (_, false) => return Err(Errno::IO),
+            },
+            Mark::Impure => marks.impure = sound(target, key, mark)?.0.as_deref() == Some(b"y"),
             Mark::Whiteout => marks.whiteout = true,
             Mark::Nlink | Mark::Upper | Mark::Uuid => {}
         }
     }
     Ok(marks)
+}
+
+/// Value of the mark `key`, and whether it means anything; the log tells of one that does not.
+fn sound(target: Target<'_>, key: &CStr, mark: Mark) -> Result<(Option<Vec<u8>>, bool), Errno> {
+    let value = value(target, key)?;
+    let good = value.as_deref().is_none_or(|value| whiteout::is_good(mark, value));
+    if !good {
+        let shown = value.as_deref().unwrap_or_default();
+        let start = shown.get(..SHOWN).unwrap_or(shown).escape_ascii();
+        tracing::warn!("{:?}: damaged mark {key:?} of {} bytes: \"{start}\"", target.place(), shown.len());
+    }
+    Ok((value, good))
 }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use rustix::io::Errno;
 
+use super::tell_of_content;
 pub use crate::inventory::FIRST_POSITION;
 use crate::inventory::{COLLISION_SPAN, DirNumber, Directory, Inventory, position as hash_position};
 use crate::layer::{Dir, FileType, LayerDir, LowerRef, Stat};
@@ -226,7 +227,8 @@ pub fn dirent_type(stat: &Stat) -> u8 {
     ((stat.mode & libc::S_IFMT) >> 12) as u8
 }
 
-/// True if `name` in `dir`, whose attributes are `stat`, is a whiteout.
+/// True if `name` in `dir`, whose attributes are `stat`, is a whiteout. Among whiteouts by attribute every file is asked
+/// for the mark: the log tells of one that has content.
 ///
 /// # Errors
 /// Those of `getxattr(2)`.
@@ -234,7 +236,14 @@ pub fn is_whiteout(dir: &LayerDir<'_>, name: &CStr, stat: &Stat, xattr_whiteouts
     if stat.is_whiteout_device() {
         return Ok(true);
     }
-    Ok(xattr_whiteouts && stat.may_be_xattr_whiteout() && dir.marks(name)?.whiteout)
+    if !xattr_whiteouts || stat.file_type() != FileType::Regular || !dir.marks(name)?.whiteout {
+        return Ok(false);
+    }
+    let is_empty = stat.may_be_xattr_whiteout();
+    if !is_empty {
+        tell_of_content(dir.place(name));
+    }
+    Ok(is_empty)
 }
 
 impl Merged {

@@ -2,13 +2,14 @@
 //! `Documentation/filesystems/overlayfs.rst`, "Metadata only copy up", "Data-only lower layers").
 
 use std::ffi::CStr;
+use std::path::Path;
 use std::sync::Arc;
 
 use rustix::io::Errno;
 
 use super::redirect::{c_name, follow, redirect_of, redirected_end};
 use super::{MergedDir, listing};
-use crate::layer::{FileType, LayerDir, Marks};
+use crate::layer::{Dir, FileType, LayerDir, Marks};
 use crate::whiteout::Redirect;
 
 /// Layer and path of a file that holds content.
@@ -18,9 +19,9 @@ pub type Data = (u16, Arc<CStr>);
 ///
 /// # Errors
 /// `PERM` without `metacopy=on`; `IO` if there is no content to be found.
-pub(super) fn below_upper(dir: &MergedDir<'_>, name: &CStr, marks: &Marks) -> Result<Data, Errno> {
+pub(super) fn below_upper(dir: &MergedDir<'_>, upper: &Dir, name: &CStr, marks: &Marks) -> Result<Data, Errno> {
     if !dir.metacopy {
-        tracing::error!("{name:?} has only its attributes in the upper; metacopy=on is needed to read it");
+        tracing::error!("{:?} has only attributes; metacopy=on is needed to read it", upper.place(name));
         return Err(Errno::PERM);
     }
     let found = match redirect_of(dir, marks, name)? {
@@ -28,7 +29,7 @@ pub(super) fn below_upper(dir: &MergedDir<'_>, name: &CStr, marks: &Marks) -> Re
         Some(Redirect::Relative(other)) => by_name(dir, &c_name(&other)?, 0)?,
         Some(Redirect::Absolute(path)) => by_path(dir, path, 0)?,
     };
-    found.ok_or_else(|| missing(name))
+    found.ok_or_else(|| missing(&upper.place(name)))
 }
 
 /// Finds the content of `name` in the lower part `index` of `dir`, if that is a metacopy file.
@@ -55,11 +56,11 @@ pub(super) fn of_lower(
         Some(Redirect::Relative(other)) => by_name(dir, &c_name(&other)?, index + 1)?,
         Some(Redirect::Absolute(path)) => by_path(dir, path, usize::from(part.layer) + 1)?,
     };
-    found.map(Some).ok_or_else(|| missing(name))
+    found.map(Some).ok_or_else(|| missing(&parent.place(name)))
 }
 
-fn missing(name: &CStr) -> Errno {
-    tracing::error!("{name:?}: the layer with its content is missing");
+fn missing(place: &Path) -> Errno {
+    tracing::error!("{place:?}: the layer with its content is missing");
     Errno::IO
 }
 

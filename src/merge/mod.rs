@@ -5,7 +5,9 @@ pub mod listing;
 mod metacopy;
 mod redirect;
 
-use std::ffi::{CStr, CString};
+use std::ffi::{CStr, CString, OsStr};
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
 
 use rustix::io::Errno;
 
@@ -91,7 +93,7 @@ pub fn resolve(dir: &MergedDir<'_>, name: &CStr) -> Result<Resolution, Errno> {
             let lowers = if marks.opaque() == Opaque::Yes || has_name(upper, name)? {
                 Vec::new()
             } else {
-                lower_parts_below_upper(dir, name, &marks)?
+                lower_parts_below_upper(dir, upper, name, &marks)?
             };
             Ok(Resolution::Found(Found { stat, source: Source::Upper, marks, lowers, data: None }))
         }
@@ -107,10 +109,23 @@ pub fn resolve(dir: &MergedDir<'_>, name: &CStr) -> Result<Resolution, Errno> {
             if marks.whiteout && stat.may_be_xattr_whiteout() {
                 return Ok(Resolution::WhiteoutInUpper);
             }
-            let data = if marks.metacopy { Some(metacopy::below_upper(dir, name, &marks)?) } else { None };
+            if marks.whiteout {
+                tell_of_content(upper.place(name));
+            }
+            let data = if marks.metacopy { Some(metacopy::below_upper(dir, upper, name, &marks)?) } else { None };
             Ok(Resolution::Found(Found { stat, source: Source::Upper, marks, lowers: Vec::new(), data }))
         }
     }
+}
+
+/// A whiteout by attribute is an empty file; one with content was damaged, and the content may be somebody's.
+fn tell_of_content(place: PathBuf) {
+    tracing::warn!("{place:?}: a whiteout with content: shown as the file that it is");
+}
+
+/// A redirect is left where something was below: one that leads to no directory was damaged, or layers are missing.
+fn tell_of_lost_way(place: PathBuf) {
+    tracing::warn!("{place:?}: its redirect leads to no directory of the layers below");
 }
 
 /// True if the upper directory `name` is opaque by an entry in it (`.wh..wh..opq`).
@@ -144,11 +159,12 @@ pub fn resolve_lower(dir: &MergedDir<'_>, name: &CStr) -> Result<Resolution, Err
     if dir.lowers.is_empty() {
         return Ok(Resolution::Absent);
     }
-    let mut walk = Walk { dir, stat: None, parts: Vec::new() };
+    let mut walk = Walk { dir, stat: None, parts: Vec::new(), redirected: None };
     let hit = match dir.listing {
         Some(listing) => walk.by_listing(listing, name)?,
         None => walk.by_probing(name, 0)?,
     };
+    walk.tell_if_lost();
     Ok(match (hit, walk.stat) {
         (Some(found), _) => Resolution::Found(found),
         (None, Some((stat, source))) => {
@@ -169,8 +185,13 @@ pub fn exists_in_lower(dir: &MergedDir<'_>, name: &CStr) -> Result<bool, Errno> 
     }
 }
 
-fn lower_parts_below_upper(dir: &MergedDir<'_>, name: &CStr, marks: &Marks) -> Result<Vec<LowerRef>, Errno> {
-    let mut walk = Walk { dir, stat: None, parts: Vec::new() };
+fn lower_parts_below_upper(
+    dir: &MergedDir<'_>,
+    upper: &Dir,
+    name: &CStr,
+    marks: &Marks,
+) -> Result<Vec<LowerRef>, Errno> {
+    let mut walk = Walk { dir, stat: None, parts: Vec::new(), redirected: None };
     match redirect_of(dir, marks, name)? {
         None => match dir.listing {
             Some(listing) => drop(walk.by_listing(listing, name)?),
@@ -179,6 +200,10 @@ fn lower_parts_below_upper(dir: &MergedDir<'_>, name: &CStr, marks: &Marks) -> R
         Some(Redirect::Relative(other)) => drop(walk.by_probing(&c_name(&other)?, 0)?),
         Some(Redirect::Absolute(path)) => walk.by_path(path, 0)?,
     }
+    if walk.parts.is_empty() && marks.redirect.is_some() {
+        tell_of_lost_way(upper.place(name));
+    }
+    walk.tell_if_lost();
     Ok(walk.parts)
 }
 
@@ -188,6 +213,8 @@ struct Walk<'w, 'a> {
     /// Attributes of the topmost part and the index of its parent's lower part.
     stat: Option<(Stat, u16)>,
     parts: Vec<LowerRef>,
+    /// How many parts there were up to the last one with a redirect.
+    redirected: Option<usize>,
 }
 
 /// Whether to look further down.
@@ -231,11 +258,23 @@ impl Walk<'_, '_> {
         if opaque == Opaque::Yes {
             return Ok(Next::Stop);
         }
-        Ok(match redirect_of(self.dir, &marks, name)? {
+        let redirect = redirect_of(self.dir, &marks, name)?;
+        self.redirected = redirect.is_some().then_some(self.parts.len());
+        Ok(match redirect {
             None => Next::Below,
             Some(Redirect::Relative(other)) => Next::Renamed(c_name(&other)?),
             Some(Redirect::Absolute(path)) => Next::Moved(path),
         })
+    }
+
+    /// The log tells of a redirect that has led nowhere.
+    fn tell_if_lost(&self) {
+        if self.redirected == Some(self.parts.len())
+            && let Some(part) = self.parts.last()
+            && let Ok(layer) = self.dir.stack.lower(part.layer)
+        {
+            tell_of_lost_way(layer.path().join(OsStr::from_bytes(part.path.to_bytes())));
+        }
     }
 
     /// Uses the merged listing: only the layers that have the name are visited.
@@ -245,10 +284,7 @@ impl Walk<'_, '_> {
             let parent = (self.dir.open_lower)(usize::from(index))?;
             if self.stat.is_none() {
                 let Some(stat) = parent.stat(name)? else {
-                    tracing::error!(
-                        "{name:?} vanished from {}: a lower layer changed while mounted",
-                        self.layer_path(part)
-                    );
+                    tracing::error!("{:?} vanished: a lower layer changed while mounted", parent.place(name));
                     return Err(Errno::IO);
                 };
                 if !stat.is_dir() {
@@ -278,10 +314,6 @@ impl Walk<'_, '_> {
             rest == Some(name.to_bytes())
         };
         self.parts.last().filter(same).map_or_else(|| part.child_path(name), |above| above.path.clone())
-    }
-
-    fn layer_path(&self, part: &LowerRef) -> String {
-        self.dir.stack.lower(part.layer).map(|l| l.path().display().to_string()).unwrap_or_default()
     }
 
     /// Asks the parent's lower parts from index `start` on, one after the other.

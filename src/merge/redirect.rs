@@ -27,7 +27,7 @@ pub(super) struct End {
     pub(super) path: Arc<CStr>,
 }
 
-/// The redirect that `marks` hold, if any.
+/// The redirect that `marks` hold, if any. The log has told of a malformed one.
 ///
 /// # Errors
 /// `IO` if it is malformed; `PERM` if redirects are not to be followed.
@@ -37,10 +37,7 @@ pub(super) fn redirect_of(dir: &MergedDir<'_>, marks: &Marks, name: &CStr) -> Re
         tracing::warn!("{name:?}: redirect not followed (redirect_dir=nofollow)");
         return Err(Errno::PERM);
     }
-    whiteout::decode_redirect(value).map(Some).map_err(|malformed| {
-        tracing::error!("{name:?}: {malformed}: {:?}", String::from_utf8_lossy(value));
-        Errno::IO
-    })
+    whiteout::decode_redirect(value).map(Some).map_err(|_| Errno::IO)
 }
 
 /// A name out of a redirect.

@@ -72,8 +72,13 @@ impl Overlay {
         let upper = self.upper()?;
         let (parent, name) = node.name().ok_or(Errno::STALE)?;
         let (source_dir, source_name, fs) = self.copy_up_source(node, &parent, &name)?;
-        let stat = source_dir.stat(source_name)?.ok_or(Errno::IO)?;
-        let stat = self.shown_stat(&source_dir, source_name, stat)?;
+        let found = source_dir.stat(source_name)?;
+        let stat = found.map(|stat| self.shown_stat(&source_dir, source_name, stat)).transpose()?;
+        let Some(stat) = stat.filter(|stat| stat.file_type() == node.file_type) else {
+            let place = source_dir.place(source_name);
+            tracing::error!("{place:?}: not the file that it was: a lower layer changed while mounted");
+            return Err(Errno::IO);
+        };
         let indexed = self.indexed(node);
         let breaks_link = stat.nlink > 1 && !stat.is_dir() && indexed.is_none();
         let origin = if breaks_link { None } else { Some(self.origins.encode(fs, &source_dir, source_name)?) };
@@ -135,13 +140,15 @@ impl Overlay {
     /// Opens the file that holds another's content.
     pub(super) fn open_content(&self, data: &DataRef) -> Result<OwnedFd> {
         let layer = self.stack.lower(data.layer)?;
-        layer.open_file(&data.path).map_err(|errno| match errno {
-            Errno::NOENT | Errno::NOTDIR | Errno::LOOP => {
-                tracing::error!("content missing: {:?} in {}", data.path, layer.path().display());
-                Errno::IO
-            }
-            errno => errno,
-        })
+        let missing = || {
+            tracing::error!("content missing: {:?} in {}", data.path, layer.path().display());
+            Err(Errno::IO)
+        };
+        match layer.open_file(&data.path) {
+            Ok(file) if Stat::of(file.as_fd(), c"")?.file_type() == FileType::Regular => Ok(file),
+            Ok(_) | Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::ISDIR | Errno::NXIO) => missing(),
+            Err(errno) => Err(errno),
+        }
     }
 
     /// A lower file as the place of its own content.

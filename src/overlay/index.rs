@@ -71,7 +71,15 @@ impl Overlay {
             Some(stat) => {
                 let key = self.upper()?.mark_key(Mark::Nlink);
                 let mark = index.xattr(&entry, &key)?;
-                mark.and_then(|mark| decode_nlink(&mark, stat.nlink, lower_nlink)).unwrap_or(stat.nlink)
+                let kept = mark.as_ref().and_then(|mark| decode_nlink(mark, stat.nlink, lower_nlink));
+                if let (Some(mark), None) = (&mark, kept) {
+                    let shown = mark.escape_ascii();
+                    tracing::warn!(
+                        "{:?}: damaged mark {key:?}: \"{shown}\"; the real count is shown",
+                        index.place(&entry)
+                    );
+                }
+                kept.unwrap_or(stat.nlink)
             }
         };
         let metacopy = stat.is_some() && index.marks(&entry)?.metacopy;

@@ -17,7 +17,7 @@ use rustix::fs::{FallocateFlags, OFlags, SeekFrom};
 use super::Overlay;
 use super::attr::mode_without_set_id;
 use super::types::{Caller, Errno, HandleId, NodeId, OpenMode, Opened, Result};
-use crate::layer::{FileType, LayerDir, Stat};
+use crate::layer::{FileType, Stat};
 use crate::node::{FileHandle, NodeRef, Real, handle::RealFile};
 
 /// The kernel opens a program to execute it (`FMODE_EXEC` in `include/linux/fs.h`).
@@ -101,11 +101,22 @@ impl Overlay {
                     return Ok((file, false));
                 }
                 let (parent, name) = node.name().ok_or(Errno::STALE)?;
-                let file = Arc::new(self.lower_dir(&parent, usize::from(index))?.open_file(&name)?);
                 let view = self.lower_view(&parent, usize::from(index))?;
-                if matches!(view, LayerDir::Listed(_)) {
-                    view.confirm(&name, &Stat::of(file.as_fd(), c"")?)?;
+                let changed = |found: &str, errno: Errno| {
+                    tracing::error!("{:?}: {found}: a lower layer changed while mounted", view.place(&name));
+                    Err(errno)
+                };
+                let file = match self.lower_dir(&parent, usize::from(index))?.open_file(&name) {
+                    Ok(file) => Arc::new(file),
+                    Err(errno @ (Errno::NOENT | Errno::NOTDIR)) => return changed("vanished", errno),
+                    Err(Errno::LOOP | Errno::NXIO) => return changed("not the file that it was", Errno::IO),
+                    Err(errno) => return Err(errno),
+                };
+                let opened = Stat::of(file.as_fd(), c"")?;
+                if opened.file_type() != FileType::Regular {
+                    return changed("not the file that it was", Errno::IO);
                 }
+                view.confirm(&name, &opened)?;
                 self.lower_files.insert(key, file.clone());
                 Ok((file, false))
             }

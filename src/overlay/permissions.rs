@@ -88,7 +88,7 @@ impl Permissions {
             Err(errno) => return Err(errno),
         };
         let Some(kept) = OverrideStat::decode(value.get(..length).unwrap_or_default()) else {
-            tracing::warn!("{:?} of {:?} is malformed: shown as it really is", self.key, target.name);
+            tracing::warn!("{:?}: damaged mark {:?}: shown as it really is", target.place(), self.key);
             return Ok(stat);
         };
         let real_type = stat.mode & libc::S_IFMT;

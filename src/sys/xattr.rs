@@ -3,8 +3,10 @@
 //! `getxattrat(2)` and its siblings exist since Linux 6.13; before that the same is reached as
 //! `/proc/self/fd/DIR/NAME`. rustix has neither.
 
-use std::ffi::CStr;
+use std::ffi::{CStr, OsStr, OsString};
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::io::Errno;
@@ -36,6 +38,14 @@ pub struct Target<'a> {
 }
 
 impl Target<'_> {
+    /// Where it is, for a message; only the name where nobody can tell.
+    pub fn place(&self) -> PathBuf {
+        let link = format!("/proc/self/fd/{}", self.dir.as_raw_fd());
+        let dir = rustix::fs::readlink(link, Vec::new()).map(|path| OsString::from_vec(path.into_bytes()));
+        let dir = PathBuf::from(dir.unwrap_or_default());
+        if self.name.is_empty() { dir } else { dir.join(OsStr::from_bytes(self.name.to_bytes())) }
+    }
+
     /// The calls refuse a descriptor that is `O_PATH`; the path to it works with any.
     fn needs_path(&self) -> bool {
         self.name.is_empty() || NO_XATTRAT.load(Ordering::Relaxed)

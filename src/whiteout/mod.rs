@@ -122,6 +122,19 @@ pub fn decode_opaque(value: &[u8]) -> Opaque {
     }
 }
 
+/// False for a file's mark that cannot mean anything, whoever wrote it: it was damaged. The value of a whiteout mark means
+/// nothing anyway; the rest belong to an index and are judged there.
+pub fn is_good(mark: Mark, value: &[u8]) -> bool {
+    match mark {
+        Mark::Opaque => matches!(value, b"y" | b"x"),
+        Mark::Redirect => decode_redirect(value).is_ok(),
+        Mark::Origin => origin::decode(value) != origin::Decoded::Damaged,
+        Mark::Metacopy => is_metacopy(value),
+        Mark::Impure => value == b"y",
+        Mark::Whiteout | Mark::Nlink | Mark::Upper | Mark::Uuid => true,
+    }
+}
+
 /// What an entry's name says by the AUFS and OCI rules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AufsName<'a> {
@@ -251,6 +264,21 @@ mod tests {
         assert_eq!(decode_redirect(b"name"), Ok(Redirect::Relative(b"name".to_vec())));
         for bad in [&b""[..], b"/", b"a/b", b"/a//b", b"/a/../b", b"..", b".", b"/a/", b"a\0b"] {
             assert_eq!(decode_redirect(bad), Err(MalformedRedirect), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn damaged_marks() {
+        for (mark, good, bad) in [
+            (Mark::Opaque, &[&b"y"[..], b"x"][..], &[&b""[..], b"z", b"yy", b"Y"][..]),
+            (Mark::Redirect, &[b"/a", b"a"], &[b"", b"/", b"../a"]),
+            (Mark::Origin, &[b""], &[b"x", b"\0\xfb\x1d\0\x01"]),
+            (Mark::Metacopy, &[b"", b"\0\x04\0\0"], &[b"x"]),
+            (Mark::Impure, &[b"y"], &[b"", b"n"]),
+            (Mark::Whiteout, &[b"", b"y", b"anything"], &[]),
+        ] {
+            assert!(good.iter().all(|value| is_good(mark, value)), "{mark:?}");
+            assert!(!bad.iter().any(|value| is_good(mark, value)), "{mark:?}");
         }
     }
 

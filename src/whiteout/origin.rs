@@ -39,8 +39,10 @@ pub enum Decoded {
     Handle(Origin),
     /// Empty: the kernel's way to say "copied up, but the lower had no handle".
     Unknown,
-    /// Damaged, or made by another architecture or a newer version; to be ignored.
+    /// Made by another architecture or a newer version; to be ignored.
     Foreign,
+    /// Not an origin at all; to be ignored.
+    Damaged,
 }
 
 impl Origin {
@@ -71,16 +73,19 @@ impl Origin {
 /// Reads an origin attribute (kernel: `ovl_check_fb_len`, `ovl_get_fh`).
 pub fn decode(value: &[u8]) -> Decoded {
     let [version, magic, len, flags, handle_type, rest @ ..] = value else {
-        return if value.is_empty() { Decoded::Unknown } else { Decoded::Foreign };
+        return if value.is_empty() { Decoded::Unknown } else { Decoded::Damaged };
     };
-    if *magic != MAGIC || *version != VERSION || usize::from(*len) != value.len() || value.len() < HEADER {
+    if *magic != MAGIC || usize::from(*len) != value.len() || value.len() < HEADER {
+        return Decoded::Damaged;
+    }
+    if *version != VERSION {
         return Decoded::Foreign;
     }
     if flags & !FLAGS_KNOWN != 0 || (flags & FLAG_ANY_ENDIAN == 0 && flags & FLAG_BIG_ENDIAN != FLAG_CPU_ENDIAN) {
         return Decoded::Foreign;
     }
     let (uuid, handle) = rest.split_at(HEADER - 5);
-    let Ok(uuid) = uuid.try_into() else { return Decoded::Foreign };
+    let Ok(uuid) = uuid.try_into() else { return Decoded::Damaged };
     Decoded::Handle(Origin {
         uuid,
         handle_type: *handle_type,
@@ -111,12 +116,18 @@ mod tests {
     fn damaged_values_are_ignored() {
         assert_eq!(decode(b""), Decoded::Unknown);
         for len in 1..FROM_KERNEL.len() {
-            assert_eq!(decode(&FROM_KERNEL[..len]), Decoded::Foreign, "cut at {len}");
+            assert_eq!(decode(&FROM_KERNEL[..len]), Decoded::Damaged, "cut at {len}");
         }
-        for (at, value) in [(0, 1), (1, 0), (2, 30), (3, 0x80), (3, 1)] {
+        let changed = |at: usize, value: u8| {
             let mut bytes = FROM_KERNEL;
             bytes[at] = value;
-            assert_eq!(decode(&bytes), Decoded::Foreign, "byte {at} = {value}");
+            decode(&bytes)
+        };
+        for (at, value) in [(1, 0), (2, 30)] {
+            assert_eq!(changed(at, value), Decoded::Damaged, "byte {at} = {value}");
+        }
+        for (at, value) in [(0, 1), (3, 0x80), (3, 1)] {
+            assert_eq!(changed(at, value), Decoded::Foreign, "byte {at} = {value}");
         }
     }
 }

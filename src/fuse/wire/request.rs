@@ -165,6 +165,18 @@ pub(in crate::fuse) enum Operation<'a> {
     Unknown,
 }
 
+impl Operation<'_> {
+    /// The name in the directory that the request is on, where it is on one.
+    pub(in crate::fuse) fn name(&self) -> Option<&OsStr> {
+        match self {
+            Self::Lookup(name) | Self::Unlink(name) | Self::Rmdir(name) => Some(name),
+            Self::Symlink { name, .. } | Self::Rename { name, .. } | Self::Link { name, .. } => Some(name),
+            Self::Mknod(new, _) | Self::Mkdir(new) | Self::Create(new, _) => Some(new.name),
+            _ => None,
+        }
+    }
+}
+
 impl Header {
     /// Decodes the header of `request` and checks its length. The rest are the arguments.
     pub(in crate::fuse) fn decode(request: &[u8]) -> Result<(Self, &[u8]), Malformed> {
