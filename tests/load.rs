@@ -88,7 +88,7 @@ fn creations_and_removals() {
 #[test]
 fn open_files() {
     many("open_files", || {
-        let count = amount(1000, 8000);
+        let count = amount(1000, 10_000);
         let mount = Stack::new().lower("dir d").mount(Driver::Stratafs);
         let before = held(&mount);
         let files: Vec<File> = (0..count)
