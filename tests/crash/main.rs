@@ -7,6 +7,7 @@
 //! | `kill` | `kill -9` before each call |
 //! | `faults` | each call fails |
 //! | `power` | what is not on the disk is lost at each call |
+//! | `ending` | the end after the unmount takes long |
 //!
 //! `STRATAFS_SOAK=1` runs the long forms.
 
@@ -17,6 +18,7 @@ mod common;
 
 #[macro_use]
 mod verbs;
+mod ending;
 mod faults;
 mod gate;
 mod kill;
