@@ -7,6 +7,7 @@ mod common;
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::io::Write;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -22,6 +23,20 @@ const LIMIT: Duration = Duration::from_secs(3000);
 /// `long` for the long form.
 fn amount(short: usize, long: usize) -> usize {
     if std::env::var_os("STRATAFS_SOAK").is_some_and(|value| value == "1") { long } else { short }
+}
+
+/// Prints a figure, and notes it for `scripts/test` and `scripts/soak`.
+fn tell(figure: &str) {
+    println!("{figure}");
+    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join("figures");
+    let mut file = File::options().create(true).append(true).open(path).unwrap();
+    file.write_all(format!("{figure}\n").as_bytes()).unwrap();
+}
+
+impl std::fmt::Display for Held {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(out, "{} KiB and {} descriptors", self.memory_kib, self.descriptors)
+    }
 }
 
 /// What the daemon holds.
@@ -73,7 +88,7 @@ fn assert_given_back(what: &str, mount: &Mount, before: Held, allowed_kib: usize
         let now = held(mount);
         let is_back = now.memory_kib <= before.memory_kib + allowed_kib && now.descriptors <= before.descriptors + 64;
         if is_back || Instant::now() > patience {
-            println!("{what}: {before:?} before, {now:?} after");
+            tell(&format!("{what}: {before} before, {now} after"));
             assert!(is_back, "{what}: not given back: {before:?} before, {now:?} after");
             return;
         }
@@ -126,7 +141,7 @@ fn creations_and_removals() {
         assert_eq!(outcomes, vec![true; crowd]);
         assert_eq!(sys::names(&mount.at("d")), ["first"]);
         let what =
-            format!("{} creations and removals by {crowd} processes, {seconds:.0} s, {peak:?} at most", crowd * each);
+            format!("{} creations and removals by {crowd} processes, {seconds:.0} s, {peak} at most", crowd * each);
         assert_given_back(&what, &mount, before, 16 << 10);
     });
 }
@@ -145,7 +160,8 @@ fn open_files() {
         for (at, file) in files.iter().enumerate() {
             sys::pwrite(file, at.to_string().as_bytes(), 0).unwrap();
         }
-        println!("{count} open files, {:.0} s: {:?}", started.elapsed().as_secs_f64(), held(&mount));
+        let most = held(&mount);
+        let what = format!("{count} open files, {:.0} s, {most} at most", started.elapsed().as_secs_f64());
         for (at, file) in files.iter().enumerate() {
             assert_eq!(sys::read_file(file).unwrap(), at.to_string().as_bytes());
         }
@@ -153,7 +169,7 @@ fn open_files() {
         for at in 0..count {
             sys::unlink(&mount.at(&at.to_string())).unwrap();
         }
-        assert_given_back(&format!("{count} open files"), &mount, before, 16 << 10);
+        assert_given_back(&what, &mount, before, 16 << 10);
     });
 }
 
@@ -175,7 +191,8 @@ fn large_directory() {
         names.dedup();
         assert_eq!(names.len(), count);
         let seconds = started.elapsed().as_secs_f64();
-        println!("a directory of {count}: {before:?} before, {:?} after listing it, {seconds:.0} s", held(&mount));
+        let now = held(&mount);
+        tell(&format!("a directory of {count}, {seconds:.0} s: {before} before, {now} after listing it"));
         assert!(sys::exists(&mount.at(&format!("d/{:07}", count - 1))));
     });
 }
@@ -195,7 +212,7 @@ fn mounts_at_once() {
         let memory: usize = mounts.iter().map(|mount| held(mount).memory_kib).sum();
         let most = mounts.iter().map(|mount| memory_kib(mount, "VmHWM")).max().unwrap();
         let open: usize = mounts.iter().map(descriptors).sum();
-        println!("{count} mounts: {memory} KiB resident in all, {most} KiB in one at most, {open} descriptors");
+        tell(&format!("{count} mounts: {memory} KiB resident in all, {most} KiB in one at most, {open} descriptors"));
         for (at, mount) in mounts.iter().enumerate() {
             assert_eq!(sys::text(&mount.at("d/f")), format!("lower\n{at}\n"));
         }
@@ -329,12 +346,12 @@ fn found(root: &Path) -> Files {
 
 /// 1,000 operations where there is room for hardly anything; then everything is deleted.
 fn on_a_full_disk(driver: Driver) {
-    let base = common::stack::Scratch::new(Path::new("/var/tmp"), "stratafs-full-");
+    let base = common::stack::Scratch::new(&common::stack::base(), "stratafs-full-");
     rustix::mount::mount("tmpfs", base.path(), "tmpfs", rustix::mount::MountFlags::empty(), Some(c"size=1600k"))
         .unwrap();
     let lower: String = (0..20).map(|at| format!("file f{at} fill={}\n", at * 1000)).collect();
     let mut layers = Stack::new().build_in(base.path());
-    let aside = tempfile::Builder::new().prefix("stratafs-lower-").tempdir_in("/var/tmp").unwrap();
+    let aside = tempfile::Builder::new().prefix("stratafs-lower-").tempdir_in(common::stack::base()).unwrap();
     common::tree::build(aside.path(), &lower);
     layers.originals.push(common::tree::snapshot(aside.path(), true));
     layers.lowers.push(aside.path().to_owned());
@@ -342,7 +359,7 @@ fn on_a_full_disk(driver: Driver) {
     let mount = layers.mount(driver);
     let mut dice = Dice(7);
     let refused = (0..1000).filter(|_| step(mount.root(), &mut dice, &mut files)).count();
-    println!("full disk, {driver:?}: {refused} of 1000 operations refused");
+    tell(&format!("full disk, {driver:?}: {refused} of 1000 operations refused"));
     assert!(refused > 50, "the disk was hardly full: {refused}");
     assert!(found(mount.root()) == files, "torn files");
     let mount = mount.remount(driver);
