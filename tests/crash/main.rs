@@ -8,6 +8,7 @@
 //! | `faults` | each call fails |
 //! | `power` | what is not on the disk is lost at each call |
 //! | `ending` | the end after the unmount takes long |
+//! | `observed` | what failed is in the log and in the counts |
 //!
 //! `STRATAFS_SOAK=1` runs the long forms.
 
@@ -22,6 +23,7 @@ mod ending;
 mod faults;
 mod gate;
 mod kill;
+mod observed;
 mod power;
 
 use std::collections::BTreeMap;
