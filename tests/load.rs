@@ -7,7 +7,10 @@ mod common;
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::io::Write;
 use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use common::{Driver, Errno, Mount, Stack, run_test_within, sys};
@@ -22,6 +25,20 @@ fn amount(short: usize, long: usize) -> usize {
     if std::env::var_os("STRATAFS_SOAK").is_some_and(|value| value == "1") { long } else { short }
 }
 
+/// Prints a figure, and notes it for `scripts/test` and `scripts/soak`.
+fn tell(figure: &str) {
+    println!("{figure}");
+    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join("figures");
+    let mut file = File::options().create(true).append(true).open(path).unwrap();
+    file.write_all(format!("{figure}\n").as_bytes()).unwrap();
+}
+
+impl std::fmt::Display for Held {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(out, "{} KiB and {} descriptors", self.memory_kib, self.descriptors)
+    }
+}
+
 /// What the daemon holds.
 #[derive(Clone, Copy, Debug)]
 struct Held {
@@ -29,14 +46,38 @@ struct Held {
     descriptors: usize,
 }
 
+/// A figure of the daemon's `/proc/PID/status`, in KiB.
+fn memory_kib(mount: &Mount, field: &str) -> usize {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", mount.daemon().unwrap())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':')).unwrap();
+    line.trim().trim_end_matches(" kB").parse().unwrap()
+}
+
+fn descriptors(mount: &Mount) -> usize {
+    std::fs::read_dir(format!("/proc/{}/fd", mount.daemon().unwrap())).unwrap().count()
+}
+
 fn held(mount: &Mount) -> Held {
-    let pid = mount.daemon().unwrap();
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let memory = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-    Held {
-        memory_kib: memory.trim().trim_end_matches(" kB").parse().unwrap(),
-        descriptors: std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count(),
-    }
+    Held { memory_kib: memory_kib(mount, "VmRSS"), descriptors: descriptors(mount) }
+}
+
+/// Does `work`, and tells the most that the daemon held: memory as the kernel notes it, descriptors of 20 samples a second.
+fn peak_of<T>(mount: &Mount, work: impl FnOnce() -> T) -> (T, Held) {
+    let (done, most) = (AtomicBool::new(false), AtomicUsize::new(0));
+    let result = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                most.fetch_max(descriptors(mount), Ordering::Relaxed);
+                std::thread::sleep(Duration::from_millis(50));
+            }
+        });
+        // A failure must not leave the scope waiting for the sampler.
+        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
+        done.store(true, Ordering::Relaxed);
+        result
+    });
+    let result = result.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    (result, Held { memory_kib: memory_kib(mount, "VmHWM"), descriptors: most.into_inner() })
 }
 
 /// Waits until the daemon holds little more than at first, and says how much.
@@ -47,7 +88,7 @@ fn assert_given_back(what: &str, mount: &Mount, before: Held, allowed_kib: usize
         let now = held(mount);
         let is_back = now.memory_kib <= before.memory_kib + allowed_kib && now.descriptors <= before.descriptors + 64;
         if is_back || Instant::now() > patience {
-            println!("{what}: {before:?} before, {now:?} after");
+            tell(&format!("{what}: {before} before, {now} after"));
             assert!(is_back, "{what}: not given back: {before:?} before, {now:?} after");
             return;
         }
@@ -59,28 +100,49 @@ fn many(name: &'static str, body: impl FnOnce() + Send + 'static) {
     run_test_within(LIMIT, name, Driver::Stratafs, |_| body());
 }
 
-/// 1,000,000 creations and removals by 200 at a time.
+/// The directory in which [`a_worker`] works, and how often; unset: this is no worker.
+const WORKER: &str = "STRATAFS_TEST_WORKER";
+
+/// Not a test: what each of the processes of [`creations_and_removals`] does.
+#[test]
+fn a_worker() {
+    let Some(order) = std::env::var_os(WORKER) else { return };
+    let (rounds, path) = order.to_str().unwrap().split_once(' ').unwrap();
+    let rounds: usize = rounds.parse().unwrap();
+    for at in 0..rounds {
+        let path = Path::new(path).join(format!("{}-{at}", std::process::id()));
+        sys::create(&path, b"content").unwrap();
+        sys::unlink(&path).unwrap();
+    }
+}
+
+fn start_worker(directory: &Path, rounds: usize) -> Child {
+    Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "a_worker"])
+        .env(WORKER, format!("{rounds} {}", directory.display()))
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap()
+}
+
+/// 1,000,000 creations and removals by 200 processes at a time.
 #[test]
 fn creations_and_removals() {
     many("creations_and_removals", || {
         let (crowd, each) = (amount(50, 200), amount(100, 5000));
         let mount = Stack::new().lower("dir d").mount(Driver::Stratafs);
         sys::create(&mount.at("d/first"), b"").unwrap();
-        let before = held(&mount);
-        std::thread::scope(|scope| {
-            for worker in 0..crowd {
-                let mount = &mount;
-                scope.spawn(move || {
-                    for at in 0..each {
-                        let path = mount.at(&format!("d/{worker}-{at}"));
-                        sys::create(&path, b"content").unwrap();
-                        sys::unlink(&path).unwrap();
-                    }
-                });
-            }
+        let (before, started) = (held(&mount), Instant::now());
+        let (outcomes, peak) = peak_of(&mount, || {
+            let workers: Vec<Child> = (0..crowd).map(|_| start_worker(&mount.at("d"), each)).collect();
+            workers.into_iter().map(|mut worker| worker.wait().unwrap().success()).collect::<Vec<_>>()
         });
+        let seconds = started.elapsed().as_secs_f64();
+        assert_eq!(outcomes, vec![true; crowd]);
         assert_eq!(sys::names(&mount.at("d")), ["first"]);
-        assert_given_back(&format!("{} creations and removals by {crowd}", crowd * each), &mount, before, 16 << 10);
+        let what =
+            format!("{} creations and removals by {crowd} processes, {seconds:.0} s, {peak} at most", crowd * each);
+        assert_given_back(&what, &mount, before, 16 << 10);
     });
 }
 
@@ -88,16 +150,18 @@ fn creations_and_removals() {
 #[test]
 fn open_files() {
     many("open_files", || {
-        let count = amount(1000, 8000);
+        let count = amount(1000, 10_000);
         let mount = Stack::new().lower("dir d").mount(Driver::Stratafs);
         let before = held(&mount);
+        let started = Instant::now();
         let files: Vec<File> = (0..count)
             .map(|at| sys::open(&mount.at(&at.to_string()), OFlags::CREATE | OFlags::RDWR, 0o644).unwrap())
             .collect();
         for (at, file) in files.iter().enumerate() {
             sys::pwrite(file, at.to_string().as_bytes(), 0).unwrap();
         }
-        println!("{count} open files: {:?}", held(&mount));
+        let most = held(&mount);
+        let what = format!("{count} open files, {:.0} s, {most} at most", started.elapsed().as_secs_f64());
         for (at, file) in files.iter().enumerate() {
             assert_eq!(sys::read_file(file).unwrap(), at.to_string().as_bytes());
         }
@@ -105,7 +169,7 @@ fn open_files() {
         for at in 0..count {
             sys::unlink(&mount.at(&at.to_string())).unwrap();
         }
-        assert_given_back(&format!("{count} open files"), &mount, before, 16 << 10);
+        assert_given_back(&what, &mount, before, 16 << 10);
     });
 }
 
@@ -120,13 +184,15 @@ fn large_directory() {
         }
         layers.originals.clear();
         let mount = layers.mount(Driver::Stratafs);
-        let before = held(&mount);
+        let (before, started) = (held(&mount), Instant::now());
         sys::create(&mount.at("d/new"), b"").unwrap();
         sys::unlink(&mount.at("d/0000000")).unwrap();
         let mut names = sys::names(&mount.at("d"));
         names.dedup();
         assert_eq!(names.len(), count);
-        println!("a directory of {count}: {before:?} before, {:?} after listing it", held(&mount));
+        let seconds = started.elapsed().as_secs_f64();
+        let now = held(&mount);
+        tell(&format!("a directory of {count}, {seconds:.0} s: {before} before, {now} after listing it"));
         assert!(sys::exists(&mount.at(&format!("d/{:07}", count - 1))));
     });
 }
@@ -144,7 +210,9 @@ fn mounts_at_once() {
             }
         });
         let memory: usize = mounts.iter().map(|mount| held(mount).memory_kib).sum();
-        println!("{count} mounts: {memory} KiB resident in all");
+        let most = mounts.iter().map(|mount| memory_kib(mount, "VmHWM")).max().unwrap();
+        let open: usize = mounts.iter().map(descriptors).sum();
+        tell(&format!("{count} mounts: {memory} KiB resident in all, {most} KiB in one at most, {open} descriptors"));
         for (at, mount) in mounts.iter().enumerate() {
             assert_eq!(sys::text(&mount.at("d/f")), format!("lower\n{at}\n"));
         }
@@ -278,12 +346,12 @@ fn found(root: &Path) -> Files {
 
 /// 1,000 operations where there is room for hardly anything; then everything is deleted.
 fn on_a_full_disk(driver: Driver) {
-    let base = common::stack::Scratch::new(Path::new("/var/tmp"), "stratafs-full-");
+    let base = common::stack::Scratch::new(&common::stack::base(), "stratafs-full-");
     rustix::mount::mount("tmpfs", base.path(), "tmpfs", rustix::mount::MountFlags::empty(), Some(c"size=1600k"))
         .unwrap();
     let lower: String = (0..20).map(|at| format!("file f{at} fill={}\n", at * 1000)).collect();
     let mut layers = Stack::new().build_in(base.path());
-    let aside = tempfile::Builder::new().prefix("stratafs-lower-").tempdir_in("/var/tmp").unwrap();
+    let aside = tempfile::Builder::new().prefix("stratafs-lower-").tempdir_in(common::stack::base()).unwrap();
     common::tree::build(aside.path(), &lower);
     layers.originals.push(common::tree::snapshot(aside.path(), true));
     layers.lowers.push(aside.path().to_owned());
@@ -291,7 +359,7 @@ fn on_a_full_disk(driver: Driver) {
     let mount = layers.mount(driver);
     let mut dice = Dice(7);
     let refused = (0..1000).filter(|_| step(mount.root(), &mut dice, &mut files)).count();
-    println!("full disk, {driver:?}: {refused} of 1000 operations refused");
+    tell(&format!("full disk, {driver:?}: {refused} of 1000 operations refused"));
     assert!(refused > 50, "the disk was hardly full: {refused}");
     assert!(found(mount.root()) == files, "torn files");
     let mount = mount.remount(driver);

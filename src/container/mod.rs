@@ -119,6 +119,8 @@ impl Container {
     /// When the name is taken or malformed, or a layer is missing.
     pub fn create(store: &Store, image: &Image, options: &CreateOptions) -> Result<Self> {
         let _lock = store.lock_shared()?;
+        // Its layers may still be there, being others', too; its configuration is not.
+        store.refuse_if_gone(image)?;
         let layers = store.layers_of(image)?;
         let name = match &options.name {
             Some(name) => check_name(name)?.to_owned(),

@@ -200,6 +200,7 @@ impl Crew {
                 }
                 self.shift.rest();
             } else if !self.next(device, &mut request, &mut reply) {
+                self.server.overlay.announce_end();
                 self.shift.end();
                 break;
             }

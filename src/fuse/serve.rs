@@ -1,8 +1,8 @@
 //! One request: decode, call the overlay, encode the answer. The only place where requests meet verbs.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Instant;
 
 use super::counters::Counters;
@@ -124,7 +124,10 @@ impl Server {
 
     /// Calls the verb. A panic in it is a bug; it costs this one request, not the mount.
     fn perform(&self, header: &Header, operation: &Operation<'_>, reply: &mut Reply) -> Result<()> {
-        guard(header.opcode, || self.on_nodes(header, operation, reply))
+        guard(header.opcode, || {
+            debug_assert!(!is_trapped(header.opcode), "STRATAFS_TEST_PANIC names this request");
+            self.on_nodes(header, operation, reply)
+        })
     }
 
     /// Says what failed, with the path: what a disk or a limit is to blame for, louder than what a caller asked for in
@@ -300,6 +303,12 @@ fn guard(request: u32, call: impl FnOnce() -> Result<()>) -> Result<()> {
         tracing::error!(request = opcode::name(request), "answered with EIO after a panic");
         Err(Errno::IO)
     })
+}
+
+/// True for the request that shall panic, in a test of what a panic does. Asked only in builds with debug assertions.
+fn is_trapped(request: u32) -> bool {
+    static TRAPPED: LazyLock<Option<OsString>> = LazyLock::new(|| std::env::var_os("STRATAFS_TEST_PANIC"));
+    TRAPPED.as_ref().is_some_and(|name| name == opcode::name(request))
 }
 
 fn changes_nothing(set: &SetAttr) -> bool {

@@ -37,12 +37,15 @@ pub struct UpperLayer {
     acls: bool,
     volatile: bool,
     order: Order,
-    /// Holds the lock that keeps other mounts off.
-    _lock: Option<OwnedFd>,
+    /// Holds the lock that keeps other mounts off: exclusive, or shared once the mount is gone.
+    lock: Option<OwnedFd>,
 }
 
-/// How long a mount waits for the previous owner of its upper to end.
+/// How long a mount waits for the one that uses its upper, which may be about to notice that it was unmounted.
 const LOCK_PATIENCE: Duration = Duration::from_secs(3);
+
+/// How long it waits for one that is known to be ending: writing everything of a volatile mount to a slow disk.
+const ENDING_PATIENCE: Duration = Duration::from_secs(600);
 
 impl UpperLayer {
     pub(super) fn open(config: &OverlayConfig, upper: &Path, work: Option<&Path>) -> Result<Self, OpenError> {
@@ -64,10 +67,10 @@ impl UpperLayer {
             form: WhiteoutForm::Device,
             volatile: config.volatile,
             order: Order::Unknown,
-            _lock: None,
+            lock: None,
         };
         let Some(work) = work.filter(|_| !read_only) else { return Ok(layer) };
-        layer._lock = Some(lock(upper)?);
+        layer.lock = Some(lock(upper)?);
         let parent = open_upper(work).map_err(|e| fail("workdir", work, describe(e)))?;
         let work_stat = parent.stat_self().map_err(|e| fail("workdir", work, describe(e)))?;
         if work_stat.device != upper_stat.device || work_stat.mount != upper_stat.mount {
@@ -214,6 +217,15 @@ impl UpperLayer {
         rustix::fs::syncfs(self.root.open_self()?)
     }
 
+    /// Lets who waits for the upper know that this mount is gone and its end only a matter of time. The upper stays ours.
+    pub fn announce_end(&self) {
+        if let Some(lock) = &self.lock
+            && let Err(errno) = rustix::fs::flock(lock, FlockOperation::NonBlockingLockShared)
+        {
+            tracing::debug!("the lock of the upper stays as it was: {errno}");
+        }
+    }
+
     /// Leaves the layer in order: the work directory emptied, the volatile mark removed.
     ///
     /// # Errors
@@ -246,24 +258,54 @@ fn supports_acls(root: &UpperDir) -> bool {
     matches!(got, Ok(_) | Err(Errno::NODATA | Errno::RANGE))
 }
 
-/// Two mounts writing one upper would corrupt it; the lock also waits for a predecessor that is still ending.
+/// Two mounts writing one upper would corrupt it. Who comes while a predecessor is still ending waits: unmounting
+/// returns before the driver learns of it, while overlayfs is gone when `umount(2)` returns
+/// (`generic_shutdown_super()`).
 fn lock(upper: &Path) -> Result<OwnedFd, OpenError> {
     let fail = |errno| OpenError(format!("upperdir {}: {}", upper.display(), describe(errno)));
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let fd = rustix::fs::open(upper, flags, Mode::empty()).map_err(fail)?;
     let start = Instant::now();
     loop {
-        match rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => return Ok(fd),
-            Err(Errno::WOULDBLOCK) if start.elapsed() < LOCK_PATIENCE => std::thread::sleep(Duration::from_millis(20)),
-            Err(Errno::WOULDBLOCK) => {
-                return Err(OpenError(format!("upperdir {} is in use by another mount", upper.display())));
-            }
-            // No locks on this file system (some network ones): go without, as the kernel does.
-            Err(Errno::NOLCK | Errno::OPNOTSUPP | Errno::NOSYS) => return Ok(fd),
-            Err(errno) => return Err(fail(errno)),
+        let (refusal, patience) = match try_lock(&fd).map_err(fail)? {
+            Lock::Ours | Lock::Unknown => return Ok(fd),
+            Lock::InUse => ("is in use by another mount", LOCK_PATIENCE),
+            Lock::Ending => ("is still being written by its last mount", ENDING_PATIENCE),
+        };
+        if start.elapsed() >= patience {
+            return Err(OpenError(format!("upperdir {} {refusal}", upper.display())));
         }
+        std::thread::sleep(Duration::from_millis(20));
     }
+}
+
+/// Who holds the lock of an upper.
+enum Lock {
+    Ours,
+    InUse,
+    /// Its mount is gone; or somebody else waits, too.
+    Ending,
+    /// No locks on this file system (some network ones): go without, as the kernel does.
+    Unknown,
+}
+
+fn try_lock(fd: &OwnedFd) -> Result<Lock, Errno> {
+    let held = |operation| match rustix::fs::flock(fd, operation) {
+        Ok(()) => Ok(true),
+        Err(Errno::WOULDBLOCK) => Ok(false),
+        Err(errno) => Err(errno),
+    };
+    match held(FlockOperation::NonBlockingLockExclusive) {
+        Ok(true) => return Ok(Lock::Ours),
+        Ok(false) => {}
+        Err(Errno::NOLCK | Errno::OPNOTSUPP | Errno::NOSYS) => return Ok(Lock::Unknown),
+        Err(errno) => return Err(errno),
+    }
+    if !held(FlockOperation::NonBlockingLockShared)? {
+        return Ok(Lock::InUse);
+    }
+    rustix::fs::flock(fd, FlockOperation::Unlock)?;
+    Ok(Lock::Ending)
 }
 
 /// Where the kernel puts the mark of a volatile mount (`Documentation/filesystems/overlayfs.rst`, "Volatile mount").

@@ -148,8 +148,17 @@ impl Overlay {
         }
     }
 
+    /// The mount is gone; requests of it may still be worked on. Who mounts the same upper now waits for [`Self::close`] and
+    /// the end of the process.
+    pub fn announce_end(&self) {
+        if let Some(upper) = self.stack.upper() {
+            upper.announce_end();
+        }
+    }
+
     /// After the last request: closes what is open and leaves the work directory empty.
     pub fn close(&self) {
+        self.announce_end();
         self.handles.clear();
         if let Some(upper) = self.stack.upper()
             && let Err(errno) = upper.close()

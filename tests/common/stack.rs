@@ -23,6 +23,11 @@ const DAEMON_LIMIT: Duration = Duration::from_secs(60);
 /// Options of every kernel mount: those that stratafs has by default.
 const KERNEL_OPTIONS: [&str; 4] = ["redirect_dir=on", "index=off", "xino=auto", "metacopy=off"];
 
+/// Where tests have their directories. Not `/tmp`, which may be a tmpfs.
+pub fn base() -> PathBuf {
+    std::env::var_os("STRATAFS_TEST_DIR").map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from)
+}
+
 /// A stack to mount: layers as text (see [`tree`]), topmost lower first.
 #[derive(Clone, Debug, Default)]
 pub struct Stack {
@@ -77,8 +82,7 @@ impl Stack {
 
     /// Builds the layers without mounting them.
     pub fn build(self) -> Layers {
-        let base = std::env::var_os("STRATAFS_TEST_DIR").map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from);
-        self.build_in(&base)
+        self.build_in(&base())
     }
 
     /// [`Self::build`] in a directory below `base`.

@@ -10,6 +10,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::process::{Child, Command};
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use rustix::io::Errno;
 
@@ -80,6 +81,8 @@ pub enum Act {
     Fail(Errno),
     /// The file system of this descriptor loses everything that it has not been told to keep, and the daemon is killed.
     Shutdown(i32),
+    /// The call is made, but only after this time; so long every other counted call waits too.
+    Wait(Duration),
 }
 
 /// Which call is meant: the `at`-th of those counted, from 0.
@@ -175,6 +178,10 @@ impl Gate {
         state.struck = Some(call);
         match order.act {
             Act::Fail(errno) => return Some(errno),
+            Act::Wait(time) => {
+                std::thread::sleep(time);
+                return None;
+            }
             Act::Shutdown(disk) => shut_down(disk),
             Act::Kill => {}
         }

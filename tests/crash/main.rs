@@ -7,6 +7,8 @@
 //! | `kill` | `kill -9` before each call |
 //! | `faults` | each call fails |
 //! | `power` | what is not on the disk is lost at each call |
+//! | `ending` | the end after the unmount takes long |
+//! | `observed` | what failed is in the log and in the counts |
 //!
 //! `STRATAFS_SOAK=1` runs the long forms.
 
@@ -17,9 +19,11 @@ mod common;
 
 #[macro_use]
 mod verbs;
+mod ending;
 mod faults;
 mod gate;
 mod kill;
+mod observed;
 mod power;
 
 use std::collections::BTreeMap;

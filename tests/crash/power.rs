@@ -33,7 +33,8 @@ fn run(program: &str, arguments: &[&str]) {
 impl Disk {
     /// `kind`: `ext4` or `xfs`.
     fn new(kind: &str) -> Self {
-        let directory = tempfile::Builder::new().prefix("stratafs-disk-").tempdir_in("/var/tmp").unwrap();
+        let directory =
+            tempfile::Builder::new().prefix("stratafs-disk-").tempdir_in(crate::common::stack::base()).unwrap();
         let disk = Self { directory };
         let image = disk.path("image");
         std::fs::File::create(&image).unwrap().set_len(320 << 20).unwrap();

@@ -15,6 +15,7 @@ use stratafs::image::save::Format;
 use stratafs::image::store::Store;
 
 use super::fixture::*;
+use super::liar::{Image, Liar};
 use super::tar_build::Tar;
 
 /// Calls that publish, remove or make durable. A `?`: not every architecture has it.
@@ -64,6 +65,9 @@ struct Start {
     archive: PathBuf,
     rootfs: PathBuf,
     kept: Vec<u8>,
+    /// It answers as long as the tests run.
+    _registry: Liar,
+    remote: String,
 }
 
 impl Start {
@@ -85,7 +89,10 @@ impl Start {
         let rootfs = scratch.dir.path().join("rootfs.tar");
         std::fs::write(&rootfs, top_layer()).unwrap();
         let kept = scratch.save(&["kept:1"], Format::DockerArchive, Compression::None);
-        Self { scratch, archive, rootfs, kept }
+        let image = Image::of(&layers());
+        let registry = Liar::start(move |asked, _| image.answer(asked));
+        let remote = format!("{}/pulled:1", registry.host());
+        Self { scratch, archive, rootfs, kept, _registry: registry, remote }
     }
 
     /// A copy of the store to do harm to.
@@ -124,6 +131,10 @@ impl Victim {
             .arg(&self.root)
             .args(args)
             .env("SOURCE_DATE_EPOCH", "1700000000")
+            // Nobody's passwords.
+            .env("HOME", self.dir.path())
+            .env_remove("REGISTRY_AUTH_FILE")
+            .env_remove("DOCKER_CONFIG")
             .output()
             .unwrap()
     }
@@ -168,12 +179,13 @@ impl Victim {
 }
 
 /// The commands that change a store, those that add first.
-const ADDING: &[&str] = &["load", "import", "commit", "tag"];
+const ADDING: &[&str] = &["load", "pull", "import", "commit", "tag"];
 const REMOVING: &[&str] = &["rmi", "gc", "rm"];
 
 fn arguments<'a>(start: &'a Start, verb: &str) -> Vec<&'a str> {
     match verb {
         "load" => vec!["load", "-q", "-i", start.archive.to_str().unwrap()],
+        "pull" => vec!["pull", "-q", "--plain-http", &start.remote],
         "import" => vec!["import", start.rootfs.to_str().unwrap(), "flat:1"],
         "commit" => vec!["commit", "c", "child:1"],
         "tag" => vec!["tag", "kept:1", "kept:2"],
@@ -283,6 +295,11 @@ fn failing(verbs: &[&str], harm: &str) {
 #[test]
 fn a_load_of_which_a_call_fails_leaves_nothing_behind() {
     failing(&["load"], "error=EIO");
+}
+
+#[test]
+fn a_pull_of_which_a_call_fails_leaves_nothing_behind() {
+    failing(&["pull"], "error=EIO");
 }
 
 #[test]

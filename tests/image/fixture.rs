@@ -241,3 +241,17 @@ pub fn listing_of(store: &Store) -> BTreeSet<String> {
         .map(|(path, line)| format!("{path} {}", line.split(" @").next().unwrap_or_default()))
         .collect()
 }
+
+/// Bytes that do not compress.
+pub fn noise(length: usize, seed: u64) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(2).wrapping_add(1);
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_le_bytes()
+    };
+    let mut bytes: Vec<u8> = std::iter::repeat_with(&mut next).take(length / 8 + 1).flatten().collect();
+    bytes.truncate(length);
+    bytes
+}

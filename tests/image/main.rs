@@ -20,6 +20,9 @@
 
 #[path = "../common/layer_dirs.rs"]
 mod layer_dirs;
+#[path = "../registry/liar.rs"]
+#[allow(dead_code)]
+mod liar;
 #[path = "../common/terminal.rs"]
 mod pty;
 #[path = "../common/readme.rs"]

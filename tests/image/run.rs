@@ -3,6 +3,8 @@
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use super::container::{World, processes, wait_until, worlds};
 use super::tar_build::Tar;
@@ -247,5 +249,69 @@ fn after_a_crash_of_everything_it_is_stopped_and_can_be_mounted() {
             assert_eq!(world.ok(&["run", "--rm", "--name", "c", "tool:kept", "cat /data/kept"]), "kept\n", "{driver}");
             assert_eq!(world.mounts(), 0);
         }
+    }
+}
+
+/// An image is loaded and removed, everything that nothing refers to is collected, and the store is verified, while the image is
+/// run: it runs as a whole or it is not there, and who runs it has it to the end.
+#[test]
+fn loads_and_collections_beside_a_run() {
+    const ROUNDS: usize = 8;
+    for world in worlds() {
+        let driver = world.driver;
+        let archive = world.dir.path().join("two.tar");
+        let archive = archive.to_str().unwrap();
+        world.ok(&["run", "--name", "c", "tool:1", "echo two >/data/two"]);
+        world.ok(&["commit", "c", "tool:2"]);
+        world.ok(&["save", "-o", archive, "tool:2"]);
+        world.ok(&["rm", "c"]);
+        world.ok(&["rmi", "tool:2"]);
+        let fails = |args: &[&str], excuse: &str| {
+            let output = world.run(args);
+            let told = String::from_utf8(output.stderr).unwrap();
+            let excused = !output.status.success() && !excuse.is_empty() && told.contains(excuse);
+            assert!(output.status.success() || excused, "{driver}, {args:?}: {told}");
+            excused
+        };
+        let (whole, mut absent) = (AtomicUsize::new(0), 0);
+        std::thread::scope(|scope| {
+            let loader = scope.spawn(|| {
+                for round in 0..ROUNDS {
+                    fails(&["load", "-q", "-i", archive], "");
+                    let (before, patience) = (whole.load(Ordering::Relaxed), Instant::now() + Duration::from_secs(20));
+                    // Every other time it is removed at once.
+                    while round % 2 == 0 && whole.load(Ordering::Relaxed) == before && Instant::now() < patience {
+                        std::thread::sleep(Duration::from_millis(5));
+                    }
+                    fails(&["rmi", "tool:2"], "is made of it; remove that first");
+                }
+            });
+            scope.spawn(|| {
+                for _ in 0..2 * ROUNDS {
+                    fails(&["gc", "--untagged"], "");
+                    fails(&["verify"], "");
+                }
+            });
+            let script = "cat /data/two /data/lower; echo mine >/data/mine; cat /data/mine";
+            while !loader.is_finished() {
+                let output = world.run(&["run", "--rm", "tool:2", script]);
+                let told = String::from_utf8(output.stderr).unwrap();
+                if output.status.success() {
+                    assert_eq!(String::from_utf8(output.stdout).unwrap(), "two\nlower\nmine\n", "{driver}: {told}");
+                    whole.fetch_add(1, Ordering::Relaxed);
+                } else {
+                    let gone = ["tool:2: no such image", "tool:2: was removed meanwhile"];
+                    assert!(gone.iter().any(|gone| told.contains(gone)), "{driver}: {told}");
+                    absent += 1;
+                }
+            }
+        });
+        let whole = whole.into_inner();
+        println!("{driver}: {whole} runs of a whole image, {absent} times it was not there");
+        assert!(whole >= ROUNDS / 2, "{driver}: it hardly ever ran");
+        world.ok(&["load", "-q", "-i", archive]);
+        assert_eq!(world.ok(&["run", "--rm", "tool:2", "cat /data/two"]), "two\n", "{driver}");
+        world.ok(&["verify"]);
+        assert_eq!((world.ok(&["ps", "-aq"]), world.mounts()), (String::new(), 0), "{driver}");
     }
 }

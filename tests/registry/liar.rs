@@ -9,8 +9,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use stratafs::image::digest::Digest;
 
-use super::fixture::{config, descriptor, gzip};
-use super::noise;
+use super::fixture::{config, descriptor, gzip, noise};
 use super::tar_build::Tar;
 
 /// A request that came.
@@ -184,7 +183,12 @@ impl Image {
         let tars: Vec<Vec<u8>> = (0..layers)
             .map(|number| Tar::new().file(format!("file-{number}"), noise(300_000, number + 7)).end())
             .collect();
-        let config = config(&tars, "made by hand");
+        Self::of(&tars)
+    }
+
+    /// These layers, compressed.
+    pub fn of(tars: &[Vec<u8>]) -> Self {
+        let config = config(tars, "made by hand");
         let layers: Vec<Vec<u8>> = tars.iter().map(|tar| gzip(tar)).collect();
         let kind = "application/vnd.oci.image.layer.v1.tar+gzip";
         let manifest = json!({

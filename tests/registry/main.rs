@@ -113,20 +113,6 @@ fn digest_in(out: &str) -> String {
     out[at..at + 71].to_owned()
 }
 
-/// Bytes that do not compress.
-fn noise(length: usize, seed: u64) -> Vec<u8> {
-    let mut state = seed.wrapping_mul(2).wrapping_add(1);
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state.to_le_bytes()
-    };
-    let mut bytes: Vec<u8> = std::iter::repeat_with(&mut next).take(length / 8 + 1).flatten().collect();
-    bytes.truncate(length);
-    bytes
-}
-
 /// Every layer's tree of an image of a home's store.
 fn trees(home: &Home, image: &str) -> Vec<String> {
     let inspected: serde_json::Value = serde_json::from_str(&home.ok(&["inspect", image])).unwrap();

@@ -145,7 +145,7 @@ fn a_push_goes_on_where_it_was_cut() {
     let home = Home::new();
     // Layers of more than 700 bytes, and a config of fewer than that is made longer by its notes.
     let rootfs = home.path("rootfs.tar");
-    std::fs::write(&rootfs, super::tar_build::Tar::new().file("a", super::noise(50_000, 3)).end()).unwrap();
+    std::fs::write(&rootfs, super::tar_build::Tar::new().file("a", super::fixture::noise(50_000, 3)).end()).unwrap();
     let label = format!("LABEL long={}", "x".repeat(900));
     home.ok(&["import", "-c", &label, rootfs.to_str().unwrap(), "tool:1"]);
     let (_, told) = home.both(&["push", "--plain-http", "tool:1", &format!("{}/x:1", liar.host())]);

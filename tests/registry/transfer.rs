@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use super::fixture::noise;
 use super::fixture::*;
 use super::server::{Server, Wants};
 use super::tar_build::Tar;
-use super::{Home, digest_in, noise, trees};
+use super::{Home, digest_in, trees};
 
 fn insecure(name: &str) -> String {
     format!("docker://{name}")

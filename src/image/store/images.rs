@@ -7,7 +7,7 @@ use crate::image::config::ImageConfig;
 use crate::image::digest::Digest;
 use crate::image::nearest;
 use crate::image::reference::{ImageQuery, Reference};
-use crate::image::spec::{self, Descriptor, IndexEntry, Manifest};
+use crate::image::spec::{self, Descriptor, Index, IndexEntry, Manifest};
 use crate::image::{ImageError, Result};
 
 /// An image of the store.
@@ -133,12 +133,18 @@ impl Store {
     pub fn tag(&self, image: &Image, name: &Reference) -> Result<()> {
         let _lock = self.lock_shared()?;
         self.update_index(|index| {
-            if !index.descriptors().any(|entry| entry.digest == image.descriptor.digest) {
-                return Err(ImageError::refused(image.label(), "was removed meanwhile"));
-            }
+            refuse_if_gone(index, image)?;
             index::add(index, &image.descriptor, std::slice::from_ref(name));
             Ok(())
         })
+    }
+
+    /// For who holds the lock, and so keeps it from being removed: an error if an image found before is there no more.
+    ///
+    /// # Errors
+    /// When it is gone, or the index cannot be read.
+    pub fn refuse_if_gone(&self, image: &Image) -> Result<()> {
+        refuse_if_gone(&self.index()?, image)
     }
 
     /// Takes away the name by which `text` means an image, and the image with its last name. Meant by its id, an
@@ -202,6 +208,13 @@ impl Store {
     /// When one is not in the store.
     pub fn layers_of(&self, image: &Image) -> Result<Vec<Layer>> {
         self.stack(&image.config)
+    }
+}
+
+fn refuse_if_gone(index: &Index, image: &Image) -> Result<()> {
+    match index.descriptors().any(|entry| entry.digest == image.descriptor.digest) {
+        true => Ok(()),
+        false => Err(ImageError::refused(image.label(), "was removed meanwhile")),
     }
 }
 
