@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use dashmap::DashMap;
 use parking_lot::RwLock;
 
-use super::NodeRef;
+use super::{NodeRef, ReadPattern};
 
 /// An open file.
 #[derive(Debug)]
@@ -24,6 +24,8 @@ pub struct FileHandle {
     pub mappable: bool,
     /// It is a program that is being executed.
     pub executing: bool,
+    /// How it is read.
+    pub pattern: ReadPattern,
 }
 
 /// The real file behind an open one.

@@ -24,6 +24,7 @@
 
 pub mod handle;
 mod name;
+mod pattern;
 pub mod state;
 pub mod table;
 
@@ -39,6 +40,7 @@ use crate::layer::{FileType, LowerRef};
 use crate::merge::Listing;
 pub use handle::{FileHandle, HandleTable};
 pub use name::Name;
+pub use pattern::{ReadPattern, Reading};
 pub use state::{DataRef, Indexed, OpenState, Real, State};
 pub use table::NodeTable;
 

@@ -16,9 +16,10 @@ use rustix::fs::{FallocateFlags, OFlags, SeekFrom};
 
 use super::Overlay;
 use super::attr::mode_without_set_id;
+use super::read_around::before_read;
 use super::types::{Caller, Errno, HandleId, NodeId, OpenMode, Opened, Result};
 use crate::layer::{FileType, Stat};
-use crate::node::{FileHandle, NodeRef, Real, handle::RealFile};
+use crate::node::{FileHandle, NodeRef, ReadPattern, Real, handle::RealFile};
 
 /// The kernel opens a program to execute it (`FMODE_EXEC` in `include/linux/fs.h`).
 const EXECUTE: u32 = 0x20;
@@ -162,6 +163,7 @@ impl Overlay {
             passthrough,
             mappable: passthrough && mappable,
             executing: flags & EXECUTE != 0,
+            pattern: ReadPattern::default(),
         });
         let mut newly_mappable = false;
         if passthrough {
@@ -233,7 +235,11 @@ impl Overlay {
     /// # Errors
     /// Those of `pread(2)`.
     pub fn read(&self, handle: HandleId, offset: u64, buffer: &mut [u8]) -> Result<usize> {
-        let file = self.current(&*self.open_handle(handle)?)?;
+        let handle = self.open_handle(handle)?;
+        let file = self.current(&handle)?;
+        if before_read(&handle.pattern, &file, offset, buffer)? {
+            return Ok(buffer.len());
+        }
         let mut done = 0;
         while let Some(rest) = buffer.get_mut(done..).filter(|rest| !rest.is_empty()) {
             match rustix::io::pread(&file, rest, offset + done as u64) {

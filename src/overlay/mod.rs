@@ -13,6 +13,7 @@ mod lookup;
 mod owner;
 mod passthrough;
 mod permissions;
+mod read_around;
 mod readdir;
 mod remove;
 mod rename;

@@ -2,8 +2,9 @@
 
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
-use rustix::fs::{FallocateFlags, OFlags, SeekFrom};
+use rustix::fs::{Advice, FallocateFlags, OFlags, SeekFrom};
 
 use crate::common::sys::{self, Mapping};
 use crate::common::tree::pattern;
@@ -409,6 +410,30 @@ on_both! {
 }
 
 on_stratafs! {
+    /// Without that, each of these reads waits for the disk, and so will each of all others.
+    fn surroundings_of_random_reads_come_into_memory(driver) {
+        const PAGES: u64 = 1024;
+        let mount = Stack::new().lower("file f fill=4194304").mount(driver);
+        let below = std::fs::File::open(mount.lower(0, "f")).unwrap();
+        below.sync_all().unwrap();
+        rustix::fs::fadvise(&below, 0, None, Advice::DontNeed).unwrap();
+        let expected = pattern(4_194_304);
+        let reader = sys::open(&mount.at("f"), OFlags::RDONLY, 0).unwrap();
+        // Every other page, in an order in which none follows another.
+        for page in (0..PAGES / 2).map(|n| n * 2 * 181 % PAGES) {
+            let mut bytes = [0; 4096];
+            reader.read_exact_at(&mut bytes, page * 4096).unwrap();
+            assert!(bytes == expected[page as usize * 4096..][..4096], "page {page}");
+        }
+        // The disk works on after the last answer.
+        let deadline = Instant::now() + Duration::from_secs(20);
+        let seen = Mapping::new(&below, 4_194_304, false);
+        while seen.resident_pages() < 1000 {
+            assert!(Instant::now() < deadline, "{} of {PAGES} pages", seen.resident_pages());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
     /// overlayfs empties it when it is opened with `O_RDONLY | O_TRUNC`.
     fn running_lower_programs_are_left_alone(driver) {
         let mut layers = Stack::new().lower("").build();
