@@ -319,6 +319,12 @@ fn prepare_work(parent: &UpperDir, volatile: bool) -> Result<UpperDir, String> {
         Err(errno) => return Err(text(errno)),
     }
     let dir = parent.open_upper_dir(c"work").map_err(text)?;
+    // Somebody else may have made it.
+    if parent.stat(c"work").map_err(text)?.is_some_and(|stat| stat.mode & 0o077 != 0)
+        && let Err(errno) = parent.set_mode(c"work", 0o700)
+    {
+        tracing::warn!("workdir: others may look into it: {errno}");
+    }
     let is_marked = |stat: Option<Stat>| stat.is_some_and(|s| s.is_dir());
     if is_marked(dir.stat(INCOMPAT).map_err(text)?) {
         return Err("a volatile mount of this upper ended without unmounting, so its files may be damaged; \

@@ -1,6 +1,7 @@
 //! The work directory: where changes are prepared before one rename or link makes them visible.
 
 use std::ffi::{CStr, CString};
+use std::hash::{BuildHasher, RandomState};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -19,6 +20,8 @@ pub struct WorkDir {
     dir: UpperDir,
     /// Number of the next temporary name.
     next: AtomicU64,
+    /// Makes names of the numbers that nobody can foresee: a keyed hash, the key from the kernel's random numbers.
+    names: RandomState,
     form: WhiteoutForm,
     /// Name of the whiteout that is linked into the upper; replaced when it has as many names as it can.
     whiteout: Mutex<Option<CString>>,
@@ -49,13 +52,21 @@ impl Drop for Staged<'_> {
 impl WorkDir {
     /// Takes over the emptied directory `dir`.
     pub(super) fn new(dir: UpperDir, form: WhiteoutForm) -> Self {
-        Self { dir, next: AtomicU64::new(0), form, whiteout: Mutex::new(None), no_tmpfile: AtomicBool::new(false) }
+        Self {
+            dir,
+            next: AtomicU64::new(0),
+            names: RandomState::new(),
+            form,
+            whiteout: Mutex::new(None),
+            no_tmpfile: AtomicBool::new(false),
+        }
     }
 
-    /// A name that nothing in the work directory has.
+    /// A name that nothing in the work directory has, and that nobody could have put something there under. (The
+    /// kernel counts, `ovl_tempname()`, and closes the directory to everybody; so do we, but may not be able to.)
     fn temporary_name(&self) -> CString {
         let n = self.next.fetch_add(1, Ordering::Relaxed);
-        CString::new(format!("#{n:x}")).unwrap_or_default()
+        CString::new(format!("#{:016x}", self.names.hash_one(n))).unwrap_or_default()
     }
 
     /// The directory itself.

@@ -6,7 +6,7 @@
 //! | `verbs` | the changes that are interrupted |
 //! | `kill` | `kill -9` before each call |
 //! | `faults` | each call fails |
-//! | `power` | what is not on the disk is lost at each call |
+//! | `power` | what is not on the disk is lost at each call; why by a shutdown and not by device mapper |
 //! | `ending` | the end after the unmount takes long |
 //! | `observed` | what failed is in the log and in the counts |
 //!

@@ -1,6 +1,14 @@
 //! The power goes off: the file system below is shut down without writing anything more (`FS_IOC_SHUTDOWN`, what
 //! xfstests calls `godown`), and mounted again with what its journal and its disk have.
 //!
+//! Not by device mapper (`dm-log-writes`, `dm-flakey`): kernels without `CONFIG_MD` have none of it, that of the machines
+//! where these tests run first among them, and the tests are to run everywhere. The shutdown drops what those would: pages
+//! that were not written, and what the journal had not committed. It is stricter in that nothing is written by chance, and
+//! falls short of them in two things: it does not replay each single write of the journal, which is the file system's own
+//! business and no different with us above it; and the disk's own cache is not lost, so that a flush which the file system
+//! forgot would not be found. The image of the disk is not copied at the points instead, for a copy of a mounted file system
+//! is taken over time, and would be torn in ways that no power failure tears it.
+//!
 //! At each call that changes a layer, the change must have happened or not, as after `kill -9`. What `fsync` has
 //! acknowledged must be there.
 

@@ -103,6 +103,41 @@ fn a_stop_signal_of_the_image_is_sent() {
     }
 }
 
+/// Unmounting writes everything to the disk; while that takes its time, the container has ended all the same.
+#[test]
+fn stopping_waits_for_the_unmount() {
+    // The program does the same for both drivers.
+    for world in worlds().into_iter().take(1) {
+        world.ok(&[
+            "run",
+            "-d",
+            "--name",
+            "c",
+            "tool:1",
+            "trap 'exit 5' TERM; touch /tmp/ready; while :; do sleep 0.05; done",
+        ]);
+        let ready = world.root().join("containers/c/merged/tmp/ready");
+        wait_until("its trap", || ready.exists());
+        let supervisors = processes(world.dir.path(), "supervise c");
+        let [supervisor] = &supervisors[..] else { panic!("{supervisors:?}") };
+        let signal = |name: &str| Command::new("kill").args([name, supervisor]).status().unwrap();
+        assert!(signal("-STOP").success());
+        let stopped = std::thread::scope(|scope| {
+            let stop = scope.spawn(|| world.run(&["stop", "-t", "60", "c"]));
+            std::thread::sleep(Duration::from_secs(12));
+            let waits = !stop.is_finished();
+            assert!(signal("-CONT").success());
+            let output = stop.join().unwrap();
+            assert!(waits, "{}: {output:?}", world.driver);
+            output
+        });
+        assert!(stopped.status.success(), "{}: {stopped:?}", world.driver);
+        let ps = world.ok(&["ps", "-a"]);
+        assert!(ps.contains("exited (5)"), "{}: {ps}", world.driver);
+        assert_eq!(world.mounts(), 0);
+    }
+}
+
 #[test]
 fn exec_runs_as_whom_and_where_it_is_told() {
     for world in worlds() {

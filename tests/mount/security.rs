@@ -1,6 +1,8 @@
 //! What nobody gains by a mount: see "What is trusted" in README.
 
+use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -48,6 +50,25 @@ fn directory(mount: &Mount) -> Option<OwnedFd> {
     let opened =
         rustix::fs::openat2(&root, "d", flags, Mode::empty(), ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV);
     opened.ok()
+}
+
+/// Names that appear in a directory while something is done.
+fn watch_names(directory: &Path, act: impl FnOnce()) -> BTreeSet<String> {
+    use rustix::fs::inotify;
+    let watch = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK).unwrap();
+    let appears = inotify::WatchFlags::CREATE | inotify::WatchFlags::MOVED_TO;
+    inotify::add_watch(&watch, directory, appears).unwrap();
+    act();
+    let mut buffer = [std::mem::MaybeUninit::uninit(); 4096];
+    let mut events = inotify::Reader::new(watch, &mut buffer);
+    let mut names = BTreeSet::new();
+    loop {
+        match events.next() {
+            Ok(event) => names.extend(event.file_name().map(|name| name.to_str().unwrap().to_owned())),
+            Err(Errno::AGAIN) => return names,
+            Err(error) => panic!("inotify: {error}"),
+        }
+    }
 }
 
 /// A directory outside of all layers, with files of the names that are looked for.
@@ -126,6 +147,43 @@ on_stratafs! {
         }
     }
 
+    /// Nobody can put something in the driver's way under a name that it is about to use, nor look at what it stages.
+    fn temporary_names_cannot_be_foreseen(driver) {
+        let mut seen = BTreeSet::new();
+        for _ in 0..3 {
+            let layers = Stack::new().lower("dir d\nfile d/f \"x\"\nfile gone\nlink l -> x\nfifo p").build();
+            let stage = layers.work.as_ref().unwrap().join("work");
+            sys::mkdir(&stage, 0o777).unwrap();
+            sys::chmod(&stage, 0o777).unwrap();
+            let mount = layers.mount(driver);
+            assert_eq!(sys::mode(&stage), 0o700);
+            let names = watch_names(&stage, || {
+                for change in 0..10 {
+                    sys::mkdir(&mount.at("new"), 0o755).unwrap();
+                    sys::create(&mount.at("new/f"), b"").unwrap();
+                    sys::unlink(&mount.at("new/f")).unwrap();
+                    sys::rmdir(&mount.at("new")).unwrap();
+                    sys::symlink("x", &mount.at(&format!("link{change}"))).unwrap();
+                }
+                sys::rename(&mount.at("d"), &mount.at("e")).unwrap();
+                sys::mkdir(&mount.at("d"), 0o755).unwrap();
+                sys::unlink(&mount.at("gone")).unwrap();
+                sys::mkdir(&mount.at("gone"), 0o755).unwrap();
+                sys::chown(&mount.at("l"), Some(5), None).unwrap();
+                sys::chown(&mount.at("p"), Some(5), None).unwrap();
+            });
+            assert!(names.len() > 3, "few names were used: {names:?}");
+            for name in names {
+                let digits = name.strip_prefix('#').unwrap_or_else(|| panic!("{name}"));
+                assert!(digits.len() == 16 && u64::from_str_radix(digits, 16).is_ok(), "{name}");
+                assert!(seen.insert(name.clone()), "{name} was used before");
+            }
+        }
+        // Of random numbers of 64 bits hardly one in a billion is as small as a counter or a process id.
+        let small = |name: &&String| u64::from_str_radix(&name[1..], 16).is_ok_and(|number| number < 1 << 32);
+        assert_eq!(seen.iter().filter(small).count(), 0, "{seen:?}");
+    }
+
     /// The attributes that keep owners cannot be set by who only has the mount.
     fn kept_owners_are_private(driver) {
         for (option, key) in [
@@ -202,6 +260,36 @@ on_stratafs! {
 }
 
 on_both! {
+    /// Links that the kernel makes up lead whoever follows them to what is his; the driver does not follow them.
+    fn magic_links_are_the_readers(driver) {
+        let links = "link exe -> /proc/self/exe\nlink root -> /proc/self/root\nlink cwd -> /proc/self/cwd\n\
+            link fd -> /proc/self/fd\ndir d\nlink d/zero -> ../fd/0\n";
+        let upper = "dir to_cwd trusted.overlay.redirect=/cwd\ndir to_etc trusted.overlay.redirect=/root/etc\n\
+            dir to_fd trusted.overlay.redirect=/fd";
+        let mount = Stack::new().lower("dir root\nfile root/own \"own\\n\"").lower(links).upper(upper).mount(driver);
+        let ours = std::fs::metadata("/proc/self/exe").unwrap();
+        let theirs = std::fs::metadata(mount.at("exe")).unwrap();
+        assert_eq!((theirs.dev(), theirs.ino()), (ours.dev(), ours.ino()));
+        let ours = std::fs::metadata("/proc/self/cwd").unwrap();
+        assert_eq!(std::fs::metadata(mount.at("cwd")).unwrap().ino(), ours.ino());
+        // A directory is merged with no link, wherever that leads.
+        assert_eq!(sys::names(&mount.at("root")), ["own"]);
+        for redirected in ["to_cwd", "to_etc", "to_fd"] {
+            assert_eq!(sys::names(&mount.at(redirected)), Vec::<String>::new(), "{redirected}");
+        }
+        // What is changed or copied up is the link.
+        for name in ["exe", "cwd", "fd", "d/zero"] {
+            let target = sys::readlink(&mount.at(name)).unwrap();
+            sys::chown(&mount.at(name), Some(7), Some(8)).unwrap();
+            sys::utimens(&mount.at(name), (5, 0), (6, 0)).unwrap();
+            assert_eq!(sys::readlink(&mount.upper(name)).unwrap(), target, "{name}");
+            assert_eq!(sys::lstat(&mount.upper(name)).unwrap().st_uid, 7, "{name}");
+            let opened = sys::open(&mount.at(name), OFlags::WRONLY | OFlags::NOFOLLOW, 0);
+            assert_eq!(opened.unwrap_err(), Errno::LOOP, "{name}");
+        }
+        assert_ne!(std::fs::metadata("/proc/self/exe").unwrap().uid(), 7);
+    }
+
     fn set_id_bits_and_devices_do_not_count_where_refused(driver) {
         let lower = "char zero 1:5 mode=666\nfile whoami";
         let nosuid = |driver| {

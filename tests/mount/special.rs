@@ -77,6 +77,30 @@ on_both! {
         mount.assert_tree("file f\nblock b 0:0 mode=600");
     }
 
+    /// Whiteouts that lie in the layers are never shown, wherever they are and whatever is asked of their names.
+    fn whiteouts_cannot_be_seen(driver) {
+        let stack = Stack::new().lower("whiteout d/low\nwhiteout alone");
+        let stack = stack.lower("file d/low\nfile alone\nfile d2/w\nfile e/f\nfile up");
+        let mount = stack.upper("whiteout d2/w\nwhiteout e/f\nwhiteout up").mount(driver);
+        mount.assert_tree("dir d\ndir d2\ndir e");
+        for name in ["d/low", "alone", "d2/w", "e/f", "up"] {
+            let path = mount.at(name);
+            assert_eq!(sys::lstat(&path).unwrap_err(), Errno::NOENT, "{name}");
+            assert_eq!(sys::open(&path, OFlags::PATH | OFlags::NOFOLLOW, 0).unwrap_err(), Errno::NOENT, "{name}");
+            assert_eq!(sys::unlink(&path), Err(Errno::NOENT), "{name}");
+            assert_eq!(sys::rename(&path, &mount.at("taken")), Err(Errno::NOENT), "{name}");
+            assert_eq!(sys::link(&path, &mount.at("taken")), Err(Errno::NOENT), "{name}");
+            assert_eq!(sys::getxattr(&path, "trusted.overlay.whiteout"), Err(Errno::NOENT), "{name}");
+            // Another device of the name is one.
+            sys::mknod(&path, libc::S_IFCHR | 0o600, (1, 3)).unwrap();
+            assert_eq!(sys::mknod(&mount.at("w"), libc::S_IFCHR, (0, 0)), Err(Errno::PERM), "{name}");
+        }
+        mount.assert_tree_everywhere(
+            "dir d\ndir d2\ndir e\nchar d/low 1:3 mode=600\nchar alone 1:3 mode=600\nchar d2/w 1:3 mode=600\n\
+             char e/f 1:3 mode=600\nchar up 1:3 mode=600",
+        );
+    }
+
     fn copied_up(driver) {
         let mount = Stack::new().lower("fifo p mode=640 uid=3\nchar c 1:3 mode=600 gid=5\nblock b 7:0 mode=660").mount(driver);
         let inos = ["p", "c", "b"].map(|name| sys::ino(&mount.at(name)));

@@ -280,6 +280,13 @@ fn in_its_namespace(container: &Container, work: impl FnOnce() -> Result<()>) ->
     container.in_its_namespace(|| work().map_err(|error| format!("{error:#}"))).map_err(anyhow::Error::msg)
 }
 
+/// How long a process that was killed may take to go.
+const KILL_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long the process that ran a container may take to finish after it: unmounting overlayfs writes everything to the
+/// disk, which may be slow and busy.
+const FINISH_PATIENCE: Duration = Duration::from_secs(600);
+
 /// Sends the signal, then kills what does not end in time. What the process that ran the container would do at its
 /// end is done here if that process is dead.
 fn end(store: &Store, runtime: &Runtime, container: &Container, signal: &str, patience: Duration) -> Result<()> {
@@ -290,9 +297,12 @@ fn end(store: &Store, runtime: &Runtime, container: &Container, signal: &str, pa
             runtime.kill(container, "KILL")?;
         }
     }
-    let gone = || !container.dir().exists();
-    if !wait(Duration::from_secs(10), || Ok(!runs()? && (gone() || container.lock().is_ok())))? {
+    if !wait(KILL_PATIENCE, || Ok(!runs()?))? {
         bail!("{}: does not end", container.name());
+    }
+    let gone = || !container.dir().exists();
+    if !wait(FINISH_PATIENCE, || Ok(gone() || container.lock().is_ok()))? {
+        bail!("{}: has ended, but is still being unmounted", container.name());
     }
     if gone() {
         return Ok(());
