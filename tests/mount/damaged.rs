@@ -331,6 +331,18 @@ on_stratafs! {
         assert_told(&mount, "big");
     }
 
+    /// A whiteout by attribute counts among its like only: in a directory that says so. Else it is a file (the
+    /// kernel lists it, too, but then does not find it).
+    fn whiteouts_out_of_place(driver) {
+        let mount = Stack::new()
+            .lower("dir d\nfile d/empty trusted.overlay.whiteout=y\nfile d/x trusted.overlay.whiteout=y")
+            .lower(&format!("{LOWER}\nfile d/empty \"low\""))
+            .mount(driver);
+        assert_eq!(sys::names(&mount.at("d")), ["empty", "x"]);
+        assert_eq!((sys::text(&mount.at("d/empty")), sys::text(&mount.at("d/x"))), (String::new(), String::new()));
+        assert_unharmed(&mount);
+    }
+
     /// Somebody empties the work directory below the mount.
     fn work_directory_vanishes(driver) {
         let mount = Stack::new().lower(LOWER).mount(driver);
