@@ -1,6 +1,6 @@
 //! Mount options as they show on the mount. Their syntax has its tests beside the parser.
 
-use rustix::fs::StatVfsMountFlags;
+use rustix::fs::{OFlags, StatVfsMountFlags};
 
 use crate::common::sys::{self, RenameFlags};
 use crate::common::{Driver, Errno, Mount, Stack};
@@ -339,6 +339,29 @@ on_stratafs! {
         let shown = "file d/h \"h\"\nfile own \"o\"\nfile f \"new\"\nfile up \"new\"\ndir dir";
         mount.assert_tree(shown);
         mount.remount(driver).assert_tree(shown);
+    }
+
+    /// `fsync` succeeds and nothing else changes.
+    fn fsync_off(driver) {
+        let mount = Stack::new().lower("file f \"low\"").stratafs_option("fsync=0").mount(driver);
+        let file = sys::open(&mount.at("f"), OFlags::RDWR, 0).unwrap();
+        sys::pwrite(&file, b"up!", 0).unwrap();
+        rustix::fs::fsync(&file).unwrap();
+        rustix::fs::fdatasync(&file).unwrap();
+        rustix::fs::fsync(sys::open(mount.root(), OFlags::RDONLY | OFlags::DIRECTORY, 0).unwrap()).unwrap();
+        drop(file);
+        mount.remount(driver).assert_tree("file f \"up!\"");
+    }
+
+    /// A label of SELinux, with its comma, goes to the kernel where that has SELinux; else a warning says that it does nothing.
+    fn security_context(driver) {
+        let label = r#"context="system_u:object_r:container_file_t:s0:c1,c2""#;
+        if std::path::Path::new("/sys/fs/selinux/enforce").exists() {
+            return;
+        }
+        let mount = Stack::new().lower("file f \"x\"").stratafs_option(label).mount(driver);
+        mount.assert_tree("file f \"x\"");
+        assert!(mount.log().contains("no SELinux here") && mount.log().contains("s0:c1,c2"), "{}", mount.log());
     }
 
     /// A user's own file cannot have the name of a whiteout, however it is made; what has another name keeps it. Names that
