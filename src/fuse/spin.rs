@@ -4,6 +4,10 @@
 //! last answer. Falling asleep and being woken in between costs more than that: on two virtual processors a
 //! `getxattr` through the mount took 12 to 14 µs without spinning and 9 to 10 µs with it, open-read-close of a cached
 //! file 17 to 21 µs and 12 to 13 µs. One thread spins at a time, and while it does not pay, none does.
+//!
+//! Tried and given up: to read a descriptor with `O_NONBLOCK` rather than to ask with `poll` first. That is one system call
+//! of three less for each request, but 12,000 times open-read-close of cached files took the same 0.29 s of our processor
+//! time and no less of the client's.
 
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
