@@ -86,6 +86,12 @@ impl Board {
         }
     }
 
+    /// Whether a slot is still being unpacked.
+    fn is_at_work(&self) -> bool {
+        let states = self.states.lock();
+        states.contains(&State::Open) && !states.contains(&State::Failed)
+    }
+
     /// Waits a moment; the slot's state then.
     fn look(&self, slot: usize) -> State {
         let mut states = self.states.lock();
@@ -150,9 +156,18 @@ impl Transaction<'_> {
         let board = Board { states: Mutex::new(states), changed: Condvar::new() };
         let fds: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
         let next = AtomicUsize::new(0);
+        let written = Mutex::new(Ok(()));
+        let this = &*self;
         let work = || {
             while let Some(job) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
                 run(job, &board, &fds, options);
+            }
+            // Nothing is left for this thread. What is there already goes to the disk while the others go on.
+            if board.is_at_work() {
+                let outcome = this.write_out();
+                if outcome.is_err() {
+                    *written.lock() = outcome;
+                }
             }
         };
         std::thread::scope(|scope| {
@@ -188,6 +203,7 @@ impl Transaction<'_> {
             stack.push(layer.layer.clone());
             added.push(layer);
         }
+        written.into_inner()?;
         Ok(added)
     }
 }
@@ -201,10 +217,15 @@ fn run(job: &Job<'_>, board: &Board, fds: &[BorrowedFd<'_>], options: &UnpackOpt
     let name = layer.name.clone();
     let mut input = Counted { inner: &mut layer.input, read: &job.read };
     let unpacked = job.staged.fill(&name, &Lowers { dirs: &lowers, ready: &ready }, &mut input, options);
-    if unpacked.is_ok() {
+    let is_complete = unpacked.is_ok();
+    if is_complete {
         mark.outcome = State::Complete;
     }
     *job.unpacked.lock() = Some(unpacked);
+    drop(mark);
+    if is_complete {
+        job.staged.list();
+    }
 }
 
 struct Counted<'c, R> {

@@ -18,6 +18,7 @@ use crate::image::layer::{self, Lowers, UnpackOptions, Unpacked};
 use crate::image::reference::Reference;
 use crate::image::spec::{self, Annotations, Descriptor, Manifest};
 use crate::image::{ImageError, IoContext, Result};
+use crate::inventory;
 
 /// Annotation of an index entry: digest of the manifest that the image was loaded with, if it was to be kept.
 pub const ORIGINAL_MANIFEST: &str = "io.strata.original-manifest";
@@ -53,7 +54,7 @@ pub struct Transaction<'s> {
     lock: StoreLock,
 }
 
-/// The inventories of layers that are being made while other layers are unpacked.
+/// The inventories of layers that are being made while other layers come in.
 #[derive(Debug, Default)]
 struct Inventories(Vec<JoinHandle<()>>);
 
@@ -134,6 +135,13 @@ impl Staged {
             .map_err(|source| ImageError::Layer { layer: name.to_owned(), source })?;
         recipe.flush().at(&recipe_path)?;
         Ok(unpacked)
+    }
+
+    /// Makes the inventory of what was unpacked. A layer is as good without.
+    pub(super) fn list(&self) {
+        if let Err(error) = inventory::write(&self.0.join("diff")) {
+            tracing::debug!("{}: no inventory: {error}", self.0.display());
+        }
     }
 }
 
@@ -381,6 +389,11 @@ impl Transaction<'_> {
             let sync = |path: &Path| File::open(path).and_then(|file| file.sync_all()).at(path);
             return self.blobs.iter().try_for_each(|digest| sync(&self.staged_blob(digest)));
         }
+        self.write_out()
+    }
+
+    /// Brings everything on the store's file system to the disk.
+    pub(super) fn write_out(&self) -> Result<()> {
         let root = File::open(&self.store.root).at(&self.store.root)?;
         syncfs(&root).at(&self.store.root)
     }
