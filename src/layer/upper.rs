@@ -37,8 +37,9 @@ pub struct UpperLayer {
     acls: bool,
     volatile: bool,
     order: Order,
-    /// Holds the lock that keeps other mounts off: exclusive, or shared once the mount is gone.
-    lock: Option<OwnedFd>,
+    /// Hold the locks on the upper and the work directory that keep other mounts off: exclusive, or shared once the mount
+    /// is gone.
+    locks: Vec<OwnedFd>,
 }
 
 /// How long a mount waits for the one that uses its upper, which may be about to notice that it was unmounted.
@@ -67,16 +68,17 @@ impl UpperLayer {
             form: WhiteoutForm::Device,
             volatile: config.volatile,
             order: Order::Unknown,
-            lock: None,
+            locks: Vec::new(),
         };
         let Some(work) = work.filter(|_| !read_only) else { return Ok(layer) };
-        layer.lock = Some(lock(upper)?);
+        layer.locks.push(lock("upperdir", upper)?);
         let parent = open_upper(work).map_err(|e| fail("workdir", work, describe(e)))?;
         let work_stat = parent.stat_self().map_err(|e| fail("workdir", work, describe(e)))?;
         if work_stat.device != upper_stat.device || work_stat.mount != upper_stat.mount {
             let why = format!("not on the same file system (and mount) as upperdir {}", upper.display());
             return Err(fail("workdir", work, why));
         }
+        layer.locks.push(lock("workdir", work)?);
         let dir = prepare_work(&parent, config.volatile).map_err(|why| fail("workdir", work, why))?;
         layer.probe(&dir, config.userxattr).map_err(|e| fail("workdir", work, describe(e)))?;
         layer.order = Order::of(&layer.root, &upper_stat);
@@ -219,10 +221,10 @@ impl UpperLayer {
 
     /// Lets who waits for the upper know that this mount is gone and its end only a matter of time. The upper stays ours.
     pub fn announce_end(&self) {
-        if let Some(lock) = &self.lock
-            && let Err(errno) = rustix::fs::flock(lock, FlockOperation::NonBlockingLockShared)
-        {
-            tracing::debug!("the lock of the upper stays as it was: {errno}");
+        for lock in &self.locks {
+            if let Err(errno) = rustix::fs::flock(lock, FlockOperation::NonBlockingLockShared) {
+                tracing::debug!("a lock stays as it was: {errno}");
+            }
         }
     }
 
@@ -258,13 +260,13 @@ fn supports_acls(root: &UpperDir) -> bool {
     matches!(got, Ok(_) | Err(Errno::NODATA | Errno::RANGE))
 }
 
-/// Two mounts writing one upper would corrupt it. Who comes while a predecessor is still ending waits: unmounting
+/// Two mounts writing one upper would corrupt it, and one work directory is emptied by who mounts. Who comes while a predecessor is still ending waits: unmounting
 /// returns before the driver learns of it, while overlayfs is gone when `umount(2)` returns
 /// (`generic_shutdown_super()`).
-fn lock(upper: &Path) -> Result<OwnedFd, OpenError> {
-    let fail = |errno| OpenError(format!("upperdir {}: {}", upper.display(), describe(errno)));
+fn lock(option: &str, dir: &Path) -> Result<OwnedFd, OpenError> {
+    let fail = |errno| OpenError(format!("{option} {}: {}", dir.display(), describe(errno)));
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let fd = rustix::fs::open(upper, flags, Mode::empty()).map_err(fail)?;
+    let fd = rustix::fs::open(dir, flags, Mode::empty()).map_err(fail)?;
     let start = Instant::now();
     loop {
         let (refusal, patience) = match try_lock(&fd).map_err(fail)? {
@@ -273,13 +275,13 @@ fn lock(upper: &Path) -> Result<OwnedFd, OpenError> {
             Lock::Ending => ("is still being written by its last mount", ENDING_PATIENCE),
         };
         if start.elapsed() >= patience {
-            return Err(OpenError(format!("upperdir {} {refusal}", upper.display())));
+            return Err(OpenError(format!("{option} {} {refusal}", dir.display())));
         }
         std::thread::sleep(Duration::from_millis(20));
     }
 }
 
-/// Who holds the lock of an upper.
+/// Who holds a lock.
 enum Lock {
     Ours,
     InUse,

@@ -118,3 +118,17 @@ fn an_upper_in_use_is_refused() {
         first.ended();
     });
 }
+
+/// Who mounts empties the work directory, whatever its upper.
+#[test]
+fn a_work_directory_in_use_is_refused() {
+    stratafs("a_work_directory_in_use_is_refused", || {
+        let first = Stack::new().lower("file f \"lower\\n\"").build().mount(Driver::Stratafs);
+        let mut second = Stack::new().lower("file f").build();
+        second.work.clone_from(&first.layers().work);
+        let Err((message, _)) = second.try_mount(Driver::Stratafs) else { panic!("mounted with the same workdir") };
+        assert!(message.contains("workdir") && message.contains("is in use by another mount"), "{message}");
+        sys::append(&first.at("f"), b"more\n").unwrap();
+        first.assert_tree("file f \"lower\\nmore\\n\"");
+    });
+}
