@@ -93,7 +93,7 @@ fn what_a_caller_asks_in_vain_is_logged_at_debug_only() {
             assert_eq!(sys::rmdir(&mount.at("d")), Err(Errno::NOTEMPTY));
             let told = told(&mount);
             assert_eq!(told.len(), lines, "{filter}: {told:?}");
-            let line = "DEBUG stratafs::fuse::serve: failed request=\"RMDIR\" path=\"/\" \
+            let line = "DEBUG stratafs::fuse::serve: failed request=\"RMDIR\" path=\"/d\" \
                         error=Directory not empty (os error 39)";
             assert!(told.iter().all(|told| told == line), "{told:?}");
             assert_eq!(counted(mount.root(), "Directory not empty").0, 1);
@@ -133,7 +133,7 @@ fn a_panic_costs_one_request() {
         let of = |words: &str| log.lines().filter(|line| line.contains(words)).count();
         assert_eq!(of("panicked at src/fuse/serve.rs"), 100, "{log}");
         assert_eq!(of("ERROR stratafs::fuse::serve: answered with EIO after a panic request=\"MKDIR\""), 100, "{log}");
-        assert_eq!(of("ERROR stratafs::fuse::serve: failed request=\"MKDIR\" path=\"/\""), 100, "{log}");
+        assert_eq!(of("ERROR stratafs::fuse::serve: failed request=\"MKDIR\" path=\"/new\""), 100, "{log}");
         // Unmounting asserts that the log tells of no panic, and that the driver ends well.
         std::fs::write(mount.layers().log(), "").unwrap();
         mount.remount(Driver::Stratafs);
