@@ -260,9 +260,9 @@ fn supports_acls(root: &UpperDir) -> bool {
     matches!(got, Ok(_) | Err(Errno::NODATA | Errno::RANGE))
 }
 
-/// Two mounts writing one upper would corrupt it, and one work directory is emptied by who mounts. Who comes while a predecessor is still ending waits: unmounting
-/// returns before the driver learns of it, while overlayfs is gone when `umount(2)` returns
-/// (`generic_shutdown_super()`).
+/// Two mounts writing one upper would corrupt it, and who mounts empties the work directory. Who comes while a
+/// predecessor is still ending waits: unmounting returns before the driver learns of it, while overlayfs is gone when
+/// `umount(2)` returns (`generic_shutdown_super()`).
 fn lock(option: &str, dir: &Path) -> Result<OwnedFd, OpenError> {
     let fail = |errno| OpenError(format!("{option} {}: {}", dir.display(), describe(errno)));
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
