@@ -98,6 +98,8 @@ impl Crew {
         for _ in 0..base {
             crew.hire()?;
         }
+        let ahead = Arc::clone(&crew.server);
+        std::thread::Builder::new().name("read-ahead".to_owned()).spawn(move || ahead.overlay.read_ahead())?;
         if limit > base {
             let watched = Arc::clone(&crew);
             let foreman = std::thread::Builder::new().name("fuse-foreman".to_owned()).spawn(move || watched.watch())?;

@@ -10,8 +10,8 @@ use std::sync::Arc;
 use rustix::io::Errno;
 
 use super::tell_of_content;
-pub use crate::inventory::FIRST_POSITION;
-use crate::inventory::{COLLISION_SPAN, DirNumber, Directory, Inventory, position as hash_position};
+use crate::inventory::{COLLISION_SPAN, DirNumber, Directory, Inventory};
+pub use crate::inventory::{FIRST_POSITION, position as hash_position};
 use crate::layer::{Dir, FileType, LayerDir, LowerRef, Stat};
 use crate::whiteout::{AufsName, decode_aufs_name};
 

@@ -36,6 +36,8 @@ pub struct ReadPattern {
 pub enum Reading {
     /// Nothing.
     Plain,
+    /// It is the first one, from the start of the file.
+    First,
     /// It is time to find out whether the file may be read around at all.
     Ask,
     /// If it is not in memory, its surroundings are to be read as well.
@@ -45,7 +47,11 @@ pub enum Reading {
 impl ReadPattern {
     /// Takes note of a read of `length` bytes at `offset`.
     pub fn note(&self, offset: u64, length: usize) -> Reading {
-        let goes_on = self.end.swap(offset + length as u64, Ordering::Relaxed) == offset;
+        let end = self.end.swap(offset + length as u64, Ordering::Relaxed);
+        if end == 0 && offset == 0 {
+            return Reading::First;
+        }
+        let goes_on = end == offset;
         let looks = self.looks.load(Ordering::Relaxed);
         if goes_on || length > SHORT || looks == NEVER {
             return Reading::Plain;
@@ -80,7 +86,8 @@ mod tests {
     #[test]
     fn reading_on_is_none_of_our_business() {
         let pattern = ReadPattern::default();
-        for page in 0..1000 {
+        assert_eq!(pattern.note(0, PAGE), Reading::First);
+        for page in 1..1000 {
             assert_eq!(pattern.note(page * PAGE as u64, PAGE), Reading::Plain);
         }
         for look in 0..1000 {

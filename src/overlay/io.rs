@@ -16,10 +16,10 @@ use rustix::fs::{FallocateFlags, OFlags, SeekFrom};
 
 use super::Overlay;
 use super::attr::mode_without_set_id;
-use super::read_around::before_read;
+use super::read_around::{ask, here_and_there};
 use super::types::{Caller, Errno, HandleId, NodeId, OpenMode, Opened, Result};
 use crate::layer::{FileType, Stat};
-use crate::node::{FileHandle, NodeRef, ReadPattern, Real, handle::RealFile};
+use crate::node::{FileHandle, NodeRef, ReadPattern, Reading, Real, handle::RealFile};
 
 /// The kernel opens a program to execute it (`FMODE_EXEC` in `include/linux/fs.h`).
 const EXECUTE: u32 = 0x20;
@@ -237,10 +237,12 @@ impl Overlay {
     pub fn read(&self, handle: HandleId, offset: u64, buffer: &mut [u8]) -> Result<usize> {
         let handle = self.open_handle(handle)?;
         let file = self.current(&handle)?;
-        if before_read(&handle.pattern, &file, offset, buffer)? {
-            return Ok(buffer.len());
-        }
-        let mut done = 0;
+        let mut done = match handle.pattern.note(offset, buffer.len()) {
+            Reading::Plain => 0,
+            Reading::First => self.first_read(&handle, &file, buffer),
+            Reading::Ask => ask(&handle.pattern, &file).map(|()| 0)?,
+            Reading::HereAndThere => here_and_there(&handle.pattern, &file, offset, buffer),
+        };
         while let Some(rest) = buffer.get_mut(done..).filter(|rest| !rest.is_empty()) {
             match rustix::io::pread(&file, rest, offset + done as u64) {
                 Ok(0) => break,

@@ -13,6 +13,7 @@ mod lookup;
 mod owner;
 mod passthrough;
 mod permissions;
+mod read_ahead;
 mod read_around;
 mod readdir;
 mod remove;
@@ -63,6 +64,7 @@ pub struct Overlay {
     permissions: Option<Permissions>,
     /// Whether it pays to find out that a file has no extended attributes at all.
     bare: xattr::Bare,
+    read_ahead: read_ahead::ReadAhead,
 }
 
 /// The kernel's side of the mount.
@@ -110,6 +112,7 @@ impl Overlay {
             forgotten: AtomicU64::new(0),
             permissions,
             bare: xattr::Bare::new(),
+            read_ahead: read_ahead::ReadAhead::default(),
             config,
             stack,
         })
@@ -152,6 +155,7 @@ impl Overlay {
     /// The mount is gone; requests of it may still be worked on. Who mounts the same upper now waits for [`Self::close`] and
     /// the end of the process.
     pub fn announce_end(&self) {
+        self.read_ahead.end();
         if let Some(upper) = self.stack.upper() {
             upper.announce_end();
         }

@@ -11,7 +11,7 @@ use rustix::io::ReadWriteFlags;
 
 use super::types::{Errno, Result};
 use crate::layer::Stat;
-use crate::node::{ReadPattern, Reading};
+use crate::node::ReadPattern;
 
 /// Longest file that is read around, in bytes: what is read in vain takes no more memory than this share of it.
 static LONGEST: LazyLock<u64> = LazyLock::new(|| {
@@ -19,38 +19,36 @@ static LONGEST: LazyLock<u64> = LazyLock::new(|| {
     (memory.totalram * u64::from(memory.mem_unit) / 8).min(1 << 30)
 });
 
-/// To be called before `buffer` is read at `offset`. True if the read was done, for all was in memory.
-pub(super) fn before_read(pattern: &ReadPattern, file: &OwnedFd, offset: u64, buffer: &mut [u8]) -> Result<bool> {
-    match pattern.note(offset, buffer.len()) {
-        Reading::Plain => return Ok(false),
-        Reading::Ask => {
-            if Stat::of(file.as_fd(), c"")?.size > *LONGEST {
-                pattern.give_up();
-            }
-            return Ok(false);
-        }
-        Reading::HereAndThere => {}
+/// Gives up on a file that is too long to be read around.
+///
+/// # Errors
+/// Those of `statx(2)`.
+pub(super) fn ask(pattern: &ReadPattern, file: &OwnedFd) -> Result<()> {
+    if Stat::of(file.as_fd(), c"")?.size > *LONGEST {
+        pattern.give_up();
     }
+    Ok(())
+}
+
+/// To be called before `buffer` is read at `offset`, a place of many. How many bytes of it are read then: all, if they
+/// were in memory.
+pub(super) fn here_and_there(pattern: &ReadPattern, file: &OwnedFd, offset: u64, buffer: &mut [u8]) -> usize {
     match rustix::io::preadv2(file, &mut [IoSliceMut::new(buffer)], offset, ReadWriteFlags::NOWAIT) {
-        Ok(read) if read == buffer.len() => Ok(true),
-        // Part of it is in memory, or the file ends here.
-        Ok(_) => Ok(false),
+        // Perhaps not all, if the rest is not in memory or the file ends there.
+        Ok(read) => read,
         Err(Errno::AGAIN) => {
             let (begin, length) = pattern.surroundings(offset);
-            match rustix::fs::fadvise(file, begin, NonZeroU64::new(length), Advice::WillNeed) {
-                Ok(()) => {}
+            if let Err(errno) = rustix::fs::fadvise(file, begin, NonZeroU64::new(length), Advice::WillNeed) {
                 // Nothing depends on it.
-                Err(errno) => {
-                    tracing::debug!("a file cannot be read ahead: {errno}");
-                    pattern.give_up();
-                }
+                tracing::debug!("a file cannot be read ahead: {errno}");
+                pattern.give_up();
             }
-            Ok(false)
+            0
         }
         // The file system cannot tell; the plain read shows what else is wrong.
         Err(_) => {
             pattern.give_up();
-            Ok(false)
+            0
         }
     }
 }

@@ -105,7 +105,7 @@ impl Overlay {
 
     /// After the end of the directory was read. Its names have nodes now, so that of a directory of one layer the listing
     /// says nothing that these and one system call for a missing name do not: it is made again by who needs it.
-    fn drop_listing(node: &Node) {
+    pub(super) fn drop_listing(node: &Node) {
         if let Some(dir) = node.dir()
             && dir.lowers.len() == 1
         {

@@ -5,8 +5,8 @@ use std::io::{Read, Seek};
 use rustix::fs::OFlags;
 
 use crate::common::sys;
-use crate::common::{Errno, Stack};
-use crate::on_both;
+use crate::common::{Driver, Errno, Mount, Stack};
+use crate::{on_both, on_stratafs};
 
 on_both! {
     fn attributes_follow_every_change(driver) {
@@ -109,5 +109,62 @@ on_both! {
         let gone = rustix::fs::statat(&inside, "x", rustix::fs::AtFlags::SYMLINK_NOFOLLOW);
         assert_eq!(gone.err(), Some(Errno::NOENT));
         assert_eq!(rustix::fs::fstat(&inside).unwrap().st_mode & libc::S_IFMT, libc::S_IFDIR);
+    }
+}
+
+/// Takes a file out of the page cache.
+fn evict(path: &std::path::Path) {
+    let file = sys::open(path, OFlags::RDONLY, 0).unwrap();
+    rustix::fs::fsync(&file).unwrap();
+    rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+}
+
+fn is_in_memory(path: &std::path::Path) -> bool {
+    sys::Mapping::new(&sys::open(path, OFlags::RDONLY, 0).unwrap(), 4096, false).resident_pages() == 1
+}
+
+/// A mount with 200 files in `d`, and their names as it lists them.
+fn files_in_order(driver: Driver) -> (Mount, Vec<String>) {
+    let lower: String = (0..200).map(|n| format!("file d/f{n} fill=4096\n")).collect();
+    let mount = Stack::new().lower(&lower).mount(driver);
+    let listed = std::fs::read_dir(mount.at("d")).unwrap();
+    let names = listed.map(|entry| format!("d/{}", entry.unwrap().file_name().into_string().unwrap())).collect();
+    (mount, names)
+}
+
+on_stratafs! {
+    /// Who reads files in the order of the listing has the next ones read from the disk.
+    fn files_are_read_ahead(driver) {
+        let (mount, names) = files_in_order(driver);
+        // Others may have all caches dropped at any time, or the disk be busy.
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(50);
+        loop {
+            for name in &names {
+                evict(&mount.at(name));
+                evict(&mount.lower(0, name));
+            }
+            for name in &names[..8] {
+                assert!(sys::read(&mount.at(name)).unwrap() == crate::common::tree::pattern(4096));
+            }
+            let evicted = !is_in_memory(&mount.lower(0, names.last().unwrap()));
+            std::thread::sleep(std::time::Duration::from_millis(100));
+            if evicted && names[8..20].iter().all(|name| is_in_memory(&mount.lower(0, name))) {
+                break;
+            }
+            assert!(std::time::Instant::now() < deadline, "nothing was read ahead");
+        }
+    }
+
+    /// And who does not, has not.
+    fn files_out_of_order_are_not_read_ahead(driver) {
+        let (mount, names) = files_in_order(driver);
+        names.iter().for_each(|name| evict(&mount.lower(0, name)));
+        let in_memory = || names[..100].iter().filter(|name| is_in_memory(&mount.lower(0, name))).count();
+        let before = in_memory();
+        for name in names[100..].iter().rev() {
+            sys::read(&mount.at(name)).unwrap();
+        }
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        assert!(in_memory() <= before);
     }
 }
