@@ -262,12 +262,18 @@ fn usr1_does_no_harm() {
 fn unmounting_from_outside_ends_the_process() {
     needs_fuse!();
     for command in [&["umount", "mnt"][..], &["fusermount3", "-u", "mnt"], &["umount", "-l", "mnt"]] {
-        let scene = Scene::new();
-        let daemon = scene.mount_writable();
-        let output = scene.run(command[0], &command[1..]);
-        assert!(output.status.success(), "{command:?}: {output:?}");
-        daemon.ends_within(PATIENCE);
-        assert_eq!(scene.mounts(), []);
+        let ends_at_once = || {
+            let scene = Scene::new();
+            let daemon = scene.mount_writable();
+            let output = scene.run(command[0], &command[1..]);
+            assert!(output.status.success(), "{command:?}: {output:?}");
+            let unmounted = Instant::now();
+            daemon.ends_within(PATIENCE);
+            assert_eq!(scene.mounts(), []);
+            unmounted.elapsed() < SECOND
+        };
+        // The machine may be too busy once, not always.
+        assert!((0..20).any(|_| ends_at_once()), "{command:?}: the process never ends within a second");
     }
 }
 
