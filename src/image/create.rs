@@ -74,7 +74,10 @@ pub fn commit(
     authoring: &Authoring,
     unpack: &UnpackOptions,
 ) -> Result<Digest> {
-    let added = add_snapshot(into, stack, upper, authoring, unpack)?;
+    let lowers = open_topmost_first(stack)?;
+    let lowers: Vec<BorrowedFd<'_>> = lowers.iter().map(AsFd::as_fd).collect();
+    let make = |out: &mut dyn Write, options: &_| layer::snapshot(upper, &lowers, out, options);
+    let added = add_made(into, stack, make, authoring, unpack)?;
     let config = parent.with_layer(added.layer.record.diff_id, &authoring.history(), &authoring.changes)?;
     let mut layers = stack.to_vec();
     layers.push(added.layer);
@@ -82,44 +85,45 @@ pub fn commit(
     Ok(config.id())
 }
 
-/// Adds an image of one layer, which has all that `tree`, the mounted image, shows; the rest of its configuration is
-/// `parent`'s. The caller publishes. Returns its id.
+/// Adds an image of one layer, which has all that `stack`, the layers of `parent`, the lowest first, show together; the
+/// rest of its configuration is `parent`'s. The caller publishes. Returns its id.
 ///
 /// # Errors
-/// When the tree cannot be read, or holds what no layer can.
+/// When a layer cannot be read.
 pub fn flatten(
     into: &mut Transaction<'_>,
     parent: &ImageConfig,
-    tree: BorrowedFd<'_>,
+    stack: &[Layer],
     authoring: &Authoring,
     unpack: &UnpackOptions,
 ) -> Result<Digest> {
-    let added = add_snapshot(into, &[], tree, authoring, unpack)?;
+    let layers = open_topmost_first(stack)?;
+    let layers: Vec<BorrowedFd<'_>> = layers.iter().map(AsFd::as_fd).collect();
+    let make = |out: &mut dyn Write, options: &_| layer::flatten(&layers, out, options);
+    let added = add_made(into, &[], make, authoring, unpack)?;
     let config = parent.with_only_layer(added.layer.record.diff_id, &authoring.history(), &authoring.changes)?;
     into.add_image(&config, &[added.layer], &authoring.names, None)?;
     Ok(config.id())
 }
 
-/// Pipes the snapshot's tar into the extractor: the layer's directory is then exactly what every later load of
-/// the image makes of it.
-fn add_snapshot(
+/// Pipes the tar that is made into the extractor: the layer's directory is then exactly what every later load of the image
+/// makes of it.
+fn add_made(
     into: &mut Transaction<'_>,
     stack: &[Layer],
-    upper: BorrowedFd<'_>,
+    make: impl FnOnce(&mut dyn Write, &SnapshotOptions) -> std::result::Result<Snapshot, LayerError> + Send,
     authoring: &Authoring,
     unpack: &UnpackOptions,
 ) -> Result<AddedLayer> {
     const NAME: &str = "snapshot";
     let in_layer = |source: LayerError| ImageError::Layer { layer: NAME.to_owned(), source };
     let in_pipe = |source: io::Error| ImageError::Io { path: NAME.into(), source };
-    let lowers = open_topmost_first(stack)?;
-    let lowers: Vec<BorrowedFd<'_>> = lowers.iter().map(AsFd::as_fd).collect();
     let options = SnapshotOptions { source_date_epoch: authoring.source_date_epoch };
     let (reader, writer) = io::pipe().map_err(in_pipe)?;
     let (made, added) = std::thread::scope(|scope| {
         let maker = scope.spawn(|| -> Result<Snapshot> {
             let mut out = BufWriter::with_capacity(1 << 18, writer);
-            let made = layer::snapshot(upper, &lowers, &mut out, &options).map_err(in_layer)?;
+            let made = make(&mut out, &options).map_err(in_layer)?;
             out.flush().map_err(in_pipe)?;
             Ok(made)
         });

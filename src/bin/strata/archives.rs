@@ -167,12 +167,10 @@ pub fn flatten(store: &Store, args: &Flatten) -> Result<()> {
     let mut authoring = authoring(&args.authoring, &args.name);
     authoring.message.get_or_insert_with(|| format!("Flattened from {}", image.label()));
     let options = unpack_options(&LimitArgs { unlimited: true });
-    let id = with_mounted_image(store, &image, args.driver.into(), |tree| {
-        let mut transaction = store.begin()?;
-        let id = create::flatten(&mut transaction, &image.config, tree, &authoring, &options)?;
-        transaction.publish()?;
-        Ok(id)
-    })?;
+    rootless::enter()?;
+    let mut transaction = store.begin()?;
+    let id = create::flatten(&mut transaction, &image.config, &store.layers_of(&image)?, &authoring, &options)?;
+    transaction.publish()?;
     Ok(print_line(&id.to_string())?)
 }
 

@@ -210,8 +210,6 @@ pub struct Flatten {
     pub name: Option<Reference>,
     #[command(flatten)]
     pub authoring: AuthoringArgs,
-    #[arg(long, value_enum, default_value = "stratafs")]
-    pub driver: DriverArg,
 }
 
 /// Unpack an archive into plain layer directories and print the mount option for them; needs no store
