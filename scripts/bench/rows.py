@@ -76,6 +76,7 @@ MEMORY_32 = "memory after walking 32,000 entries"
 SMALL_LIST = "{ops} open {base}/small.list"
 REMOVE = "rm -r big p5 p6 p7 p8"
 REMOVED_LEFT = walked(ENTRIES - trees.BIG - 1 - 4 * 626, 521 - 1 - 4 * 26, SMALL_BYTES * 16 // 20 + HUGE)
+BY_NAME = "find p* -type f | LC_ALL=C sort | xargs cat | wc -c"
 READ_ALL = "find . -type f -exec cat {} + >/dev/null"
 INSTALL = (
     "DEBIAN_FRONTEND=noninteractive chroot . apt-get -q -y --no-download --no-install-recommends "
@@ -97,6 +98,7 @@ ROWS = [
     Row("ls-100000", "ls -l of 100,000 entries, cold", "hundred", "ls -l big | wc -l", "100001"),
     Row("deep", "stat of 1,920 files, 60 directories deep, cold", "deep", "{ops} stat {base}/names.list", said(0, 1920, 576000)),
     Row("read-cold", "read all small files, cold", "main", "{ops} read .", said(ENTRIES, SMALL, SMALL_BYTES), target=1.3),
+    Row("read-by-name", "cat of all small files in order of their names, cold", "main", BY_NAME, str(SMALL_BYTES)),
     Row("read-warm", "read all small files, warm", "main", "{ops} read .", said(ENTRIES, SMALL, SMALL_BYTES), "warm", target=1.9),
     Row("open-warm", "open, read, close 12,000 files, warm", "main", SMALL_LIST, said(0, SMALL, SMALL_BYTES), "warm", target=1.9),
     Row("stat-warm", "stat 12,000 files, warm", "main", "{ops} stat {base}/small.list", said(0, SMALL, SMALL_BYTES), "warm"),

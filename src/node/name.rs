@@ -27,6 +27,19 @@ impl From<&CStr> for Name {
     }
 }
 
+/// By their bytes.
+impl Ord for Name {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        (**self).cmp(&**other)
+    }
+}
+
+impl PartialOrd for Name {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
 /// So that a table of names can be asked for a `CStr`.
 impl Borrow<CStr> for Name {
     fn borrow(&self) -> &CStr {

@@ -1,12 +1,13 @@
 //! Files of a directory that are read one after the other.
 //!
-//! Who reads a tree (`tar`, `grep -r`, `cp -a`) opens the files of each directory in the order in which it lists them,
-//! and waits for the disk once or twice for each. The listing tells which come next: a thread of its own opens them and
-//! has their beginnings read while the reader is busy with the first. Nothing changes by it but what the kernel has
-//! cached of the lower layers. It begins when reads wait for the disk, and ends when what it asks for is in memory.
+//! Who reads a tree opens the files of each directory in the order in which it lists them (`tar`, `grep -r`, `cp -a`) or in
+//! that of their names (`cat *`, `git`, `rsync`), and waits for the disk once or twice for each. The listing tells which
+//! come next: a thread of its own opens them and has their beginnings read while the reader is busy with the first.
+//! Nothing changes by it but what the kernel has cached of the lower layers. It begins when reads wait for the disk, and
+//! ends when what it asks for is in memory.
 
 use std::collections::VecDeque;
-use std::ffi::CString;
+use std::ffi::CStr;
 use std::io::IoSliceMut;
 use std::num::NonZeroU64;
 use std::os::fd::OwnedFd;
@@ -18,15 +19,15 @@ use rustix::io::ReadWriteFlags;
 
 use super::Overlay;
 use super::types::{Errno, Result};
-use crate::merge::listing::hash_position;
+use crate::merge::listing::{Listed, hash_position};
 use crate::merge::{Listing, Source};
-use crate::node::{FileHandle, NodeId, NodeRef};
+use crate::node::{FileHandle, Name, NodeId, NodeRef};
 
-/// Directories that are remembered; each process that reads a tree is in one.
-const RUNS: usize = 8;
+/// Runs that are remembered: two orders for each of some directories. Each process that reads a tree is in one.
+const RUNS: usize = 16;
 /// Files in order, before it is taken for a run.
 const CAUTIOUS: u32 = 3;
-/// And after one run that was one to the end.
+/// And after one run in that order that was one to the end.
 const CONFIDENT: u32 = 1;
 /// Files after which a run is believed to have been one.
 const BELIEVED: u32 = 8;
@@ -36,6 +37,8 @@ const SPARSE: usize = 4;
 const WINDOW: usize = 32;
 /// How much of each, in bytes: what the kernel's own readahead begins with at most.
 const BEGINNING: u64 = 128 << 10;
+/// Entries of the largest directory that is put into the order of names for each window.
+const SORTED: usize = 4096;
 
 /// Finds runs, and hands them to the thread.
 #[derive(Debug, Default)]
@@ -53,28 +56,52 @@ pub(super) struct ReadAhead {
 struct State {
     runs: VecDeque<Run>,
     jobs: VecDeque<Job>,
-    confident: bool,
+    /// The order of the last run that was believed.
+    believed: Option<Order>,
     over: bool,
 }
 
-/// Files of one directory that were read in the order of its listing.
-#[derive(Clone, Copy, Debug)]
+/// In which order files are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Order {
+    Listing,
+    Names,
+}
+
+/// Where a file is in an order.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Place {
+    /// Position in the listing.
+    Listed(u64),
+    Named(Name),
+}
+
+impl Place {
+    fn order(&self) -> Order {
+        match self {
+            Self::Listed(_) => Order::Listing,
+            Self::Named(_) => Order::Names,
+        }
+    }
+}
+
+/// Files of one directory that were read in order.
+#[derive(Clone, Debug)]
 struct Run {
     dir: NodeId,
-    /// Positions in the listing.
-    first: u64,
-    last: u64,
+    first: Place,
+    last: Place,
     count: u32,
     next: Next,
 }
 
 /// When the thread is to be called for a run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 enum Next {
     /// When there are files enough.
     Enough,
-    /// When a file behind this position is read.
-    Behind(u64),
+    /// When a file behind this place is read.
+    Behind(Place),
     /// It has been called.
     Asked,
     /// Not any more.
@@ -89,41 +116,34 @@ struct Job {
 }
 
 impl State {
+    fn find(&mut self, dir: NodeId, order: Order) -> Option<&mut Run> {
+        self.runs.iter_mut().find(|run| run.dir == dir && run.first.order() == order)
+    }
+
     /// Takes note of a file that is read from the start; the run for which the thread is to be called.
-    fn note(&mut self, dir: NodeId, position: u64, waits: bool) -> Option<Run> {
-        let fresh = Run { dir, first: position, last: position, count: 1, next: Next::Enough };
-        let enough = if self.confident { CONFIDENT } else { CAUTIOUS };
-        let Some(at) = self.runs.iter().position(|run| run.dir == dir) else {
-            if !waits {
-                return None;
-            }
+    fn note(&mut self, dir: NodeId, place: Place, waits: bool) -> Option<Run> {
+        let order = place.order();
+        let enough = if self.believed == Some(order) { CONFIDENT } else { CAUTIOUS };
+        if self.find(dir, order).is_none() && waits {
             if self.runs.len() == RUNS {
                 self.runs.pop_front();
             }
-            self.runs.push_back(fresh);
-            return self.call(self.runs.len() - 1, enough);
-        };
-        let run = self.runs.get_mut(at)?;
-        if position > run.last {
-            (run.last, run.count) = (position, run.count + 1);
-        } else if waits && run.next != Next::Asked {
-            *run = fresh;
+            let run = Run { dir, first: place.clone(), last: place, count: 1, next: Next::Enough };
+            self.runs.push_back(run);
+        } else {
+            self.find(dir, order)?.add(place, waits);
         }
-        self.call(at, enough)
-    }
-
-    fn call(&mut self, at: usize, enough: u32) -> Option<Run> {
-        let run = self.runs.get_mut(at)?;
-        let due = match run.next {
+        let run = self.find(dir, order)?;
+        let due = match &run.next {
             Next::Enough => run.count >= enough,
-            Next::Behind(position) => run.last > position,
+            Next::Behind(place) => run.last > *place,
             Next::Asked | Next::Never => false,
         };
         if !due {
             return None;
         }
         run.next = Next::Asked;
-        Some(*run)
+        Some(run.clone())
     }
 
     /// Calls the thread. With as many directories waiting as are remembered, it does not keep up.
@@ -131,19 +151,73 @@ impl State {
         if self.jobs.len() < RUNS {
             self.jobs.push_back(job);
         } else {
-            self.settle(job.run.dir, Some(Next::Never));
+            self.settle(&job.run, Some(Next::Never));
         }
     }
 
-    /// What the thread found: `None` if it was no run.
-    fn settle(&mut self, dir: NodeId, next: Option<Next>) {
-        if let Some(run) = self.runs.iter_mut().find(|run| run.dir == dir) {
-            run.next = next.unwrap_or(Next::Never);
-            if next.is_none() || run.count >= BELIEVED {
-                self.confident = next.is_some();
-            }
+    /// What the thread found about a run: `None` if it was none.
+    fn settle(&mut self, run: &Run, next: Option<Next>) {
+        let order = run.first.order();
+        let Some(run) = self.find(run.dir, order) else { return };
+        let (count, is_run) = (run.count, next.is_some());
+        run.next = next.unwrap_or(Next::Never);
+        if is_run && count >= BELIEVED {
+            self.believed = Some(order);
+        } else if !is_run {
+            self.believed.take_if(|believed| *believed == order);
         }
     }
+}
+
+impl Run {
+    /// One more file. One that is not behind the last begins a new run, if it waits for the disk.
+    fn add(&mut self, place: Place, waits: bool) {
+        if place > self.last {
+            self.last = place;
+            self.count += 1;
+        } else if waits && self.next != Next::Asked {
+            *self = Self { dir: self.dir, first: place.clone(), last: place, count: 1, next: Next::Enough };
+        }
+    }
+
+    /// The entries of the directory in the order of the run: how many it has come by, and those behind its last. `None`:
+    /// they are too many.
+    fn entries<'l>(&self, listing: &'l Listing) -> Option<(usize, Vec<Listed<'l>>)> {
+        match (&self.first, &self.last) {
+            (Place::Listed(first), Place::Listed(last)) => {
+                let passed = listing.after(first.saturating_sub(1)).take_while(|listed| listed.position <= *last);
+                let passed = passed.take(self.most_passed() + 1).count();
+                Some((passed, listing.after(*last).filter(is_file).take(WINDOW).collect()))
+            }
+            (Place::Named(first), Place::Named(last)) => {
+                let mut all: Vec<Listed<'_>> = listing.iter().take(SORTED + 1).collect();
+                if all.len() > SORTED {
+                    return None;
+                }
+                all.sort_unstable_by_key(|listed| listed.name);
+                let behind = all.partition_point(|listed| *listed.name <= **last);
+                let passed = behind - all.partition_point(|listed| *listed.name < **first).min(behind);
+                Some((passed, all.into_iter().skip(behind).filter(is_file).take(WINDOW).collect()))
+            }
+            _ => None,
+        }
+    }
+
+    fn most_passed(&self) -> usize {
+        SPARSE.saturating_mul(self.count as usize)
+    }
+
+    /// The place of an entry in the order of the run.
+    fn place_of(&self, listed: &Listed<'_>) -> Place {
+        match self.first.order() {
+            Order::Listing => Place::Listed(listed.position),
+            Order::Names => Place::Named(Name::from(listed.name)),
+        }
+    }
+}
+
+fn is_file(listed: &Listed<'_>) -> bool {
+    listed.kind == libc::DT_REG && matches!(listed.source, Source::Lower(_))
 }
 
 impl ReadAhead {
@@ -159,6 +233,25 @@ impl ReadAhead {
                 None => self.work.wait(&mut state),
             }
         }
+    }
+
+    /// Takes note of a file that is read from the start.
+    fn note(&self, parent: &NodeRef, name: &Name, waits: bool) {
+        let mut state = self.state.lock();
+        for place in [Place::Listed(hash_position(name.to_bytes())), Place::Named(name.clone())] {
+            if let Some(run) = state.note(parent.id(), place, waits) {
+                state.ask(Job { dir: parent.clone(), run });
+                self.work.notify_one();
+            }
+        }
+        self.running.store(true, Ordering::Relaxed);
+    }
+
+    fn settle(&self, run: &Run, next: Option<Next>) {
+        let mut state = self.state.lock();
+        state.settle(run, next);
+        let running = state.runs.iter().any(|run| run.next != Next::Never);
+        self.running.store(running, Ordering::Relaxed);
     }
 
     /// Ends the thread.
@@ -179,10 +272,7 @@ impl Overlay {
                 tracing::debug!("not read ahead: {errno}");
                 None
             });
-            let mut state = self.read_ahead.state.lock();
-            state.settle(job.run.dir, next);
-            let running = state.runs.iter().any(|run| run.next != Next::Never);
-            self.read_ahead.running.store(running, Ordering::Relaxed);
+            self.read_ahead.settle(&job.run, next);
         }
     }
 
@@ -199,12 +289,7 @@ impl Overlay {
         if (waits || self.read_ahead.running.load(Ordering::Relaxed))
             && let Some((parent, name)) = handle.node.name()
         {
-            let mut state = self.read_ahead.state.lock();
-            if let Some(run) = state.note(parent.id(), hash_position(name.to_bytes()), waits) {
-                state.ask(Job { dir: parent, run });
-                self.read_ahead.work.notify_one();
-            }
-            self.read_ahead.running.store(true, Ordering::Relaxed);
+            self.read_ahead.note(&parent, &name, waits);
         }
         read
     }
@@ -224,34 +309,33 @@ impl Overlay {
     }
 
     fn follow_in(&self, Job { dir, run }: &Job, listing: &Listing) -> Result<Option<Next>> {
-        let passed = listing.after(run.first.saturating_sub(1)).take_while(|listed| listed.position <= run.last);
-        let limit = SPARSE.saturating_mul(run.count as usize);
-        if passed.take(limit + 1).count() > limit {
+        let Some((passed, files)) = run.entries(listing) else { return Ok(None) };
+        if passed > run.most_passed() {
             return Ok(None);
         }
-        let files = listing.after(run.last).filter_map(|listed| match listed.source {
-            Source::Lower(index) if listed.kind == libc::DT_REG => Some((listed, index)),
-            _ => None,
-        });
-        let mut files: Vec<(u16, u64, u64, CString)> = files
-            .take(WINDOW)
-            .map(|(listed, index)| (index, listed.ino, listed.position, listed.name.to_owned()))
-            .collect();
         let next = match files.get(WINDOW / 2) {
-            Some((_, _, position, _)) if files.len() == WINDOW => Next::Behind(*position),
+            Some(middle) if files.len() == WINDOW => Next::Behind(run.place_of(middle)),
             _ => Next::Never,
         };
-        // In the order in which the disk has them.
+        let mut files: Vec<_> = files.iter().filter_map(on_disk).collect();
         files.sort_unstable();
         let mut waits = false;
-        for (index, _, _, name) in &files {
-            let file = self.lower_dir(dir, usize::from(*index))?.open_file(name)?;
+        for (index, _, name) in files {
+            let file = self.lower_dir(dir, usize::from(index))?.open_file(name)?;
             if let Err(Errno::AGAIN) = in_memory(&file, &mut [0]) {
                 waits = true;
                 rustix::fs::fadvise(&file, 0, NonZeroU64::new(BEGINNING), Advice::WillNeed)?;
             }
         }
         Ok(Some(if waits { next } else { Next::Never }))
+    }
+}
+
+/// Which of the directory's lower parts has a file, in the order in which a disk is likely to have them.
+fn on_disk<'l>(listed: &Listed<'l>) -> Option<(u16, u64, &'l CStr)> {
+    match listed.source {
+        Source::Lower(index) => Some((index, listed.ino, listed.name)),
+        Source::Upper => None,
     }
 }
 
@@ -266,54 +350,68 @@ mod tests {
 
     const DIR: NodeId = NodeId(7);
 
-    fn note(state: &mut State, positions: impl IntoIterator<Item = u64>, waits: bool) -> Vec<(u64, u32)> {
-        let asked = positions.into_iter().filter_map(|position| state.note(DIR, position, waits));
-        asked.map(|run| (run.last, run.count)).collect()
+    /// Reads files at positions; for which the thread is called: the last position, and how many files.
+    fn read(state: &mut State, positions: impl IntoIterator<Item = u64>, waits: bool) -> Vec<(u64, u32)> {
+        let asked = positions.into_iter().filter_map(|position| state.note(DIR, Place::Listed(position), waits));
+        asked.map(|run| (if let Place::Listed(last) = run.last { last } else { 0 }, run.count)).collect()
+    }
+
+    fn settle(state: &mut State, next: Option<Next>) {
+        let run = state.find(DIR, Order::Listing).expect("it is remembered").clone();
+        state.settle(&run, next);
     }
 
     #[test]
     fn what_is_in_memory_begins_nothing() {
         let mut state = State::default();
-        assert_eq!(note(&mut state, 1..100, false), []);
+        assert_eq!(read(&mut state, 1..100, false), []);
         assert!(state.runs.is_empty());
     }
 
     #[test]
     fn some_files_in_order_that_wait_are_a_run() {
         let mut state = State::default();
-        assert_eq!(note(&mut state, [10, 20, 30, 40, 50], true), [(30, 3)], "and the thread is called once");
-        assert_eq!(note(&mut state, [90, 80, 70, 60, 50, 40], true), [], "it is at work");
+        assert_eq!(read(&mut state, [10, 20, 30, 40, 50], true), [(30, 3)], "and the thread is called once");
+        assert_eq!(read(&mut state, [90, 80, 70, 60, 50, 40], true), [], "it is at work");
         let mut other = State::default();
-        assert_eq!(note(&mut other, (0..100).rev(), true), [], "against the order");
-        assert_eq!(note(&mut other, [10, 10, 10, 10], true), [], "the same again");
+        assert_eq!(read(&mut other, (0..100).rev(), true), [], "against the order");
+        assert_eq!(read(&mut other, [10, 10, 10, 10], true), [], "the same again");
     }
 
     #[test]
     fn a_run_goes_on_where_the_thread_said() {
         let mut state = State::default();
-        note(&mut state, [10, 20, 30], true);
-        state.settle(DIR, Some(Next::Behind(100)));
-        assert_eq!(note(&mut state, [40, 60, 80, 100], false), []);
-        assert_eq!(note(&mut state, [110, 120], false), [(110, 8)], "they need not wait any more");
-        state.settle(DIR, Some(Next::Never));
-        assert_eq!(note(&mut state, [130, 140, 150, 160], true), []);
-        assert_eq!(note(&mut state, [10, 20, 30], true), [(10, 1)], "a new one; the last is believed");
+        read(&mut state, [10, 20, 30], true);
+        settle(&mut state, Some(Next::Behind(Place::Listed(100))));
+        assert_eq!(read(&mut state, [40, 60, 80, 100], false), []);
+        assert_eq!(read(&mut state, [110, 120], false), [(110, 8)], "they need not wait any more");
+        settle(&mut state, Some(Next::Never));
+        assert_eq!(read(&mut state, [130, 140, 150, 160], true), []);
+        assert_eq!(read(&mut state, [10, 20, 30], true), [(10, 1)], "a new one; the last is believed");
     }
 
     #[test]
     fn after_what_was_no_run_it_is_careful_again() {
-        let mut state = State { confident: true, ..State::default() };
-        assert_eq!(note(&mut state, [10], true), [(10, 1)]);
-        state.settle(DIR, None);
+        let mut state = State { believed: Some(Order::Listing), ..State::default() };
+        assert_eq!(read(&mut state, [10], true), [(10, 1)]);
+        settle(&mut state, None);
         state.runs.clear();
-        assert_eq!(note(&mut state, [10, 20, 30], true), [(30, 3)]);
+        assert_eq!(read(&mut state, [10, 20, 30], true), [(30, 3)]);
+    }
+
+    #[test]
+    fn the_orders_have_nothing_to_do_with_each_other() {
+        let mut state = State { believed: Some(Order::Listing), ..State::default() };
+        let mut named = |name: &CStr| state.note(DIR, Place::Named(Name::from(name)), true).map(|run| run.count);
+        assert_eq!([c"a", c"b", c"c"].map(&mut named), [None, None, Some(3)]);
+        assert_eq!(read(&mut state, [10], true), [(10, 1)]);
     }
 
     #[test]
     fn only_some_directories_are_remembered() {
         let mut state = State::default();
         for dir in 0..100 {
-            state.note(NodeId(dir), 10, true);
+            state.note(NodeId(dir), Place::Listed(10), true);
             assert!(state.runs.len() <= RUNS);
         }
         assert!(state.runs.iter().all(|run| run.dir.0 >= 100 - RUNS as u64), "the last ones");
