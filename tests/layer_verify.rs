@@ -2,11 +2,14 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "common/dice.rs"]
+mod dice;
 #[path = "common/layer_dirs.rs"]
 mod layer_dirs;
 #[path = "common/tar_build.rs"]
 mod tar_build;
 
+use dice::Dice;
 use layer_dirs::*;
 use stratafs::image::layer;
 use tar_build::*;
@@ -191,6 +194,19 @@ fn no_false_alarms() {
         Tar::new().entry(spec("early", b'0').mtime(-5)).entry(spec("late", b'0').mtime(1 << 35)),
         Tar::new().dir("d").entry(spec("d", b'5').mode(0o700).pax("SCHILY.xattr.user.a", "1")).dir("d"),
         twice(everything_but_the_end(), one_of_each()),
+        Tar::new().symlink("d", "e").dir("e").file("d/a", "").symlink("e/a2", "a").hardlink("d/h", "d/a"),
+        Tar::new().symlink("d", "e").file("d/a", "").symlink("d", "f").file("d/b", "").dir("d").file("d/c", ""),
+        Tar::new().dir("d").file("d/a", "").dir("e").symlink("d", "e").file("d/b", "").symlink("d", "/f/../e"),
+        Tar::new().dir("d").symlink("d/l", "/e").file("d/l/a", "").file("d", "").dir("d").symlink("d/l", "/e"),
+        Tar::new().symlink("a", "lib").file("a/x", "").file("a/y", "y").file("lib/.wh..wh..opq", "").dir("a/z"),
+        Tar::new().file("lib/n/.wh..wh..opq", ""),
+        Tar::new().file("lib/x", "").file(".wh.lib", "").file("lib/y", ""),
+        Tar::new().file("lib/x", "full").file("lib/x", "").hardlink("lib/h", "lib/x").dir("q/r/s"),
+        Tar::new().hardlink("n/h", "base").hardlink("lib/h", "n/h"),
+        Tar::new().hardlink("ll", "lib").file("ll/x", "").file("ll/y", "y"),
+        Tar::new().file(".wh..wh..opq", "").file("a", ""),
+        Tar::new().dir("o").file("o/.wh.x", "").file("o/.wh..wh..opq", "").file("o/x", "").dir("o/x"),
+        Tar::new().file("p/q/.wh.x", "").file("p/r/.wh..wh..opq", "").file("p/.wh.q", ""),
     ];
     for (number, tar) in tars.into_iter().enumerate() {
         let tar = tar.end();
@@ -204,6 +220,160 @@ fn no_false_alarms() {
 fn everything_but_the_end() -> Tar {
     let bytes = everything();
     Tar { bytes: bytes[..bytes.len() - 1024].to_vec() }
+}
+
+/// Puts a directory's time back after `harm`, so that nothing else tells of it.
+fn unseen(dir: &std::path::Path, harm: impl FnOnce()) {
+    let before = std::fs::metadata(dir).unwrap().modified().unwrap();
+    harm();
+    std::fs::File::open(dir).unwrap().set_modified(before).unwrap();
+}
+
+#[test]
+fn what_was_added_is_found() {
+    use std::os::unix::fs::symlink;
+    type Harm = fn(&std::path::Path);
+    let table: [(&str, Harm, &[&str]); 7] = [
+        ("d", |l| std::fs::write(l.join("d/new"), "x").unwrap(), &["d/new"]),
+        ("d", |l| symlink("x", l.join("d/new")).unwrap(), &["d/new"]),
+        ("d", |l| std::fs::hard_link(l.join("d/full"), l.join("d/linked")).unwrap(), &["d/linked"]),
+        ("o", |l| std::fs::create_dir_all(l.join("o/a/b")).unwrap(), &["o/a", "o/a/b"]),
+        (
+            "d",
+            |l| {
+                std::fs::create_dir(l.join("d/a")).unwrap();
+                std::fs::write(l.join("d/a/.wh.full"), "").unwrap()
+            },
+            &["d/a", "d/a/.wh.full"],
+        ),
+        // A whiteout that became a file, and one that nobody asked for.
+        (
+            "d",
+            |l| {
+                std::fs::remove_file(l.join("d/gone")).unwrap();
+                std::fs::write(l.join("d/gone"), "back").unwrap()
+            },
+            &["d/gone"],
+        ),
+        (
+            "d",
+            |l| {
+                let mknod = std::process::Command::new("mknod").arg(l.join("d/less")).args(["c", "0", "0"]).status();
+                assert!(mknod.unwrap().success());
+            },
+            &["d/less"],
+        ),
+    ];
+    for (dir, harm, added) in table {
+        let layer = unpack(&one_of_each().end());
+        unseen(&layer.path().join(dir), || harm(&layer.path()));
+        let expected: Vec<String> = added.iter().map(|path| format!("layer file {path}: it was added")).collect();
+        assert_eq!(damages(&layer), expected);
+    }
+    let root = unpack(&Tar::new().dir("./").file("a", "").end());
+    unseen(&root.path(), || std::fs::write(root.path().join("b"), "").unwrap());
+    assert_eq!(damages(&root), ["layer file b: it was added"]);
+}
+
+/// What the archive named through a symbolic link is looked at where it went: by the links of this layer, and by the
+/// recipe where a lower layer's led.
+#[test]
+fn damage_behind_symbolic_links_is_found() {
+    use std::os::unix::fs::PermissionsExt;
+    let lower = unpack(&Tar::new().dir("usr").dir("usr/lib").symlink("lib", "usr/lib").end());
+    let tar = Tar::new()
+        .dir("v")
+        .dir("v/w")
+        .symlink("link", "v/x/../w")
+        .dir("v/x")
+        .symlink("abs", "/link")
+        .entry(spec("link/empty", b'0').mode(0o600))
+        .dir("abs/dir")
+        .symlink("abs/dir/l", "a")
+        .file("link/.wh.gone", "")
+        .file("lib/full", "full");
+    type Harm = fn(&std::path::Path);
+    let table: [(&str, Harm, &str); 6] = [
+        ("v/w", |l| std::fs::remove_file(l.join("v/w/empty")).unwrap(), "v/w/empty: it is gone"),
+        (
+            "v/w",
+            |l| std::fs::set_permissions(l.join("v/w/empty"), PermissionsExt::from_mode(0o644)).unwrap(),
+            "v/w/empty: its mode is 644, not 600",
+        ),
+        ("v/w/dir", |l| std::fs::remove_file(l.join("v/w/dir/l")).unwrap(), "v/w/dir/l: it is gone"),
+        ("v/w", |l| std::fs::remove_file(l.join("v/w/gone")).unwrap(), "v/w/gone: its whiteout is gone"),
+        (
+            "usr/lib",
+            |l| std::fs::set_permissions(l.join("usr/lib/full"), PermissionsExt::from_mode(0o600)).unwrap(),
+            "usr/lib/full: its mode is 600, not 644",
+        ),
+        ("usr/lib", |l| std::fs::write(l.join("usr/lib/more"), "").unwrap(), "usr/lib/more: it was added"),
+    ];
+    for (dir, harm, told) in table {
+        let layer = unpack_over(&tar.clone().end(), &[&lower]).unwrap();
+        assert_eq!(damages(&layer), [""; 0]);
+        unseen(&layer.path().join(dir), || harm(&layer.path()));
+        assert_eq!(damages(&layer), [format!("layer file {told}")]);
+    }
+}
+
+/// Entries of few names, so that most are behind links, and in each other's way.
+fn random_tar(dice: &mut Dice) -> Vec<u8> {
+    let path = |dice: &mut Dice| {
+        let names: Vec<&str> = (0..=dice.roll(3)).map(|_| ["a", "b", "c", "d"][dice.roll(4)]).collect();
+        names.join("/")
+    };
+    let mut tar = Tar::new();
+    for _ in 0..=dice.roll(12) {
+        let name = path(dice);
+        tar = match dice.roll(12) {
+            0 | 1 => tar.dir(name),
+            2..=4 => tar.file(name, ""),
+            5 => tar.file(name, "full"),
+            6 | 7 => {
+                let target = path(dice);
+                tar.symlink(name, format!("{}{target}", ["", "/", "../"][dice.roll(3)]))
+            }
+            8 => tar.hardlink(name, path(dice)),
+            9 => tar.file(format!("{name}/.wh..wh..opq"), ""),
+            _ => tar.file(format!("{name}/.wh.{}", ["a", "b", "c"][dice.roll(3)]), ""),
+        };
+    }
+    tar.end()
+}
+
+#[test]
+fn no_false_alarms_at_random() {
+    let (mut dice, mut sound) = (Dice(0x5151_7bad_5eed_0001), 0);
+    let rounds = if std::env::var_os("STRATAFS_SOAK").is_some() { 50_000 } else { 400 };
+    for round in 0..rounds {
+        let lower = unpack_over(&random_tar(&mut dice), &[]);
+        let tar = random_tar(&mut dice);
+        let options = match round % 3 {
+            0 => layer::UnpackOptions::unprivileged(),
+            _ => layer::UnpackOptions::default(),
+        };
+        let below: Vec<&Layer> = lower.iter().collect();
+        let Ok(layer) = unpack_with(&tar, &below, &options) else { continue };
+        sound += 1;
+        let names = || {
+            String::from_utf8_lossy(&tar)
+                .split('\0')
+                .filter(|word| word.len() > 1 && !word.starts_with('0'))
+                .collect::<Vec<_>>()
+                .join(" ")
+        };
+        assert_eq!(damages(&layer), [""; 0], "{round}: {} {:#?}", names(), layer.tree());
+        let dirs: Vec<String> =
+            layer.tree().into_iter().filter(|(_, line)| line.starts_with("dir")).map(|(path, _)| path).collect();
+        let dir = dirs
+            .get(dice.roll(dirs.len().max(1)))
+            .filter(|dir| *dir != ".")
+            .map_or(String::new(), |dir| format!("{dir}/"));
+        unseen(&layer.path().join(&dir), || std::fs::write(layer.path().join(format!("{dir}new")), "").unwrap());
+        assert_eq!(damages(&layer), [format!("layer file {dir}new: it was added")], "{round}: {}", names());
+    }
+    assert!(sound > rounds / 5, "{sound} of {rounds} were no good archives");
 }
 
 /// `STRATAFS_SOAK` asks for a million of them.

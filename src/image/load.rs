@@ -8,7 +8,7 @@ use super::digest::Digest;
 use super::layer::UnpackOptions;
 use super::reference::Reference;
 use super::spec::Platform;
-use super::store::{Layer, NewLayer, Slot, Step, Transaction};
+use super::store::{Layer, NewLayer, Slot, Step, Transaction, rounds};
 use super::{IoContext, Result};
 
 /// How to load.
@@ -102,17 +102,8 @@ fn add_stack(
     progress: &mut dyn Progress,
 ) -> Result<Vec<Layer>> {
     let mut stack: Vec<Layer> = Vec::new();
-    let mut rest = layers;
-    while !rest.is_empty() {
-        // One that is there twice is unpacked once: the second waits for the next round.
-        let twice = |at: usize| rest[..at].iter().any(|earlier| earlier.diff_id == rest[at].diff_id);
-        let together = match options.unpack.threads {
-            true => (1..rest.len()).find(|&at| twice(at)).unwrap_or(rest.len()),
-            false => 1,
-        };
-        let (now, later) = rest.split_at(together);
+    for now in rounds(layers, |found| found.diff_id, &options.unpack) {
         stack = add_some(into, archive, stack, now, options, progress)?;
-        rest = later;
     }
     if options.keep_blobs {
         layers.iter().try_for_each(|found| keep_blob(into, archive, found))?;
@@ -158,6 +149,7 @@ fn add_some(
             Step::Begins => progress.begins(&layers[at].diff_id, lengths[at]),
             Step::Advances(bytes) => progress.advances(bytes),
             Step::Ends => progress.ends(&layers[at].diff_id),
+            Step::Fails => {}
         }
     })?;
     let checked = layers.iter().zip(added.iter().zip(new).skip(offset)).filter(|(_, (_, new))| *new);

@@ -323,7 +323,7 @@ fn every_part_of_a_layer_that_is_damaged_is_told_and_repaired() {
     let layer = stratafs::image::digest::Digest::of(&base_layer()).hex();
     let of_another = stratafs::image::digest::Digest::of(b"another").hex();
     type Harm<'a> = (&'a str, &'a dyn Fn(&Path));
-    let harms: [Harm<'_>; 10] = [
+    let harms: [Harm<'_>; 11] = [
         ("layer.json", &|dir| std::fs::write(dir.join("layer.json"), "{").unwrap()),
         ("layer.json", &|dir| std::fs::remove_file(dir.join("layer.json")).unwrap()),
         ("its record is that of layer", &|dir| {
@@ -339,6 +339,7 @@ fn every_part_of_a_layer_that_is_damaged_is_told_and_repaired() {
             std::fs::set_permissions(dir.join("diff/pad"), mode).unwrap();
         }),
         ("etc: its owner is 7:0", &|dir| std::os::unix::fs::chown(dir.join("diff/etc"), Some(7), None).unwrap()),
+        ("etc/new: it was added", &|dir| std::fs::write(dir.join("diff/etc/new"), "").unwrap()),
         ("is not unpacked", &|dir| std::fs::remove_dir_all(dir).unwrap()),
     ];
     for (number, (told, harm)) in harms.iter().enumerate() {

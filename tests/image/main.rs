@@ -9,7 +9,7 @@
 //! | `--keep-blobs`: an exact re-push | `kept_blobs_are_the_originals` |
 //! | `export`, `flatten`, `import`, `unpack`, `snapshot` | `export_is_the_whole_tree` `a_flattened_image_has_one_layer_and_the_same_tree` `import_is_deterministic_and_keeps_the_tar` `the_tour_of_the_readme` `snapshot_and_unpack_are_each_other_s_inverse` |
 //! | `diff` of containers and of images | `changes_tell_added_changed_and_untouched` `two_images_are_compared` |
-//! | `verify` tells every damage by file, `--repair` drops it; no false alarms | `damage_to_anything_that_an_entry_made_is_found` `damage_to_a_layer_of_a_user_is_found` `no_false_alarms` `every_part_of_a_layer_that_is_damaged_is_told_and_repaired` `damage_is_told_and_repaired_by_loading_again` |
+//! | `verify` tells every damage by file, `--repair` drops it; no false alarms | `damage_to_anything_that_an_entry_made_is_found` `damage_to_a_layer_of_a_user_is_found` `what_was_added_is_found` `damage_behind_symbolic_links_is_found` `no_false_alarms` `no_false_alarms_at_random` `every_part_of_a_layer_that_is_damaged_is_told_and_repaired` `damage_is_told_and_repaired_by_loading_again` |
 //! | `gc` removes what nothing refers to, safe beside loads and containers | `parallel_loads_and_gc_leave_a_whole_store` `a_container_keeps_its_image_from_being_removed` `a_shared_layer_stays_with_the_other_image` `everything_at_once` `a_collector_gets_its_turn_among_loads` |
 //! | `df` | `they_come_with_the_layers_and_go_with_them` `what_is_shared_is_counted_once` |
 //! | `commit`: unknown fields and bytes kept, consistent, the same again | `a_commit_is_one_more_layer` `a_commit_keeps_order_and_unknown_fields` `the_same_changes_give_the_same_bytes` `commit_changes_the_configuration` |

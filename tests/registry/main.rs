@@ -20,6 +20,7 @@ mod liar;
 mod lies;
 mod resume;
 mod server;
+mod together;
 mod transfer;
 
 use std::path::{Path, PathBuf};

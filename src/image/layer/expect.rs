@@ -4,18 +4,17 @@
 //! what is held in memory is what differs, not what is there. Nothing is suspected where the stream alone does not tell
 //! where an entry went: to be silent about a change is better than to call a sound layer damaged.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
-
-use rustix::io::Errno;
 
 use super::attributes::{self, Attributes, FileKind, RECORDED, lacks_xattr};
 use super::error::{AtPath, Result, printable};
 use super::extract::attributes_of;
 use super::path::{components, is_at_or_below, join, normalise, split};
 use super::pax::Time;
+use super::places::Places;
 use super::read::{Entry, Kind};
 use super::{acl, confined, marks};
 use crate::whiteout::{AUFS_OPAQUE, AUFS_PREFIX, AufsName, decode_aufs_name};
@@ -31,63 +30,114 @@ struct Suspect {
 }
 
 pub(super) struct Expectations<'a> {
-    layer: BorrowedFd<'a>,
     /// Unpacked without privileges: owners and modes are recorded beside the files.
     recorded: bool,
     suspects: BTreeMap<Vec<u8>, Suspect>,
-    /// Where symbolic links were, and something else is now: what was made through them is elsewhere.
-    former_links: BTreeSet<Vec<u8>>,
-    /// The directory of the last entry.
-    last_dir: Option<(Vec<u8>, OwnedFd)>,
+    places: Places<'a>,
 }
 
 impl<'a> Expectations<'a> {
     pub(super) fn new(layer: BorrowedFd<'a>) -> Result<Self> {
         let recorded = attributes::xattr(layer, RECORDED).at(b"")?.is_some();
-        let (suspects, former_links) = (BTreeMap::new(), BTreeSet::new());
-        Ok(Self { layer, recorded, suspects, former_links, last_dir: None })
+        Ok(Self { recorded, suspects: BTreeMap::new(), places: Places::new(layer) })
     }
 
-    /// What is not as the whole stream would have it, and why, in the order of paths.
-    pub(super) fn unmet(self) -> impl Iterator<Item = (Vec<u8>, String)> {
-        self.suspects.into_iter().map(|(path, suspect)| (path, suspect.reason))
+    /// What is not as the whole stream would have it, and why: what its entries made, then what they did not, each in the
+    /// order of paths.
+    pub(super) fn unmet(self) -> Result<impl Iterator<Item = (Vec<u8>, String)>> {
+        let added = self.places.added()?.into_iter().map(|path| (path, "it was added".to_owned()));
+        Ok(self.suspects.into_iter().map(|(path, suspect)| (path, suspect.reason)).chain(added))
     }
 
-    /// Looks at what `entry` made.
-    pub(super) fn check(&mut self, entry: &Entry) -> Result<()> {
-        let Ok(path) = normalise(&entry.name, usize::MAX) else { return Ok(()) };
-        let (parent, name) = split(&path).unwrap_or((b"", b"."));
-        if components(parent).any(|name| name.starts_with(AUFS_PREFIX)) || self.is_below_former_link(&path) {
+    /// Looks at what `entry` made. `contents` is the file that the recipe says has its contents.
+    pub(super) fn check(&mut self, entry: &Entry, contents: Option<Vec<u8>>) -> Result<()> {
+        let Ok(named) = normalise(&entry.name, usize::MAX) else { return Ok(()) };
+        let (parent, name) = split(&named).unwrap_or((b"", b"."));
+        if components(parent).any(|name| name.starts_with(AUFS_PREFIX)) {
             return Ok(());
         }
-        let Some(dir) = self.open(parent)? else { return Ok(()) };
-        match decode_aufs_name(OsStr::from_bytes(name)) {
+        let parent = match &contents {
+            Some(path) => split(path).unwrap_or_default().0,
+            None => parent,
+        };
+        let deleted = decode_aufs_name(OsStr::from_bytes(name));
+        // The recipe has the contents in itself: the file was removed again.
+        let is_removed = matches!(&entry.kind, Kind::File { segments, .. } if !segments.is_empty());
+        if deleted == AufsName::Plain && is_removed && contents.is_none() {
+            return Ok(());
+        }
+        let Some(found) = self.places.find(parent)? else {
+            self.stray(name, contents, entry);
+            return Ok(());
+        };
+        let (dir, parent) = (found.dir.as_fd(), found.path);
+        match deleted {
             AufsName::Bookkeeping => Ok(()),
             AufsName::Opaque => {
-                if !marks::hides_lower(dir.as_fd()).at(parent)? {
-                    self.suspect(join(parent, AUFS_OPAQUE), false, "the directory is no longer opaque".into());
+                if !marks::hides_lower(dir).at(&parent)? {
+                    self.suspect(join(&parent, AUFS_OPAQUE), false, "the directory is no longer opaque".into());
                 }
                 Ok(())
             }
             AufsName::Whiteout(deleted) => {
-                let gone = confined::stat_entry(dir.as_fd(), deleted.as_bytes()).at(&path)?.is_none();
-                if gone && !marks::hides_lower(dir.as_fd()).at(parent)? {
-                    self.suspect(join(parent, deleted.as_bytes()), false, "its whiteout is gone".into());
+                let path = join(&parent, deleted.as_bytes());
+                let gone = confined::stat_entry(dir, deleted.as_bytes()).at(&path)?.is_none();
+                self.places.account_whiteout(&path);
+                self.go_elsewhere(&path);
+                if gone && !marks::hides_lower(dir).at(&parent)? {
+                    self.suspect(path, false, "its whiteout is gone".into());
                 }
                 Ok(())
             }
-            AufsName::Plain => self.check_file(dir.as_fd(), name, path.clone(), entry),
+            AufsName::Plain => {
+                let path = if name == b"." { parent } else { join(&parent, name) };
+                self.places.account(&path);
+                if let Kind::HardLink(target) = &entry.kind {
+                    self.account_target(target)?;
+                }
+                self.check_file(dir, name, path, entry)
+            }
         }
     }
 
+    /// An entry of which the layer alone does not tell where it went.
+    fn stray(&mut self, name: &[u8], contents: Option<Vec<u8>>, entry: &Entry) {
+        match decode_aufs_name(OsStr::from_bytes(name)) {
+            AufsName::Bookkeeping => {}
+            AufsName::Opaque => self.places.stray_opaque(),
+            AufsName::Whiteout(deleted) => self.places.stray(deleted.as_bytes()),
+            AufsName::Plain => match contents {
+                Some(path) => self.places.account(&path),
+                None => self.places.stray(name),
+            },
+        }
+        if let Kind::HardLink(target) = &entry.kind
+            && let Some((_, name)) = normalise(target, usize::MAX).ok().as_deref().and_then(split)
+        {
+            self.places.stray(name);
+        }
+    }
+
+    /// A hard link to a file of a lower layer has a copy of that in this layer.
+    fn account_target(&mut self, target: &[u8]) -> Result<()> {
+        let Ok(target) = normalise(target, usize::MAX) else { return Ok(()) };
+        let Some((parent, name)) = split(&target) else { return Ok(()) };
+        match self.places.find(parent)? {
+            Some(found) => self.places.account(&join(&found.path, name)),
+            None => self.places.stray(name),
+        }
+        Ok(())
+    }
+
     fn check_file(&mut self, dir: BorrowedFd<'_>, name: &[u8], path: Vec<u8>, entry: &Entry) -> Result<()> {
-        let is_directory = entry.kind == Kind::Directory;
-        self.make_room(&path, is_directory);
-        let stat = match confined::stat_entry(dir, name) {
+        let stat = confined::stat_entry(dir, name);
+        let found = stat.as_ref().ok().and_then(Option::as_ref).map(FileKind::of);
+        self.make_room(&path, entry.kind == Kind::Directory, found == Some(FileKind::Directory));
+        let stat = match stat {
             Ok(Some(stat)) => stat,
             Ok(None) => {
-                if matches!(entry.kind, Kind::Symlink(_)) {
-                    self.former_links.insert(path.clone());
+                if let Kind::Symlink(target) = &entry.kind {
+                    self.places.link(&path, target, false);
                 }
                 self.suspect(path, true, "it is gone".into());
                 return Ok(());
@@ -103,8 +153,8 @@ impl<'a> Expectations<'a> {
         }
         let expected_kind = file_kind(&entry.kind);
         if kind != expected_kind {
-            if expected_kind == FileKind::Symlink {
-                self.former_links.insert(path.clone());
+            if let Kind::Symlink(target) = &entry.kind {
+                self.places.link(&path, target, false);
             }
             let reason = format!("it is {}, not {}", kind.override_type(), expected_kind.override_type());
             self.suspect(path, false, reason);
@@ -118,6 +168,7 @@ impl<'a> Expectations<'a> {
             Kind::Symlink(expected) => {
                 let target = rustix::fs::readlinkat(dir, name, Vec::new()).at(&path)?;
                 let differs = target.as_bytes() != expected.as_slice();
+                self.places.link(&path, expected, !differs);
                 differs.then(|| format!("it leads to {}, not to {}", printable(target.as_bytes()), printable(expected)))
             }
             _ => None,
@@ -179,42 +230,37 @@ impl<'a> Expectations<'a> {
         Ok(None)
     }
 
-    /// An entry at `path` replaces what was there; a directory leaves what is in it.
-    fn make_room(&mut self, path: &[u8], is_directory: bool) {
-        if !self.suspects.is_empty() {
-            self.suspects.retain(|suspect, found| {
-                let replaced = suspect == path || !is_directory && is_at_or_below(suspect, path);
-                // Named before its directory was: it may have been made where a lower layer's link led.
-                let elsewhere = is_directory && found.missing && is_at_or_below(suspect, path);
-                !replaced && !elsewhere
-            });
+    /// An entry at `path` replaces what was there; a directory leaves what is in it. `directory_in_end`: one is there now.
+    fn make_room(&mut self, path: &[u8], is_directory: bool, directory_in_end: bool) {
+        self.places.replace(path, is_directory, directory_in_end);
+        match is_directory {
+            true => {
+                self.suspects.remove(path);
+                self.go_elsewhere(path);
+            }
+            false if self.suspects.is_empty() => {}
+            false => self.suspects.retain(|suspect, _| !is_at_or_below(suspect, path)),
         }
+    }
+
+    /// What was named before the directory at `path` was, and is not there, may have been made where a lower layer's link
+    /// led.
+    fn go_elsewhere(&mut self, path: &[u8]) {
+        if self.suspects.is_empty() {
+            return;
+        }
+        let places = &mut self.places;
+        self.suspects.retain(|suspect, found| {
+            let elsewhere = found.missing && suspect != path && is_at_or_below(suspect, path);
+            if elsewhere {
+                places.stray(split(suspect).unwrap_or_default().1);
+            }
+            !elsewhere
+        });
     }
 
     fn suspect(&mut self, path: Vec<u8>, missing: bool, reason: String) {
         self.suspects.insert(path, Suspect { reason, missing });
-    }
-
-    fn is_below_former_link(&self, path: &[u8]) -> bool {
-        self.former_links.iter().any(|link| path.len() > link.len() && is_at_or_below(path, link))
-    }
-
-    /// The directory at `path`; `None` where a symbolic link is on the way, or nothing: of a directory that is gone its
-    /// own entry tells, and the files in it.
-    fn open(&mut self, path: &[u8]) -> Result<Option<OwnedFd>> {
-        if let Some((last, dir)) = &self.last_dir
-            && last == path
-        {
-            return dir.try_clone().map(Some).at(path);
-        }
-        let dir = match confined::open_dir(self.layer, path) {
-            Ok(dir) => dir,
-            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(None),
-            Err(error) => return Err(error).at(path),
-        };
-        let other = dir.try_clone().at(path)?;
-        self.last_dir = Some((path.to_vec(), other));
-        Ok(Some(dir))
     }
 }
 

@@ -55,6 +55,7 @@ mod options;
 mod path;
 mod pax;
 mod place;
+mod places;
 mod read;
 mod recipe;
 mod resolve;

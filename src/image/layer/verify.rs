@@ -10,7 +10,7 @@ use std::os::unix::fs::FileExt;
 use super::error::{LayerError, Result, printable};
 use super::expect::Expectations;
 use super::options::Limits;
-use super::read::TarReader;
+use super::read::{Entry, TarReader};
 use super::recipe::{Record, RecordReader, open_contents};
 use super::sparse::Segment;
 use crate::image::digest::{Digest, Hasher};
@@ -19,11 +19,11 @@ use crate::image::digest::{Digest, Hasher};
 const BUFFER: usize = 128 << 10;
 
 /// Compares a layer directory with its recipe: contents, kinds, owners, modes, times, extended attributes, targets of
-/// symbolic links, whiteouts. Everything that differs is given to `report`, by its file. `Ok(true)` when all is as it
-/// was unpacked.
+/// symbolic links, whiteouts. Everything that differs or was added is given to `report`, by its file. `Ok(true)` when all
+/// is as it was unpacked.
 ///
-/// Not looked at are the attributes of what the archive named through a symbolic link of this layer or of a lower one, and
-/// of directories that it did not name; nor are files found that were added.
+/// Not looked at are the attributes of directories that the archive did not name, and of what has no contents and was named
+/// through a symbolic link of a lower layer; a file that was added is not told from such a one of the same name.
 ///
 /// # Errors
 /// [`LayerError::Recipe`] for a bad recipe, and what `report` returns.
@@ -36,14 +36,20 @@ pub fn verify(
     let mut reader = TarReader::new(Stream::new(recipe, layer)?, &limits, None);
     let mut expectations = Expectations::new(layer)?;
     let mut told = BTreeSet::new();
+    let mut last: Option<Entry> = None;
     loop {
         let entry = reader.next();
+        // The contents of an entry come after it.
+        let contents = reader.input().contents.take();
         for (path, reason) in reader.input().damaged.drain(..) {
             report(LayerError::Damaged { path: printable(&path), reason })?;
             told.insert(path);
         }
+        if let Some(last) = last.take() {
+            expectations.check(&last, contents)?;
+        }
         match entry {
-            Ok(Some(entry)) => expectations.check(&entry)?,
+            Ok(Some(entry)) => last = Some(entry),
             Ok(None) => break,
             Err(error) => return Err(reader.input().failure.take().unwrap_or(error)),
         }
@@ -53,7 +59,7 @@ pub fn verify(
     if sound {
         stream.check_digest()?;
     }
-    for (path, reason) in expectations.unmet() {
+    for (path, reason) in expectations.unmet()? {
         if !told.contains(&path) {
             sound = false;
             report(LayerError::Damaged { path: printable(&path), reason })?;
@@ -94,6 +100,8 @@ struct Stream<'a> {
     buffer: Vec<u8>,
     taken: usize,
     hasher: Hasher,
+    /// The last file whose contents were come to.
+    contents: Option<Vec<u8>>,
     /// Files whose contents are not what was unpacked, and why.
     damaged: Vec<(Vec<u8>, String)>,
     /// What is wrong with the recipe.
@@ -109,6 +117,7 @@ impl<'a> Stream<'a> {
             buffer: Vec::with_capacity(BUFFER),
             taken: 0,
             hasher: Hasher::new(),
+            contents: None,
             damaged: Vec::new(),
             failure: None,
         })
@@ -159,6 +168,7 @@ impl<'a> Stream<'a> {
             Some(Record::End { size, digest }) => Part::End { size, digest },
             None => return Err(LayerError::Recipe("it has no end".into())),
             Some(Record::Contents { path, segments, crc }) => {
+                self.contents = Some(path.clone());
                 let file = match open_contents(self.layer, &path) {
                     Ok(file) => Some(file),
                     Err(reason) => {

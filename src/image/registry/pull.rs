@@ -1,7 +1,11 @@
 //! Registry to store.
 //!
-//! Blobs arrive several at a time and are unpacked one after the other, the lowest layer first, each while it is still
-//! arriving. Both its digests are known to be right before anything is published.
+//! Blobs arrive several at a time, and several are unpacked at a time, each while it is still arriving. Both its digests
+//! are known to be right before anything is published.
+//!
+//! It does not matter how many threads fetch and how many unpack: who fetches waits for the network alone, since a blob
+//! goes to a file of any length; who unpacks waits for his blob, and for layers below his own. Both begin with the lowest
+//! layer, so the lowest one that is not complete is never kept waiting by those above it.
 
 use std::io::{self, Read};
 use std::str::FromStr;
@@ -22,7 +26,7 @@ use crate::image::digest::Digest;
 use crate::image::load::LoadOptions;
 use crate::image::reference::Reference;
 use crate::image::spec::{self, DOCKER_INDEX, DOCKER_MANIFEST, Descriptor, INDEX, Index, MANIFEST, Manifest, Platform};
-use crate::image::store::{Layer, Transaction, blob_mark, read_limited};
+use crate::image::store::{AddedLayer, Layer, NewLayer, Slot, Step, Transaction, blob_mark, read_limited, rounds};
 use crate::image::{ImageError, IoContext, Result};
 
 /// Indexes in indexes deeper than this are refused.
@@ -229,7 +233,7 @@ impl Transfer<'_> {
             for _ in 0..AT_ONCE.min(wanted.len()) {
                 scope.spawn(fetch_some);
             }
-            let unpacked = self.unpack_all(into, &wanted);
+            let unpacked = self.unpack_all(into, &wanted, &cancelled);
             cancelled.store(true, Ordering::Relaxed);
             unpacked
         });
@@ -282,49 +286,121 @@ impl Transfer<'_> {
         }
     }
 
-    fn unpack_all(&self, into: &mut Transaction<'_>, wanted: &[Fetched]) -> Result<(Vec<Layer>, Vec<String>)> {
-        let mut stack: Vec<Layer> = Vec::new();
-        let mut marks = Vec::new();
-        for (at, (descriptor, diff_id)) in self.layers.iter().enumerate() {
-            let fetched = wanted.iter().find(|fetched| self.layers[fetched.at].0.digest == descriptor.digest);
-            let layer = match into.find_layer(&stack, diff_id)? {
-                Some(layer) => {
-                    self.progress.skips(diff_id, "Already exists");
-                    layer
-                }
-                None => {
-                    let fetched =
-                        fetched.ok_or_else(|| self.session.error(format!("layer {diff_id} went away meanwhile")))?;
-                    let name = format!("blob {}", descriptor.digest);
-                    let mut reader = fetched.spool.reader();
-                    let added = into.add_layer(&name, &stack, Some(diff_id), &mut reader, &self.options.unpack);
-                    // Whether this or the blob's digest tells of a damaged blob depends on which thread comes first.
-                    let added = added.map_err(|error| self.session.error(error.to_string()))?;
-                    // The unpacker stops at the archive's end; the blob's digest is known at its own.
-                    io::copy(&mut reader, &mut io::sink()).at(&fetched.spool.path)?;
-                    marks.push(blob_mark(&descriptor.digest, diff_id));
-                    self.progress.ends(diff_id, "Pull complete");
-                    added.layer
-                }
-            };
-            stack.push(layer);
-            if let Some(fetched) = fetched
-                && !self.layers[at + 1..].iter().any(|(later, _)| later.digest == descriptor.digest)
-            {
-                self.put_away(into, fetched)?;
+    fn unpack_all(
+        &self,
+        into: &mut Transaction<'_>,
+        wanted: &[Fetched],
+        cancelled: &AtomicBool,
+    ) -> Result<(Vec<Layer>, Vec<String>)> {
+        let (mut stack, mut marks) = (Vec::new(), Vec::new());
+        for now in rounds(self.layers, |(_, diff_id)| *diff_id, &self.options.unpack) {
+            let round = Round { transfer: self, first: stack.len(), layers: now, wanted };
+            let slots = round.slots(into, stack)?;
+            let is_new: Vec<bool> = slots.iter().map(|slot| matches!(slot, Slot::New(_))).collect();
+            stack = round.unpack(into, slots, cancelled)?.into_iter().map(|added| added.layer).collect();
+            let new = self.layers.iter().zip(&is_new).filter(|(_, is_new)| **is_new);
+            marks.extend(new.map(|((descriptor, diff_id), _)| blob_mark(&descriptor.digest, diff_id)));
+            for (at, is_new) in is_new.iter().skip(round.first).enumerate() {
+                round.last_use(at).map_or(Ok(()), |fetched| self.put_away(into, fetched, *is_new))?;
             }
         }
         Ok((stack, marks))
     }
 
-    /// After its last use: the blob is kept or removed.
-    fn put_away(&self, into: &mut Transaction<'_>, fetched: &Fetched) -> Result<()> {
+    /// Whether a blob stays in the store; an uncompressed one can be re-assembled.
+    fn is_kept(&self, fetched: &Fetched) -> bool {
         let (descriptor, diff_id) = &self.layers[fetched.at];
-        if !self.options.keep_blobs || descriptor.digest == *diff_id {
-            return std::fs::remove_file(&fetched.spool.path).at(&fetched.spool.path);
+        self.options.keep_blobs && descriptor.digest != *diff_id
+    }
+
+    /// After the round of a blob's last use.
+    fn put_away(&self, into: &mut Transaction<'_>, fetched: &Fetched, is_unpacked: bool) -> Result<()> {
+        match self.is_kept(fetched) {
+            true => {
+                fetched.spool.wait().at(&fetched.spool.path)?;
+                into.add_blob_file(self.layers[fetched.at].0.digest, &fetched.spool.path)
+            }
+            // It went when it was complete.
+            false if is_unpacked => Ok(()),
+            false => fetched.spool.remove(),
         }
-        io::copy(&mut fetched.spool.reader(), &mut io::sink()).at(&fetched.spool.path)?;
-        into.add_blob_file(descriptor.digest, &fetched.spool.path)
+    }
+}
+
+/// Layers that are unpacked together.
+struct Round<'t> {
+    transfer: &'t Transfer<'t>,
+    /// Where the first of them stands in the image.
+    first: usize,
+    layers: &'t [(Descriptor, Digest)],
+    wanted: &'t [Fetched],
+}
+
+impl<'t> Round<'t> {
+    fn fetched(&self, at: usize) -> Option<&'t Fetched> {
+        let digest = self.layers[at].0.digest;
+        self.wanted.iter().find(|fetched| self.transfer.layers[fetched.at].0.digest == digest)
+    }
+
+    /// What was fetched for this layer, if it is not for a later one as well.
+    fn last_use(&self, at: usize) -> Option<&'t Fetched> {
+        let digest = self.layers[at].0.digest;
+        let is_used_later =
+            self.transfer.layers.iter().skip(self.first + at + 1).any(|(later, _)| later.digest == digest);
+        self.fetched(at).filter(|_| !is_used_later)
+    }
+
+    /// The layers below, and these on top of them.
+    fn slots(&self, into: &Transaction<'_>, below: Vec<Layer>) -> Result<Vec<Slot<'t>>> {
+        let mut diff_ids: Vec<Digest> = below.iter().map(|layer| layer.record.diff_id).collect();
+        let mut slots: Vec<Slot<'t>> = below.into_iter().map(Slot::There).collect();
+        for (at, (descriptor, diff_id)) in self.layers.iter().enumerate() {
+            if let Some(layer) = into.find_layer_on(&diff_ids, diff_id)? {
+                self.transfer.progress.skips(diff_id, "Already exists");
+                slots.push(Slot::There(layer));
+            } else {
+                let gone = || self.transfer.session.error(format!("layer {diff_id} went away meanwhile"));
+                let input = Box::new(self.fetched(at).ok_or_else(gone)?.spool.reader());
+                slots.push(Slot::New(NewLayer {
+                    name: format!("blob {}", descriptor.digest),
+                    expected: *diff_id,
+                    input,
+                }));
+            }
+            diff_ids.push(*diff_id);
+        }
+        Ok(slots)
+    }
+
+    fn unpack(
+        &self,
+        into: &mut Transaction<'_>,
+        slots: Vec<Slot<'_>>,
+        cancelled: &AtomicBool,
+    ) -> Result<Vec<AddedLayer>> {
+        let mut trouble = Ok(());
+        let added = into.add_layers(slots, &self.transfer.options.unpack, &mut |slot, step| match step {
+            Step::Begins | Step::Advances(_) => {}
+            Step::Ends if trouble.is_ok() => trouble = self.complete(slot - self.first),
+            Step::Ends => {}
+            // Readers wait for blobs that nobody needs any more.
+            Step::Fails => cancelled.store(true, Ordering::Relaxed),
+        });
+        // Whether this or the blob's digest tells of a damaged blob depends on which thread comes first.
+        let added = added.map_err(|error| self.transfer.session.error(error.to_string()))?;
+        trouble.map(|()| added)
+    }
+
+    /// A layer was unpacked. The unpacker stops at the archive's end; the blob's digest is known at its own.
+    fn complete(&self, at: usize) -> Result<()> {
+        if let Some(fetched) = self.fetched(at) {
+            fetched.spool.wait().at(&fetched.spool.path)?;
+        }
+        self.transfer.progress.ends(&self.layers[at].1, "Pull complete");
+        match self.last_use(at).filter(|fetched| !self.transfer.is_kept(fetched)) {
+            Some(fetched) => fetched.spool.remove(),
+            None => Ok(()),
+        }
     }
 }
 

@@ -46,6 +46,22 @@ impl Spool {
         self.changed.notify_all();
     }
 
+    /// Waits until it is known whether all of it has come.
+    pub(super) fn wait(&self) -> io::Result<()> {
+        let mut progress = self.progress.lock();
+        loop {
+            match &progress.outcome {
+                Some(outcome) => return outcome.clone().map_err(io::Error::other),
+                None => self.changed.wait(&mut progress),
+            }
+        }
+    }
+
+    /// Gives its room on the disk back, though it is still open.
+    pub(super) fn remove(&self) -> Result<()> {
+        self.file.set_len(0).and_then(|()| std::fs::remove_file(&self.path)).at(&self.path)
+    }
+
     /// From the beginning; waits for what has not come yet.
     pub(super) fn reader(&self) -> SpoolReader<'_> {
         SpoolReader { spool: self, position: 0 }
@@ -111,5 +127,6 @@ mod tests {
         spool.end(Err("cut".to_owned()));
         let error = spool.reader().read_to_end(&mut Vec::new()).expect_err("must fail");
         assert_eq!(error.to_string(), "cut");
+        assert_eq!(spool.wait().expect_err("must fail").to_string(), "cut");
     }
 }

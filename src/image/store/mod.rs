@@ -47,7 +47,7 @@ pub use images::short_id;
 pub use images::{Image, Removed};
 pub(crate) use layers::open_dir;
 pub use layers::{Layer, LayerRecord};
-pub use together::{NewLayer, Slot, Step};
+pub use together::{NewLayer, Slot, Step, rounds};
 pub(crate) use transaction::open_topmost_first;
 pub use transaction::{AddedLayer, Transaction, blob_mark};
 pub use verify::{Damage, Untrusted, Verification};

@@ -3,6 +3,9 @@
 //! A layer is extracted while those below it still are. Only where it needs to know what they hold (a parent that it
 //! does not name, a hard link to a lower file) does it wait until they are complete. The result is that of one after the
 //! other, and so is the error that is told: that of the lowest layer that has one.
+//!
+//! Threads take the layers from the lowest up, and wait only for layers below their own, so however few they are, the
+//! lowest layer that is not complete always has one that waits for nothing but its input.
 
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -11,7 +14,7 @@ use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 
-use super::transaction::{AddedLayer, Staged, Transaction};
+use super::transaction::{AddedLayer, Staged, Transaction, check_diff_id};
 use super::{ImageError, Layer, Result};
 use crate::image::digest::Digest;
 use crate::image::layer::{Lowers, UnpackOptions, Unpacked};
@@ -45,8 +48,28 @@ pub enum Step {
     Begins,
     /// So many more bytes of its input were read.
     Advances(u64),
-    /// It was unpacked.
+    /// It was unpacked, and is what was expected.
     Ends,
+    /// It was not. Those above it come to nothing.
+    Fails,
+}
+
+/// Splits a stack into parts whose layers may be unpacked together. One that is there twice is unpacked once: the second
+/// waits for the next part.
+pub fn rounds<'l, T>(layers: &'l [T], diff_id: impl Fn(&T) -> Digest, options: &UnpackOptions) -> Vec<&'l [T]> {
+    let mut rounds = Vec::new();
+    let mut rest = layers;
+    while !rest.is_empty() {
+        let twice = |at: usize| rest.iter().take(at).any(|earlier| diff_id(earlier) == diff_id(&rest[at]));
+        let together = match options.threads {
+            true => (1..rest.len()).find(|&at| twice(at)).unwrap_or(rest.len()),
+            false => 1,
+        };
+        let (now, later) = rest.split_at(together);
+        rounds.push(now);
+        rest = later;
+    }
+    rounds
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -84,6 +107,11 @@ impl Board {
             }
             self.changed.wait(&mut states);
         }
+    }
+
+    /// Whether a slot below has failed.
+    fn fails_below(&self, slot: usize) -> bool {
+        self.states.lock().iter().take(slot).any(|state| *state == State::Failed)
     }
 
     /// Whether a slot is still being unpacked.
@@ -181,7 +209,7 @@ impl Transaction<'_> {
                     match state {
                         State::Open => {}
                         State::Complete => break tell(job.slot, Step::Ends),
-                        State::Failed => break,
+                        State::Failed => break tell(job.slot, Step::Fails),
                     }
                 }
             }
@@ -215,8 +243,11 @@ fn run(job: &Job<'_>, board: &Board, fds: &[BorrowedFd<'_>], options: &UnpackOpt
     let ready = || board.wait_below(job.slot);
     let mut layer = job.layer.lock();
     let name = layer.name.clone();
-    let mut input = Counted { inner: &mut layer.input, read: &job.read };
+    let expected = layer.expected;
+    let mut input = Counted { inner: &mut layer.input, read: &job.read, goes_on: &|| !board.fails_below(job.slot) };
     let unpacked = job.staged.fill(&name, &Lowers { dirs: &lowers, ready: &ready }, &mut input, options);
+    // Before others are built on it, and before more is read for nothing.
+    let unpacked = unpacked.and_then(|unpacked| check_diff_id(&name, &expected, &unpacked).map(|()| unpacked));
     let is_complete = unpacked.is_ok();
     if is_complete {
         mark.outcome = State::Complete;
@@ -228,15 +259,37 @@ fn run(job: &Job<'_>, board: &Board, fds: &[BorrowedFd<'_>], options: &UnpackOpt
     }
 }
 
+/// Counts what is read, until it is for nothing.
 struct Counted<'c, R> {
     inner: R,
     read: &'c AtomicU64,
+    goes_on: &'c dyn Fn() -> bool,
 }
 
 impl<R: Read> Read for Counted<'_, R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if !(self.goes_on)() {
+            return Err(io::Error::other("a layer below could not be unpacked"));
+        }
         let count = self.inner.read(buffer)?;
         self.read.fetch_add(count as u64, Ordering::Relaxed);
         Ok(count)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_layer_that_is_there_twice_waits() {
+        let layers = *b"abcabbd";
+        let split = |threads| {
+            let options = UnpackOptions { threads, ..UnpackOptions::default() };
+            rounds(&layers, |layer| Digest::of(&[*layer]), &options).into_iter().map(<[u8]>::to_vec).collect::<Vec<_>>()
+        };
+        assert_eq!(split(true), [&b"abc"[..], b"ab", b"bd"]);
+        assert_eq!(split(false), layers.map(|layer| vec![layer]));
+        assert!(rounds(&[], |layer: &Digest| *layer, &UnpackOptions::default()).is_empty());
     }
 }

@@ -214,9 +214,8 @@ impl Transaction<'_> {
         unpacked: Unpacked,
     ) -> Result<AddedLayer> {
         let dir = staged.0;
-        if let Some(expected) = expected.filter(|expected| **expected != unpacked.diff_id) {
-            let (expected, found) = (expected.to_string(), unpacked.diff_id.to_string());
-            return Err(ImageError::Mismatch { subject: format!("{name}: uncompressed layer"), expected, found });
+        if let Some(expected) = expected {
+            check_diff_id(name, expected, &unpacked)?;
         }
         if let Some(layer) = self.find_layer(below, &unpacked.diff_id)? {
             super::remove_tree(&dir)?;
@@ -397,6 +396,15 @@ impl Transaction<'_> {
         let root = File::open(&self.store.root).at(&self.store.root)?;
         syncfs(&root).at(&self.store.root)
     }
+}
+
+/// Whether a layer that was unpacked is the one that was meant.
+pub(super) fn check_diff_id(name: &str, expected: &Digest, unpacked: &Unpacked) -> Result<()> {
+    if *expected == unpacked.diff_id {
+        return Ok(());
+    }
+    let (expected, found) = (expected.to_string(), unpacked.diff_id.to_string());
+    Err(ImageError::Mismatch { subject: format!("{name}: uncompressed layer"), expected, found })
 }
 
 /// The store's manifest of an image: its layers as uncompressed tars.

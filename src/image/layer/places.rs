@@ -1,0 +1,319 @@
+//! Where the entries of a tar stream went, and which names of the layer directory that accounts for.
+//!
+//! Only the directory as it is in the end can be looked at, so symbolic links that made room for something else are
+//! remembered, and those that are there count only from their entry on. Where the layers below decided, an entry is
+//! *astray*: its last name alone is known, and whatever bears it is taken for it.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
+use std::hash::{BuildHasher, RandomState};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::FileType;
+use rustix::io::Errno;
+
+use super::attributes::FileKind;
+use super::error::{AtPath, Result};
+use super::path::{components, is_at_or_below, join, pop, push, split};
+use super::{confined, marks};
+
+/// Symbolic links followed for one name (`MAXSYMLINKS`).
+const MAX_LINKS: usize = 40;
+
+/// Hashes of paths, eight bytes for each: a layer may have millions. The hash's key is chosen at random, so that nobody
+/// can make a name that is taken for another.
+#[derive(Default)]
+struct Names {
+    key: RandomState,
+    hashes: Vec<u64>,
+}
+
+impl Names {
+    fn add(&mut self, path: &[u8], is_whiteout: bool) {
+        if self.hashes.len() == self.hashes.capacity() {
+            self.order();
+            if self.hashes.len() > self.hashes.capacity() / 2 {
+                self.hashes.reserve(self.hashes.len());
+            }
+        }
+        self.hashes.push(self.key.hash_one((path, is_whiteout)));
+    }
+
+    fn order(&mut self) {
+        self.hashes.sort_unstable();
+        self.hashes.dedup();
+    }
+
+    /// Only after [`Names::order`].
+    fn has(&self, path: &[u8], is_whiteout: bool) -> bool {
+        self.hashes.binary_search(&self.key.hash_one((path, is_whiteout))).is_ok()
+    }
+}
+
+/// A directory that was found.
+pub(super) struct Found {
+    /// Its path without symbolic links.
+    pub(super) path: Vec<u8>,
+    pub(super) dir: OwnedFd,
+}
+
+impl Found {
+    fn try_clone(&self) -> std::io::Result<Self> {
+        Ok(Self { path: self.path.clone(), dir: self.dir.try_clone()? })
+    }
+}
+
+pub(super) struct Places<'a> {
+    layer: BorrowedFd<'a>,
+    names: Names,
+    /// Symbolic links that are there, from their entry on: hashes of their paths.
+    links: HashSet<u64>,
+    /// Where symbolic links are at this point of the stream, but something else is in the end, and their targets.
+    former_links: BTreeMap<Vec<u8>, Vec<u8>>,
+    /// The last names of entries that went nobody knows where.
+    astray: HashSet<u64>,
+    /// One of them made a directory opaque.
+    opaque_astray: bool,
+    /// The directory of the last entry, by the path it was named by.
+    last: Option<(Vec<u8>, Found)>,
+}
+
+impl<'a> Places<'a> {
+    pub(super) fn new(layer: BorrowedFd<'a>) -> Self {
+        Self {
+            layer,
+            names: Names::default(),
+            links: HashSet::new(),
+            former_links: BTreeMap::new(),
+            astray: HashSet::new(),
+            opaque_astray: false,
+            last: None,
+        }
+    }
+
+    fn hash(&self, path: &[u8]) -> u64 {
+        self.names.key.hash_one(path)
+    }
+
+    /// An entry made this.
+    pub(super) fn account(&mut self, path: &[u8]) {
+        self.names.add(path, false);
+    }
+
+    /// An entry deleted this.
+    pub(super) fn account_whiteout(&mut self, path: &[u8]) {
+        self.names.add(path, true);
+    }
+
+    /// An entry of this last name went nobody knows where.
+    pub(super) fn stray(&mut self, name: &[u8]) {
+        self.astray.insert(self.hash(name));
+    }
+
+    /// An opaque mark did.
+    pub(super) fn stray_opaque(&mut self) {
+        self.opaque_astray = true;
+    }
+
+    /// An entry at `path` is a symbolic link; `is_there`: it still is.
+    pub(super) fn link(&mut self, path: &[u8], target: &[u8], is_there: bool) {
+        if is_there {
+            self.links.insert(self.hash(path));
+        } else {
+            self.former_links.insert(path.to_vec(), target.to_vec());
+            self.last = None;
+        }
+    }
+
+    /// An entry at `path` makes room for itself; a directory keeps what is in it. `is_other`: something of another kind
+    /// is there in the end.
+    pub(super) fn replace(&mut self, path: &[u8], is_directory: bool, is_other: bool) {
+        if !self.former_links.is_empty() {
+            let before = self.former_links.len();
+            self.former_links.retain(|link, _| link != path && (is_directory || !is_at_or_below(link, path)));
+            if before != self.former_links.len() {
+                self.last = None;
+            }
+        }
+        if !self.links.is_empty() {
+            let removed = self.links.remove(&self.hash(path));
+            if is_other && !is_directory {
+                // Of those that were below it, only the hashes are known.
+                self.links.clear();
+            }
+            if removed || is_other {
+                self.last = None;
+            }
+        }
+    }
+
+    /// The directory that `path` names at this point of the stream; `None` where the layer alone does not tell.
+    pub(super) fn find(&mut self, path: &[u8]) -> Result<Option<Found>> {
+        if let Some((last, found)) = &self.last
+            && last == path
+        {
+            return found.try_clone().map(Some).at(path);
+        }
+        let Some(found) = self.open(path)? else { return Ok(None) };
+        let mut ancestor = found.path.clone();
+        while !ancestor.is_empty() {
+            self.names.add(&ancestor, false);
+            pop(&mut ancestor);
+        }
+        self.last = Some((path.to_vec(), found.try_clone().at(path)?));
+        Ok(Some(found))
+    }
+
+    fn open(&self, path: &[u8]) -> Result<Option<Found>> {
+        if !self.former_links.keys().any(|link| is_at_or_below(path, link)) {
+            match confined::open_dir(self.layer, path) {
+                Ok(dir) => return Ok(Some(Found { path: path.to_vec(), dir })),
+                Err(Errno::NOENT) => return Ok(None),
+                Err(Errno::LOOP | Errno::NOTDIR) if !self.links.is_empty() => {}
+                Err(Errno::LOOP | Errno::NOTDIR) => return Ok(None),
+                Err(error) => return Err(error).at(path),
+            }
+        }
+        let Some(path) = self.follow(path)? else { return Ok(None) };
+        match confined::open_dir(self.layer, &path) {
+            Ok(dir) => Ok(Some(Found { path, dir })),
+            Err(Errno::NOENT | Errno::LOOP | Errno::NOTDIR) => Ok(None),
+            Err(error) => Err(error).at(&path),
+        }
+    }
+
+    /// As unpacking resolves it, component by component.
+    fn follow(&self, path: &[u8]) -> Result<Option<Vec<u8>>> {
+        let mut here = Vec::new();
+        let mut rest: VecDeque<Vec<u8>> = components(path).map(<[u8]>::to_vec).collect();
+        let mut followed = 0;
+        while let Some(name) = rest.pop_front() {
+            if name == b".." {
+                pop(&mut here);
+                continue;
+            }
+            push(&mut here, &name);
+            let target = match self.former_links.get(&here) {
+                Some(target) => target.clone(),
+                None => match self.link_or_directory(&here, &name)? {
+                    LinkOr::Link(target) => target,
+                    LinkOr::Directory => continue,
+                    LinkOr::Neither => return Ok(None),
+                },
+            };
+            followed += 1;
+            if followed > MAX_LINKS {
+                return Ok(None);
+            }
+            if target.starts_with(b"/") {
+                here.clear();
+            } else {
+                pop(&mut here);
+            }
+            let parts: Vec<&[u8]> = components(&target).collect();
+            parts.into_iter().rev().for_each(|part| rest.push_front(part.to_vec()));
+        }
+        Ok(Some(here))
+    }
+
+    fn link_or_directory(&self, path: &[u8], name: &[u8]) -> Result<LinkOr> {
+        let (parent, _) = split(path).unwrap_or_default();
+        let dir = match confined::open_dir(self.layer, parent) {
+            Ok(dir) => dir,
+            Err(Errno::NOENT | Errno::LOOP | Errno::NOTDIR) => return Ok(LinkOr::Neither),
+            Err(error) => return Err(error).at(parent),
+        };
+        let kind = match confined::stat_entry(dir.as_fd(), name) {
+            Ok(stat) => stat.map(|stat| FileKind::of(&stat)),
+            Err(Errno::NAMETOOLONG) => None,
+            Err(error) => return Err(error).at(path),
+        };
+        Ok(match kind {
+            Some(FileKind::Directory) => LinkOr::Directory,
+            Some(FileKind::Symlink) if self.links.contains(&self.hash(path)) => {
+                LinkOr::Link(rustix::fs::readlinkat(&dir, name, Vec::new()).at(path)?.into_bytes())
+            }
+            _ => LinkOr::Neither,
+        })
+    }
+
+    /// Everything in the layer directory that no entry accounts for, in the order of paths.
+    pub(super) fn added(mut self) -> Result<BTreeSet<Vec<u8>>> {
+        self.names.order();
+        let mut added = BTreeSet::new();
+        let opaque_root = marks::hides_lower(self.layer).at(b"")?;
+        let mut below = vec![Vec::new()];
+        while let Some(path) = below.pop() {
+            let dir = confined::open_dir(self.layer, &path).at(&path)?;
+            for entry in rustix::fs::Dir::read_from(&dir).at(&path)? {
+                let entry = entry.at(&path)?;
+                let name = entry.file_name().to_bytes();
+                if matches!(name, b"." | b"..") {
+                    continue;
+                }
+                let child = join(&path, name);
+                let is_directory = match entry.file_type() {
+                    FileType::Unknown => confined::open_dir(dir.as_fd(), name).is_ok(),
+                    other => other == FileType::Directory,
+                };
+                if !self.names.has(&child, false) {
+                    let hides_root = opaque_root && path.is_empty();
+                    match self.is_excused(dir.as_fd(), name, &child, is_directory, hides_root)? {
+                        Excuse::None => drop(added.insert(child.clone())),
+                        Excuse::Whiteout => {}
+                        Excuse::Astray => excuse_parents(&child, &mut added),
+                    }
+                }
+                if is_directory {
+                    below.push(child);
+                }
+            }
+        }
+        Ok(added)
+    }
+
+    fn is_excused(
+        &self,
+        dir: BorrowedFd<'_>,
+        name: &[u8],
+        path: &[u8],
+        is_directory: bool,
+        hides_root: bool,
+    ) -> Result<Excuse> {
+        if self.astray.contains(&self.hash(name)) {
+            return Ok(Excuse::Astray);
+        }
+        if is_directory {
+            let is_opaque = || marks::hides_lower(confined::open_dir(dir, name)?.as_fd());
+            return Ok(if self.opaque_astray && is_opaque().at(path)? { Excuse::Astray } else { Excuse::None });
+        }
+        // An opaque root is one whiteout for each name of the lower one.
+        if !hides_root && !self.names.has(path, true) {
+            return Ok(Excuse::None);
+        }
+        let Some(stat) = confined::stat_entry(dir, name).at(path)? else { return Ok(Excuse::None) };
+        Ok(if marks::is_whiteout(dir, name, &stat).at(path)? { Excuse::Whiteout } else { Excuse::None })
+    }
+}
+
+/// What a name that no entry made may be all the same.
+enum Excuse {
+    None,
+    Whiteout,
+    Astray,
+}
+
+/// What a component of a path is.
+enum LinkOr {
+    Link(Vec<u8>),
+    Directory,
+    Neither,
+}
+
+/// Directories that were made for something that went astray.
+fn excuse_parents(path: &[u8], added: &mut BTreeSet<Vec<u8>>) {
+    let mut ancestor = path.to_vec();
+    while !ancestor.is_empty() {
+        pop(&mut ancestor);
+        added.remove(&ancestor);
+    }
+}
