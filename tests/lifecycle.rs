@@ -272,8 +272,9 @@ fn unmounting_from_outside_ends_the_process() {
             assert_eq!(scene.mounts(), []);
             unmounted.elapsed() < SECOND
         };
-        // The machine may be too busy once, not always.
-        assert!((0..20).any(|_| ends_at_once()), "{command:?}: the process never ends within a second");
+        // The machine may be too busy for a while, not always.
+        let mostly = || (0..5).filter(|_| ends_at_once()).count() >= 3;
+        assert!((0..8).any(|_| mostly()), "{command:?}: the process does not end within a second");
     }
 }
 

@@ -3,14 +3,15 @@
 //! Who reads a tree opens the files of each directory in the order in which it lists them (`tar`, `grep -r`, `cp -a`) or in
 //! that of their names (`cat *`, `git`, `rsync`), and waits for the disk once or twice for each. The listing tells which
 //! come next: a thread of its own opens them and has their beginnings read while the reader is busy with the first.
-//! Nothing changes by it but what the kernel has cached of the lower layers. It begins when reads wait for the disk, and
-//! ends when what it asks for is in memory.
+//! Nothing changes by it but what the kernel has cached of the lower layers (and times of access, where the driver may not
+//! open files without touching them). It begins when reads wait for the disk, and ends when what it asks for is in memory.
 
 use std::collections::VecDeque;
 use std::ffi::CStr;
 use std::io::IoSliceMut;
 use std::num::NonZeroU64;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::{Condvar, Mutex};
@@ -19,6 +20,7 @@ use rustix::io::ReadWriteFlags;
 
 use super::Overlay;
 use super::types::{Errno, Result};
+use crate::layer::Dir;
 use crate::merge::listing::{Listed, hash_position};
 use crate::merge::{Listing, Source};
 use crate::node::{FileHandle, Name, NodeId, NodeRef};
@@ -29,12 +31,17 @@ const RUNS: usize = 16;
 const CAUTIOUS: u32 = 3;
 /// And after one run in that order that was one to the end.
 const CONFIDENT: u32 = 1;
+/// So many times more, after what was none in the same directory.
+const BURNT: u32 = 4;
 /// Files after which a run is believed to have been one.
 const BELIEVED: u32 = 8;
 /// For each file that was read, a run may have passed over so many entries: those read before, directories, links.
 const SPARSE: usize = 4;
-/// Files that are asked for at once.
+/// Files that are asked for at once, and as long as there are fewer than [`CAUTIOUS`].
 const WINDOW: usize = 32;
+const FIRST_WINDOW: usize = 8;
+/// Files that were in memory, one after the other, after which nobody reads from the disk any more.
+const LAPSE: u32 = 256;
 /// How much of each, in bytes: what the kernel's own readahead begins with at most.
 const BEGINNING: u64 = 128 << 10;
 /// Entries of the largest directory that is put into the order of names for each window.
@@ -58,6 +65,8 @@ struct State {
     jobs: VecDeque<Job>,
     /// The order of the last run that was believed.
     believed: Option<Order>,
+    /// Files that were in memory since one was not, or the thread was called.
+    in_memory: u32,
     over: bool,
 }
 
@@ -91,7 +100,12 @@ struct Run {
     dir: NodeId,
     first: Place,
     last: Place,
+    /// Files from the first to the last.
     count: u32,
+    /// And those before the first.
+    total: u32,
+    /// Files that are enough to call the thread.
+    enough: u32,
     next: Next,
 }
 
@@ -124,18 +138,14 @@ impl State {
     fn note(&mut self, dir: NodeId, place: Place, waits: bool) -> Option<Run> {
         let order = place.order();
         let enough = if self.believed == Some(order) { CONFIDENT } else { CAUTIOUS };
-        if self.find(dir, order).is_none() && waits {
-            if self.runs.len() == RUNS {
-                self.runs.pop_front();
-            }
-            let run = Run { dir, first: place.clone(), last: place, count: 1, next: Next::Enough };
-            self.runs.push_back(run);
-        } else {
-            self.find(dir, order)?.add(place, waits);
+        if let Some(run) = self.find(dir, order) {
+            run.add(place, waits, enough);
+        } else if waits {
+            self.remember(Run::new(dir, place, enough));
         }
         let run = self.find(dir, order)?;
         let due = match &run.next {
-            Next::Enough => run.count >= enough,
+            Next::Enough => run.count >= run.enough,
             Next::Behind(place) => run.last > *place,
             Next::Asked | Next::Never => false,
         };
@@ -144,6 +154,26 @@ impl State {
         }
         run.next = Next::Asked;
         Some(run.clone())
+    }
+
+    fn remember(&mut self, run: Run) {
+        if self.runs.len() == RUNS
+            && let Some(oldest) = self.runs.pop_front()
+            && oldest.total < CAUTIOUS
+        {
+            // It came to nothing.
+            self.believed.take_if(|believed| *believed == oldest.first.order());
+        }
+        self.runs.push_back(run);
+    }
+
+    /// Whether anybody reads in order from the disk. `waits`: the last file had to; `called`: the thread was.
+    fn is_running(&mut self, waits: bool, called: bool) -> bool {
+        self.in_memory = if waits || called { 0 } else { self.in_memory.saturating_add(1) };
+        if self.in_memory > LAPSE {
+            self.runs.clear();
+        }
+        self.runs.iter().any(|run| run.next != Next::Never)
     }
 
     /// Calls the thread. With as many directories waiting as are remembered, it does not keep up.
@@ -155,29 +185,45 @@ impl State {
         }
     }
 
-    /// What the thread found about a run: `None` if it was none.
-    fn settle(&mut self, run: &Run, next: Option<Next>) {
-        let order = run.first.order();
-        let Some(run) = self.find(run.dir, order) else { return };
-        let (count, is_run) = (run.count, next.is_some());
-        run.next = next.unwrap_or(Next::Never);
-        if is_run && count >= BELIEVED {
-            self.believed = Some(order);
-        } else if !is_run {
+    /// What the thread found about a run, as it was then: `None` if it was none.
+    fn settle(&mut self, then: &Run, next: Option<Next>) {
+        let order = then.first.order();
+        let Some(run) = self.find(then.dir, order) else { return };
+        let Some(next) = next else {
+            run.next = Next::Never;
+            run.enough = run.enough.max(CAUTIOUS).saturating_mul(BURNT);
             self.believed.take_if(|believed| *believed == order);
+            return;
+        };
+        run.next = next;
+        // What was looked at need not be again.
+        run.first = then.last.clone();
+        run.count = run.count.saturating_sub(then.count) + 1;
+        if run.total >= BELIEVED {
+            self.believed = Some(order);
         }
     }
 }
 
 impl Run {
+    fn new(dir: NodeId, place: Place, enough: u32) -> Self {
+        Self { dir, first: place.clone(), last: place, count: 1, total: 1, enough, next: Next::Enough }
+    }
+
     /// One more file. One that is not behind the last begins a new run, if it waits for the disk.
-    fn add(&mut self, place: Place, waits: bool) {
+    fn add(&mut self, place: Place, waits: bool, enough: u32) {
         if place > self.last {
             self.last = place;
             self.count += 1;
+            self.total += 1;
         } else if waits && self.next != Next::Asked {
-            *self = Self { dir: self.dir, first: place.clone(), last: place, count: 1, next: Next::Enough };
+            let burnt = self.enough > CAUTIOUS;
+            *self = Self::new(self.dir, place, if burnt { self.enough } else { enough });
         }
+    }
+
+    fn window(&self) -> usize {
+        if self.total < CAUTIOUS { FIRST_WINDOW } else { WINDOW }
     }
 
     /// The entries of the directory in the order of the run: how many it has come by, and those behind its last. `None`:
@@ -187,7 +233,7 @@ impl Run {
             (Place::Listed(first), Place::Listed(last)) => {
                 let passed = listing.after(first.saturating_sub(1)).take_while(|listed| listed.position <= *last);
                 let passed = passed.take(self.most_passed() + 1).count();
-                Some((passed, listing.after(*last).filter(is_file).take(WINDOW).collect()))
+                Some((passed, listing.after(*last).filter(is_file).take(self.window()).collect()))
             }
             (Place::Named(first), Place::Named(last)) => {
                 let mut all: Vec<Listed<'_>> = listing.iter().take(SORTED + 1).collect();
@@ -197,7 +243,7 @@ impl Run {
                 all.sort_unstable_by_key(|listed| listed.name);
                 let behind = all.partition_point(|listed| *listed.name <= **last);
                 let passed = behind - all.partition_point(|listed| *listed.name < **first).min(behind);
-                Some((passed, all.into_iter().skip(behind).filter(is_file).take(WINDOW).collect()))
+                Some((passed, all.into_iter().skip(behind).filter(is_file).take(self.window()).collect()))
             }
             _ => None,
         }
@@ -228,30 +274,36 @@ impl ReadAhead {
             if state.over {
                 return None;
             }
-            match state.jobs.pop_front() {
-                Some(job) => return Some(job),
-                None => self.work.wait(&mut state),
+            let Some(mut job) = state.jobs.pop_front() else {
+                self.work.wait(&mut state);
+                continue;
+            };
+            // It may have gone on meanwhile.
+            if let Some(run) = state.find(job.run.dir, job.run.first.order()) {
+                job.run = run.clone();
             }
+            return Some(job);
         }
     }
 
     /// Takes note of a file that is read from the start.
     fn note(&self, parent: &NodeRef, name: &Name, waits: bool) {
         let mut state = self.state.lock();
+        let mut called = false;
         for place in [Place::Listed(hash_position(name.to_bytes())), Place::Named(name.clone())] {
             if let Some(run) = state.note(parent.id(), place, waits) {
                 state.ask(Job { dir: parent.clone(), run });
                 self.work.notify_one();
+                called = true;
             }
         }
-        self.running.store(true, Ordering::Relaxed);
+        self.running.store(state.is_running(waits, called), Ordering::Relaxed);
     }
 
     fn settle(&self, run: &Run, next: Option<Next>) {
         let mut state = self.state.lock();
         state.settle(run, next);
-        let running = state.runs.iter().any(|run| run.next != Next::Never);
-        self.running.store(running, Ordering::Relaxed);
+        self.running.store(state.is_running(false, true), Ordering::Relaxed);
     }
 
     /// Ends the thread.
@@ -267,18 +319,25 @@ impl Overlay {
     /// Reads ahead until [`Self::announce_end`]. To be called by a thread of its own; without one, nothing is read ahead.
     pub fn read_ahead(&self) {
         self.read_ahead.attended.store(true, Ordering::Relaxed);
+        // The last directory's, as long as its files are read: that of a large one is not to be made for each window.
+        let mut kept = None;
         while let Some(job) = self.read_ahead.wait() {
-            let next = self.follow(&job).unwrap_or_else(|errno| {
+            let next = self.follow(&job, &mut kept).unwrap_or_else(|errno| {
                 tracing::debug!("not read ahead: {errno}");
                 None
             });
+            if !matches!(next, Some(Next::Behind(_))) {
+                kept = None;
+            }
             self.read_ahead.settle(&job.run, next);
         }
     }
 
     /// The first read of a lower file, from its start: what is in memory goes into `buffer`. How many bytes.
     pub(super) fn first_read(&self, handle: &FileHandle, file: &OwnedFd, buffer: &mut [u8]) -> usize {
-        if !self.read_ahead.attended.load(Ordering::Relaxed) || handle.real.read().upper {
+        // With metacopy, what a directory lists may have its content elsewhere.
+        let attended = self.read_ahead.attended.load(Ordering::Relaxed) && !self.config.metacopy;
+        if !attended || handle.real.read().upper {
             return 0;
         }
         let (read, waits) = match in_memory(file, buffer) {
@@ -294,18 +353,24 @@ impl Overlay {
         read
     }
 
-    /// Has the next files of a run read; when to go on. `None`: it is no run.
-    fn follow(&self, job: &Job) -> Result<Option<Next>> {
-        let is_listed = |dir: &NodeRef| dir.dir().is_some_and(|dir| dir.state.lock().lower_listing.is_some());
-        let was_listed = is_listed(&job.dir);
-        let followed = match self.lower_listing(&job.dir)? {
-            Some(listing) => self.follow_in(job, &listing),
-            None => Ok(None),
+    /// Has the next files of a run read; when to go on. `None`: it is no run. `kept`: a directory's listing.
+    fn follow(&self, job: &Job, kept: &mut Option<(NodeId, Arc<Listing>)>) -> Result<Option<Next>> {
+        let known = kept.take().filter(|(dir, listing)| *dir == job.run.dir && !listing.is_broken());
+        let listing = match known {
+            Some((_, listing)) => Some(listing),
+            None => {
+                let is_listed = job.dir.dir().is_some_and(|dir| dir.state.lock().lower_listing.is_some());
+                let listing = self.lower_listing(&job.dir)?;
+                if !is_listed {
+                    Self::drop_listing(&job.dir);
+                }
+                listing
+            }
         };
-        if !was_listed {
-            Self::drop_listing(&job.dir);
-        }
-        followed
+        let Some(listing) = listing else { return Ok(None) };
+        let next = self.follow_in(job, &listing);
+        *kept = Some((job.run.dir, listing));
+        next
     }
 
     fn follow_in(&self, Job { dir, run }: &Job, listing: &Listing) -> Result<Option<Next>> {
@@ -313,18 +378,18 @@ impl Overlay {
         if passed > run.most_passed() {
             return Ok(None);
         }
-        let next = match files.get(WINDOW / 2) {
-            Some(middle) if files.len() == WINDOW => Next::Behind(run.place_of(middle)),
+        let next = match files.get(run.window() / 2) {
+            Some(middle) if files.len() == run.window() => Next::Behind(run.place_of(middle)),
             _ => Next::Never,
         };
         let mut files: Vec<_> = files.iter().filter_map(on_disk).collect();
         files.sort_unstable();
         let mut waits = false;
         for (index, _, name) in files {
-            let file = self.lower_dir(dir, usize::from(index))?.open_file(name)?;
-            if let Err(Errno::AGAIN) = in_memory(&file, &mut [0]) {
-                waits = true;
-                rustix::fs::fadvise(&file, 0, NonZeroU64::new(BEGINNING), Advice::WillNeed)?;
+            match have_read(&self.lower_dir(dir, usize::from(index))?, name) {
+                Ok(waited) => waits |= waited,
+                // Who reads it is told.
+                Err(errno) => tracing::debug!("{name:?} is not read ahead: {errno}"),
             }
         }
         Ok(Some(if waits { next } else { Next::Never }))
@@ -337,6 +402,16 @@ fn on_disk<'l>(listed: &Listed<'l>) -> Option<(u16, u64, &'l CStr)> {
         Source::Lower(index) => Some((index, listed.ino, listed.name)),
         Source::Upper => None,
     }
+}
+
+/// Has the beginning of a file read, if it is not in memory; whether that was so.
+fn have_read(dir: &Dir, name: &CStr) -> Result<bool> {
+    let file = dir.open_file(name)?;
+    let waits = in_memory(&file, &mut [0]) == Err(Errno::AGAIN);
+    if waits {
+        rustix::fs::fadvise(&file, 0, NonZeroU64::new(BEGINNING), Advice::WillNeed)?;
+    }
+    Ok(waits)
 }
 
 /// Reads from the start of a file what is in memory; AGAIN if nothing is.
@@ -356,6 +431,7 @@ mod tests {
         asked.map(|run| (if let Place::Listed(last) = run.last { last } else { 0 }, run.count)).collect()
     }
 
+    /// The thread's answer about the run as it is.
     fn settle(state: &mut State, next: Option<Next>) {
         let run = state.find(DIR, Order::Listing).expect("it is remembered").clone();
         state.settle(&run, next);
@@ -384,7 +460,7 @@ mod tests {
         read(&mut state, [10, 20, 30], true);
         settle(&mut state, Some(Next::Behind(Place::Listed(100))));
         assert_eq!(read(&mut state, [40, 60, 80, 100], false), []);
-        assert_eq!(read(&mut state, [110, 120], false), [(110, 8)], "they need not wait any more");
+        assert_eq!(read(&mut state, [110, 120], false), [(110, 6)], "they need not wait any more");
         settle(&mut state, Some(Next::Never));
         assert_eq!(read(&mut state, [130, 140, 150, 160], true), []);
         assert_eq!(read(&mut state, [10, 20, 30], true), [(10, 1)], "a new one; the last is believed");
@@ -397,6 +473,35 @@ mod tests {
         settle(&mut state, None);
         state.runs.clear();
         assert_eq!(read(&mut state, [10, 20, 30], true), [(30, 3)]);
+    }
+
+    #[test]
+    fn what_was_no_run_must_be_a_long_one() {
+        let mut state = State::default();
+        read(&mut state, [10, 20, 30], true);
+        settle(&mut state, None);
+        assert_eq!(read(&mut state, [1, 2, 3, 4], true), []);
+        let enough = u64::from(CAUTIOUS * BURNT);
+        assert_eq!(read(&mut state, 5..100, true), [(enough, CAUTIOUS * BURNT)]);
+    }
+
+    #[test]
+    fn belief_ends_with_runs_that_are_none() {
+        let mut state = State { believed: Some(Order::Listing), ..State::default() };
+        for dir in 0..100 {
+            let run = state.note(NodeId(dir), Place::Listed(10), true);
+            assert!(run.is_none_or(|run| run.window() == FIRST_WINDOW));
+        }
+        assert_eq!(state.believed, None);
+    }
+
+    #[test]
+    fn runs_lapse_when_all_is_in_memory() {
+        let mut state = State::default();
+        read(&mut state, [10], true);
+        assert!((0..LAPSE).all(|_| state.is_running(false, false)));
+        assert!(!state.is_running(false, false));
+        assert!(state.runs.is_empty());
     }
 
     #[test]
