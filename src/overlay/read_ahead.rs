@@ -102,7 +102,7 @@ struct Run {
     last: Place,
     /// Files from the first to the last.
     count: u32,
-    /// And those before the first.
+    /// Files since it began; the first moves on with what was looked at.
     total: u32,
     /// Files that are enough to call the thread.
     enough: u32,
