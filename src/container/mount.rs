@@ -21,6 +21,9 @@ use crate::image::{ImageError, IoContext, Result};
 /// Longest wait for a driver whose mount is gone.
 const DRIVER_PATIENCE: Duration = Duration::from_secs(60);
 
+/// Longest wait for what uses a mount: processes that are killed with their container end a moment after it.
+const USER_PATIENCE: Duration = Duration::from_secs(3);
+
 /// What mounts a stack.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -76,25 +79,37 @@ impl Container {
     /// Unmounts it. `lazily`: at once, even if it is in use.
     ///
     /// # Errors
-    /// When it is not mounted, or in use.
+    /// When it is not mounted, or stays in use for 3 seconds.
     pub fn unmount(&self, lazily: bool) -> Result<()> {
-        let mountpoint = &self.record.mountpoint;
         if !self.is_mounted()? {
             return Err(ImageError::refused(&self.name, "is not mounted"));
         }
+        let deadline = Instant::now() + USER_PATIENCE;
+        while !self.try_unmount(lazily)? {
+            if Instant::now() > deadline {
+                let mountpoint = self.record.mountpoint.display().to_string();
+                return Err(ImageError::refused(mountpoint, "is in use; end what uses it, or --lazy"));
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        if lazily || !rustix::process::geteuid().is_root() { Ok(()) } else { self.wait_for_driver() }
+    }
+
+    /// Unmounts it; `false` if it is in use.
+    fn try_unmount(&self, lazily: bool) -> Result<bool> {
+        let mountpoint = &self.record.mountpoint;
         if !rustix::process::geteuid().is_root() {
             let mut command = Command::new("fusermount3");
-            command.arg("-u").args(lazily.then_some("-z")).arg("--").arg(mountpoint);
-            return succeed(command, "fusermount3");
+            command.env("LC_ALL", "C").arg("-u").args(lazily.then_some("-z")).arg("--").arg(mountpoint);
+            return match succeed(command, "fusermount3") {
+                Err(error) if error.to_string().ends_with("Device or resource busy") => Ok(false),
+                done => done.map(|()| true),
+            };
         }
         let flags = if lazily { UnmountFlags::DETACH } else { UnmountFlags::empty() };
         match unmount(mountpoint, flags | UnmountFlags::NOFOLLOW) {
-            Err(rustix::io::Errno::BUSY) => {
-                Err(ImageError::refused(mountpoint.display().to_string(), "is in use; end what uses it, or --lazy"))
-            }
-            Err(error) => Err(error).at(mountpoint),
-            Ok(()) if lazily => Ok(()),
-            Ok(()) => self.wait_for_driver(),
+            Err(rustix::io::Errno::BUSY) => Ok(false),
+            done => done.at(mountpoint).map(|()| true),
         }
     }
 

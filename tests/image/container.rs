@@ -1,5 +1,6 @@
 //! Containers through the program: mounted by stratafs (needs /dev/fuse) and by overlayfs, run by runc.
 
+use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -156,6 +157,28 @@ fn mount_change_commit_and_mount_again() {
         assert!(place.join("moved").exists());
         assert_eq!(world.ok(&["mount"]).lines().count(), 2);
         world.ok(&["umount", place.to_str().unwrap()]);
+    }
+}
+
+/// What a container leaves behind as it ends is still there for a moment after it, and so are programs that anyone starts.
+#[test]
+fn an_unmount_waits_a_moment_for_what_uses_it() {
+    for world in worlds() {
+        let driver = world.driver;
+        let merged = world.ok(&["mount", "--name", "c", "tool:1"]);
+        let file = File::open(Path::new(merged.trim()).join("data/lower")).unwrap();
+        let told = world.run(&["umount", "c"]);
+        let message = String::from_utf8(told.stderr).unwrap();
+        assert!(!told.status.success() && message.contains("is in use; end what uses it"), "{driver}: {message}");
+        assert_eq!(world.mounts(), 1, "{driver}");
+        let user = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(500));
+            drop(file);
+        });
+        world.ok(&["umount", "c"]);
+        assert_eq!(world.mounts(), 0, "{driver}");
+        user.join().unwrap();
+        world.ok(&["rm", "c"]);
     }
 }
 
