@@ -77,6 +77,7 @@ use crate::config::Passthrough;
 use crate::config::options::{Access, MountOptions};
 use crate::overlay::Overlay;
 use crate::overlay::types::NodeId;
+use crate::sys::namespace::has_everywhere;
 use crate::sys::signals::SignalQueue;
 use counters::Counters;
 use crew::Crew;
@@ -206,9 +207,7 @@ fn start(
 /// The kernel takes passthrough files only from `CAP_SYS_ADMIN` in the first user namespace
 /// (`fuse_backing_open()`: `capable()`).
 fn may_pass_through() -> bool {
-    let first_namespace =
-        fs::read_to_string("/proc/self/uid_map").is_ok_and(|map| map.split_whitespace().eq(["0", "0", "4294967295"]));
-    first_namespace && may_mount()
+    has_everywhere(CapabilitySet::SYS_ADMIN)
 }
 
 fn may_mount() -> bool {

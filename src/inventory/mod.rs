@@ -34,6 +34,10 @@ use std::ffi::OsString;
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 
+use rustix::thread::CapabilitySet;
+
+use crate::sys::namespace::has_everywhere;
+
 pub use check::check;
 pub use read::{Directory, Entry, Inventory};
 pub use record::{DirRecord, Record, Tick};
@@ -127,12 +131,5 @@ fn namespace() -> u32 {
 
 /// True if `trusted.*` attributes show to this process; to others, a file that has them seems to have none.
 fn sees_trusted() -> bool {
-    /// `CAP_SYS_ADMIN`.
-    const SYS_ADMIN: u64 = 1 << 21;
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:")).unwrap_or_default();
-    let capable = u64::from_str_radix(effective.trim(), 16).is_ok_and(|set| set & SYS_ADMIN != 0);
-    // It counts in the first user namespace only, which is the one that maps everything to itself.
-    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
-    capable && map.split_whitespace().eq(["0", "0", "4294967295"])
+    has_everywhere(CapabilitySet::SYS_ADMIN)
 }

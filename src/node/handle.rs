@@ -29,12 +29,34 @@ pub struct FileHandle {
 }
 
 /// The real file behind an open one.
-#[derive(Debug)]
-pub struct RealFile {
+#[derive(Clone, Debug)]
+pub enum RealFile {
+    /// A lower layer's that is not opened before it is read, which what the kernel has in its cache never is.
+    Unopened,
+    /// A lower layer's. Handles may share it, for it has no position of its own.
+    Lower(Arc<OwnedFd>),
+    /// The upper's.
+    Upper(Arc<OwnedFd>),
+}
+
+impl RealFile {
+    /// A file that has been opened, of the upper or of a lower layer.
+    pub fn opened(fd: Arc<OwnedFd>, upper: bool) -> Self {
+        if upper { Self::Upper(fd) } else { Self::Lower(fd) }
+    }
+
     /// Its descriptor.
-    pub fd: Arc<OwnedFd>,
+    pub fn fd(&self) -> Option<&Arc<OwnedFd>> {
+        match self {
+            Self::Unopened => None,
+            Self::Lower(fd) | Self::Upper(fd) => Some(fd),
+        }
+    }
+
     /// It is the upper's.
-    pub upper: bool,
+    pub fn is_upper(&self) -> bool {
+        matches!(self, Self::Upper(_))
+    }
 }
 
 /// All open handles.

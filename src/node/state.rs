@@ -21,6 +21,8 @@ pub struct State {
     pub removed: bool,
     /// The kernel was told to go straight to the backing file once: pages that it cached before may be old.
     pub bypassed: bool,
+    /// Of a lower file: it was opened once, and was what is known of it.
+    pub confirmed: bool,
 }
 
 /// What few nodes have, or only for a while.
@@ -93,7 +95,7 @@ pub struct OpenState {
 impl State {
     /// That of a node that nobody has open, called `name`. `real` means nothing for a directory.
     pub fn new(name: Option<(NodeRef, Name)>, real: Real) -> Self {
-        Self { name, rare: None, real, removed: false, bypassed: false }
+        Self { name, rare: None, real, removed: false, bypassed: false, confirmed: false }
     }
 
     fn rare_mut(&mut self) -> &mut Rare {

@@ -9,6 +9,7 @@ use super::Overlay;
 use super::types::{Attr, Caller, Errno, HandleId, NodeId, Result, SetAttr, SetTime, StatFs, Validity};
 use crate::layer::{FileType, Stat, TimeTo, Times, UpperDir};
 use crate::node::NodeRef;
+use crate::node::handle::RealFile;
 
 impl Overlay {
     /// Attributes of a node.
@@ -27,8 +28,8 @@ impl Overlay {
         if let Some(open) = open {
             let real = open.real.read();
             // A lower file that was copied up since has other attributes there.
-            if real.upper || !node.has_upper() {
-                let stat = self.shown_stat_of(real.fd.as_fd(), Stat::of(real.fd.as_fd(), c"")?)?;
+            if let Some(fd) = real.fd().filter(|_| real.is_upper() || !node.has_upper()) {
+                let stat = self.shown_stat_of(fd.as_fd(), Stat::of(fd.as_fd(), c"")?)?;
                 return Ok((self.show(&node, &stat), Self::validity_for(&node, asked)));
             }
         }
@@ -118,11 +119,11 @@ impl Overlay {
         if node.file_type != FileType::Regular {
             return Err(if node.file_type == FileType::Directory { Errno::ISDIR } else { Errno::INVAL });
         }
-        if let Some(open) = handle.and_then(|id| self.handles.get(id.0)) {
-            let real = open.real.read();
-            if real.upper && open.writable {
-                return rustix::fs::ftruncate(&real.fd, size);
-            }
+        if let Some(open) = handle.and_then(|id| self.handles.get(id.0))
+            && let RealFile::Upper(fd) = &*open.real.read()
+            && open.writable
+        {
+            return rustix::fs::ftruncate(fd, size);
         }
         let file = self.on_upper(node, |dir, name| dir.open_writable(name, OFlags::WRONLY))?;
         rustix::fs::ftruncate(file, size)

@@ -15,6 +15,7 @@ use super::types::{Attr, Caller, Entry, Errno, NodeId, Opened, Result};
 use super::{Overlay, creatable_name, permissions};
 use crate::layer::{LayerDir, Staged, Stat, UpperDir};
 use crate::merge::{Found, Source};
+use crate::node::handle::RealFile;
 use crate::node::{Inheritance, Node, NodeRef};
 use crate::whiteout::Mark;
 
@@ -92,7 +93,7 @@ impl Overlay {
         let (node, attr, file) = self.make(caller, parent, name, mode, &new)?;
         let opened = file
             .ok_or(Errno::IO)
-            .and_then(|file| self.install(&node, node.id(), Arc::new(file), true, flags, attr.mode));
+            .and_then(|file| self.install(&node, node.id(), RealFile::Upper(Arc::new(file)), flags, attr.mode));
         match opened {
             Ok(opened) => Ok((self.entry(&node, attr), opened)),
             Err(errno) => {
@@ -118,7 +119,7 @@ impl Overlay {
         let found = Found::single(stat, Source::Upper);
         let node = self.admit_nameless(found, held);
         let attr = self.show(&node, &stat);
-        let opened = self.install(&node, node.id(), Arc::new(file), true, flags, attr.mode)?;
+        let opened = self.install(&node, node.id(), RealFile::Upper(Arc::new(file)), flags, attr.mode)?;
         Ok((self.entry(&node, attr), opened))
     }
 
@@ -157,6 +158,9 @@ impl Overlay {
         }
         let found = Found::single(stat, Source::Upper);
         let node = self.admit(&parent, &name, found)?;
+        if owner.inherited.default_acl.is_none() {
+            self.note_new(&node);
+        }
         if over_whiteout
             && let Some(dir) = node.dir()
             && let Some(part) = &mut dir.state.lock().upper
@@ -177,11 +181,8 @@ impl Overlay {
         if inherited.group.is_some() && mode & libc::S_IFMT == libc::S_IFDIR {
             mode |= libc::S_ISGID;
         }
-        let (uid, gid) = if self.squashes() {
-            (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw())
-        } else {
-            (self.uid_on_disk(caller.uid), self.gid_on_disk(caller.gid))
-        };
+        let (uid, gid) =
+            if self.squashes() { self.own_ids } else { (self.uid_on_disk(caller.uid), self.gid_on_disk(caller.gid)) };
         Ok(Ownership { uid, gid: inherited.group.unwrap_or(gid), mode, rdev: (0, 0), inherited })
     }
 
@@ -269,7 +270,7 @@ impl Overlay {
 
     /// True if [`Self::correct_owner`] has nothing to do.
     fn is_right_at_once(&self, owner: &Ownership) -> bool {
-        let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+        let (uid, gid) = self.own_ids;
         let gid_is_right = owner.inherited.group.is_some() || gid == owner.gid;
         // An ordinary user's mount cannot give files away in either manner.
         let is_owner = (uid == owner.uid && gid_is_right) || uid != 0;
@@ -281,7 +282,7 @@ impl Overlay {
         if self.keep_owner(dir, name, owner)? {
             return Ok(());
         }
-        let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+        let (uid, gid) = self.own_ids;
         // In a set-group-id directory the file system has set the group itself.
         let gid_is_right = owner.inherited.group.is_some() || gid == owner.gid;
         if uid != owner.uid || !gid_is_right {
@@ -347,7 +348,7 @@ impl Overlay {
         if self.keep_owner(dir, name, owner)? {
             return if hides { self.mark_opaque(dir, name) } else { Ok(()) };
         }
-        let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+        let (uid, gid) = self.own_ids;
         if (uid, gid) != (owner.uid, owner.gid) {
             match dir.set_owner(name, Some(owner.uid), Some(owner.gid)) {
                 Err(Errno::PERM | Errno::INVAL) if uid != 0 => {}

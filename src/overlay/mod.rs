@@ -28,6 +28,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock};
 
 use parking_lot::{Mutex, RwLock};
+use rustix::thread::CapabilitySet;
 
 use crate::config::{OverlayConfig, Passthrough, RedirectDir};
 use crate::copy_up::Copier;
@@ -35,6 +36,7 @@ pub use crate::layer::OpenError;
 use crate::layer::fd_cache::FdCache;
 use crate::layer::{Dir, LayerStack, LowerRef, OriginResolver, UpperDir, UpperLayer};
 use crate::node::{self, DirState, HandleTable, Node, NodeRef, NodeTable, Real, State, UpperPart};
+use crate::sys::namespace::has_everywhere;
 use crate::whiteout::{AufsName, Opaque, decode_aufs_name};
 use permissions::Permissions;
 use types::{Errno, Kernel, KernelRef, NodeId, Result};
@@ -62,6 +64,10 @@ pub struct Overlay {
     forgotten: AtomicU64,
     /// Where owner and mode are kept, if not in the inode.
     permissions: Option<Permissions>,
+    /// The driver's own user and group, who own what it makes at first.
+    own_ids: (u32, u32),
+    /// The driver may open every file for reading.
+    privileged: bool,
     /// Whether it pays to find out that a file has no extended attributes at all.
     bare: xattr::Bare,
     read_ahead: read_ahead::ReadAhead,
@@ -111,6 +117,8 @@ impl Overlay {
             kernel: OnceLock::new(),
             forgotten: AtomicU64::new(0),
             permissions,
+            own_ids: (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw()),
+            privileged: has_everywhere(CapabilitySet::DAC_READ_SEARCH),
             bare: xattr::Bare::new(),
             read_ahead: read_ahead::ReadAhead::default(),
             config,

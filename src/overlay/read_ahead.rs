@@ -337,7 +337,7 @@ impl Overlay {
     pub(super) fn first_read(&self, handle: &FileHandle, file: &OwnedFd, buffer: &mut [u8]) -> usize {
         // With metacopy, what a directory lists may have its content elsewhere.
         let attended = self.read_ahead.attended.load(Ordering::Relaxed) && !self.config.metacopy;
-        if !attended || handle.real.read().upper {
+        if !attended || handle.real.read().is_upper() {
             return 0;
         }
         let (read, waits) = match in_memory(file, buffer) {

@@ -17,28 +17,31 @@ use crate::whiteout::{Namespace, Visible, escape_xattr, unescape_xattr};
 /// that on ACLs. Most files have none at all; one listing answers all questions about such a file. Where most have some,
 /// it only costs.
 #[derive(Debug)]
-pub(super) struct Bare(AtomicU32);
+pub(super) struct Bare {
+    credit: AtomicU32,
+    /// A security module answers for attributes that no list shows.
+    labels: bool,
+}
 
 impl Bare {
     /// Files with attributes, more than without, after which listing is given up for good.
     const CREDIT: u32 = 64;
 
     pub(super) fn new() -> Self {
-        // A security module answers for attributes that no list shows.
         let labels = ["/sys/fs/selinux/enforce", "/sys/fs/smackfs/load2"].iter().any(|path| Path::new(path).exists());
-        Self(AtomicU32::new(if labels { 0 } else { Self::CREDIT }))
+        Self { credit: AtomicU32::new(if labels { 0 } else { Self::CREDIT }), labels }
     }
 
     fn pays(&self) -> bool {
-        self.0.load(Ordering::Relaxed) > 0
+        self.credit.load(Ordering::Relaxed) > 0
     }
 
     /// Threads may overwrite each other's counts; it is an estimate.
     fn note(&self, bare: bool) {
-        let before = self.0.load(Ordering::Relaxed);
+        let before = self.credit.load(Ordering::Relaxed);
         let after = if bare { (before + 1).min(Self::CREDIT) } else { before.saturating_sub(1) };
         if after != before {
-            self.0.store(after, Ordering::Relaxed);
+            self.credit.store(after, Ordering::Relaxed);
         }
     }
 }
@@ -99,6 +102,14 @@ impl Overlay {
         }
         self.bare.note(bare);
         Ok(bare)
+    }
+
+    /// Takes note that a file was just made, which inherited no ACL. The kernel asks at the first write to it whether it
+    /// has capabilities.
+    pub(super) fn note_new(&self, node: &NodeRef) {
+        if self.permissions.is_none() && !self.bare.labels {
+            node.note_bare();
+        }
     }
 
     /// Value of the attribute `key`, stored as `stored`.

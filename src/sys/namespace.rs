@@ -4,7 +4,15 @@
 
 use std::io;
 
-use rustix::thread::UnshareFlags;
+use rustix::thread::{CapabilitySet, UnshareFlags};
+
+/// True if this process has these capabilities in the first user namespace, which is the one that maps every id to itself:
+/// there they hold for every file.
+pub fn has_everywhere(capabilities: CapabilitySet) -> bool {
+    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    let held = || rustix::thread::capabilities(None).is_ok_and(|sets| sets.effective.contains(capabilities));
+    map.split_whitespace().eq(["0", "0", "4294967295"]) && held()
+}
 
 /// Puts this process into a user namespace of its own, with all capabilities there and no ids yet, and into a mount
 /// namespace that belongs to it. Must be called before the first thread is started.

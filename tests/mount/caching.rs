@@ -1,6 +1,7 @@
 //! The kernel may keep what it has been told for ever; nothing it keeps may be wrong.
 
 use std::io::{Read, Seek};
+use std::path::Path;
 
 use rustix::fs::OFlags;
 
@@ -112,14 +113,44 @@ on_both! {
     }
 }
 
+on_both! {
+    /// The driver opens a lower file that it knows only when it is read: much may have become of it by then.
+    fn a_file_opened_again_is_read_whatever_became_of_it(driver) {
+        type Fate = fn(&Mount, &Path);
+        let fates: [Fate; 7] = [
+            |_, path| sys::unlink(path).unwrap(),
+            |mount, path| sys::rename(path, &mount.at("moved")).unwrap(),
+            |_, path| sys::chmod(path, 0o600).unwrap(),
+            |mount, path| sys::rename(&mount.at("other"), path).unwrap(),
+            |_, path| std::fs::remove_dir_all(path.parent().unwrap()).unwrap(),
+            |mount, path| sys::rename(path.parent().unwrap(), &mount.at("away")).unwrap(),
+            |mount, path| {
+                sys::rename(path.parent().unwrap(), &mount.at("away")).unwrap();
+                std::fs::remove_dir_all(mount.at("away")).unwrap();
+            },
+        ];
+        for (number, fate) in fates.into_iter().enumerate() {
+            let lower = "file d/f \"content\"\nfile other \"other\"";
+            let mount = Stack::new().lower(lower).option("redirect_dir=on").mount(driver);
+            let path = mount.at("d/f");
+            assert_eq!(sys::text(&path), "content");
+            evict(&path);
+            let file = sys::open(&path, OFlags::RDONLY, 0).unwrap();
+            fate(&mount, &path);
+            assert_eq!(sys::read_file(&file).unwrap(), b"content", "fate {number}");
+            assert_eq!(rustix::fs::fstat(&file).unwrap().st_size, 7, "fate {number}");
+        }
+    }
+}
+
 /// Takes a file out of the page cache.
-fn evict(path: &std::path::Path) {
+fn evict(path: &Path) {
     let file = sys::open(path, OFlags::RDONLY, 0).unwrap();
     rustix::fs::fsync(&file).unwrap();
     rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
 }
 
-fn is_in_memory(path: &std::path::Path) -> bool {
+fn is_in_memory(path: &Path) -> bool {
     sys::Mapping::new(&sys::open(path, OFlags::RDONLY, 0).unwrap(), 4096, false).resident_pages() == 1
 }
 

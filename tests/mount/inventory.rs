@@ -1,6 +1,8 @@
 //! Inventories of layers in a mount. That every other test passes with them, `on_both!` sees to; what they are made of
 //! and when they are believed, `tests/inventory.rs`.
 
+use rustix::fs::{Advice, OFlags};
+
 use crate::common::{Stack, sys, tree, use_inventories};
 use crate::on_stratafs;
 
@@ -19,6 +21,29 @@ on_stratafs! {
         sys::append(&mount.at("d/f"), b"!").unwrap();
         assert_eq!(sys::text(&mount.at("d/f")), "short and longer!");
         assert_eq!(sys::names(&mount.at("d")), ["f", "run"]);
+    }
+
+    /// It was opened before, so it is opened again only when it is read.
+    fn a_file_changed_after_it_was_opened_can_be_read(driver) {
+        use_inventories();
+        // Twice as many as the driver keeps open.
+        let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap();
+        let others = 0..(limit / 4).min(16_384);
+        let lower: String = others.clone().map(|n| format!("file e/f{n}\n")).collect();
+        let mut layers = Stack::new().lower(&format!("{lower}file d/f \"short\"")).build();
+        layers.originals.clear();
+        let mount = layers.mount(driver);
+        let path = mount.at("d/f");
+        assert_eq!(sys::text(&path), "short");
+        others.for_each(|n| drop(sys::read(&mount.at(&format!("e/f{n}"))).unwrap()));
+        let first = sys::open(&path, OFlags::RDONLY, 0).unwrap();
+        rustix::fs::fadvise(&first, 0, None, Advice::DontNeed).unwrap();
+        let again = sys::open(&path, OFlags::RDONLY, 0).unwrap();
+        // Another file, as an editor makes it.
+        std::fs::write(mount.lower(0, "d/new"), "quite another").unwrap();
+        sys::rename(&mount.lower(0, "d/new"), &mount.lower(0, "d/f")).unwrap();
+        assert_eq!(sys::read_file(&again).unwrap(), b"quite another");
+        assert_eq!(sys::lstat(&path).unwrap().st_size, 13);
     }
 
     fn a_useless_one_is_told_of_once(driver) {
