@@ -29,9 +29,9 @@ pub struct FileHandle {
 }
 
 /// The real file behind an open one.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub enum RealFile {
-    /// A lower layer's that is not opened before it is read, which what the kernel has in its cache never is.
+    /// A lower layer's, to be opened when it is read.
     Unopened,
     /// A lower layer's. Handles may share it, for it has no position of its own.
     Lower(Arc<OwnedFd>),
