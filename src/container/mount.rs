@@ -102,13 +102,15 @@ impl Container {
             let mut command = Command::new("fusermount3");
             command.env("LC_ALL", "C").arg("-u").args(lazily.then_some("-z")).arg("--").arg(mountpoint);
             return match succeed(command, "fusermount3") {
-                Err(error) if error.to_string().ends_with("Device or resource busy") => Ok(false),
+                Err(error) if error.to_string().ends_with("esource busy") => Ok(false),
                 done => done.map(|()| true),
             };
         }
         let flags = if lazily { UnmountFlags::DETACH } else { UnmountFlags::empty() };
         match unmount(mountpoint, flags | UnmountFlags::NOFOLLOW) {
             Err(rustix::io::Errno::BUSY) => Ok(false),
+            // Somebody else was faster.
+            Err(rustix::io::Errno::INVAL) if !self.is_mounted()? => Ok(true),
             done => done.at(mountpoint).map(|()| true),
         }
     }

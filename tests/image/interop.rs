@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use stratafs::image::archive::Source;
 use stratafs::image::layer::Compression;
@@ -59,7 +60,12 @@ pub fn flattened(scratch: &Scratch, name: &str) -> BTreeMap<String, String> {
     let options = CreateOptions { driver: Driver::Overlay, read_only: true, ..CreateOptions::default() };
     let container = Container::create(&scratch.store, &image, &options).unwrap();
     let found = plain(tree(container.mount(&scratch.store).unwrap()));
-    container.unmount(false).unwrap();
+    // A program that another test has just started holds what this process had open, until its exec(2).
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while let Err(error) = container.unmount(false) {
+        assert!(error.to_string().contains("is in use") && Instant::now() < deadline, "{error}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
     container.remove(&scratch.store).unwrap();
     found
 }
