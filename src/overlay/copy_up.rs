@@ -101,13 +101,12 @@ impl Overlay {
             None if keeps_below => self.own_data_ref(node.state.lock().real, &parent, &name),
             None => None,
         };
-        self.publish_copy(node, staged, indexed.as_ref(), breaks_link)?;
+        let data = data.filter(|_| keeps_below);
+        self.publish_copy(node, staged, indexed.as_ref(), breaks_link, data.as_ref())?;
         if let Some(dir) = node.dir() {
             dir.state.lock().upper = Some(UpperPart::default());
         } else {
-            let mut state = node.state.lock();
-            state.set_data(data.filter(|_| keeps_below));
-            state.real = Real::Upper;
+            move_up(node, data);
         }
         Ok(())
     }
@@ -165,6 +164,7 @@ impl Overlay {
         staged: Staged<'_>,
         indexed: Option<&Indexed>,
         breaks_link: bool,
+        data: Option<&DataRef>,
     ) -> Result<()> {
         let (parent, name) = node.name().ok_or(Errno::STALE)?;
         let above = self.upper_dir(&parent)?;
@@ -178,7 +178,7 @@ impl Overlay {
         }
         if let Some(entry) = indexed {
             self.publish_indexed(entry, staged)?;
-            node.state.lock().real = Real::Upper;
+            move_up(node, data.cloned());
             return self.link_up(node, &parent, &above, &name);
         }
         self.mark_impure(&parent, &above)?;
@@ -245,6 +245,14 @@ impl Overlay {
         }
         Ok(())
     }
+}
+
+/// Takes note that a file is in the upper; `data`: but for its content, which is there. Who reads it meanwhile must not see
+/// the one without the other.
+fn move_up(node: &NodeRef, data: Option<DataRef>) {
+    let mut state = node.state.lock();
+    state.set_data(data);
+    state.real = Real::Upper;
 }
 
 /// Puts back a directory's time of change after something came into it that is no news to its users. The change itself
