@@ -35,6 +35,8 @@ pub struct UpperLayer {
     namespace: Namespace,
     form: WhiteoutForm,
     acls: bool,
+    /// A new file has no extended attributes: nobody labels or signs it.
+    makes_bare_files: bool,
     volatile: bool,
     order: Order,
     /// Hold the locks on the upper and the work directory that keep other mounts off: exclusive, or shared once the mount
@@ -60,6 +62,7 @@ impl UpperLayer {
         }
         let mut layer = Self {
             acls: !config.no_acl && supports_acls(&root),
+            makes_bare_files: false,
             root,
             work: None,
             work_parent: None,
@@ -110,6 +113,9 @@ impl UpperLayer {
             }
         }
         work.remove_dir(NAME)?;
+        drop(work.create_file(NAME, 0o600, OFlags::WRONLY)?);
+        self.makes_bare_files = work.list_xattrs(NAME).is_ok_and(|listed| listed.is_empty());
+        work.remove_file(NAME)?;
         self.form = match work.make_node(NAME, libc::S_IFCHR, (0, 0)) {
             Ok(()) => WhiteoutForm::Device,
             Err(Errno::PERM | Errno::ACCESS | Errno::OPNOTSUPP | Errno::INVAL) => {
@@ -181,6 +187,11 @@ impl UpperLayer {
     /// Full name of the attribute that holds `mark`.
     pub fn mark_key(&self, mark: Mark) -> CString {
         CString::new(self.namespace.xattr(mark)).unwrap_or_default()
+    }
+
+    /// True if a new file that inherits no ACL has no extended attributes.
+    pub fn makes_bare_files(&self) -> bool {
+        self.makes_bare_files
     }
 
     /// How whiteouts are written.
@@ -321,6 +332,14 @@ fn prepare_work(parent: &UpperDir, volatile: bool) -> Result<UpperDir, String> {
         Err(errno) => return Err(text(errno)),
     }
     let dir = parent.open_upper_dir(c"work").map_err(text)?;
+    // What its directory hands down would come into the upper with every file that is made here (kernel:
+    // `ovl_workdir_create`).
+    for acl in [c"system.posix_acl_default", c"system.posix_acl_access"] {
+        match dir.remove_xattr(c"", acl) {
+            Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP) => {}
+            Err(errno) => tracing::warn!("workdir: hands its ACL down: {errno}"),
+        }
+    }
     // Somebody else may have made it.
     if parent.stat(c"work").map_err(text)?.is_some_and(|stat| stat.mode & 0o077 != 0)
         && let Err(errno) = parent.set_mode(c"work", 0o700)

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use super::Overlay;
 use super::types::{Caller, Errno, NodeId, Result};
 use crate::copy_up::is_mark;
+use crate::layer::UpperLayer;
 use crate::node::NodeRef;
 use crate::whiteout::{Namespace, Visible, escape_xattr, unescape_xattr};
 
@@ -107,7 +108,8 @@ impl Overlay {
     /// Takes note that a file was just made, which inherited no ACL. The kernel asks at the first write to it whether it
     /// has capabilities.
     pub(super) fn note_new(&self, node: &NodeRef) {
-        if self.permissions.is_none() && !self.bare.labels {
+        let bare = self.stack.upper().is_some_and(UpperLayer::makes_bare_files);
+        if bare && self.permissions.is_none() && !self.bare.labels {
             node.note_bare();
         }
     }

@@ -188,6 +188,23 @@ on_both! {
         }
     }
 
+    /// Files are made in the work directory; what that hands down is not theirs.
+    fn acls_of_the_work_directory_are_not_inherited(driver) {
+        let layers = Stack::new().lower("dir d mode=777\nfile d/low \"low\"").build();
+        sys::setxattr(layers.work.as_ref().unwrap(), "system.posix_acl_default", &sample_acl()).unwrap();
+        let mount = layers.mount(driver);
+        sys::as_user(1000, 1000, || sys::create(&mount.at("d/new"), b"").unwrap());
+        sys::append(&mount.at("d/low"), b"er").unwrap();
+        sys::as_user(1000, 1000, || sys::mkdir(&mount.at("d/dir"), 0o755).unwrap());
+        for name in ["d/new", "d/low", "d/dir"] {
+            for key in ["system.posix_acl_access", "system.posix_acl_default"] {
+                let kept = sys::getxattr(&mount.upper(name), key);
+                assert!(matches!(kept, Err(Errno::NODATA)), "{name} {key}: {kept:?}");
+            }
+        }
+        assert_eq!(["d/new", "d/low", "d/dir"].map(|name| sys::mode(&mount.at(name))), [0o644, 0o644, 0o755]);
+    }
+
     /// Access ACLs decide, are kept by copy-up, and follow chmod.
     fn access_acls(driver) {
         let layers = Stack::new().lower("file f \"x\" mode=600").build();
