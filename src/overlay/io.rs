@@ -69,7 +69,8 @@ impl Overlay {
         }
         self.check_inode(&node, asked)?;
         if !writes && flags & EXECUTE == 0 && self.opens_when_read(&node) {
-            return self.install(&node, asked, RealFile::Unopened, flags, 0);
+            let known = self.lower_files.get((node.id().0, 0));
+            return self.install(&node, asked, known.map_or(RealFile::Unopened, RealFile::Lower), flags, 0);
         }
         let (file, upper) = self.open_real(&node, self.backing_flags(flags))?;
         let mut mode = 0;

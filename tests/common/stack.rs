@@ -36,6 +36,7 @@ pub struct Stack {
     upper: Option<String>,
     options: Vec<String>,
     extra: Vec<String>,
+    descriptors: Option<u32>,
 }
 
 impl Stack {
@@ -80,6 +81,12 @@ impl Stack {
         self
     }
 
+    /// The most descriptors that stratafs may have open; it keeps a fraction of them for files that may be opened again.
+    pub fn descriptors(mut self, most: u32) -> Self {
+        self.descriptors = Some(most);
+        self
+    }
+
     /// Builds the layers without mounting them.
     pub fn build(self) -> Layers {
         self.build_in(&base())
@@ -103,9 +110,10 @@ impl Stack {
         let upper = self.upper.as_ref().map(|text| layer("upper".to_owned(), text));
         let work = upper.as_ref().map(|_| layer("work".to_owned(), ""));
         let point = layer("merged".to_owned(), "");
-        let (options, extra) = (self.options, self.extra);
+        let Self { options, extra, descriptors, .. } = self;
+        let originals = Vec::new();
         let mut layers =
-            Layers { directory, lowers, data_only, upper, work, point, options, extra, originals: Vec::new() };
+            Layers { directory, lowers, data_only, upper, work, point, options, extra, descriptors, originals };
         layers.settle();
         layers
     }
@@ -164,6 +172,7 @@ pub struct Layers {
     pub point: PathBuf,
     pub options: Vec<String>,
     pub extra: Vec<String>,
+    pub descriptors: Option<u32>,
     /// What the lower layers held at first.
     pub originals: Vec<BTreeMap<String, String>>,
 }
@@ -299,7 +308,15 @@ impl Layers {
     fn mount_stratafs(&self, spawn: impl FnOnce(&mut Command) -> std::io::Result<Child>) -> Result<Child, String> {
         let log = File::options().create(true).append(true).open(self.log()).expect("a log");
         let before = sys::lstat(&self.point).expect("a mountpoint").st_dev;
-        let mut command = Command::new(env!("CARGO_BIN_EXE_stratafs"));
+        let program = env!("CARGO_BIN_EXE_stratafs");
+        let mut command = match self.descriptors {
+            None => Command::new(program),
+            Some(most) => {
+                let mut limited = Command::new("prlimit");
+                limited.arg(format!("--nofile={most}:{most}")).arg(program);
+                limited
+            }
+        };
         command.args(self.stratafs_arguments()).stdin(Stdio::null()).stdout(log.try_clone().expect("dup")).stderr(log);
         let mut daemon = spawn(&mut command).expect("start stratafs");
         watch_daemon(daemon.id());

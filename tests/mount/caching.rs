@@ -1,7 +1,7 @@
 //! The kernel may keep what it has been told for ever; nothing it keeps may be wrong.
 
 use std::io::{Read, Seek};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::OFlags;
 
@@ -116,30 +116,47 @@ on_both! {
 on_both! {
     /// The driver opens a lower file that it knows only when it is read: much may have become of it by then.
     fn a_file_opened_again_is_read_whatever_became_of_it(driver) {
-        type Fate = fn(&Mount, &Path);
+        type Fate = fn(&Mount, usize);
         let fates: [Fate; 7] = [
-            |_, path| sys::unlink(path).unwrap(),
-            |mount, path| sys::rename(path, &mount.at("moved")).unwrap(),
-            |_, path| sys::chmod(path, 0o600).unwrap(),
-            |mount, path| sys::rename(&mount.at("other"), path).unwrap(),
-            |_, path| std::fs::remove_dir_all(path.parent().unwrap()).unwrap(),
-            |mount, path| sys::rename(path.parent().unwrap(), &mount.at("away")).unwrap(),
-            |mount, path| {
-                sys::rename(path.parent().unwrap(), &mount.at("away")).unwrap();
-                std::fs::remove_dir_all(mount.at("away")).unwrap();
+            |mount, n| sys::unlink(&file_of(mount, n)).unwrap(),
+            |mount, n| sys::rename(&file_of(mount, n), &mount.at("moved")).unwrap(),
+            |mount, n| sys::chmod(&file_of(mount, n), 0o600).unwrap(),
+            |mount, n| sys::rename(&mount.at(&format!("other{n}")), &file_of(mount, n)).unwrap(),
+            |mount, n| std::fs::remove_dir_all(mount.at(&format!("d{n}"))).unwrap(),
+            |mount, n| sys::rename(&mount.at(&format!("d{n}")), &mount.at("away")).unwrap(),
+            |mount, n| {
+                sys::rename(&mount.at(&format!("d{n}")), &mount.at("gone")).unwrap();
+                std::fs::remove_dir_all(mount.at("gone")).unwrap();
             },
         ];
-        for (number, fate) in fates.into_iter().enumerate() {
-            let lower = "file d/f \"content\"\nfile other \"other\"";
-            let mount = Stack::new().lower(lower).option("redirect_dir=on").mount(driver);
-            let path = mount.at("d/f");
-            assert_eq!(sys::text(&path), "content");
-            evict(&path);
-            let file = sys::open(&path, OFlags::RDONLY, 0).unwrap();
-            fate(&mount, &path);
+        let mut lower: String = (0..fates.len()).map(|n| format!("file d{n}/f \"content\"\nfile other{n}\n")).collect();
+        lower += &OTHERS.map(|n| format!("file e/{n}\n")).collect::<String>();
+        let mount = Stack::new().lower(&lower).option("redirect_dir=on").descriptors(256).mount(driver);
+        let paths: Vec<_> = (0..fates.len()).map(|n| file_of(&mount, n)).collect();
+        // Keeps the kernel's inodes.
+        let first: Vec<_> = paths.iter().map(|path| sys::open(path, OFlags::RDONLY, 0).unwrap()).collect();
+        open_others(&mount);
+        for (number, (fate, path)) in fates.into_iter().zip(&paths).enumerate() {
+            let file = sys::open(path, OFlags::RDONLY, 0).unwrap();
+            fate(&mount, number);
             assert_eq!(sys::read_file(&file).unwrap(), b"content", "fate {number}");
             assert_eq!(rustix::fs::fstat(&file).unwrap().st_size, 7, "fate {number}");
         }
+        drop(first);
+    }
+}
+
+fn file_of(mount: &Mount, number: usize) -> PathBuf {
+    mount.at(&format!("d{number}/f"))
+}
+
+/// Files in `e`, several times as many as are kept open with 256 descriptors.
+pub const OTHERS: std::ops::Range<u32> = 0..600;
+
+/// Opens them all, so that of those that were open before none is.
+pub fn open_others(mount: &Mount) {
+    for n in OTHERS {
+        drop(sys::open(&mount.at(&format!("e/{n}")), OFlags::RDONLY, 0).unwrap());
     }
 }
 

@@ -1,8 +1,9 @@
 //! Inventories of layers in a mount. That every other test passes with them, `on_both!` sees to; what they are made of
 //! and when they are believed, `tests/inventory.rs`.
 
-use rustix::fs::{Advice, OFlags};
+use rustix::fs::OFlags;
 
+use super::caching::{OTHERS, open_others};
 use crate::common::{Stack, sys, tree, use_inventories};
 use crate::on_stratafs;
 
@@ -26,18 +27,14 @@ on_stratafs! {
     /// It was opened before, so it is opened again only when it is read.
     fn a_file_changed_after_it_was_opened_can_be_read(driver) {
         use_inventories();
-        // Twice as many as the driver keeps open.
-        let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap();
-        let others = 0..(limit / 4).min(16_384);
-        let lower: String = others.clone().map(|n| format!("file e/f{n}\n")).collect();
-        let mut layers = Stack::new().lower(&format!("{lower}file d/f \"short\"")).build();
+        let lower: String = OTHERS.map(|n| format!("file e/{n}\n")).collect();
+        let mut layers = Stack::new().lower(&format!("{lower}file d/f \"short\"")).descriptors(256).build();
         layers.originals.clear();
         let mount = layers.mount(driver);
         let path = mount.at("d/f");
-        assert_eq!(sys::text(&path), "short");
-        others.for_each(|n| drop(sys::read(&mount.at(&format!("e/f{n}"))).unwrap()));
-        let first = sys::open(&path, OFlags::RDONLY, 0).unwrap();
-        rustix::fs::fadvise(&first, 0, None, Advice::DontNeed).unwrap();
+        // Keeps the kernel's inode.
+        let _first = sys::open(&path, OFlags::RDONLY, 0).unwrap();
+        open_others(&mount);
         let again = sys::open(&path, OFlags::RDONLY, 0).unwrap();
         // Another file, as an editor makes it.
         std::fs::write(mount.lower(0, "d/new"), "quite another").unwrap();
