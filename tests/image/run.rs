@@ -174,7 +174,8 @@ fn logs_are_followed_and_cut() {
         let mut line = String::new();
         out.read_line(&mut line).unwrap();
         assert_eq!(line, "3\n");
-        world.ok(&["exec", "c", "/bin/touch", "/tmp/go"]);
+        // Not by `exec`: the end of the container may kill that before it has ended by itself.
+        std::fs::write(world.root().join("containers/c/merged/tmp/go"), "").unwrap();
         let mut rest = String::new();
         out.read_to_string(&mut rest).unwrap();
         assert_eq!((rest.as_str(), follower.wait().unwrap().success()), ("last\n", true), "{}", world.driver);
