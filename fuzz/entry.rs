@@ -12,10 +12,10 @@ use stratafs::image::digest::Digest;
 use stratafs::image::layer::{self, Limits, UnpackOptions};
 use stratafs::image::reference::{ImageQuery, Reference};
 use stratafs::image::spec::{self, Index, Manifest, Platform};
-use stratafs::image::store::LayerRecord;
-use stratafs::whiteout::origin::{self, Decoded};
-use stratafs::whiteout::override_stat::OverrideStat;
-use stratafs::whiteout::{self, AufsName, Namespace, Redirect, Visible};
+use stratafs::marks::origin::{self, Decoded};
+use stratafs::marks::override_stat::OverrideStat;
+use stratafs::marks::{self, AufsName, Namespace, Redirect, Visible};
+use stratafs::store::LayerRecord;
 
 /// Small enough that nothing takes long.
 fn limits() -> Limits {
@@ -120,16 +120,16 @@ pub fn documents(bytes: &[u8]) {
 
 /// Every mark's codec: what is read can be written again as it was.
 pub fn marks(bytes: &[u8]) {
-    match whiteout::decode_aufs_name(OsStr::from_bytes(bytes)) {
+    match marks::decode_aufs_name(OsStr::from_bytes(bytes)) {
         AufsName::Whiteout(name) => {
-            assert_eq!([whiteout::AUFS_PREFIX, name.as_bytes()].concat(), bytes);
+            assert_eq!([marks::AUFS_PREFIX, name.as_bytes()].concat(), bytes);
             assert!(![&b""[..], b".", b".."].contains(&name.as_bytes()));
         }
-        AufsName::Opaque => assert_eq!(bytes, whiteout::AUFS_OPAQUE),
-        AufsName::Bookkeeping => assert!(bytes.starts_with(whiteout::AUFS_META_PREFIX)),
+        AufsName::Opaque => assert_eq!(bytes, marks::AUFS_OPAQUE),
+        AufsName::Bookkeeping => assert!(bytes.starts_with(marks::AUFS_META_PREFIX)),
         AufsName::Plain => {}
     }
-    match whiteout::decode_redirect(bytes) {
+    match marks::decode_redirect(bytes) {
         Ok(Redirect::Absolute(path)) => {
             assert_eq!([b"/", path.as_slice()].concat(), bytes);
             assert!(path.split(|&byte| byte == b'/').all(|name| !matches!(name, b"" | b"." | b"..")));
@@ -145,18 +145,18 @@ pub fn marks(bytes: &[u8]) {
     if let Some(stat) = OverrideStat::decode(bytes) {
         assert_eq!(OverrideStat::decode(stat.encode().as_bytes()), Some(stat));
     }
-    if let Some(origin) = whiteout::index::decode_entry_name(bytes) {
-        assert_eq!(whiteout::index::entry_name(&origin).as_bytes(), bytes.to_ascii_lowercase());
+    if let Some(origin) = marks::index::decode_entry_name(bytes) {
+        assert_eq!(marks::index::entry_name(&origin).as_bytes(), bytes.to_ascii_lowercase());
     }
-    if let Some(count) = whiteout::index::decode_nlink(bytes, 3, 5) {
-        let mark = whiteout::index::encode_nlink('U', count, 3);
-        assert_eq!(whiteout::index::decode_nlink(mark.as_bytes(), 3, 5), Some(count));
+    if let Some(count) = marks::index::decode_nlink(bytes, 3, 5) {
+        let mark = marks::index::encode_nlink('U', count, 3);
+        assert_eq!(marks::index::decode_nlink(mark.as_bytes(), 3, 5), Some(count));
     }
-    whiteout::decode_opaque(bytes);
-    whiteout::is_metacopy(bytes);
+    marks::decode_opaque(bytes);
+    marks::is_metacopy(bytes);
     for namespace in Namespace::ALL {
-        if let Some(escaped) = whiteout::escape_xattr(namespace, bytes) {
-            assert_eq!(whiteout::unescape_xattr(namespace, &escaped), Visible::Unescaped(bytes.to_vec()));
+        if let Some(escaped) = marks::escape_xattr(namespace, bytes) {
+            assert_eq!(marks::unescape_xattr(namespace, &escaped), Visible::Unescaped(bytes.to_vec()));
         }
     }
 }

@@ -124,7 +124,7 @@ fn documents() {
 
 #[test]
 fn marks() {
-    use stratafs::whiteout::origin::Origin;
+    use stratafs::marks::origin::Origin;
     let handle = Origin { uuid: [7; 16], handle_type: 1, handle: vec![64, 0, 0, 0, 1, 2, 3, 4], upper: true };
     let seeds = [lines("marks"), vec![handle.encode().unwrap()]].concat();
     fuzz("marks", &seeds, 50_000, entry::marks);

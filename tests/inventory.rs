@@ -16,9 +16,9 @@ use std::process::Command;
 use common::stack::{Layers, take_inventory};
 use common::{Driver, Errno, Stack, run_test, sys};
 use stratafs::config::{IdRange, OverlayConfig, XattrPermissions, Xino};
-use stratafs::layer::LayerStack;
-use stratafs::overlay::Overlay;
-use stratafs::overlay::types::{Attr, Caller, DirEntry, DirSink, Entry, NodeId, Timestamp};
+use stratafs::driver::Overlay;
+use stratafs::driver::types::{Attr, Caller, DirEntry, DirSink, Entry, NodeId, Timestamp};
+use stratafs::union::layer::LayerStack;
 
 /// Everything that a union shows of one name.
 #[derive(Clone, Debug, PartialEq)]

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 const LONGEST_FILE: usize = 500;
 
 /// Modules that run inside a mount: an error there goes to the caller, and nothing panics.
-const DRIVER: [&str; 7] = ["fuse", "overlay", "node", "merge", "copy_up", "layer", "inventory"];
+const DRIVER: [&str; 4] = ["fuse", "driver", "union", "inventory"];
 
 /// The module that alone may hold `unsafe`.
 const UNSAFE_MODULE: &str = "sys";
@@ -18,7 +18,7 @@ const UNSAFE_MODULE: &str = "sys";
 const FUSER_MODULE: &str = "fuse";
 
 /// The directory that alone may name `ureq`.
-const UREQ_DIRECTORY: &str = "src/image/registry/";
+const UREQ_DIRECTORY: &str = "src/registry/";
 
 /// Module -> modules that it may use.
 type Table = BTreeMap<String, BTreeSet<String>>;
@@ -114,11 +114,12 @@ fn check(name: &str, text: &str, table: &Table) -> Vec<String> {
     if length > LONGEST_FILE {
         find(length, format!("{length} lines before the tests; {LONGEST_FILE} at most"));
     }
-    if let Some(allowed) = module.and_then(|module| table.get(module)) {
-        let module = module.unwrap_or_default();
+    if let Some((room, allowed)) = room_of(&module_path(name), table) {
         for (line, used) in modules_used(name, &code) {
-            if used != module && table.contains_key(&used) && !allowed.contains(&used) {
-                find(line, format!("`{module}` may not use `{used}` (table in src/lib.rs)"));
+            let inside = |module: &str| used == module || used.starts_with(&format!("{module}::"));
+            let known = used.split("::").next().is_some_and(|first| table.contains_key(first));
+            if known && !inside(room) && !allowed.iter().any(|module| inside(module)) {
+                find(line, format!("`{room}` may not use `{used}` (table in src/lib.rs)"));
             }
         }
     }
@@ -177,7 +178,24 @@ fn module_of(name: &str) -> Option<&str> {
     }
 }
 
-/// Names that follow `crate::` (or a `super::` that means the crate's root), with their lines.
+/// The path of the module that a file is, without `crate::`.
+fn module_path(name: &str) -> String {
+    let inside = name.strip_prefix("src/").unwrap_or(name).trim_end_matches(".rs");
+    inside.trim_end_matches("/mod").replace('/', "::")
+}
+
+/// The row of the table that stands for a module: that of the module itself or of the nearest one around it.
+fn room_of<'t>(module: &str, table: &'t Table) -> Option<(&'t str, &'t BTreeSet<String>)> {
+    let mut path = module;
+    loop {
+        if let Some((room, allowed)) = table.get_key_value(path) {
+            return Some((room, allowed));
+        }
+        path = path.rsplit_once("::")?.0;
+    }
+}
+
+/// Paths (two names at most) that follow `crate::` (or a `super::` that means the crate's root), with their lines.
 fn modules_used(name: &str, code: &str) -> Vec<(usize, String)> {
     let depth = name.matches('/').count();
     let root_from_here = match name.strip_prefix("src/") {
@@ -195,14 +213,14 @@ fn modules_used(name: &str, code: &str) -> Vec<(usize, String)> {
             let rest = &code[at + prefix.len()..];
             match rest.strip_prefix('{') {
                 Some(group) => used.extend(group_heads(group).into_iter().map(|head| (line, head))),
-                None => used.push((line, identifier(rest))),
+                None => used.push((line, path(rest))),
             }
         }
     }
     used
 }
 
-/// First identifier of each member of a `{…}` import group, whose opening brace has been taken off.
+/// First names of each member of a `{…}` import group, whose opening brace has been taken off.
 fn group_heads(group: &str) -> Vec<String> {
     let mut heads = vec![];
     let mut depth = 0;
@@ -215,7 +233,7 @@ fn group_heads(group: &str) -> Vec<String> {
             ',' if depth == 0 => at_member = true,
             c if c.is_whitespace() => {}
             _ if at_member => {
-                heads.push(identifier(&group[at..]));
+                heads.push(path(&group[at..]));
                 at_member = false;
             }
             _ => {}
@@ -226,6 +244,15 @@ fn group_heads(group: &str) -> Vec<String> {
 
 fn identifier(text: &str) -> String {
     text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect()
+}
+
+/// The first two names of a path, or the only one.
+fn path(text: &str) -> String {
+    let first = identifier(text);
+    match text[first.len()..].strip_prefix("::").map(identifier) {
+        Some(second) if !second.is_empty() => format!("{first}::{second}"),
+        _ => first,
+    }
 }
 
 fn has_word(line: &str, word: &str) -> bool {
@@ -295,17 +322,17 @@ mod tests {
 
     fn sample_table() -> Table {
         layering(
-            "//! | module | what | may use |\n//! |---|---|---|\n//! | [`overlay`] | verbs | `node` `layer` |\n\
-             //! | [`node`] | inode table | `layer` types |\n//! | [`layer`] | layers | `sys` |\n\
-             //! | [`fuse`] | requests | `overlay` `sys` |\n//! | [`sys`] | calls | nothing |\n",
+            "//! | module | what | may use |\n//! |---|---|---|\n//! | [`driver`] | verbs | `union` |\n\
+             //! | [`driver::node`] | inode table | `union::layer` types |\n//! | [`union`] | layers | `sys` |\n\
+             //! | [`fuse`] | requests | `driver` `sys` |\n//! | [`sys`] | calls | nothing |\n",
         )
     }
 
     #[test]
     fn the_table_is_read() {
         let table = sample_table();
-        assert_eq!(table["overlay"], ["node", "layer"].map(str::to_owned).into());
-        assert_eq!(table["node"], ["layer"].map(str::to_owned).into());
+        assert_eq!(table["driver"], ["union"].map(str::to_owned).into());
+        assert_eq!(table["driver::node"], ["union::layer"].map(str::to_owned).into());
         assert!(table["sys"].is_empty());
     }
 
@@ -314,18 +341,20 @@ mod tests {
         let table = sample_table();
         let long = "fn f() {}\n".repeat(LONGEST_FILE + 1);
         for (name, text, expected) in [
-            ("src/node/mod.rs", "use crate::overlay::types;", "`node` may not use `overlay`"),
-            ("src/node/mod.rs", "use super::overlay::types;", "`node` may not use `overlay`"),
-            ("src/node/table.rs", "use super::super::overlay::types;", "`node` may not use `overlay`"),
-            ("src/node/mod.rs", "use crate::{\n    layer::A,\n    fuse::{B, C},\n};", "`node` may not use `fuse`"),
-            ("src/node/mod.rs", "fn f() { crate::sys::call() }", "`node` may not use `sys`"),
-            ("src/node/mod.rs", "fn f() { unsafe { g() } }", "unsafe outside"),
-            ("src/node/mod.rs", "#![allow(unsafe_code)]", "unsafe allowed outside"),
+            ("src/union/mod.rs", "use crate::driver::types;", "`union` may not use `driver::types`"),
+            ("src/union/mod.rs", "use super::driver::types;", "`union` may not use `driver::types`"),
+            ("src/union/layer.rs", "use super::super::driver;", "`union` may not use `driver`"),
+            ("src/union/mod.rs", "use crate::{\n    sys::A,\n    fuse::{B, C},\n};", "`union` may not use `fuse`"),
+            ("src/driver/node/mod.rs", "fn f() { crate::sys::call() }", "`driver::node` may not use `sys::call`"),
+            ("src/driver/node/table.rs", "use crate::driver::verbs::A;", "`driver::node` may not use `driver::verbs`"),
+            ("src/driver/node/table.rs", "use crate::union::merge::A;", "`driver::node` may not use `union::merge`"),
+            ("src/union/mod.rs", "fn f() { unsafe { g() } }", "unsafe outside"),
+            ("src/union/mod.rs", "#![allow(unsafe_code)]", "unsafe allowed outside"),
             ("src/bin/stratafs.rs", "use fuser::Session;", "fuser outside"),
             ("src/image/load.rs", "use ureq::Agent;", "ureq outside"),
-            ("src/layer/mod.rs", "let _ = f();", "drops a result"),
-            ("src/layer/mod.rs", "f().unwrap();", "panics"),
-            ("src/layer/mod.rs", "f().expect(\"x\");", "panics"),
+            ("src/union/mod.rs", "let _ = f();", "drops a result"),
+            ("src/driver/node/mod.rs", "f().unwrap();", "panics"),
+            ("src/union/mod.rs", "f().expect(\"x\");", "panics"),
             ("src/image/mod.rs", &long, "lines before the tests"),
         ] {
             let findings = check(name, text, &table);
@@ -339,17 +368,18 @@ mod tests {
     fn what_is_allowed_is_not_found() {
         let table = sample_table();
         for (name, text) in [
-            ("src/overlay/mod.rs", "use crate::node::NodeId; use crate::overlay::types;"),
-            ("src/overlay/lookup.rs", "use super::types::Attr;"),
-            ("src/node/mod.rs", "// use crate::overlay; unsafe; let _ = f().unwrap();"),
-            ("src/node/mod.rs", "/// See [`crate::fuse`].\nconst A: &str = \"unsafe crate::fuse fuser\";"),
-            ("src/node/mod.rs", "const A: &str = r#\"a \" unsafe\"#; const B: char = '\"';"),
-            ("src/layer/mod.rs", "fn f() {}\n#[cfg(test)]\nmod tests { fn g() { f().unwrap(); } }"),
-            ("src/layer/mod.rs", "f().unwrap_or_default();"),
+            ("src/driver/mod.rs", "use crate::driver::node::NodeId; use crate::driver::types;"),
+            ("src/driver/lookup.rs", "use super::types::Attr;"),
+            ("src/driver/node/table.rs", "use crate::driver::node::Node; use crate::union::layer::Stat;"),
+            ("src/union/mod.rs", "// use crate::driver; unsafe; let _ = f().unwrap();"),
+            ("src/union/mod.rs", "/// See [`crate::fuse`].\nconst A: &str = \"unsafe crate::fuse fuser\";"),
+            ("src/union/mod.rs", "const A: &str = r#\"a \" unsafe\"#; const B: char = '\"';"),
+            ("src/union/mod.rs", "fn f() {}\n#[cfg(test)]\nmod tests { fn g() { f().unwrap(); } }"),
+            ("src/union/mod.rs", "f().unwrap_or_default();"),
             ("src/sys/mod.rs", "fn f() { unsafe { g() } }"),
             ("src/fuse/mod.rs", "use fuser::Session;"),
             ("src/image/mod.rs", "f().unwrap();"),
-            ("src/image/registry/http.rs", "use ureq::Agent;"),
+            ("src/registry/http.rs", "use ureq::Agent;"),
         ] {
             assert_eq!(check(name, text, &table), Vec::<String>::new(), "{text:?}");
         }

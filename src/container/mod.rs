@@ -32,11 +32,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::image::config::ImageConfig;
 use crate::image::digest::Digest;
+use crate::image::files::{make_dir, sync_dir};
 use crate::image::reference::Reference;
-use crate::image::store::{Image, Layer, Store, make_dir, replace_file, sync_dir};
 use crate::image::time::Timestamp;
 use crate::image::{ImageError, IoContext, Result, nearest, spec};
-use crate::whiteout::Namespace;
+use crate::marks::Namespace;
+use crate::store::{Image, Layer, Store, replace_file};
 
 pub use mount::{Driver, stratafs_program};
 pub use run::{Runtime, State, forwarding_signals};

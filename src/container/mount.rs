@@ -15,8 +15,8 @@ use rustix::mount::{
 use serde::{Deserialize, Serialize};
 
 use super::{Container, Record};
-use crate::image::store::{Layer, Store};
 use crate::image::{ImageError, IoContext, Result};
+use crate::store::{Layer, Store};
 
 /// Longest wait for a driver whose mount is gone.
 const DRIVER_PATIENCE: Duration = Duration::from_secs(60);

@@ -14,8 +14,8 @@ use serde_json::Value;
 use super::bundle::{Network, RunOptions, Setting, Volume, configuration, further_process};
 use super::{Container, program, rootless, stubs, users};
 use crate::image::digest::Digest;
-use crate::image::store::Store;
 use crate::image::{ImageError, IoContext, Result, spec};
+use crate::store::Store;
 use crate::sys::forward;
 
 /// An OCI runtime, and where it keeps the state of this store's containers.

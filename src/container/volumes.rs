@@ -12,8 +12,8 @@ use rustix::io::Errno;
 
 use super::Container;
 use super::bundle::Volume;
+use crate::image::files::{make_dir, open_dir};
 use crate::image::layer::{self, SnapshotOptions, UnpackOptions};
-use crate::image::store::{make_dir, open_dir};
 use crate::image::{ImageError, IoContext, Result};
 
 impl Container {

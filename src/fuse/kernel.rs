@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use fuser::{BackingId, INodeNo, Notifier};
 
-use crate::node::NodeId;
-use crate::overlay::types::{Errno, Kernel, Result};
+use crate::driver::node::NodeId;
+use crate::driver::types::{Errno, Kernel, Result};
 use crate::sys::fuse_device;
 
 /// The kernel's end of the connection.

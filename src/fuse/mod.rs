@@ -75,8 +75,8 @@ use rustix::thread::CapabilitySet;
 
 use crate::config::Passthrough;
 use crate::config::options::{Access, MountOptions};
-use crate::overlay::Overlay;
-use crate::overlay::types::NodeId;
+use crate::driver::Overlay;
+use crate::driver::types::NodeId;
 use crate::sys::namespace::has_everywhere;
 use crate::sys::signals::SignalQueue;
 use counters::Counters;

@@ -10,8 +10,8 @@ use super::stats::{STATS_XATTR, describe};
 use super::wire::opcode;
 use super::wire::reply::{Listing, Reply};
 use super::wire::request::{CopyArgs, CreateArgs, Header, Malformed, Operation, ReadArgs};
-use crate::overlay::Overlay;
-use crate::overlay::types::{Caller, Errno, HandleId, NodeId, Result, SetAttr};
+use crate::driver::Overlay;
+use crate::driver::types::{Caller, Errno, HandleId, NodeId, Result, SetAttr};
 
 /// Whose requests are served, where the kernel does not check it for us.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -10,7 +10,7 @@ use std::time::Instant;
 use serde_json::{Map, Value, json};
 
 use super::counters::Counters;
-use crate::overlay::Overlay;
+use crate::driver::Overlay;
 
 /// Name of the attribute; its value is one JSON object.
 pub const STATS_XATTR: &str = "user.stratafs.stats";

@@ -4,10 +4,10 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use super::digest::Digest;
-use super::spec::Platform;
-use super::time::Timestamp;
-use super::{ImageError, Result};
+use crate::image::digest::Digest;
+use crate::image::spec::Platform;
+use crate::image::time::Timestamp;
+use crate::image::{ImageError, Result};
 
 mod change;
 pub use change::Change;

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::layer::LayerError;
+use crate::image::layer::LayerError;
 
 /// Shorthand for results of the image side.
 pub type Result<T, E = ImageError> = std::result::Result<T, E>;

@@ -8,29 +8,18 @@
 //! | [`spec`] | the OCI documents: descriptor, manifest, index, platform |
 //! | [`config`] | an image's configuration: exact bytes, changes, history |
 //! | [`time`] | RFC 3339 times |
-//! | [`registry`] | images from and to registries |
-//! | [`store`] | the directory that holds images, layers and containers |
 //! | [`archive`] | what a docker-archive, OCI archive or OCI directory holds |
-//! | [`load`](mod@load) | archive to store |
-//! | [`save`](mod@save) | store to archive |
-//! | [`create`] | new images: import of a root file system, commit of an upper directory |
-//! | [`trace`](mod@trace) | which layer a path comes from |
 //! | [`unpack`](mod@unpack) | archive to plain layer directories, without a store |
 
 pub mod archive;
 pub mod config;
-pub mod create;
 pub mod digest;
 mod error;
+pub(crate) mod files;
 pub mod layer;
-pub mod load;
 pub mod reference;
-pub mod registry;
-pub mod save;
 pub mod spec;
-pub mod store;
 pub mod time;
-pub mod trace;
 pub mod unpack;
 
 pub(crate) use error::nearest;

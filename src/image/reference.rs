@@ -4,8 +4,8 @@
 use std::fmt;
 use std::str::FromStr;
 
-use super::digest::Digest;
-use super::{ImageError, Result};
+use crate::image::digest::Digest;
+use crate::image::{ImageError, Result};
 
 const DEFAULT_DOMAIN: &str = "docker.io";
 const DEFAULT_NAMESPACE: &str = "library/";

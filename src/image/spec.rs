@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
-use super::digest::Digest;
-use super::{ImageError, Result};
+use crate::image::digest::Digest;
+use crate::image::{ImageError, Result};
 
 /// Media type of an OCI manifest.
 pub const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";

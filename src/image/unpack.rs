@@ -4,11 +4,11 @@ use std::fs;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use super::archive::{Archive, check, size};
-use super::layer::{self, UnpackOptions};
-use super::spec::Platform;
-use super::store::{make_dir, open_dir};
-use super::{ImageError, IoContext, Result};
+use crate::image::archive::{Archive, check, size};
+use crate::image::files::{make_dir, open_dir};
+use crate::image::layer::{self, UnpackOptions};
+use crate::image::spec::Platform;
+use crate::image::{ImageError, IoContext, Result};
 use crate::inventory;
 
 /// Unpacks the one image of an archive into `dir/1` (the lowest layer), `dir/2`, …, zero-padded to equal width,

@@ -14,8 +14,8 @@ use rustix::io::Errno;
 
 use super::record::Header;
 use super::{DirRecord, Record, position};
+use crate::marks::{AufsName, Namespace, decode_aufs_name};
 use crate::sys::xattr::{self, Target};
-use crate::whiteout::{AufsName, Namespace, decode_aufs_name};
 
 /// What was written.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -87,8 +87,7 @@ fn failures_are_logged_and_counted() {
 #[test]
 fn what_a_caller_asks_in_vain_is_logged_at_debug_only() {
     stratafs("what_a_caller_asks_in_vain_is_logged_at_debug_only", || {
-        for (filter, lines) in [("warn", 0), ("debug", 1), ("stratafs::fuse=debug", 1), ("stratafs::overlay=trace", 0)]
-        {
+        for (filter, lines) in [("warn", 0), ("debug", 1), ("stratafs::fuse=debug", 1), ("stratafs::driver=trace", 0)] {
             let mount = mount(&Gate::default(), filter);
             assert_eq!(sys::rmdir(&mount.at("d")), Err(Errno::NOTEMPTY));
             let told = told(&mount);

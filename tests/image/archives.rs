@@ -6,9 +6,9 @@ use serde_json::json;
 use stratafs::image::archive::Source;
 use stratafs::image::digest::Digest;
 use stratafs::image::layer::{Compression, UnpackOptions};
-use stratafs::image::load::{LoadOptions, Progress};
-use stratafs::image::save::{self, Format, SaveOptions, Target};
 use stratafs::image::spec::Platform;
+use stratafs::store::load::{LoadOptions, Progress};
+use stratafs::store::save::{self, Format, SaveOptions, Target};
 
 use super::fixture::*;
 use super::tar_build::Tar;

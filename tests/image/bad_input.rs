@@ -3,7 +3,7 @@
 use serde_json::json;
 use stratafs::image::archive::Source;
 use stratafs::image::digest::Digest;
-use stratafs::image::load::LoadOptions;
+use stratafs::store::load::LoadOptions;
 
 use super::fixture::*;
 use super::tar_build::{Tar, spec};

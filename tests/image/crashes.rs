@@ -11,8 +11,8 @@ use std::process::{Command, Output};
 
 use stratafs::container::{Container, CreateOptions, Driver};
 use stratafs::image::layer::Compression;
-use stratafs::image::save::Format;
-use stratafs::image::store::Store;
+use stratafs::store::Store;
+use stratafs::store::save::Format;
 
 use super::fixture::*;
 use super::liar::{Image, Liar};

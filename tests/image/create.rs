@@ -4,10 +4,10 @@ use std::fs;
 use std::os::fd::AsFd;
 
 use stratafs::container::{Container, CreateOptions, Driver};
-use stratafs::image::create::{self, Authoring};
 use stratafs::image::digest::Digest;
 use stratafs::image::layer::UnpackOptions;
 use stratafs::image::spec::Platform;
+use stratafs::store::create::{self, Authoring};
 
 use super::fixture::*;
 use super::layer_dirs::tree;
@@ -97,7 +97,7 @@ fn a_commit_is_one_more_layer() {
     assert!(layer.verify().unwrap().is_empty());
     let saved = scratch.save(
         &["child:1"],
-        stratafs::image::save::Format::DockerArchive,
+        stratafs::store::save::Format::DockerArchive,
         stratafs::image::layer::Compression::None,
     );
     let other = Scratch::new();

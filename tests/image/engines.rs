@@ -9,8 +9,8 @@ use stratafs::image::archive::Source;
 use stratafs::image::config::chain_ids;
 use stratafs::image::digest::Digest;
 use stratafs::image::layer::Compression;
-use stratafs::image::load::LoadOptions;
-use stratafs::image::save::{self, Format, SaveOptions, Target};
+use stratafs::store::load::LoadOptions;
+use stratafs::store::save::{self, Format, SaveOptions, Target};
 
 use super::fixture::*;
 use super::interop::{flattened, plain, run, saved, transport, without_directory_times};

@@ -9,9 +9,9 @@ use stratafs::image::Result;
 use stratafs::image::archive::Source;
 use stratafs::image::digest::Digest;
 use stratafs::image::layer::Compression;
-use stratafs::image::load::{self, LoadOptions, Loaded, Progress};
-use stratafs::image::save::{self, Format, SaveOptions, Target};
-use stratafs::image::store::{Image, Layer, Store};
+use stratafs::store::load::{self, LoadOptions, Loaded, Progress};
+use stratafs::store::save::{self, Format, SaveOptions, Target};
+use stratafs::store::{Image, Layer, Store};
 
 use super::layer_dirs::tree;
 use super::tar_build::{Tar, spec};

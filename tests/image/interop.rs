@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use stratafs::image::archive::Source;
 use stratafs::image::layer::Compression;
-use stratafs::image::load::LoadOptions;
-use stratafs::image::save::{self, Format, SaveOptions, Target};
+use stratafs::store::load::LoadOptions;
+use stratafs::store::save::{self, Format, SaveOptions, Target};
 
 use super::fixture::*;
 use super::layer_dirs::tree;

@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use stratafs::image::digest::Digest;
 use stratafs::image::layer::Compression;
 use stratafs::image::reference::Reference;
-use stratafs::image::save::Format;
-use stratafs::image::store::Store;
+use stratafs::store::Store;
+use stratafs::store::save::Format;
 
 use super::fixture::*;
 use super::tar_build::Tar;
@@ -242,11 +242,11 @@ fn damage_is_found_and_not_saved() {
     std::fs::write(layers[0].diff().join("var/cache/a"), "A").unwrap();
     let problems = layers[0].verify().unwrap();
     assert!(problems.iter().any(|problem| problem.contains("var/cache/a")), "{problems:?}");
-    let selection = stratafs::image::save::select(&scratch.store, &["x:1".to_owned()]).unwrap();
+    let selection = stratafs::store::save::select(&scratch.store, &["x:1".to_owned()]).unwrap();
     let path = scratch.dir.path().join("out.tar");
-    let options = stratafs::image::save::SaveOptions { format: Format::DockerArchive, compression: Compression::None };
-    let target = stratafs::image::save::Target::Path(&path);
-    assert!(stratafs::image::save::save(&scratch.store, &selection, target, options).is_err());
+    let options = stratafs::store::save::SaveOptions { format: Format::DockerArchive, compression: Compression::None };
+    let target = stratafs::store::save::Target::Path(&path);
+    assert!(stratafs::store::save::save(&scratch.store, &selection, target, options).is_err());
     assert!(!path.exists(), "no half archive");
 }
 
@@ -257,10 +257,10 @@ fn a_path_is_traced_through_the_layers() {
     let layers = scratch.store.layers_of(&scratch.store.find("x:1").unwrap()).unwrap();
     let traced = |path: &str| -> Vec<String> {
         let number = |diff_id| layers.iter().position(|layer| layer.record.diff_id == diff_id).unwrap() + 1;
-        let line = |step: stratafs::image::trace::Step| {
+        let line = |step: stratafs::store::trace::Step| {
             format!("{} {}{}", number(step.diff_id), step.what, if step.hidden { ", hidden" } else { "" })
         };
-        stratafs::image::trace::trace(&layers, path.as_ref()).unwrap().into_iter().map(line).collect()
+        stratafs::store::trace::trace(&layers, path.as_ref()).unwrap().into_iter().map(line).collect()
     };
     assert_eq!(traced("/usr/new"), ["3 file"]);
     assert_eq!(traced("usr/tool"), ["3 whiteout", "1 file, hidden"]);
@@ -270,5 +270,5 @@ fn a_path_is_traced_through_the_layers() {
     assert_eq!(traced("/var/cache/a"), ["2 hidden by a parent", "1 file, hidden"]);
     assert_eq!(traced("/bin/x"), ["1 hidden by a parent"]);
     assert_eq!(traced("/nowhere"), Vec::<String>::new());
-    assert!(stratafs::image::trace::trace(&layers, "/etc/../x".as_ref()).is_err());
+    assert!(stratafs::store::trace::trace(&layers, "/etc/../x".as_ref()).is_err());
 }

@@ -5,8 +5,8 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 
 use stratafs::config::OverlayConfig;
-use stratafs::overlay::Overlay;
-use stratafs::overlay::types::{Attr, Caller, DirEntry, DirSink, Entry, HandleId, NodeId, SetAttr, SetTime, Timestamp};
+use stratafs::driver::Overlay;
+use stratafs::driver::types::{Attr, Caller, DirEntry, DirSink, Entry, HandleId, NodeId, SetAttr, SetTime, Timestamp};
 
 use crate::backend::{Backend, Outcome, Seen};
 use crate::common::stack::Layers;

@@ -1,7 +1,7 @@
 //! `passthrough=all`: the kernel reads lower files of a writable mount itself.
 //!
 //! One inode of the kernel's has one backing file, so a file that is copied up under the eyes of readers gets another
-//! inode (`src/overlay/passthrough.rs`). These tests are the proof that it does.
+//! inode (`src/driver/passthrough.rs`). These tests are the proof that it does.
 
 use std::os::unix::fs::FileExt;
 use std::process::Command;

@@ -8,13 +8,13 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use stratafs::container::{Container, CreateOptions, Driver, rootless};
 use stratafs::image::archive::{Archive, Source, Spooling};
-use stratafs::image::create::{self, Authoring};
 use stratafs::image::layer::{self, Compression, Limits, SnapshotOptions, UnpackOptions};
-use stratafs::image::load::{self, LoadOptions};
 use stratafs::image::reference::Reference;
-use stratafs::image::save::{self, Format, SaveOptions, Target};
 use stratafs::image::spec::Platform;
-use stratafs::image::store::{Image, Store};
+use stratafs::store::create::{self, Authoring};
+use stratafs::store::load::{self, LoadOptions};
+use stratafs::store::save::{self, Format, SaveOptions, Target};
+use stratafs::store::{Image, Store};
 
 use super::args::{AuthoringArgs, Commit, Export, Flatten, Import, Inventory, LimitArgs, Load, Save, Snapshot, Unpack};
 use super::output::{print_line, size};

@@ -9,8 +9,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use stratafs::image::config::Change;
 use stratafs::image::layer::Compression;
 use stratafs::image::reference::Reference;
-use stratafs::image::save::Format;
 use stratafs::image::spec::Platform;
+use stratafs::store::save::Format;
 
 pub use containers::*;
 pub use registry::*;

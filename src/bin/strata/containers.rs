@@ -14,8 +14,8 @@ use serde_json::json;
 use stratafs::container::bundle::{Network, RunOptions};
 use stratafs::container::{Container, CreateOptions, Runtime, rootless};
 use stratafs::image::layer;
-use stratafs::image::store::{Layer, Store};
 use stratafs::image::time::Timestamp;
+use stratafs::store::{Layer, Store};
 
 use super::args::{Diff, Exec, Logs, Mount, NetworkArg, Ps, Rm, Run, Stop, Supervise, Umount};
 use super::output::{print_json, print_line, print_table, shorten};

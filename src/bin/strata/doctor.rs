@@ -7,7 +7,7 @@ use anyhow::Result;
 use rustix::fs::Access;
 use serde_json::json;
 use stratafs::container::{Runtime, stratafs_program};
-use stratafs::image::store::Store;
+use stratafs::store::Store;
 
 use super::args::Doctor;
 use super::output::{print_json, print_line};

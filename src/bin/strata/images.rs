@@ -8,10 +8,10 @@ use serde_json::{Value, json};
 use stratafs::container::Container;
 use stratafs::image::digest::Digest;
 use stratafs::image::reference::Reference;
-use stratafs::image::store::{Image, Layer, Removed, Store, short_id};
 use stratafs::image::time::Timestamp;
-use stratafs::image::trace::Step;
 use stratafs::inventory::Unusable;
+use stratafs::store::trace::Step;
+use stratafs::store::{Image, Layer, Removed, Store, short_id};
 
 use super::args::{Df, Gc, History, Images, Inspect, Layers, Rmi, Tag, Verify, Which};
 use super::output::{print_json, print_line, print_table, shorten, size};
@@ -305,7 +305,7 @@ pub fn usage(store: &Store, args: &Df) -> Result<()> {
 pub fn which(store: &Store, args: &Which) -> Result<()> {
     let image = store.find(&args.image)?;
     let layers = store.layers_of(&image)?;
-    let found = stratafs::image::trace::trace(&layers, &args.path)?;
+    let found = stratafs::store::trace::trace(&layers, &args.path)?;
     if args.json {
         let value = |step: &Step| json!({"DiffId": step.diff_id, "What": step.what.to_string(), "Hidden": step.hidden});
         return Ok(print_json(&found.iter().map(value).collect())?);

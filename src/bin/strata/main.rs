@@ -20,8 +20,8 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::Parser;
 use stratafs::image::ImageError;
-use stratafs::image::registry::Source;
-use stratafs::image::store::Store;
+use stratafs::registry::Source;
+use stratafs::store::Store;
 use tracing_subscriber::EnvFilter;
 
 use args::{Cli, Verb};

@@ -4,8 +4,8 @@ use std::io::IsTerminal;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use stratafs::image::digest::Digest;
-use stratafs::image::load::Progress;
-use stratafs::image::store::short_id;
+use stratafs::store::load::Progress;
+use stratafs::store::short_id;
 
 /// The bar of one layer.
 pub fn bar_of(layer: &Digest, size: u64) -> ProgressBar {

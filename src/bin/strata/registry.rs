@@ -9,11 +9,11 @@ use anyhow::{Context, Result, bail};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget};
 use rustix::termios::{LocalModes, OptionalActions, SpecialCodeIndex, tcgetattr, tcsetattr};
 use stratafs::image::digest::Digest;
-use stratafs::image::load::LoadOptions;
 use stratafs::image::reference::Reference;
-use stratafs::image::registry::credentials::Files;
-use stratafs::image::registry::{self, Options, Progress, PushOptions};
-use stratafs::image::store::{Image, Store, short_id};
+use stratafs::registry::credentials::Files;
+use stratafs::registry::{self, Options, Progress, PushOptions};
+use stratafs::store::load::LoadOptions;
+use stratafs::store::{Image, Store, short_id};
 
 use super::archives::unpack_options;
 use super::args::{Login, Logout, Pull, Push, RegistryArgs};

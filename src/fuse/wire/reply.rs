@@ -4,8 +4,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::time::Duration;
 
 use super::fopen;
-use crate::node::Timestamp;
-use crate::overlay::types::{
+use crate::driver::node::Timestamp;
+use crate::driver::types::{
     Attr, DirEntry, DirSink, Entry, Errno, HandleId, OpenMode, Opened, Result, StatFs, Validity,
 };
 

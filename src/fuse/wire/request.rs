@@ -4,8 +4,8 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 
 use super::opcode;
-use crate::node::{NodeId, Timestamp};
-use crate::overlay::types::{HandleId, SetAttr, SetTime};
+use crate::driver::node::{NodeId, Timestamp};
+use crate::driver::types::{HandleId, SetAttr, SetTime};
 
 /// Why a request cannot be decoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -6,8 +6,8 @@ use std::time::Duration;
 use super::opcode;
 use super::reply::{Listing, Reply, Ttl};
 use super::request::{CreateArgs, Header, Malformed, OpenArgs, Operation};
-use crate::node::{NodeId, Timestamp};
-use crate::overlay::types::{
+use crate::driver::node::{NodeId, Timestamp};
+use crate::driver::types::{
     Attr, DirEntry, DirSink, Entry, Errno, HandleId, OpenMode, Opened, SetTime, StatFs, Validity,
 };
 

@@ -3,7 +3,7 @@
 
 use serde::Deserialize;
 
-use super::{Archive, FoundImage, FoundLayer, check, digest_in_name};
+use crate::image::archive::{Archive, FoundImage, FoundLayer, check, digest_in_name};
 use crate::image::config::ImageConfig;
 use crate::image::digest::Digest;
 use crate::image::reference::Reference;

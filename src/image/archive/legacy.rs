@@ -7,8 +7,8 @@ use std::io::{self, BufRead, BufReader};
 
 use serde_json::{Map, Value, json};
 
-use super::docker::usable_names;
-use super::{Archive, FoundImage, FoundLayer};
+use crate::image::archive::docker::usable_names;
+use crate::image::archive::{Archive, FoundImage, FoundLayer};
 use crate::image::config::ImageConfig;
 use crate::image::digest::{Digest, DigestReader};
 use crate::image::layer::compression::{Compression, SNIFF_LEN, decoder};

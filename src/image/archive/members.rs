@@ -11,7 +11,7 @@ use std::io::{self, BufReader, BufWriter, Read, Seek};
 
 use tar::{EntryType, Header, PaxExtensions};
 
-use super::{MemberFile, MemberReader, Spooling};
+use crate::image::archive::{MemberFile, MemberReader, Spooling};
 use crate::image::layer::Limits;
 use crate::image::{ImageError, IoContext, Result};
 

@@ -17,13 +17,13 @@ use std::path::Path;
 
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, fstat, openat2};
 
-use super::config::ImageConfig;
-use super::digest::Digest;
-use super::layer::Limits;
-use super::reference::Reference;
-use super::spec::{Descriptor, Platform};
-use super::store::read_limited;
-use super::{ImageError, IoContext, Result};
+use crate::image::config::ImageConfig;
+use crate::image::digest::Digest;
+use crate::image::files::read_limited;
+use crate::image::layer::Limits;
+use crate::image::reference::Reference;
+use crate::image::spec::{Descriptor, Platform};
+use crate::image::{ImageError, IoContext, Result};
 use members::Members;
 
 /// An archive or image directory that was opened.

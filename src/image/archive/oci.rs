@@ -2,8 +2,8 @@
 
 use serde::Deserialize;
 
-use super::docker::usable_names;
-use super::{Archive, FoundImage, FoundLayer, blob_member};
+use crate::image::archive::docker::usable_names;
+use crate::image::archive::{Archive, FoundImage, FoundLayer, blob_member};
 use crate::image::config::ImageConfig;
 use crate::image::reference::Reference;
 use crate::image::spec::{self, Descriptor, IMAGE_NAME, Index, Manifest, Platform, REF_NAME};

@@ -5,10 +5,10 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use rustix::fs::{AtFlags, Gid, Mode, Stat, Timespec, Timestamps, Uid, XattrFlags};
 use rustix::io::Errno;
 
-use super::error::{AtPath, LayerError, Result, printable};
-use super::pax::Time;
-use crate::whiteout::override_stat::CONTAINERS as OVERRIDE_STAT;
-use crate::whiteout::{Namespace, Visible, escape_xattr, unescape_xattr};
+use crate::image::layer::error::{AtPath, LayerError, Result, printable};
+use crate::image::layer::pax::Time;
+use crate::marks::override_stat::CONTAINERS as OVERRIDE_STAT;
+use crate::marks::{Namespace, Visible, escape_xattr, unescape_xattr};
 
 /// Where owner and mode are recorded that the inode cannot have.
 pub(super) const RECORDED: &[u8] = OVERRIDE_STAT.as_bytes();

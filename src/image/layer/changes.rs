@@ -6,11 +6,11 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use rustix::fs::AtFlags;
 
-use super::attributes::{self, Attributes, FileKind};
-use super::error::{AtPath, Result};
-use super::lower_view::{Found, LowerDir, LowerView};
-use super::path::{join, split};
-use super::walk::{self, Visit, walk};
+use crate::image::layer::attributes::{self, Attributes, FileKind};
+use crate::image::layer::error::{AtPath, Result};
+use crate::image::layer::lower_view::{Found, LowerDir, LowerView};
+use crate::image::layer::path::{join, split};
+use crate::image::layer::walk::{self, Visit, walk};
 
 /// How a path was changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -47,7 +47,7 @@ pub struct Change {
 /// changed when its own attributes are, or when an entry of it was added or deleted.
 ///
 /// # Errors
-/// [`super::LayerError`], naming what cannot be read.
+/// [`crate::image::layer::LayerError`], naming what cannot be read.
 pub fn changes(upper: BorrowedFd<'_>, lowers: &[BorrowedFd<'_>]) -> Result<Vec<Change>> {
     let mut list = List { view: LowerView::new(lowers), found: BTreeMap::new() };
     walk(upper, lowers, &mut list)?;
@@ -74,7 +74,11 @@ impl List<'_> {
         }
     }
 
-    fn attributes_of(&self, part: &super::lower_view::Part, path: &[u8]) -> Result<(FileKind, Attributes, i64)> {
+    fn attributes_of(
+        &self,
+        part: &crate::image::layer::lower_view::Part,
+        path: &[u8],
+    ) -> Result<(FileKind, Attributes, i64)> {
         let (parent, name) = self.view.open_parent(part)?;
         let stat = rustix::fs::statat(&parent, name, AtFlags::SYMLINK_NOFOLLOW).at(path)?;
         let (kind, attributes) = attributes::read(parent.as_fd(), name, &stat).at(path)?;

@@ -5,18 +5,18 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use rustix::fs::AtFlags;
 
-use super::attributes::{self, Attributes, FileKind};
-use super::changes::{Change, ChangeKind};
-use super::error::{AtPath, Result};
-use super::lower_view::{Found, LowerDir, LowerFile, LowerView, Part};
-use super::path::{join, split};
+use crate::image::layer::attributes::{self, Attributes, FileKind};
+use crate::image::layer::changes::{Change, ChangeKind};
+use crate::image::layer::error::{AtPath, Result};
+use crate::image::layer::lower_view::{Found, LowerDir, LowerFile, LowerView, Part};
+use crate::image::layer::path::{join, split};
 
 /// What has to be done to `old` to make it `new` (both topmost first), sorted by path: as
-/// [`changes`](super::changes()) tells it of an upper directory. Everything in an added directory is told, of a deleted
+/// [`changes`](crate::image::layer::changes()) tells it of an upper directory. Everything in an added directory is told, of a deleted
 /// one only itself. Size and time decide whether a file is the same, as in rsync: contents are not read.
 ///
 /// # Errors
-/// [`super::LayerError`], naming what cannot be read.
+/// [`crate::image::layer::LayerError`], naming what cannot be read.
 pub fn compare(old: &[BorrowedFd<'_>], new: &[BorrowedFd<'_>]) -> Result<Vec<Change>> {
     let mut comparison = Comparison { old: Side::new(old)?, new: Side::new(new)?, found: BTreeMap::new() };
     comparison.run()?;

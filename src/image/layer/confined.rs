@@ -8,7 +8,7 @@ use std::os::unix::fs::FileExt;
 use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, SeekFrom, Stat};
 use rustix::io::Errno;
 
-use super::path::or_dot;
+use crate::image::layer::path::or_dot;
 
 /// Opens `path` below `root`; no component of it may be a symbolic link, so that nothing in the tree can lead out
 /// of it, whatever another process does to it at the same time.

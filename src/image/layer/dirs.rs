@@ -8,11 +8,11 @@ use std::rc::Rc;
 
 use rustix::io::Errno;
 
-use super::attributes::{has_default_acl, mtime, timestamps};
-use super::confined;
-use super::error::{AtPath, LayerError, Result};
-use super::path::is_at_or_below;
-use super::pax::Time;
+use crate::image::layer::attributes::{has_default_acl, mtime, timestamps};
+use crate::image::layer::confined;
+use crate::image::layer::error::{AtPath, LayerError, Result};
+use crate::image::layer::path::is_at_or_below;
+use crate::image::layer::pax::Time;
 
 /// Directories held open at most.
 const HELD: usize = 64;

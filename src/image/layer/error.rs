@@ -2,7 +2,7 @@
 
 use std::io;
 
-use super::compression::Compression;
+use crate::image::layer::compression::Compression;
 
 /// Why a layer could not be unpacked, re-assembled or written.
 #[derive(Debug, thiserror::Error)]
@@ -23,14 +23,14 @@ pub enum LayerError {
         /// What is wrong with it.
         reason: String,
     },
-    /// A limit of [`super::Limits`] was exceeded.
+    /// A limit of [`crate::image::layer::Limits`] was exceeded.
     #[error("{what}: more than the limit of {limit} of {option} (--unlimited accepts it)")]
     Limit {
         /// What there is too much of.
         what: String,
         /// The limit.
         limit: u64,
-        /// Field of [`super::Limits`].
+        /// Field of [`crate::image::layer::Limits`].
         option: &'static str,
     },
     /// The compressed stream is damaged or ends early.

@@ -9,15 +9,15 @@ use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 
-use super::attributes::{self, Attributes, FileKind, RECORDED, lacks_xattr};
-use super::error::{AtPath, Result, printable};
-use super::extract::attributes_of;
-use super::path::{components, is_at_or_below, join, normalise, split};
-use super::pax::Time;
-use super::places::Places;
-use super::read::{Entry, Kind};
-use super::{acl, confined, marks};
-use crate::whiteout::{AUFS_OPAQUE, AUFS_PREFIX, AufsName, decode_aufs_name};
+use crate::image::layer::attributes::{self, Attributes, FileKind, RECORDED, lacks_xattr};
+use crate::image::layer::error::{AtPath, Result, printable};
+use crate::image::layer::extract::attributes_of;
+use crate::image::layer::path::{components, is_at_or_below, join, normalise, split};
+use crate::image::layer::pax::Time;
+use crate::image::layer::places::Places;
+use crate::image::layer::read::{Entry, Kind};
+use crate::image::layer::{acl, confined, marks};
+use crate::marks::{AUFS_OPAQUE, AUFS_PREFIX, AufsName, decode_aufs_name};
 
 const ACL: &[u8] = b"system.posix_acl_";
 const CAPABILITY: &[u8] = b"security.capability";

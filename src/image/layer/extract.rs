@@ -8,18 +8,18 @@ use std::os::unix::ffi::OsStrExt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::SyncSender;
 
-use super::attributes::{Attributes, Put, Target};
-use super::dirs::Dirs;
-use super::error::{AtPath, LayerError, Result, printable};
-use super::lower_view::{Found, LowerView};
-use super::marks::{self, Marks};
-use super::options::UnpackOptions;
-use super::path::{components, join, normalise, split};
-use super::read::{Entry, Kind, TarReader};
-use super::resolve::Missing;
-use super::unpack::Lowers;
-use super::{attributes, confined};
-use crate::whiteout::{AUFS_PREFIX, AufsName, decode_aufs_name};
+use crate::image::layer::attributes::{Attributes, Put, Target};
+use crate::image::layer::dirs::Dirs;
+use crate::image::layer::error::{AtPath, LayerError, Result, printable};
+use crate::image::layer::lower_view::{Found, LowerView};
+use crate::image::layer::marks::{self, Marks};
+use crate::image::layer::options::UnpackOptions;
+use crate::image::layer::path::{components, join, normalise, split};
+use crate::image::layer::read::{Entry, Kind, TarReader};
+use crate::image::layer::resolve::Missing;
+use crate::image::layer::unpack::Lowers;
+use crate::image::layer::{attributes, confined};
+use crate::marks::{AUFS_PREFIX, AufsName, decode_aufs_name};
 
 /// Warnings kept; more of the same kind help nobody.
 const WARNINGS: usize = 100;

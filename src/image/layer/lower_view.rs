@@ -8,11 +8,11 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{OFlags, Stat};
 
-use super::attributes::FileKind;
-use super::error::{AtPath, LayerError, Result};
-use super::path::{components, join, split};
-use super::{confined, marks};
-use crate::whiteout::{AufsName, Redirect, decode_aufs_name};
+use crate::image::layer::attributes::FileKind;
+use crate::image::layer::error::{AtPath, LayerError, Result};
+use crate::image::layer::path::{components, join, split};
+use crate::image::layer::{confined, marks};
+use crate::marks::{AufsName, Redirect, decode_aufs_name};
 
 /// A directory in one layer.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,14 +1,14 @@
-//! Reading a union's marks from a layer directory, and putting them there. The formats are in [`crate::whiteout`].
+//! Reading a union's marks from a layer directory, and putting them there. The formats are in [`crate::marks`].
 
 use std::os::fd::BorrowedFd;
 
 use rustix::fs::{FileType, Mode, OFlags, Stat, XattrFlags};
 use rustix::io::Errno;
 
-use super::attributes::{FileKind, xattr, xattr_at};
-use super::confined;
-use super::error::{AtPath, LayerError, Result};
-use crate::whiteout::{AUFS_OPAQUE, AUFS_PREFIX, Mark, Namespace, Opaque, Redirect, decode_opaque, decode_redirect};
+use crate::image::layer::attributes::{FileKind, xattr, xattr_at};
+use crate::image::layer::confined;
+use crate::image::layer::error::{AtPath, LayerError, Result};
+use crate::marks::{AUFS_OPAQUE, AUFS_PREFIX, Mark, Namespace, Opaque, Redirect, decode_opaque, decode_redirect};
 
 /// How a layer directory says that a name is deleted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

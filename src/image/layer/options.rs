@@ -1,6 +1,6 @@
 //! How to unpack, and how much to accept.
 
-use super::marks::Marks;
+use crate::image::layer::marks::Marks;
 
 /// How a layer is unpacked. The default is right for root.
 #[derive(Clone, Debug)]

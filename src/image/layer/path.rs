@@ -1,6 +1,6 @@
 //! Names inside a layer.
 
-use super::error::{LayerError, Result};
+use crate::image::layer::error::{LayerError, Result};
 
 /// Longest name of one directory entry (`NAME_MAX`).
 pub(crate) const NAME_MAX: usize = 255;

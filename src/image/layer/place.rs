@@ -8,17 +8,17 @@ use std::os::unix::fs::FileExt;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
-use super::attributes::{self, Attributes, FileKind, Target};
-use super::dirs::Dir;
-use super::error::{AtPath, LayerError, Result, printable};
-use super::extract::{Extractor, attributes_of};
-use super::lower_view::{Found, LowerFile};
-use super::path::{is_at_or_below, join, normalise, split};
-use super::read::{Entry, Kind, TarReader};
-use super::recipe::RecipeWriter;
-use super::resolve::Missing;
-use super::sparse::Segment;
-use super::{confined, marks};
+use crate::image::layer::attributes::{self, Attributes, FileKind, Target};
+use crate::image::layer::dirs::Dir;
+use crate::image::layer::error::{AtPath, LayerError, Result, printable};
+use crate::image::layer::extract::{Extractor, attributes_of};
+use crate::image::layer::lower_view::{Found, LowerFile};
+use crate::image::layer::path::{is_at_or_below, join, normalise, split};
+use crate::image::layer::read::{Entry, Kind, TarReader};
+use crate::image::layer::recipe::RecipeWriter;
+use crate::image::layer::resolve::Missing;
+use crate::image::layer::sparse::Segment;
+use crate::image::layer::{confined, marks};
 
 /// Contents are looked at in windows of this length, at multiples of it; a window of zeros becomes a hole.
 const HOLE: usize = 64 << 10;

@@ -6,12 +6,12 @@
 
 use std::io::{self, BufRead};
 
-use super::error::{LayerError, Result};
-use super::header::{self, BLOCK, Block, Header, Variant};
-use super::pax::{self, Extended, Time};
-use super::recipe::RecipeWriter;
-use super::sparse::{self, Segment};
-use super::{Limits, error::printable};
+use crate::image::layer::error::{LayerError, Result};
+use crate::image::layer::header::{self, BLOCK, Block, Header, Variant};
+use crate::image::layer::pax::{self, Extended, Time};
+use crate::image::layer::recipe::RecipeWriter;
+use crate::image::layer::sparse::{self, Segment};
+use crate::image::layer::{Limits, error::printable};
 
 /// What an entry makes.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -19,10 +19,10 @@ use std::os::unix::fs::FileExt;
 
 use rustix::fs::{Mode, OFlags};
 
-use super::confined;
-use super::error::{AtPath, LayerError, Result, printable};
-use super::sparse::Segment;
 use crate::image::digest::{Digest, DigestWriter};
+use crate::image::layer::confined;
+use crate::image::layer::error::{AtPath, LayerError, Result, printable};
+use crate::image::layer::sparse::Segment;
 
 /// First bytes of every recipe.
 const MAGIC: &[u8] = b"stratafs layer recipe 1\n";

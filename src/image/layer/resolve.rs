@@ -7,12 +7,12 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::AtFlags;
 use rustix::io::Errno;
 
-use super::attributes::{self, Attributes, FileKind};
-use super::error::{AtPath, LayerError, Result, printable};
-use super::extract::Extractor;
-use super::lower_view::Found;
-use super::path::{components, join, pop, push};
-use super::{confined, marks};
+use crate::image::layer::attributes::{self, Attributes, FileKind};
+use crate::image::layer::error::{AtPath, LayerError, Result, printable};
+use crate::image::layer::extract::Extractor;
+use crate::image::layer::lower_view::Found;
+use crate::image::layer::path::{components, join, pop, push};
+use crate::image::layer::{confined, marks};
 
 /// Symbolic links followed for one name (`MAXSYMLINKS`).
 const MAX_LINKS: usize = 40;

@@ -6,15 +6,15 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::BorrowedFd;
 
-use super::attributes;
-use super::attributes::{Attributes, FileKind};
-use super::error::{AtPath, LayerError, Result, printable};
-use super::path::{join, split};
-use super::pax::Time;
-use super::walk::{Change, Changed, Visit, walk, walk_whole};
-use super::write::{self, EntryType};
 use crate::image::digest::{Digest, DigestWriter};
-use crate::whiteout::{AUFS_OPAQUE, AUFS_PREFIX};
+use crate::image::layer::attributes;
+use crate::image::layer::attributes::{Attributes, FileKind};
+use crate::image::layer::error::{AtPath, LayerError, Result, printable};
+use crate::image::layer::path::{join, split};
+use crate::image::layer::pax::Time;
+use crate::image::layer::walk::{Change, Changed, Visit, walk, walk_whole};
+use crate::image::layer::write::{self, EntryType};
+use crate::marks::{AUFS_OPAQUE, AUFS_PREFIX};
 
 /// How a snapshot is made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -105,7 +105,7 @@ impl Visit for Writer<'_> {
             Change::Whiteout => {
                 let (parent, name) = split(path).unwrap_or_default();
                 let name = [AUFS_PREFIX, name].concat();
-                if name.len() > super::path::NAME_MAX {
+                if name.len() > crate::image::layer::path::NAME_MAX {
                     // Read back, it is refused as too long; the deletion cannot be said in this format.
                     return Err(LayerError::entry(path, "its name is too long to be deleted by a layer"));
                 }

@@ -1,6 +1,6 @@
 //! Where the stored bytes of a sparse file go.
 
-use super::header::Problem;
+use crate::image::layer::header::Problem;
 
 /// A run of stored bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

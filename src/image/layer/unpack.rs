@@ -9,13 +9,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
-use super::compression::{self, Compression};
-use super::error::{LayerError, Result};
-use super::extract::{Extractor, Outcome};
-use super::options::UnpackOptions;
-use super::read::TarReader;
-use super::recipe::RecipeWriter;
 use crate::image::digest::{Digest, Hasher};
+use crate::image::layer::compression::{self, Compression};
+use crate::image::layer::error::{LayerError, Result};
+use crate::image::layer::extract::{Extractor, Outcome};
+use crate::image::layer::options::UnpackOptions;
+use crate::image::layer::read::TarReader;
+use crate::image::layer::recipe::RecipeWriter;
 
 /// Bytes of one buffer.
 const BUFFER: usize = 256 << 10;

@@ -7,13 +7,13 @@ use std::io::{self, BufRead, Read};
 use std::os::fd::BorrowedFd;
 use std::os::unix::fs::FileExt;
 
-use super::error::{LayerError, Result, printable};
-use super::expect::Expectations;
-use super::options::Limits;
-use super::read::{Entry, TarReader};
-use super::recipe::{Record, RecordReader, open_contents};
-use super::sparse::Segment;
 use crate::image::digest::{Digest, Hasher};
+use crate::image::layer::error::{LayerError, Result, printable};
+use crate::image::layer::expect::Expectations;
+use crate::image::layer::options::Limits;
+use crate::image::layer::read::{Entry, TarReader};
+use crate::image::layer::recipe::{Record, RecordReader, open_contents};
+use crate::image::layer::sparse::Segment;
 
 /// Bytes of the stream at hand at once.
 const BUFFER: usize = 128 << 10;

@@ -9,12 +9,12 @@ use std::os::unix::ffi::OsStrExt;
 
 use rustix::fs::{AtFlags, Stat};
 
-use super::attributes::{self, Attributes, FileKind};
-use super::error::{AtPath, LayerError, Result};
-use super::lower_view::{Found, LowerDir, LowerFile, LowerView};
-use super::path::{join, split};
-use super::{confined, marks};
-use crate::whiteout::{AUFS_PREFIX, AufsName, decode_aufs_name};
+use crate::image::layer::attributes::{self, Attributes, FileKind};
+use crate::image::layer::error::{AtPath, LayerError, Result};
+use crate::image::layer::lower_view::{Found, LowerDir, LowerFile, LowerView};
+use crate::image::layer::path::{join, split};
+use crate::image::layer::{confined, marks};
+use crate::marks::{AUFS_PREFIX, AufsName, decode_aufs_name};
 
 /// One change.
 pub(crate) enum Change<'c> {

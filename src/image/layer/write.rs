@@ -2,9 +2,9 @@
 
 use std::io::{self, Write};
 
-use super::attributes::Attributes;
-use super::header::{BLOCK, Block, checksums};
-use super::pax::Time;
+use crate::image::layer::attributes::Attributes;
+use crate::image::layer::header::{BLOCK, Block, checksums};
+use crate::image::layer::pax::Time;
 
 /// What an entry is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

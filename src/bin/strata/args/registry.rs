@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use clap::Args;
 use stratafs::image::reference::Reference;
-use stratafs::image::registry::Source;
 use stratafs::image::spec::Platform;
+use stratafs::registry::Source;
 
 use super::{CompressionArg, LimitArgs};
 

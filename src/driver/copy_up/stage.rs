@@ -1,0 +1,211 @@
+//! Copy-up: makes a file of a lower layer in the work directory, whole, so that one link or rename can publish it.
+//!
+//! The order matters: data before attributes (writing drops capabilities and set-user-id), owner before mode and
+//! capabilities (changing it drops them), times last.
+
+use std::ffi::{CStr, CString};
+use std::os::fd::{AsFd, BorrowedFd};
+
+use rustix::io::Errno;
+
+pub use super::content::Copier;
+use crate::marks::Mark;
+use crate::marks::override_stat::PREFIX;
+use crate::sys::xattr::{self, Target};
+use crate::union::layer::{Dir, FileType, Staged, Stat, TimeTo, Times, UpperLayer, classify, set_times_of};
+
+/// What to copy.
+pub struct Source<'a> {
+    /// Directory in its layer.
+    pub dir: &'a Dir,
+    /// Name in that directory; empty: the directory itself.
+    pub name: &'a CStr,
+    /// Its attributes.
+    pub stat: &'a Stat,
+    /// Number of its file system.
+    pub fs: crate::union::layer::FsId,
+    /// Its content, if that is not in the file itself.
+    pub content: Option<BorrowedFd<'a>>,
+}
+
+/// How to copy.
+pub struct Plan<'a> {
+    /// Value of the origin mark (empty: the file system has no handles); none for a lower hard link, which breaks.
+    pub origin: Option<&'a [u8]>,
+    /// Copy only this many bytes: the rest would be truncated anyway.
+    pub length: Option<u64>,
+    /// ACLs are kept.
+    pub acls: bool,
+    /// Extended attributes are kept.
+    pub xattrs: bool,
+    /// Leave the content where it is (`metacopy`).
+    pub metacopy: bool,
+    /// Owner, mode and type are kept in an attribute (`xattr_permissions`); the copy stays the mounter's.
+    pub kept: Option<Kept<'a>>,
+    /// Content reaches the disk no later than the file's name.
+    pub sync: bool,
+}
+
+/// What is kept in an attribute instead of the inode.
+pub struct Kept<'a> {
+    /// Name of the attribute.
+    pub key: &'a CStr,
+    /// Its value.
+    pub value: String,
+    /// `security.*` attributes can be set as they are; else they are kept under another name.
+    pub privileged: bool,
+}
+
+impl Plan<'_> {
+    /// Permission bits of the copy itself.
+    fn mode(&self, stat: &Stat) -> u32 {
+        match &self.kept {
+            None => stat.mode & 0o7777,
+            Some(_) => (stat.mode & 0o777) | if stat.is_dir() { 0o700 } else { 0o600 },
+        }
+    }
+}
+
+/// Stages a copy of `source`.
+///
+/// # Errors
+/// Those of reading the layer and writing the upper. Nothing of the attempt is left.
+pub fn stage<'u>(
+    upper: &'u UpperLayer,
+    copier: &Copier,
+    source: &Source<'_>,
+    plan: &Plan<'_>,
+) -> Result<Staged<'u>, Errno> {
+    let work = upper.work()?;
+    let staged = match source.stat.file_type() {
+        FileType::Regular => {
+            // Its final permissions at once; set-id bits only when the owner is right.
+            let staged = work.stage_file(plan.mode(source.stat) & 0o777, true)?;
+            if plan.metacopy {
+                rustix::fs::ftruncate(staged.file()?, source.stat.size)?;
+                xattr::set(target(&staged)?, &upper.mark_key(Mark::Metacopy), b"", 0)?;
+            } else {
+                let length = plan.length.map_or(source.stat.size, |l| l.min(source.stat.size));
+                copy_content(copier, source, staged.file()?, length)?;
+            }
+            staged
+        }
+        FileType::Directory => work.stage_dir(plan.mode(source.stat) & 0o777)?,
+        FileType::Symlink => work.stage_symlink(&source.dir.read_link(source.name)?)?,
+        FileType::Special if plan.kept.is_some() => work.stage_file(plan.mode(source.stat) & 0o777, true)?,
+        FileType::Special => work.stage_node(source.stat.mode & !0o7000, source.stat.rdev)?,
+    };
+    copy_attributes(upper, &staged, source, plan)?;
+    if plan.sync && !plan.metacopy && source.stat.file_type() == FileType::Regular {
+        upper.settle(staged.file()?)?;
+    }
+    Ok(staged)
+}
+
+/// Copies the first `length` bytes of what `source` holds into `to`.
+///
+/// # Errors
+/// Those of reading and writing.
+pub fn copy_content(copier: &Copier, source: &Source<'_>, to: BorrowedFd<'_>, length: u64) -> Result<(), Errno> {
+    match source.content {
+        Some(content) => copier.copy(source.fs, content, to, source.stat, length),
+        None => copier.copy(source.fs, source.dir.open_file(source.name)?.as_fd(), to, source.stat, length),
+    }
+}
+
+/// The staged file as something to set attributes on.
+fn target<'a>(staged: &'a Staged<'_>) -> Result<Target<'a>, Errno> {
+    match staged.place() {
+        Some((dir, name)) => Ok(Target { dir: dir.as_fd(), name }),
+        None => Ok(Target { dir: staged.file()?, name: c"" }),
+    }
+}
+
+fn copy_attributes(upper: &UpperLayer, staged: &Staged<'_>, source: &Source<'_>, plan: &Plan<'_>) -> Result<(), Errno> {
+    let stat = source.stat;
+    let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+    let owner_in_inode = plan.kept.as_ref().is_none_or(|k| stat.file_type() == FileType::Symlink && !k.privileged);
+    if owner_in_inode && (uid, gid) != (stat.uid, stat.gid) {
+        match staged.place() {
+            Some((dir, name)) => dir.set_owner(name, Some(stat.uid), Some(stat.gid)),
+            None => set_owner_of(staged.file()?, stat),
+        }
+        .or_else(tolerate_unprivileged_chown)?;
+    }
+    copy_xattrs(target(staged)?, source, plan)?;
+    if let (Some(kept), false) = (&plan.kept, owner_in_inode) {
+        xattr::set(target(staged)?, kept.key, kept.value.as_bytes(), 0)?;
+    }
+    if let Some(origin) = plan.origin {
+        match xattr::set(target(staged)?, &upper.mark_key(Mark::Origin), origin, 0) {
+            // Without marks, inode numbers change at the next mount; nothing else is lost. The kernel does the same.
+            Ok(()) | Err(Errno::OPNOTSUPP | Errno::PERM) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    match (stat.file_type(), staged.place()) {
+        (FileType::Symlink, _) => {}
+        // The mode that it was made with is the final one, but that an ACL may have changed it.
+        (FileType::Regular, None) if plan.mode(stat) & 0o7000 == 0 && !plan.acls => {}
+        (_, None) => rustix::fs::fchmod(staged.file()?, rustix::fs::Mode::from_raw_mode(plan.mode(stat)))?,
+        (_, Some((dir, name))) => dir.set_mode(name, plan.mode(stat))?,
+    }
+    let mut times = Times::of(stat);
+    if plan.length.is_some_and(|length| length < stat.size) {
+        // Cutting it off is a change, and who sees the file must see both.
+        times.mtime = Some(TimeTo::Now);
+    }
+    match staged.place() {
+        Some((dir, name)) => dir.set_times(name, &times),
+        None => set_times_of(staged.file()?, &times),
+    }
+}
+
+fn set_owner_of(file: BorrowedFd<'_>, stat: &Stat) -> Result<(), Errno> {
+    use rustix::fs::{Gid, Uid};
+    rustix::fs::fchown(file, Some(Uid::from_raw(stat.uid)), Some(Gid::from_raw(stat.gid)))
+}
+
+/// An ordinary user cannot give files away: the copy then belongs to the user who mounted.
+fn tolerate_unprivileged_chown(errno: Errno) -> Result<(), Errno> {
+    match errno {
+        Errno::PERM | Errno::INVAL if !rustix::process::geteuid().is_root() => Ok(()),
+        errno => Err(errno),
+    }
+}
+
+/// True for the attributes that must not be lost when the upper cannot keep them (kernel: `ovl_must_copy_xattr`).
+fn must_copy(key: &[u8]) -> bool {
+    key.starts_with(b"system.posix_acl_") || key.starts_with(b"security.")
+}
+
+/// True for our marks, which belong to the layer that they are in; escaped ones are the user's and do not.
+pub fn is_mark(key: &[u8]) -> bool {
+    classify(key).is_some_and(|(namespace, _)| {
+        !key.strip_prefix(namespace.prefix().as_bytes()).unwrap_or_default().starts_with(b"overlay.")
+    })
+}
+
+fn copy_xattrs(to: Target<'_>, source: &Source<'_>, plan: &Plan<'_>) -> Result<(), Errno> {
+    for key in source.dir.list_xattrs(source.name)?.split(|&b| b == 0).filter(|k| !k.is_empty()) {
+        let is_acl = key.starts_with(b"system.posix_acl_");
+        if is_mark(key) || (is_acl && !plan.acls) || (!is_acl && !plan.xattrs) {
+            continue;
+        }
+        let name = CString::new(key).map_err(|_| Errno::INVAL)?;
+        let Some(value) = source.dir.xattr(source.name, &name)? else { continue };
+        let name = match &plan.kept {
+            Some(kept) if !kept.privileged && key.starts_with(b"security.") => {
+                CString::new([PREFIX.as_bytes(), key].concat()).map_err(|_| Errno::INVAL)?
+            }
+            _ => name,
+        };
+        match xattr::set(to, &name, &value, 0) {
+            Ok(()) => {}
+            Err(Errno::OPNOTSUPP) if !must_copy(key) => {}
+            Err(Errno::PERM) if !rustix::process::geteuid().is_root() => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(())
+}

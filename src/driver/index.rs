@@ -1,0 +1,181 @@
+//! The index: lower hard links stay one file over copy-up (kernel: `index=on`, `fs/overlayfs/namei.c`
+//! `ovl_lookup_index`, `fs/overlayfs/copy_up.c` `ovl_link_up`, `fs/overlayfs/util.c` `ovl_nlink_start`).
+//!
+//! A lower file with several names is copied up into `work/index`, under its origin mark in hexadecimal, and linked
+//! from there to each name that is used. The link count of the mount is kept on the file relative to that of the
+//! upper (`U+N`) or the lower file (`L+N`), whichever the next step does not change.
+
+use std::ffi::CStr;
+
+use parking_lot::MutexGuard;
+
+use crate::driver::Overlay;
+use crate::driver::copy_up::keep_mtime;
+use crate::driver::node::{Indexed, Name, Node, NodeRef, Real};
+use crate::driver::types::{Errno, Result};
+use crate::marks::Mark;
+use crate::marks::index::{decode_nlink, encode_nlink, entry_name};
+use crate::union::layer::{Stat, UpperDir};
+use crate::union::merge::{Found, Source};
+
+/// A change of a file's link count that has begun. Others of the same file wait for its end.
+pub(in crate::driver) struct NlinkChange<'n> {
+    _links: Option<MutexGuard<'n, ()>>,
+}
+
+impl Overlay {
+    /// The index directory, on a mount that has one.
+    fn index_dir(&self) -> Option<&UpperDir> {
+        self.stack.upper().and_then(|upper| upper.index())
+    }
+
+    /// The index entry that `found`, called `name` in `parent`, has or would have; with the attributes of the
+    /// entry's file if it exists.
+    pub(in crate::driver) fn index_entry(
+        &self,
+        parent: &NodeRef,
+        name: &CStr,
+        found: &Found,
+    ) -> Result<Option<(Indexed, Option<Stat>)>> {
+        let Some(index) = self.index_dir() else { return Ok(None) };
+        if found.stat.is_dir() || found.stat.nlink < 2 {
+            return Ok(None);
+        }
+        let (origin, lower_nlink) = match found.source {
+            Source::Lower(at) => {
+                let part = parent.dir().and_then(|dir| dir.lowers.get(usize::from(at))).ok_or(Errno::IO)?;
+                let fs = self.stack.lower(part.layer)?.fs();
+                let dir = self.lower_dir(parent, usize::from(at))?;
+                (self.origins.encode(fs, &dir, name)?, found.stat.nlink)
+            }
+            Source::Upper => {
+                let Some(origin) = found.marks.origin.clone() else { return Ok(None) };
+                let lower = self.origins.resolve(&self.stack, &origin).map_or(0, |(_, stat)| stat.nlink);
+                (origin, lower)
+            }
+        };
+        // A file system without handles has no index.
+        if origin.is_empty() {
+            return Ok(None);
+        }
+        let entry = Name::from(entry_name(&origin).as_c_str());
+        let stat = index.stat(&entry)?.filter(|stat| !stat.is_whiteout_device());
+        match (found.source, &stat) {
+            // A link made before the mount had an index: a file like any other.
+            (Source::Upper, None) => return Ok(None),
+            (Source::Upper, Some(stat)) if stat.ino != found.stat.ino => return Ok(None),
+            _ => {}
+        }
+        let nlink = match &stat {
+            None => lower_nlink,
+            Some(stat) => {
+                let key = self.upper()?.mark_key(Mark::Nlink);
+                let mark = index.xattr(&entry, &key)?;
+                let kept = mark.as_ref().and_then(|mark| decode_nlink(mark, stat.nlink, lower_nlink));
+                if let (Some(mark), None) = (&mark, kept) {
+                    let shown = mark.escape_ascii();
+                    tracing::warn!(
+                        "{:?}: damaged mark {key:?}: \"{shown}\"; the real count is shown",
+                        index.place(&entry)
+                    );
+                }
+                kept.unwrap_or(stat.nlink)
+            }
+        };
+        let metacopy = stat.is_some() && index.marks(&entry)?.metacopy;
+        Ok(Some((Indexed { name: entry, nlink, lower_nlink, metacopy }, stat)))
+    }
+
+    /// The node's index entry.
+    pub(in crate::driver) fn indexed(&self, node: &Node) -> Option<Indexed> {
+        node.file_state()?.index().cloned()
+    }
+
+    /// Directory and name of the node's file in the index, if it was copied up there.
+    pub(in crate::driver) fn index_place(&self, node: &Node) -> Option<(UpperDir, Name)> {
+        let state = node.file_state()?;
+        let entry = state.index().filter(|_| state.real == Real::Upper)?;
+        Some((self.index_dir()?.clone(), entry.name.clone()))
+    }
+
+    /// Writes the link count mark of an indexed file; relative to the upper's count if `letter` is `U`, to the
+    /// lower's if it is `L`.
+    fn write_nlink(&self, entry: &Indexed, letter: char) -> Result<()> {
+        let index = self.index_dir().ok_or(Errno::IO)?;
+        let base = match letter {
+            'L' => entry.lower_nlink,
+            _ => index.stat(&entry.name)?.ok_or(Errno::STALE)?.nlink,
+        };
+        let mark = encode_nlink(letter, entry.nlink, base);
+        index.set_xattr(&entry.name, &self.upper()?.mark_key(Mark::Nlink), mark.as_bytes(), 0)
+    }
+
+    /// Publishes a staged copy as the node's index entry.
+    pub(in crate::driver) fn publish_indexed(
+        &self,
+        entry: &Indexed,
+        staged: crate::union::layer::Staged<'_>,
+    ) -> Result<()> {
+        let index = self.index_dir().ok_or(Errno::IO)?;
+        // It will have one name, the index entry's own.
+        let mark = encode_nlink('U', entry.nlink, 1);
+        staged.set_xattr(&self.upper()?.mark_key(Mark::Nlink), mark.as_bytes())?;
+        staged.publish_new(index, &entry.name).map(|_| ())
+    }
+
+    /// Makes sure that the indexed file has the name `name` in the upper part of `parent`, which exists. The
+    /// caller holds that directory's `names` lock for writing.
+    pub(in crate::driver) fn link_up(&self, node: &Node, parent: &NodeRef, dir: &UpperDir, name: &CStr) -> Result<()> {
+        let Some((index, entry)) = self.index_place(node) else { return Ok(()) };
+        if dir.stat(name)?.is_some() {
+            return Ok(());
+        }
+        self.mark_impure(parent, dir)?;
+        let _links = node.hold_links();
+        let Some(indexed) = self.indexed(node) else { return Ok(()) };
+        // The upper gets one more name, the mount does not.
+        self.write_nlink(&indexed, 'L')?;
+        let before = dir.stat_self()?;
+        dir.link(&index, &entry, name)?;
+        keep_mtime(dir, &before);
+        Ok(())
+    }
+
+    /// Before the mount's link count of an indexed file changes together with the upper's. What is given back goes to
+    /// [`Self::end_nlink_change`] when both have changed.
+    pub(in crate::driver) fn begin_nlink_change<'n>(&self, node: &'n Node) -> Result<NlinkChange<'n>> {
+        let guard = node.hold_links();
+        match self.indexed(node) {
+            Some(entry) if node.has_upper() => self.write_nlink(&entry, 'U')?,
+            _ => {}
+        }
+        Ok(NlinkChange { _links: guard })
+    }
+
+    /// After it changed by `difference`; a file without names leaves the index.
+    ///
+    /// The change itself stands: an entry that cannot be removed is left for the next mount.
+    pub(in crate::driver) fn end_nlink_change(&self, _change: NlinkChange<'_>, node: &Node, difference: i32) {
+        let Some((index, entry)) = self.index_place(node) else { return };
+        let left = {
+            let Some(mut state) = node.file_state() else { return };
+            let Some(indexed) = state.index_mut() else { return };
+            indexed.nlink = indexed.nlink.saturating_add_signed(difference);
+            indexed.nlink
+        };
+        if left > 0 {
+            return;
+        }
+        let removed = self.upper().and_then(|upper| {
+            let held = upper.hold(index.open_reference(&entry)?);
+            let mut state = node.state.lock();
+            state.set_orphan(Some(held));
+            state.take_index();
+            drop(state);
+            index.remove_file(&entry)
+        });
+        if let Err(errno) = removed {
+            tracing::warn!("an index entry of a removed file is left behind: {entry:?}: {errno}");
+        }
+    }
+}

@@ -1,0 +1,261 @@
+//! The union file system itself, one file per group of verbs. Takes the locks (order: [`crate::driver::node`]); knows
+//! nothing of FUSE.
+
+mod acl;
+mod copy_up;
+mod index;
+mod locate;
+pub mod node;
+mod owner;
+mod passthrough;
+mod permissions;
+mod readahead;
+pub mod types;
+mod verbs;
+
+use std::ffi::{CString, OsStr};
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, OnceLock};
+
+use parking_lot::{Mutex, RwLock};
+use rustix::thread::CapabilitySet;
+
+use crate::config::{OverlayConfig, Passthrough, RedirectDir};
+use crate::driver::copy_up::stage::Copier;
+use crate::driver::node::{DirState, HandleTable, Node, NodeRef, NodeTable, Real, State, UpperPart};
+use crate::marks::{AufsName, Opaque, decode_aufs_name};
+use crate::sys::namespace::has_everywhere;
+pub use crate::union::layer::OpenError;
+use crate::union::layer::fd_cache::FdCache;
+use crate::union::layer::{Dir, LayerStack, LowerRef, OriginResolver, UpperDir, UpperLayer};
+use permissions::Permissions;
+use types::{Errno, Kernel, KernelRef, NodeId, Result};
+
+/// A mounted union: the layers, the inode table and the open handles.
+///
+/// Every verb may be called from any thread at any time.
+pub struct Overlay {
+    config: OverlayConfig,
+    stack: LayerStack,
+    origins: OriginResolver,
+    copier: Copier,
+    nodes: NodeTable,
+    handles: HandleTable,
+    /// Open lower directories: node, index of the lower part.
+    lower_dirs: FdCache<Dir>,
+    /// Open upper directories: node, 0.
+    upper_dirs: FdCache<UpperDir>,
+    /// Lower files that were read lately: node, 0. Programs open the same ones again and again.
+    lower_files: FdCache<Arc<OwnedFd>>,
+    /// Held while a name moves from one directory to another, before the locks of the directories.
+    rename: Mutex<()>,
+    kernel: OnceLock<Attached>,
+    /// How many nodes have left the table.
+    forgotten: AtomicU64,
+    /// Where owner and mode are kept, if not in the inode.
+    permissions: Option<Permissions>,
+    /// The driver's own user and group, who own what it makes at first.
+    own_ids: (u32, u32),
+    /// The driver may open every file for reading.
+    privileged: bool,
+    /// Whether it pays to find out that a file has no extended attributes at all.
+    bare: verbs::xattr::Bare,
+    read_ahead: readahead::ReadAhead,
+}
+
+/// The kernel's side of the mount.
+struct Attached {
+    kernel: KernelRef,
+    passthrough: bool,
+}
+
+impl Overlay {
+    /// Opens and checks the layers, empties the work directory, finds out what the upper can do.
+    ///
+    /// The process's umask becomes 0: modes are the callers' business.
+    ///
+    /// # Errors
+    /// One line naming the layer and what is wrong with it.
+    pub fn open(config: OverlayConfig) -> std::result::Result<Self, OpenError> {
+        let mut config = config;
+        let mut stack = LayerStack::open(&config)?;
+        let origins = OriginResolver::new(stack.lowers());
+        if config.index {
+            config.index = stack.prepare_index(&origins)?;
+        }
+        let unreadable = |errno| OpenError(format!("cannot read the layers' roots: {errno}"));
+        let permissions = Permissions::of(&config, &stack).map_err(unreadable)?;
+        if let Some(permissions) = &permissions {
+            permissions.probe(&stack)?;
+            config.no_acl = true;
+            stack.disable_acls();
+        }
+        let root = open_root(&stack).map_err(unreadable)?;
+        rustix::process::umask(rustix::fs::Mode::empty());
+        // Half of the descriptors for directories, an eighth for files that were open, the rest for those that are.
+        let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(1024);
+        let capacity = usize::try_from(limit / 4).unwrap_or(1024).min(16_384);
+        Ok(Self {
+            origins,
+            copier: Copier::default(),
+            nodes: NodeTable::new(NodeRef::new(root)),
+            handles: HandleTable::default(),
+            lower_dirs: FdCache::new(capacity),
+            upper_dirs: FdCache::new(capacity),
+            lower_files: FdCache::new(capacity / 2),
+            rename: Mutex::new(()),
+            kernel: OnceLock::new(),
+            forgotten: AtomicU64::new(0),
+            permissions,
+            own_ids: (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw()),
+            privileged: has_everywhere(CapabilitySet::DAC_READ_SEARCH),
+            bare: verbs::xattr::Bare::new(),
+            read_ahead: readahead::ReadAhead::default(),
+            config,
+            stack,
+        })
+    }
+
+    /// Connects to the kernel. Called once, when INIT has been answered and before the first request.
+    pub fn attach(&self, kernel: KernelRef, passthrough: bool) {
+        let passthrough = passthrough && self.config.passthrough != Passthrough::Off;
+        if self.kernel.set(Attached { kernel, passthrough }).is_err() {
+            tracing::error!("attached twice; the first one counts");
+        }
+    }
+
+    /// True when POSIX ACLs are kept and shown.
+    pub fn has_acls(&self) -> bool {
+        self.stack.upper().map_or(!self.config.no_acl, UpperLayer::has_acls)
+    }
+
+    /// True when nothing can be changed.
+    pub fn is_read_only(&self) -> bool {
+        self.stack.upper().is_none_or(UpperLayer::is_read_only)
+    }
+
+    /// Number of nodes that the kernel knows, and of open handles.
+    pub fn population(&self) -> (usize, usize) {
+        (self.nodes.len(), self.handles.len())
+    }
+
+    /// Flushes everything to the disk.
+    ///
+    /// # Errors
+    /// Those of `syncfs(2)`.
+    pub fn sync(&self) -> Result<()> {
+        match self.stack.upper() {
+            Some(upper) if !upper.is_volatile() && !self.config.ignore_fsync => upper.sync(),
+            _ => Ok(()),
+        }
+    }
+
+    /// The mount is gone; requests of it may still be worked on. Who mounts the same upper now waits for [`Self::close`] and
+    /// the end of the process.
+    pub fn announce_end(&self) {
+        self.read_ahead.end();
+        if let Some(upper) = self.stack.upper() {
+            upper.announce_end();
+        }
+    }
+
+    /// After the last request: closes what is open and leaves the work directory empty.
+    pub fn close(&self) {
+        self.announce_end();
+        self.handles.clear();
+        if let Some(upper) = self.stack.upper()
+            && let Err(errno) = upper.close()
+        {
+            tracing::warn!("work directory not left empty: {errno}");
+        }
+    }
+
+    /// The writable layer.
+    fn upper(&self) -> Result<&UpperLayer> {
+        self.stack.upper().filter(|upper| !upper.is_read_only()).ok_or(Errno::ROFS)
+    }
+
+    fn node(&self, id: NodeId) -> Result<NodeRef> {
+        self.nodes.get(id).ok_or(Errno::STALE)
+    }
+
+    /// The node and directory of `id`.
+    fn dir_node(&self, id: NodeId) -> Result<NodeRef> {
+        let node = self.node(id)?;
+        if node.dir().is_some() { Ok(node) } else { Err(Errno::NOTDIR) }
+    }
+
+    fn kernel(&self) -> Option<&dyn Kernel> {
+        self.kernel.get().map(|attached| &*attached.kernel)
+    }
+
+    fn follows_redirects(&self) -> bool {
+        self.config.redirect_dir != RedirectDir::NoFollow
+    }
+}
+
+/// Longest name, in bytes, as on every file system below us.
+const NAME_MAX: usize = 255;
+
+/// Checks a name that came from outside.
+fn checked_name(name: &OsStr) -> Result<CString> {
+    let bytes = name.as_bytes();
+    match bytes {
+        b"" | b"." | b".." => Err(Errno::INVAL),
+        _ if bytes.len() > NAME_MAX => Err(Errno::NAMETOOLONG),
+        _ if bytes.contains(&b'/') => Err(Errno::INVAL),
+        _ => CString::new(bytes).map_err(|_| Errno::INVAL),
+    }
+}
+
+/// True for names that mean deletions in some layers (`.wh.…`). They are never shown, and cannot be created: that
+/// would delete another file for every reader of the layer that obeys the OCI rules.
+fn is_reserved(name: &std::ffi::CStr) -> bool {
+    decode_aufs_name(OsStr::from_bytes(name.to_bytes())) != AufsName::Plain
+}
+
+/// Checks a name that is about to be created.
+fn creatable_name(name: &OsStr) -> Result<CString> {
+    let name = checked_name(name)?;
+    if is_reserved(&name) { Err(Errno::PERM) } else { Ok(name) }
+}
+
+fn open_root(stack: &LayerStack) -> Result<Node> {
+    let mut lowers = Vec::new();
+    let mut opaque_above = false;
+    let upper = match stack.upper() {
+        None => None,
+        Some(upper) => {
+            let marks = upper.root().marks(c"")?;
+            opaque_above = marks.opaque() == Opaque::Yes;
+            Some(UpperPart {
+                impure: marks.impure,
+                xattr_whiteouts: marks.opaque() == Opaque::XattrWhiteouts,
+                opaque: opaque_above,
+                ..UpperPart::default()
+            })
+        }
+    };
+    for (index, layer) in stack.lowers().iter().enumerate() {
+        if opaque_above {
+            break;
+        }
+        let opaque = layer.root().marks(c"")?.opaque();
+        let number = u16::try_from(index).map_err(|_| Errno::OVERFLOW)?;
+        lowers.push(LowerRef::root(number, opaque == Opaque::XattrWhiteouts, layer.root_number()));
+        opaque_above = opaque == Opaque::Yes;
+    }
+    let ino = match stack.lowers().first().filter(|_| !lowers.is_empty()) {
+        Some(layer) => stack.show_ino(layer.fs(), layer.root().stat_self()?.ino),
+        None => match stack.upper() {
+            Some(upper) => stack.show_ino(LayerStack::UPPER_FS, upper.root().stat_self()?.ino),
+            None => 1,
+        },
+    };
+    let state = DirState { upper, ..DirState::default() };
+    let dir = node::Dir { lowers: lowers.into(), names: RwLock::new(()), state: Mutex::new(state) };
+    let own = State::new(None, Real::Upper);
+    Ok(Node::new(NodeId::ROOT, ino, crate::union::layer::FileType::Directory, own, Some(Box::new(dir))))
+}

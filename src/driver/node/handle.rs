@@ -1,0 +1,101 @@
+//! Open files.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use dashmap::DashMap;
+use parking_lot::RwLock;
+
+use crate::driver::node::{NodeRef, ReadPattern};
+
+/// An open file.
+#[derive(Debug)]
+pub struct FileHandle {
+    /// The file.
+    pub node: NodeRef,
+    /// The real file. A handle that reads a lower file changes over to the upper one after a copy-up.
+    pub real: RwLock<RealFile>,
+    /// It was opened for writing.
+    pub writable: bool,
+    /// The kernel reads and writes the backing file itself.
+    pub passthrough: bool,
+    /// It can be mapped for writing: opened for reading and writing.
+    pub mappable: bool,
+    /// It is a program that is being executed.
+    pub executing: bool,
+    /// How it is read.
+    pub pattern: ReadPattern,
+}
+
+/// The real file behind an open one.
+#[derive(Debug)]
+pub enum RealFile {
+    /// A lower layer's, to be opened when it is read.
+    Unopened,
+    /// A lower layer's. Handles may share it, for it has no position of its own.
+    Lower(Arc<OwnedFd>),
+    /// The upper's.
+    Upper(Arc<OwnedFd>),
+}
+
+impl RealFile {
+    /// A file that has been opened, of the upper or of a lower layer.
+    pub fn opened(fd: Arc<OwnedFd>, upper: bool) -> Self {
+        if upper { Self::Upper(fd) } else { Self::Lower(fd) }
+    }
+
+    /// Its descriptor.
+    pub fn fd(&self) -> Option<&Arc<OwnedFd>> {
+        match self {
+            Self::Unopened => None,
+            Self::Lower(fd) | Self::Upper(fd) => Some(fd),
+        }
+    }
+
+    /// It is the upper's.
+    pub fn is_upper(&self) -> bool {
+        matches!(self, Self::Upper(_))
+    }
+}
+
+/// All open handles.
+#[derive(Debug, Default)]
+pub struct HandleTable {
+    handles: DashMap<u64, Arc<FileHandle>>,
+    next: AtomicU64,
+}
+
+impl HandleTable {
+    /// Puts a handle in; its number.
+    pub fn insert(&self, handle: Arc<FileHandle>) -> u64 {
+        let id = self.next.fetch_add(1, Ordering::Relaxed) + 1;
+        self.handles.insert(id, handle);
+        id
+    }
+
+    /// The open file of a number.
+    pub fn get(&self, id: u64) -> Option<Arc<FileHandle>> {
+        self.handles.get(&id).map(|handle| handle.clone())
+    }
+
+    /// Takes a handle out.
+    pub fn remove(&self, id: u64) -> Option<Arc<FileHandle>> {
+        self.handles.remove(&id).map(|(_, handle)| handle)
+    }
+
+    /// Number of open handles.
+    pub fn len(&self) -> usize {
+        self.handles.len()
+    }
+
+    /// True if nothing is open.
+    pub fn is_empty(&self) -> bool {
+        self.handles.is_empty()
+    }
+
+    /// Closes everything.
+    pub fn clear(&self) {
+        self.handles.clear();
+    }
+}

@@ -1,0 +1,76 @@
+//! Owners as the mount shows them and as they are on disk (`squash_to_*`, `uidmapping`, `gidmapping`).
+
+use crate::config::IdRange;
+use crate::driver::Overlay;
+use crate::driver::types::Caller;
+
+/// What an id without a mapping is shown as (`/proc/sys/kernel/overflowuid`'s default).
+const OVERFLOW: u32 = 65_534;
+
+fn shown(mapping: &[IdRange], id: u32) -> u32 {
+    if mapping.is_empty() {
+        return id;
+    }
+    let find = |range: &IdRange| Some(range.shown + id.checked_sub(range.on_disk).filter(|&d| d < range.count)?);
+    mapping.iter().find_map(find).unwrap_or(OVERFLOW)
+}
+
+fn on_disk(mapping: &[IdRange], id: u32) -> u32 {
+    if mapping.is_empty() {
+        return id;
+    }
+    let find = |range: &IdRange| Some(range.on_disk + id.checked_sub(range.shown).filter(|&d| d < range.count)?);
+    mapping.iter().find_map(find).unwrap_or(OVERFLOW)
+}
+
+/// True if `gid` is one of the caller's groups. Supplementary groups are only known while the caller's process is.
+pub(in crate::driver) fn is_in_group(caller: &Caller, gid: u32) -> bool {
+    if caller.gid == gid {
+        return true;
+    }
+    let status = std::fs::read_to_string(format!("/proc/{}/status", caller.pid)).unwrap_or_default();
+    let groups = status.lines().find_map(|line| line.strip_prefix("Groups:")).unwrap_or_default();
+    groups.split_whitespace().any(|group| group.parse() == Ok(gid))
+}
+
+impl Overlay {
+    /// Owner and group to show for those on disk.
+    pub(in crate::driver) fn shown_owner(&self, uid: u32, gid: u32) -> (u32, u32) {
+        let config = &self.config;
+        (
+            config.squash_to_uid.unwrap_or_else(|| shown(&config.uid_mapping, uid)),
+            config.squash_to_gid.unwrap_or_else(|| shown(&config.gid_mapping, gid)),
+        )
+    }
+
+    /// User id on disk for one that a caller gave.
+    pub(in crate::driver) fn uid_on_disk(&self, uid: u32) -> u32 {
+        on_disk(&self.config.uid_mapping, uid)
+    }
+
+    /// Group id on disk for one that a caller gave.
+    pub(in crate::driver) fn gid_on_disk(&self, gid: u32) -> u32 {
+        on_disk(&self.config.gid_mapping, gid)
+    }
+
+    /// Where everything is shown as one owner's, ownership on disk is nobody's to change.
+    pub(in crate::driver) fn squashes(&self) -> bool {
+        self.config.squash_to_uid.is_some() || self.config.squash_to_gid.is_some()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_map_both_ways() {
+        let map =
+            [IdRange { shown: 0, on_disk: 1000, count: 1 }, IdRange { shown: 1, on_disk: 100_000, count: 65_536 }];
+        for (seen, real) in [(0, 1000), (1, 100_000), (65_536, 165_535)] {
+            assert_eq!((shown(&map, real), on_disk(&map, seen)), (seen, real));
+        }
+        assert_eq!((shown(&map, 0), on_disk(&map, 70_000)), (OVERFLOW, OVERFLOW));
+        assert_eq!((shown(&[], 7), on_disk(&[], 7)), (7, 7));
+    }
+}

@@ -1,0 +1,254 @@
+//! Owner, mode and type kept beside the file (`xattr_permissions`): what an ordinary user's mount needs so that
+//! chown, chmod, mknod and set-id bits work and survive.
+//!
+//! The real file belongs to the user who mounted and is a regular one where its type is a device, pipe or socket.
+//! With `user.*` attributes a symlink has no place for its owner: it shows its real one, and changing that is
+//! tolerated where it is not permitted. POSIX ACLs are off, since they would contradict the kept mode.
+
+use std::ffi::{CStr, CString};
+use std::os::fd::{AsFd, BorrowedFd};
+
+use crate::config::{OverlayConfig, XattrPermissions};
+use crate::driver::copy_up::stage::Kept;
+use crate::driver::types::{Caller, Errno, Result, SetAttr};
+use crate::driver::verbs::attr::mode_without_set_id;
+use crate::driver::{OpenError, Overlay};
+use crate::marks::override_stat::{self, Kind, OverrideStat};
+use crate::sys::xattr::{self, Target};
+use crate::union::layer::{Dir, FileType, LayerDir, LayerStack, Stat, UpperDir, describe};
+
+/// Longest value read; longer ones are malformed.
+const LONGEST: usize = 128;
+/// A file's capabilities, as an ordinary user's mount stores them.
+const KEPT_CAPABILITY: &CStr = c"user.containers.override_security.capability";
+
+/// Where owner, mode and type are kept.
+#[derive(Debug)]
+pub(in crate::driver) struct Permissions {
+    key: CString,
+    /// The attribute is in `security.*`: the mounter is privileged, and every type of file can have it.
+    privileged: bool,
+}
+
+impl Permissions {
+    /// What the mount was asked to do; without being asked, what the roots of the layers say (containers/storage
+    /// marks them so, and fuse-overlayfs obeys).
+    ///
+    /// # Errors
+    /// Those of reading the attributes.
+    pub(in crate::driver) fn of(config: &OverlayConfig, stack: &LayerStack) -> Result<Option<Self>> {
+        let new = |key: &str, privileged| {
+            let key = CString::new(key).map_err(|_| Errno::INVAL)?;
+            Ok(Some(Self { key, privileged }))
+        };
+        match config.xattr_permissions {
+            XattrPermissions::Privileged => return new(override_stat::PRIVILEGED, true),
+            XattrPermissions::Containers => return new(override_stat::CONTAINERS, false),
+            XattrPermissions::Inode => {}
+        }
+        let upper = stack.upper().map(|upper| upper.root().as_dir());
+        for root in upper.into_iter().chain(stack.lowers().iter().map(|layer| layer.root())) {
+            let names = root.list_xattrs(c"")?;
+            for (key, privileged) in [
+                (override_stat::PRIVILEGED, true),
+                (override_stat::CONTAINERS, false),
+                (override_stat::FUSE_OVERLAYFS, false),
+            ] {
+                if names.split(|&byte| byte == 0).any(|name| name == key.as_bytes()) {
+                    return new(key, privileged);
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// Makes sure that the upper's file system takes the attribute.
+    ///
+    /// # Errors
+    /// One line that says what does not work.
+    pub(in crate::driver) fn probe(&self, stack: &LayerStack) -> std::result::Result<(), OpenError> {
+        let Some(work) = stack.upper().and_then(|upper| upper.work().ok()) else { return Ok(()) };
+        let probed = work.stage_file(0o600, false).and_then(|staged| {
+            let (dir, name) = staged.place().ok_or(Errno::IO)?;
+            dir.set_xattr(name, &self.key, b"0:0:0600:file", 0)
+        });
+        probed.map_err(|errno| {
+            let key = self.key.to_string_lossy();
+            OpenError(format!("xattr_permissions: the upperdir's file system does not take {key}: {}", describe(errno)))
+        })
+    }
+
+    /// `stat` with what is kept beside the file in the place of what is really there.
+    fn apply(&self, target: Target<'_>, stat: Stat) -> Result<Stat> {
+        let mut value = [0; LONGEST];
+        let length = match xattr::get(target, &self.key, &mut value) {
+            Ok(length) => length,
+            Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::PERM) => return Ok(stat),
+            Err(Errno::RANGE) => 0,
+            Err(errno) => return Err(errno),
+        };
+        let Some(kept) = OverrideStat::decode(value.get(..length).unwrap_or_default()) else {
+            tracing::warn!("{:?}: damaged mark {:?}: shown as it really is", target.place(), self.key);
+            return Ok(stat);
+        };
+        let real_type = stat.mode & libc::S_IFMT;
+        let (kind, rdev) = match (real_type, kept.kind) {
+            (libc::S_IFREG, Some(Kind::Pipe)) => (libc::S_IFIFO, (0, 0)),
+            (libc::S_IFREG, Some(Kind::Socket)) => (libc::S_IFSOCK, (0, 0)),
+            (libc::S_IFREG, Some(Kind::Block(major, minor))) => (libc::S_IFBLK, (major, minor)),
+            (libc::S_IFREG, Some(Kind::Char(major, minor))) => (libc::S_IFCHR, (major, minor)),
+            (real, _) => (real, stat.rdev),
+        };
+        Ok(Stat { uid: kept.uid, gid: kept.gid, mode: kind | kept.mode, rdev, ..stat })
+    }
+
+    /// The attribute's value for a file that shall show `stat`.
+    fn value(stat: &Stat) -> String {
+        let kind = match stat.mode & libc::S_IFMT {
+            libc::S_IFDIR => Kind::Directory,
+            libc::S_IFLNK => Kind::Symlink,
+            libc::S_IFIFO => Kind::Pipe,
+            libc::S_IFSOCK => Kind::Socket,
+            libc::S_IFBLK => Kind::Block(stat.rdev.0, stat.rdev.1),
+            libc::S_IFCHR => Kind::Char(stat.rdev.0, stat.rdev.1),
+            _ => Kind::File,
+        };
+        OverrideStat { uid: stat.uid, gid: stat.gid, mode: stat.mode & 0o7777, kind: Some(kind) }.encode()
+    }
+
+    /// What a copy-up keeps beside the copy of a file that shows `stat`.
+    pub(in crate::driver) fn kept(&self, stat: &Stat) -> Kept<'_> {
+        Kept { key: &self.key, value: Self::value(stat), privileged: self.privileged }
+    }
+
+    /// Makes `name` in `dir` show owner and mode of `stat`. The real file stays its owner's, who can always use it.
+    pub(in crate::driver) fn keep(&self, dir: &UpperDir, name: &CStr, stat: &Stat) -> Result<()> {
+        if stat.file_type() == FileType::Symlink && !self.privileged {
+            return dir.set_owner(name, Some(stat.uid), Some(stat.gid)).or_else(tolerate_ownerless_symlink);
+        }
+        dir.set_xattr(name, &self.key, Self::value(stat).as_bytes(), 0)?;
+        if stat.file_type() == FileType::Symlink { Ok(()) } else { dir.set_mode(name, real_mode(stat.mode)) }
+    }
+
+    /// Name under which the attribute `key` of the mount is stored; `None` if it is not for users.
+    pub(in crate::driver) fn stored_key(&self, key: &[u8]) -> Option<Vec<u8>> {
+        if key == self.key.as_bytes() || key.starts_with(override_stat::PREFIX.as_bytes()) {
+            return None;
+        }
+        if key.starts_with(b"security.") && !self.privileged {
+            return Some([override_stat::PREFIX.as_bytes(), key].concat());
+        }
+        Some(key.to_vec())
+    }
+
+    /// Name under which the mount shows the stored attribute `key`; `None` if it does not.
+    pub(in crate::driver) fn shown_key<'k>(&self, key: &'k [u8]) -> Option<&'k [u8]> {
+        if key == self.key.as_bytes() {
+            return None;
+        }
+        match key.strip_prefix(override_stat::PREFIX.as_bytes()) {
+            Some(inner) if inner.starts_with(b"security.") && !self.privileged => Some(inner),
+            Some(_) => None,
+            None => Some(key),
+        }
+    }
+}
+
+/// Permission bits of the real file behind one that shows `mode`.
+pub(in crate::driver) fn real_mode(mode: u32) -> u32 {
+    let owner = if mode & libc::S_IFMT == libc::S_IFDIR { 0o700 } else { 0o600 };
+    (mode & 0o777) | owner
+}
+
+/// A symlink cannot have the attribute, nor an ordinary user give it away: it stays the mounter's.
+fn tolerate_ownerless_symlink(errno: Errno) -> Result<()> {
+    match errno {
+        Errno::PERM | Errno::INVAL => Ok(()),
+        errno => Err(errno),
+    }
+}
+
+/// The mode of `stat` after its owner changed (kernel: `setattr_should_drop_suidgid`).
+fn mode_after_chown(stat: &Stat) -> u32 {
+    if stat.is_dir() {
+        return stat.mode;
+    }
+    let executable = stat.mode & libc::S_IXGRP != 0;
+    stat.mode & !(libc::S_ISUID | if executable { libc::S_ISGID } else { 0 })
+}
+
+impl Overlay {
+    /// What to show for `name` in `dir`, whose real attributes are `stat`.
+    pub(in crate::driver) fn shown_stat(&self, dir: &Dir, name: &CStr, stat: Stat) -> Result<Stat> {
+        match &self.permissions {
+            None => Ok(stat),
+            Some(permissions) => permissions.apply(Target { dir: dir.as_fd(), name }, stat),
+        }
+    }
+
+    /// What to show for `name` in a directory of a lower layer, whose real attributes are `stat`.
+    pub(in crate::driver) fn shown_lower_stat(&self, dir: &LayerDir<'_>, name: &CStr, stat: Stat) -> Result<Stat> {
+        if self.permissions.is_none() || dir.has_no_xattrs(name) {
+            return Ok(stat);
+        }
+        self.shown_stat(&dir.open()?, name, stat)
+    }
+
+    /// What to show for an open file, whose real attributes are `stat`.
+    pub(in crate::driver) fn shown_stat_of(&self, file: BorrowedFd<'_>, stat: Stat) -> Result<Stat> {
+        match &self.permissions {
+            None => Ok(stat),
+            Some(permissions) => permissions.apply(Target { dir: file, name: c"" }, stat),
+        }
+    }
+
+    /// Sets the permission bits that `name` in `dir` shows.
+    pub(in crate::driver) fn set_shown_mode(&self, dir: &UpperDir, name: &CStr, mode: u32) -> Result<()> {
+        let Some(permissions) = &self.permissions else { return dir.set_mode(name, mode) };
+        let stat = self.shown_stat(dir, name, dir.stat(name)?.ok_or(Errno::STALE)?)?;
+        permissions.keep(dir, name, &Stat { mode: (stat.mode & libc::S_IFMT) | mode, ..stat })
+    }
+
+    /// The part of setattr that changes owner and mode, for kept permissions.
+    pub(in crate::driver) fn set_kept(
+        &self,
+        permissions: &Permissions,
+        caller: &Caller,
+        dir: &UpperDir,
+        name: &CStr,
+        set: &SetAttr,
+    ) -> Result<()> {
+        let old = self.shown_stat(dir, name, dir.stat(name)?.ok_or(Errno::STALE)?)?;
+        let mut new = old;
+        let chown = (set.uid.is_some() || set.gid.is_some()) && !self.squashes();
+        if chown {
+            new.uid = set.uid.map_or(old.uid, |uid| self.uid_on_disk(uid));
+            new.gid = set.gid.map_or(old.gid, |gid| self.gid_on_disk(gid));
+            new.mode = mode_after_chown(&old);
+        }
+        if let Some(mode) = set.mode {
+            new.mode = (old.mode & libc::S_IFMT) | (mode & 0o7777);
+        } else if set.kill_suidgid
+            && !chown
+            && let Some(mode) = mode_without_set_id(caller, &old)
+        {
+            new.mode = (old.mode & libc::S_IFMT) | mode;
+        }
+        if chown || set.size.is_some() {
+            self.drop_kept_capability(dir, name, &old)?;
+        }
+        if chown || new.mode != old.mode { permissions.keep(dir, name, &new) } else { Ok(()) }
+    }
+
+    /// Capabilities go when a file changes. The real file system does that for its own attribute only; a write past
+    /// us (passthrough) is not seen, so they go when the file is opened for one.
+    pub(in crate::driver) fn drop_kept_capability(&self, dir: &UpperDir, name: &CStr, stat: &Stat) -> Result<()> {
+        if self.permissions.as_ref().is_none_or(|kept| kept.privileged) || stat.file_type() != FileType::Regular {
+            return Ok(());
+        }
+        match dir.remove_xattr(name, KEPT_CAPABILITY) {
+            Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(()),
+            Err(errno) => Err(errno),
+        }
+    }
+}

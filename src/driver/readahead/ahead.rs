@@ -1,0 +1,524 @@
+//! Files of a directory that are read one after the other.
+//!
+//! Who reads a tree opens the files of each directory in the order in which it lists them (`tar`, `grep -r`, `cp -a`) or in
+//! that of their names (`cat *`, `git`, `rsync`), and waits for the disk once or twice for each. The listing tells which
+//! come next: a thread of its own opens them and has their beginnings read while the reader is busy with the first.
+//! Nothing changes by it but what the kernel has cached of the lower layers (and times of access, where the driver may not
+//! open files without touching them). It begins when reads wait for the disk, and ends when what it asks for is in memory.
+
+use std::collections::VecDeque;
+use std::ffi::CStr;
+use std::io::IoSliceMut;
+use std::num::NonZeroU64;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use parking_lot::{Condvar, Mutex};
+use rustix::fs::Advice;
+use rustix::io::ReadWriteFlags;
+
+use crate::driver::Overlay;
+use crate::driver::node::{FileHandle, Name, NodeId, NodeRef};
+use crate::driver::types::{Errno, Result};
+use crate::union::layer::Dir;
+use crate::union::merge::listing::{Listed, hash_position};
+use crate::union::merge::{Listing, Source};
+
+/// Runs that are remembered: two orders for each of some directories. Each process that reads a tree is in one.
+const RUNS: usize = 16;
+/// Files in order, before it is taken for a run.
+const CAUTIOUS: u32 = 3;
+/// And after one run in that order that was one to the end.
+const CONFIDENT: u32 = 1;
+/// So many times more, after what was none in the same directory.
+const BURNT: u32 = 4;
+/// Files after which a run is believed to have been one.
+const BELIEVED: u32 = 8;
+/// For each file that was read, a run may have passed over so many entries: those read before, directories, links.
+const SPARSE: usize = 4;
+/// Files that are asked for at once, and as long as there are fewer than [`CAUTIOUS`].
+const WINDOW: usize = 32;
+const FIRST_WINDOW: usize = 8;
+/// Files that were in memory, one after the other, after which nobody reads from the disk any more.
+const LAPSE: u32 = 256;
+/// How much of each, in bytes: what the kernel's own readahead begins with at most.
+const BEGINNING: u64 = 128 << 10;
+/// Entries of the largest directory that is put into the order of names for each window.
+const SORTED: usize = 4096;
+
+/// Finds runs, and hands them to the thread.
+#[derive(Debug, Default)]
+pub(in crate::driver) struct ReadAhead {
+    /// Leaf lock.
+    state: Mutex<State>,
+    work: Condvar,
+    /// A thread is there.
+    attended: AtomicBool,
+    /// There are runs that go on.
+    running: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    runs: VecDeque<Run>,
+    jobs: VecDeque<Job>,
+    /// The order of the last run that was believed.
+    believed: Option<Order>,
+    /// Files that were in memory since one was not, or the thread was called.
+    in_memory: u32,
+    over: bool,
+}
+
+/// In which order files are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Order {
+    Listing,
+    Names,
+}
+
+/// Where a file is in an order.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Place {
+    /// Position in the listing.
+    Listed(u64),
+    Named(Name),
+}
+
+impl Place {
+    fn order(&self) -> Order {
+        match self {
+            Self::Listed(_) => Order::Listing,
+            Self::Named(_) => Order::Names,
+        }
+    }
+}
+
+/// Files of one directory that were read in order.
+#[derive(Clone, Debug)]
+struct Run {
+    dir: NodeId,
+    first: Place,
+    last: Place,
+    /// Files from the first to the last.
+    count: u32,
+    /// Files since it began; the first moves on with what was looked at.
+    total: u32,
+    /// Files that are enough to call the thread.
+    enough: u32,
+    next: Next,
+}
+
+/// When the thread is to be called for a run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Next {
+    /// When there are files enough.
+    Enough,
+    /// When a file behind this place is read.
+    Behind(Place),
+    /// It has been called.
+    Asked,
+    /// Not any more.
+    Never,
+}
+
+/// What the thread is to do.
+#[derive(Debug)]
+struct Job {
+    dir: NodeRef,
+    run: Run,
+}
+
+impl State {
+    fn find(&mut self, dir: NodeId, order: Order) -> Option<&mut Run> {
+        self.runs.iter_mut().find(|run| run.dir == dir && run.first.order() == order)
+    }
+
+    /// Takes note of a file that is read from the start; the run for which the thread is to be called.
+    fn note(&mut self, dir: NodeId, place: Place, waits: bool) -> Option<Run> {
+        let order = place.order();
+        let enough = if self.believed == Some(order) { CONFIDENT } else { CAUTIOUS };
+        if let Some(run) = self.find(dir, order) {
+            run.add(place, waits, enough);
+        } else if waits {
+            self.remember(Run::new(dir, place, enough));
+        }
+        let run = self.find(dir, order)?;
+        let due = match &run.next {
+            Next::Enough => run.count >= run.enough,
+            Next::Behind(place) => run.last > *place,
+            Next::Asked | Next::Never => false,
+        };
+        if !due {
+            return None;
+        }
+        run.next = Next::Asked;
+        Some(run.clone())
+    }
+
+    fn remember(&mut self, run: Run) {
+        if self.runs.len() == RUNS
+            && let Some(oldest) = self.runs.pop_front()
+            && oldest.total < CAUTIOUS
+        {
+            // It came to nothing.
+            self.believed.take_if(|believed| *believed == oldest.first.order());
+        }
+        self.runs.push_back(run);
+    }
+
+    /// Whether anybody reads in order from the disk. `waits`: the last file had to; `called`: the thread was.
+    fn is_running(&mut self, waits: bool, called: bool) -> bool {
+        self.in_memory = if waits || called { 0 } else { self.in_memory.saturating_add(1) };
+        if self.in_memory > LAPSE {
+            self.runs.clear();
+        }
+        self.runs.iter().any(|run| run.next != Next::Never)
+    }
+
+    /// Calls the thread. With as many directories waiting as are remembered, it does not keep up.
+    fn ask(&mut self, job: Job) {
+        if self.jobs.len() < RUNS {
+            self.jobs.push_back(job);
+        } else {
+            self.settle(&job.run, Some(Next::Never));
+        }
+    }
+
+    /// What the thread found about a run, as it was then: `None` if it was none.
+    fn settle(&mut self, then: &Run, next: Option<Next>) {
+        let order = then.first.order();
+        let Some(run) = self.find(then.dir, order) else { return };
+        let Some(next) = next else {
+            run.next = Next::Never;
+            run.enough = run.enough.max(CAUTIOUS).saturating_mul(BURNT);
+            self.believed.take_if(|believed| *believed == order);
+            return;
+        };
+        run.next = next;
+        // What was looked at need not be again.
+        run.first = then.last.clone();
+        run.count = run.count.saturating_sub(then.count) + 1;
+        if run.total >= BELIEVED {
+            self.believed = Some(order);
+        }
+    }
+}
+
+impl Run {
+    fn new(dir: NodeId, place: Place, enough: u32) -> Self {
+        Self { dir, first: place.clone(), last: place, count: 1, total: 1, enough, next: Next::Enough }
+    }
+
+    /// One more file. One that is not behind the last begins a new run, if it waits for the disk.
+    fn add(&mut self, place: Place, waits: bool, enough: u32) {
+        if place > self.last {
+            self.last = place;
+            self.count += 1;
+            self.total += 1;
+        } else if waits && self.next != Next::Asked {
+            let burnt = self.enough > CAUTIOUS;
+            *self = Self::new(self.dir, place, if burnt { self.enough } else { enough });
+        }
+    }
+
+    fn window(&self) -> usize {
+        if self.total < CAUTIOUS { FIRST_WINDOW } else { WINDOW }
+    }
+
+    /// The entries of the directory in the order of the run: how many it has come by, and those behind its last. `None`:
+    /// they are too many.
+    fn entries<'l>(&self, listing: &'l Listing) -> Option<(usize, Vec<Listed<'l>>)> {
+        match (&self.first, &self.last) {
+            (Place::Listed(first), Place::Listed(last)) => {
+                let passed = listing.after(first.saturating_sub(1)).take_while(|listed| listed.position <= *last);
+                let passed = passed.take(self.most_passed() + 1).count();
+                Some((passed, listing.after(*last).filter(is_file).take(self.window()).collect()))
+            }
+            (Place::Named(first), Place::Named(last)) => {
+                let mut all: Vec<Listed<'_>> = listing.iter().take(SORTED + 1).collect();
+                if all.len() > SORTED {
+                    return None;
+                }
+                all.sort_unstable_by_key(|listed| listed.name);
+                let behind = all.partition_point(|listed| *listed.name <= **last);
+                let passed = behind - all.partition_point(|listed| *listed.name < **first).min(behind);
+                Some((passed, all.into_iter().skip(behind).filter(is_file).take(self.window()).collect()))
+            }
+            _ => None,
+        }
+    }
+
+    fn most_passed(&self) -> usize {
+        SPARSE.saturating_mul(self.count as usize)
+    }
+
+    /// The place of an entry in the order of the run.
+    fn place_of(&self, listed: &Listed<'_>) -> Place {
+        match self.first.order() {
+            Order::Listing => Place::Listed(listed.position),
+            Order::Names => Place::Named(Name::from(listed.name)),
+        }
+    }
+}
+
+fn is_file(listed: &Listed<'_>) -> bool {
+    listed.kind == libc::DT_REG && matches!(listed.source, Source::Lower(_))
+}
+
+impl ReadAhead {
+    /// The next thing to do; `None` at the end.
+    fn wait(&self) -> Option<Job> {
+        let mut state = self.state.lock();
+        loop {
+            if state.over {
+                return None;
+            }
+            let Some(mut job) = state.jobs.pop_front() else {
+                self.work.wait(&mut state);
+                continue;
+            };
+            // It may have gone on meanwhile.
+            if let Some(run) = state.find(job.run.dir, job.run.first.order()) {
+                job.run = run.clone();
+            }
+            return Some(job);
+        }
+    }
+
+    /// Takes note of a file that is read from the start.
+    fn note(&self, parent: &NodeRef, name: &Name, waits: bool) {
+        let mut state = self.state.lock();
+        let mut called = false;
+        for place in [Place::Listed(hash_position(name.to_bytes())), Place::Named(name.clone())] {
+            if let Some(run) = state.note(parent.id(), place, waits) {
+                state.ask(Job { dir: parent.clone(), run });
+                self.work.notify_one();
+                called = true;
+            }
+        }
+        self.running.store(state.is_running(waits, called), Ordering::Relaxed);
+    }
+
+    fn settle(&self, run: &Run, next: Option<Next>) {
+        let mut state = self.state.lock();
+        state.settle(run, next);
+        self.running.store(state.is_running(false, true), Ordering::Relaxed);
+    }
+
+    /// Ends the thread.
+    pub(in crate::driver) fn end(&self) {
+        let mut state = self.state.lock();
+        state.over = true;
+        state.jobs.clear();
+        self.work.notify_all();
+    }
+}
+
+impl Overlay {
+    /// Reads ahead until [`Self::announce_end`]. To be called by a thread of its own; without one, nothing is read ahead.
+    pub fn read_ahead(&self) {
+        self.read_ahead.attended.store(true, Ordering::Relaxed);
+        // The last directory's, as long as its files are read: that of a large one is not to be made for each window.
+        let mut kept = None;
+        while let Some(job) = self.read_ahead.wait() {
+            let next = self.follow(&job, &mut kept).unwrap_or_else(|errno| {
+                tracing::debug!("not read ahead: {errno}");
+                None
+            });
+            if !matches!(next, Some(Next::Behind(_))) {
+                kept = None;
+            }
+            self.read_ahead.settle(&job.run, next);
+        }
+    }
+
+    /// The first read of a lower file, from its start: what is in memory goes into `buffer`. How many bytes.
+    pub(in crate::driver) fn first_read(&self, handle: &FileHandle, file: &OwnedFd, buffer: &mut [u8]) -> usize {
+        // With metacopy, what a directory lists may have its content elsewhere.
+        let attended = self.read_ahead.attended.load(Ordering::Relaxed) && !self.config.metacopy;
+        if !attended || handle.real.read().is_upper() {
+            return 0;
+        }
+        let (read, waits) = match in_memory(file, buffer) {
+            Ok(read) => (read, false),
+            Err(Errno::AGAIN) => (0, true),
+            Err(_) => return 0,
+        };
+        if (waits || self.read_ahead.running.load(Ordering::Relaxed))
+            && let Some((parent, name)) = handle.node.name()
+        {
+            self.read_ahead.note(&parent, &name, waits);
+        }
+        read
+    }
+
+    /// Has the next files of a run read; when to go on. `None`: it is no run. `kept`: a directory's listing.
+    fn follow(&self, job: &Job, kept: &mut Option<(NodeId, Arc<Listing>)>) -> Result<Option<Next>> {
+        let known = kept.take().filter(|(dir, listing)| *dir == job.run.dir && !listing.is_broken());
+        let listing = match known {
+            Some((_, listing)) => Some(listing),
+            None => {
+                let is_listed = job.dir.dir().is_some_and(|dir| dir.state.lock().lower_listing.is_some());
+                let listing = self.lower_listing(&job.dir)?;
+                if !is_listed {
+                    Self::drop_listing(&job.dir);
+                }
+                listing
+            }
+        };
+        let Some(listing) = listing else { return Ok(None) };
+        let next = self.follow_in(job, &listing);
+        *kept = Some((job.run.dir, listing));
+        next
+    }
+
+    fn follow_in(&self, Job { dir, run }: &Job, listing: &Listing) -> Result<Option<Next>> {
+        let Some((passed, files)) = run.entries(listing) else { return Ok(None) };
+        if passed > run.most_passed() {
+            return Ok(None);
+        }
+        let next = match files.get(run.window() / 2) {
+            Some(middle) if files.len() == run.window() => Next::Behind(run.place_of(middle)),
+            _ => Next::Never,
+        };
+        let mut files: Vec<_> = files.iter().filter_map(on_disk).collect();
+        files.sort_unstable();
+        let mut waits = false;
+        for (index, _, name) in files {
+            match have_read(&self.lower_dir(dir, usize::from(index))?, name) {
+                Ok(waited) => waits |= waited,
+                // Who reads it is told.
+                Err(errno) => tracing::debug!("{name:?} is not read ahead: {errno}"),
+            }
+        }
+        Ok(Some(if waits { next } else { Next::Never }))
+    }
+}
+
+/// Which of the directory's lower parts has a file, in the order in which a disk is likely to have them.
+fn on_disk<'l>(listed: &Listed<'l>) -> Option<(u16, u64, &'l CStr)> {
+    match listed.source {
+        Source::Lower(index) => Some((index, listed.ino, listed.name)),
+        Source::Upper => None,
+    }
+}
+
+/// Has the beginning of a file read, if it is not in memory; whether that was so.
+fn have_read(dir: &Dir, name: &CStr) -> Result<bool> {
+    let file = dir.open_file(name)?;
+    let waits = in_memory(&file, &mut [0]) == Err(Errno::AGAIN);
+    if waits {
+        rustix::fs::fadvise(&file, 0, NonZeroU64::new(BEGINNING), Advice::WillNeed)?;
+    }
+    Ok(waits)
+}
+
+/// Reads from the start of a file what is in memory; AGAIN if nothing is.
+fn in_memory(file: &OwnedFd, buffer: &mut [u8]) -> Result<usize> {
+    rustix::io::preadv2(file, &mut [IoSliceMut::new(buffer)], 0, ReadWriteFlags::NOWAIT)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DIR: NodeId = NodeId(7);
+
+    /// Reads files at positions; for which the thread is called: the last position, and how many files.
+    fn read(state: &mut State, positions: impl IntoIterator<Item = u64>, waits: bool) -> Vec<(u64, u32)> {
+        let asked = positions.into_iter().filter_map(|position| state.note(DIR, Place::Listed(position), waits));
+        asked.map(|run| (if let Place::Listed(last) = run.last { last } else { 0 }, run.count)).collect()
+    }
+
+    /// The thread's answer about the run as it is.
+    fn settle(state: &mut State, next: Option<Next>) {
+        let run = state.find(DIR, Order::Listing).expect("it is remembered").clone();
+        state.settle(&run, next);
+    }
+
+    #[test]
+    fn what_is_in_memory_begins_nothing() {
+        let mut state = State::default();
+        assert_eq!(read(&mut state, 1..100, false), []);
+        assert!(state.runs.is_empty());
+    }
+
+    #[test]
+    fn some_files_in_order_that_wait_are_a_run() {
+        let mut state = State::default();
+        assert_eq!(read(&mut state, [10, 20, 30, 40, 50], true), [(30, 3)], "and the thread is called once");
+        assert_eq!(read(&mut state, [90, 80, 70, 60, 50, 40], true), [], "it is at work");
+        let mut other = State::default();
+        assert_eq!(read(&mut other, (0..100).rev(), true), [], "against the order");
+        assert_eq!(read(&mut other, [10, 10, 10, 10], true), [], "the same again");
+    }
+
+    #[test]
+    fn a_run_goes_on_where_the_thread_said() {
+        let mut state = State::default();
+        read(&mut state, [10, 20, 30], true);
+        settle(&mut state, Some(Next::Behind(Place::Listed(100))));
+        assert_eq!(read(&mut state, [40, 60, 80, 100], false), []);
+        assert_eq!(read(&mut state, [110, 120], false), [(110, 6)], "they need not wait any more");
+        settle(&mut state, Some(Next::Never));
+        assert_eq!(read(&mut state, [130, 140, 150, 160], true), []);
+        assert_eq!(read(&mut state, [10, 20, 30], true), [(10, 1)], "a new one; the last is believed");
+    }
+
+    #[test]
+    fn after_what_was_no_run_it_is_careful_again() {
+        let mut state = State { believed: Some(Order::Listing), ..State::default() };
+        assert_eq!(read(&mut state, [10], true), [(10, 1)]);
+        settle(&mut state, None);
+        state.runs.clear();
+        assert_eq!(read(&mut state, [10, 20, 30], true), [(30, 3)]);
+    }
+
+    #[test]
+    fn what_was_no_run_must_be_a_long_one() {
+        let mut state = State::default();
+        read(&mut state, [10, 20, 30], true);
+        settle(&mut state, None);
+        assert_eq!(read(&mut state, [1, 2, 3, 4], true), []);
+        let enough = u64::from(CAUTIOUS * BURNT);
+        assert_eq!(read(&mut state, 5..100, true), [(enough, CAUTIOUS * BURNT)]);
+    }
+
+    #[test]
+    fn belief_ends_with_runs_that_are_none() {
+        let mut state = State { believed: Some(Order::Listing), ..State::default() };
+        for dir in 0..100 {
+            let run = state.note(NodeId(dir), Place::Listed(10), true);
+            assert!(run.is_none_or(|run| run.window() == FIRST_WINDOW));
+        }
+        assert_eq!(state.believed, None);
+    }
+
+    #[test]
+    fn runs_lapse_when_all_is_in_memory() {
+        let mut state = State::default();
+        read(&mut state, [10], true);
+        assert!((0..LAPSE).all(|_| state.is_running(false, false)));
+        assert!(!state.is_running(false, false));
+        assert!(state.runs.is_empty());
+    }
+
+    #[test]
+    fn the_orders_have_nothing_to_do_with_each_other() {
+        let mut state = State { believed: Some(Order::Listing), ..State::default() };
+        let mut named = |name: &CStr| state.note(DIR, Place::Named(Name::from(name)), true).map(|run| run.count);
+        assert_eq!([c"a", c"b", c"c"].map(&mut named), [None, None, Some(3)]);
+        assert_eq!(read(&mut state, [10], true), [(10, 1)]);
+    }
+
+    #[test]
+    fn only_some_directories_are_remembered() {
+        let mut state = State::default();
+        for dir in 0..100 {
+            state.note(NodeId(dir), Place::Listed(10), true);
+            assert!(state.runs.len() <= RUNS);
+        }
+        assert!(state.runs.iter().all(|run| run.dir.0 >= 100 - RUNS as u64), "the last ones");
+    }
+}

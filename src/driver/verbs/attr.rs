@@ -1,0 +1,175 @@
+//! Attributes, and `statfs`.
+
+use std::ffi::{CStr, OsString};
+use std::os::fd::AsFd;
+
+use rustix::fs::OFlags;
+
+use crate::driver::Overlay;
+use crate::driver::node::NodeRef;
+use crate::driver::node::handle::RealFile;
+use crate::driver::types::{Attr, Caller, Errno, HandleId, NodeId, Result, SetAttr, SetTime, StatFs, Validity};
+use crate::union::layer::{FileType, Stat, TimeTo, Times, UpperDir};
+
+impl Overlay {
+    /// Attributes of a node.
+    pub(in crate::driver) fn attr(&self, node: &NodeRef) -> Result<Attr> {
+        Ok(self.show(node, &self.real_stat(node)?))
+    }
+
+    /// Attributes of a node, and how long they hold.
+    ///
+    /// # Errors
+    /// `STALE`; those of `statx(2)`.
+    pub fn getattr(&self, node: NodeId, handle: Option<HandleId>) -> Result<(Attr, Validity)> {
+        let asked = node;
+        let node = self.node(asked)?;
+        let open = handle.and_then(|id| self.handles.get(id.0)).filter(|open| NodeRef::ptr_eq(&open.node, &node));
+        if let Some(open) = open {
+            let real = open.real.read();
+            // A lower file that was copied up since has other attributes there.
+            if let Some(fd) = real.fd().filter(|_| real.is_upper() || !node.has_upper()) {
+                let stat = self.shown_stat_of(fd.as_fd(), Stat::of(fd.as_fd(), c"")?)?;
+                return Ok((self.show(&node, &stat), Self::validity_for(&node, asked)));
+            }
+        }
+        let attr = self.attr(&node)?;
+        Ok((attr, Self::validity_for(&node, asked)))
+    }
+
+    /// Changes attributes; the new ones.
+    ///
+    /// # Errors
+    /// `ROFS`; those of copy-up, `chown(2)`, `chmod(2)`, `truncate(2)`, `utimensat(2)`.
+    pub fn setattr(
+        &self,
+        caller: &Caller,
+        node: NodeId,
+        handle: Option<HandleId>,
+        set: &SetAttr,
+    ) -> Result<(Attr, Validity)> {
+        let asked = node;
+        let node = self.node(asked)?;
+        match set.size {
+            Some(size) => self.copy_up_to(&node, Some(size))?,
+            None => self.copy_up_attributes(&node)?,
+        }
+        let changed = self.change_attributes(caller, &node, handle, set);
+        if let Some(dir) = node.dir()
+            && let Some(part) = &mut dir.state.lock().upper
+        {
+            part.inheritance = None;
+        }
+        let stat = changed.inspect_err(|_| {
+            // Some of it may have happened, and the kernel goes on with what it knew.
+            if let Some(kernel) = self.kernel() {
+                kernel.invalidate_attr(asked);
+            }
+        })?;
+        self.changed_under(&node, asked);
+        Ok((self.show(&node, &stat), Self::validity_for(&node, asked)))
+    }
+
+    /// Changes attributes of the node's upper file; all of them afterwards.
+    fn change_attributes(
+        &self,
+        caller: &Caller,
+        node: &NodeRef,
+        handle: Option<HandleId>,
+        set: &SetAttr,
+    ) -> Result<Stat> {
+        if let Some(size) = set.size {
+            self.truncate(node, handle, size)?;
+        }
+        self.on_upper(node, |dir, name| {
+            match &self.permissions {
+                None => self.set_owner_and_mode(caller, dir, name, set)?,
+                Some(permissions) => self.set_kept(permissions, caller, dir, name, set)?,
+            }
+            if set.atime.is_some() || set.mtime.is_some() {
+                let to = |time: Option<SetTime>| {
+                    time.map(|time| match time {
+                        SetTime::Now => TimeTo::Now,
+                        SetTime::At(time) => TimeTo::At(time),
+                    })
+                };
+                dir.set_times(name, &Times { atime: to(set.atime), mtime: to(set.mtime) })?;
+            }
+            self.shown_stat(dir, name, dir.stat(name)?.ok_or(Errno::STALE)?)
+        })
+    }
+
+    fn set_owner_and_mode(&self, caller: &Caller, dir: &UpperDir, name: &CStr, set: &SetAttr) -> Result<()> {
+        if (set.uid.is_some() || set.gid.is_some()) && !self.squashes() {
+            let (uid, gid) = (set.uid.map(|u| self.uid_on_disk(u)), set.gid.map(|g| self.gid_on_disk(g)));
+            dir.set_owner(name, uid, gid)?;
+        }
+        if let Some(mode) = set.mode {
+            dir.set_mode(name, mode & 0o7777)?;
+        } else if set.kill_suidgid && set.uid.is_none() && set.gid.is_none() {
+            let stat = dir.stat(name)?.ok_or(Errno::STALE)?;
+            if let Some(mode) = mode_without_set_id(caller, &stat) {
+                dir.set_mode(name, mode)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn truncate(&self, node: &NodeRef, handle: Option<HandleId>, size: u64) -> Result<()> {
+        if node.file_type != FileType::Regular {
+            return Err(if node.file_type == FileType::Directory { Errno::ISDIR } else { Errno::INVAL });
+        }
+        if let Some(open) = handle.and_then(|id| self.handles.get(id.0))
+            && let RealFile::Upper(fd) = &*open.real.read()
+            && open.writable
+        {
+            return rustix::fs::ftruncate(fd, size);
+        }
+        let file = self.on_upper(node, |dir, name| dir.open_writable(name, OFlags::WRONLY))?;
+        rustix::fs::ftruncate(file, size)
+    }
+
+    /// Target of a symlink.
+    ///
+    /// # Errors
+    /// `INVAL` if it is none; those of `readlinkat(2)`.
+    pub fn readlink(&self, node: NodeId) -> Result<OsString> {
+        let node = self.node(node)?;
+        self.on_real(&node, |dir, name| dir.read_link(name))
+    }
+
+    /// Numbers of the file system: the upper's, or the topmost layer's where there is none.
+    ///
+    /// # Errors
+    /// Those of `fstatvfs(2)`.
+    pub fn statfs(&self) -> Result<StatFs> {
+        let vfs = match (self.stack.upper(), self.stack.lowers().first()) {
+            (Some(upper), _) => rustix::fs::fstatvfs(upper.root().open_self()?)?,
+            (None, Some(lower)) => rustix::fs::fstatvfs(lower.root().open_self()?)?,
+            (None, None) => return Err(Errno::IO),
+        };
+        Ok(StatFs {
+            frsize: vfs.f_frsize,
+            bsize: vfs.f_bsize,
+            blocks: vfs.f_blocks,
+            bfree: vfs.f_bfree,
+            bavail: vfs.f_bavail,
+            files: vfs.f_files,
+            ffree: vfs.f_ffree,
+            namelen: u32::try_from(crate::driver::NAME_MAX).unwrap_or(u32::MAX),
+        })
+    }
+}
+
+/// The permission bits that are left when somebody without the right to keep them changes a file (kernel:
+/// `setattr_should_drop_suidgid`); `None` if there is nothing to clear.
+pub(in crate::driver) fn mode_without_set_id(caller: &Caller, stat: &Stat) -> Option<u32> {
+    let mode = stat.mode & 0o7777;
+    let mut kept = mode & !libc::S_ISUID;
+    // Without group execution the bit only means something for who is not in the group.
+    if mode & libc::S_ISGID != 0 && (mode & libc::S_IXGRP != 0 || !crate::driver::owner::is_in_group(caller, stat.gid))
+    {
+        kept &= !libc::S_ISGID;
+    }
+    (kept != mode).then_some(kept)
+}

@@ -1,0 +1,391 @@
+//! New files and directories.
+//!
+//! Where the upper has nothing under the name and what the file system makes has the right owner and permissions, the
+//! file is made there at once. Else it is made in the work directory and gets its name in one step, if need be over a
+//! whiteout: a crash leaves nothing that belongs to the wrong user.
+
+use std::ffi::{CStr, CString, OsStr};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use rustix::fs::OFlags;
+
+use crate::driver::acl;
+use crate::driver::node::handle::RealFile;
+use crate::driver::node::{Inheritance, Node, NodeRef};
+use crate::driver::types::{Attr, Caller, Entry, Errno, NodeId, Opened, Result};
+use crate::driver::{Overlay, creatable_name, permissions};
+use crate::marks::Mark;
+use crate::union::layer::{LayerDir, Staged, Stat, UpperDir};
+use crate::union::merge::{Found, Source};
+
+/// What to make.
+enum New<'a> {
+    Regular { flags: OFlags },
+    Directory,
+    Symlink(&'a OsStr),
+    Special { rdev: (u32, u32) },
+}
+
+/// The owner and permissions that a new file shall have.
+struct Ownership {
+    uid: u32,
+    gid: u32,
+    /// Type and permission bits after the umask.
+    mode: u32,
+    /// Device number.
+    rdev: (u32, u32),
+    inherited: Inheritance,
+}
+
+impl Overlay {
+    /// Makes a device, fifo, socket or empty regular file. `mode` holds type and permission bits, before the umask.
+    ///
+    /// # Errors
+    /// `EXIST`, `ROFS`, `PERM` for reserved names; those of the upper.
+    pub fn mknod(&self, caller: &Caller, parent: NodeId, name: &OsStr, mode: u32, rdev: (u32, u32)) -> Result<Entry> {
+        // A device 0:0 is a whiteout to every reader of the layer (kernel: the same check in `ovl_mknod`).
+        if mode & libc::S_IFMT == libc::S_IFCHR && rdev == (0, 0) {
+            return Err(Errno::PERM);
+        }
+        if mode & libc::S_IFMT == libc::S_IFREG {
+            let (node, attr, _) = self.make(caller, parent, name, mode, &New::Regular { flags: OFlags::RDWR })?;
+            return Ok(self.entry(&node, attr));
+        }
+        let (node, attr, _) = self.make(caller, parent, name, mode, &New::Special { rdev })?;
+        Ok(self.entry(&node, attr))
+    }
+
+    /// Makes a directory.
+    ///
+    /// # Errors
+    /// As [`Self::mknod`].
+    pub fn mkdir(&self, caller: &Caller, parent: NodeId, name: &OsStr, mode: u32) -> Result<Entry> {
+        let mode = libc::S_IFDIR | (mode & 0o7777);
+        let (node, attr, _) = self.make(caller, parent, name, mode, &New::Directory)?;
+        Ok(self.entry(&node, attr))
+    }
+
+    /// Makes a symlink.
+    ///
+    /// # Errors
+    /// As [`Self::mknod`].
+    pub fn symlink(&self, caller: &Caller, parent: NodeId, name: &OsStr, target: &OsStr) -> Result<Entry> {
+        let (node, attr, _) = self.make(caller, parent, name, libc::S_IFLNK | 0o777, &New::Symlink(target))?;
+        Ok(self.entry(&node, attr))
+    }
+
+    /// Makes a regular file and opens it with `flags` (those of `open(2)`).
+    ///
+    /// # Errors
+    /// As [`Self::mknod`].
+    pub fn create(
+        &self,
+        caller: &Caller,
+        parent: NodeId,
+        name: &OsStr,
+        mode: u32,
+        flags: u32,
+        _kill_suidgid: bool,
+    ) -> Result<(Entry, Opened)> {
+        let mode = libc::S_IFREG | (mode & 0o7777);
+        let new = New::Regular { flags: self.backing_flags(flags) };
+        let (node, attr, file) = self.make(caller, parent, name, mode, &new)?;
+        let opened = file
+            .ok_or(Errno::IO)
+            .and_then(|file| self.install(&node, node.id(), RealFile::Upper(Arc::new(file)), flags, attr.mode));
+        match opened {
+            Ok(opened) => Ok((self.entry(&node, attr), opened)),
+            Err(errno) => {
+                self.forget(node.id(), 1);
+                Err(errno)
+            }
+        }
+    }
+
+    /// Makes a regular file without a name and opens it.
+    ///
+    /// # Errors
+    /// `OPNOTSUPP` where the upper's file system has no such files; as [`Self::mknod`].
+    pub fn tmpfile(&self, caller: &Caller, parent: NodeId, mode: u32, flags: u32) -> Result<(Entry, Opened)> {
+        let parent = self.dir_node(parent)?;
+        self.copy_up(&parent)?;
+        let dir = self.upper_dir(&parent)?;
+        let owner = self.ownership(caller, &parent, &dir, libc::S_IFREG | (mode & 0o7777))?;
+        let file = dir.create_tmpfile(self.mode_at_first(&owner) & 0o777)?;
+        let held = self.upper()?.hold(file.try_clone().map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))?);
+        self.correct_owner(&held, c"", &owner)?;
+        let stat = self.shown_stat(&held, c"", held.stat_self()?)?;
+        let found = Found::single(stat, Source::Upper);
+        let node = self.admit_nameless(found, held);
+        let attr = self.show(&node, &stat);
+        let opened = self.install(&node, node.id(), RealFile::Upper(Arc::new(file)), flags, attr.mode)?;
+        Ok((self.entry(&node, attr), opened))
+    }
+
+    fn make(
+        &self,
+        caller: &Caller,
+        parent: NodeId,
+        name: &OsStr,
+        mode: u32,
+        new: &New<'_>,
+    ) -> Result<(NodeRef, Attr, Option<OwnedFd>)> {
+        self.upper()?;
+        let parent = self.dir_node(parent)?;
+        let name = creatable_name(name)?;
+        self.copy_up(&parent)?;
+        let dir = self.upper_dir(&parent)?;
+        let mut owner = self.ownership(caller, &parent, &dir, mode)?;
+        if let New::Special { rdev } = new {
+            owner.rdev = *rdev;
+        }
+        let names = &parent.dir().ok_or(Errno::NOTDIR)?.names;
+        let _names = names.write();
+        if parent.is_removed() {
+            return Err(Errno::NOENT);
+        }
+        let at_once = self.is_right_at_once(&owner).then(|| self.make_at_once(&dir, &name, &owner, new));
+        let (file, stat, over_whiteout) = match at_once {
+            None | Some(Err(Errno::EXIST)) => self.make_staged(&parent, &dir, &name, &owner, new)?,
+            Some(made) => {
+                let (file, stat) = made?;
+                (file, stat, false)
+            }
+        };
+        if let Some(dir) = parent.dir() {
+            dir.state.lock().note_addition();
+        }
+        let found = Found::single(stat, Source::Upper);
+        let node = self.admit(&parent, &name, found)?;
+        if owner.inherited.default_acl.is_none() {
+            self.note_new(&node);
+        }
+        if over_whiteout
+            && let Some(dir) = node.dir()
+            && let Some(part) = &mut dir.state.lock().upper
+        {
+            part.opaque = true;
+        }
+        let attr = self.show(&node, &stat);
+        Ok((node, attr, file))
+    }
+
+    /// Owner, permissions and what is inherited (kernel: `inode_init_owner`, `posix_acl_create`).
+    fn ownership(&self, caller: &Caller, parent: &NodeRef, dir: &UpperDir, mode: u32) -> Result<Ownership> {
+        let inherited = self.inheritance(parent, dir)?;
+        let mut mode = mode;
+        if inherited.default_acl.is_none() && mode & libc::S_IFMT != libc::S_IFLNK {
+            mode &= !(caller.umask & 0o777);
+        }
+        if inherited.group.is_some() && mode & libc::S_IFMT == libc::S_IFDIR {
+            mode |= libc::S_ISGID;
+        }
+        let (uid, gid) =
+            if self.squashes() { self.own_ids } else { (self.uid_on_disk(caller.uid), self.gid_on_disk(caller.gid)) };
+        Ok(Ownership { uid, gid: inherited.group.unwrap_or(gid), mode, rdev: (0, 0), inherited })
+    }
+
+    /// What new entries of the directory inherit; read once and kept until its attributes change.
+    fn inheritance(&self, parent: &NodeRef, dir: &UpperDir) -> Result<Inheritance> {
+        let state = &parent.dir().ok_or(Errno::NOTDIR)?.state;
+        if let Some(known) = state.lock().upper.as_ref().and_then(|part| part.inheritance.clone()) {
+            return Ok(known);
+        }
+        let stat = self.shown_stat(dir, c"", dir.stat_self()?)?;
+        let default_acl = match self.upper()?.has_acls() {
+            true => dir.xattr(c"", c"system.posix_acl_default")?.map(Arc::from),
+            false => None,
+        };
+        let group = (stat.mode & libc::S_ISGID != 0).then_some(stat.gid);
+        let inheritance = Inheritance { group, default_acl };
+        if let Some(part) = &mut state.lock().upper {
+            part.inheritance = Some(inheritance.clone());
+        }
+        Ok(inheritance)
+    }
+
+    /// The open file, for regular ones, and its attributes.
+    fn make_at_once(
+        &self,
+        dir: &UpperDir,
+        name: &CStr,
+        owner: &Ownership,
+        new: &New<'_>,
+    ) -> Result<(Option<OwnedFd>, Stat)> {
+        // Without set-id bits until the owner is right: nobody may run it as somebody else in between.
+        let mode = self.mode_at_first(owner);
+        let file = match new {
+            New::Regular { flags } => Some(dir.create_file(name, mode & 0o777, *flags)?),
+            New::Directory => {
+                dir.make_dir(name, mode & 0o777)?;
+                None
+            }
+            New::Symlink(target) => {
+                dir.make_symlink(name, target)?;
+                None
+            }
+            New::Special { .. } if self.permissions.is_some() => {
+                drop(dir.create_file(name, mode & 0o777, OFlags::WRONLY)?);
+                None
+            }
+            New::Special { rdev } => {
+                dir.make_node(name, mode, *rdev)?;
+                None
+            }
+        };
+        let finished = self.correct_owner(dir, name, owner).and_then(|()| match &file {
+            Some(file) => self.shown_stat(dir, name, Stat::of(file.as_fd(), c"")?),
+            None => self.shown_stat(dir, name, dir.stat(name)?.ok_or(Errno::IO)?),
+        });
+        match finished {
+            Ok(stat) => Ok((file, stat)),
+            Err(errno) => {
+                // Not half-made: the name goes again.
+                match new {
+                    New::Directory => dir.remove_dir(name)?,
+                    _ => dir.remove_file(name)?,
+                }
+                Err(errno)
+            }
+        }
+    }
+
+    /// Type and permission bits with which a file is made, before its owner is right.
+    fn mode_at_first(&self, owner: &Ownership) -> u32 {
+        match &self.permissions {
+            None => owner.mode & !0o7000,
+            Some(_) => (owner.mode & libc::S_IFMT) | permissions::real_mode(owner.mode),
+        }
+    }
+
+    /// Keeps owner and mode of a new file beside it, where the mount does so; `false` where it does not.
+    fn keep_owner(&self, dir: &UpperDir, name: &CStr, owner: &Ownership) -> Result<bool> {
+        let Some(permissions) = &self.permissions else { return Ok(false) };
+        let stat = dir.stat(name)?.ok_or(Errno::IO)?;
+        let Ownership { uid, gid, mode, rdev, .. } = *owner;
+        permissions.keep(dir, name, &Stat { uid, gid, mode, rdev, ..stat })?;
+        Ok(true)
+    }
+
+    /// True if [`Self::correct_owner`] has nothing to do.
+    fn is_right_at_once(&self, owner: &Ownership) -> bool {
+        let (uid, gid) = self.own_ids;
+        let gid_is_right = owner.inherited.group.is_some() || gid == owner.gid;
+        // An ordinary user's mount cannot give files away in either manner.
+        let is_owner = (uid == owner.uid && gid_is_right) || uid != 0;
+        self.permissions.is_none() && is_owner && owner.mode & 0o7000 == 0
+    }
+
+    /// Sets what differs from what the file system gave the new file.
+    fn correct_owner(&self, dir: &UpperDir, name: &CStr, owner: &Ownership) -> Result<()> {
+        if self.keep_owner(dir, name, owner)? {
+            return Ok(());
+        }
+        let (uid, gid) = self.own_ids;
+        // In a set-group-id directory the file system has set the group itself.
+        let gid_is_right = owner.inherited.group.is_some() || gid == owner.gid;
+        if uid != owner.uid || !gid_is_right {
+            match dir.set_owner(name, Some(owner.uid), Some(owner.gid)) {
+                // An ordinary user's mount: everything belongs to that user.
+                Err(Errno::PERM | Errno::INVAL) if uid != 0 => {}
+                done => done?,
+            }
+        }
+        let set_id = owner.mode & 0o7000;
+        let inherited_only = owner.mode & libc::S_IFMT == libc::S_IFDIR && set_id == libc::S_ISGID;
+        if set_id != 0 && !(inherited_only && owner.inherited.group.is_some()) {
+            let mode = dir.stat(name)?.ok_or(Errno::IO)?.mode & 0o777;
+            dir.set_mode(name, mode | set_id)?;
+        }
+        Ok(())
+    }
+
+    /// The open file, for regular ones; its attributes; true if it took the place of a whiteout.
+    fn make_staged(
+        &self,
+        parent: &NodeRef,
+        dir: &UpperDir,
+        name: &CStr,
+        owner: &Ownership,
+        new: &New<'_>,
+    ) -> Result<(Option<OwnedFd>, Stat, bool)> {
+        let over_whiteout = dir.stat(name)?.is_some();
+        if over_whiteout && !self.is_whiteout_in_upper(parent, dir, name)? {
+            return Err(Errno::EXIST);
+        }
+        let upper = self.upper()?;
+        let work = upper.work()?;
+        let mode = self.mode_at_first(owner) & 0o777;
+        let staged = match new {
+            New::Regular { .. } => work.stage_file(mode, false)?,
+            New::Directory => work.stage_dir(mode)?,
+            New::Symlink(target) => work.stage_symlink(target)?,
+            New::Special { .. } if self.permissions.is_some() => work.stage_file(mode, false)?,
+            New::Special { rdev } => work.stage_node(owner.mode & !0o7000, *rdev)?,
+        };
+        self.finish_staged(&staged, owner, new, over_whiteout)?;
+        // All that can fail comes before it is published.
+        let (staged_dir, staged_name) = staged.place().ok_or(Errno::IO)?;
+        let stat = self.shown_stat(staged_dir, staged_name, staged.stat()?)?;
+        let file = match new {
+            // The staged descriptor reads and writes; the caller's may be able to do less.
+            New::Regular { flags } => Some(staged_dir.open_writable(staged_name, *flags & OFlags::ACCMODE)?),
+            _ => None,
+        };
+        match (over_whiteout, new) {
+            (false, _) => drop(staged.publish_new(dir, name)?),
+            (true, New::Directory) => staged.exchange(dir, name)?,
+            (true, _) => drop(staged.publish_over(dir, name)?),
+        }
+        Ok((file, stat, over_whiteout))
+    }
+
+    /// Gives a staged file what the file system would have given it in its directory.
+    fn finish_staged(&self, staged: &Staged<'_>, owner: &Ownership, new: &New<'_>, over_whiteout: bool) -> Result<()> {
+        let (dir, name) = staged.place().ok_or(Errno::IO)?;
+        let hides = over_whiteout && matches!(new, New::Directory);
+        if self.keep_owner(dir, name, owner)? {
+            return if hides { self.mark_opaque(dir, name) } else { Ok(()) };
+        }
+        let (uid, gid) = self.own_ids;
+        if (uid, gid) != (owner.uid, owner.gid) {
+            match dir.set_owner(name, Some(owner.uid), Some(owner.gid)) {
+                Err(Errno::PERM | Errno::INVAL) if uid != 0 => {}
+                done => done?,
+            }
+        }
+        if matches!(new, New::Symlink(_)) {
+            return Ok(());
+        }
+        let is_dir = matches!(new, New::Directory);
+        let mut mode = owner.mode;
+        if let Some(default) = &owner.inherited.default_acl
+            && let Some(inherited) = acl::inherit(default, owner.mode)
+        {
+            mode = inherited.mode;
+            if let Some(access) = inherited.access {
+                dir.set_xattr(name, c"system.posix_acl_access", &access, 0)?;
+            }
+            if is_dir {
+                dir.set_xattr(name, c"system.posix_acl_default", default, 0)?;
+            }
+        }
+        dir.set_mode(name, mode & 0o7777)?;
+        if hides { self.mark_opaque(dir, name) } else { Ok(()) }
+    }
+
+    /// Makes the upper directory `name` hide everything below it.
+    pub(in crate::driver) fn mark_opaque(&self, dir: &UpperDir, name: &CStr) -> Result<()> {
+        let key: CString = self.upper()?.mark_key(Mark::Opaque);
+        dir.set_xattr(name, &key, b"y", 0)
+    }
+
+    /// True if the upper has a whiteout under `name`; `false` if it has something else there, or nothing.
+    pub(in crate::driver) fn is_whiteout_in_upper(&self, parent: &Node, dir: &UpperDir, name: &CStr) -> Result<bool> {
+        let Some(stat) = dir.stat(name)? else { return Ok(false) };
+        let by_xattr = parent.dir().and_then(|d| d.state.lock().upper.as_ref().map(|p| p.xattr_whiteouts));
+        let by_xattr = by_xattr.unwrap_or(false) || stat.may_be_xattr_whiteout();
+        crate::union::merge::listing::is_whiteout(&LayerDir::Held(dir.as_dir().clone()), name, &stat, by_xattr)
+    }
+}

@@ -1,0 +1,392 @@
+//! Open files.
+//!
+//! A file opened for reading before a copy-up changes over to the upper file at its next read. The kernel allows one
+//! backing file per inode at a time and no mixing of passthrough with its page cache, so the way of the first open
+//! handle is that of all that come while it is open.
+//!
+//! Lower files that were read lately stay open for the next who opens them. One that was opened before is opened again only
+//! when it is read, which what the kernel has in its cache never is: 12,000 times open, read, close took 19 µs each, not
+//! 23. Until then it is lost if somebody removes it from its layer behind the mount. So the first who opens a file, and
+//! who executes it, has it open at once.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use parking_lot::RwLock;
+use rustix::fs::{FallocateFlags, OFlags, SeekFrom};
+
+use crate::driver::Overlay;
+use crate::driver::node::handle::RealFile;
+use crate::driver::node::{FileHandle, NodeRef, ReadPattern, Reading, Real, State};
+use crate::driver::readahead::around::{ask, here_and_there};
+use crate::driver::types::{Caller, Errno, HandleId, NodeId, OpenMode, Opened, Result};
+use crate::driver::verbs::attr::mode_without_set_id;
+use crate::union::layer::{FileType, Stat};
+
+/// The kernel opens a program to execute it (`FMODE_EXEC` in `include/linux/fs.h`).
+const EXECUTE: u32 = 0x20;
+
+/// Access mode bits of `open(2)`.
+fn access_mode(flags: u32) -> u32 {
+    flags & libc::O_ACCMODE as u32
+}
+
+impl Overlay {
+    /// Flags with which the real file is opened: what the kernel does itself (append, sync, direct) is left out.
+    pub(in crate::driver) fn backing_flags(&self, flags: u32) -> OFlags {
+        let access = match access_mode(flags) {
+            mode if mode == libc::O_RDONLY as u32 => OFlags::RDONLY,
+            // The writeback cache reads the pages that it writes parts of.
+            mode if mode == libc::O_WRONLY as u32 && !self.config.writeback => OFlags::WRONLY,
+            _ => OFlags::RDWR,
+        };
+        let quiet = if self.config.no_atime { OFlags::NOATIME } else { OFlags::empty() };
+        access | quiet | (OFlags::from_bits_retain(flags) & OFlags::TRUNC)
+    }
+
+    /// Opens a regular file with `flags` (those of `open(2)`).
+    ///
+    /// # Errors
+    /// `ROFS`; those of copy-up and `open(2)`.
+    pub fn open_file(&self, caller: &Caller, node: NodeId, flags: u32, kill_suidgid: bool) -> Result<Opened> {
+        let asked = node;
+        let node = self.node(asked)?;
+        if node.file_type != FileType::Regular {
+            return Err(Errno::INVAL);
+        }
+        let truncates = flags & libc::O_TRUNC as u32 != 0;
+        let writes = access_mode(flags) != libc::O_RDONLY as u32 || truncates;
+        // Before it asks for any other open that writes, the kernel has found that nobody executes the file. Of this kind it
+        // finds that afterwards (`do_open` in `fs/namei.c`), when the program would be empty. overlayfs empties a lower one.
+        if truncates
+            && access_mode(flags) == libc::O_RDONLY as u32
+            && node.file_state().is_some_and(|s| s.is_executed())
+        {
+            return Err(Errno::TXTBSY);
+        }
+        if writes {
+            self.copy_up_to(&node, truncates.then_some(0))?;
+        }
+        self.check_inode(&node, asked)?;
+        if !writes && flags & EXECUTE == 0 && self.opens_when_read(&node) {
+            let known = self.lower_files.get((node.id().0, 0));
+            return self.install(&node, asked, known.map_or(RealFile::Unopened, RealFile::Lower), flags, 0);
+        }
+        let (file, upper) = self.open_real(&node, self.backing_flags(flags))?;
+        let mut mode = 0;
+        if upper && writes {
+            let stat = self.shown_stat_of(file.as_fd(), Stat::of(file.as_fd(), c"")?)?;
+            mode = stat.mode;
+            if self.permissions.is_some() {
+                self.on_upper(&node, |dir, name| self.drop_kept_capability(dir, name, &stat))?;
+            }
+            if truncates
+                && kill_suidgid
+                && let Some(kept) = mode_without_set_id(caller, &stat)
+            {
+                self.on_upper(&node, |dir, name| self.set_shown_mode(dir, name, kept))?;
+                mode = kept;
+            }
+        }
+        self.install(&node, asked, RealFile::opened(file, upper), flags, mode)
+    }
+
+    /// True if a file need not be opened before it is read: a lower one, which keeps its place whatever becomes of its
+    /// name, that was opened before, that the driver is allowed to open, and that the kernel does not read itself.
+    fn opens_when_read(&self, node: &NodeRef) -> bool {
+        let lower = |state: &State| state.confirmed && matches!(state.real, Real::Lower(_));
+        self.privileged && !self.may_pass_through(false) && node.file_state().is_some_and(|state| lower(&state))
+    }
+
+    /// Opens the real file; whether it is the upper's.
+    fn open_real(&self, node: &NodeRef, flags: OFlags) -> Result<(Arc<OwnedFd>, bool)> {
+        let (real, data) = {
+            let state = node.file_state().ok_or(Errno::ISDIR)?;
+            (state.real, state.data().cloned())
+        };
+        if let Some(data) = data {
+            return Ok((Arc::new(self.open_content(&data)?), false));
+        }
+        match real {
+            Real::Upper => Ok((Arc::new(self.on_upper(node, |dir, name| dir.open_writable(name, flags))?), true)),
+            Real::Lower(index) => {
+                let key = (node.id().0, 0);
+                if let Some(file) = self.lower_files.get(key) {
+                    return Ok((file, false));
+                }
+                let (parent, name) = node.name().ok_or(Errno::STALE)?;
+                let view = self.lower_view(&parent, usize::from(index))?;
+                let changed = |found: &str, errno: Errno| {
+                    tracing::error!("{:?}: {found}: a lower layer changed while mounted", view.place(&name));
+                    Err(errno)
+                };
+                let file = match self.lower_dir(&parent, usize::from(index))?.open_file(&name) {
+                    Ok(file) => Arc::new(file),
+                    Err(errno @ (Errno::NOENT | Errno::NOTDIR)) => return changed("vanished", errno),
+                    Err(Errno::LOOP | Errno::NXIO) => return changed("not the file that it was", Errno::IO),
+                    Err(errno) => return Err(errno),
+                };
+                let opened = Stat::of(file.as_fd(), c"")?;
+                if opened.file_type() != FileType::Regular {
+                    return changed("not the file that it was", Errno::IO);
+                }
+                view.confirm(&name, &opened)?;
+                self.lower_files.insert(key, file.clone());
+                node.state.lock().confirmed = true;
+                Ok((file, false))
+            }
+        }
+    }
+
+    /// Makes a handle of an opened real file, for the inode that the kernel has under the number `asked`. `mode`: that
+    /// of the file, if it may be written.
+    pub(in crate::driver) fn install(
+        &self,
+        node: &NodeRef,
+        asked: NodeId,
+        file: RealFile,
+        flags: u32,
+        mode: u32,
+    ) -> Result<Opened> {
+        let writable = access_mode(flags) != libc::O_RDONLY as u32;
+        let mappable = access_mode(flags) == libc::O_RDWR as u32;
+        let mut state = node.file_state().ok_or(Errno::ISDIR)?;
+        let bypassed = state.bypassed;
+        // Copied up since it was opened.
+        let upper = file.is_upper();
+        let outdated = !upper && state.has_upper_content();
+        if asked != node.id() || state.must_part() {
+            drop(state);
+            return Err(self.turn_away(node, asked));
+        }
+        let open = state.open_mut();
+        let set_id = writable && mode & (libc::S_ISUID | libc::S_ISGID) != 0;
+        let (backing, keep) = if open.passthrough > 0 {
+            (open.backing, true)
+        } else if open.cached == 0 && self.may_pass_through(upper) && !set_id && !outdated {
+            open.backing_is_upper = upper;
+            (file.fd().and_then(|file| self.register(file)), true)
+        } else {
+            (None, !bypassed)
+        };
+        let passthrough = backing.is_some();
+        let handle = Arc::new(FileHandle {
+            node: node.clone(),
+            real: RwLock::new(file),
+            writable,
+            passthrough,
+            mappable: passthrough && mappable,
+            executing: flags & EXECUTE != 0,
+            pattern: ReadPattern::default(),
+        });
+        let mut newly_mappable = false;
+        if passthrough {
+            open.backing = backing;
+            open.passthrough += 1;
+            if mappable {
+                newly_mappable = open.mappable == 0;
+                open.mappable += 1;
+            }
+        } else {
+            open.cached += 1;
+        }
+        open.handles.push(handle.clone());
+        state.bypassed = passthrough || (bypassed && keep);
+        drop(state);
+        if newly_mappable && let Some(kernel) = self.kernel() {
+            // What it remembers of size and times may change by a mapping from now on.
+            kernel.invalidate_attr(node.id());
+        }
+        let id = HandleId(self.handles.insert(handle));
+        let mode = match backing {
+            Some(backing) => OpenMode::Passthrough(backing),
+            None if keep => OpenMode::KeepCache,
+            None => OpenMode::DropCache,
+        };
+        Ok(Opened { handle: id, mode })
+    }
+
+    fn register(&self, file: &OwnedFd) -> Option<u32> {
+        let kernel = self.kernel()?;
+        match kernel.register_backing(file.as_fd()) {
+            Ok(backing) => Some(backing),
+            Err(errno) => {
+                tracing::debug!("no passthrough for a file: {errno}");
+                None
+            }
+        }
+    }
+
+    /// Closes a handle.
+    pub fn release(&self, handle: HandleId) {
+        let Some(handle) = self.handles.remove(handle.0) else { return };
+        let unused = handle.node.state.lock().close(&handle);
+        if let (Some(backing), Some(kernel)) = (unused, self.kernel()) {
+            kernel.unregister_backing(backing);
+        }
+    }
+
+    fn open_handle(&self, handle: HandleId) -> Result<Arc<FileHandle>> {
+        self.handles.get(handle.0).ok_or(Errno::BADF)
+    }
+
+    /// The real file to read from or write to now.
+    fn current(&self, handle: &FileHandle) -> Result<Arc<OwnedFd>> {
+        {
+            let real = handle.real.read();
+            if let Some(fd) = real.fd().filter(|_| real.is_upper() || !handle.node.has_upper_content()) {
+                return Ok(fd.clone());
+            }
+        }
+        let (fd, upper) = match self.open_real(&handle.node, OFlags::RDONLY) {
+            // It has changed in its layer, whose inventory is not believed any more.
+            Err(Errno::STALE) => {
+                if let Some(kernel) = self.kernel() {
+                    kernel.invalidate_attr(handle.node.id());
+                }
+                self.open_real(&handle.node, OFlags::RDONLY)?
+            }
+            opened => opened?,
+        };
+        *handle.real.write() = RealFile::opened(fd.clone(), upper);
+        Ok(fd)
+    }
+
+    /// Reads into `buffer`; fewer bytes than its length only at the end of the file.
+    ///
+    /// # Errors
+    /// Those of `pread(2)`.
+    pub fn read(&self, handle: HandleId, offset: u64, buffer: &mut [u8]) -> Result<usize> {
+        let handle = self.open_handle(handle)?;
+        let file = self.current(&handle)?;
+        let mut done = match handle.pattern.note(offset, buffer.len()) {
+            Reading::Plain => 0,
+            Reading::First => self.first_read(&handle, &file, buffer),
+            Reading::Ask => ask(&handle.pattern, &file).map(|()| 0)?,
+            Reading::HereAndThere => here_and_there(&handle.pattern, &file, offset, buffer),
+        };
+        while let Some(rest) = buffer.get_mut(done..).filter(|rest| !rest.is_empty()) {
+            match rustix::io::pread(&file, rest, offset + done as u64) {
+                Ok(0) => break,
+                Ok(read) => done += read,
+                Err(Errno::INTR) => {}
+                Err(_) if done > 0 => break,
+                Err(errno) => return Err(errno),
+            }
+        }
+        Ok(done)
+    }
+
+    /// Writes `bytes`; how many were written.
+    ///
+    /// # Errors
+    /// `BADF`; those of `pwrite(2)`.
+    pub fn write(
+        &self,
+        caller: &Caller,
+        handle: HandleId,
+        offset: u64,
+        bytes: &[u8],
+        kill_suidgid: bool,
+    ) -> Result<usize> {
+        let handle = self.open_handle(handle)?;
+        if !handle.writable {
+            return Err(Errno::BADF);
+        }
+        let file = self.current(&handle)?;
+        let mut done = 0;
+        while let Some(rest) = bytes.get(done..).filter(|rest| !rest.is_empty()) {
+            match rustix::io::pwrite(&file, rest, offset + done as u64) {
+                Ok(0) => break,
+                Ok(written) => done += written,
+                Err(Errno::INTR) => {}
+                Err(_) if done > 0 => break,
+                Err(errno) => return Err(errno),
+            }
+        }
+        if kill_suidgid {
+            let stat = self.shown_stat_of(file.as_fd(), Stat::of(file.as_fd(), c"")?)?;
+            match mode_without_set_id(caller, &stat) {
+                Some(kept) if self.permissions.is_some() => {
+                    self.on_upper(&handle.node, |dir, name| self.set_shown_mode(dir, name, kept))?;
+                }
+                Some(kept) => rustix::fs::fchmod(&file, rustix::fs::Mode::from_raw_mode(kept))?,
+                None => {}
+            }
+        }
+        Ok(done)
+    }
+
+    /// Writes the file to the disk, unless the mount is volatile.
+    ///
+    /// # Errors
+    /// Those of `fsync(2)`.
+    pub fn fsync(&self, handle: HandleId, data_only: bool) -> Result<()> {
+        if !self.flushes() {
+            return Ok(());
+        }
+        let handle = self.open_handle(handle)?;
+        let file = self.current(&handle)?;
+        if !handle.real.read().is_upper() && handle.node.has_upper() {
+            // Its content is still below, and nothing is to be done for that; its attributes are not (kernel:
+            // `ovl_fsync`).
+            let attributes = self.on_upper(&handle.node, |dir, name| dir.open_writable(name, OFlags::RDONLY))?;
+            return rustix::fs::fsync(attributes);
+        }
+        if data_only { rustix::fs::fdatasync(file) } else { rustix::fs::fsync(file) }
+    }
+
+    /// True unless the mount was asked not to flush.
+    pub(in crate::driver) fn flushes(&self) -> bool {
+        !self.config.ignore_fsync && !self.config.volatile
+    }
+
+    /// Allocates or frees space (`fallocate(2)`).
+    ///
+    /// # Errors
+    /// `BADF`; those of `fallocate(2)`.
+    pub fn fallocate(&self, handle: HandleId, mode: u32, offset: u64, length: u64) -> Result<()> {
+        let handle = self.open_handle(handle)?;
+        if !handle.writable {
+            return Err(Errno::BADF);
+        }
+        rustix::fs::fallocate(self.current(&handle)?, FallocateFlags::from_bits_retain(mode), offset, length)
+    }
+
+    /// Finds data or a hole (`SEEK_DATA`, `SEEK_HOLE`).
+    ///
+    /// # Errors
+    /// `NXIO`; those of `lseek(2)`.
+    pub fn lseek(&self, handle: HandleId, offset: u64, whence: u32) -> Result<u64> {
+        let position = match i32::try_from(whence) {
+            Ok(libc::SEEK_DATA) => SeekFrom::Data(offset),
+            Ok(libc::SEEK_HOLE) => SeekFrom::Hole(offset),
+            Ok(libc::SEEK_END) => SeekFrom::End(i64::try_from(offset).map_err(|_| Errno::INVAL)?),
+            _ => return Err(Errno::INVAL),
+        };
+        rustix::fs::seek(self.current(&*self.open_handle(handle)?)?, position)
+    }
+
+    /// Copies inside the kernel; how many bytes.
+    ///
+    /// # Errors
+    /// `BADF`; those of `copy_file_range(2)`.
+    pub fn copy_file_range(
+        &self,
+        from: HandleId,
+        from_offset: u64,
+        to: HandleId,
+        to_offset: u64,
+        length: u64,
+    ) -> Result<usize> {
+        let to = self.open_handle(to)?;
+        if !to.writable {
+            return Err(Errno::BADF);
+        }
+        let (source, target) = (self.current(&*self.open_handle(from)?)?, self.current(&to)?);
+        let (mut read_at, mut write_at) = (from_offset, to_offset);
+        // The reply's counter has 32 bits.
+        let length = usize::try_from(length).unwrap_or(usize::MAX).min(1 << 30);
+        rustix::fs::copy_file_range(source, Some(&mut read_at), target, Some(&mut write_at), length)
+    }
+}

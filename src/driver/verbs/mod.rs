@@ -1,0 +1,11 @@
+//! One file per group of operations, each an `impl` of [`crate::driver::Overlay`].
+
+pub(in crate::driver) mod attr;
+mod create;
+mod io;
+mod link;
+mod lookup;
+mod readdir;
+mod remove;
+mod rename;
+pub(in crate::driver) mod xattr;

@@ -1,0 +1,214 @@
+//! Removal: of what only the upper has, by unlinking; of what a lower layer has, by a whiteout. Either in one step.
+
+use std::ffi::{CStr, CString, OsStr};
+
+use crate::driver::node::{Node, NodeRef, Real};
+use crate::driver::types::{Errno, NodeId, Result};
+use crate::driver::{Overlay, checked_name, is_reserved};
+use crate::marks::Mark;
+use crate::union::layer::{Staged, UpperDir, WhiteoutForm};
+use crate::union::merge::Listing;
+
+impl Overlay {
+    /// Removes a name that is not a directory.
+    ///
+    /// # Errors
+    /// `NOENT`, `ISDIR`, `ROFS`; those of the upper.
+    pub fn unlink(&self, parent: NodeId, name: &OsStr) -> Result<()> {
+        self.upper()?;
+        let parent = self.dir_node(parent)?;
+        let name = checked_name(name)?;
+        let node = self.known(&parent, &name)?;
+        let removed = self.unlink_node(&parent, &name, &node);
+        self.forget(node.id(), 1);
+        removed
+    }
+
+    /// The node of an existing name, with one more lookup counted.
+    pub(in crate::driver) fn known(&self, parent: &NodeRef, name: &CStr) -> Result<NodeRef> {
+        if let Some(node) = self.nodes.child(parent, name) {
+            return Ok(node);
+        }
+        if is_reserved(name) {
+            return Err(Errno::NOENT);
+        }
+        self.find(parent, name)?.map(|(node, _)| node).ok_or(Errno::NOENT)
+    }
+
+    fn unlink_node(&self, parent: &NodeRef, name: &CStr, node: &NodeRef) -> Result<()> {
+        if node.dir().is_some() {
+            return Err(Errno::ISDIR);
+        }
+        self.copy_up(parent)?;
+        let dir = self.upper_dir(parent)?;
+        if self.indexed(node).is_some() {
+            self.copy_up(node)?;
+        }
+        let parent_dir = parent.dir().ok_or(Errno::NOTDIR)?;
+        let _names = parent_dir.names.write();
+        if !node.is_named(parent, name) || node.is_removed() {
+            return Err(Errno::NOENT);
+        }
+        let real = node.state.lock().real;
+        self.link_up(node, parent, &dir, name)?;
+        let change = self.begin_nlink_change(node)?;
+        match real {
+            Real::Lower(_) => {
+                self.put_whiteout(parent, &dir, name)?;
+                self.nodes.hide(parent, name, node);
+            }
+            Real::Upper => {
+                self.keep_orphan(node, &dir, name)?;
+                if self.exists_in_lower(parent, name)? {
+                    self.whiteout_over(parent, &dir, name)?;
+                } else {
+                    dir.remove_file(name)?;
+                }
+                self.nodes.remove_name(parent, name, node);
+                self.end_nlink_change(change, node, -1);
+            }
+        }
+        parent_dir.state.lock().note_removal();
+        Ok(())
+    }
+
+    /// Before the last known name of an upper file goes: holds the file, for those who have it open.
+    pub(in crate::driver) fn keep_orphan(&self, node: &NodeRef, dir: &UpperDir, name: &CStr) -> Result<()> {
+        if node.state.lock().has_several_names() || self.indexed(node).is_some() {
+            return Ok(());
+        }
+        let held = self.upper()?.hold(dir.open_reference(name)?);
+        node.state.lock().set_orphan(Some(held));
+        Ok(())
+    }
+
+    /// Makes `name`, which the upper does not have, a whiteout.
+    pub(in crate::driver) fn put_whiteout(&self, parent: &Node, dir: &UpperDir, name: &CStr) -> Result<()> {
+        self.allow_whiteouts(parent, dir)?;
+        self.upper()?.work()?.link_whiteout(dir, name)
+    }
+
+    /// Puts a whiteout in the place of the upper's file `name`.
+    pub(in crate::driver) fn whiteout_over(&self, parent: &Node, dir: &UpperDir, name: &CStr) -> Result<()> {
+        self.allow_whiteouts(parent, dir)?;
+        self.upper()?.work()?.stage_whiteout()?.publish_over(dir, name).map(|_| ())
+    }
+
+    /// Puts a whiteout in the place of the upper's directory `name`, which goes with all that it holds.
+    pub(in crate::driver) fn whiteout_for_dir(&self, parent: &Node, dir: &UpperDir, name: &CStr) -> Result<()> {
+        self.allow_whiteouts(parent, dir)?;
+        self.upper()?.work()?.stage_whiteout()?.exchange(dir, name)
+    }
+
+    /// Xattr whiteouts are only looked for in directories marked to hold some.
+    pub(in crate::driver) fn allow_whiteouts(&self, parent: &Node, dir: &UpperDir) -> Result<()> {
+        let upper = self.upper()?;
+        if upper.whiteout_form() == WhiteoutForm::Device {
+            return Ok(());
+        }
+        let state = &parent.dir().ok_or(Errno::NOTDIR)?.state;
+        if state.lock().upper.as_ref().is_none_or(|part| part.xattr_whiteouts || part.opaque) {
+            return Ok(());
+        }
+        dir.set_xattr(c"", &upper.mark_key(Mark::Opaque), b"x", 0)?;
+        if let Some(part) = &mut state.lock().upper {
+            part.xattr_whiteouts = true;
+        }
+        Ok(())
+    }
+
+    /// Removes an empty directory.
+    ///
+    /// # Errors
+    /// `NOENT`, `NOTDIR`, `NOTEMPTY`, `ROFS`; those of the upper.
+    pub fn rmdir(&self, parent: NodeId, name: &OsStr) -> Result<()> {
+        self.upper()?;
+        let parent = self.dir_node(parent)?;
+        let name = checked_name(name)?;
+        let node = self.known(&parent, &name)?;
+        let removed = loop {
+            match self.rmdir_node(&parent, &name, &node) {
+                // Copied up between looking and locking.
+                Err(Errno::AGAIN) => {}
+                done => break done,
+            }
+        };
+        self.forget(node.id(), 1);
+        removed
+    }
+
+    fn rmdir_node(&self, parent: &NodeRef, name: &CStr, node: &NodeRef) -> Result<()> {
+        let child_dir = node.dir().ok_or(Errno::NOTDIR)?;
+        self.copy_up(parent)?;
+        let dir = self.upper_dir(parent)?;
+        let held = self.upper_dir_if_any(node)?;
+        let parent_dir = parent.dir().ok_or(Errno::NOTDIR)?;
+        let (first, second) = if parent.id() < node.id() { (parent_dir, child_dir) } else { (child_dir, parent_dir) };
+        let _first = first.names.write();
+        let _second = second.names.write();
+        if !node.is_named(parent, name) || node.is_removed() {
+            return Err(Errno::NOENT);
+        }
+        if held.is_none() && node.has_upper() {
+            return Err(Errno::AGAIN);
+        }
+        if !self.is_empty_dir(node, held.as_ref())? {
+            return Err(Errno::NOTEMPTY);
+        }
+        let in_lower = self.exists_in_lower(parent, name)?;
+        match (&held, in_lower) {
+            (None, _) => self.put_whiteout(parent, &dir, name)?,
+            (Some(_), true) => self.whiteout_for_dir(parent, &dir, name)?,
+            (Some(_), false) => match dir.remove_dir(name) {
+                // It is empty to its users, but holds whiteouts.
+                Err(Errno::NOTEMPTY | Errno::EXIST) => self.upper()?.work()?.discard(&dir, name)?,
+                done => done?,
+            },
+        }
+        match held {
+            Some(held) => {
+                self.nodes.remove_name(parent, name, node);
+                node.state.lock().set_orphan(Some(held));
+            }
+            None => self.nodes.hide(parent, name, node),
+        }
+        parent_dir.state.lock().note_removal();
+        Ok(())
+    }
+
+    /// True if the directory has no entries for its users. The caller holds its `names` lock or knows that nothing
+    /// is created in it.
+    pub(in crate::driver) fn is_empty_dir(&self, node: &NodeRef, upper: Option<&UpperDir>) -> Result<bool> {
+        let lowers = self.lower_listing(node)?;
+        match upper {
+            None => Ok(lowers.is_none_or(|listing| listing.is_empty())),
+            Some(upper) => {
+                let by_xattr = node
+                    .dir()
+                    .and_then(|dir| dir.state.lock().upper.as_ref().map(|part| part.xattr_whiteouts))
+                    .unwrap_or(false);
+                if lowers.as_ref().is_none_or(|listing| listing.is_empty()) {
+                    return Ok(!Listing::has_entries(upper, by_xattr)?);
+                }
+                Ok(Listing::with_upper(upper, by_xattr, lowers.as_deref())?.is_empty())
+            }
+        }
+    }
+
+    /// Replaces the upper directory `name`, which only holds whiteouts, by one that is really empty and hides what
+    /// is below, so that something can be renamed over it (kernel: `ovl_clear_empty`). The directory itself is what is
+    /// staged then, to be put back if the rename fails: the nodes below know it.
+    pub(in crate::driver) fn clear_dir(&self, dir: &UpperDir, name: &CStr, held: &UpperDir) -> Result<Staged<'_>> {
+        let stat = held.stat_self()?;
+        let staged = self.upper()?.work()?.stage_dir(stat.mode & 0o777)?;
+        {
+            let (work, staged_name) = staged.place().ok_or(Errno::IO)?;
+            let staged_name: CString = staged_name.to_owned();
+            work.set_owner(&staged_name, Some(stat.uid), Some(stat.gid))?;
+            work.set_mode(&staged_name, stat.mode & 0o7777)?;
+            self.mark_opaque(work, &staged_name)?;
+        }
+        staged.swap(dir, name)?;
+        Ok(staged)
+    }
+}

@@ -1,0 +1,58 @@
+//! Small files and directories by path, as the store and archives read and write them.
+
+use std::fs::{self, File};
+use std::io::{ErrorKind, Read};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::Path;
+
+use rustix::fs::{Mode, OFlags, open};
+
+use super::spec::DOCUMENT_LIMIT;
+use super::{ImageError, IoContext, Result};
+
+/// Makes the names in a directory durable.
+pub(crate) fn sync_dir(path: &Path) -> Result<()> {
+    File::open(path).and_then(|dir| dir.sync_all()).at(path)
+}
+
+/// Reads a document to its end.
+///
+/// # Errors
+/// When it is larger than [`DOCUMENT_LIMIT`], or reading fails.
+pub(crate) fn read_limited(input: &mut dyn Read, name: &str) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    input.take(DOCUMENT_LIMIT + 1).read_to_end(&mut bytes).at(name)?;
+    if bytes.len() as u64 > DOCUMENT_LIMIT {
+        return Err(ImageError::document(name, format!("larger than {} MiB", DOCUMENT_LIMIT >> 20)));
+    }
+    Ok(bytes)
+}
+
+/// Makes a directory unless it is there. It gets this mode whatever the umask is.
+pub(crate) fn make_dir(path: &Path, mode: u32) -> Result<()> {
+    match fs::DirBuilder::new().mode(mode).create(path) {
+        Ok(()) => fs::set_permissions(path, fs::Permissions::from_mode(mode)).at(path),
+        Err(error) if error.kind() == ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
+        Err(error) => Err(error).at(path),
+    }
+}
+
+/// Removes a file or a whole directory; being gone already is no error.
+pub(crate) fn remove_tree(path: &Path) -> Result<()> {
+    let removed = match fs::symlink_metadata(path) {
+        Ok(metadata) if metadata.is_dir() => fs::remove_dir_all(path),
+        Ok(_) => fs::remove_file(path),
+        Err(error) => Err(error),
+    };
+    match removed {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        result => result.at(path),
+    }
+}
+
+/// Opens a directory to work below it.
+pub(crate) fn open_dir(path: &Path) -> Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    open(path, flags, Mode::empty()).at(path)
+}

@@ -1,0 +1,165 @@
+//! Reading one blob: over connections that are cut, and checked against its descriptor while it arrives.
+
+use std::io::{self, Read};
+use std::time::Duration;
+
+use ureq::http::Method;
+
+use crate::image::Result;
+use crate::image::digest::Hasher;
+use crate::image::spec::Descriptor;
+use crate::registry::blob_path;
+use crate::registry::http::{Request, Response, refusal};
+use crate::registry::session::Session;
+
+/// Connections in a row that bring nothing.
+const ATTEMPTS: u32 = 5;
+
+/// Before the second of them; doubled each time.
+const PAUSE: Duration = Duration::from_millis(200);
+
+/// A blob's bytes. The last read gives no bytes only if all of them were there and were the right ones.
+pub(super) struct BlobReader<'s> {
+    session: &'s Session,
+    descriptor: &'s Descriptor,
+    body: Option<Box<dyn Read + Send>>,
+    position: u64,
+    hasher: Hasher,
+    fruitless: u32,
+}
+
+impl<'s> BlobReader<'s> {
+    pub(super) fn new(session: &'s Session, descriptor: &'s Descriptor) -> Self {
+        Self { session, descriptor, body: None, position: 0, hasher: Hasher::new(), fruitless: 0 }
+    }
+
+    /// Asks for the bytes from the position on.
+    fn connect(&self) -> io::Result<Box<dyn Read + Send>> {
+        let uri = self.session.uri(&blob_path(self.descriptor)).map_err(io::Error::other)?;
+        let mut request = Request::new(Method::GET, uri);
+        if self.position > 0 {
+            request = request.with("range", format!("bytes={}-", self.position));
+        }
+        let response = self.session.send_raw(request)?;
+        match response.status {
+            206 if self.position > 0 => {
+                let start = response.header("content-range").and_then(range_start);
+                if start != Some(self.position) {
+                    return Err(refusal("goes on at another place than it was asked to"));
+                }
+                self.check_length(&response, self.descriptor.size - self.position)?;
+                Ok(response.body)
+            }
+            // It cannot give a part: the beginning again, which is passed over.
+            200 => {
+                self.check_length(&response, self.descriptor.size)?;
+                let mut body = response.body;
+                let skipped = io::copy(&mut body.by_ref().take(self.position), &mut io::sink())?;
+                if skipped < self.position {
+                    return Err(io::ErrorKind::UnexpectedEof.into());
+                }
+                Ok(body)
+            }
+            status @ (408 | 500..=599) => Err(io::Error::other(format!("status {status}"))),
+            // The right to read may have run out in the middle of a long blob; the next attempt asks anew.
+            401 if self.position > 0 => Err(io::Error::other("status 401")),
+            _ => Err(refusal(self.session.refused("it", response).to_string())),
+        }
+    }
+
+    fn check_length(&self, response: &Response, expected: u64) -> io::Result<()> {
+        match response.header("content-length").map(str::parse::<u64>) {
+            Some(Ok(length)) if length != expected => {
+                Err(refusal(format!("{expected} bytes were promised, but it has {length}")))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// After a failure: once more, unless nothing comes of it. A server that breaks its word is not asked again.
+    fn retry(&mut self, error: io::Error) -> io::Result<()> {
+        self.body = None;
+        self.fruitless += 1;
+        let connects = matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound);
+        if error.kind() == io::ErrorKind::InvalidData || self.fruitless >= ATTEMPTS || (connects && self.position == 0)
+        {
+            return Err(error);
+        }
+        tracing::debug!("blob {}: {error}; again from byte {}", self.descriptor.digest, self.position);
+        std::thread::sleep(PAUSE * 2u32.pow(self.fruitless - 1));
+        Ok(())
+    }
+
+    /// All bytes have come: there must be no more, and they must be the right ones.
+    fn finish(&mut self) -> io::Result<()> {
+        if let Some(mut body) = self.body.take() {
+            // An error here is only the connection's, which is no longer needed.
+            if matches!(body.read(&mut [0]), Ok(1..)) {
+                return Err(refusal(format!("goes on after the {} bytes that were promised", self.descriptor.size)));
+            }
+        }
+        let (digest, _) = std::mem::take(&mut self.hasher).finish();
+        if digest != self.descriptor.digest {
+            return Err(refusal(format!("was promised, but it is {digest}")));
+        }
+        Ok(())
+    }
+}
+
+impl Read for BlobReader<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if buffer.is_empty() {
+            return Ok(0);
+        }
+        loop {
+            let left = self.descriptor.size - self.position;
+            if left == 0 && (self.body.is_some() || self.descriptor.size == 0) {
+                self.finish()?;
+                return Ok(0);
+            }
+            if left == 0 {
+                return Ok(0);
+            }
+            let wanted = buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+            let read = match &mut self.body {
+                Some(body) => body.read(&mut buffer[..wanted]),
+                None => match self.connect() {
+                    Ok(body) => {
+                        self.body = Some(body);
+                        continue;
+                    }
+                    Err(error) => Err(error),
+                },
+            };
+            match read {
+                Ok(0) => self.retry(io::ErrorKind::UnexpectedEof.into())?,
+                Ok(count) => {
+                    self.fruitless = 0;
+                    self.position += count as u64;
+                    self.hasher.update(&buffer[..count]);
+                    return Ok(count);
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => self.retry(error)?,
+            }
+        }
+    }
+}
+
+/// The whole of a blob that is a document.
+pub(super) fn read_document(session: &Session, descriptor: &Descriptor) -> Result<Vec<u8>> {
+    let name = format!("blob {}", descriptor.digest);
+    if descriptor.size > crate::image::spec::DOCUMENT_LIMIT {
+        return Err(session.error(format!("{name}: a document of {} bytes is too large", descriptor.size)));
+    }
+    let mut bytes = Vec::new();
+    BlobReader::new(session, descriptor)
+        .read_to_end(&mut bytes)
+        .map_err(|error| session.error(format!("{name}: {error}")))?;
+    Ok(bytes)
+}
+
+/// `bytes 5-9/10`
+fn range_start(header: &str) -> Option<u64> {
+    header.strip_prefix("bytes ")?.split('-').next()?.trim().parse().ok()
+}

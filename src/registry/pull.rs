@@ -1,0 +1,428 @@
+//! Registry to store.
+//!
+//! Blobs arrive several at a time, and several are unpacked at a time, each while it is still arriving. Both its digests
+//! are known to be right before anything is published.
+//!
+//! It does not matter how many threads fetch and how many unpack: who fetches waits for the network alone, since a blob
+//! goes to a file of any length; who unpacks waits for his blob, and for layers below his own. Both begin with the lowest
+//! layer, so the lowest one that is not complete is never kept waiting by those above it.
+
+use std::io::{self, Read};
+use std::str::FromStr;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use parking_lot::Mutex;
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+use ureq::http::Method;
+
+use crate::image::config::ImageConfig;
+use crate::image::digest::Digest;
+use crate::image::files::read_limited;
+use crate::image::reference::Reference;
+use crate::image::spec::{self, DOCKER_INDEX, DOCKER_MANIFEST, Descriptor, INDEX, Index, MANIFEST, Manifest, Platform};
+use crate::image::{ImageError, IoContext, Result};
+use crate::registry::blob::{BlobReader, read_document};
+use crate::registry::http::Request;
+use crate::registry::session::{Access, Session};
+use crate::registry::spool::Spool;
+use crate::registry::{AT_ONCE, Options, Progress};
+use crate::store::load::LoadOptions;
+use crate::store::{AddedLayer, Layer, NewLayer, Slot, Step, Transaction, blob_mark, rounds};
+
+/// Indexes in indexes deeper than this are refused.
+const INDEX_DEPTH: u32 = 4;
+
+/// Bytes that are passed on at once.
+const CHUNK: usize = 128 << 10;
+
+/// What to pull: a tag, or what has a digest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Source {
+    /// Registry, repository and tag; the tag means nothing beside a digest.
+    pub name: Reference,
+    /// The digest of a manifest or index.
+    pub digest: Option<Digest>,
+}
+
+/// `NAME[:TAG][@DIGEST]`
+impl FromStr for Source {
+    type Err = ImageError;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let (name, digest) = match text.split_once('@') {
+            Some((name, digest)) => (name, Some(digest.parse().map_err(|error| ImageError::malformed(text, error))?)),
+            None => (text, None),
+        };
+        Ok(Self { name: name.parse()?, digest })
+    }
+}
+
+impl Source {
+    fn reference(&self) -> String {
+        self.digest.map_or_else(|| self.name.tag().to_owned(), |digest| digest.to_string())
+    }
+}
+
+/// What was pulled.
+#[derive(Clone, Debug)]
+pub struct Pulled {
+    /// The image's id.
+    pub id: Digest,
+    /// The digest by which the registry has it: of the index, if there is one.
+    pub digest: Digest,
+    /// The name that it got, unless it was pulled by its digest.
+    pub name: Option<Reference>,
+}
+
+/// Adds an image of a registry; the caller publishes. Of a layer that is in the store nothing is transferred.
+///
+/// # Errors
+/// When the registry cannot be reached, does not have it, or does not keep its word; nothing must then be published.
+pub fn pull(
+    into: &mut Transaction<'_>,
+    source: &Source,
+    registry: &Options,
+    options: &LoadOptions,
+    progress: &dyn Progress,
+) -> Result<Pulled> {
+    let session = Session::open(&source.name, Access::Pull, registry)?;
+    let platform = options.platform.clone().unwrap_or_else(Platform::host);
+    let found = find_image(&session, source, &platform)?;
+    let config = read_document(&session, &found.manifest.config)?;
+    let config = ImageConfig::parse(&format!("config {}", found.manifest.config.digest), config)?;
+    let descriptors = &found.manifest.layers;
+    if descriptors.len() != config.diff_ids().len() {
+        let (theirs, ours) = (config.diff_ids().len(), descriptors.len());
+        return Err(session.error(format!("its config names {theirs} layers, its manifest {ours}")));
+    }
+    if let Some(large) = descriptors.iter().find(|layer| layer.size > options.unpack.limits.stream) {
+        return Err(session.error(format!("layer {} of {} bytes is too large", large.digest, large.size)));
+    }
+    let layers: Vec<(Descriptor, Digest)> =
+        descriptors.iter().cloned().zip(config.diff_ids().iter().copied()).collect();
+    let (stack, mut marks) = Transfer { session: &session, layers: &layers, options, progress }.run(into)?;
+    // A layer that was here was not compared with the blob that this manifest has for it, but perhaps before.
+    let before = into.verified_blobs()?;
+    let all = layers.iter().map(|(descriptor, diff_id)| blob_mark(&descriptor.digest, diff_id));
+    marks.extend(all.filter(|mark| before.contains(mark)));
+    let original = into.add_blob(&found.bytes)?;
+    let name = source.digest.is_none().then(|| source.name.clone());
+    let image = into.add_image(&config, &stack, name.as_slice(), Some(original))?;
+    into.add_verified_blobs(&image, &marks);
+    for digest in [found.digest, original] {
+        into.add_repo_digest(&image, &source.name.at_digest(&digest));
+    }
+    Ok(Pulled { id: config.id(), digest: found.digest, name })
+}
+
+/// An image's manifest, and the digest of what was asked for.
+struct Found {
+    manifest: Box<Manifest>,
+    bytes: Vec<u8>,
+    digest: Digest,
+}
+
+enum Document {
+    Manifest(Box<Manifest>),
+    Index(Index),
+}
+
+fn find_image(session: &Session, source: &Source, platform: &Platform) -> Result<Found> {
+    let (mut bytes, digest) = fetch(session, &source.reference(), source.digest)?;
+    for _ in 0..INDEX_DEPTH {
+        let index = match document(session, &bytes)? {
+            Document::Manifest(manifest) => return Ok(Found { manifest, bytes, digest }),
+            Document::Index(index) => index,
+        };
+        let chosen = index.choose(platform).ok_or_else(|| {
+            let has: Vec<String> = index.platforms().map(Platform::to_string).collect();
+            let has = if has.is_empty() { String::new() } else { format!("; it has {}", has.join(", ")) };
+            session.error(format!("{} has no image for {platform}{has}", source.reference()))
+        })?;
+        bytes = fetch(session, &chosen.digest.to_string(), Some(chosen.digest))?.0;
+        if bytes.len() as u64 != chosen.size {
+            let (promised, found) = (chosen.size, bytes.len());
+            return Err(session
+                .error(format!("manifest {}: {promised} bytes were promised, but it has {found}", chosen.digest)));
+        }
+    }
+    Err(session.error(format!("indexes are nested more than {INDEX_DEPTH} deep")))
+}
+
+/// A manifest or index. By its digest it is checked; by a tag, the registry's own word for its digest is.
+fn fetch(session: &Session, reference: &str, pinned: Option<Digest>) -> Result<(Vec<u8>, Digest)> {
+    let accept = [MANIFEST, INDEX, DOCKER_MANIFEST, DOCKER_INDEX].join(", ");
+    let request = Request::new(Method::GET, session.uri(&format!("manifests/{reference}"))?).with("accept", accept);
+    let mut response = session.send(request)?;
+    if !response.is_success() {
+        return Err(session.refused(reference, response));
+    }
+    let told = response.header("docker-content-digest").and_then(|digest| digest.parse().ok());
+    let bytes = read_limited(&mut response.body, reference).map_err(|error| match error {
+        ImageError::Io { source, .. } => session.error(format!("{reference}: {source}")),
+        ImageError::Document { reason, .. } => session.error(format!("{reference}: {reason}")),
+        other => other,
+    })?;
+    let digest = Digest::of(&bytes);
+    match pinned.or(told) {
+        Some(expected) if expected != digest => {
+            Err(session.error(format!("{reference}: {expected} was promised, but it is {digest}")))
+        }
+        _ => Ok((bytes, digest)),
+    }
+}
+
+/// By its fields: media types lie, and a document that can be read in two ways is refused (CVE-2021-41190).
+fn document(session: &Session, bytes: &[u8]) -> Result<Document> {
+    #[derive(Deserialize)]
+    struct Shape {
+        manifests: Option<IgnoredAny>,
+        config: Option<IgnoredAny>,
+        #[serde(rename = "fsLayers")]
+        fs_layers: Option<IgnoredAny>,
+    }
+    let name = format!("{}/{}: manifest", session.registry, session.repository);
+    let shape: Shape = spec::parse(&name, bytes)?;
+    match (shape.manifests, shape.config, shape.fs_layers) {
+        (Some(_), None, None) => Ok(Document::Index(spec::parse(&name, bytes)?)),
+        (None, Some(_), None) => {
+            let manifest: Manifest = spec::parse(&name, bytes)?;
+            let kind = manifest.config.media_type.as_str();
+            if !spec::is_image_config(kind) {
+                return Err(session.error(format!("is no image, but an artifact with a config of type {kind}")));
+            }
+            Ok(Document::Manifest(Box::new(manifest)))
+        }
+        (None, None, Some(_)) => Err(session.error("has only a manifest of schema 1, which is too old")),
+        _ => Err(session.error("its manifest is neither one of an image nor an index")),
+    }
+}
+
+/// The layers of one image on their way.
+struct Transfer<'t> {
+    session: &'t Session,
+    layers: &'t [(Descriptor, Digest)],
+    options: &'t LoadOptions,
+    progress: &'t dyn Progress,
+}
+
+/// A layer that is fetched: where it stands in the image, and where its bytes go.
+struct Fetched {
+    at: usize,
+    spool: Spool,
+}
+
+impl Transfer<'_> {
+    /// The layers, the lowest first, and the marks of those that were unpacked from their blobs.
+    fn run(&self, into: &mut Transaction<'_>) -> Result<(Vec<Layer>, Vec<String>)> {
+        let wanted = self.plan(into)?;
+        let (next, cancelled) = (AtomicUsize::new(0), AtomicBool::new(false));
+        let failure = Mutex::new(None);
+        let fetch_some = || {
+            while let Some(fetched) = wanted.get(next.fetch_add(1, Ordering::Relaxed)) {
+                let outcome = self.fetch(fetched, &cancelled);
+                if let Err(error) = &outcome
+                    && !cancelled.swap(true, Ordering::Relaxed)
+                {
+                    *failure.lock() = Some(self.name_failure(fetched.at, error));
+                }
+                fetched.spool.end(outcome.map_err(|error| error.to_string()));
+            }
+        };
+        let unpacked = std::thread::scope(|scope| {
+            for _ in 0..AT_ONCE.min(wanted.len()) {
+                scope.spawn(fetch_some);
+            }
+            let unpacked = self.unpack_all(into, &wanted, &cancelled);
+            cancelled.store(true, Ordering::Relaxed);
+            unpacked
+        });
+        match (unpacked, failure.into_inner()) {
+            // What the unpacker then said is only that it got no more.
+            (Err(_), Some(failure)) => Err(failure),
+            (unpacked, _) => unpacked,
+        }
+    }
+
+    fn name_failure(&self, at: usize, error: &io::Error) -> ImageError {
+        self.session.error(format!("blob {}: {error}", self.layers[at].0.digest))
+    }
+
+    /// Which layers must be fetched. One that depends on those below it is looked for only once these are known, so one
+    /// of those may be fetched in vain.
+    fn plan(&self, into: &Transaction<'_>) -> Result<Vec<Fetched>> {
+        let mut wanted: Vec<Fetched> = Vec::new();
+        let mut below: Option<Vec<Layer>> = Some(Vec::new());
+        for (at, (descriptor, diff_id)) in self.layers.iter().enumerate() {
+            let known = into.find_layer(below.as_deref().unwrap_or_default(), diff_id)?;
+            let keeps = self.options.keep_blobs && descriptor.digest != *diff_id && !into.has_blob(&descriptor.digest);
+            let is_known = known.is_some();
+            below = below.zip(known).map(|(mut below, layer)| {
+                below.push(layer);
+                below
+            });
+            let planned = wanted.iter().any(|fetched| self.layers[fetched.at].0.digest == descriptor.digest);
+            if (!is_known || keeps) && !planned {
+                wanted.push(Fetched { at, spool: Spool::create(&into.scratch().join(format!("fetched-{at}")))? });
+            }
+        }
+        Ok(wanted)
+    }
+
+    /// Fetches one layer's blob.
+    fn fetch(&self, fetched: &Fetched, cancelled: &AtomicBool) -> io::Result<()> {
+        let (descriptor, diff_id) = &self.layers[fetched.at];
+        self.progress.begins(diff_id, descriptor.size);
+        let mut blob = BlobReader::new(self.session, descriptor);
+        let mut buffer = vec![0; CHUNK];
+        loop {
+            if cancelled.load(Ordering::Relaxed) {
+                return Err(io::Error::other("given up, because another layer failed"));
+            }
+            match blob.read(&mut buffer)? {
+                0 => return Ok(()),
+                count => self.progress.reaches(diff_id, fetched.spool.append(&buffer[..count])?),
+            }
+        }
+    }
+
+    fn unpack_all(
+        &self,
+        into: &mut Transaction<'_>,
+        wanted: &[Fetched],
+        cancelled: &AtomicBool,
+    ) -> Result<(Vec<Layer>, Vec<String>)> {
+        let (mut stack, mut marks) = (Vec::new(), Vec::new());
+        for now in rounds(self.layers, |(_, diff_id)| *diff_id, &self.options.unpack) {
+            let round = Round { transfer: self, first: stack.len(), layers: now, wanted };
+            let slots = round.slots(into, stack)?;
+            let is_new: Vec<bool> = slots.iter().map(|slot| matches!(slot, Slot::New(_))).collect();
+            stack = round.unpack(into, slots, cancelled)?.into_iter().map(|added| added.layer).collect();
+            let new = self.layers.iter().zip(&is_new).filter(|(_, is_new)| **is_new);
+            marks.extend(new.map(|((descriptor, diff_id), _)| blob_mark(&descriptor.digest, diff_id)));
+            for (at, is_new) in is_new.iter().skip(round.first).enumerate() {
+                round.last_use(at).map_or(Ok(()), |fetched| self.put_away(into, fetched, *is_new))?;
+            }
+        }
+        Ok((stack, marks))
+    }
+
+    /// Whether a blob stays in the store; an uncompressed one can be re-assembled.
+    fn is_kept(&self, fetched: &Fetched) -> bool {
+        let (descriptor, diff_id) = &self.layers[fetched.at];
+        self.options.keep_blobs && descriptor.digest != *diff_id
+    }
+
+    /// After the round of a blob's last use.
+    fn put_away(&self, into: &mut Transaction<'_>, fetched: &Fetched, is_unpacked: bool) -> Result<()> {
+        match self.is_kept(fetched) {
+            true => {
+                fetched.spool.wait().at(&fetched.spool.path)?;
+                into.add_blob_file(self.layers[fetched.at].0.digest, &fetched.spool.path)
+            }
+            // It went when it was complete.
+            false if is_unpacked => Ok(()),
+            false => fetched.spool.remove(),
+        }
+    }
+}
+
+/// Layers that are unpacked together.
+struct Round<'t> {
+    transfer: &'t Transfer<'t>,
+    /// Where the first of them stands in the image.
+    first: usize,
+    layers: &'t [(Descriptor, Digest)],
+    wanted: &'t [Fetched],
+}
+
+impl<'t> Round<'t> {
+    fn fetched(&self, at: usize) -> Option<&'t Fetched> {
+        let digest = self.layers[at].0.digest;
+        self.wanted.iter().find(|fetched| self.transfer.layers[fetched.at].0.digest == digest)
+    }
+
+    /// What was fetched for this layer, if it is not for a later one as well.
+    fn last_use(&self, at: usize) -> Option<&'t Fetched> {
+        let digest = self.layers[at].0.digest;
+        let is_used_later =
+            self.transfer.layers.iter().skip(self.first + at + 1).any(|(later, _)| later.digest == digest);
+        self.fetched(at).filter(|_| !is_used_later)
+    }
+
+    /// The layers below, and these on top of them.
+    fn slots(&self, into: &Transaction<'_>, below: Vec<Layer>) -> Result<Vec<Slot<'t>>> {
+        let mut diff_ids: Vec<Digest> = below.iter().map(|layer| layer.record.diff_id).collect();
+        let mut slots: Vec<Slot<'t>> = below.into_iter().map(Slot::There).collect();
+        for (at, (descriptor, diff_id)) in self.layers.iter().enumerate() {
+            if let Some(layer) = into.find_layer_on(&diff_ids, diff_id)? {
+                self.transfer.progress.skips(diff_id, "Already exists");
+                slots.push(Slot::There(layer));
+            } else {
+                let gone = || self.transfer.session.error(format!("layer {diff_id} went away meanwhile"));
+                let input = Box::new(self.fetched(at).ok_or_else(gone)?.spool.reader());
+                slots.push(Slot::New(NewLayer {
+                    name: format!("blob {}", descriptor.digest),
+                    expected: *diff_id,
+                    input,
+                }));
+            }
+            diff_ids.push(*diff_id);
+        }
+        Ok(slots)
+    }
+
+    fn unpack(
+        &self,
+        into: &mut Transaction<'_>,
+        slots: Vec<Slot<'_>>,
+        cancelled: &AtomicBool,
+    ) -> Result<Vec<AddedLayer>> {
+        let mut trouble = Ok(());
+        let added = into.add_layers(slots, &self.transfer.options.unpack, &mut |slot, step| match step {
+            Step::Begins | Step::Advances(_) => {}
+            Step::Ends if trouble.is_ok() => trouble = self.complete(slot - self.first),
+            Step::Ends => {}
+            // Readers wait for blobs that nobody needs any more.
+            Step::Fails => cancelled.store(true, Ordering::Relaxed),
+        });
+        // Whether this or the blob's digest tells of a damaged blob depends on which thread comes first.
+        let added = added.map_err(|error| self.transfer.session.error(error.to_string()))?;
+        trouble.map(|()| added)
+    }
+
+    /// A layer was unpacked. The unpacker stops at the archive's end; the blob's digest is known at its own.
+    fn complete(&self, at: usize) -> Result<()> {
+        if let Some(fetched) = self.fetched(at) {
+            fetched.spool.wait().at(&fetched.spool.path)?;
+        }
+        self.transfer.progress.ends(&self.layers[at].1, "Pull complete");
+        match self.last_use(at).filter(|fetched| !self.transfer.is_kept(fetched)) {
+            Some(fetched) => fetched.spool.remove(),
+            None => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sources() {
+        let digest = Digest::of(b"x");
+        for (text, name, pinned) in [
+            ("debian", "docker.io/library/debian:latest", false),
+            ("localhost:5000/a:1", "localhost:5000/a:1", false),
+            ("debian@DIGEST", "docker.io/library/debian:latest", true),
+            ("a.example/b:1@DIGEST", "a.example/b:1", true),
+        ] {
+            let source: Source = text.replace("DIGEST", &digest.to_string()).parse().expect(text);
+            assert_eq!((source.name.full().as_str(), source.digest.is_some()), (name, pinned), "{text}");
+        }
+        for bad in ["", "@", "debian@", "debian@sha256:00", "Debian"] {
+            assert!(bad.parse::<Source>().is_err(), "{bad}");
+        }
+    }
+}

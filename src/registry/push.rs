@@ -1,0 +1,401 @@
+//! Store to registry.
+//!
+//! A layer whose blob the registry has, or has in another repository, is not sent. Which blobs a layer may be is known
+//! from the manifests of images that were pulled or pushed before; a layer that is none of them is compressed anew,
+//! always to the same bytes. If each layer is what the image's own manifest says, that is sent as it is, so that the
+//! image keeps its digest.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use ureq::http::{Method, Uri};
+
+use crate::image::digest::Digest;
+use crate::image::layer::Compression;
+use crate::image::reference::Reference;
+use crate::image::spec::{self, Descriptor, Manifest};
+use crate::image::{ImageError, IoContext, Result};
+use crate::registry::http::{Payload, Request, Response, refusal};
+use crate::registry::session::{Access, Session};
+use crate::registry::{AT_ONCE, Options, Progress, blob_path};
+use crate::store::save::compress;
+use crate::store::{Image, Layer, Store, blob_mark};
+
+/// Tries in a row that bring nothing.
+const ATTEMPTS: u32 = 5;
+
+/// Before the second of them; doubled each time.
+const PAUSE: Duration = Duration::from_millis(200);
+
+/// How to push.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct PushOptions {
+    /// Compress every layer so, whatever blobs are known of it. None: by gzip, where none is known.
+    pub compression: Option<Compression>,
+}
+
+/// What was pushed.
+#[derive(Clone, Copy, Debug)]
+pub struct Pushed {
+    /// The digest of its manifest.
+    pub digest: Digest,
+    /// The size of its manifest.
+    pub size: u64,
+}
+
+/// A blob that a layer is known to be, and repositories of the registry that have it.
+#[derive(Clone, Debug)]
+struct Known {
+    descriptor: Descriptor,
+    repositories: Vec<String>,
+}
+
+type KnownBlobs = BTreeMap<Digest, Vec<Known>>;
+
+/// Sends an image to a registry, as `name`.
+///
+/// # Errors
+/// When a layer is missing or damaged, or the registry cannot be reached or refuses.
+pub fn push(
+    store: &Store,
+    image: &Image,
+    name: &Reference,
+    registry: &Options,
+    options: PushOptions,
+    progress: &dyn Progress,
+) -> Result<Pushed> {
+    let mut transaction = store.begin()?;
+    let layers = store.layers_of(image)?;
+    let mut known = match options.compression {
+        None => known_blobs(store, name)?,
+        Some(_) => KnownBlobs::new(),
+    };
+    known.retain(|diff_id, _| image.config.diff_ids().contains(diff_id));
+    let mut session = Session::open(name, Access::Push, registry)?;
+    for known in known.values().flatten() {
+        known.repositories.iter().for_each(|repository| session.also_read(repository));
+    }
+    let compression = options.compression.unwrap_or(Compression::Gzip);
+    let sender = Sender { store, session: &session, known, compression, scratch: transaction.scratch(), progress };
+    let descriptors = sender.send_layers(&layers)?;
+    sender.send_config(image)?;
+    let (manifest, media_type) = manifest(store, image, descriptors)?;
+    let pushed = put_manifest(&session, name, &manifest, &media_type)?;
+    transaction.remember(image, &manifest, &name.at_digest(&pushed.digest))?;
+    transaction.publish()?;
+    Ok(pushed)
+}
+
+/// What the store's images tell of layers' blobs. The repositories are those of the registry of `name`.
+fn known_blobs(store: &Store, name: &Reference) -> Result<KnownBlobs> {
+    let mut known = KnownBlobs::new();
+    let verified = store.verified_blobs()?;
+    for image in store.images()? {
+        let Some((manifest, _)) = original(store, &image)? else { continue };
+        let mut repositories: Vec<String> = Vec::new();
+        for seen in image.repo_digests() {
+            let seen: Option<Reference> = seen.split('@').next().and_then(|name| name.parse().ok());
+            let seen = seen.filter(|seen| seen.domain() == name.domain() && seen.path() != name.path());
+            repositories.extend(seen.map(|seen| seen.path().to_owned()));
+        }
+        repositories.dedup();
+        let pairs = manifest.layers.into_iter().zip(image.config.diff_ids());
+        for (descriptor, diff_id) in pairs.filter(|(blob, id)| verified.contains(&blob_mark(&blob.digest, id))) {
+            let blobs = known.entry(*diff_id).or_default();
+            match blobs.iter_mut().find(|blob| blob.descriptor.digest == descriptor.digest) {
+                Some(blob) => blob.repositories.extend(repositories.iter().cloned()),
+                None => blobs.push(Known { descriptor, repositories: repositories.clone() }),
+            }
+        }
+    }
+    Ok(known)
+}
+
+/// The manifest that an image was pulled or pushed with, if it was, and its bytes.
+fn original(store: &Store, image: &Image) -> Result<Option<(Manifest, Vec<u8>)>> {
+    let Some(digest) = image.original_manifest().filter(|digest| store.kept_blob(digest).is_some()) else {
+        return Ok(None);
+    };
+    let bytes = store.read_blob(&digest)?;
+    let manifest: Manifest = spec::parse(&format!("manifest {digest}"), &bytes)?;
+    Ok((manifest.layers.len() == image.config.diff_ids().len()).then_some((manifest, bytes)))
+}
+
+/// The image's own manifest if its layers are these, else a new one; and its type.
+fn manifest(store: &Store, image: &Image, layers: Vec<Descriptor>) -> Result<(Vec<u8>, String)> {
+    if let Some((manifest, bytes)) = original(store, image)? {
+        let digests = |layers: &[Descriptor]| layers.iter().map(|layer| layer.digest).collect::<Vec<_>>();
+        if digests(&manifest.layers) == digests(&layers) {
+            return Ok((bytes, manifest.media_type.unwrap_or_else(|| spec::MANIFEST.to_owned())));
+        }
+    }
+    let layers = layers.into_iter().map(in_oci_terms).collect();
+    let config = Descriptor::of(spec::CONFIG, image.config.bytes());
+    Ok((spec::serialize("manifest", &Manifest::new(config, layers))?, spec::MANIFEST.to_owned()))
+}
+
+/// Docker's names for the types of layers do not belong into an OCI manifest.
+fn in_oci_terms(mut layer: Descriptor) -> Descriptor {
+    let suffix = match layer.media_type.rsplit(['.', '+']).next() {
+        Some("gzip") => "+gzip",
+        Some("zstd") => "+zstd",
+        _ => "",
+    };
+    layer.media_type = format!("{}{suffix}", spec::LAYER);
+    layer
+}
+
+fn put_manifest(session: &Session, name: &Reference, manifest: &[u8], media_type: &str) -> Result<Pushed> {
+    let mut request = Request::new(Method::PUT, session.uri(&format!("manifests/{}", name.tag()))?);
+    request.payload = Payload::Bytes(manifest);
+    let response = session.send(request.with("content-type", media_type))?;
+    if !response.is_success() {
+        return Err(session.refused(&format!("pushing {}", name.tag()), response));
+    }
+    let digest = Digest::of(manifest);
+    match response.header("docker-content-digest").and_then(|told| told.parse::<Digest>().ok()) {
+        Some(told) if told != digest => {
+            Err(session.error(format!("{} was sent, but the registry took it for {told}", digest)))
+        }
+        _ => Ok(Pushed { digest, size: manifest.len() as u64 }),
+    }
+}
+
+struct Sender<'s> {
+    store: &'s Store,
+    session: &'s Session,
+    known: KnownBlobs,
+    compression: Compression,
+    scratch: &'s Path,
+    progress: &'s dyn Progress,
+}
+
+impl Sender<'_> {
+    /// Sees to it that the registry has every layer; returns as what.
+    fn send_layers(&self, layers: &[Layer]) -> Result<Vec<Descriptor>> {
+        let mut distinct: Vec<&Layer> = Vec::new();
+        for layer in layers {
+            if !distinct.iter().any(|known| known.record.diff_id == layer.record.diff_id) {
+                distinct.push(layer);
+            }
+        }
+        let next = AtomicUsize::new(0);
+        let work = || -> Result<BTreeMap<Digest, Descriptor>> {
+            let mut sent = BTreeMap::new();
+            while let Some(layer) = distinct.get(next.fetch_add(1, Ordering::Relaxed)) {
+                let descriptor = self.send_layer(layer);
+                if descriptor.is_err() {
+                    next.store(distinct.len(), Ordering::Relaxed);
+                }
+                sent.insert(layer.record.diff_id, descriptor?);
+            }
+            Ok(sent)
+        };
+        let sent = std::thread::scope(|scope| {
+            let workers: Vec<_> = (0..AT_ONCE.min(distinct.len())).map(|_| scope.spawn(work)).collect();
+            let join = |worker: std::thread::ScopedJoinHandle<'_, _>| {
+                worker.join().unwrap_or_else(|_| Err(ImageError::refused("push", "a sending thread panicked")))
+            };
+            workers.into_iter().map(join).collect::<Result<Vec<_>>>()
+        })?;
+        let sent: BTreeMap<Digest, Descriptor> = sent.into_iter().flatten().collect();
+        Ok(layers.iter().filter_map(|layer| sent.get(&layer.record.diff_id).cloned()).collect())
+    }
+
+    fn send_layer(&self, layer: &Layer) -> Result<Descriptor> {
+        let diff_id = &layer.record.diff_id;
+        let known = self.known.get(diff_id).map(Vec::as_slice).unwrap_or_default();
+        for blob in known {
+            if self.has(&blob.descriptor)? {
+                self.progress.skips(diff_id, "Layer already exists");
+                return Ok(blob.descriptor.clone());
+            }
+        }
+        for blob in known {
+            for repository in &blob.repositories {
+                if self.mount(&blob.descriptor, repository)? {
+                    self.progress.skips(diff_id, &format!("Mounted from {repository}"));
+                    return Ok(blob.descriptor.clone());
+                }
+            }
+        }
+        if let Some(kept) = known.iter().find(|blob| self.store.kept_blob(&blob.descriptor.digest).is_some())
+            && let Some(path) = self.store.kept_blob(&kept.descriptor.digest)
+        {
+            self.upload_file(&kept.descriptor, &path, diff_id)?;
+            return Ok(kept.descriptor.clone());
+        }
+        // What was not compressed there need not be here, and is then the same.
+        let plain = known.iter().any(|blob| blob.descriptor.digest == *diff_id);
+        let compression = if plain { Compression::None } else { self.compression };
+        let path = self.scratch.join(format!("sent-{}", diff_id.hex()));
+        let (digest, size) = compress(layer, compression, &path)?;
+        let suffix = match compression {
+            Compression::None => "",
+            Compression::Gzip => "+gzip",
+            Compression::Zstd => "+zstd",
+        };
+        let descriptor = Descriptor::new(format!("{}{suffix}", spec::LAYER), digest, size);
+        if self.has(&descriptor)? {
+            self.progress.skips(diff_id, "Layer already exists");
+        } else {
+            self.upload_file(&descriptor, &path, diff_id)?;
+        }
+        std::fs::remove_file(&path).at(&path)?;
+        Ok(descriptor)
+    }
+
+    fn send_config(&self, image: &Image) -> Result<()> {
+        let descriptor = Descriptor::of(spec::CONFIG, image.config.bytes());
+        if self.has(&descriptor)? {
+            return Ok(());
+        }
+        self.upload(&descriptor, &mut io::Cursor::new(image.config.bytes()), &|_| {})
+    }
+
+    fn has(&self, descriptor: &Descriptor) -> Result<bool> {
+        let response = self.session.send(Request::new(Method::HEAD, self.session.uri(&blob_path(descriptor))?))?;
+        match response.status {
+            200 => Ok(true),
+            404 => Ok(false),
+            _ => Err(self.session.refused("asking for a layer", response)),
+        }
+    }
+
+    /// Asks the registry to take a blob from another of its repositories. One that will not has opened an upload
+    /// instead, which is given up.
+    fn mount(&self, descriptor: &Descriptor, repository: &str) -> Result<bool> {
+        let path = format!("blobs/uploads/?mount={}&from={repository}", descriptor.digest);
+        let response = self.session.send(Request::new(Method::POST, self.session.uri(&path)?))?;
+        if response.status == 202
+            && let Ok(upload) = self.session.location(&response)
+            && let Err(error) = self.session.send(Request::new(Method::DELETE, upload))
+        {
+            tracing::debug!("upload is left to the registry to clean up: {error}");
+        }
+        Ok(response.status == 201)
+    }
+
+    fn upload_file(&self, descriptor: &Descriptor, path: &PathBuf, diff_id: &Digest) -> Result<()> {
+        self.progress.begins(diff_id, descriptor.size);
+        let mut file = File::open(path).at(path)?;
+        self.upload(descriptor, &mut file, &|position| self.progress.reaches(diff_id, position))?;
+        self.progress.ends(diff_id, "Pushed");
+        Ok(())
+    }
+
+    /// Uploads a blob; after a cut connection it goes on where the registry says that it is.
+    fn upload(&self, descriptor: &Descriptor, from: &mut (impl Read + Seek), reaches: &dyn Fn(u64)) -> Result<()> {
+        let mut upload: Option<Uri> = None;
+        let mut fruitless = 0;
+        let mut best = 0;
+        loop {
+            let outcome = self.try_upload(descriptor, from, &mut upload, reaches, &mut best, &mut fruitless);
+            let error = match outcome {
+                Ok(()) => return Ok(()),
+                Err(error) => error,
+            };
+            fruitless += 1;
+            if error.kind() == io::ErrorKind::InvalidData || fruitless >= ATTEMPTS {
+                return Err(self.session.error(format!("blob {}: {error}", descriptor.digest)));
+            }
+            tracing::debug!("upload of {}: {error}; again", descriptor.digest);
+            std::thread::sleep(PAUSE * 2u32.pow(fruitless - 1));
+        }
+    }
+
+    /// One try. `upload` is the address of the upload that was begun, if one was; `best` the farthest that the registry
+    /// had come before.
+    fn try_upload(
+        &self,
+        descriptor: &Descriptor,
+        from: &mut (impl Read + Seek),
+        upload: &mut Option<Uri>,
+        reaches: &dyn Fn(u64),
+        best: &mut u64,
+        fruitless: &mut u32,
+    ) -> io::Result<()> {
+        let (place, position) = match upload.take() {
+            Some(begun) => self.resume(begun, descriptor)?,
+            None => (self.begin()?, 0),
+        };
+        if position > *best {
+            (*best, *fruitless) = (position, 0);
+        }
+        *upload = Some(place.clone());
+        from.seek(SeekFrom::Start(position))?;
+        let mut counted = Counted { inner: from, position, reaches };
+        let left = descriptor.size - position;
+        let mut request = Request::new(Method::PATCH, place).with("content-type", "application/octet-stream");
+        if position > 0 {
+            request = request.with("content-range", format!("{position}-{}", descriptor.size.saturating_sub(1)));
+        }
+        request.payload = Payload::Stream(&mut counted, left);
+        let response = self.session.send_raw(request)?;
+        self.check("taking a blob", &[202, 204], &response)?;
+        let place = self.session.location(&response).map_err(refused)?;
+        let joint = if place.query().is_some() { '&' } else { '?' };
+        let place: Uri = format!("{place}{joint}digest={}", descriptor.digest)
+            .parse()
+            .map_err(|_| refusal("gives an address that is none"))?;
+        let response = self.session.send_raw(Request::new(Method::PUT, place))?;
+        self.check("completing a blob", &[201, 204], &response)
+    }
+
+    fn begin(&self) -> io::Result<Uri> {
+        let uri = self.session.uri("blobs/uploads/").map_err(refused)?;
+        let response = self.session.send_raw(Request::new(Method::POST, uri))?;
+        if response.status != 202 && !matches!(response.status, 500..) {
+            return Err(refused(self.session.refused("pushing", response)));
+        }
+        self.check("pushing", &[202], &response)?;
+        self.session.location(&response).map_err(refused)
+    }
+
+    /// Asks how far an upload has come; one that is forgotten begins anew.
+    fn resume(&self, begun: Uri, descriptor: &Descriptor) -> io::Result<(Uri, u64)> {
+        let response = self.session.send_raw(Request::new(Method::GET, begun))?;
+        // `0-0` is what registries say of nothing.
+        let end = response.header("range").and_then(|range| range.split('-').nth(1)?.parse::<u64>().ok());
+        let position = end.filter(|&end| end > 0).map_or(0, |end| end + 1);
+        match response.status {
+            204 if position <= descriptor.size => Ok((self.session.location(&response).map_err(refused)?, position)),
+            _ => Ok((self.begin()?, 0)),
+        }
+    }
+
+    /// Anything else than what is hoped for is tried again, but for what will not change.
+    fn check(&self, what: &str, hoped: &[u16], response: &Response) -> io::Result<()> {
+        match response.status {
+            status if hoped.contains(&status) => Ok(()),
+            status @ (401 | 404 | 408 | 416 | 429 | 500..) => Err(io::Error::other(format!("{what}: status {status}"))),
+            status => Err(refusal(format!("{what}: status {status}"))),
+        }
+    }
+}
+
+fn refused(error: ImageError) -> io::Error {
+    match error {
+        ImageError::Registry { reason, .. } => refusal(reason),
+        other => refusal(other.to_string()),
+    }
+}
+
+struct Counted<'c, R> {
+    inner: &'c mut R,
+    position: u64,
+    reaches: &'c dyn Fn(u64),
+}
+
+impl<R: Read> Read for Counted<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.inner.read(buffer)?;
+        self.position += count as u64;
+        (self.reaches)(self.position);
+        Ok(count)
+    }
+}

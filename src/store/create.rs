@@ -1,0 +1,159 @@
+//! New images: `import` of a root file system's tar, `commit` of a container's upper directory, `flatten` of an image.
+
+use std::io::{self, BufReader, BufWriter, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+
+use crate::image::archive::check;
+use crate::image::config::{Change, History, ImageConfig};
+use crate::image::digest::Digest;
+use crate::image::layer::{self, LayerError, Snapshot, SnapshotOptions, UnpackOptions};
+use crate::image::reference::Reference;
+use crate::image::spec::Platform;
+use crate::image::time::Timestamp;
+use crate::image::{ImageError, Result};
+use crate::store::{AddedLayer, Layer, Transaction, open_topmost_first};
+
+/// What to write into a new image.
+#[derive(Clone, Debug, Default)]
+pub struct Authoring {
+    /// Its names.
+    pub names: Vec<Reference>,
+    /// The message in its history.
+    pub message: Option<String>,
+    /// Who made it.
+    pub author: Option<String>,
+    /// By what command, in its history.
+    pub created_by: Option<String>,
+    /// Changes of its configuration.
+    pub changes: Vec<Change>,
+    /// The time to stamp it with; none: now. Later times in a snapshot are set back to it.
+    pub source_date_epoch: Option<i64>,
+}
+
+impl Authoring {
+    fn history(&self) -> History {
+        History {
+            created: Some(Timestamp::now_or(self.source_date_epoch).to_string()),
+            author: self.author.clone(),
+            created_by: self.created_by.clone(),
+            comment: self.message.clone(),
+            empty_layer: None,
+        }
+    }
+}
+
+/// Adds an image of one layer, the tar `input` of a root file system; the caller publishes. Returns its id.
+///
+/// # Errors
+/// When the tar is bad.
+pub fn import(
+    into: &mut Transaction<'_>,
+    input: &mut dyn Read,
+    name: &str,
+    platform: &Platform,
+    authoring: &Authoring,
+    unpack: &UnpackOptions,
+) -> Result<Digest> {
+    let added = into.add_layer(name, &[], None, input, unpack)?;
+    let base = ImageConfig::empty(platform, Timestamp::now_or(authoring.source_date_epoch))?;
+    let config = base.with_layer(added.layer.record.diff_id, &authoring.history(), &authoring.changes)?;
+    into.add_image(&config, &[added.layer], &authoring.names, None)?;
+    Ok(config.id())
+}
+
+/// Adds an image that has one layer more than `parent`: what `upper` changes on top of `stack`, the parent's
+/// layers, the lowest first. The caller publishes. Returns its id.
+///
+/// # Errors
+/// When the upper cannot be read, or holds what no layer can.
+pub fn commit(
+    into: &mut Transaction<'_>,
+    parent: &ImageConfig,
+    stack: &[Layer],
+    upper: BorrowedFd<'_>,
+    authoring: &Authoring,
+    unpack: &UnpackOptions,
+) -> Result<Digest> {
+    let lowers = open_topmost_first(stack)?;
+    let lowers: Vec<BorrowedFd<'_>> = lowers.iter().map(AsFd::as_fd).collect();
+    let make = |out: &mut dyn Write, options: &_| layer::snapshot(upper, &lowers, out, options);
+    let added = add_made(into, stack, make, authoring, unpack)?;
+    let config = parent.with_layer(added.layer.record.diff_id, &authoring.history(), &authoring.changes)?;
+    let mut layers = stack.to_vec();
+    layers.push(added.layer);
+    into.add_image(&config, &layers, &authoring.names, None)?;
+    Ok(config.id())
+}
+
+/// Adds an image of one layer, which has all that `stack`, the layers of `parent`, the lowest first, show together; the
+/// rest of its configuration is `parent`'s. The caller publishes. Returns its id.
+///
+/// # Errors
+/// When a layer cannot be read.
+pub fn flatten(
+    into: &mut Transaction<'_>,
+    parent: &ImageConfig,
+    stack: &[Layer],
+    authoring: &Authoring,
+    unpack: &UnpackOptions,
+) -> Result<Digest> {
+    let layers = open_topmost_first(stack)?;
+    let layers: Vec<BorrowedFd<'_>> = layers.iter().map(AsFd::as_fd).collect();
+    let make = |out: &mut dyn Write, options: &_| layer::flatten(&layers, out, options);
+    let added = add_made(into, &[], make, authoring, unpack)?;
+    let config = parent.with_only_layer(added.layer.record.diff_id, &authoring.history(), &authoring.changes)?;
+    into.add_image(&config, &[added.layer], &authoring.names, None)?;
+    Ok(config.id())
+}
+
+/// Pipes the tar that is made into the extractor: the layer's directory is then exactly what every later load of the image
+/// makes of it.
+fn add_made(
+    into: &mut Transaction<'_>,
+    stack: &[Layer],
+    make: impl FnOnce(&mut dyn Write, &SnapshotOptions) -> std::result::Result<Snapshot, LayerError> + Send,
+    authoring: &Authoring,
+    unpack: &UnpackOptions,
+) -> Result<AddedLayer> {
+    const NAME: &str = "snapshot";
+    let in_layer = |source: LayerError| ImageError::Layer { layer: NAME.to_owned(), source };
+    let in_pipe = |source: io::Error| ImageError::Io { path: NAME.into(), source };
+    let options = SnapshotOptions { source_date_epoch: authoring.source_date_epoch };
+    let (reader, writer) = io::pipe().map_err(in_pipe)?;
+    let (made, added) = std::thread::scope(|scope| {
+        let maker = scope.spawn(|| -> Result<Snapshot> {
+            let mut out = BufWriter::with_capacity(1 << 18, writer);
+            let made = make(&mut out, &options).map_err(in_layer)?;
+            out.flush().map_err(in_pipe)?;
+            Ok(made)
+        });
+        let mut reader = BufReader::with_capacity(1 << 18, reader);
+        let added = into.add_layer(NAME, stack, None, &mut reader, unpack);
+        drop(reader);
+        let made = maker.join().unwrap_or_else(|_| Err(ImageError::refused(NAME, "the thread that makes it panicked")));
+        (made, added)
+    });
+    // If the snapshot failed, the extractor only saw a stream that ends too early, and the other way round.
+    let added = match (made, added) {
+        (Ok(made), Ok(added)) => {
+            check(NAME, &made.diff_id, &added.layer.record.diff_id)?;
+            made.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+            added
+        }
+        (Err(error), Ok(_)) => return Err(error),
+        (Ok(_), Err(error)) => return Err(error),
+        (Err(made), Err(added)) => return Err(if is_broken_pipe(&made) { added } else { made }),
+    };
+    Ok(added)
+}
+
+fn is_broken_pipe(error: &ImageError) -> bool {
+    let mut cause: Option<&dyn std::error::Error> = Some(error);
+    while let Some(error) = cause {
+        if error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe) {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}

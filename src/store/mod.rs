@@ -1,0 +1,302 @@
+//! The directory that holds images, layers and containers.
+//!
+//! ```text
+//! ROOT/                  mode 0700; a valid OCI image layout
+//!   oci-layout           fixed text
+//!   index.json           the images and their names; replaced whole, under a lock on ROOT itself
+//!   blobs/sha256/HEX     configs and manifests; layers' blobs only if they were to be kept
+//!   layers/HEX/          a layer: by its diff id, or by its chain id if it depends on what lies below
+//!     diff/              the directory to mount
+//!     diff.inventory     what is in it (see [`crate::inventory`]); may be missing
+//!     recipe             how to re-assemble the layer's tar, bit for bit
+//!     layer.json         a [`LayerRecord`]
+//!   containers/NAME/     a container; an OCI runtime bundle
+//!   tmp/                 what is not yet published; emptied by the next writer that is alone
+//!   lock                 held shared by every writer, exclusively by those that remove; who wants it first locks `layers/`
+//! ```
+//!
+//! A manifest in the store names each layer by its uncompressed tar, whose digest is the diff id: such a blob
+//! is not in `blobs/`, which the image layout permits ("may be missing referenced blobs"), but can be made
+//! from `layers/` at any time. So one config has exactly one manifest here, whatever archive it came from.
+//!
+//! Everything is published by a rename after its bytes have reached the disk, `index.json` last: a crash at any
+//! instant leaves the store as it was before, and rubbish in `tmp/`.
+
+pub mod create;
+mod gc;
+mod images;
+mod index;
+mod layers;
+pub mod load;
+pub mod save;
+mod together;
+pub mod trace;
+mod transaction;
+mod verify;
+
+use std::fs::{self, File};
+use std::io::{ErrorKind, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::fs::{FlockOperation, flock};
+
+use crate::image::digest::Digest;
+use crate::image::files::{make_dir, read_limited, remove_tree, sync_dir};
+use crate::image::spec::{self};
+use crate::image::{ImageError, IoContext, Result};
+
+pub use gc::Freed;
+pub use images::short_id;
+pub use images::{Image, Removed};
+pub use layers::{Layer, LayerRecord};
+pub use together::{NewLayer, Slot, Step, rounds};
+pub(crate) use transaction::open_topmost_first;
+pub use transaction::{AddedLayer, Transaction, blob_mark};
+pub use verify::{Damage, Untrusted, Verification};
+
+/// How long one who removes has others wait while it waits itself: so long at first, twice as long each time, to the most.
+const PATIENCE: Duration = Duration::from_secs(1);
+const MOST_PATIENCE: Duration = Duration::from_secs(64);
+/// How often it looks whether the store is free.
+const POLL: Duration = Duration::from_millis(5);
+
+/// An opened store.
+#[derive(Clone, Debug)]
+pub struct Store {
+    root: PathBuf,
+}
+
+/// Holds the store's lock until dropped.
+#[derive(Debug)]
+pub struct StoreLock {
+    file: File,
+}
+
+impl StoreLock {
+    /// Makes a shared lock exclusive if nobody else holds it. If it cannot, the lock is lost.
+    fn is_alone(&self) -> bool {
+        flock(&self.file, FlockOperation::NonBlockingLockExclusive).is_ok()
+    }
+}
+
+impl Store {
+    /// Opens the store at `root`, making it if it is not there.
+    ///
+    /// # Errors
+    /// When the directory cannot be made, or is something else than a store and not empty.
+    pub fn open(root: &Path) -> Result<Self> {
+        let store = Self { root: std::path::absolute(root).at(root)? };
+        if !store.is_complete() {
+            store.create()?;
+        }
+        // Mount tables show paths without symbolic links.
+        Ok(Self { root: fs::canonicalize(root).at(root)? })
+    }
+
+    /// Where the store is if the user says nothing: `/var/lib/strata` for root, else `$XDG_DATA_HOME/strata`.
+    ///
+    /// # Errors
+    /// When neither `XDG_DATA_HOME` nor `HOME` is set.
+    pub fn default_root() -> Result<PathBuf> {
+        if rustix::process::geteuid().is_root() {
+            return Ok(PathBuf::from("/var/lib/strata"));
+        }
+        let data = std::env::var_os("XDG_DATA_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
+        let home = || std::env::var_os("HOME").map(|home| Path::new(&home).join(".local/share"));
+        data.or_else(home)
+            .map(|data| data.join("strata"))
+            .ok_or_else(|| ImageError::refused("store", "neither XDG_DATA_HOME nor HOME is set; give --root"))
+    }
+
+    /// Several processes may do this at the same time.
+    fn create(&self) -> Result<()> {
+        if let Some(parent) = self.root.parent() {
+            fs::create_dir_all(parent).at(parent)?;
+        }
+        make_dir(&self.root, 0o700)?;
+        let _lock = self.lock_index()?;
+        self.refuse_foreign_directory()?;
+        fs::set_permissions(&self.root, fs::Permissions::from_mode(0o700)).at(&self.root)?;
+        for dir in ["blobs", "blobs/sha256", "layers", "containers", "tmp"] {
+            make_dir(&self.root.join(dir), 0o700)?;
+        }
+        let index = spec::serialize("index.json", &spec::Index::new(vec![]))?;
+        for (name, text) in [("lock", &b""[..]), ("index.json", &index), ("oci-layout", spec::OCI_LAYOUT.as_bytes())] {
+            if !self.root.join(name).exists() {
+                self.replace(name, text)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What is there already must be a store, whole or half made.
+    fn refuse_foreign_directory(&self) -> Result<()> {
+        for entry in fs::read_dir(&self.root).at(&self.root)? {
+            let name = entry.at(&self.root)?.file_name();
+            if !["blobs", "layers", "containers", "tmp", "lock", "index.json", "oci-layout"]
+                .iter()
+                .any(|own| name == *own)
+            {
+                return Err(ImageError::refused(self.root.display().to_string(), "is not empty and not a store"));
+            }
+        }
+        Ok(())
+    }
+
+    fn is_complete(&self) -> bool {
+        ["oci-layout", "layers", "lock"].iter().all(|name| self.root.join(name).exists())
+    }
+
+    /// The store's directory.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The directory of containers.
+    pub fn containers(&self) -> PathBuf {
+        self.root.join("containers")
+    }
+
+    fn tmp(&self) -> PathBuf {
+        self.root.join("tmp")
+    }
+
+    fn layers_dir(&self) -> PathBuf {
+        self.root.join("layers")
+    }
+
+    fn blob_path(&self, digest: &Digest) -> PathBuf {
+        self.root.join("blobs/sha256").join(digest.hex())
+    }
+
+    /// Keeps removers out; other writers may work meanwhile.
+    ///
+    /// # Errors
+    /// When the lock cannot be had.
+    pub fn lock_shared(&self) -> Result<StoreLock> {
+        let _turn = self.lock_turn()?;
+        self.lock(FlockOperation::LockShared)
+    }
+
+    /// Keeps everyone out; waits for writers that are at work, and has those that come meanwhile wait in turn: of shared
+    /// locks that follow each other without a gap the kernel would never give an exclusive one.
+    ///
+    /// They do not wait for ever: a writer at work may itself be waiting for one of them (`strata save | strata load`).
+    fn lock_exclusive(&self) -> Result<StoreLock> {
+        let mut patience = PATIENCE;
+        loop {
+            let turn = self.lock_turn()?;
+            let until = Instant::now() + patience;
+            while Instant::now() < until {
+                match self.lock(FlockOperation::NonBlockingLockExclusive) {
+                    Err(ImageError::Io { source, .. }) if source.kind() == ErrorKind::WouldBlock => {
+                        std::thread::sleep(POLL);
+                    }
+                    other => return other,
+                }
+            }
+            drop(turn);
+            patience = MOST_PATIENCE.min(2 * patience);
+            std::thread::sleep(10 * POLL);
+        }
+    }
+
+    /// Who wants the store's lock first waits for this one: held for a moment by writers, longer by one who waits to remove.
+    fn lock_turn(&self) -> Result<StoreLock> {
+        let path = self.layers_dir();
+        let file = File::open(&path).at(&path)?;
+        retry_interrupted(|| flock(&file, FlockOperation::LockExclusive)).at(&path)?;
+        Ok(StoreLock { file })
+    }
+
+    fn lock(&self, operation: FlockOperation) -> Result<StoreLock> {
+        let path = self.root.join("lock");
+        let file = File::open(&path).at(&path)?;
+        retry_interrupted(|| flock(&file, operation)).at(&path)?;
+        Ok(StoreLock { file })
+    }
+
+    /// Serialises changes of `index.json`.
+    fn lock_index(&self) -> Result<StoreLock> {
+        let file = File::open(&self.root).at(&self.root)?;
+        retry_interrupted(|| flock(&file, FlockOperation::LockExclusive)).at(&self.root)?;
+        Ok(StoreLock { file })
+    }
+
+    /// Empties `tmp/` if nobody else is writing.
+    fn sweep_tmp(&self) -> Result<()> {
+        match self.lock(FlockOperation::NonBlockingLockExclusive) {
+            Ok(_alone) => {
+                for entry in fs::read_dir(self.tmp()).at(self.tmp())? {
+                    remove_tree(&entry.at(self.tmp())?.path())?;
+                }
+                Ok(())
+            }
+            Err(ImageError::Io { source, .. }) if source.kind() == ErrorKind::WouldBlock => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The bytes of a blob of at most [`DOCUMENT_LIMIT`] bytes, checked against its digest.
+    ///
+    /// # Errors
+    /// When it is absent, too large or damaged.
+    pub fn read_blob(&self, digest: &Digest) -> Result<Vec<u8>> {
+        let path = self.blob_path(digest);
+        let bytes = read_limited(&mut File::open(&path).at(&path)?, &path.display().to_string())?;
+        let found = Digest::of(&bytes);
+        if found != *digest {
+            let (expected, found) = (digest.to_string(), found.to_string());
+            return Err(ImageError::Mismatch { subject: path.display().to_string(), expected, found });
+        }
+        Ok(bytes)
+    }
+
+    /// The path of a kept blob, if it is there.
+    pub fn kept_blob(&self, digest: &Digest) -> Option<PathBuf> {
+        Some(self.blob_path(digest)).filter(|path| path.exists())
+    }
+
+    /// Replaces a file of the root directory, durably.
+    fn replace(&self, name: &str, bytes: &[u8]) -> Result<()> {
+        let path = self.root.join(name);
+        replace_file(&self.tmp(), &path, bytes)
+    }
+}
+
+/// Writes a file beside its place (in `stage`, of the same file system) and renames it there, durably.
+///
+/// # Errors
+/// When a step fails; the old file is then still there.
+pub fn replace_file(stage: &Path, path: &Path, bytes: &[u8]) -> Result<()> {
+    StagedFile::new(stage, bytes)?.publish(path)
+}
+
+/// A file whose bytes are on the disk, but not yet under its name. Dropped, it goes away.
+struct StagedFile(tempfile::NamedTempFile);
+
+impl StagedFile {
+    fn new(stage: &Path, bytes: &[u8]) -> Result<Self> {
+        let mut file = tempfile::NamedTempFile::new_in(stage).at(stage)?;
+        file.write_all(bytes).at(file.path())?;
+        file.as_file().sync_all().at(file.path())?;
+        Ok(Self(file))
+    }
+
+    /// Renames it to `path`, durably.
+    fn publish(self, path: &Path) -> Result<()> {
+        self.0.persist(path).map_err(|error| error.error).at(path)?;
+        path.parent().map_or(Ok(()), sync_dir)
+    }
+}
+
+fn retry_interrupted<T>(mut call: impl FnMut() -> rustix::io::Result<T>) -> rustix::io::Result<T> {
+    loop {
+        match call() {
+            Err(rustix::io::Errno::INTR) => {}
+            result => return result,
+        }
+    }
+}

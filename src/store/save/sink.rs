@@ -1,0 +1,158 @@
+//! Where an archive's files go: into a tar or into a directory.
+
+use std::fs::{self, File, Permissions};
+use std::io::{self, BufWriter, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use crate::image::files::{make_dir, sync_dir};
+use crate::image::{ImageError, IoContext, Result};
+
+/// Where to save.
+pub enum Target<'a> {
+    /// A file, or for [`crate::store::save::Format::OciDirectory`] a directory, which appears when it is complete.
+    Path(&'a Path),
+    /// A stream, and what to call it in messages.
+    Stream(&'a mut dyn Write, &'a str),
+}
+
+/// Writes the contents of one file.
+pub(super) type Fill<'f> = dyn FnMut(&mut dyn Write) -> Result<()> + 'f;
+
+pub(super) trait Sink {
+    fn directory(&mut self, name: &str) -> Result<()>;
+    fn file(&mut self, name: &str, size: u64, fill: &mut Fill<'_>) -> Result<()>;
+}
+
+/// Writes all files.
+pub(super) type Contents<'f> = dyn FnMut(&mut dyn Sink) -> Result<()> + 'f;
+
+pub(super) struct Tar<'w> {
+    out: &'w mut dyn Write,
+    name: &'w str,
+}
+
+impl Tar<'_> {
+    pub(super) fn write(target: Target<'_>, contents: &mut Contents<'_>) -> Result<()> {
+        let path = match target {
+            Target::Stream(out, name) => return Self::write_stream(out, name, contents),
+            Target::Path(path) => path,
+        };
+        let name = path.display().to_string();
+        if fs::metadata(path).is_ok_and(|metadata| !metadata.is_file()) {
+            let mut device = File::options().write(true).open(path).at(path)?;
+            return Self::write_stream(&mut device, &name, contents);
+        }
+        let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let mut file = tempfile::Builder::new()
+            .prefix(".strata-")
+            .permissions(Permissions::from_mode(0o666))
+            .tempfile_in(dir)
+            .at(path)?;
+        Self::write_stream(&mut file, &name, contents)?;
+        file.as_file().sync_all().at(path)?;
+        file.persist(path).map_err(|error| error.error).at(path)?;
+        sync_dir(dir)
+    }
+
+    fn write_stream(out: &mut dyn Write, name: &str, contents: &mut Contents<'_>) -> Result<()> {
+        let mut out = BufWriter::with_capacity(1 << 18, out);
+        contents(&mut Tar { out: &mut out, name })?;
+        out.write_all(&[0; 1024]).at(name)?;
+        out.flush().at(name)
+    }
+
+    fn header(&mut self, name: &str, kind: tar::EntryType, mode: u32, size: u64) -> Result<()> {
+        let mut header = tar::Header::new_ustar();
+        header.set_path(name).at(name)?;
+        header.set_entry_type(kind);
+        header.set_mode(mode);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(0);
+        header.set_size(size);
+        header.set_cksum();
+        self.out.write_all(header.as_bytes()).at(self.name)
+    }
+}
+
+impl Sink for Tar<'_> {
+    fn directory(&mut self, name: &str) -> Result<()> {
+        self.header(&format!("{name}/"), tar::EntryType::Directory, 0o755, 0)
+    }
+
+    fn file(&mut self, name: &str, size: u64, fill: &mut Fill<'_>) -> Result<()> {
+        self.header(name, tar::EntryType::Regular, 0o644, size)?;
+        let mut exact = Exact { out: self.out, left: size };
+        fill(&mut exact)?;
+        exact.finish(name)?;
+        let padding = size.next_multiple_of(512) - size;
+        self.out.write_all(&[0; 512][..usize::try_from(padding).unwrap_or(0)]).at(self.name)
+    }
+}
+
+pub(super) struct Directory<'p> {
+    path: &'p Path,
+}
+
+impl Directory<'_> {
+    pub(super) fn write(target: Target<'_>, contents: &mut Contents<'_>) -> Result<()> {
+        let Target::Path(path) = target else {
+            return Err(ImageError::refused("save", "a directory cannot be written to a stream; give -o DIR"));
+        };
+        if fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_some()) || path.is_file() {
+            return Err(ImageError::refused(path.display().to_string(), "exists and is not an empty directory"));
+        }
+        let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let stage = tempfile::Builder::new().prefix(".strata-").tempdir_in(dir).at(path)?;
+        contents(&mut Directory { path: stage.path() })?;
+        rustix::fs::syncfs(File::open(stage.path()).at(path)?).at(path)?;
+        fs::set_permissions(stage.path(), Permissions::from_mode(0o755)).at(path)?;
+        fs::rename(stage.keep(), path).at(path)?;
+        sync_dir(dir)
+    }
+}
+
+impl Sink for Directory<'_> {
+    fn directory(&mut self, name: &str) -> Result<()> {
+        make_dir(&self.path.join(name), 0o755)
+    }
+
+    fn file(&mut self, name: &str, size: u64, fill: &mut Fill<'_>) -> Result<()> {
+        let path = self.path.join(name);
+        let mut out = BufWriter::with_capacity(1 << 18, File::create(&path).at(&path)?);
+        let mut exact = Exact { out: &mut out, left: size };
+        fill(&mut exact)?;
+        exact.finish(name)?;
+        out.flush().at(&path)
+    }
+}
+
+/// Lets exactly the announced number of bytes through.
+struct Exact<'w> {
+    out: &'w mut dyn Write,
+    left: u64,
+}
+
+impl Exact<'_> {
+    fn finish(self, name: &str) -> Result<()> {
+        match self.left {
+            0 => Ok(()),
+            left => Err(ImageError::archive(name, format!("is {left} bytes shorter than it should be"))),
+        }
+    }
+}
+
+impl Write for Exact<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let left = self.left.checked_sub(bytes.len() as u64);
+        let left = left.ok_or_else(|| io::Error::other("is longer than it should be"))?;
+        self.out.write_all(bytes)?;
+        self.left = left;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+}

@@ -1,0 +1,295 @@
+//! Several layers of one image unpacked at the same time.
+//!
+//! A layer is extracted while those below it still are. Only where it needs to know what they hold (a parent that it
+//! does not name, a hard link to a lower file) does it wait until they are complete. The result is that of one after the
+//! other, and so is the error that is told: that of the lowest layer that has one.
+//!
+//! Threads take the layers from the lowest up, and wait only for layers below their own, so however few they are, the
+//! lowest layer that is not complete always has one that waits for nothing but its input.
+
+use std::io::{self, Read};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use parking_lot::{Condvar, Mutex};
+
+use crate::image::digest::Digest;
+use crate::image::layer::{Lowers, UnpackOptions, Unpacked};
+use crate::store::transaction::{AddedLayer, Staged, Transaction, check_diff_id};
+use crate::store::{ImageError, Layer, Result};
+
+/// Layers at the same time at most: each has its threads and buffers.
+const TOGETHER: usize = 4;
+/// How often it is told how far a layer is.
+const TELL: Duration = Duration::from_millis(50);
+
+/// A layer to be unpacked.
+pub struct NewLayer<'a> {
+    /// What to call it in messages.
+    pub name: String,
+    /// What its tar must be.
+    pub expected: Digest,
+    /// Its tar, compressed or not.
+    pub input: Box<dyn Read + Send + 'a>,
+}
+
+/// A place in an image's stack.
+pub enum Slot<'a> {
+    /// The layer is there already.
+    There(Layer),
+    /// It is to be unpacked.
+    New(NewLayer<'a>),
+}
+
+/// What happens to a new layer, in the order of the stack.
+pub enum Step {
+    /// It is the next one of which is told.
+    Begins,
+    /// So many more bytes of its input were read.
+    Advances(u64),
+    /// It was unpacked, and is what was expected.
+    Ends,
+    /// It was not. Those above it come to nothing.
+    Fails,
+}
+
+/// Splits a stack into parts whose layers may be unpacked together. One that is there twice is unpacked once: the second
+/// waits for the next part.
+pub fn rounds<'l, T>(layers: &'l [T], diff_id: impl Fn(&T) -> Digest, options: &UnpackOptions) -> Vec<&'l [T]> {
+    let mut rounds = Vec::new();
+    let mut rest = layers;
+    while !rest.is_empty() {
+        let twice = |at: usize| rest.iter().take(at).any(|earlier| diff_id(earlier) == diff_id(&rest[at]));
+        let together = match options.threads {
+            true => (1..rest.len()).find(|&at| twice(at)).unwrap_or(rest.len()),
+            false => 1,
+        };
+        let (now, later) = rest.split_at(together);
+        rounds.push(now);
+        rest = later;
+    }
+    rounds
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum State {
+    Open,
+    Complete,
+    Failed,
+}
+
+/// How far each slot is.
+struct Board {
+    /// Protects the states; whoever changes one wakes those who wait for it.
+    states: Mutex<Vec<State>>,
+    changed: Condvar,
+}
+
+impl Board {
+    fn set(&self, slot: usize, state: State) {
+        if let Some(entry) = self.states.lock().get_mut(slot) {
+            *entry = state;
+        }
+        self.changed.notify_all();
+    }
+
+    /// Waits until all slots below are complete; false if one never will be.
+    fn wait_below(&self, slot: usize) -> bool {
+        let mut states = self.states.lock();
+        loop {
+            let below = states.get(..slot).unwrap_or_default();
+            if below.contains(&State::Failed) {
+                return false;
+            }
+            if below.iter().all(|state| *state == State::Complete) {
+                return true;
+            }
+            self.changed.wait(&mut states);
+        }
+    }
+
+    /// Whether a slot below has failed.
+    fn fails_below(&self, slot: usize) -> bool {
+        self.states.lock().iter().take(slot).any(|state| *state == State::Failed)
+    }
+
+    /// Whether a slot is still being unpacked.
+    fn is_at_work(&self) -> bool {
+        let states = self.states.lock();
+        states.contains(&State::Open) && !states.contains(&State::Failed)
+    }
+
+    /// Waits a moment; the slot's state then.
+    fn look(&self, slot: usize) -> State {
+        let mut states = self.states.lock();
+        let state = |states: &Vec<State>| states.get(slot).copied().unwrap_or(State::Failed);
+        if state(&states) == State::Open {
+            self.changed.wait_for(&mut states, TELL);
+        }
+        state(&states)
+    }
+}
+
+/// Marks its slot as failed when it is dropped before it is complete: a thread that panics must not keep others waiting.
+struct Mark<'b> {
+    board: &'b Board,
+    slot: usize,
+    outcome: State,
+}
+
+impl Drop for Mark<'_> {
+    fn drop(&mut self) {
+        self.board.set(self.slot, self.outcome);
+    }
+}
+
+struct Job<'a> {
+    slot: usize,
+    staged: Staged,
+    layer: Mutex<NewLayer<'a>>,
+    read: AtomicU64,
+    unpacked: Mutex<Option<Result<Unpacked>>>,
+}
+
+impl Transaction<'_> {
+    /// Unpacks the new layers of a stack (the lowest first). Gives all its layers.
+    ///
+    /// # Errors
+    /// Those of [`Transaction::add_layer`]; then nothing of them must be published.
+    pub fn add_layers(
+        &mut self,
+        slots: Vec<Slot<'_>>,
+        options: &UnpackOptions,
+        tell: &mut dyn FnMut(usize, Step),
+    ) -> Result<Vec<AddedLayer>> {
+        let (mut fds, mut states, mut jobs, mut there) = (Vec::<OwnedFd>::new(), Vec::new(), Vec::new(), Vec::new());
+        for (slot, content) in slots.into_iter().enumerate() {
+            match content {
+                Slot::There(layer) => {
+                    fds.push(layer.open_diff()?);
+                    states.push(State::Complete);
+                    there.push(Some(layer));
+                }
+                Slot::New(layer) => {
+                    let staged = self.stage_layer()?;
+                    fds.push(staged.open()?);
+                    states.push(State::Open);
+                    there.push(None);
+                    let layer = Mutex::new(layer);
+                    jobs.push(Job { slot, staged, layer, read: AtomicU64::new(0), unpacked: Mutex::new(None) });
+                }
+            }
+        }
+        let board = Board { states: Mutex::new(states), changed: Condvar::new() };
+        let fds: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
+        let next = AtomicUsize::new(0);
+        let written = Mutex::new(Ok(()));
+        let this = &*self;
+        let work = || {
+            while let Some(job) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
+                run(job, &board, &fds, options);
+            }
+            // Nothing is left for this thread. What is there already goes to the disk while the others go on.
+            if board.is_at_work() {
+                let outcome = this.write_out();
+                if outcome.is_err() {
+                    *written.lock() = outcome;
+                }
+            }
+        };
+        std::thread::scope(|scope| {
+            let workers = std::thread::available_parallelism().map_or(1, usize::from).min(TOGETHER).min(jobs.len());
+            (0..workers).for_each(|_| drop(scope.spawn(work)));
+            for job in &jobs {
+                tell(job.slot, Step::Begins);
+                loop {
+                    let state = board.look(job.slot);
+                    tell(job.slot, Step::Advances(job.read.swap(0, Ordering::Relaxed)));
+                    match state {
+                        State::Open => {}
+                        State::Complete => break tell(job.slot, Step::Ends),
+                        State::Failed => break tell(job.slot, Step::Fails),
+                    }
+                }
+            }
+        });
+        let mut stack: Vec<Layer> = Vec::new();
+        let mut added = Vec::new();
+        let mut jobs = jobs.into_iter();
+        for layer in there {
+            let layer = match layer {
+                Some(layer) => AddedLayer { layer, compressed: None },
+                None => {
+                    let failed = || ImageError::refused("unpacking", "a thread failed");
+                    let job = jobs.next().ok_or_else(failed)?;
+                    let unpacked = job.unpacked.into_inner().ok_or_else(failed)??;
+                    let layer = job.layer.into_inner();
+                    self.take_in(job.staged, &layer.name, &stack, Some(&layer.expected), unpacked)?
+                }
+            };
+            stack.push(layer.layer.clone());
+            added.push(layer);
+        }
+        written.into_inner()?;
+        Ok(added)
+    }
+}
+
+/// Unpacks one, unless one below it has failed already.
+fn run(job: &Job<'_>, board: &Board, fds: &[BorrowedFd<'_>], options: &UnpackOptions) {
+    let mut mark = Mark { board, slot: job.slot, outcome: State::Failed };
+    let lowers: Vec<BorrowedFd<'_>> = fds.get(..job.slot).unwrap_or_default().iter().rev().copied().collect();
+    let ready = || board.wait_below(job.slot);
+    let mut layer = job.layer.lock();
+    let name = layer.name.clone();
+    let expected = layer.expected;
+    let mut input = Counted { inner: &mut layer.input, read: &job.read, goes_on: &|| !board.fails_below(job.slot) };
+    let unpacked = job.staged.fill(&name, &Lowers { dirs: &lowers, ready: &ready }, &mut input, options);
+    // Before others are built on it, and before more is read for nothing.
+    let unpacked = unpacked.and_then(|unpacked| check_diff_id(&name, &expected, &unpacked).map(|()| unpacked));
+    let is_complete = unpacked.is_ok();
+    if is_complete {
+        mark.outcome = State::Complete;
+    }
+    *job.unpacked.lock() = Some(unpacked);
+    drop(mark);
+    if is_complete {
+        job.staged.list();
+    }
+}
+
+/// Counts what is read, until it is for nothing.
+struct Counted<'c, R> {
+    inner: R,
+    read: &'c AtomicU64,
+    goes_on: &'c dyn Fn() -> bool,
+}
+
+impl<R: Read> Read for Counted<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if !(self.goes_on)() {
+            return Err(io::Error::other("a layer below could not be unpacked"));
+        }
+        let count = self.inner.read(buffer)?;
+        self.read.fetch_add(count as u64, Ordering::Relaxed);
+        Ok(count)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_layer_that_is_there_twice_waits() {
+        let layers = *b"abcabbd";
+        let split = |threads| {
+            let options = UnpackOptions { threads, ..UnpackOptions::default() };
+            rounds(&layers, |layer| Digest::of(&[*layer]), &options).into_iter().map(<[u8]>::to_vec).collect::<Vec<_>>()
+        };
+        assert_eq!(split(true), [&b"abc"[..], b"ab", b"bd"]);
+        assert_eq!(split(false), layers.map(|layer| vec![layer]));
+        assert!(rounds(&[], |layer: &Digest| *layer, &UnpackOptions::default()).is_empty());
+    }
+}

@@ -1,0 +1,476 @@
+//! Directories of layers, held by descriptor. [`Dir`] only reads; [`UpperDir`] also writes, and only the upper
+//! layer and the work directory give one out.
+
+use std::ffi::{CStr, CString, OsString};
+use std::mem::MaybeUninit;
+use std::ops::Deref;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, RawDir, RenameFlags, Timespec, Timestamps, Uid};
+use rustix::io::Errno;
+
+use crate::sys;
+use crate::sys::xattr::Target;
+use crate::union::layer::marks::{self, Marks};
+use crate::union::layer::stat::{Stat, Timestamp};
+
+/// A directory of a layer, for reading. Cheap to clone.
+///
+/// Everything that takes a name also takes an empty one, which means the held file itself; that way it also holds
+/// files that have no name any more.
+#[derive(Clone, Debug)]
+pub struct Dir(Arc<OwnedFd>);
+
+/// One entry of a real directory.
+#[derive(Clone, Copy, Debug)]
+pub struct RawEntry<'a> {
+    /// Its name; never `.` or `..`.
+    pub name: &'a CStr,
+    /// `DT_*`.
+    pub kind: u8,
+    /// `d_ino`.
+    pub ino: u64,
+}
+
+impl AsFd for Dir {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl Dir {
+    /// Wraps an open directory, which may be `O_PATH`.
+    pub(super) fn new(fd: OwnedFd) -> Self {
+        Self(Arc::new(fd))
+    }
+
+    /// The held file itself as a path. What is held may be `O_PATH`, on which many calls work by path only.
+    fn proc_path(&self) -> String {
+        format!("/proc/self/fd/{}", self.0.as_raw_fd())
+    }
+
+    fn target<'a>(&'a self, name: &'a CStr) -> Target<'a> {
+        Target { dir: self.as_fd(), name }
+    }
+
+    /// Where `name` is, for a message.
+    pub fn place(&self, name: &CStr) -> PathBuf {
+        self.target(name).place()
+    }
+
+    /// Attributes of `name`; `None` if there is no such name.
+    ///
+    /// # Errors
+    /// Those of `statx(2)`.
+    pub fn stat(&self, name: &CStr) -> Result<Option<Stat>, Errno> {
+        match Stat::of(self.as_fd(), name) {
+            Ok(stat) => Ok(Some(stat)),
+            Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
+            Err(errno) => Err(errno),
+        }
+    }
+
+    /// Attributes of the directory itself.
+    ///
+    /// # Errors
+    /// Those of `statx(2)`.
+    pub fn stat_self(&self) -> Result<Stat, Errno> {
+        Stat::of(self.as_fd(), c"")
+    }
+
+    /// Opens the subdirectory `name` as a place to look names up in (`O_PATH`).
+    ///
+    /// # Errors
+    /// `NOTDIR` also for a symlink; others of `openat(2)`.
+    pub fn open_dir(&self, name: &CStr) -> Result<Self, Errno> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        Ok(Self::new(rustix::fs::openat(self, name, flags, Mode::empty())?))
+    }
+
+    /// Opens the regular file `name` for reading, without a trace in its access time where that is permitted.
+    ///
+    /// # Errors
+    /// Those of `openat(2)`; `LOOP` for a symlink.
+    pub fn open_file(&self, name: &CStr) -> Result<OwnedFd, Errno> {
+        if name.is_empty() {
+            return rustix::fs::open(self.proc_path(), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
+        }
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
+        match rustix::fs::openat(self, name, flags | OFlags::NOATIME, Mode::empty()) {
+            // O_NOATIME is for the owner and CAP_FOWNER only.
+            Err(Errno::PERM) => rustix::fs::openat(self, name, flags, Mode::empty()),
+            opened => opened,
+        }
+    }
+
+    /// Opens `name` as a mere reference that survives its removal.
+    ///
+    /// # Errors
+    /// Those of `openat(2)`.
+    pub fn open_reference(&self, name: &CStr) -> Result<OwnedFd, Errno> {
+        rustix::fs::openat(self, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
+    }
+
+    /// Opens the directory itself for listing and `fsync`.
+    ///
+    /// # Errors
+    /// Those of `openat(2)`.
+    pub fn open_self(&self) -> Result<OwnedFd, Errno> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        match rustix::fs::openat(self, c".", flags | OFlags::NOATIME, Mode::empty()) {
+            Err(Errno::PERM) => rustix::fs::openat(self, c".", flags, Mode::empty()),
+            opened => opened,
+        }
+    }
+
+    /// Calls `visit` for every entry but `.` and `..`, in the order of the file system.
+    ///
+    /// # Errors
+    /// Those of `getdents64(2)`, and what `visit` returns.
+    pub fn list(&self, mut visit: impl FnMut(RawEntry<'_>) -> Result<(), Errno>) -> Result<(), Errno> {
+        let fd = self.open_self()?;
+        let mut buffer = vec![MaybeUninit::<u8>::uninit(); 32 * 1024];
+        let mut entries = RawDir::new(&fd, &mut buffer);
+        while let Some(entry) = entries.next() {
+            let entry = entry?;
+            let name = entry.file_name();
+            if name == c"." || name == c".." {
+                continue;
+            }
+            visit(RawEntry { name, kind: dirent_type(entry.file_type()), ino: entry.ino() })?;
+        }
+        Ok(())
+    }
+
+    /// Target of the symlink `name`.
+    ///
+    /// # Errors
+    /// `INVAL` if it is no symlink; others of `readlinkat(2)`.
+    pub fn read_link(&self, name: &CStr) -> Result<OsString, Errno> {
+        // readlinkat(2) takes an empty name for the descriptor itself.
+        Ok(OsString::from_vec(rustix::fs::readlinkat(self, name, Vec::with_capacity(256))?.into_bytes()))
+    }
+
+    /// The marks of `name`, or of the directory itself if it is empty.
+    ///
+    /// # Errors
+    /// Those of `listxattr(2)` and `getxattr(2)`.
+    pub fn marks(&self, name: &CStr) -> Result<Marks, Errno> {
+        marks::read(self.target(name))
+    }
+
+    /// Names of the extended attributes of `name`, each ended by a NUL.
+    ///
+    /// # Errors
+    /// Those of `listxattr(2)`.
+    pub fn list_xattrs(&self, name: &CStr) -> Result<Vec<u8>, Errno> {
+        marks::list(self.target(name))
+    }
+
+    /// Value of an extended attribute of `name`.
+    ///
+    /// # Errors
+    /// Those of `getxattr(2)`, but a missing attribute is `None`.
+    pub fn xattr(&self, name: &CStr, key: &CStr) -> Result<Option<Vec<u8>>, Errno> {
+        marks::value(self.target(name), key)
+    }
+
+    /// File handle of `name`, or of the directory itself if it is empty.
+    ///
+    /// # Errors
+    /// Those of `name_to_handle_at(2)`.
+    pub fn handle(&self, name: &CStr) -> Result<sys::handle::FileHandle, Errno> {
+        sys::handle::name_to_handle(self.as_fd(), name)
+    }
+}
+
+/// `DT_*` of a file type.
+fn dirent_type(kind: rustix::fs::FileType) -> u8 {
+    use rustix::fs::FileType as T;
+    match kind {
+        T::RegularFile => libc::DT_REG,
+        T::Directory => libc::DT_DIR,
+        T::Symlink => libc::DT_LNK,
+        T::Fifo => libc::DT_FIFO,
+        T::Socket => libc::DT_SOCK,
+        T::CharacterDevice => libc::DT_CHR,
+        T::BlockDevice => libc::DT_BLK,
+        T::Unknown => libc::DT_UNKNOWN,
+    }
+}
+
+/// A directory that may be written: of the upper layer, or the work directory.
+#[derive(Clone, Debug)]
+pub struct UpperDir(Dir);
+
+impl Deref for UpperDir {
+    type Target = Dir;
+    fn deref(&self) -> &Dir {
+        &self.0
+    }
+}
+
+impl AsFd for UpperDir {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// Access and modification time to set; `None` leaves one as it is.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Times {
+    /// Access time.
+    pub atime: Option<TimeTo>,
+    /// Modification time.
+    pub mtime: Option<TimeTo>,
+}
+
+/// What to set a time to.
+#[derive(Clone, Copy, Debug)]
+pub enum TimeTo {
+    /// The file system's idea of now.
+    Now,
+    /// This time.
+    At(Timestamp),
+}
+
+impl Times {
+    /// Both times of a file.
+    pub fn of(stat: &Stat) -> Self {
+        Self { atime: Some(TimeTo::At(stat.atime)), mtime: Some(TimeTo::At(stat.mtime)) }
+    }
+
+    fn timestamps(&self) -> Timestamps {
+        let spec = |to: Option<TimeTo>| match to {
+            None => Timespec { tv_sec: 0, tv_nsec: libc::UTIME_OMIT },
+            Some(TimeTo::Now) => Timespec { tv_sec: 0, tv_nsec: libc::UTIME_NOW },
+            Some(TimeTo::At(time)) => Timespec { tv_sec: time.sec, tv_nsec: i64::from(time.nsec) },
+        };
+        Timestamps { last_access: spec(self.atime), last_modification: spec(self.mtime) }
+    }
+}
+
+/// Sets the times of an open file.
+///
+/// # Errors
+/// Those of `futimens(2)`.
+pub fn set_times_of(file: BorrowedFd<'_>, times: &Times) -> Result<(), Errno> {
+    rustix::fs::futimens(file, &times.timestamps())
+}
+
+impl UpperDir {
+    /// Wraps an open directory of the upper layer or the work directory.
+    pub(super) fn new(fd: OwnedFd) -> Self {
+        Self(Dir::new(fd))
+    }
+
+    /// The same directory, for reading.
+    pub fn as_dir(&self) -> &Dir {
+        &self.0
+    }
+
+    /// Opens the subdirectory `name`.
+    ///
+    /// # Errors
+    /// Those of `openat(2)`; `NOTDIR` also for a symlink.
+    pub fn open_upper_dir(&self, name: &CStr) -> Result<Self, Errno> {
+        Ok(Self(self.0.open_dir(name)?))
+    }
+
+    /// Opens the existing regular file `name` with `flags` (access mode, `O_TRUNC`, `O_NOATIME` where it is allowed).
+    ///
+    /// # Errors
+    /// Those of `openat(2)`.
+    pub fn open_writable(&self, name: &CStr, flags: OFlags) -> Result<OwnedFd, Errno> {
+        if name.is_empty() {
+            return rustix::fs::open(
+                self.proc_path(),
+                flags.difference(OFlags::NOATIME) | OFlags::CLOEXEC,
+                Mode::empty(),
+            );
+        }
+        match rustix::fs::openat(self, name, flags | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty()) {
+            // For the owner and CAP_FOWNER only.
+            Err(Errno::PERM) if flags.contains(OFlags::NOATIME) => self.open_writable(name, flags - OFlags::NOATIME),
+            opened => opened,
+        }
+    }
+
+    /// Creates the regular file `name`, which must not exist, and opens it with `flags` (access mode).
+    ///
+    /// # Errors
+    /// `EXIST`; others of `openat(2)`.
+    pub fn create_file(&self, name: &CStr, mode: u32, flags: OFlags) -> Result<OwnedFd, Errno> {
+        let flags = flags | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        rustix::fs::openat(self, name, flags, Mode::from_raw_mode(mode))
+    }
+
+    /// Creates a nameless file for reading and writing.
+    ///
+    /// # Errors
+    /// `OPNOTSUPP` or `ISDIR`: the file system has none; others of `open(2)`.
+    pub fn create_tmpfile(&self, mode: u32) -> Result<OwnedFd, Errno> {
+        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+        rustix::fs::openat(self, c".", flags, Mode::from_raw_mode(mode))
+    }
+
+    /// Gives an open file the name `name`.
+    ///
+    /// # Errors
+    /// `EXIST`; others of `linkat(2)`.
+    pub fn link_open_file(&self, file: BorrowedFd<'_>, name: &CStr) -> Result<(), Errno> {
+        let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+        rustix::fs::linkat(CWD, path, self, name, AtFlags::SYMLINK_FOLLOW)
+    }
+
+    /// Gives `from_name` in `from` the further name `name` here.
+    ///
+    /// # Errors
+    /// `EXIST`, `MLINK`; others of `linkat(2)`.
+    pub fn link(&self, from: &Self, from_name: &CStr, name: &CStr) -> Result<(), Errno> {
+        rustix::fs::linkat(from, from_name, self, name, AtFlags::empty())
+    }
+
+    /// Creates the directory `name`.
+    ///
+    /// # Errors
+    /// Those of `mkdirat(2)`.
+    pub fn make_dir(&self, name: &CStr, mode: u32) -> Result<(), Errno> {
+        rustix::fs::mkdirat(self, name, Mode::from_raw_mode(mode))
+    }
+
+    /// Creates a device, fifo, socket or empty regular file.
+    ///
+    /// # Errors
+    /// Those of `mknodat(2)`.
+    pub fn make_node(&self, name: &CStr, mode: u32, rdev: (u32, u32)) -> Result<(), Errno> {
+        let kind = rustix::fs::FileType::from_raw_mode(mode);
+        let device = rustix::fs::makedev(rdev.0, rdev.1);
+        rustix::fs::mknodat(self, name, kind, Mode::from_raw_mode(mode & 0o7777), device)
+    }
+
+    /// Creates a symlink.
+    ///
+    /// # Errors
+    /// Those of `symlinkat(2)`.
+    pub fn make_symlink(&self, name: &CStr, target: &std::ffi::OsStr) -> Result<(), Errno> {
+        rustix::fs::symlinkat(target, self, name)
+    }
+
+    /// Removes a name that is not a directory.
+    ///
+    /// # Errors
+    /// Those of `unlinkat(2)`.
+    pub fn remove_file(&self, name: &CStr) -> Result<(), Errno> {
+        rustix::fs::unlinkat(self, name, AtFlags::empty())
+    }
+
+    /// Removes an empty directory.
+    ///
+    /// # Errors
+    /// Those of `unlinkat(2)`.
+    pub fn remove_dir(&self, name: &CStr) -> Result<(), Errno> {
+        rustix::fs::unlinkat(self, name, AtFlags::REMOVEDIR)
+    }
+
+    /// Removes `name` and, if it is a directory, all that it holds. Iterative: depth is bounded by memory only.
+    ///
+    /// # Errors
+    /// Those of `unlinkat(2)` and of listing; a name that is gone is none.
+    pub fn remove_tree(&self, name: &CStr) -> Result<(), Errno> {
+        match self.remove_file(name) {
+            Ok(()) | Err(Errno::NOENT) => return Ok(()),
+            Err(Errno::ISDIR | Errno::PERM) => {}
+            Err(errno) => return Err(errno),
+        }
+        let mut pending = vec![(self.clone(), name.to_owned())];
+        while let Some((parent, name)) = pending.last().cloned() {
+            match parent.remove_dir(&name) {
+                Ok(()) | Err(Errno::NOENT) => {
+                    pending.pop();
+                    continue;
+                }
+                Err(Errno::NOTEMPTY | Errno::EXIST) => {}
+                Err(errno) => return Err(errno),
+            }
+            let dir = parent.open_upper_dir(&name)?;
+            let mut subdirs: Vec<CString> = Vec::new();
+            let mut files: Vec<CString> = Vec::new();
+            dir.list(|entry| {
+                if entry.kind == libc::DT_DIR { &mut subdirs } else { &mut files }.push(entry.name.to_owned());
+                Ok(())
+            })?;
+            for file in files {
+                match dir.remove_file(&file) {
+                    Ok(()) | Err(Errno::NOENT) => {}
+                    Err(Errno::ISDIR) => subdirs.push(file),
+                    Err(errno) => return Err(errno),
+                }
+            }
+            pending.extend(subdirs.into_iter().map(|sub| (dir.clone(), sub)));
+        }
+        Ok(())
+    }
+
+    /// Moves `name` to `new_name` in `to`.
+    ///
+    /// # Errors
+    /// Those of `renameat2(2)`.
+    pub fn rename(&self, name: &CStr, to: &Self, new_name: &CStr, flags: RenameFlags) -> Result<(), Errno> {
+        if flags.is_empty() {
+            rustix::fs::renameat(self, name, to, new_name)
+        } else {
+            rustix::fs::renameat_with(self, name, to, new_name, flags)
+        }
+    }
+
+    /// Sets an extended attribute of `name`, or of the directory itself if it is empty.
+    ///
+    /// # Errors
+    /// Those of `setxattr(2)`.
+    pub fn set_xattr(&self, name: &CStr, key: &CStr, value: &[u8], flags: u32) -> Result<(), Errno> {
+        sys::xattr::set(self.0.target(name), key, value, flags)
+    }
+
+    /// Removes an extended attribute of `name`.
+    ///
+    /// # Errors
+    /// Those of `removexattr(2)`.
+    pub fn remove_xattr(&self, name: &CStr, key: &CStr) -> Result<(), Errno> {
+        sys::xattr::remove(self.0.target(name), key)
+    }
+
+    /// Sets owner and group of `name`; `None` leaves one as it is.
+    ///
+    /// # Errors
+    /// Those of `fchownat(2)`.
+    pub fn set_owner(&self, name: &CStr, uid: Option<u32>, gid: Option<u32>) -> Result<(), Errno> {
+        let flags = if name.is_empty() { AtFlags::EMPTY_PATH } else { AtFlags::SYMLINK_NOFOLLOW };
+        rustix::fs::chownat(self, name, uid.map(Uid::from_raw), gid.map(Gid::from_raw), flags)
+    }
+
+    /// Sets the permission bits (07777) of `name`, which must not be a symlink.
+    ///
+    /// # Errors
+    /// Those of `chmod(2)`.
+    pub fn set_mode(&self, name: &CStr, mode: u32) -> Result<(), Errno> {
+        if name.is_empty() {
+            return rustix::fs::chmod(self.proc_path(), Mode::from_raw_mode(mode));
+        }
+        sys::chmod::chmod_nofollow(self.as_fd(), name, mode)
+    }
+
+    /// Sets the times of `name`.
+    ///
+    /// # Errors
+    /// Those of `utimensat(2)`.
+    pub fn set_times(&self, name: &CStr, times: &Times) -> Result<(), Errno> {
+        if name.is_empty() {
+            return rustix::fs::utimensat(CWD, self.proc_path(), &times.timestamps(), AtFlags::empty());
+        }
+        rustix::fs::utimensat(self, name, &times.timestamps(), AtFlags::SYMLINK_NOFOLLOW)
+    }
+}

@@ -1,0 +1,92 @@
+//! In which order changes reach the disk.
+//!
+//! A copied-up file must not get its name before its content is safe: after a crash the name would hide the lower file
+//! with less than that. fsync does it, and costs a commit of the journal and a flush of the disk for each file (2.5 ms
+//! here, where one write takes 0.6 ms). The kernel's overlayfs pays that (`ovl_copy_up_file`).
+//!
+//! A journal makes it cheaper. It commits changes of names and attributes in the order in which they were made, and
+//! flushes the disk's cache before each commit. So it is enough that the content has been *written* before the name is
+//! given: writing it is what allocates its blocks and sets its size on the disk, and both come before the name in the
+//! journal. What a user asks to be on the disk (fsync of the file) still is: that commits the journal up to there.
+//!
+//! - ext4, where `ext4_end_io_end` ends the writing of a page only after it has recorded its blocks; with `data=ordered`,
+//!   which is the default. Not without a journal, nor with `data=writeback`.
+//! - xfs, where `iomap_finish_ioend` likewise comes after `xfs_setfilesize` and `xfs_iomap_write_unwritten`. Not with a
+//!   realtime device, which has a cache of its own.
+//! - Not btrfs: `btrfs_finish_ordered_io` runs when the page has long been marked clean.
+
+use std::fs;
+use std::path::PathBuf;
+
+use rustix::io::Errno;
+
+use crate::union::layer::{Stat, UpperDir};
+
+/// `f_type` of ext2, ext3 and ext4.
+const EXT4: u64 = 0xef53;
+/// `f_type` of xfs.
+const XFS: u64 = 0x5846_5342;
+
+/// How a file's content is made safe before the file gets its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Order {
+    /// By writing it: the journal does the rest.
+    Journal,
+    /// By fsync: nothing is known of the file system.
+    Unknown,
+}
+
+impl Order {
+    /// That of the file system of `root`, whose attributes are `stat`.
+    pub(super) fn of(root: &UpperDir, stat: &Stat) -> Self {
+        let kind = root.open_self().and_then(rustix::fs::fstatfs).map(|found| found.f_type.cast_unsigned());
+        let ordered = match kind {
+            Ok(EXT4) => ext4_options(stat).is_some_and(|options| is_ordered_ext4(&options)),
+            Ok(XFS) => mountinfo(stat).is_some_and(|options| !options.contains("rtdev=")),
+            Ok(_) | Err(_) => false,
+        };
+        if ordered { Self::Journal } else { Self::Unknown }
+    }
+
+    /// Sees to it that the content of `file` reaches the disk no later than what is done to names after this.
+    pub(super) fn settle(self, file: std::os::fd::BorrowedFd<'_>) -> Result<(), Errno> {
+        match self {
+            Self::Unknown => rustix::fs::fsync(file),
+            Self::Journal => match crate::sys::write_out::write_out(file) {
+                Err(Errno::NOSYS | Errno::OPNOTSUPP) => rustix::fs::fsync(file),
+                done => done,
+            },
+        }
+    }
+}
+
+/// What `/proc/fs/ext4/DEVICE/options` says of the mounted file system; `None` if it is not there.
+fn ext4_options(stat: &Stat) -> Option<String> {
+    let (major, minor) = stat.device;
+    let device = fs::read_link(format!("/sys/dev/block/{major}:{minor}")).ok()?;
+    fs::read_to_string(PathBuf::from("/proc/fs/ext4").join(device.file_name()?).join("options")).ok()
+}
+
+fn is_ordered_ext4(options: &str) -> bool {
+    options.lines().any(|line| line == "data=ordered")
+}
+
+/// The line of `/proc/self/mountinfo` for the file system; `None` if it is not there.
+fn mountinfo(stat: &Stat) -> Option<String> {
+    let device = format!("{}:{}", stat.device.0, stat.device.1);
+    let all = fs::read_to_string("/proc/self/mountinfo").ok()?;
+    all.lines().find(|line| line.split(' ').nth(2) == Some(&device)).map(str::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_an_ordered_journal_counts() {
+        assert!(is_ordered_ext4("rw\nbarrier\ndata=ordered\nmax_batch_time=15000\n"));
+        assert!(!is_ordered_ext4("rw\ndata=writeback\n"));
+        assert!(!is_ordered_ext4("rw\nbarrier\n"), "no journal");
+        assert!(!is_ordered_ext4(""));
+    }
+}

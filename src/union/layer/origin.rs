@@ -1,0 +1,76 @@
+//! Finding the lower file that an origin mark names.
+
+use std::collections::HashMap;
+use std::ffi::CStr;
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::io::Errno;
+
+use crate::marks::origin::{Decoded, Origin, decode};
+use crate::sys::handle::{self, FileHandle};
+use crate::union::layer::{Dir, FsId, Layer, LayerStack, Stat};
+
+/// Makes and resolves origin marks for the lower file systems of a stack.
+#[derive(Debug, Default)]
+pub struct OriginResolver {
+    /// One open directory (not `O_PATH`) and the UUID of each lower file system.
+    filesystems: HashMap<FsId, LowerFs>,
+}
+
+#[derive(Debug)]
+struct LowerFs {
+    mount: OwnedFd,
+    uuid: [u8; 16],
+}
+
+impl OriginResolver {
+    /// Learns the file systems of `lowers`.
+    pub fn new(lowers: &[Layer]) -> Self {
+        let mut filesystems = HashMap::new();
+        for layer in lowers {
+            filesystems.entry(layer.fs()).or_insert_with(|| {
+                let mount = layer.root().open_self().ok()?;
+                // Without the call (Linux < 6.9) or a UUID the kernel compares with zeros as well.
+                let uuid = handle::filesystem_uuid(mount.as_fd()).unwrap_or_default();
+                Some(LowerFs { mount, uuid })
+            });
+        }
+        let known = filesystems.into_iter().filter_map(|(fs, known)| Some((fs, known?)));
+        Self { filesystems: known.collect() }
+    }
+
+    /// Value of the origin mark for `name` in `dir` on file system `fs`; empty where the file system has no handles
+    /// (kernel: `ovl_encode_real_fh`, `ovl_set_origin`).
+    ///
+    /// # Errors
+    /// Those of `name_to_handle_at(2)` but its absence.
+    pub fn encode(&self, fs: FsId, dir: &Dir, name: &CStr) -> Result<Vec<u8>, Errno> {
+        let Some(known) = self.filesystems.get(&fs) else { return Ok(Vec::new()) };
+        let FileHandle { kind, bytes } = match dir.handle(name) {
+            Ok(handle) => handle,
+            Err(Errno::OPNOTSUPP | Errno::OVERFLOW) => return Ok(Vec::new()),
+            Err(errno) => return Err(errno),
+        };
+        let Ok(handle_type) = u8::try_from(kind) else { return Ok(Vec::new()) };
+        let origin = Origin { uuid: known.uuid, handle_type, handle: bytes, upper: false };
+        Ok(origin.encode().unwrap_or_default())
+    }
+
+    /// The lower file that `mark` names: its file system and attributes; `None` if the mark is empty, foreign, or
+    /// its file is gone. All of these only cost the constancy of the inode number.
+    pub fn resolve(&self, stack: &LayerStack, mark: &[u8]) -> Option<(FsId, Stat)> {
+        let Decoded::Handle(origin) = decode(mark) else { return None };
+        for known in self.filesystems.values() {
+            if known.uuid != origin.uuid {
+                continue;
+            }
+            let handle = FileHandle { kind: i32::from(origin.handle_type), bytes: origin.handle.clone() };
+            if let Ok(file) = handle::open_by_handle(known.mount.as_fd(), &handle)
+                && let Ok(stat) = Stat::of(file.as_fd(), c"")
+            {
+                return Some((stack.fs_of(&stat), stat));
+            }
+        }
+        None
+    }
+}

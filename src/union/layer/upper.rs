@@ -1,0 +1,370 @@
+//! The writable layer.
+
+use std::ffi::{CStr, CString};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use rustix::fs::{FlockOperation, Mode, OFlags};
+use rustix::io::Errno;
+
+use crate::config::OverlayConfig;
+use crate::marks::{Mark, Namespace};
+use crate::union::layer::order::Order;
+use crate::union::layer::{OpenError, Stat, UpperDir, WorkDir, describe};
+
+/// How deletions are marked in the upper.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WhiteoutForm {
+    /// A character device 0:0.
+    Device,
+    /// An empty regular file with the whiteout mark, in a directory whose opaque mark is `x`.
+    Xattr(Namespace),
+}
+
+/// The writable layer and what its file system can do.
+#[derive(Debug)]
+pub struct UpperLayer {
+    root: UpperDir,
+    /// Absent on a read-only mount.
+    work: Option<WorkDir>,
+    /// `workdir/work`'s parent, where the volatile mark is.
+    work_parent: Option<UpperDir>,
+    /// `workdir/index`, on a mount with `index=on`.
+    index: Option<UpperDir>,
+    namespace: Namespace,
+    form: WhiteoutForm,
+    acls: bool,
+    /// A new file has no extended attributes: nobody labels or signs it.
+    makes_bare_files: bool,
+    volatile: bool,
+    order: Order,
+    /// Hold the locks on the upper and the work directory that keep other mounts off: exclusive, or shared once the mount
+    /// is gone.
+    locks: Vec<OwnedFd>,
+}
+
+/// How long a mount waits for the one that uses its upper, which may be about to notice that it was unmounted.
+const LOCK_PATIENCE: Duration = Duration::from_secs(3);
+
+/// How long it waits for one that is known to be ending: writing everything of a volatile mount to a slow disk.
+const ENDING_PATIENCE: Duration = Duration::from_secs(600);
+
+impl UpperLayer {
+    pub(super) fn open(config: &OverlayConfig, upper: &Path, work: Option<&Path>) -> Result<Self, OpenError> {
+        let fail = |what: &str, path: &Path, why: String| OpenError(format!("{what} {}: {why}", path.display()));
+        let root = open_upper(upper).map_err(|e| fail("upperdir", upper, describe(e)))?;
+        let upper_stat = root.stat_self().map_err(|e| fail("upperdir", upper, describe(e)))?;
+        let read_only = config.read_only || is_read_only(&root);
+        if read_only && !config.read_only {
+            // Said before the daemon lets go of the caller's stderr. The kernel refuses to mount.
+            tracing::warn!(?upper, "the upper's file system is read-only; so is the mount");
+        }
+        let mut layer = Self {
+            acls: !config.no_acl && supports_acls(&root),
+            makes_bare_files: false,
+            root,
+            work: None,
+            work_parent: None,
+            index: None,
+            namespace: if config.userxattr { Namespace::User } else { Namespace::Trusted },
+            form: WhiteoutForm::Device,
+            volatile: config.volatile,
+            order: Order::Unknown,
+            locks: Vec::new(),
+        };
+        let Some(work) = work.filter(|_| !read_only) else { return Ok(layer) };
+        layer.locks.push(lock("upperdir", upper)?);
+        let parent = open_upper(work).map_err(|e| fail("workdir", work, describe(e)))?;
+        let work_stat = parent.stat_self().map_err(|e| fail("workdir", work, describe(e)))?;
+        if work_stat.device != upper_stat.device || work_stat.mount != upper_stat.mount {
+            let why = format!("not on the same file system (and mount) as upperdir {}", upper.display());
+            return Err(fail("workdir", work, why));
+        }
+        layer.locks.push(lock("workdir", work)?);
+        let dir = prepare_work(&parent, config.volatile).map_err(|why| fail("workdir", work, why))?;
+        layer.probe(&dir, config.userxattr).map_err(|e| fail("workdir", work, describe(e)))?;
+        layer.order = Order::of(&layer.root, &upper_stat);
+        tracing::debug!(order = ?layer.order, "upperdir");
+        layer.work = Some(WorkDir::new(dir, layer.form));
+        layer.work_parent = Some(parent);
+        Ok(layer)
+    }
+
+    /// Finds out which name space and which form of whiteouts can be written.
+    fn probe(&mut self, work: &UpperDir, userxattr: bool) -> Result<(), Errno> {
+        const NAME: &CStr = c"#probe";
+        let can_mark = |namespace: Namespace| -> Result<bool, Errno> {
+            let key = CString::new(namespace.xattr(Mark::Opaque)).unwrap_or_default();
+            match work.set_xattr(NAME, &key, b"y", 0) {
+                Ok(()) => Ok(true),
+                Err(Errno::PERM | Errno::ACCESS | Errno::OPNOTSUPP) => Ok(false),
+                Err(errno) => Err(errno),
+            }
+        };
+        work.make_dir(NAME, 0o700)?;
+        if userxattr || !can_mark(Namespace::Trusted)? {
+            self.namespace = Namespace::User;
+            if !can_mark(Namespace::User)? {
+                tracing::warn!(
+                    "the upper's file system keeps no extended attributes: removed directories that are \
+                     made again may show their old content"
+                );
+            }
+        }
+        work.remove_dir(NAME)?;
+        drop(work.create_file(NAME, 0o600, OFlags::WRONLY)?);
+        self.makes_bare_files = work.list_xattrs(NAME).is_ok_and(|listed| listed.is_empty());
+        work.remove_file(NAME)?;
+        self.form = match work.make_node(NAME, libc::S_IFCHR, (0, 0)) {
+            Ok(()) => WhiteoutForm::Device,
+            Err(Errno::PERM | Errno::ACCESS | Errno::OPNOTSUPP | Errno::INVAL) => {
+                return self.probe_xattr_whiteout(work);
+            }
+            Err(errno) => return Err(errno),
+        };
+        work.remove_file(NAME)
+    }
+
+    fn probe_xattr_whiteout(&mut self, work: &UpperDir) -> Result<(), Errno> {
+        const NAME: &CStr = c"#probe";
+        work.make_node(NAME, libc::S_IFREG | 0o600, (0, 0))?;
+        let key = CString::new(self.namespace.xattr(Mark::Whiteout)).unwrap_or_default();
+        let set = work.set_xattr(NAME, &key, b"y", 0);
+        work.remove_file(NAME)?;
+        set?;
+        self.form = WhiteoutForm::Xattr(self.namespace);
+        Ok(())
+    }
+
+    /// Its root.
+    pub fn root(&self) -> &UpperDir {
+        &self.root
+    }
+
+    /// The work directory.
+    ///
+    /// # Errors
+    /// `ROFS` on a read-only mount.
+    pub fn work(&self) -> Result<&WorkDir, Errno> {
+        self.work.as_ref().ok_or(Errno::ROFS)
+    }
+
+    /// The index directory.
+    pub fn index(&self) -> Option<&UpperDir> {
+        self.index.as_ref()
+    }
+
+    /// Opens the index directory, making it if need be.
+    ///
+    /// # Errors
+    /// `ROFS` on a read-only mount; those of `mkdirat(2)` and `openat(2)`.
+    pub(super) fn open_index(&mut self) -> Result<(), Errno> {
+        let parent = self.work_parent.as_ref().ok_or(Errno::ROFS)?;
+        match parent.make_dir(c"index", 0o700) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(errno) => return Err(errno),
+        }
+        self.index = Some(parent.open_upper_dir(c"index")?);
+        Ok(())
+    }
+
+    /// True if nothing may be written.
+    pub fn is_read_only(&self) -> bool {
+        self.work.is_none()
+    }
+
+    /// Takes an open file of this layer, with or without a name, as something that may be written.
+    pub fn hold(&self, file: OwnedFd) -> UpperDir {
+        UpperDir::new(file)
+    }
+
+    /// Name space in which marks are written.
+    pub fn namespace(&self) -> Namespace {
+        self.namespace
+    }
+
+    /// Full name of the attribute that holds `mark`.
+    pub fn mark_key(&self, mark: Mark) -> CString {
+        CString::new(self.namespace.xattr(mark)).unwrap_or_default()
+    }
+
+    /// True if a new file that inherits no ACL has no extended attributes.
+    pub fn makes_bare_files(&self) -> bool {
+        self.makes_bare_files
+    }
+
+    /// How whiteouts are written.
+    pub fn whiteout_form(&self) -> WhiteoutForm {
+        self.form
+    }
+
+    /// The file system keeps POSIX ACLs, and the mount shows them.
+    pub fn has_acls(&self) -> bool {
+        self.acls
+    }
+
+    pub(super) fn disable_acls(&mut self) {
+        self.acls = false;
+    }
+
+    /// Nothing is ever flushed.
+    pub fn is_volatile(&self) -> bool {
+        self.volatile
+    }
+
+    /// Sees to it that the content of `file` reaches the disk no later than what is done to names in the layer after
+    /// this.
+    ///
+    /// # Errors
+    /// Those of `fsync(2)` and `sync_file_range(2)`.
+    pub fn settle(&self, file: BorrowedFd<'_>) -> Result<(), Errno> {
+        self.order.settle(file)
+    }
+
+    /// Writes everything to the disk.
+    ///
+    /// # Errors
+    /// Those of `syncfs(2)`.
+    pub fn sync(&self) -> Result<(), Errno> {
+        rustix::fs::syncfs(self.root.open_self()?)
+    }
+
+    /// Lets who waits for the upper know that this mount is gone and its end only a matter of time. The upper stays ours.
+    pub fn announce_end(&self) {
+        for lock in &self.locks {
+            if let Err(errno) = rustix::fs::flock(lock, FlockOperation::NonBlockingLockShared) {
+                tracing::debug!("a lock stays as it was: {errno}");
+            }
+        }
+    }
+
+    /// Leaves the layer in order: the work directory emptied, the volatile mark removed.
+    ///
+    /// # Errors
+    /// Those of `unlinkat(2)`.
+    pub fn close(&self) -> Result<(), Errno> {
+        let (Some(work), Some(parent)) = (&self.work, &self.work_parent) else { return Ok(()) };
+        if self.volatile {
+            // Only now is everything known to be on its way to the disk.
+            self.sync()?;
+            remove_volatile_mark(parent)?;
+        }
+        WorkDir::empty(work.dir())
+    }
+}
+
+fn open_upper(path: &Path) -> Result<UpperDir, Errno> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    Ok(UpperDir::new(rustix::fs::open(path, flags, Mode::empty())?))
+}
+
+fn is_read_only(root: &UpperDir) -> bool {
+    let Ok(fd) = root.open_self() else { return false };
+    rustix::fs::fstatvfs(fd).is_ok_and(|vfs| vfs.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY))
+}
+
+fn supports_acls(root: &UpperDir) -> bool {
+    let mut buffer = [0; 1024];
+    let target = crate::sys::xattr::Target { dir: root.as_fd(), name: c"" };
+    let got = crate::sys::xattr::get(target, c"system.posix_acl_access", &mut buffer);
+    matches!(got, Ok(_) | Err(Errno::NODATA | Errno::RANGE))
+}
+
+/// Two mounts writing one upper would corrupt it, and who mounts empties the work directory. Who comes while a
+/// predecessor is still ending waits: unmounting returns before the driver learns of it, while overlayfs is gone when
+/// `umount(2)` returns (`generic_shutdown_super()`).
+fn lock(option: &str, dir: &Path) -> Result<OwnedFd, OpenError> {
+    let fail = |errno| OpenError(format!("{option} {}: {}", dir.display(), describe(errno)));
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let fd = rustix::fs::open(dir, flags, Mode::empty()).map_err(fail)?;
+    let start = Instant::now();
+    loop {
+        let (refusal, patience) = match try_lock(&fd).map_err(fail)? {
+            Lock::Ours | Lock::Unknown => return Ok(fd),
+            Lock::InUse => ("is in use by another mount", LOCK_PATIENCE),
+            Lock::Ending => ("is still being written by its last mount", ENDING_PATIENCE),
+        };
+        if start.elapsed() >= patience {
+            return Err(OpenError(format!("{option} {} {refusal}", dir.display())));
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Who holds a lock.
+enum Lock {
+    Ours,
+    InUse,
+    /// Its mount is gone; or somebody else waits, too.
+    Ending,
+    /// No locks on this file system (some network ones): go without, as the kernel does.
+    Unknown,
+}
+
+fn try_lock(fd: &OwnedFd) -> Result<Lock, Errno> {
+    let held = |operation| match rustix::fs::flock(fd, operation) {
+        Ok(()) => Ok(true),
+        Err(Errno::WOULDBLOCK) => Ok(false),
+        Err(errno) => Err(errno),
+    };
+    match held(FlockOperation::NonBlockingLockExclusive) {
+        Ok(true) => return Ok(Lock::Ours),
+        Ok(false) => {}
+        Err(Errno::NOLCK | Errno::OPNOTSUPP | Errno::NOSYS) => return Ok(Lock::Unknown),
+        Err(errno) => return Err(errno),
+    }
+    if !held(FlockOperation::NonBlockingLockShared)? {
+        return Ok(Lock::InUse);
+    }
+    rustix::fs::flock(fd, FlockOperation::Unlock)?;
+    Ok(Lock::Ending)
+}
+
+/// Where the kernel puts the mark of a volatile mount (`Documentation/filesystems/overlayfs.rst`, "Volatile mount").
+const INCOMPAT: &CStr = c"incompat";
+
+/// Opens `work` in the work directory, making it if need be, and empties it.
+fn prepare_work(parent: &UpperDir, volatile: bool) -> Result<UpperDir, String> {
+    let text = |errno| describe(errno);
+    match parent.make_dir(c"work", 0o700) {
+        Ok(()) | Err(Errno::EXIST) => {}
+        Err(errno) => return Err(text(errno)),
+    }
+    let dir = parent.open_upper_dir(c"work").map_err(text)?;
+    // What its directory hands down would come into the upper with every file that is made here (kernel:
+    // `ovl_workdir_create`).
+    for acl in [c"system.posix_acl_default", c"system.posix_acl_access"] {
+        match dir.remove_xattr(c"", acl) {
+            Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP) => {}
+            Err(errno) => tracing::warn!("workdir: hands its ACL down: {errno}"),
+        }
+    }
+    // Somebody else may have made it.
+    if parent.stat(c"work").map_err(text)?.is_some_and(|stat| stat.mode & 0o077 != 0)
+        && let Err(errno) = parent.set_mode(c"work", 0o700)
+    {
+        tracing::warn!("workdir: others may look into it: {errno}");
+    }
+    let is_marked = |stat: Option<Stat>| stat.is_some_and(|s| s.is_dir());
+    if is_marked(dir.stat(INCOMPAT).map_err(text)?) {
+        return Err("a volatile mount of this upper ended without unmounting, so its files may be damaged; \
+             remove work/incompat to use it all the same"
+            .to_owned());
+    }
+    WorkDir::empty(&dir).map_err(text)?;
+    if volatile {
+        dir.make_dir(INCOMPAT, 0o700).map_err(text)?;
+        let incompat = dir.open_upper_dir(INCOMPAT).map_err(text)?;
+        incompat.make_dir(c"volatile", 0o700).map_err(text)?;
+        // The one thing that must be on the disk before anything else.
+        for marked in [&incompat, &dir] {
+            rustix::fs::fsync(marked.open_self().map_err(text)?).map_err(text)?;
+        }
+    }
+    Ok(dir)
+}
+
+fn remove_volatile_mark(parent: &UpperDir) -> Result<(), Errno> {
+    parent.open_upper_dir(c"work")?.remove_tree(INCOMPAT)
+}

@@ -1,0 +1,338 @@
+//! The work directory: where changes are prepared before one rename or link makes them visible.
+
+use std::ffi::{CStr, CString};
+use std::hash::{BuildHasher, RandomState};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+use rustix::fs::{OFlags, RenameFlags};
+use rustix::io::Errno;
+
+use crate::marks::Mark;
+use crate::sys::xattr::{self, Target};
+use crate::union::layer::upper::WhiteoutForm;
+use crate::union::layer::{Dir, Stat, UpperDir};
+
+/// The directory `work` inside `workdir=`, as the kernel lays it out. Nothing in it survives a mount.
+#[derive(Debug)]
+pub struct WorkDir {
+    dir: UpperDir,
+    /// Number of the next temporary name.
+    next: AtomicU64,
+    /// Makes names of the numbers that nobody can foresee: a keyed hash, the key from the kernel's random numbers.
+    names: RandomState,
+    form: WhiteoutForm,
+    /// Name of the whiteout that is linked into the upper; replaced when it has as many names as it can.
+    whiteout: Mutex<Option<CString>>,
+    /// The file system has no nameless files.
+    no_tmpfile: AtomicBool,
+}
+
+/// A file being prepared in the work directory. Dropped unpublished, it is removed.
+#[derive(Debug)]
+pub struct Staged<'a> {
+    work: &'a WorkDir,
+    /// `None`: the file has no name (`O_TMPFILE`), or was published.
+    name: Option<CString>,
+    /// The open file, for regular files.
+    file: Option<OwnedFd>,
+}
+
+impl Drop for Staged<'_> {
+    fn drop(&mut self) {
+        if let Some(name) = self.name.take()
+            && let Err(errno) = self.work.dir.remove_tree(&name)
+        {
+            tracing::warn!("work directory: cannot remove {name:?}: {errno}");
+        }
+    }
+}
+
+impl WorkDir {
+    /// Takes over the emptied directory `dir`.
+    pub(super) fn new(dir: UpperDir, form: WhiteoutForm) -> Self {
+        Self {
+            dir,
+            next: AtomicU64::new(0),
+            names: RandomState::new(),
+            form,
+            whiteout: Mutex::new(None),
+            no_tmpfile: AtomicBool::new(false),
+        }
+    }
+
+    /// A name that nothing in the work directory has, and that nobody could have put something there under. (The
+    /// kernel counts, `ovl_tempname()`, and closes the directory to everybody; so do we, but may not be able to.)
+    fn temporary_name(&self) -> CString {
+        let n = self.next.fetch_add(1, Ordering::Relaxed);
+        CString::new(format!("#{:016x}", self.names.hash_one(n))).unwrap_or_default()
+    }
+
+    /// The directory itself.
+    pub fn dir(&self) -> &UpperDir {
+        &self.dir
+    }
+
+    /// Prepares an empty regular file: nameless where the file system can do that and `nameless` asks for it.
+    ///
+    /// # Errors
+    /// Those of `openat(2)`.
+    pub fn stage_file(&self, mode: u32, nameless: bool) -> Result<Staged<'_>, Errno> {
+        if nameless && !self.no_tmpfile.load(Ordering::Relaxed) {
+            match self.dir.create_tmpfile(mode) {
+                Ok(file) => return Ok(Staged { work: self, name: None, file: Some(file) }),
+                Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::NOENT) => self.no_tmpfile.store(true, Ordering::Relaxed),
+                Err(errno) => return Err(errno),
+            }
+        }
+        let name = self.temporary_name();
+        let file = self.dir.create_file(&name, mode, OFlags::RDWR)?;
+        Ok(Staged { work: self, name: Some(name), file: Some(file) })
+    }
+
+    /// Prepares a directory.
+    ///
+    /// # Errors
+    /// Those of `mkdirat(2)`.
+    pub fn stage_dir(&self, mode: u32) -> Result<Staged<'_>, Errno> {
+        let name = self.temporary_name();
+        self.dir.make_dir(&name, mode)?;
+        Ok(Staged { work: self, name: Some(name), file: None })
+    }
+
+    /// Prepares a symlink.
+    ///
+    /// # Errors
+    /// Those of `symlinkat(2)`.
+    pub fn stage_symlink(&self, target: &std::ffi::OsStr) -> Result<Staged<'_>, Errno> {
+        let name = self.temporary_name();
+        self.dir.make_symlink(&name, target)?;
+        Ok(Staged { work: self, name: Some(name), file: None })
+    }
+
+    /// Prepares a device, fifo or socket.
+    ///
+    /// # Errors
+    /// Those of `mknodat(2)`.
+    pub fn stage_node(&self, mode: u32, rdev: (u32, u32)) -> Result<Staged<'_>, Errno> {
+        let name = self.temporary_name();
+        self.dir.make_node(&name, mode, rdev)?;
+        Ok(Staged { work: self, name: Some(name), file: None })
+    }
+
+    /// Prepares a further name of `name` in `dir`.
+    ///
+    /// # Errors
+    /// Those of `linkat(2)`.
+    pub fn stage_link(&self, dir: &UpperDir, name: &CStr) -> Result<Staged<'_>, Errno> {
+        let staged = self.temporary_name();
+        self.dir.link(dir, name, &staged)?;
+        Ok(Staged { work: self, name: Some(staged), file: None })
+    }
+
+    /// Prepares a name for the open file `file`, which may have none yet.
+    ///
+    /// # Errors
+    /// Those of `linkat(2)`.
+    pub fn stage_open_file(&self, file: BorrowedFd<'_>) -> Result<Staged<'_>, Errno> {
+        let staged = self.temporary_name();
+        self.dir.link_open_file(file, &staged)?;
+        Ok(Staged { work: self, name: Some(staged), file: None })
+    }
+
+    /// Takes `name` out of `dir` in one step and removes it with all that it holds.
+    ///
+    /// # Errors
+    /// Those of `renameat(2)`. What cannot be removed after that stays in the work directory until the next mount.
+    pub fn discard(&self, dir: &UpperDir, name: &CStr) -> Result<(), Errno> {
+        let staged = self.temporary_name();
+        dir.rename(name, &self.dir, &staged, RenameFlags::empty())?;
+        drop(Staged { work: self, name: Some(staged), file: None });
+        Ok(())
+    }
+
+    /// Prepares a whiteout: a further name of the shared one.
+    ///
+    /// # Errors
+    /// Those of `linkat(2)` and of making the shared one.
+    pub fn stage_whiteout(&self) -> Result<Staged<'_>, Errno> {
+        let name = self.temporary_name();
+        self.link_whiteout(&self.dir, &name)?;
+        Ok(Staged { work: self, name: Some(name), file: None })
+    }
+
+    /// Makes `name` in `dir`, where nothing has that name, a whiteout.
+    ///
+    /// # Errors
+    /// `EXIST`; others of `linkat(2)` and of making the shared one.
+    pub fn link_whiteout(&self, dir: &UpperDir, name: &CStr) -> Result<(), Errno> {
+        let mut shared = self.whiteout.lock();
+        if let Some(existing) = shared.as_ref() {
+            match dir.link(&self.dir, existing, name) {
+                // MLINK: it has 65,000 names (ext4). NOENT: somebody emptied the work directory under us.
+                Err(Errno::MLINK | Errno::NOENT | Errno::PERM | Errno::OPNOTSUPP) => {}
+                done => return done,
+            }
+            if let Some(full) = shared.take()
+                && let Err(errno) = self.dir.remove_file(&full)
+            {
+                tracing::debug!("work directory: cannot remove {full:?}: {errno}");
+            }
+        }
+        let fresh = self.temporary_name();
+        self.make_whiteout(&fresh)?;
+        match dir.link(&self.dir, &fresh, name) {
+            Ok(()) => {
+                *shared = Some(fresh);
+                Ok(())
+            }
+            // The file system has no hard links: move it there instead.
+            Err(Errno::PERM | Errno::OPNOTSUPP | Errno::MLINK) => {
+                self.dir.rename(&fresh, dir, name, RenameFlags::NOREPLACE)
+            }
+            Err(errno) => {
+                self.dir.remove_file(&fresh)?;
+                Err(errno)
+            }
+        }
+    }
+
+    fn make_whiteout(&self, name: &CStr) -> Result<(), Errno> {
+        match self.form {
+            WhiteoutForm::Device => self.dir.make_node(name, libc::S_IFCHR, (0, 0)),
+            WhiteoutForm::Xattr(namespace) => {
+                self.dir.make_node(name, libc::S_IFREG | 0o600, (0, 0))?;
+                let key = CString::new(namespace.xattr(Mark::Whiteout)).unwrap_or_default();
+                self.dir.set_xattr(name, &key, b"y", 0)
+            }
+        }
+    }
+
+    /// Removes everything in the directory.
+    ///
+    /// # Errors
+    /// Those of listing and `unlinkat(2)`.
+    pub(super) fn empty(dir: &UpperDir) -> Result<(), Errno> {
+        let mut names: Vec<CString> = Vec::new();
+        dir.list(|entry| {
+            names.push(entry.name.to_owned());
+            Ok(())
+        })?;
+        names.iter().try_for_each(|name| dir.remove_tree(name))
+    }
+}
+
+impl Staged<'_> {
+    /// The open file of a staged regular file.
+    ///
+    /// # Errors
+    /// `IO` for what is not a regular file.
+    pub fn file(&self) -> Result<BorrowedFd<'_>, Errno> {
+        self.file.as_ref().map(AsFd::as_fd).ok_or(Errno::IO)
+    }
+
+    /// Directory and name to change attributes by. A nameless file has neither: use [`Staged::file`].
+    pub fn place(&self) -> Option<(&UpperDir, &CStr)> {
+        self.name.as_deref().map(|name| (&self.work.dir, name))
+    }
+
+    /// Its attributes.
+    ///
+    /// # Errors
+    /// Those of `statx(2)`.
+    pub fn stat(&self) -> Result<Stat, Errno> {
+        match (&self.name, &self.file) {
+            (_, Some(file)) => Stat::of(file.as_fd(), c""),
+            (Some(name), None) => Stat::of(self.work.dir.as_fd(), name),
+            (None, None) => Err(Errno::IO),
+        }
+    }
+
+    /// Sets an attribute of it.
+    ///
+    /// # Errors
+    /// Those of `setxattr(2)`.
+    pub fn set_xattr(&self, key: &CStr, value: &[u8]) -> Result<(), Errno> {
+        let target = match (&self.name, &self.file) {
+            (Some(name), _) => Target { dir: self.work.dir.as_fd(), name },
+            (None, Some(file)) => Target { dir: file.as_fd(), name: c"" },
+            (None, None) => return Err(Errno::IO),
+        };
+        xattr::set(target, key, value, 0)
+    }
+
+    /// Makes it visible as `name` in `dir`, where nothing has that name. Gives back the open file, if it is one.
+    ///
+    /// # Errors
+    /// `EXIST`; others of `linkat(2)` and `renameat2(2)`. Nothing was changed then.
+    pub fn publish_new(mut self, dir: &UpperDir, name: &CStr) -> Result<Option<OwnedFd>, Errno> {
+        match (&self.name, &self.file) {
+            (None, Some(file)) => dir.link_open_file(file.as_fd(), name)?,
+            (Some(staged), _) => self.work.dir.rename(staged, dir, name, RenameFlags::NOREPLACE).or_else(|errno| {
+                // File systems without RENAME_NOREPLACE: the caller holds the directory's lock and nobody else
+                // writes the upper, so a plain rename does the same.
+                if errno == Errno::INVAL && dir.stat(name)?.is_none() {
+                    self.work.dir.rename(staged, dir, name, RenameFlags::empty())
+                } else {
+                    Err(errno)
+                }
+            })?,
+            (None, None) => return Err(Errno::IO),
+        }
+        self.name = None;
+        Ok(self.file.take())
+    }
+
+    /// Makes it visible as `name` in `dir` in place of the file or whiteout of that name, in one step.
+    ///
+    /// # Errors
+    /// Those of `renameat(2)`. Nothing was changed then.
+    pub fn publish_over(mut self, dir: &UpperDir, name: &CStr) -> Result<Option<OwnedFd>, Errno> {
+        if self.name.is_none() {
+            let staged = self.work.temporary_name();
+            self.work.dir.link_open_file(self.file()?, &staged)?;
+            self.name = Some(staged);
+        }
+        let Some(staged) = &self.name else { return Err(Errno::IO) };
+        self.work.dir.rename(staged, dir, name, RenameFlags::empty())?;
+        self.name = None;
+        Ok(self.file.take())
+    }
+
+    /// Makes it visible as `name` in `dir`; what had that name comes into the work directory and is removed with
+    /// all that it holds. For directories, which rename cannot put over something else.
+    ///
+    /// # Errors
+    /// Those of `renameat2(2)`. Nothing was changed then.
+    pub fn exchange(self, dir: &UpperDir, name: &CStr) -> Result<(), Errno> {
+        // Dropped with its name still set: the staged name now is what was replaced, and goes.
+        self.swap(dir, name)
+    }
+
+    /// Changes places with `name` in `dir`: what is staged is visible then, and what was there is staged.
+    ///
+    /// # Errors
+    /// Those of `renameat2(2)`. Nothing was changed then.
+    pub fn swap(&self, dir: &UpperDir, name: &CStr) -> Result<(), Errno> {
+        let Some(staged) = &self.name else { return Err(Errno::IO) };
+        self.work.dir.rename(staged, dir, name, RenameFlags::EXCHANGE)
+    }
+
+    /// The open file of a file that shall never get a name.
+    ///
+    /// # Errors
+    /// `IO` for what is not a regular file.
+    pub fn into_nameless(mut self) -> Result<OwnedFd, Errno> {
+        self.file.take().ok_or(Errno::IO)
+    }
+
+    /// A staged directory, to put something in before it is published.
+    ///
+    /// # Errors
+    /// `IO` for what is not a directory.
+    pub fn as_dir(&self) -> Result<Dir, Errno> {
+        let name = self.name.as_deref().ok_or(Errno::IO)?;
+        self.work.dir.open_dir(name)
+    }
+}

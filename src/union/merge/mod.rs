@@ -1,0 +1,390 @@
+//! The union's rules: which file a name means, given the layers (kernel: `ovl_lookup`), and what a merged
+//! directory lists. Reads layers; keeps nothing.
+
+pub mod listing;
+mod metacopy;
+mod redirect;
+
+use std::ffi::{CStr, CString, OsStr};
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+
+use rustix::io::Errno;
+
+pub use listing::{Listing, Source};
+use redirect::{c_name, follow, redirect_of, redirected_end};
+
+use crate::marks::{AUFS_OPAQUE, AUFS_PREFIX, Opaque, Redirect};
+use crate::union::layer::{Dir, FileType, LayerDir, LayerStack, LowerRef, Marks, Stat};
+
+/// A directory to look names up in.
+pub struct MergedDir<'a> {
+    /// All layers.
+    pub stack: &'a LayerStack,
+    /// Its upper part.
+    pub upper: Option<&'a Dir>,
+    /// Its lower parts, topmost first.
+    pub lowers: &'a [LowerRef],
+    /// The lower part of an index, to look into.
+    pub open_lower: &'a dyn Fn(usize) -> Result<LayerDir<'a>, Errno>,
+    /// The merged listing of the lower parts, where it has been read already.
+    pub listing: Option<&'a Listing>,
+    /// Entries of the upper may have marks: it holds copied-up files (`impure`), or that is not known.
+    pub upper_may_have_marks: bool,
+    /// Redirects are followed (`redirect_dir` is not `nofollow`).
+    pub follow_redirects: bool,
+    /// Files may have their content in a layer below (`metacopy=on`).
+    pub metacopy: bool,
+}
+
+/// What a name means.
+#[derive(Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "lives for one lookup, on the stack; a box would cost each an allocation"
+)]
+pub enum Resolution {
+    /// Nothing, in any layer.
+    Absent,
+    /// Deleted: there is a whiteout in the upper.
+    WhiteoutInUpper,
+    /// A file or directory.
+    Found(Found),
+}
+
+/// A file or directory, possibly of several parts.
+#[derive(Debug)]
+pub struct Found {
+    /// Attributes of its topmost part.
+    pub stat: Stat,
+    /// Where the topmost part is.
+    pub source: Source,
+    /// Marks of the upper part; default where there is none.
+    pub marks: Marks,
+    /// Lower parts of a directory, topmost first.
+    pub lowers: Vec<LowerRef>,
+    /// Where the content of a metacopy file is: layer and path.
+    pub data: Option<(u16, std::sync::Arc<CStr>)>,
+}
+
+impl Found {
+    /// A file or directory of one part.
+    pub fn single(stat: Stat, source: Source) -> Self {
+        Self { stat, source, marks: Marks::default(), lowers: Vec::new(), data: None }
+    }
+}
+
+/// Resolves `name`.
+///
+/// # Errors
+/// Those of the layers; `IO` for a damaged mark.
+pub fn resolve(dir: &MergedDir<'_>, name: &CStr) -> Result<Resolution, Errno> {
+    let Some(upper) = dir.upper else { return resolve_lower(dir, name) };
+    match upper.stat(name)? {
+        None => {
+            let below = resolve_lower(dir, name)?;
+            if matches!(below, Resolution::Found(_)) && named_whiteout(&LayerDir::Held(upper.clone()), name)? {
+                return Ok(Resolution::WhiteoutInUpper);
+            }
+            Ok(below)
+        }
+        Some(stat) if stat.is_dir() => {
+            let marks = upper.marks(name)?;
+            let lowers = if marks.opaque() == Opaque::Yes || has_name(upper, name)? {
+                Vec::new()
+            } else {
+                lower_parts_below_upper(dir, upper, name, &marks)?
+            };
+            Ok(Resolution::Found(Found { stat, source: Source::Upper, marks, lowers, data: None }))
+        }
+        Some(stat) => {
+            if stat.is_whiteout_device() {
+                return Ok(Resolution::WhiteoutInUpper);
+            }
+            let marks = if dir.upper_may_have_marks || stat.may_be_xattr_whiteout() {
+                upper.marks(name)?
+            } else {
+                Marks::default()
+            };
+            if marks.whiteout && stat.may_be_xattr_whiteout() {
+                return Ok(Resolution::WhiteoutInUpper);
+            }
+            if marks.whiteout {
+                tell_of_content(upper.place(name));
+            }
+            let data = if marks.metacopy { Some(metacopy::below_upper(dir, upper, name, &marks)?) } else { None };
+            Ok(Resolution::Found(Found { stat, source: Source::Upper, marks, lowers: Vec::new(), data }))
+        }
+    }
+}
+
+/// A whiteout by attribute is an empty file; one with content was damaged, and the content may be somebody's.
+fn tell_of_content(place: PathBuf) {
+    tracing::warn!("{place:?}: a whiteout with content: shown as the file that it is");
+}
+
+/// A redirect is left where something was below: one that leads to no directory was damaged, or layers are missing.
+fn tell_of_lost_way(place: PathBuf) {
+    tracing::warn!("{place:?}: its redirect leads to no directory of the layers below");
+}
+
+/// True if the upper directory `name` is opaque by an entry in it (`.wh..wh..opq`).
+fn has_name(upper: &Dir, name: &CStr) -> Result<bool, Errno> {
+    let mut path = name.to_bytes().to_vec();
+    path.push(b'/');
+    path.extend_from_slice(AUFS_OPAQUE);
+    // A name with a NUL cannot come from a `CStr`.
+    Ok(upper.stat(&CString::new(path).map_err(|_| Errno::INVAL)?)?.is_some())
+}
+
+/// True if `dir` deletes `name` by a name of its own: `.wh.NAME`, or `.wh..wh..opq` for all of them.
+fn named_whiteout(dir: &LayerDir<'_>, name: &CStr) -> Result<bool, Errno> {
+    let mut whiteout = AUFS_PREFIX.to_vec();
+    whiteout.extend_from_slice(name.to_bytes());
+    let whiteout = CString::new(whiteout).map_err(|_| Errno::INVAL)?;
+    let exists = |name: &CStr| match dir.stat(name) {
+        // `.wh.` in front of a name of over 251 bytes: there can be no such file.
+        Err(Errno::NAMETOOLONG) => Ok(false),
+        found => found.map(|f| f.is_some()),
+    };
+    let opaque = CString::new(AUFS_OPAQUE).map_err(|_| Errno::INVAL)?;
+    Ok(exists(&whiteout)? || exists(&opaque)?)
+}
+
+/// Resolves `name` in the lower parts of `dir` only.
+///
+/// # Errors
+/// Those of the layers; `IO` for a damaged mark.
+pub fn resolve_lower(dir: &MergedDir<'_>, name: &CStr) -> Result<Resolution, Errno> {
+    if dir.lowers.is_empty() {
+        return Ok(Resolution::Absent);
+    }
+    let mut walk = Walk { dir, stat: None, parts: Vec::new(), redirected: None };
+    let hit = match dir.listing {
+        Some(listing) => walk.by_listing(listing, name)?,
+        None => walk.by_probing(name, 0)?,
+    };
+    walk.tell_if_lost();
+    Ok(match (hit, walk.stat) {
+        (Some(found), _) => Resolution::Found(found),
+        (None, Some((stat, source))) => {
+            Resolution::Found(Found { lowers: walk.parts, ..Found::single(stat, Source::Lower(source)) })
+        }
+        (None, None) => Resolution::Absent,
+    })
+}
+
+/// True if `name` exists below the upper, so that its removal must leave a whiteout.
+///
+/// # Errors
+/// Those of the layers.
+pub fn exists_in_lower(dir: &MergedDir<'_>, name: &CStr) -> Result<bool, Errno> {
+    match dir.listing {
+        Some(listing) => Ok(listing.get(name).is_some()),
+        None => Ok(matches!(resolve_lower(dir, name)?, Resolution::Found(_))),
+    }
+}
+
+fn lower_parts_below_upper(
+    dir: &MergedDir<'_>,
+    upper: &Dir,
+    name: &CStr,
+    marks: &Marks,
+) -> Result<Vec<LowerRef>, Errno> {
+    let mut walk = Walk { dir, stat: None, parts: Vec::new(), redirected: None };
+    match redirect_of(dir, marks, name)? {
+        None => match dir.listing {
+            Some(listing) => drop(walk.by_listing(listing, name)?),
+            None => drop(walk.by_probing(name, 0)?),
+        },
+        Some(Redirect::Relative(other)) => drop(walk.by_probing(&c_name(&other)?, 0)?),
+        Some(Redirect::Absolute(path)) => walk.by_path(path, 0)?,
+    }
+    if walk.parts.is_empty() && marks.redirect.is_some() {
+        tell_of_lost_way(upper.place(name));
+    }
+    walk.tell_if_lost();
+    Ok(walk.parts)
+}
+
+/// One walk down the layers, collecting the parts of a directory.
+struct Walk<'w, 'a> {
+    dir: &'w MergedDir<'a>,
+    /// Attributes of the topmost part and the index of its parent's lower part.
+    stat: Option<(Stat, u16)>,
+    parts: Vec<LowerRef>,
+    /// How many parts there were up to the last one with a redirect.
+    redirected: Option<usize>,
+}
+
+/// Whether to look further down.
+enum Next {
+    /// Under the same name.
+    Below,
+    /// Under another name in the same directory.
+    Renamed(CString),
+    /// Under a path from the root of the layers.
+    Moved(Vec<u8>),
+    /// Not at all.
+    Stop,
+}
+
+impl Walk<'_, '_> {
+    /// A file found in the lower part `index` of the directory.
+    fn file(&self, parent: &LayerDir<'_>, name: &CStr, stat: Stat, index: u16) -> Result<Found, Errno> {
+        let is_regular = stat.file_type() == FileType::Regular;
+        let data = if is_regular { metacopy::of_lower(self.dir, parent, name, usize::from(index))? } else { None };
+        Ok(Found { data, ..Found::single(stat, Source::Lower(index)) })
+    }
+
+    /// Takes the directory `name` of layer `layer` as the next part.
+    fn take(
+        &mut self,
+        parent: &LayerDir<'_>,
+        name: &CStr,
+        layer: u16,
+        path: std::sync::Arc<CStr>,
+    ) -> Result<Next, Errno> {
+        let mut part = LowerRef { layer, xattr_whiteouts: false, number: parent.number_of(name), path };
+        // Nothing is below the last layer, so its marks mean nothing (kernel: `d->last`).
+        if usize::from(layer) + 1 == self.dir.stack.lowers().len() {
+            self.parts.push(part);
+            return Ok(Next::Stop);
+        }
+        let marks = parent.marks(name)?;
+        let opaque = marks.opaque();
+        part.xattr_whiteouts = opaque == Opaque::XattrWhiteouts;
+        self.parts.push(part);
+        if opaque == Opaque::Yes {
+            return Ok(Next::Stop);
+        }
+        let redirect = redirect_of(self.dir, &marks, name)?;
+        self.redirected = redirect.is_some().then_some(self.parts.len());
+        Ok(match redirect {
+            None => Next::Below,
+            Some(Redirect::Relative(other)) => Next::Renamed(c_name(&other)?),
+            Some(Redirect::Absolute(path)) => Next::Moved(path),
+        })
+    }
+
+    /// The log tells of a redirect that has led nowhere.
+    fn tell_if_lost(&self) {
+        if self.redirected == Some(self.parts.len())
+            && let Some(part) = self.parts.last()
+            && let Ok(layer) = self.dir.stack.lower(part.layer)
+        {
+            tell_of_lost_way(layer.path().join(OsStr::from_bytes(part.path.to_bytes())));
+        }
+    }
+
+    /// Uses the merged listing: only the layers that have the name are visited.
+    fn by_listing(&mut self, listing: &Listing, name: &CStr) -> Result<Option<Found>, Errno> {
+        for &index in listing.lower_parts(name) {
+            let Some(part) = self.dir.lowers.get(usize::from(index)) else { continue };
+            let parent = (self.dir.open_lower)(usize::from(index))?;
+            if self.stat.is_none() {
+                let Some(stat) = parent.stat(name)? else {
+                    tracing::error!("{:?} vanished: a lower layer changed while mounted", parent.place(name));
+                    return Err(Errno::IO);
+                };
+                if !stat.is_dir() {
+                    return self.file(&parent, name, stat, index).map(Some);
+                }
+                self.stat = Some((stat, index));
+            }
+            match self.take(&parent, name, part.layer, self.path_below(part, name))? {
+                Next::Below => {}
+                Next::Stop => break,
+                Next::Renamed(other) => return self.by_probing(&other, usize::from(index) + 1),
+                Next::Moved(path) => {
+                    self.by_path(path, usize::from(part.layer) + 1)?;
+                    break;
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// Path of the entry `name` of `part`: mostly the one that the layer above has it under, and then the same string.
+    fn path_below(&self, part: &LowerRef, name: &CStr) -> std::sync::Arc<CStr> {
+        let same = |above: &&LowerRef| {
+            let (above, parent) = (above.path.to_bytes(), part.path.to_bytes());
+            let rest = above.strip_prefix(parent);
+            let rest = if parent.is_empty() { rest } else { rest.and_then(|rest| rest.strip_prefix(b"/")) };
+            rest == Some(name.to_bytes())
+        };
+        self.parts.last().filter(same).map_or_else(|| part.child_path(name), |above| above.path.clone())
+    }
+
+    /// Asks the parent's lower parts from index `start` on, one after the other.
+    fn by_probing(&mut self, name: &CStr, start: usize) -> Result<Option<Found>, Errno> {
+        let mut name = name.to_owned();
+        let mut above: Vec<LayerDir<'_>> = Vec::new();
+        for (index, part) in self.dir.lowers.iter().enumerate().skip(start) {
+            let parent = (self.dir.open_lower)(index)?;
+            let Some(stat) = parent.stat(&name)? else {
+                above.push(parent);
+                continue;
+            };
+            // Layers above may delete the name by a name; asked only now that there is something to delete.
+            for higher in above.drain(..) {
+                if named_whiteout(&higher, &name)? {
+                    return Ok(None);
+                }
+            }
+            if listing::is_whiteout(&parent, &name, &stat, part.xattr_whiteouts)? {
+                return Ok(None);
+            }
+            let source = u16::try_from(index).map_err(|_| Errno::OVERFLOW)?;
+            if !stat.is_dir() {
+                return if self.stat.is_none() { self.file(&parent, &name, stat, source).map(Some) } else { Ok(None) };
+            }
+            if self.stat.is_none() {
+                self.stat = Some((stat, source));
+            }
+            match self.take(&parent, &name, part.layer, self.path_below(part, &name))? {
+                // `.wh.NAME` or `.wh..wh..opq` beside the directory itself close it as well.
+                Next::Below if index + 1 < self.dir.lowers.len() && named_whiteout(&parent, &name)? => break,
+                Next::Below => {}
+                Next::Stop => break,
+                Next::Renamed(other) => name = other,
+                Next::Moved(path) => {
+                    self.by_path(path, usize::from(part.layer) + 1)?;
+                    break;
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// Follows `path` from the root of every layer from `first` on.
+    fn by_path(&mut self, path: Vec<u8>, first: usize) -> Result<(), Errno> {
+        let mut path = path;
+        for layer in first..self.dir.stack.lowers().len() {
+            let number = u16::try_from(layer).map_err(|_| Errno::OVERFLOW)?;
+            let step = follow(self.dir, number, &path)?;
+            path = step.path;
+            if let Some(end) = step.end {
+                // A whiteout or a file in the place of the directory ends the search.
+                if !end.stat.is_dir() {
+                    return Ok(());
+                }
+                if self.stat.is_none() {
+                    self.stat = Some((end.stat, 0));
+                }
+                match self.take(&LayerDir::Held(end.parent), &end.name, number, end.path)? {
+                    Next::Below => {}
+                    Next::Stop => return Ok(()),
+                    Next::Renamed(other) => {
+                        path = redirected_end(&path, &Redirect::Relative(other.into_bytes()))?;
+                    }
+                    Next::Moved(moved) => path = moved,
+                }
+            }
+            if step.stop {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+}
