@@ -1,6 +1,7 @@
 //! Mount options: what may be asked of a mount. Pure; parsing opens no file.
 
-pub mod catalogue;
+mod catalogue;
+pub mod error;
 pub mod manual;
 pub mod options;
 pub mod remount;
@@ -81,12 +82,10 @@ pub enum RedirectDir {
     /// Renames work and leave a redirect; redirects are followed.
     #[default]
     On,
-    /// Renames give EXDEV; redirects are followed.
+    /// Renames give EXDEV; redirects are followed. `off` means this too.
     Follow,
     /// Renames give EXDEV; redirects are not followed.
     NoFollow,
-    /// Renames give EXDEV; redirects are followed (the kernel's `redirect_always_follow` default).
-    Off,
 }
 
 /// `xino=`

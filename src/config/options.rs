@@ -3,13 +3,14 @@
 //!
 //! An option string is a list of `name` or `name=value`, separated by commas. A backslash takes the meaning from the
 //! character after it: `\,` in every value, `\:` in `lowerdir=`, `\\` for a backslash itself. A value that begins with
-//! `"` reaches to the next `"`, commas and all (`context="…"`). What comes later wins.
+//! `"` reaches to the next `"`, commas and all (`context="…"`). Later options override earlier ones.
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 
 use super::catalogue;
+use super::error::OptionError;
 use super::value::{self, Word};
 use super::{OverlayConfig, Passthrough, RedirectDir, XattrPermissions, Xino};
 
@@ -65,27 +66,6 @@ pub enum Access {
     RootAndOwner,
     /// `allow_other`: everybody's, under the permissions of the files.
     Everybody,
-}
-
-/// A wrong option string.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum OptionError {
-    /// An option cannot be understood: an error of usage.
-    #[error("{0}")]
-    Usage(String),
-    /// Each option can be understood, but there is no such mount.
-    #[error("{0}")]
-    Combination(String),
-}
-
-impl OptionError {
-    pub(super) fn value(word: &Word<'_>, expected: &str) -> Self {
-        Self::Usage(format!(
-            "option '{}': '{}' is not {expected}",
-            word.name_lossy(),
-            String::from_utf8_lossy(word.value.unwrap_or_default())
-        ))
-    }
 }
 
 impl MountOptions {
@@ -165,7 +145,9 @@ impl MountOptions {
                     word,
                     &[
                         ("on", RedirectDir::On),
-                        ("off", RedirectDir::Off),
+                        // The kernel's `off` follows redirects if its parameter `redirect_always_follow` is set, as
+                        // it is by default.
+                        ("off", RedirectDir::Follow),
                         ("follow", RedirectDir::Follow),
                         ("nofollow", RedirectDir::NoFollow),
                     ],

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::IdRange;
-use super::options::OptionError;
+use super::error::OptionError;
 
 /// One option of an option string, still escaped.
 pub(super) struct Word<'a> {
@@ -30,6 +30,15 @@ impl<'a> Word<'a> {
         String::from_utf8_lossy(self.name)
     }
 
+    /// The error of a value that is not what was `expected`.
+    fn wrong(&self, expected: &str) -> OptionError {
+        OptionError::Usage(format!(
+            "option '{}': '{}' is not {expected}",
+            self.name_lossy(),
+            String::from_utf8_lossy(self.value.unwrap_or_default())
+        ))
+    }
+
     /// The value, which must not be empty.
     fn given(&self) -> Result<&'a [u8], OptionError> {
         match self.value {
@@ -39,7 +48,7 @@ impl<'a> Word<'a> {
     }
 
     fn given_str(&self, expected: &str) -> Result<&'a str, OptionError> {
-        str::from_utf8(self.given()?).map_err(|_| OptionError::value(self, expected))
+        str::from_utf8(self.given()?).map_err(|_| self.wrong(expected))
     }
 }
 
@@ -120,7 +129,7 @@ pub(super) fn choice<T: Copy>(word: &Word<'_>, choices: &[(&str, T)]) -> Result<
         Some(&(_, choice)) => Ok(choice),
         None => {
             let names: Vec<&str> = choices.iter().map(|(name, _)| *name).collect();
-            Err(OptionError::value(word, &format!("one of {}", names.join(", "))))
+            Err(word.wrong(&format!("one of {}", names.join(", "))))
         }
     }
 }
@@ -130,7 +139,7 @@ pub(super) fn switch(word: &Word<'_>) -> Result<bool, OptionError> {
     match word.value {
         None | Some(b"on" | b"1" | b"yes" | b"true") => Ok(true),
         Some(b"off" | b"0" | b"no" | b"false") => Ok(false),
-        Some(_) => Err(OptionError::value(word, "on or off")),
+        Some(_) => Err(word.wrong("on or off")),
     }
 }
 
@@ -138,7 +147,7 @@ pub(super) fn text(word: &Word<'_>) -> Result<String, OptionError> {
     let bytes = unescape(word.given()?);
     match String::from_utf8(bytes) {
         Ok(text) if !text.contains('\0') => Ok(text),
-        _ => Err(OptionError::value(word, "valid UTF-8")),
+        _ => Err(word.wrong("valid UTF-8")),
     }
 }
 
@@ -150,27 +159,27 @@ pub(super) fn verbatim(word: &Word<'_>) -> Result<String, OptionError> {
 pub(super) fn id(word: &Word<'_>) -> Result<u32, OptionError> {
     match word.given_str("a numeric id")?.parse::<u32>() {
         Ok(id) if id != u32::MAX => Ok(id),
-        _ => Err(OptionError::value(word, "a numeric id")),
+        _ => Err(word.wrong("a numeric id")),
     }
 }
 
 pub(super) fn threads(word: &Word<'_>) -> Result<usize, OptionError> {
     match word.given_str("a number of threads")?.parse::<usize>() {
         Ok(count @ 1..=1024) => Ok(count),
-        _ => Err(OptionError::value(word, "a number of threads from 1 to 1024")),
+        _ => Err(word.wrong("a number of threads from 1 to 1024")),
     }
 }
 
 pub(super) fn seconds(word: &Word<'_>) -> Result<Duration, OptionError> {
     let expected = "a number of seconds";
-    let seconds: f64 = word.given_str(expected)?.parse().map_err(|_| OptionError::value(word, expected))?;
-    Duration::try_from_secs_f64(seconds).map_err(|_| OptionError::value(word, expected))
+    let seconds: f64 = word.given_str(expected)?.parse().map_err(|_| word.wrong(expected))?;
+    Duration::try_from_secs_f64(seconds).map_err(|_| word.wrong(expected))
 }
 
 /// `ON-DISK:SHOWN:COUNT`, any number of them, as fuse-overlayfs reads them (its manual calls them
 /// `UID:MAPPED-UID:LEN`).
 pub(super) fn id_ranges(word: &Word<'_>) -> Result<Vec<IdRange>, OptionError> {
-    let wrong = || OptionError::value(word, "a list ON-DISK:SHOWN:COUNT[:ON-DISK:SHOWN:COUNT…]");
+    let wrong = || word.wrong("a list ON-DISK:SHOWN:COUNT[:ON-DISK:SHOWN:COUNT…]");
     let numbers = word
         .given_str("a list of ids")?
         .split(':')

