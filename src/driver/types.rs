@@ -113,8 +113,6 @@ pub enum OpenMode {
     KeepCache,
     /// Through its page cache, dropping what is cached of the file.
     DropCache,
-    /// Past its page cache.
-    Direct,
     /// Straight to the backing file that was registered under this id.
     Passthrough(u32),
 }

@@ -111,10 +111,8 @@ pub(super) mod opcode {
 
 /// `FOPEN_*`: how the kernel shall treat an open file.
 pub(super) mod fopen {
-    pub(in crate::fuse) const DIRECT_IO: u32 = 1 << 0;
     pub(in crate::fuse) const KEEP_CACHE: u32 = 1 << 1;
     pub(in crate::fuse) const CACHE_DIR: u32 = 1 << 3;
-    pub(in crate::fuse) const PARALLEL_DIRECT_WRITES: u32 = 1 << 6;
     pub(in crate::fuse) const PASSTHROUGH: u32 = 1 << 7;
 }
 

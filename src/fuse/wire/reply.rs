@@ -172,7 +172,6 @@ impl Reply {
         let (flags, backing) = match opened.mode {
             OpenMode::KeepCache => (fopen::KEEP_CACHE, 0),
             OpenMode::DropCache => (0, 0),
-            OpenMode::Direct => (fopen::DIRECT_IO | fopen::PARALLEL_DIRECT_WRITES, 0),
             // The kernel's FOPEN_PASSTHROUGH_MASK: no caching flags beside it.
             OpenMode::Passthrough(backing) => (fopen::PASSTHROUGH, backing),
         };

@@ -392,7 +392,7 @@ fn extended_attributes_of_files() {
 
 #[test]
 fn open_flags() {
-    for (mode, flags) in [(OpenMode::KeepCache, 2), (OpenMode::DropCache, 0), (OpenMode::Direct, 1 | 1 << 6)] {
+    for (mode, flags) in [(OpenMode::KeepCache, 2), (OpenMode::DropCache, 0)] {
         let mut reply = reply();
         reply.opened(&Opened { handle: HandleId(9), mode }).unwrap();
         let mut kernel = Kernel(reply.finish(7, Ok(())));
