@@ -17,7 +17,8 @@
 //! | [`container`] | OCI runtime bundles, running them | `store` `image` `marks` `sys` |
 //! | [`registry`] | pull and push. The only module naming `ureq` | `store` `image` |
 //! | [`store`] | the directory that holds images, layers and containers; loading, saving, committing | `image` `inventory` `marks` `sys` |
-//! | [`image`] | archives in and out, unpacking, snapshots, diff | `inventory` `marks` `sys` |
+//! | [`image`] | archives in and out, unpacking, snapshots, diff | `tar` `inventory` `marks` `sys` |
+//! | [`tar`](mod@tar) | the tar format: one reader, one writer, compression | `image` `sys` |
 //! | [`union`] | what a name means, given layers | `inventory` `marks` `config` `sys` |
 //! | [`union::merge`] | resolve one name through the stack; merge one directory | `union::layer` `inventory` `marks` `sys` |
 //! | [`union::layer`] | [`union::layer::Layer`] (reads only), [`union::layer::UpperLayer`] (alone can write), work directory, stack | `inventory` `marks` `config` `sys` |
@@ -54,4 +55,5 @@ pub mod marks;
 pub mod registry;
 pub mod store;
 pub mod sys;
+pub mod tar;
 pub mod union;

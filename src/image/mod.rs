@@ -9,7 +9,10 @@
 //! | [`config`] | an image's configuration: exact bytes, changes, history |
 //! | [`time`] | RFC 3339 times |
 //! | [`archive`] | what a docker-archive, OCI archive or OCI directory holds |
-//! | [`unpack`](mod@unpack) | archive to plain layer directories, without a store |
+//! | [`unpack`](mod@unpack) | a layer's tar to a directory; an archive to plain layer directories, without a store |
+//! | `snapshot` | an upper directory's changes as a layer's tar or a list; compared stacks |
+//! | `recipe` | what a layer's tar is made again from |
+//! | `verify` | a layer directory compared with its recipe |
 
 pub mod archive;
 pub mod config;
@@ -17,10 +20,13 @@ pub mod digest;
 mod error;
 pub(crate) mod files;
 pub mod layer;
+pub(crate) mod recipe;
 pub mod reference;
+pub(crate) mod snapshot;
 pub mod spec;
 pub mod time;
 pub mod unpack;
+pub(crate) mod verify;
 
 pub(crate) use error::nearest;
 pub use error::{ImageError, IoContext, Result};

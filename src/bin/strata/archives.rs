@@ -229,7 +229,7 @@ pub fn unpack(args: &Unpack) -> Result<()> {
     let scratch = dir.parent().unwrap_or(Path::new("/"));
     let options = unpack_options(&args.limits);
     let archive = Archive::open(source, &Spooling { scratch, skip: &|_| false, limits: &options.limits })?;
-    let layers = stratafs::image::unpack::unpack(&archive, &dir, args.platform.as_ref(), &options)?;
+    let layers = stratafs::image::unpack::unpack_archive(&archive, &dir, args.platform.as_ref(), &options)?;
     let escaped: Vec<String> = layers.iter().map(|path| escape(path)).collect();
     Ok(print_line(&format!("lowerdir={}", escaped.join(":")))?)
 }

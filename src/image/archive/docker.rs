@@ -20,7 +20,7 @@ struct Item {
     layers: Option<Vec<String>>,
 }
 
-pub(super) fn images(archive: &Archive) -> Result<Vec<FoundImage>> {
+pub(crate) fn images(archive: &Archive) -> Result<Vec<FoundImage>> {
     let items: Vec<Item> = spec::parse(&archive.locate("manifest.json"), &archive.document("manifest.json")?)?;
     items.into_iter().map(|item| image(archive, item)).collect()
 }
@@ -44,7 +44,7 @@ fn image(archive: &Archive, item: Item) -> Result<FoundImage> {
 }
 
 /// Names that are none are left out: an archive must not plant a name that the user cannot type.
-pub(super) fn usable_names(names: Vec<String>) -> Vec<Reference> {
+pub(crate) fn usable_names(names: Vec<String>) -> Vec<Reference> {
     let usable = |name: String| match name.parse() {
         Ok(reference) => Some(reference),
         Err(error) => {

@@ -11,16 +11,16 @@ use crate::image::archive::docker::usable_names;
 use crate::image::archive::{Archive, FoundImage, FoundLayer};
 use crate::image::config::ImageConfig;
 use crate::image::digest::{Digest, DigestReader};
-use crate::image::layer::compression::{Compression, SNIFF_LEN, decoder};
 use crate::image::spec;
 use crate::image::{ImageError, IoContext, Result};
+use crate::tar::compression::{Compression, SNIFF_LEN, decoder};
 
 /// More layers than docker ever allowed.
 const DEPTH: usize = 256;
 
 type Repositories = BTreeMap<String, BTreeMap<String, String>>;
 
-pub(super) fn images(archive: &Archive) -> Result<Vec<FoundImage>> {
+pub(crate) fn images(archive: &Archive) -> Result<Vec<FoundImage>> {
     let repositories: Repositories = spec::parse(&archive.locate("repositories"), &archive.document("repositories")?)?;
     let mut names: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for (repository, tags) in repositories {

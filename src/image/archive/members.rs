@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Read, Seek};
 
-use tar::{EntryType, Header, PaxExtensions};
+use ::tar::{EntryType, Header, PaxExtensions};
 
 use crate::image::archive::{MemberFile, MemberReader, Spooling};
 use crate::image::layer::Limits;
@@ -24,7 +24,7 @@ const LINK_DEPTH: u32 = 16;
 
 /// Where members are in a file.
 #[derive(Debug)]
-pub(super) struct Members {
+pub(crate) struct Members {
     file: File,
     places: HashMap<String, Place>,
 }
@@ -38,7 +38,7 @@ enum Place {
 
 impl Members {
     /// Of a regular file: read in place if it is a plain tar.
-    pub(super) fn of_file(name: &str, mut file: File, spooling: &Spooling<'_>) -> Result<Self> {
+    pub(crate) fn of_file(name: &str, mut file: File, spooling: &Spooling<'_>) -> Result<Self> {
         let mut magic = [0; 4];
         let count = read_up_to(&mut file, &mut magic).at(name)?;
         file.rewind().at(name)?;
@@ -54,7 +54,7 @@ impl Members {
     }
 
     /// Of a stream, compressed or not: spooled.
-    pub(super) fn of_stream(name: &str, stream: &mut dyn Read, spooling: &Spooling<'_>) -> Result<Self> {
+    pub(crate) fn of_stream(name: &str, stream: &mut dyn Read, spooling: &Spooling<'_>) -> Result<Self> {
         let mut magic = [0; 4];
         let count = read_up_to(stream, &mut magic).at(name)?;
         let packing = Packing::of(&magic[..count]);
@@ -84,7 +84,7 @@ impl Members {
     }
 
     /// Opens a member; links lead to other members.
-    pub(super) fn open(&self, name: &str) -> Result<Option<MemberReader<'_>>, String> {
+    pub(crate) fn open(&self, name: &str) -> Result<Option<MemberReader<'_>>, String> {
         let Some(mut name) = normalise("", name) else { return Err(format!("{name} leads out of the archive")) };
         for _ in 0..LINK_DEPTH {
             match self.places.get(&name) {

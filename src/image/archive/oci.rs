@@ -18,7 +18,7 @@ enum Document {
     Manifest(Box<Manifest>, Vec<u8>),
 }
 
-pub(super) fn images(archive: &Archive, platform: Option<&Platform>) -> Result<Vec<FoundImage>> {
+pub(crate) fn images(archive: &Archive, platform: Option<&Platform>) -> Result<Vec<FoundImage>> {
     let index: Index = spec::parse(&archive.locate("index.json"), &archive.document("index.json")?)?;
     let wanted = platform.cloned().unwrap_or_else(Platform::host);
     let entries: Vec<&Descriptor> = index.descriptors().filter(|entry| !entry.is_attestation()).collect();

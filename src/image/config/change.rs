@@ -32,7 +32,7 @@ pub enum Change {
 
 impl Change {
     /// Applies the instruction to the object `config` of an image's configuration.
-    pub(super) fn apply(&self, process: &mut Map<String, Value>) {
+    pub(crate) fn apply(&self, process: &mut Map<String, Value>) {
         match self {
             Self::Cmd(words) => set(process, "Cmd", json!(words)),
             Self::Entrypoint(words) => set(process, "Entrypoint", json!(words)),

@@ -6,12 +6,12 @@ use rustix::fs::{AtFlags, Gid, Mode, Stat, Timespec, Timestamps, Uid, XattrFlags
 use rustix::io::Errno;
 
 use crate::image::layer::error::{AtPath, LayerError, Result, printable};
-use crate::image::layer::pax::Time;
 use crate::marks::override_stat::CONTAINERS as OVERRIDE_STAT;
 use crate::marks::{Namespace, Visible, escape_xattr, unescape_xattr};
+use crate::tar::pax::Time;
 
 /// Where owner and mode are recorded that the inode cannot have.
-pub(super) const RECORDED: &[u8] = OVERRIDE_STAT.as_bytes();
+pub(crate) const RECORDED: &[u8] = OVERRIDE_STAT.as_bytes();
 
 /// The access and default ACLs, as attributes.
 const ACL_ACCESS: &str = "system.posix_acl_access";
@@ -248,7 +248,7 @@ pub(crate) fn xattr_at(dir: BorrowedFd<'_>, entry: &[u8], name: &[u8]) -> rustix
 }
 
 /// True if the entry `entry` of `dir` has no attribute `name`, an image's, but could have.
-pub(super) fn lacks_xattr(dir: BorrowedFd<'_>, entry: &[u8], name: &[u8]) -> rustix::io::Result<bool> {
+pub(crate) fn lacks_xattr(dir: BorrowedFd<'_>, entry: &[u8], name: &[u8]) -> rustix::io::Result<bool> {
     match rustix::fs::lgetxattr_query(proc_path(dir, entry), escaped(name)) {
         Ok(_) | Err(Errno::OPNOTSUPP) => Ok(false),
         Err(Errno::NODATA) => Ok(true),

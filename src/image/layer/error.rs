@@ -2,7 +2,7 @@
 
 use std::io;
 
-use crate::image::layer::compression::Compression;
+use crate::tar::compression::Compression;
 
 /// Why a layer could not be unpacked, re-assembled or written.
 #[derive(Debug, thiserror::Error)]

@@ -10,17 +10,12 @@
 //!
 //! | module | what it is for |
 //! |---|---|
-//! | `unpack` | the pipeline: inflate, hash and extract at the same time |
-//! | `compression` | gzip and zstd by magic number |
-//! | `read`, `header`, `pax`, `acl`, `sparse` | the tar parser |
-//! | `extract`, `dirs`, `resolve`, `place` | entries into the directory, confined to it |
-//! | `recipe` | the recipe: written while unpacking, read by `reassemble` and `verify` |
-//! | `verify`, `expect` | a layer directory compared with its recipe |
+//! | [`tar`](mod@crate::tar) | the tar format: parser, writer, compression |
+//! | [`image::unpack`](mod@crate::image::unpack) | a stream into a directory, confined to it |
+//! | `image::recipe` | the recipe: written while unpacking, read by `reassemble` and `verify` |
+//! | `image::verify` | a layer directory compared with its recipe |
+//! | `image::snapshot` | the changes that an upper directory holds: as a stream, as a list; what two stacks differ in |
 //! | `lower_view` | the layers below as one tree |
-//! | `walk` | the changes that an upper directory holds |
-//! | `snapshot`, `write` | these changes as a tar stream |
-//! | `changes` | these changes as a list |
-//! | `compare` | the differences of two stacks as such a list |
 //! | `attributes`, `marks`, `path`, `confined` | what all of them share |
 //!
 //! # Rules
@@ -38,41 +33,17 @@
 //! [`Unpacked::depends_on_lower`] tells whether any of this looked at the lower layers: such a layer directory is
 //! right only above these.
 
-mod acl;
-mod attributes;
-mod changes;
-mod compare;
-pub mod compression;
-mod confined;
-mod dirs;
-mod error;
-mod expect;
-mod extract;
-mod header;
-mod lower_view;
-mod marks;
-mod options;
-mod path;
-mod pax;
-mod place;
-mod places;
-mod read;
-mod recipe;
-mod resolve;
-mod snapshot;
-mod sparse;
-mod unpack;
-mod verify;
-mod walk;
-mod write;
+pub(crate) mod attributes;
+pub(crate) mod confined;
+pub(crate) mod error;
+pub(crate) mod lower_view;
+pub(crate) mod marks;
+pub(crate) mod path;
 
-pub use changes::{Change, ChangeKind, changes};
-pub use compare::compare;
-pub use compression::Compression;
+pub use crate::image::recipe::reassemble;
+pub use crate::image::snapshot::{Change, ChangeKind, Snapshot, SnapshotOptions, changes, compare, flatten, snapshot};
+pub use crate::image::unpack::{Limits, Lowers, UnpackOptions, Unpacked, unpack, unpack_above};
+pub use crate::image::verify::verify;
+pub use crate::tar::compression::{self, Compression};
 pub use error::LayerError;
 pub use marks::{Marks, WhiteoutForm};
-pub use options::{Limits, UnpackOptions};
-pub use recipe::reassemble;
-pub use snapshot::{Snapshot, SnapshotOptions, flatten, snapshot};
-pub use unpack::{Lowers, Unpacked, unpack, unpack_above};
-pub use verify::verify;

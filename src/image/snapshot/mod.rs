@@ -1,6 +1,10 @@
 //! An upper directory's changes as an OCI layer tar, the same bytes for the same changes: names sorted, no user and
 //! group names, no access and change times, times no later than `SOURCE_DATE_EPOCH`.
 
+mod changes;
+mod compare;
+pub(crate) mod walk;
+
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -11,10 +15,12 @@ use crate::image::layer::attributes;
 use crate::image::layer::attributes::{Attributes, FileKind};
 use crate::image::layer::error::{AtPath, LayerError, Result, printable};
 use crate::image::layer::path::{join, split};
-use crate::image::layer::pax::Time;
-use crate::image::layer::walk::{Change, Changed, Visit, walk, walk_whole};
-use crate::image::layer::write::{self, EntryType};
+use crate::image::snapshot::walk::{Changed, Visit, walk, walk_whole};
 use crate::marks::{AUFS_OPAQUE, AUFS_PREFIX};
+use crate::tar::pax::Time;
+use crate::tar::write::{self, EntryType};
+pub use changes::{Change, ChangeKind, changes};
+pub use compare::compare;
 
 /// How a snapshot is made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -93,16 +99,16 @@ fn out_error(source: io::Error) -> LayerError {
 }
 
 impl Visit for Writer<'_> {
-    fn visit(&mut self, path: &[u8], change: &Change<'_>) -> Result<()> {
+    fn visit(&mut self, path: &[u8], change: &walk::Change<'_>) -> Result<()> {
         match change {
-            Change::Directory { attributes, opaque, .. } => {
+            walk::Change::Directory { attributes, opaque, .. } => {
                 if !path.is_empty() || self.root_shown {
                     let name = if path.is_empty() { b"./".to_vec() } else { [path, b"/"].concat() };
                     self.header(&name, EntryType::Directory, attributes)?;
                 }
                 if *opaque { self.mark(&join(path, AUFS_OPAQUE)) } else { Ok(()) }
             }
-            Change::Whiteout => {
+            walk::Change::Whiteout => {
                 let (parent, name) = split(path).unwrap_or_default();
                 let name = [AUFS_PREFIX, name].concat();
                 if name.len() > crate::image::layer::path::NAME_MAX {
@@ -111,7 +117,7 @@ impl Visit for Writer<'_> {
                 }
                 self.mark(&join(parent, &name))
             }
-            Change::File(changed) => self.file(path, changed),
+            walk::Change::File(changed) => self.file(path, changed),
         }
     }
 }

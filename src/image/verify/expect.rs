@@ -11,13 +11,14 @@ use std::os::unix::ffi::OsStrExt;
 
 use crate::image::layer::attributes::{self, Attributes, FileKind, RECORDED, lacks_xattr};
 use crate::image::layer::error::{AtPath, Result, printable};
-use crate::image::layer::extract::attributes_of;
 use crate::image::layer::path::{components, is_at_or_below, join, normalise, split};
-use crate::image::layer::pax::Time;
-use crate::image::layer::places::Places;
-use crate::image::layer::read::{Entry, Kind};
-use crate::image::layer::{acl, confined, marks};
+use crate::image::layer::{confined, marks};
+use crate::image::unpack::extract::attributes_of;
+use crate::image::verify::places::Places;
 use crate::marks::{AUFS_OPAQUE, AUFS_PREFIX, AufsName, decode_aufs_name};
+use crate::tar::acl;
+use crate::tar::pax::Time;
+use crate::tar::read::{Entry, Kind};
 
 const ACL: &[u8] = b"system.posix_acl_";
 const CAPABILITY: &[u8] = b"security.capability";
@@ -29,7 +30,7 @@ struct Suspect {
     missing: bool,
 }
 
-pub(super) struct Expectations<'a> {
+pub(crate) struct Expectations<'a> {
     /// Unpacked without privileges: owners and modes are recorded beside the files.
     recorded: bool,
     suspects: BTreeMap<Vec<u8>, Suspect>,
@@ -37,20 +38,20 @@ pub(super) struct Expectations<'a> {
 }
 
 impl<'a> Expectations<'a> {
-    pub(super) fn new(layer: BorrowedFd<'a>) -> Result<Self> {
+    pub(crate) fn new(layer: BorrowedFd<'a>) -> Result<Self> {
         let recorded = attributes::xattr(layer, RECORDED).at(b"")?.is_some();
         Ok(Self { recorded, suspects: BTreeMap::new(), places: Places::new(layer) })
     }
 
     /// What is not as the whole stream would have it, and why: what its entries made, then what they did not, each in the
     /// order of paths.
-    pub(super) fn unmet(self) -> Result<impl Iterator<Item = (Vec<u8>, String)>> {
+    pub(crate) fn unmet(self) -> Result<impl Iterator<Item = (Vec<u8>, String)>> {
         let added = self.places.added()?.into_iter().map(|path| (path, "it was added".to_owned()));
         Ok(self.suspects.into_iter().map(|(path, suspect)| (path, suspect.reason)).chain(added))
     }
 
     /// Looks at what `entry` made. `contents` is the file that the recipe says has its contents.
-    pub(super) fn check(&mut self, entry: &Entry, contents: Option<Vec<u8>>) -> Result<()> {
+    pub(crate) fn check(&mut self, entry: &Entry, contents: Option<Vec<u8>>) -> Result<()> {
         let Ok(named) = normalise(&entry.name, usize::MAX) else { return Ok(()) };
         let (parent, name) = split(&named).unwrap_or((b"", b"."));
         if components(parent).any(|name| name.starts_with(AUFS_PREFIX)) {

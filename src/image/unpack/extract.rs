@@ -9,17 +9,17 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::SyncSender;
 
 use crate::image::layer::attributes::{Attributes, Put, Target};
-use crate::image::layer::dirs::Dirs;
 use crate::image::layer::error::{AtPath, LayerError, Result, printable};
 use crate::image::layer::lower_view::{Found, LowerView};
 use crate::image::layer::marks::{self, Marks};
-use crate::image::layer::options::UnpackOptions;
 use crate::image::layer::path::{components, join, normalise, split};
-use crate::image::layer::read::{Entry, Kind, TarReader};
-use crate::image::layer::resolve::Missing;
-use crate::image::layer::unpack::Lowers;
 use crate::image::layer::{attributes, confined};
+use crate::image::unpack::Lowers;
+use crate::image::unpack::dirs::Dirs;
+use crate::image::unpack::options::UnpackOptions;
+use crate::image::unpack::resolve::Missing;
 use crate::marks::{AUFS_PREFIX, AufsName, decode_aufs_name};
+use crate::tar::read::{Entry, Kind, TarReader};
 
 /// Warnings kept; more of the same kind help nobody.
 const WARNINGS: usize = 100;

@@ -1,6 +1,6 @@
 //! Where the stored bytes of a sparse file go.
 
-use crate::image::layer::header::Problem;
+use crate::tar::header::Problem;
 
 /// A run of stored bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

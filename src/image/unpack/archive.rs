@@ -16,7 +16,7 @@ use crate::inventory;
 ///
 /// # Errors
 /// When the archive is bad or holds several images, or `dir` exists and is not empty; then `dir` stays as it was.
-pub fn unpack(
+pub fn unpack_archive(
     archive: &Archive,
     dir: &Path,
     platform: Option<&Platform>,

@@ -6,12 +6,13 @@
 
 use std::io::{self, BufRead};
 
+use crate::image::layer::error::printable;
 use crate::image::layer::error::{LayerError, Result};
-use crate::image::layer::header::{self, BLOCK, Block, Header, Variant};
-use crate::image::layer::pax::{self, Extended, Time};
-use crate::image::layer::recipe::RecipeWriter;
-use crate::image::layer::sparse::{self, Segment};
-use crate::image::layer::{Limits, error::printable};
+use crate::image::recipe::RecipeWriter;
+use crate::image::unpack::options::Limits;
+use crate::tar::header::{self, BLOCK, Block, Header, Variant};
+use crate::tar::pax::{self, Extended, Time};
+use crate::tar::sparse::{self, Segment};
 
 /// What an entry makes.
 #[derive(Clone, Debug, PartialEq, Eq)]

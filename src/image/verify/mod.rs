@@ -1,6 +1,9 @@
 //! Compares a layer directory with its recipe: the tar stream is put together again and read as it was when the layer
 //! was unpacked; of each entry, what it made is looked at.
 
+mod expect;
+mod places;
+
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, BufRead, Read};
@@ -9,11 +12,11 @@ use std::os::unix::fs::FileExt;
 
 use crate::image::digest::{Digest, Hasher};
 use crate::image::layer::error::{LayerError, Result, printable};
-use crate::image::layer::expect::Expectations;
-use crate::image::layer::options::Limits;
-use crate::image::layer::read::{Entry, TarReader};
-use crate::image::layer::recipe::{Record, RecordReader, open_contents};
-use crate::image::layer::sparse::Segment;
+use crate::image::recipe::{Record, RecordReader, open_contents};
+use crate::image::unpack::options::Limits;
+use crate::image::verify::expect::Expectations;
+use crate::tar::read::{Entry, TarReader};
+use crate::tar::sparse::Segment;
 
 /// Bytes of the stream at hand at once.
 const BUFFER: usize = 128 << 10;

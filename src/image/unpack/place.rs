@@ -9,16 +9,16 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
 use crate::image::layer::attributes::{self, Attributes, FileKind, Target};
-use crate::image::layer::dirs::Dir;
 use crate::image::layer::error::{AtPath, LayerError, Result, printable};
-use crate::image::layer::extract::{Extractor, attributes_of};
 use crate::image::layer::lower_view::{Found, LowerFile};
 use crate::image::layer::path::{is_at_or_below, join, normalise, split};
-use crate::image::layer::read::{Entry, Kind, TarReader};
-use crate::image::layer::recipe::RecipeWriter;
-use crate::image::layer::resolve::Missing;
-use crate::image::layer::sparse::Segment;
 use crate::image::layer::{confined, marks};
+use crate::image::recipe::RecipeWriter;
+use crate::image::unpack::dirs::Dir;
+use crate::image::unpack::extract::{Extractor, attributes_of};
+use crate::image::unpack::resolve::Missing;
+use crate::tar::read::{Entry, Kind, TarReader};
+use crate::tar::sparse::Segment;
 
 /// Contents are looked at in windows of this length, at multiples of it; a window of zeros becomes a hole.
 const HOLE: usize = 64 << 10;

@@ -6,10 +6,10 @@ use std::os::fd::{AsFd, BorrowedFd};
 use rustix::fs::AtFlags;
 
 use crate::image::layer::attributes::{self, Attributes, FileKind};
-use crate::image::layer::changes::{Change, ChangeKind};
 use crate::image::layer::error::{AtPath, Result};
 use crate::image::layer::lower_view::{Found, LowerDir, LowerFile, LowerView, Part};
 use crate::image::layer::path::{join, split};
+use crate::image::snapshot::changes::{Change, ChangeKind};
 
 /// What has to be done to `old` to make it `new` (both topmost first), sorted by path: as
 /// [`changes`](crate::image::layer::changes()) tells it of an upper directory. Everything in an added directory is told, of a deleted

@@ -2,6 +2,13 @@
 //! the uncompressed; one thread extracts; one has what was extracted written out. Bounded channels of shared buffers join them, so memory does not depend
 //! on the layer.
 
+mod archive;
+pub(crate) mod dirs;
+pub(crate) mod extract;
+pub(crate) mod options;
+mod place;
+pub(crate) mod resolve;
+
 use std::fs::File;
 use std::io::{self, BufRead, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -10,12 +17,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use crate::image::digest::{Digest, Hasher};
-use crate::image::layer::compression::{self, Compression};
 use crate::image::layer::error::{LayerError, Result};
-use crate::image::layer::extract::{Extractor, Outcome};
-use crate::image::layer::options::UnpackOptions;
-use crate::image::layer::read::TarReader;
-use crate::image::layer::recipe::RecipeWriter;
+use crate::image::recipe::RecipeWriter;
+use crate::image::unpack::extract::{Extractor, Outcome};
+use crate::tar::compression::{self, Compression};
+use crate::tar::read::TarReader;
+pub use archive::unpack_archive;
+pub use options::{Limits, UnpackOptions};
 
 /// Bytes of one buffer.
 const BUFFER: usize = 256 << 10;

@@ -10,7 +10,7 @@ use crate::image::layer::attributes::{self, Attributes, FileKind};
 use crate::image::layer::error::{AtPath, Result};
 use crate::image::layer::lower_view::{Found, LowerDir, LowerView};
 use crate::image::layer::path::{join, split};
-use crate::image::layer::walk::{self, Visit, walk};
+use crate::image::snapshot::walk::{self, Visit, walk};
 
 /// How a path was changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -22,7 +22,7 @@ use rustix::fs::{Mode, OFlags};
 use crate::image::digest::{Digest, DigestWriter};
 use crate::image::layer::confined;
 use crate::image::layer::error::{AtPath, LayerError, Result, printable};
-use crate::image::layer::sparse::Segment;
+use crate::tar::sparse::Segment;
 
 /// First bytes of every recipe.
 const MAGIC: &[u8] = b"stratafs layer recipe 1\n";
@@ -220,19 +220,19 @@ fn write_contents(out: &mut dyn Write, path: &[u8], segments: &[Segment], crc: u
 }
 
 /// One record; the bytes of `Raw` follow in the reader.
-pub(super) enum Record {
+pub(crate) enum Record {
     Raw(u64),
     Contents { path: Vec<u8>, segments: Vec<Segment>, crc: u32 },
     End { size: u64, digest: Digest },
 }
 
 /// Reads a recipe's records.
-pub(super) struct RecordReader<'a, R: Read> {
+pub(crate) struct RecordReader<'a, R: Read> {
     input: BufReader<zstd::Decoder<'a, BufReader<R>>>,
 }
 
 impl<R: Read> RecordReader<'_, R> {
-    pub(super) fn new(input: R) -> Result<Self> {
+    pub(crate) fn new(input: R) -> Result<Self> {
         let decoder = zstd::Decoder::new(input).map_err(recipe_error)?;
         let mut reader = Self { input: BufReader::with_capacity(RAW_LEN, decoder) };
         let mut magic = [0; MAGIC.len()];
@@ -244,7 +244,7 @@ impl<R: Read> RecordReader<'_, R> {
     }
 
     /// `None` at the stream's end.
-    pub(super) fn next(&mut self) -> Result<Option<Record>> {
+    pub(crate) fn next(&mut self) -> Result<Option<Record>> {
         let tag = match self.input.fill_buf().map_err(recipe_error)?.first() {
             Some(tag) => *tag,
             None => return Ok(None),
@@ -294,7 +294,7 @@ impl<R: Read> RecordReader<'_, R> {
     }
 
     /// Appends at most `limit` of the bytes of a raw record to `buffer`; how many.
-    pub(super) fn read_raw(&mut self, limit: u64, buffer: &mut Vec<u8>) -> Result<u64> {
+    pub(crate) fn read_raw(&mut self, limit: u64, buffer: &mut Vec<u8>) -> Result<u64> {
         match self.input.by_ref().take(limit).read_to_end(buffer).map_err(recipe_error)? as u64 {
             0 => Err(LayerError::Recipe("it is cut off".into())),
             count => Ok(count),
@@ -369,7 +369,7 @@ fn assemble(recipe: &mut dyn Read, layer: BorrowedFd<'_>, out: &mut dyn Write) -
 }
 
 /// Opens the file whose contents a record means; an error says why it cannot hold them.
-pub(super) fn open_contents(layer: BorrowedFd<'_>, path: &[u8]) -> Result<File, String> {
+pub(crate) fn open_contents(layer: BorrowedFd<'_>, path: &[u8]) -> Result<File, String> {
     let reason = |error: rustix::io::Errno| io::Error::from(error).to_string();
     let file = File::from(confined::open(layer, path, OFlags::RDONLY | OFlags::NONBLOCK).map_err(reason)?);
     let stat = rustix::fs::fstat(file.as_fd()).map_err(reason)?;

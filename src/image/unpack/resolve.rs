@@ -9,10 +9,10 @@ use rustix::io::Errno;
 
 use crate::image::layer::attributes::{self, Attributes, FileKind};
 use crate::image::layer::error::{AtPath, LayerError, Result, printable};
-use crate::image::layer::extract::Extractor;
 use crate::image::layer::lower_view::Found;
 use crate::image::layer::path::{components, join, pop, push};
 use crate::image::layer::{confined, marks};
+use crate::image::unpack::extract::Extractor;
 
 /// Symbolic links followed for one name (`MAXSYMLINKS`).
 const MAX_LINKS: usize = 40;

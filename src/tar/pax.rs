@@ -4,8 +4,8 @@
 //! Global headers (`g`) are skipped: Go's `archive/tar`, by which images are built and read, does not apply them,
 //! and applying one would let a first entry rename every other.
 
-use crate::image::layer::acl;
-use crate::image::layer::header::Problem;
+use crate::tar::acl;
+use crate::tar::header::Problem;
 
 /// A time as files have it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

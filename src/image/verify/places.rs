@@ -50,10 +50,10 @@ impl Names {
 }
 
 /// A directory that was found.
-pub(super) struct Found {
+pub(crate) struct Found {
     /// Its path without symbolic links.
-    pub(super) path: Vec<u8>,
-    pub(super) dir: OwnedFd,
+    pub(crate) path: Vec<u8>,
+    pub(crate) dir: OwnedFd,
 }
 
 impl Found {
@@ -62,7 +62,7 @@ impl Found {
     }
 }
 
-pub(super) struct Places<'a> {
+pub(crate) struct Places<'a> {
     layer: BorrowedFd<'a>,
     names: Names,
     /// Symbolic links that are there, from their entry on: hashes of their paths.
@@ -78,7 +78,7 @@ pub(super) struct Places<'a> {
 }
 
 impl<'a> Places<'a> {
-    pub(super) fn new(layer: BorrowedFd<'a>) -> Self {
+    pub(crate) fn new(layer: BorrowedFd<'a>) -> Self {
         Self {
             layer,
             names: Names::default(),
@@ -95,27 +95,27 @@ impl<'a> Places<'a> {
     }
 
     /// An entry made this.
-    pub(super) fn account(&mut self, path: &[u8]) {
+    pub(crate) fn account(&mut self, path: &[u8]) {
         self.names.add(path, false);
     }
 
     /// An entry deleted this.
-    pub(super) fn account_whiteout(&mut self, path: &[u8]) {
+    pub(crate) fn account_whiteout(&mut self, path: &[u8]) {
         self.names.add(path, true);
     }
 
     /// An entry of this last name went nobody knows where.
-    pub(super) fn stray(&mut self, name: &[u8]) {
+    pub(crate) fn stray(&mut self, name: &[u8]) {
         self.astray.insert(self.hash(name));
     }
 
     /// An opaque mark did.
-    pub(super) fn stray_opaque(&mut self) {
+    pub(crate) fn stray_opaque(&mut self) {
         self.opaque_astray = true;
     }
 
     /// An entry at `path` is a symbolic link; `is_there`: it still is.
-    pub(super) fn link(&mut self, path: &[u8], target: &[u8], is_there: bool) {
+    pub(crate) fn link(&mut self, path: &[u8], target: &[u8], is_there: bool) {
         if is_there {
             self.links.insert(self.hash(path));
         } else {
@@ -126,7 +126,7 @@ impl<'a> Places<'a> {
 
     /// An entry at `path` makes room for itself; a directory keeps what is in it. `is_other`: something of another kind
     /// is there in the end.
-    pub(super) fn replace(&mut self, path: &[u8], is_directory: bool, is_other: bool) {
+    pub(crate) fn replace(&mut self, path: &[u8], is_directory: bool, is_other: bool) {
         if !self.former_links.is_empty() {
             let before = self.former_links.len();
             self.former_links.retain(|link, _| link != path && (is_directory || !is_at_or_below(link, path)));
@@ -147,7 +147,7 @@ impl<'a> Places<'a> {
     }
 
     /// The directory that `path` names at this point of the stream; `None` where the layer alone does not tell.
-    pub(super) fn find(&mut self, path: &[u8]) -> Result<Option<Found>> {
+    pub(crate) fn find(&mut self, path: &[u8]) -> Result<Option<Found>> {
         if let Some((last, found)) = &self.last
             && last == path
         {
@@ -237,7 +237,7 @@ impl<'a> Places<'a> {
     }
 
     /// Everything in the layer directory that no entry accounts for, in the order of paths.
-    pub(super) fn added(mut self) -> Result<BTreeSet<Vec<u8>>> {
+    pub(crate) fn added(mut self) -> Result<BTreeSet<Vec<u8>>> {
         self.names.order();
         let mut added = BTreeSet::new();
         let opaque_root = marks::hides_lower(self.layer).at(b"")?;

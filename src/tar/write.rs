@@ -3,8 +3,8 @@
 use std::io::{self, Write};
 
 use crate::image::layer::attributes::Attributes;
-use crate::image::layer::header::{BLOCK, Block, checksums};
-use crate::image::layer::pax::Time;
+use crate::tar::header::{BLOCK, Block, checksums};
+use crate::tar::pax::Time;
 
 /// What an entry is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
