@@ -238,13 +238,13 @@ fn open_root(stack: &LayerStack) -> Result<Node> {
             })
         }
     };
-    for (index, layer) in stack.lowers().iter().enumerate() {
+    for id in stack.ids() {
         if opaque_above {
             break;
         }
+        let layer = stack.lower(id)?;
         let opaque = layer.root().marks(c"")?.opaque();
-        let number = u16::try_from(index).map_err(|_| Errno::OVERFLOW)?;
-        lowers.push(LowerRef::root(number, opaque == Opaque::XattrWhiteouts, layer.root_number()));
+        lowers.push(LowerRef::root(id, opaque == Opaque::XattrWhiteouts, layer.root_number()));
         opaque_above = opaque == Opaque::Yes;
     }
     let ino = match stack.lowers().first().filter(|_| !lowers.is_empty()) {

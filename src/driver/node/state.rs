@@ -6,7 +6,7 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 
 use crate::driver::node::{FileHandle, Name, NodeRef};
-use crate::union::layer::UpperDir;
+use crate::union::layer::{LayerId, UpperDir};
 
 /// Where a node is found; of a file, where its content is and how it is open.
 #[derive(Debug)]
@@ -45,8 +45,8 @@ struct Rare {
 /// A regular file in a lower layer that holds the content of another.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DataRef {
-    /// Which layer: index into [`crate::union::layer::LayerStack::lowers`].
-    pub layer: u16,
+    /// Which layer.
+    pub layer: LayerId,
     /// Path below the layer's root.
     pub path: Arc<CStr>,
 }

@@ -40,6 +40,18 @@ pub struct OpenError(pub String);
 /// Number of a file system among those of a stack.
 pub type FsId = u16;
 
+/// Names a read-only layer of a mount. An id never changes and is never given to another layer. The lowest layer has the
+/// lowest id, so a layer that is put on top gets one that is higher than all others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct LayerId(u32);
+
+impl LayerId {
+    /// As a number, for keys.
+    pub fn number(self) -> u32 {
+        self.0
+    }
+}
+
 /// A read-only layer.
 #[derive(Debug)]
 pub struct Layer {
@@ -56,8 +68,8 @@ pub struct Layer {
 /// A directory of a lower layer, by its place.
 #[derive(Clone, Debug)]
 pub struct LowerRef {
-    /// Which layer: index into [`LayerStack::lowers`].
-    pub layer: u16,
+    /// Which layer.
+    pub layer: LayerId,
     /// Its entries may be xattr whiteouts (opaque mark `x`).
     pub xattr_whiteouts: bool,
     /// Its number in the layer's inventory, if it is known to be there.
@@ -68,7 +80,7 @@ pub struct LowerRef {
 
 impl LowerRef {
     /// The root of layer `layer`.
-    pub fn root(layer: u16, xattr_whiteouts: bool, number: Option<DirNumber>) -> Self {
+    pub fn root(layer: LayerId, xattr_whiteouts: bool, number: Option<DirNumber>) -> Self {
         Self { layer, xattr_whiteouts, number, path: Arc::from(c"") }
     }
 
@@ -283,10 +295,41 @@ impl LayerStack {
         self.lowers.get(..self.visible).unwrap_or_default()
     }
 
-    /// The layers that only hold data, with their numbers.
-    pub fn data_only(&self) -> impl Iterator<Item = (u16, &Layer)> {
-        let layers = self.lowers.get(self.visible..).unwrap_or_default().iter();
-        layers.enumerate().filter_map(|(at, layer)| Some((u16::try_from(self.visible + at).ok()?, layer)))
+    /// The layers that only hold data, with their ids.
+    pub fn data_only(&self) -> impl Iterator<Item = (LayerId, &Layer)> {
+        self.numbered().skip(self.visible)
+    }
+
+    /// Ids of the visible layers, topmost first.
+    pub fn ids(&self) -> impl Iterator<Item = LayerId> {
+        self.numbered().take(self.visible).map(|(id, _)| id)
+    }
+
+    /// Ids of the visible layers below `layer`, topmost first.
+    pub fn below(&self, layer: LayerId) -> impl Iterator<Item = LayerId> {
+        self.ids().skip(self.position(layer).saturating_add(1))
+    }
+
+    /// True if no visible layer is below `layer`.
+    pub fn is_lowest(&self, layer: LayerId) -> bool {
+        self.position(layer).saturating_add(1) >= self.visible
+    }
+
+    /// All layers with their ids, topmost first.
+    fn numbered(&self) -> impl Iterator<Item = (LayerId, &Layer)> {
+        let count = self.lowers.len();
+        self.lowers.iter().enumerate().map(move |(at, layer)| (Self::id_at(count, at), layer))
+    }
+
+    /// Id of the layer at position `at` of `count`, counted from the top.
+    fn id_at(count: usize, at: usize) -> LayerId {
+        LayerId(u32::try_from(count - 1 - at).unwrap_or(u32::MAX))
+    }
+
+    /// Position of a layer, counted from the top; past the end for an id that no layer has.
+    fn position(&self, layer: LayerId) -> usize {
+        let from_below = usize::try_from(layer.0).unwrap_or(usize::MAX).saturating_add(1);
+        self.lowers.len().checked_sub(from_below).unwrap_or(usize::MAX)
     }
 
     /// True if there are layers that only hold data.
@@ -294,12 +337,12 @@ impl LayerStack {
         self.visible < self.lowers.len()
     }
 
-    /// The layer `index`.
+    /// The layer `id`.
     ///
     /// # Errors
     /// `IO`: there is no such layer, which means a reference from another mount.
-    pub fn lower(&self, index: u16) -> Result<&Layer, Errno> {
-        self.lowers.get(usize::from(index)).ok_or(Errno::IO)
+    pub fn lower(&self, id: LayerId) -> Result<&Layer, Errno> {
+        self.lowers.get(self.position(id)).ok_or(Errno::IO)
     }
 
     /// The writable layer.

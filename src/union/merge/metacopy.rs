@@ -8,12 +8,12 @@ use std::sync::Arc;
 use rustix::io::Errno;
 
 use crate::marks::Redirect;
-use crate::union::layer::{Dir, FileType, LayerDir, Marks};
+use crate::union::layer::{Dir, FileType, LayerDir, LayerId, Marks};
 use crate::union::merge::redirect::{c_name, follow, redirect_of, redirected_end};
 use crate::union::merge::{MergedDir, listing};
 
 /// Layer and path of a file that holds content.
-pub type Data = (u16, Arc<CStr>);
+pub type Data = (LayerId, Arc<CStr>);
 
 /// Finds the content of the upper's metacopy file `name`.
 ///
@@ -27,7 +27,7 @@ pub(super) fn below_upper(dir: &MergedDir<'_>, upper: &Dir, name: &CStr, marks: 
     let found = match redirect_of(dir, marks, name)? {
         None => by_name(dir, name, 0)?,
         Some(Redirect::Relative(other)) => by_name(dir, &c_name(&other)?, 0)?,
-        Some(Redirect::Absolute(path)) => by_path(dir, path, 0)?,
+        Some(Redirect::Absolute(path)) => by_path(dir, path, dir.stack.ids())?,
     };
     found.ok_or_else(|| missing(&upper.place(name)))
 }
@@ -43,7 +43,7 @@ pub(super) fn of_lower(
     index: usize,
 ) -> Result<Option<Data>, Errno> {
     let Some(part) = dir.lowers.get(index) else { return Ok(None) };
-    let is_lowest = usize::from(part.layer) + 1 == dir.stack.lowers().len() && !dir.stack.has_data_only();
+    let is_lowest = dir.stack.is_lowest(part.layer) && !dir.stack.has_data_only();
     if !dir.metacopy || is_lowest {
         return Ok(None);
     }
@@ -54,7 +54,7 @@ pub(super) fn of_lower(
     let found = match redirect_of(dir, &marks, name)? {
         None => by_name(dir, name, index + 1)?,
         Some(Redirect::Relative(other)) => by_name(dir, &c_name(&other)?, index + 1)?,
-        Some(Redirect::Absolute(path)) => by_path(dir, path, usize::from(part.layer) + 1)?,
+        Some(Redirect::Absolute(path)) => by_path(dir, path, dir.stack.below(part.layer))?,
     };
     found.map(Some).ok_or_else(|| missing(&parent.place(name)))
 }
@@ -80,11 +80,10 @@ fn by_name(dir: &MergedDir<'_>, name: &CStr, start: usize) -> Result<Option<Data
     Ok(None)
 }
 
-fn by_path(dir: &MergedDir<'_>, path: Vec<u8>, first: usize) -> Result<Option<Data>, Errno> {
+fn by_path(dir: &MergedDir<'_>, path: Vec<u8>, layers: impl Iterator<Item = LayerId>) -> Result<Option<Data>, Errno> {
     let mut path = path;
-    for layer in first..dir.stack.lowers().len() {
-        let number = u16::try_from(layer).map_err(|_| Errno::OVERFLOW)?;
-        let step = follow(dir, number, &path)?;
+    for layer in layers {
+        let step = follow(dir, layer, &path)?;
         path = step.path;
         if let Some(end) = step.end {
             if end.stat.file_type() != FileType::Regular {
@@ -92,7 +91,7 @@ fn by_path(dir: &MergedDir<'_>, path: Vec<u8>, first: usize) -> Result<Option<Da
             }
             let marks = end.parent.marks(&end.name)?;
             if !marks.metacopy {
-                return Ok(Some((number, end.path)));
+                return Ok(Some((layer, end.path)));
             }
             if let Some(redirect) = redirect_of(dir, &marks, &end.name)? {
                 path = redirected_end(&path, &redirect)?;

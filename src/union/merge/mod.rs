@@ -15,7 +15,7 @@ pub use listing::{Listing, Source};
 use redirect::{c_name, follow, redirect_of, redirected_end};
 
 use crate::marks::{AUFS_OPAQUE, AUFS_PREFIX, Opaque, Redirect};
-use crate::union::layer::{Dir, FileType, LayerDir, LayerStack, LowerRef, Marks, Stat};
+use crate::union::layer::{Dir, FileType, LayerDir, LayerId, LayerStack, LowerRef, Marks, Stat};
 
 /// A directory to look names up in.
 pub struct MergedDir<'a> {
@@ -64,7 +64,7 @@ pub struct Found {
     /// Lower parts of a directory, topmost first.
     pub lowers: Vec<LowerRef>,
     /// Where the content of a metacopy file is: layer and path.
-    pub data: Option<(u16, std::sync::Arc<CStr>)>,
+    pub data: Option<(LayerId, std::sync::Arc<CStr>)>,
 }
 
 impl Found {
@@ -198,7 +198,7 @@ fn lower_parts_below_upper(
             None => drop(walk.by_probing(name, 0)?),
         },
         Some(Redirect::Relative(other)) => drop(walk.by_probing(&c_name(&other)?, 0)?),
-        Some(Redirect::Absolute(path)) => walk.by_path(path, 0)?,
+        Some(Redirect::Absolute(path)) => walk.by_path(path, dir.stack.ids())?,
     }
     if walk.parts.is_empty() && marks.redirect.is_some() {
         tell_of_lost_way(upper.place(name));
@@ -242,12 +242,12 @@ impl Walk<'_, '_> {
         &mut self,
         parent: &LayerDir<'_>,
         name: &CStr,
-        layer: u16,
+        layer: LayerId,
         path: std::sync::Arc<CStr>,
     ) -> Result<Next, Errno> {
         let mut part = LowerRef { layer, xattr_whiteouts: false, number: parent.number_of(name), path };
         // Nothing is below the last layer, so its marks mean nothing (kernel: `d->last`).
-        if usize::from(layer) + 1 == self.dir.stack.lowers().len() {
+        if self.dir.stack.is_lowest(layer) {
             self.parts.push(part);
             return Ok(Next::Stop);
         }
@@ -297,7 +297,7 @@ impl Walk<'_, '_> {
                 Next::Stop => break,
                 Next::Renamed(other) => return self.by_probing(&other, usize::from(index) + 1),
                 Next::Moved(path) => {
-                    self.by_path(path, usize::from(part.layer) + 1)?;
+                    self.by_path(path, self.dir.stack.below(part.layer))?;
                     break;
                 }
             }
@@ -349,7 +349,7 @@ impl Walk<'_, '_> {
                 Next::Stop => break,
                 Next::Renamed(other) => name = other,
                 Next::Moved(path) => {
-                    self.by_path(path, usize::from(part.layer) + 1)?;
+                    self.by_path(path, self.dir.stack.below(part.layer))?;
                     break;
                 }
             }
@@ -357,12 +357,11 @@ impl Walk<'_, '_> {
         Ok(None)
     }
 
-    /// Follows `path` from the root of every layer from `first` on.
-    fn by_path(&mut self, path: Vec<u8>, first: usize) -> Result<(), Errno> {
+    /// Follows `path` from the root of each of `layers`.
+    fn by_path(&mut self, path: Vec<u8>, layers: impl Iterator<Item = LayerId>) -> Result<(), Errno> {
         let mut path = path;
-        for layer in first..self.dir.stack.lowers().len() {
-            let number = u16::try_from(layer).map_err(|_| Errno::OVERFLOW)?;
-            let step = follow(self.dir, number, &path)?;
+        for layer in layers {
+            let step = follow(self.dir, layer, &path)?;
             path = step.path;
             if let Some(end) = step.end {
                 // A whiteout or a file in the place of the directory ends the search.
@@ -372,7 +371,7 @@ impl Walk<'_, '_> {
                 if self.stat.is_none() {
                     self.stat = Some((end.stat, 0));
                 }
-                match self.take(&LayerDir::Held(end.parent), &end.name, number, end.path)? {
+                match self.take(&LayerDir::Held(end.parent), &end.name, layer, end.path)? {
                     Next::Below => {}
                     Next::Stop => return Ok(()),
                     Next::Renamed(other) => {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use rustix::io::Errno;
 
 use crate::marks::{self, Opaque, Redirect};
-use crate::union::layer::{Dir, Marks, Stat};
+use crate::union::layer::{Dir, LayerId, Marks, Stat};
 use crate::union::merge::MergedDir;
 
 /// Where a path led in one layer.
@@ -47,12 +47,12 @@ pub(super) fn c_name(name: &[u8]) -> Result<CString, Errno> {
 
 /// Follows `path` in layer `layer`. Directories on the way count as everywhere: whiteouts and files end the search,
 /// opaque ones end it for the layers below, redirected ones change the path for them.
-pub(super) fn follow(dir: &MergedDir<'_>, layer: u16, path: &[u8]) -> Result<Step, Errno> {
+pub(super) fn follow(dir: &MergedDir<'_>, layer: LayerId, path: &[u8]) -> Result<Step, Errno> {
     let mut current = dir.stack.lower(layer)?.root().clone();
     let mut real: Arc<CStr> = Arc::from(c"");
     let mut step = Step { end: None, stop: false, path: path.to_vec() };
     let components: Vec<CString> = path.split(|&b| b == b'/').map(c_name).collect::<Result<_, _>>()?;
-    let is_lowest = usize::from(layer) + 1 >= dir.stack.lowers().len();
+    let is_lowest = dir.stack.is_lowest(layer);
     for (at, name) in components.iter().enumerate() {
         // A missing component says nothing of the layers below.
         let Some(stat) = current.stat(name)? else { return Ok(step) };
