@@ -31,7 +31,7 @@
 //!
 //! A process opens a file of a lower layer for appending and writes to it.
 //!
-//! 1. `fuse/crew` reads the OPEN request from `/dev/fuse`, `fuse/wire` decodes it, `fuse/serve` calls
+//! 1. `fuse/transport` reads the OPEN request from `/dev/fuse`, `fuse/wire` decodes it, `fuse/serve` calls
 //!    `Overlay::open_file`.
 //! 2. `driver/verbs/io` sees that it is opened for writing and asks `driver/copy_up` for the file in the upper: first the
 //!    directories above it, from the root down, then the file, each under its `copy_up` lock.

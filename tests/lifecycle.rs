@@ -294,7 +294,7 @@ fn a_lazy_unmount_serves_open_files_to_the_end() {
     daemon.ends_within(PATIENCE);
 }
 
-/// fuser's own unmounting would hit the new one: see `fuse::place`.
+/// fuser's own unmounting would hit the new one: see `fuse::mount`.
 #[test]
 fn a_mount_made_at_the_same_place_meanwhile_stays() {
     needs_fuse!();

@@ -7,6 +7,9 @@
 pub(super) mod reply;
 pub(super) mod request;
 
+/// Longest write and read in one request: 256 pages, the kernel's own limit (`fs.fuse.max_pages_limit`).
+pub(super) const MAX_WRITE: u32 = 1 << 20;
+
 /// Numbers of the requests (`enum fuse_opcode`).
 pub(super) mod opcode {
     pub(in crate::fuse) const LOOKUP: u32 = 1;

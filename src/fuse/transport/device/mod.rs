@@ -6,8 +6,11 @@
 //! (fsync, a big copy-up), one more is called or started, so that the others' requests are not held up; it ends when the
 //! rush is over.
 
+mod shift;
+mod spin;
+
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread::Thread;
@@ -16,12 +19,13 @@ use std::time::{Duration, Instant};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
 
-use super::handshake::MAX_WRITE;
-use super::serve::{Outcome, Server};
-use super::shift::Shift;
-use super::spin::Spin;
-use super::wire::reply::{Reply, Ttl};
+use crate::fuse::serve::{Outcome, Server};
+use crate::fuse::transport::Transport;
+use crate::fuse::wire::MAX_WRITE;
+use crate::fuse::wire::reply::{Reply, Ttl};
 use crate::sys::fuse_device;
+use shift::Shift;
+use spin::Spin;
 
 /// Longest request: the longest write, the longest xattr with its name, headers.
 const REQUEST: usize = MAX_WRITE as usize + (1 << 16) + 4096;
@@ -32,7 +36,7 @@ const PAYLOAD: usize = MAX_WRITE as usize;
 const STUCK: Duration = Duration::from_millis(2);
 
 /// All threads of a mount.
-pub(super) struct Crew {
+pub(in crate::fuse) struct Crew {
     server: Arc<Server>,
     session: OwnedFd,
     ttl: Ttl,
@@ -69,19 +73,24 @@ impl Activity {
 }
 
 /// What came out of waiting for a request.
-enum Next {
+enum Received {
     Request(usize),
     Unmounted,
 }
 
 impl Crew {
     /// Starts answering. `limit`: the option `threads=`.
-    pub(super) fn start(server: Server, session: OwnedFd, ttl: Ttl, limit: Option<usize>) -> io::Result<Arc<Self>> {
+    pub(in crate::fuse) fn start(
+        server: Arc<Server>,
+        session: OwnedFd,
+        ttl: Ttl,
+        limit: Option<usize>,
+    ) -> io::Result<Arc<Self>> {
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         let limit = limit.unwrap_or_else(|| processors.saturating_mul(4).max(16));
         let base = processors.max(2).min(limit);
         let crew = Arc::new(Self {
-            server: Arc::new(server),
+            server,
             session,
             ttl,
             base,
@@ -106,25 +115,6 @@ impl Crew {
             crew.foreman.get_or_init(|| foreman.thread().clone());
         }
         Ok(crew)
-    }
-
-    pub(super) fn server(&self) -> &Server {
-        &self.server
-    }
-
-    /// Becomes readable when the last thread has ended.
-    pub(super) fn ended(&self) -> impl AsFd + '_ {
-        self.ended.as_fd()
-    }
-
-    /// Answers everything from now on with ENODEV and waits until no request is worked on, or for `patience`.
-    pub(super) fn stop(&self, patience: Duration) {
-        self.stopped.store(true, Ordering::SeqCst);
-        let deadline = Instant::now() + patience;
-        let idle = || self.activity().waiting() + self.shift.resting();
-        while idle() < self.hired.load(Ordering::SeqCst) && Instant::now() < deadline {
-            std::thread::sleep(STUCK);
-        }
     }
 
     fn activity(&self) -> Activity {
@@ -218,11 +208,11 @@ impl Crew {
     /// Waits for one request, as counted in the activity, and answers it. False when the mount is gone.
     fn next(&self, device: &OwnedFd, request: &mut [u8], reply: &mut Reply) -> bool {
         let at_once = self.spin.wait(device);
-        let next = next_request(device, request);
+        let received = next_request(device, request);
         let others = Activity(self.activity.fetch_sub(1, Ordering::SeqCst) - 1).waiting();
-        let length = match next {
-            Ok(Next::Request(length)) => length,
-            Ok(Next::Unmounted) => return false,
+        let length = match received {
+            Ok(Received::Request(length)) => length,
+            Ok(Received::Unmounted) => return false,
             Err(error) => {
                 tracing::error!(%error, "cannot read requests");
                 return false;
@@ -258,14 +248,29 @@ impl Crew {
     }
 }
 
-fn next_request(device: &OwnedFd, request: &mut [u8]) -> Result<Next, Errno> {
+impl Transport for Crew {
+    fn ended(&self) -> BorrowedFd<'_> {
+        self.ended.as_fd()
+    }
+
+    fn stop(&self, patience: Duration) {
+        self.stopped.store(true, Ordering::SeqCst);
+        let deadline = Instant::now() + patience;
+        let idle = || self.activity().waiting() + self.shift.resting();
+        while idle() < self.hired.load(Ordering::SeqCst) && Instant::now() < deadline {
+            std::thread::sleep(STUCK);
+        }
+    }
+}
+
+fn next_request(device: &OwnedFd, request: &mut [u8]) -> Result<Received, Errno> {
     loop {
         match rustix::io::read(device, &mut *request) {
-            Ok(length) => return Ok(Next::Request(length)),
+            Ok(length) => return Ok(Received::Request(length)),
             // ENOENT: the request was interrupted while it was being read.
             Err(Errno::INTR | Errno::AGAIN | Errno::NOENT) => {}
             // ECONNABORTED: somebody wrote to /sys/fs/fuse/connections/*/abort.
-            Err(Errno::NODEV | Errno::CONNABORTED) => return Ok(Next::Unmounted),
+            Err(Errno::NODEV | Errno::CONNABORTED) => return Ok(Received::Unmounted),
             Err(errno) => return Err(errno),
         }
     }

@@ -5,8 +5,7 @@ use std::sync::{Arc, OnceLock};
 
 use fuser::{Filesystem, InitFlags, KernelConfig, Request};
 
-/// Longest write and read in one request: 256 pages, the kernel's own limit (`fs.fuse.max_pages_limit`).
-pub(super) const MAX_WRITE: u32 = 1 << 20;
+use crate::fuse::wire::MAX_WRITE;
 
 /// Requests that the kernel sends without somebody waiting (readahead, write-back), at most.
 const MAX_BACKGROUND: u16 = 64;

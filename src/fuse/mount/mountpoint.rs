@@ -15,7 +15,7 @@ use rustix::mount::{UnmountFlags, unmount};
 
 /// A mount of ours.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Place {
+pub(super) struct Mountpoint {
     path: PathBuf,
     /// Mount id and `major:minor`, as in `/proc/self/mountinfo`. The kernel uses an id again only after the mount is
     /// gone, and the device number only after the file system is.
@@ -39,7 +39,7 @@ pub(super) enum Unmounted {
     NotPermitted,
 }
 
-impl Place {
+impl Mountpoint {
     /// The topmost mount at `path`, which must be canonical.
     pub(super) fn find(path: &Path) -> io::Result<Self> {
         match topmost(&fs::read("/proc/self/mountinfo")?, path) {

@@ -7,8 +7,8 @@ use rustix::fs::{CWD, Mode, OFlags, StatVfsMountFlags, openat, statfs, statvfs};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, mount_remount};
 
-use super::MountError;
 use crate::config::remount::Remount;
+use crate::fuse::MountError;
 
 /// `FUSE_SUPER_MAGIC` of `linux/magic.h`.
 const FUSE_MAGIC: u32 = 0x6573_5546;

@@ -1,0 +1,293 @@
+//! The mount from its start to its end: what is agreed with the kernel, where it is mounted, what the process gives up
+//! and when it ends.
+
+mod handshake;
+mod kernel;
+mod mountpoint;
+pub mod privileges;
+mod remount;
+
+use std::fs;
+use std::io;
+use std::mem::ManuallyDrop;
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use fuser::{Config, MountOption, Session, SessionACL, SessionUnmounter};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::thread::CapabilitySet;
+
+use crate::config::Passthrough;
+use crate::config::options::{Access, MountOptions};
+use crate::driver::Overlay;
+use crate::driver::types::NodeId;
+use crate::fuse::counters::Counters;
+use crate::fuse::serve::{Door, Server};
+use crate::fuse::transport::Transport;
+use crate::fuse::transport::device::Crew;
+use crate::fuse::wire::reply::Ttl;
+use crate::sys::namespace::has_everywhere;
+use crate::sys::signals::SignalQueue;
+use handshake::{Agreed, Handshake, Wishes};
+use kernel::Connection;
+use mountpoint::{Mountpoint, Unmounted};
+
+pub use remount::remount;
+
+/// How long files that are in use after a lazy unmount are still served before the process ends.
+const GRACE: Duration = Duration::from_secs(1);
+
+/// How far the kernel reads ahead, in KiB, where we may say so. Its default of 128 makes four requests of what one can
+/// answer: reading 512 MiB took 0.94 s of our processor time with it, and 0.62 s with this; more gains nothing.
+const READAHEAD: u32 = 512;
+
+/// Why there is no mount.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot mount on '{}': {cause}", mountpoint.display())]
+pub struct MountError {
+    mountpoint: std::path::PathBuf,
+    cause: io::Error,
+}
+
+/// A mount that answers.
+///
+/// Dropping it does not unmount; [`Mounted::serve`] does, or an unmount from outside.
+pub struct Mounted {
+    overlay: Arc<Overlay>,
+    transport: Arc<dyn Transport>,
+    server: Arc<Server>,
+    mountpoint: Mountpoint,
+    unmounter: SessionUnmounter,
+    /// Kept for its descriptor. Its `Drop` would unmount by path, see `mountpoint`.
+    _session: ManuallyDrop<Session<Handshake>>,
+}
+
+/// Mounts `overlay` on `mountpoint` (a canonical path) and answers requests in threads of their own.
+///
+/// Sets the umask of the process to 0: the kernel sends every caller's with the request.
+///
+/// # Errors
+/// The directory, the options or the user's rights do not allow it, or the root of the mount cannot be read. Nothing
+/// is mounted then.
+pub fn mount(overlay: Overlay, mountpoint: &Path, options: &MountOptions) -> Result<Mounted, MountError> {
+    let overlay = Arc::new(overlay);
+    try_mount(&overlay, mountpoint, options).map_err(|cause| {
+        overlay.close();
+        MountError { mountpoint: mountpoint.to_owned(), cause }
+    })
+}
+
+fn try_mount(overlay: &Arc<Overlay>, mountpoint: &Path, options: &MountOptions) -> io::Result<Mounted> {
+    rustix::process::umask(rustix::fs::Mode::empty());
+    crate::sys::memory::share_pool();
+    let read_only = overlay.is_read_only();
+    let (handshake, agreed) = Handshake::new(Wishes {
+        acls: overlay.has_acls(),
+        writeback: options.overlay.writeback && !read_only,
+        passthrough: options.overlay.passthrough != Passthrough::Off && may_pass_through(),
+    });
+    let session = Session::new(handshake, mountpoint, &session_config(options, read_only)).map_err(explain)?;
+    let mut session = ManuallyDrop::new(session);
+    let mut unmounter = session.unmount_callable();
+    let mounted = match agreed.get() {
+        Some(agreed) => start(overlay, mountpoint, options, session, agreed),
+        None => Err(io::Error::other("the kernel sent no INIT")),
+    };
+    if mounted.is_err()
+        && let Err(error) = unmounter.unmount()
+    {
+        tracing::error!(%error, "a useless mount is left behind");
+    }
+    mounted
+}
+
+/// fuser does not say what it may not open.
+fn explain(error: io::Error) -> io::Error {
+    match fs::File::options().read(true).write(true).open("/dev/fuse") {
+        Err(cause) if error.raw_os_error() == cause.raw_os_error() => {
+            io::Error::new(error.kind(), format!("/dev/fuse: {cause}"))
+        }
+        _ => error,
+    }
+}
+
+/// Starts answering on a mount that was just made.
+fn start(
+    overlay: &Arc<Overlay>,
+    mountpoint: &Path,
+    options: &MountOptions,
+    mut session: ManuallyDrop<Session<Handshake>>,
+    agreed: &Agreed,
+) -> io::Result<Mounted> {
+    let found = Mountpoint::find(mountpoint)?;
+    if let Err(error) = found.set_readahead(READAHEAD) {
+        // For root only, and where /sys is writable.
+        tracing::debug!(%error, "the kernel's readahead stays as it is");
+    }
+    let unmounter = session.unmount_callable();
+    let device = session.as_fd().try_clone_to_owned()?;
+    let connection = Connection::new(device.try_clone()?, session.notifier());
+    overlay.attach(Arc::new(connection), agreed.passthrough);
+    let server = Arc::new(Server {
+        overlay: Arc::clone(overlay),
+        counters: Counters::new(),
+        since: Instant::now(),
+        mounter: rustix::process::geteuid().as_raw(),
+        door: match options.mount.access {
+            Access::Owner | Access::Everybody => Door::Open,
+            Access::RootAndOwner => Door::RootAnd(rustix::process::geteuid().as_raw()),
+        },
+        setxattr_ext: agreed.setxattr_ext,
+        no_opendir: agreed.no_opendir,
+    });
+    let transport = Crew::start(Arc::clone(&server), device, Ttl::new(options.overlay.timeout), options.mount.threads)?;
+    // Not by asking the mount: who waits for an answer of his own process cannot even be killed, since the kernel
+    // gives up on the request only when the device is closed, and that is when the last thread has ended.
+    overlay.getattr(NodeId::ROOT, None)?;
+    Ok(Mounted { overlay: Arc::clone(overlay), transport, server, mountpoint: found, unmounter, _session: session })
+}
+
+/// The kernel takes passthrough files only from `CAP_SYS_ADMIN` in the first user namespace
+/// (`fuse_backing_open()`: `capable()`).
+fn may_pass_through() -> bool {
+    has_everywhere(CapabilitySet::SYS_ADMIN)
+}
+
+fn may_mount() -> bool {
+    rustix::thread::capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::SYS_ADMIN))
+}
+
+fn session_config(options: &MountOptions, read_only: bool) -> Config {
+    let mount = &options.mount;
+    let fsname = mount.fsname.clone().unwrap_or_else(|| "stratafs".to_owned());
+    // fuser hands the name to mount(2) as it is, but to fusermount3 in an option string.
+    let fsname = if may_mount() { fsname } else { fsname.replace('\\', r"\\").replace(',', r"\,") };
+    let mut list = vec![
+        MountOption::FSName(fsname),
+        // Not `MountOption::Subtype`: fuser 0.18 keeps that one from the kernel, and the type would be plain `fuse`.
+        MountOption::CUSTOM(format!("subtype={}", mount.subtype)),
+        MountOption::DefaultPermissions,
+        if read_only { MountOption::RO } else { MountOption::RW },
+        if mount.suid { MountOption::Suid } else { MountOption::NoSuid },
+        if mount.dev { MountOption::Dev } else { MountOption::NoDev },
+    ];
+    let flags = [
+        (!mount.exec, MountOption::NoExec),
+        (!mount.atime, MountOption::NoAtime),
+        (mount.sync, MountOption::Sync),
+        (mount.dirsync, MountOption::DirSync),
+    ];
+    list.extend(flags.into_iter().filter_map(|(wanted, option)| wanted.then_some(option)));
+    // Without SELinux the kernel refuses the mount because of them.
+    if Path::new("/sys/fs/selinux/enforce").exists() {
+        list.extend(mount.security.iter().cloned().map(MountOption::CUSTOM));
+    } else if let Some(context) = mount.security.first() {
+        tracing::warn!("no SELinux here: {context} has no effect");
+    }
+    let mut config = Config::default();
+    config.mount_options = list;
+    config.acl = match mount.access {
+        Access::Owner => SessionACL::Owner,
+        Access::RootAndOwner => SessionACL::RootAndOwner,
+        Access::Everybody => SessionACL::All,
+    };
+    config
+}
+
+impl Mounted {
+    /// Waits until somebody unmounts, or until a signal from `signals` asks us to: `SIGUSR1` logs the counters of
+    /// requests, every other one unmounts (lazily if the mount is in use). Then closes the overlay.
+    ///
+    /// # Errors
+    /// Waiting itself failed; the mount may still be there.
+    pub fn serve(mut self, signals: &SignalQueue) -> io::Result<()> {
+        let mut patience = None;
+        loop {
+            match self.wait(signals, patience)? {
+                Event::Signal(libc::SIGUSR1) => {
+                    let (nodes, handles) = self.overlay.population();
+                    let summary = self.server.counters.summary();
+                    tracing::info!(target: "stratafs::requests", nodes, handles, "{summary}");
+                }
+                Event::Signal(signal) => {
+                    tracing::debug!(signal, "unmounting");
+                    self.unmount()?;
+                    patience = Some(GRACE);
+                }
+                Event::Ended | Event::OutOfPatience => break,
+            }
+        }
+        self.end()
+    }
+
+    /// Unmounts what is still mounted, refuses what is still asked and closes the overlay.
+    ///
+    /// # Errors
+    /// The mount cannot be taken away.
+    pub fn end(mut self) -> io::Result<()> {
+        // Still there if the connection was aborted: it would answer ENOTCONN for ever.
+        let unmounted = self.unmount();
+        self.transport.stop(GRACE);
+        self.overlay.close();
+        unmounted
+    }
+
+    fn wait(&self, signals: &SignalQueue, patience: Option<Duration>) -> io::Result<Event> {
+        let timeout = match patience {
+            Some(patience) => Some(Timespec::try_from(patience).map_err(io::Error::other)?),
+            None => None,
+        };
+        let ended = self.transport.ended();
+        let mut watched = [PollFd::new(&ended, PollFlags::IN), PollFd::new(signals, PollFlags::IN)];
+        loop {
+            match poll(&mut watched, timeout.as_ref()) {
+                Ok(0) => return Ok(Event::OutOfPatience),
+                Ok(_) => break,
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+        let [ended, _] = &watched;
+        if ended.revents().is_empty() { Ok(Event::Signal(signals.next()?)) } else { Ok(Event::Ended) }
+    }
+
+    /// Unmounts what is ours, if it is still there.
+    fn unmount(&mut self) -> io::Result<()> {
+        match self.mountpoint.unmount(false)? {
+            Unmounted::Gone => Ok(()),
+            Unmounted::Busy => {
+                self.write_back();
+                self.mountpoint.unmount(true).map(|_| ())
+            }
+            Unmounted::NotPermitted => self.unmounter.unmount(),
+        }
+    }
+
+    /// Has the kernel send what it keeps of writable mappings, since nobody answers once the process has ended. In a
+    /// thread: a stuck file system must not keep us from ending.
+    fn write_back(&self) {
+        let path = self.mountpoint.path().to_owned();
+        let (done, finished) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let synced = fs::File::open(&path).and_then(|root| Ok(rustix::fs::syncfs(root)?));
+            if let Err(error) = synced {
+                tracing::warn!(%error, "cannot write back before a lazy unmount");
+            }
+            done.send(()).unwrap_or(());
+        });
+        if finished.recv_timeout(5 * GRACE).is_err() {
+            tracing::warn!("writing back before a lazy unmount takes too long");
+        }
+    }
+}
+
+/// What ended the waiting.
+enum Event {
+    Signal(i32),
+    /// The last thread has seen the end of the mount.
+    Ended,
+    OutOfPatience,
+}
