@@ -39,7 +39,7 @@ use crate::image::{ImageError, IoContext, Result, nearest, spec};
 use crate::marks::Namespace;
 use crate::store::{Image, Layer, Store, replace_file};
 
-pub use mount::{Driver, stratafs_program};
+pub use mount::{Driver, escaped_option, stratafs_program};
 pub use run::{Runtime, State, forwarding_signals};
 
 /// `container.json`: what a container is made of. The store's gc reads `image`, `layers` and `blobs`.

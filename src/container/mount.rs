@@ -194,13 +194,13 @@ fn mount_stratafs(stack: &Stack, record: &Record, name: &str) -> Result<()> {
         if number > 0 {
             options.push(":");
         }
-        options.push(escape(lower));
+        options.push(escaped_option(lower));
     }
     if let Some((upper, work)) = &stack.writable {
         options.push(",upperdir=");
-        options.push(escape(upper));
+        options.push(escaped_option(upper));
         options.push(",workdir=");
-        options.push(escape(work));
+        options.push(escaped_option(work));
     }
     options.push(format!(",fsname=strata-{name}"));
     if rustix::process::geteuid().is_root() {
@@ -226,8 +226,8 @@ pub fn stratafs_program() -> PathBuf {
     beside.filter(|program| program.is_file()).unwrap_or_else(|| PathBuf::from("stratafs"))
 }
 
-/// As mount options are escaped: `\:`, `\,` and `\\`.
-fn escape(path: &Path) -> OsString {
+/// A path as the value of a mount option: `\:`, `\,` and `\\`.
+pub fn escaped_option(path: &Path) -> OsString {
     let mut bytes = Vec::new();
     for &byte in path.as_os_str().as_bytes() {
         if matches!(byte, b':' | b',' | b'\\') {
@@ -292,6 +292,6 @@ mod tests {
 
     #[test]
     fn option_escapes() {
-        assert_eq!(escape(Path::new(r"/a:b,c\d")), OsStr::new(r"/a\:b\,c\\d"));
+        assert_eq!(escaped_option(Path::new(r"/a:b,c\d")), OsStr::new(r"/a\:b\,c\\d"));
     }
 }

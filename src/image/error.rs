@@ -4,6 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::image::layer::LayerError;
+use crate::image::text::{message as line, shown_path};
 
 /// Shorthand for results of the image side.
 pub type Result<T, E = ImageError> = std::result::Result<T, E>;
@@ -12,7 +13,7 @@ pub type Result<T, E = ImageError> = std::result::Result<T, E>;
 #[derive(Debug, thiserror::Error)]
 pub enum ImageError {
     /// A system call on a file or directory failed.
-    #[error("{}: {source}", line(&path.to_string_lossy()))]
+    #[error("{}: {source}", shown_path(path))]
     Io {
         /// The file or directory.
         path: PathBuf,
@@ -113,25 +114,8 @@ pub enum ImageError {
     },
 }
 
-/// Text that others wrote, for a message: one line, nothing that moves a terminal's cursor, not too long.
-fn line(text: &str) -> String {
-    const SHOWN: usize = 1000;
-    let mut shown = String::new();
-    for c in text.chars() {
-        if shown.len() >= SHOWN {
-            shown.push('…');
-            break;
-        }
-        match c.is_control() {
-            true => shown.extend(c.escape_default()),
-            false => shown.push(c),
-        }
-    }
-    shown
-}
-
 fn suggestion(near: &Option<String>) -> String {
-    near.as_ref().map(|name| format!("; did you mean {name}?")).unwrap_or_default()
+    near.as_ref().map(|name| format!("; did you mean {}?", line(name))).unwrap_or_default()
 }
 
 impl ImageError {

@@ -7,6 +7,7 @@
 //! | [`reference`](mod@reference) | image names: parse, normalise, show |
 //! | [`spec`] | the OCI documents: descriptor, manifest, index, platform |
 //! | [`config`] | an image's configuration: exact bytes, changes, history |
+//! | [`text`] | escapes what others wrote, for terminals |
 //! | [`time`] | RFC 3339 times |
 //! | [`archive`] | what a docker-archive, OCI archive or OCI directory holds |
 //! | [`unpack`](mod@unpack) | a layer's tar to a directory; an archive to plain layer directories, without a store |
@@ -24,6 +25,7 @@ pub(crate) mod recipe;
 pub mod reference;
 pub(crate) mod snapshot;
 pub mod spec;
+pub mod text;
 pub mod time;
 pub mod unpack;
 pub(crate) mod verify;

@@ -40,6 +40,7 @@ mod engines;
 mod fixture;
 mod interop;
 mod inventory;
+mod reports;
 mod run;
 mod store;
 mod terminal;

@@ -1,12 +1,13 @@
 //! Verbs that read or write archives.
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, BufWriter, IsTerminal, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use stratafs::container::{Container, CreateOptions, Driver, rootless};
+use stratafs::container::{Container, CreateOptions, Driver, escaped_option, rootless};
 use stratafs::image::archive::{Archive, Source, Spooling};
 use stratafs::image::layer::{self, Compression, Limits, SnapshotOptions, UnpackOptions};
 use stratafs::image::reference::Reference;
@@ -17,7 +18,7 @@ use stratafs::store::save::{self, Format, SaveOptions, Target};
 use stratafs::store::{Image, Store};
 
 use super::args::{AuthoringArgs, Commit, Export, Flatten, Import, Inventory, LimitArgs, Load, Save, Snapshot, Unpack};
-use super::output::{print_line, size};
+use super::output::{print_line, print_path, size};
 use super::progress::Report;
 
 pub fn unpack_options(limits: &LimitArgs) -> UnpackOptions {
@@ -230,14 +231,12 @@ pub fn unpack(args: &Unpack) -> Result<()> {
     let options = unpack_options(&args.limits);
     let archive = Archive::open(source, &Spooling { scratch, skip: &|_| false, limits: &options.limits })?;
     let layers = stratafs::image::unpack::unpack_archive(&archive, &dir, args.platform.as_ref(), &options)?;
-    let escaped: Vec<String> = layers.iter().map(|path| escape(path)).collect();
-    Ok(print_line(&format!("lowerdir={}", escaped.join(":")))?)
-}
-
-/// As a mount option's value is escaped.
-fn escape(path: &Path) -> String {
-    let text = path.display().to_string();
-    text.replace('\\', "\\\\").replace(':', "\\:").replace(',', "\\,")
+    let mut option = OsString::from("lowerdir=");
+    for (number, path) in layers.iter().enumerate() {
+        option.push(if number > 0 { ":" } else { "" });
+        option.push(escaped_option(path));
+    }
+    Ok(print_path(Path::new(&option))?)
 }
 
 pub fn snapshot(args: &Snapshot) -> Result<()> {

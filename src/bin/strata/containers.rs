@@ -14,11 +14,12 @@ use serde_json::json;
 use stratafs::container::bundle::{Network, RunOptions};
 use stratafs::container::{Container, CreateOptions, Runtime, rootless};
 use stratafs::image::layer;
+use stratafs::image::text::{shown_bytes, shown_path};
 use stratafs::image::time::Timestamp;
 use stratafs::store::{Layer, Store};
 
 use super::args::{Diff, Exec, Logs, Mount, NetworkArg, Ps, Rm, Run, Stop, Supervise, Umount};
-use super::output::{print_json, print_line, print_table, shorten};
+use super::output::{print_json, print_line, print_path, print_table, shorten};
 
 pub fn mount(store: &Store, args: &Mount) -> Result<()> {
     let Some(image) = &args.image else {
@@ -29,7 +30,7 @@ pub fn mount(store: &Store, args: &Mount) -> Result<()> {
         false => None,
     };
     if let Some(container) = existing {
-        return Ok(print_line(&container.mount(store)?.display().to_string())?);
+        return Ok(print_path(container.mount(store)?)?);
     }
     let options = CreateOptions {
         name: args.name.clone(),
@@ -42,7 +43,7 @@ pub fn mount(store: &Store, args: &Mount) -> Result<()> {
     };
     let container = Container::create(store, &store.find(image)?, &options)?;
     match container.mount(store) {
-        Ok(mountpoint) => Ok(print_line(&mountpoint.display().to_string())?),
+        Ok(mountpoint) => Ok(print_path(mountpoint)?),
         Err(error) => {
             container.clone().remove(store)?;
             Err(error.into())
@@ -66,7 +67,7 @@ fn list_mounted(store: &Store, args: &Mount) -> Result<()> {
     }
     Ok(mounted.iter().try_for_each(|container| match args.quiet {
         true => print_line(container.name()),
-        false => print_line(&format!("{}   {}", container.name(), container.record.mountpoint.display())),
+        false => print_line(&format!("{}   {}", container.name(), shown_path(&container.record.mountpoint))),
     })?)
 }
 
@@ -422,14 +423,14 @@ pub fn diff(store: &Store, args: &Diff) -> Result<()> {
         Some(image) => image_diff(store, &args.name, image)?,
         None => container_diff(store, &args.name)?,
     };
-    let path = |bytes: &[u8]| std::ffi::OsStr::from_bytes(bytes).display().to_string();
     if args.json {
+        let path = |bytes: &[u8]| std::ffi::OsStr::from_bytes(bytes).display().to_string();
         let value = |change: &layer::Change| json!({"Kind": change.kind.to_string(), "Path": path(&change.path)});
         return Ok(print_json(&changes.iter().map(value).collect())?);
     }
     Ok(changes.iter().try_for_each(|change| match args.quiet {
-        true => print_line(&path(&change.path)),
-        false => print_line(&format!("{} {}", change.kind, path(&change.path))),
+        true => print_line(&shown_bytes(&change.path)),
+        false => print_line(&format!("{} {}", change.kind, shown_bytes(&change.path))),
     })?)
 }
 

@@ -14,7 +14,7 @@ use stratafs::store::trace::Step;
 use stratafs::store::{Image, Layer, Removed, Store, short_id};
 
 use super::args::{Df, Gc, History, Images, Inspect, Layers, Rmi, Tag, Verify, Which};
-use super::output::{print_json, print_line, print_table, shorten, size};
+use super::output::{print_document, print_json, print_line, print_table, shorten, size};
 
 const NONE: &str = "<none>";
 
@@ -87,8 +87,7 @@ pub fn inspect(store: &Store, args: &Inspect) -> Result<()> {
         }
         let image = store.find(name)?;
         if args.config {
-            use std::io::Write as _;
-            std::io::stdout().write_all(image.config.bytes())?;
+            print_document(image.config.bytes())?;
         } else {
             all.push(describe(store, &image));
         }

@@ -34,6 +34,7 @@ fn main() -> ExitCode {
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none())
         .without_time()
+        .fmt_fields(output::log_fields())
         .with_target(false)
         .init();
     match run(cli) {

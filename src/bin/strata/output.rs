@@ -1,38 +1,88 @@
-//! Tables, sizes and JSON as docker's users know them.
+//! Tables, sizes and JSON as docker's users know them. Everything that is printed goes through here, and what others
+//! wrote is escaped here (see [`stratafs::image::text`]).
 
-use std::io::{self, Write};
+use std::borrow::Cow;
+use std::io::{self, IsTerminal, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 use serde_json::Value;
+use stratafs::image::text::{self, shown};
+use tracing_subscriber::field::MakeExt;
+use tracing_subscriber::fmt::FormatFields;
+use tracing_subscriber::fmt::format::debug_fn;
 
-/// Prints lines; a closed pipe is an error like any other.
+/// Prints one line, escaped. A closed pipe is an error like any other.
 pub fn print_line(line: &str) -> io::Result<()> {
-    writeln!(io::stdout(), "{line}")
+    writeln!(io::stdout(), "{}", shown(line))
 }
 
-/// Prints a line on standard error. Where that fails there is nobody left to be told.
+/// Prints a line on standard error, escaped. If that fails there is nobody left to tell.
 pub fn tell(line: &str) {
-    writeln!(io::stderr(), "{line}").unwrap_or(());
+    writeln!(io::stderr(), "{}", shown(line)).unwrap_or(());
 }
 
-/// Prints indented JSON.
+/// How warnings write their fields: escaped. The logger itself escapes only some of what could harm a terminal.
+pub fn log_fields() -> impl for<'writer> FormatFields<'writer> + Send + Sync + 'static {
+    debug_fn(|writer, field, value| {
+        let value = format!("{value:?}");
+        match field.name() {
+            "message" => write!(writer, "{}", shown(&value)),
+            name => write!(writer, "{name}={}", shown(&value)),
+        }
+    })
+    .delimited(" ")
+}
+
+/// Prints a path that the user chose: escaped on a terminal, elsewhere byte for byte, so that a script can use it.
+pub fn print_path(path: &Path) -> io::Result<()> {
+    let mut out = io::stdout();
+    if out.is_terminal() {
+        return print_line(&text::shown_path(path));
+    }
+    out.write_all(&[path.as_os_str().as_bytes(), b"\n"].concat())
+}
+
+/// Prints indented JSON, with what could harm a terminal escaped as JSON escapes it.
 pub fn print_json(value: &Value) -> io::Result<()> {
-    print_line(&serde_json::to_string_pretty(value)?)
+    writeln!(io::stdout(), "{}", text::json(&serde_json::to_string_pretty(value)?))
 }
 
-/// Prints columns three spaces apart, as wide as their widest cell.
+/// Prints a JSON document byte for byte; on a terminal escaped as JSON escapes.
+pub fn print_document(bytes: &[u8]) -> io::Result<()> {
+    let mut out = io::stdout();
+    match str::from_utf8(bytes) {
+        Ok(document) if out.is_terminal() => out.write_all(text::json(document).as_bytes()),
+        _ => out.write_all(bytes),
+    }
+}
+
+/// Prints columns three spaces apart, as wide as their widest cell is on a terminal.
 pub fn print_table(head: &[&str], rows: &[Vec<String>]) -> io::Result<()> {
-    let mut widths: Vec<usize> = head.iter().map(|cell| cell.chars().count()).collect();
+    let widths = widths(head, rows);
+    print_line(&table_line(&head.iter().map(|&cell| Cow::from(cell)).collect::<Vec<_>>(), &widths))?;
+    rows.iter().try_for_each(|row| print_line(&table_line(&escaped(row), &widths)))
+}
+
+fn escaped(row: &[String]) -> Vec<Cow<'_, str>> {
+    row.iter().map(|cell| shown(cell)).collect()
+}
+
+fn widths(head: &[&str], rows: &[Vec<String>]) -> Vec<usize> {
+    let mut widths: Vec<usize> = head.iter().map(|cell| text::width(cell)).collect();
     for row in rows {
-        for (width, cell) in widths.iter_mut().zip(row) {
-            *width = (*width).max(cell.chars().count());
+        for (width, cell) in widths.iter_mut().zip(escaped(row)) {
+            *width = (*width).max(text::width(&cell));
         }
     }
-    let line = |cells: &mut dyn Iterator<Item = &str>| {
-        let padded: Vec<String> = cells.zip(&widths).map(|(cell, &width)| format!("{cell:width$}")).collect();
-        print_line(padded.join("   ").trim_end())
+    widths
+}
+
+fn table_line(cells: &[Cow<'_, str>], widths: &[usize]) -> String {
+    let pad = |(cell, &width): (&Cow<'_, str>, &usize)| {
+        format!("{cell}{}", " ".repeat(width.saturating_sub(text::width(cell))))
     };
-    line(&mut head.iter().copied())?;
-    rows.iter().try_for_each(|row| line(&mut row.iter().map(String::as_str)))
+    cells.iter().zip(widths).map(pad).collect::<Vec<_>>().join("   ").trim_end().to_owned()
 }
 
 /// Three significant digits and a decimal unit: `117MB`, `1.24GB`.
@@ -68,12 +118,9 @@ pub fn parse_size(text: &str) -> Result<i64, String> {
     number.checked_mul(1 << shift).filter(|&bytes| bytes > 0).ok_or_else(|| "not a possible size".to_owned())
 }
 
-/// At most `width` characters, the last an ellipsis if there were more.
-pub fn shorten(text: &str, width: usize) -> String {
-    match text.chars().count() > width {
-        true => text.chars().take(width - 1).chain(['…']).collect(),
-        false => text.to_owned(),
-    }
+/// The beginning of a text, escaped, that takes at most so many columns; if it was longer, it ends in an ellipsis.
+pub fn shorten(text: &str, columns: usize) -> String {
+    text::shorten(&shown(text), columns).into_owned()
 }
 
 #[cfg(test)]

@@ -12,9 +12,10 @@ use rustix::io::Errno;
 use serde_json::{Value, json};
 use stratafs::config::options::MountOptions;
 use stratafs::fuse::stats::STATS_XATTR;
+use stratafs::image::text::shown_path;
 
 use super::args::Stats;
-use super::output::{print_json, print_line, print_table, size};
+use super::output::{print_json, print_line, print_path, print_table, size};
 
 /// A mount that does not answer for so long is reported, not waited for.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -39,7 +40,7 @@ pub fn run(stats: &Stats) -> Result<()> {
         return Ok(print_json(&list.into())?);
     }
     if stats.quiet {
-        return Ok(mounts.iter().try_for_each(|mount| print_line(&mount.point.display().to_string()))?);
+        return Ok(mounts.iter().try_for_each(|mount| print_path(&mount.point))?);
     }
     match (&stats.mountpoint, mounts.as_slice()) {
         (Some(_), [mount]) => mount.print(),
@@ -154,7 +155,7 @@ impl Mount {
     }
 
     fn print(&self) -> Result<()> {
-        print_line(&format!("{}: {}", self.point.display(), self.state()))?;
+        print_line(&format!("{}: {}", shown_path(&self.point), self.state()))?;
         if self.answer.is_err() {
             return Ok(());
         }
@@ -165,7 +166,7 @@ impl Mount {
                 ("lower", options.overlay.lowers.iter().collect()),
             ] {
                 for layer in layers {
-                    print_line(&format!("{what:<12} {}", layer.display()))?;
+                    print_line(&format!("{what:<12} {}", shown_path(layer)))?;
                 }
             }
         }
@@ -191,7 +192,7 @@ fn print_list(mounts: &[Mount]) -> Result<()> {
         let counted = |number: u64| if mount.answer.is_ok() { number.to_string() } else { "-".to_owned() };
         let memory = if mount.answer.is_ok() { size(mount.number("memory_kib") * 1024) } else { "-".to_owned() };
         vec![
-            mount.point.display().to_string(),
+            shown_path(&mount.point),
             mount.state().to_owned(),
             counted(mount.number("pid")),
             counted(mount.total("requests")),
