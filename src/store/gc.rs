@@ -12,7 +12,7 @@ use crate::image::digest::Digest;
 use crate::image::files::{read_limited, remove_tree};
 use crate::image::spec::{self, Descriptor, Index, IndexEntry, Manifest};
 use crate::image::{ImageError, IoContext, Result};
-use crate::store::transaction::ORIGINAL_MANIFEST;
+use crate::store::annotations::ORIGINAL_MANIFEST;
 use crate::store::{Layer, Store};
 
 /// What a removal freed.

@@ -6,8 +6,8 @@ use crate::image::nearest;
 use crate::image::reference::{ImageQuery, Reference};
 use crate::image::spec::{self, Descriptor, Index, IndexEntry, Manifest};
 use crate::image::{ImageError, Result};
+use crate::store::annotations::{ORIGINAL_MANIFEST, REPO_DIGESTS};
 use crate::store::index::{self, name_of};
-use crate::store::transaction::{ORIGINAL_MANIFEST, REPO_DIGESTS};
 use crate::store::{Freed, Layer, Store};
 
 /// An image of the store.

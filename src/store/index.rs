@@ -9,7 +9,7 @@ use crate::image::files::read_limited;
 use crate::image::reference::Reference;
 use crate::image::spec::{self, Descriptor, IMAGE_NAME, Index, IndexEntry, REF_NAME};
 use crate::image::{IoContext, Result};
-use crate::store::transaction::{ORIGINAL_MANIFEST, REPO_DIGESTS, VERIFIED_BLOBS};
+use crate::store::annotations::{ORIGINAL_MANIFEST, REPO_DIGESTS, VERIFIED_BLOBS};
 use crate::store::{StagedFile, Store};
 
 impl Store {

@@ -22,6 +22,7 @@
 //! Everything is published by a rename after its bytes have reached the disk, `index.json` last: a crash at any
 //! instant leaves the store as it was before, and rubbish in `tmp/`.
 
+mod annotations;
 pub mod create;
 mod gc;
 mod images;
@@ -47,13 +48,14 @@ use crate::image::files::{make_dir, read_limited, remove_tree, sync_dir};
 use crate::image::spec::{self};
 use crate::image::{ImageError, IoContext, Result};
 
+pub use annotations::blob_mark;
 pub use gc::Freed;
 pub use images::short_id;
 pub use images::{Image, Removed};
 pub use layers::{Layer, LayerRecord};
 pub use together::{NewLayer, Slot, Step, rounds};
 pub(crate) use transaction::open_topmost_first;
-pub use transaction::{AddedLayer, Transaction, blob_mark};
+pub use transaction::{AddedLayer, Transaction};
 pub use verify::{Damage, Untrusted, Verification};
 
 /// How long one who removes has others wait while it waits itself: so long at first, twice as long each time, to the most.
