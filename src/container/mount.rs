@@ -62,7 +62,7 @@ impl Container {
         if self.record.driver == Driver::Stratafs {
             layers.iter().for_each(Layer::ensure_inventory);
         }
-        let mut lowers: Vec<PathBuf> = layers.iter().rev().map(Layer::diff).collect();
+        let mut lowers = distinct(layers.iter().rev().map(Layer::diff));
         // overlayfs wants two layers if none is writable, and every driver wants one; an empty one changes nothing.
         if lowers.len() < 1 + usize::from(self.record.read_only) {
             lowers.push(self.dir.join("empty"));
@@ -164,6 +164,18 @@ impl Container {
         let mountpoint = &self.record.mountpoint;
         rustix::fs::syncfs(fs::File::open(mountpoint).at(mountpoint)?).at(mountpoint)
     }
+}
+
+/// The directories of a stack, topmost first, each once. overlayfs refuses a directory that it is given twice (ELOOP).
+/// The upper one of two equal layers shows everything that the lower one does, so only the upper one is kept.
+fn distinct(dirs: impl Iterator<Item = PathBuf>) -> Vec<PathBuf> {
+    let mut kept: Vec<PathBuf> = Vec::new();
+    for dir in dirs {
+        if !kept.contains(&dir) {
+            kept.push(dir);
+        }
+    }
+    kept
 }
 
 /// Whether something is mounted at `path`, by the mount table of a process.

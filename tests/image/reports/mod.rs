@@ -4,8 +4,10 @@
 //! | kind | tests |
 //! |---|---|
 //! | text of others is printed raw | `nothing_harmful_is_printed` `json_output_is_the_same_text` `columns_are_as_wide_as_they_look` |
+//! | one thing met in two places means two things | `the_same_layer_twice_in_one_image` |
 
 mod printing;
+mod same_everywhere;
 
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
