@@ -99,8 +99,9 @@ pub const GROUPS: &[Group] = &[
                 &["xino"],
                 "on|off|auto",
                 "auto",
-                "With layers on several file systems: put the layer's number into the high bits of inode numbers, \
-                 always, never, or where these are free.",
+                "With layers on several file systems, the number of the file system becomes part of inode numbers. `on`: \
+                 above bit 48. `auto`: the same, but numbers that are small enough stay within 32 bits, for 32-bit \
+                 programs. `off`: never.",
             ),
             entry(
                 &["userxattr"],

@@ -50,7 +50,7 @@ impl Overlay {
             }
             Source::Upper => {
                 let Some(origin) = found.marks.origin.clone() else { return Ok(None) };
-                let lower = self.origins.resolve(&self.stack, &origin).map_or(0, |(_, stat)| stat.nlink);
+                let lower = self.origins.resolve(&origin).map_or(0, |stat| stat.nlink);
                 (origin, lower)
             }
         };
@@ -63,7 +63,7 @@ impl Overlay {
         match (found.source, &stat) {
             // A link made before the mount had an index: a file like any other.
             (Source::Upper, None) => return Ok(None),
-            (Source::Upper, Some(stat)) if stat.ino != found.stat.ino => return Ok(None),
+            (Source::Upper, Some(stat)) if stat.id() != found.stat.id() => return Ok(None),
             _ => {}
         }
         let nlink = match &stat {

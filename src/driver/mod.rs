@@ -248,9 +248,9 @@ fn open_root(stack: &LayerStack) -> Result<Node> {
         opaque_above = opaque == Opaque::Yes;
     }
     let ino = match stack.lowers().first().filter(|_| !lowers.is_empty()) {
-        Some(layer) => stack.show_ino(layer.fs(), layer.root().stat_self()?.ino),
+        Some(layer) => stack.shown_ino(&layer.root().stat_self()?),
         None => match stack.upper() {
-            Some(upper) => stack.show_ino(LayerStack::UPPER_FS, upper.root().stat_self()?.ino),
+            Some(upper) => stack.shown_ino(&upper.root().stat_self()?),
             None => 1,
         },
     };

@@ -132,6 +132,11 @@ impl Inventory {
         }
     }
 
+    /// The file system of the layer.
+    pub fn device(&self) -> (u32, u32) {
+        self.device
+    }
+
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path

@@ -9,7 +9,7 @@ use crate::common::stack::Layers;
 use crate::common::{Driver, Errno, Stack, sys, tree};
 use crate::{on_both, on_stratafs};
 
-fn tmpfs(path: &Path) {
+pub(crate) fn tmpfs(path: &Path) {
     sys::mkdir(path, 0o755).unwrap();
     rustix::mount::mount("none", path, "tmpfs", MountFlags::empty(), Some(c"mode=755")).unwrap();
 }

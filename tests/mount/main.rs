@@ -56,6 +56,7 @@ mod caching;
 mod create;
 mod damaged;
 mod fixtures;
+mod identity;
 mod index;
 mod inventory;
 mod io;

@@ -12,7 +12,7 @@ use crate::driver::Overlay;
 use crate::driver::node::{DataRef, Indexed, Name, Node, NodeRef, Real, UpperPart};
 use crate::driver::types::{Errno, Result};
 use crate::marks::Mark;
-use crate::union::layer::{FileType, FsId, LayerStack, Staged, Stat, TimeTo, Times, UpperDir};
+use crate::union::layer::{FileType, FsId, Staged, Stat, TimeTo, Times, UpperDir};
 use stage::{Plan, Source, stage};
 
 /// How much of a file a caller needs in the upper.
@@ -192,7 +192,7 @@ impl Overlay {
         keep_mtime(&above, &before);
         if let Some(copied) = copied {
             // Its other names stay what they were, so the copy is a file of its own (kernel: `ovl_getattr`).
-            node.set_ino(self.stack.show_ino(LayerStack::UPPER_FS, copied.ino));
+            node.set_ino(self.stack.shown_ino(&copied));
             parent_dir.state.lock().listing = None;
             if let Some(kernel) = self.kernel() {
                 // What the kernel remembers of the file and of the directory's listing has the old number.

@@ -5,7 +5,7 @@
 //! A [`Node`] is what the kernel knows under one [`NodeId`] (under two, where [`NodeTable::renumber`] was needed); ids
 //! are never reused. A name of a lower hard link is a
 //! node of its own until `index=on` says otherwise (kernel: `ovl_get_inode` does the same); names of an upper hard
-//! link share one, found through [`NodeTable::by_upper_ino`].
+//! link share one, found through [`NodeTable::by_upper_file`].
 //!
 //! # Lock order
 //!

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 
 use crate::driver::node::{FileHandle, Name, NodeRef};
-use crate::union::layer::{LayerId, UpperDir};
+use crate::union::layer::{FileId, LayerId, UpperDir};
 
 /// Where a node is found; of a file, where its content is and how it is open.
 #[derive(Debug)]
@@ -32,8 +32,8 @@ struct Rare {
     names: Vec<(NodeRef, Name)>,
     /// The real upper file, held because it has no name (any more).
     orphan: Option<UpperDir>,
-    /// Inode number in the upper under which [`crate::driver::node::NodeTable::by_upper_ino`] finds the node; 0: it does not.
-    upper_ino: u64,
+    /// The upper file under which [`crate::driver::node::NodeTable::by_upper_file`] finds the node, if it does.
+    upper_file: Option<FileId>,
     /// Where the content is while only the attributes were copied up (`metacopy`).
     data: Option<Box<DataRef>>,
     /// For a lower hard link on a mount with an index: the entry that all its names share.
@@ -179,13 +179,13 @@ impl State {
         }
     }
 
-    /// Inode number in the upper under which the table finds the node.
-    pub(super) fn upper_ino(&self) -> Option<u64> {
-        self.rare.as_ref().map(|rare| rare.upper_ino).filter(|&ino| ino != 0)
+    /// The upper file under which the table finds the node.
+    pub(super) fn upper_file(&self) -> Option<FileId> {
+        self.rare.as_ref()?.upper_file
     }
 
-    pub(super) fn set_upper_ino(&mut self, ino: u64) {
-        self.rare_mut().upper_ino = ino;
+    pub(super) fn set_upper_file(&mut self, id: FileId) {
+        self.rare_mut().upper_file = Some(id);
     }
 
     // -------------------------------------------------------------------------------------------------- content
@@ -273,8 +273,13 @@ impl State {
 
 impl Rare {
     fn is_empty(&self) -> bool {
-        let Self { names, orphan, upper_ino, data, index, open } = self;
-        names.is_empty() && orphan.is_none() && *upper_ino == 0 && data.is_none() && index.is_none() && open.is_none()
+        let Self { names, orphan, upper_file, data, index, open } = self;
+        names.is_empty()
+            && orphan.is_none()
+            && upper_file.is_none()
+            && data.is_none()
+            && index.is_none()
+            && open.is_none()
     }
 }
 

@@ -7,13 +7,14 @@ use dashmap::DashMap;
 use parking_lot::{Mutex, MutexGuard};
 
 use crate::driver::node::{Name, Node, NodeId, NodeRef};
+use crate::union::layer::FileId;
 
 /// All nodes that the kernel knows, by number; and those with several names in the upper, by inode.
 #[derive(Debug)]
 pub struct NodeTable {
     nodes: Numbered,
-    /// Nodes whose upper file has several names, by the inode number of that file.
-    links: DashMap<u64, NodeRef>,
+    /// Nodes whose upper file has several names, by that file.
+    links: DashMap<FileId, NodeRef>,
     /// Nodes of files with an index entry, by its name.
     indexed: DashMap<Name, NodeRef>,
     /// For nodes that got another number: the new one, and the one before.
@@ -135,17 +136,17 @@ impl NodeTable {
         self.multiple.lock()
     }
 
-    /// The node of the upper file `ino`, if it has several names and one of them is known; with one more lookup
+    /// The node of the upper file `id`, if it has several names and one of them is known; with one more lookup
     /// counted.
-    pub fn by_upper_ino(&self, ino: u64) -> Option<NodeRef> {
-        let node = self.links.get(&ino).map(|node| node.clone())?;
+    pub fn by_upper_file(&self, id: FileId) -> Option<NodeRef> {
+        let node = self.links.get(&id).map(|node| node.clone())?;
         node.acquire().then_some(node)
     }
 
-    /// Lets other names of the upper file `ino` find `node`.
-    pub fn share(&self, ino: u64, node: &NodeRef) {
-        node.state.lock().set_upper_ino(ino);
-        self.links.insert(ino, node.clone());
+    /// Lets other names of the upper file `id` find `node`.
+    pub fn share(&self, id: FileId, node: &NodeRef) {
+        node.state.lock().set_upper_file(id);
+        self.links.insert(id, node.clone());
     }
 
     /// The node of the index entry `name`, if one of its names is known; with one more lookup counted.
@@ -186,16 +187,16 @@ impl NodeTable {
         if !node.bury() {
             return false;
         }
-        let (names, ino, index) = {
+        let (names, upper_file, index) = {
             let mut state = node.state.lock();
-            (state.take_names(), state.upper_ino(), state.take_index())
+            (state.take_names(), state.upper_file(), state.take_index())
         };
         for (parent, name) in names {
             self.detach(&parent, &name, node);
             candidates.push(parent);
         }
-        if let Some(ino) = ino {
-            self.links.remove_if(&ino, |_, known| NodeRef::ptr_eq(known, node));
+        if let Some(id) = upper_file {
+            self.links.remove_if(&id, |_, known| NodeRef::ptr_eq(known, node));
         }
         if let Some(index) = index {
             self.indexed.remove_if(&index.name, |_, known| NodeRef::ptr_eq(known, node));

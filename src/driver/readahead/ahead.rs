@@ -399,7 +399,7 @@ impl Overlay {
 /// Which of the directory's lower parts has a file, in the order in which a disk is likely to have them.
 fn on_disk<'l>(listed: &Listed<'l>) -> Option<(u16, u64, &'l CStr)> {
     match listed.source {
-        Source::Lower(index) => Some((index, listed.ino, listed.name)),
+        Source::Lower(index) => Some((index, listed.id.map_or(0, |id| id.ino), listed.name)),
         Source::Upper => None,
     }
 }

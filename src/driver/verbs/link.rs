@@ -5,7 +5,7 @@ use std::ffi::OsStr;
 use crate::driver::node::{Name, Node, NodeRef, Real, State};
 use crate::driver::types::{Entry, Errno, NodeId, Result};
 use crate::driver::{Overlay, creatable_name};
-use crate::union::layer::{LayerStack, UpperDir};
+use crate::union::layer::UpperDir;
 use crate::union::merge::Found;
 
 impl Overlay {
@@ -65,7 +65,7 @@ impl Overlay {
             parent_dir.state.lock().note_addition();
         }
         let stat = self.shown_stat(&dir, &name, dir.stat(&name)?.ok_or(Errno::STALE)?)?;
-        self.nodes.share(stat.ino, &node);
+        self.nodes.share(stat.id(), &node);
         self.changed_under(&node, asked);
         Ok(self.entry(&node, self.show(&node, &stat)))
     }
@@ -92,7 +92,7 @@ impl Overlay {
     pub(in crate::driver) fn admit_nameless(&self, found: Found, held: UpperDir) -> NodeRef {
         let mut state = State::new(None, Real::Upper);
         state.set_orphan(Some(held));
-        let ino = self.stack.show_ino(LayerStack::UPPER_FS, found.stat.ino);
+        let ino = self.stack.shown_ino(&found.stat);
         let node = NodeRef::new(Node::new(self.nodes.next_id(), ino, found.stat.file_type(), state, None));
         self.nodes.adopt_nameless(&node);
         node

@@ -10,7 +10,7 @@ use crate::driver::node::{self, DataRef, DirState, Name, Node, NodeRef, Real, St
 use crate::driver::types::{Attr, Entry, Errno, NodeId, Result, Validity};
 use crate::driver::{Overlay, checked_name, is_reserved};
 use crate::marks::Opaque;
-use crate::union::layer::{LayerStack, Stat, UpperDir};
+use crate::union::layer::{Stat, UpperDir};
 use crate::union::merge::{Resolution, Source};
 
 impl Overlay {
@@ -100,11 +100,11 @@ impl Overlay {
         let name = Name::from(name);
         let is_upper = found.source == Source::Upper;
         let has_links = is_upper && !found.stat.is_dir() && found.stat.nlink > 1;
-        if has_links && let Some(node) = self.nodes.by_upper_ino(found.stat.ino) {
+        if has_links && let Some(node) = self.nodes.by_upper_file(found.stat.id()) {
             self.nodes.add_name(parent, &name, &node);
             return Ok(node);
         }
-        let upper_ino = found.stat.ino;
+        let upper_file = found.stat.id();
         let indexed = self.index_entry(parent, &name, &found)?;
         if let Some((entry, _)) = &indexed
             && let Some(node) = self.nodes.by_index(&entry.name)
@@ -125,7 +125,7 @@ impl Overlay {
         let _multiple = (has_links || indexed.is_some()).then(|| self.nodes.multiple());
         let known = match &indexed {
             Some((entry, _)) => self.nodes.by_index(&entry.name),
-            None if has_links => self.nodes.by_upper_ino(upper_ino),
+            None if has_links => self.nodes.by_upper_file(upper_file),
             None => None,
         };
         if let Some(node) = known {
@@ -134,7 +134,7 @@ impl Overlay {
         }
         let node = self.nodes.adopt(parent, &name, NodeRef::new(node));
         if has_links {
-            self.nodes.share(upper_ino, &node);
+            self.nodes.share(upper_file, &node);
         }
         if let Some(entry) = self.indexed(&node) {
             self.nodes.share_index(&entry.name, &node);
@@ -170,28 +170,27 @@ impl Overlay {
     /// `st_ino` (kernel: `ovl_getattr`): that of the lower file that it came from, so that copy-up does not change
     /// it; a lower hard link breaks on copy-up, so its copies have numbers of their own.
     fn ino_of(&self, parent: &NodeRef, name: &CStr, found: &crate::union::merge::Found) -> Result<u64> {
-        let upper_ino = self.stack.show_ino(LayerStack::UPPER_FS, found.stat.ino);
+        let own = self.stack.shown_ino(&found.stat);
         match found.source {
-            Source::Lower(_) => Ok(self.stack.show_ino(self.stack.fs_of(&found.stat), found.stat.ino)),
+            Source::Lower(_) => Ok(own),
             Source::Upper if found.stat.is_dir() => {
-                let Some(part) = found.lowers.first() else { return Ok(upper_ino) };
+                let Some(part) = found.lowers.first() else { return Ok(own) };
                 let dir = self.stack.lower(part.layer)?.open_dir(&part.path)?;
-                let stat = dir.stat_self()?;
-                Ok(self.stack.show_ino(self.stack.fs_of(&stat), stat.ino))
+                Ok(self.stack.shown_ino(&dir.stat_self()?))
             }
             Source::Upper => {
-                let Some(mark) = &found.marks.origin else { return Ok(upper_ino) };
-                match self.origins.resolve(&self.stack, mark) {
-                    Some((fs, origin))
+                let Some(mark) = &found.marks.origin else { return Ok(own) };
+                match self.origins.resolve(mark) {
+                    Some(origin)
                         if (origin.nlink == 1 || self.config.index)
                             // A kept type may be another than the real one.
                             && (self.permissions.is_some() || origin.file_type() == found.stat.file_type()) =>
                     {
-                        Ok(self.stack.show_ino(fs, origin.ino))
+                        Ok(self.stack.shown_ino(&origin))
                     }
                     _ => {
                         tracing::trace!(parent = parent.id().0, ?name, "origin not found or not unique");
-                        Ok(upper_ino)
+                        Ok(own)
                     }
                 }
             }

@@ -7,9 +7,12 @@ use std::sync::Arc;
 use crate::driver::Overlay;
 use crate::driver::node::{Node, NodeId as Id, NodeRef};
 use crate::driver::types::{Attr, DirEntry, DirSink, Errno, NodeId, Result};
-use crate::union::layer::{LayerStack, UpperDir};
+use crate::union::layer::UpperDir;
 use crate::union::merge::listing::{FIRST_POSITION, Listed};
 use crate::union::merge::{Found, Listing, Source};
+
+/// `d_ino` of an entry whose number is not known: it is damaged. The kernel's own for such a case (`FUSE_UNKNOWN_INO`).
+const UNKNOWN_INO: u64 = 0xffff_ffff;
 
 /// Nothing behind `offset` means the end, unless the listing broke: then reading on gives the rest.
 fn complete(listing: &Listing, offset: u64, last: u64) -> Result<()> {
@@ -82,7 +85,7 @@ impl Overlay {
                 // A damaged entry must not hide the others: it is listed, and looking it up gives the error.
                 Err(errno) => {
                     tracing::debug!("{:?}: {errno}", listed.name);
-                    let ino = self.stack.show_ino(LayerStack::UPPER_FS, listed.ino);
+                    let ino = listed.id.map_or(UNKNOWN_INO, |id| self.stack.shown_ino_of(id));
                     if !sink.push(&DirEntry { name, ino, kind: listed.kind, next: listed.position }, None) {
                         break;
                     }
@@ -170,21 +173,17 @@ impl Overlay {
         if let Some(ino) = known {
             return Ok(ino);
         }
-        match listed.source {
-            Source::Lower(index) => {
-                let part = dir.lowers.get(usize::from(index)).ok_or(Errno::IO)?;
-                Ok(self.stack.show_ino(self.stack.lower(part.layer)?.fs(), listed.ino))
-            }
-            Source::Upper => {
-                let impure = dir.state.lock().upper.as_ref().is_some_and(|part| part.impure);
-                // Only files that were copied up, and merged directories, have another number than their own.
-                let may_differ = impure || (listed.kind == libc::DT_DIR && !dir.lowers.is_empty());
-                if may_differ && let Some(attr) = self.find_or_damaged(parent, listed.name)? {
-                    return Ok(attr.ino);
-                }
-                Ok(self.stack.show_ino(LayerStack::UPPER_FS, listed.ino))
-            }
+        // Only files that were copied up, and merged directories, have another number than their own.
+        let may_differ = listed.source == Source::Upper && {
+            let impure = dir.state.lock().upper.as_ref().is_some_and(|part| part.impure);
+            impure || (listed.kind == libc::DT_DIR && !dir.lowers.is_empty())
+        };
+        if (may_differ || listed.id.is_none())
+            && let Some(attr) = self.find_or_damaged(parent, listed.name)?
+        {
+            return Ok(attr.ino);
         }
+        Ok(listed.id.map_or(UNKNOWN_INO, |id| self.stack.shown_ino_of(id)))
     }
 
     /// Looks a listed name up; with one more lookup counted.

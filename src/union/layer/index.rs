@@ -68,7 +68,7 @@ impl LayerStack {
         let mut first = None;
         for layer in self.lowers() {
             let mark = origins.encode(layer.fs(), layer.root(), c"").ok().filter(|mark| !mark.is_empty())?;
-            origins.resolve(self, &mark)?;
+            origins.resolve(&mark)?;
             first.get_or_insert(mark);
         }
         first
@@ -122,7 +122,7 @@ impl LayerStack {
         if stat.nlink > 1 {
             return Ok(Verdict::Good);
         }
-        let Some((_, lower)) = origins.resolve(self, &origin) else { return Ok(Verdict::Stale) };
+        let Some(lower) = origins.resolve(&origin) else { return Ok(Verdict::Stale) };
         let mark = index.xattr(name, &upper.mark_key(Mark::Nlink)).map_err(describe)?;
         Ok(if names_left(mark.as_deref(), &stat, &lower) == 0 { Verdict::Orphan } else { Verdict::Good })
     }

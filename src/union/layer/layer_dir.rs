@@ -9,7 +9,7 @@ use std::sync::Arc;
 use rustix::io::Errno;
 
 use crate::inventory::{DirNumber, Directory, Inventory, Record, Tick, Unusable};
-use crate::union::layer::{Dir, Layer, LowerRef, Marks, RawEntry, Stat, Timestamp};
+use crate::union::layer::{Device, Dir, Layer, LowerRef, Marks, RawEntry, Stat, Timestamp};
 
 /// A directory of a layer, to look names up in.
 #[derive(Debug)]
@@ -68,6 +68,31 @@ impl LayerDir<'_> {
         }
     }
 
+    /// The file system that the directory is on.
+    ///
+    /// # Errors
+    /// Those of `statx(2)`.
+    pub fn device(&self) -> Result<Device, Errno> {
+        match self {
+            Self::Held(dir) => Ok(dir.stat_self()?.device),
+            Self::Listed(listed) => Ok(listed.layer.device),
+        }
+    }
+
+    /// True if a directory in it may be a subvolume, whose root has another inode number and device than its entry says.
+    ///
+    /// # Errors
+    /// Those of `fstatfs(2)`.
+    pub fn may_hold_subvolumes(&self) -> Result<bool, Errno> {
+        /// `BTRFS_SUPER_MAGIC` of `linux/magic.h`.
+        const BTRFS: u32 = 0x9123_683e;
+        match self {
+            Self::Held(dir) => Ok(rustix::fs::fstatfs(dir)?.f_type as u32 == BTRFS),
+            // The inventory has their roots' own numbers, or leaves them to be asked for.
+            Self::Listed(_) => Ok(false),
+        }
+    }
+
     /// The marks of `name`.
     ///
     /// # Errors
@@ -93,7 +118,8 @@ impl LayerDir<'_> {
             Self::Held(dir) => dir.list(visit),
             Self::Listed(listed) => {
                 for entry in listed.directory.iter() {
-                    visit(RawEntry { name: entry.name, kind: entry.record.kind(), ino: entry.record.ino })?;
+                    let ino = if entry.record.must_ask() { 0 } else { entry.record.ino };
+                    visit(RawEntry { name: entry.name, kind: entry.record.kind(), ino })?;
                 }
                 // It may have lost names; the next one who asks reads the layer.
                 if listed.inventory.is_broken() { Err(Errno::IO) } else { Ok(()) }

@@ -6,6 +6,7 @@ pub mod fd_cache;
 mod index;
 mod layer_dir;
 mod marks;
+mod numbers;
 mod order;
 mod origin;
 mod stat;
@@ -24,12 +25,13 @@ use rustix::io::Errno;
 pub use dir::{Dir, RawEntry, TimeTo, Times, UpperDir, set_times_of};
 pub use layer_dir::{LayerDir, ListedDir};
 pub use marks::{Marks, classify};
+use numbers::FileSystems;
 pub use origin::OriginResolver;
-pub use stat::{Device, FileType, Stat, Timestamp};
+pub use stat::{Device, FileId, FileType, Stat, Timestamp};
 pub use upper::{UpperLayer, WhiteoutForm};
 pub use work::{Staged, WorkDir};
 
-use crate::config::{OverlayConfig, Xino};
+use crate::config::OverlayConfig;
 use crate::inventory::{DirNumber, Inventory};
 
 /// Why a stack of layers cannot be mounted: one line naming the layer.
@@ -237,9 +239,7 @@ pub struct LayerStack {
     /// How many of them are visible.
     visible: usize,
     upper: Option<UpperLayer>,
-    /// File systems of the stack; the index is the [`FsId`].
-    devices: Vec<Device>,
-    xino: Xino,
+    filesystems: FileSystems,
 }
 
 impl LayerStack {
@@ -256,7 +256,7 @@ impl LayerStack {
             return Err(OpenError(format!("too many lower layers: {}", config.lowers.len())));
         }
         check_nesting(config)?;
-        let mut devices = Vec::new();
+        let mut filesystems = FileSystems::new(config.xino);
         let upper = match (&config.upper, &config.work) {
             (None, None) => None,
             (None, Some(work)) => return Err(OpenError(format!("workdir {} without upperdir", work.display()))),
@@ -266,28 +266,19 @@ impl LayerStack {
             (Some(upper), work) => Some(UpperLayer::open(config, upper, work.as_deref())?),
         };
         if let Some(upper) = &upper {
-            devices
-                .push(upper.root().stat_self().map_err(|e| OpenError(format!("upper layer: {}", describe(e))))?.device);
+            let stat = upper.root().stat_self().map_err(|e| OpenError(format!("upper layer: {}", describe(e))))?;
+            filesystems.add_root(stat.device);
         }
         let mut lowers = Vec::with_capacity(config.lowers.len());
         for path in config.lowers.iter().chain(&config.data_only) {
             let mut layer = Layer::open(path)?;
-            layer.fs = Self::fs_id(&mut devices, layer.device);
+            layer.fs = filesystems.add_root(layer.device);
             if !config.no_inventory {
                 layer.find_inventory();
             }
             lowers.push(layer);
         }
-        Ok(Self { lowers, visible: config.lowers.len(), upper, devices, xino: config.xino })
-    }
-
-    fn fs_id(devices: &mut Vec<Device>, device: Device) -> FsId {
-        let known = devices.iter().position(|&d| d == device);
-        let index = known.unwrap_or_else(|| {
-            devices.push(device);
-            devices.len() - 1
-        });
-        FsId::try_from(index).unwrap_or(FsId::MAX)
+        Ok(Self { lowers, visible: config.lowers.len(), upper, filesystems })
     }
 
     /// The read-only layers, topmost first.
@@ -361,30 +352,14 @@ impl LayerStack {
         self.upper.as_mut()
     }
 
-    /// The upper's file system: always the first.
-    pub const UPPER_FS: FsId = 0;
-
-    /// Inode number that the mount shows for inode `ino` of file system `fs`.
-    ///
-    /// Where all layers are on one file system, the number itself; else the file system's number goes into the
-    /// high bits (kernel: `ovl_map_ino`, `xino`).
-    pub fn show_ino(&self, fs: FsId, ino: u64) -> u64 {
-        /// Bits that the file systems' own numbers are expected to leave free.
-        const SHIFT: u32 = 48;
-        if self.devices.len() <= 1 || self.xino == Xino::Off {
-            return ino;
-        }
-        if ino >> SHIFT == 0 {
-            return (u64::from(fs) << SHIFT) | ino;
-        }
-        // No free bits: spread, so that equal numbers on two file systems are shown as different ones.
-        ino ^ u64::from(fs).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+    /// Inode number that the mount shows for a file of a layer, whose attributes are `stat`.
+    pub fn shown_ino(&self, stat: &Stat) -> u64 {
+        self.filesystems.shown(stat.id())
     }
 
-    /// Number of the file system that `stat` is on, if it is one of the stack's.
-    pub fn fs_of(&self, stat: &Stat) -> FsId {
-        let index = self.devices.iter().position(|&d| d == stat.device).unwrap_or(0);
-        FsId::try_from(index).unwrap_or(0)
+    /// As [`Self::shown_ino`], for a file known by a listing.
+    pub fn shown_ino_of(&self, id: FileId) -> u64 {
+        self.filesystems.shown(id)
     }
 }
 

@@ -8,7 +8,7 @@ use rustix::io::Errno;
 
 use crate::marks::origin::{Decoded, Origin, decode};
 use crate::sys::handle::{self, FileHandle};
-use crate::union::layer::{Dir, FsId, Layer, LayerStack, Stat};
+use crate::union::layer::{Dir, FsId, Layer, Stat};
 
 /// Makes and resolves origin marks for the lower file systems of a stack.
 #[derive(Debug, Default)]
@@ -56,9 +56,9 @@ impl OriginResolver {
         Ok(origin.encode().unwrap_or_default())
     }
 
-    /// The lower file that `mark` names: its file system and attributes; `None` if the mark is empty, foreign, or
+    /// Attributes of the lower file that `mark` names; `None` if the mark is empty, foreign, or
     /// its file is gone. All of these only cost the constancy of the inode number.
-    pub fn resolve(&self, stack: &LayerStack, mark: &[u8]) -> Option<(FsId, Stat)> {
+    pub fn resolve(&self, mark: &[u8]) -> Option<Stat> {
         let Decoded::Handle(origin) = decode(mark) else { return None };
         for known in self.filesystems.values() {
             if known.uuid != origin.uuid {
@@ -68,7 +68,7 @@ impl OriginResolver {
             if let Ok(file) = handle::open_by_handle(known.mount.as_fd(), &handle)
                 && let Ok(stat) = Stat::of(file.as_fd(), c"")
             {
-                return Some((stack.fs_of(&stat), stat));
+                return Some(stat);
             }
         }
         None

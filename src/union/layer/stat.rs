@@ -9,6 +9,15 @@ use rustix::io::Errno;
 /// Identity of a file system: `st_dev`.
 pub type Device = (u32, u32);
 
+/// Identity of a file: inode numbers repeat on other file systems, and on other subvolumes of one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct FileId {
+    /// The file system or subvolume.
+    pub device: Device,
+    /// The inode number there.
+    pub ino: u64,
+}
+
 /// A point in time, since 1970-01-01 UTC; seconds may be negative.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Timestamp {
@@ -93,6 +102,11 @@ impl Stat {
             btime: (stx.stx_mask & StatxFlags::BTIME.bits() != 0).then(|| time(stx.stx_btime)),
             mount: stx.stx_mnt_id,
         })
+    }
+
+    /// Identity of the file.
+    pub fn id(&self) -> FileId {
+        FileId { device: self.device, ino: self.ino }
     }
 
     /// Type of the file.

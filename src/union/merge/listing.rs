@@ -12,7 +12,7 @@ use rustix::io::Errno;
 use crate::inventory::{COLLISION_SPAN, DirNumber, Directory, Inventory};
 pub use crate::inventory::{FIRST_POSITION, position as hash_position};
 use crate::marks::{AufsName, decode_aufs_name};
-use crate::union::layer::{Dir, FileType, LayerDir, LowerRef, Stat};
+use crate::union::layer::{Device, Dir, FileId, FileType, LayerDir, LowerRef, Stat};
 use crate::union::merge::tell_of_content;
 
 /// Where the file behind an entry is.
@@ -26,6 +26,9 @@ pub enum Source {
 
 /// Source index of upper entries.
 const UPPER: u16 = u16::MAX;
+
+/// Inode number of an entry that must be looked up to know its own.
+const UNKNOWN_INO: u64 = 0;
 
 #[derive(Clone, Copy, Debug)]
 struct Item {
@@ -67,6 +70,8 @@ struct Merged {
     parts: Vec<Parts>,
     /// Lower parts of those directories.
     dirs: Vec<u16>,
+    /// The file system of each source.
+    devices: Vec<(u16, Device)>,
 }
 
 /// One entry of a listing.
@@ -76,8 +81,9 @@ pub struct Listed<'a> {
     pub name: &'a CStr,
     /// Position; unique in the directory.
     pub position: u64,
-    /// `d_ino` of the topmost real entry, in its own file system.
-    pub ino: u64,
+    /// The file of the topmost real entry. None if the layer does not say without a lookup: a directory there may be a
+    /// subvolume, which has another number than its entry.
+    pub id: Option<FileId>,
     /// `DT_*`.
     pub kind: u8,
     /// Where the topmost real entry is.
@@ -90,6 +96,7 @@ struct Builder {
     names: Vec<u8>,
     entries: Vec<Building>,
     by_name: HashMap<Box<[u8]>, u32>,
+    devices: Vec<(u16, Device)>,
 }
 
 #[derive(Debug)]
@@ -145,6 +152,12 @@ impl Builder {
         Ok(())
     }
 
+    fn note_device(&mut self, source: u16, device: Device) {
+        if self.devices.iter().all(|&(known, _)| known != source) {
+            self.devices.push((source, device));
+        }
+    }
+
     /// A hidden entry closes once its own layer has been read.
     fn end_layer(&mut self) {
         for entry in self.entries.iter_mut().filter(|e| e.hidden) {
@@ -160,6 +173,8 @@ impl Builder {
         xattr_whiteouts: bool,
         keep_index: bool,
     ) -> Result<bool, Errno> {
+        self.note_device(source, dir.device()?);
+        let mut dirs_may_be_subvolumes = None;
         let mut opaque = false;
         let mut unsure: Vec<(std::ffi::CString, u64)> = Vec::new();
         dir.list(|entry| {
@@ -176,7 +191,17 @@ impl Builder {
                 AufsName::Plain => match entry.kind {
                     libc::DT_CHR | libc::DT_UNKNOWN => unsure.push((entry.name.to_owned(), entry.ino)),
                     libc::DT_REG if xattr_whiteouts => unsure.push((entry.name.to_owned(), entry.ino)),
-                    kind => self.add(entry.name, entry.ino, kind, source, false, keep_index)?,
+                    kind => {
+                        let mut ino = entry.ino;
+                        if kind == libc::DT_DIR {
+                            let ask = match dirs_may_be_subvolumes {
+                                Some(known) => known,
+                                None => *dirs_may_be_subvolumes.insert(dir.may_hold_subvolumes()?),
+                            };
+                            ino = if ask { UNKNOWN_INO } else { ino };
+                        }
+                        self.add(entry.name, ino, kind, source, false, keep_index)?;
+                    }
                 },
             }
             Ok(())
@@ -194,7 +219,7 @@ impl Builder {
     fn finish(mut self, keep: impl Fn(&Building) -> bool) -> Listing {
         self.names.shrink_to_fit();
         let items = Vec::with_capacity(self.entries.len());
-        let mut listing = Merged { names: self.names, items, ..Merged::default() };
+        let mut listing = Merged { names: self.names, items, devices: self.devices, ..Merged::default() };
         // In the order in which they came, so that `name_at` only grows.
         for entry in self.entries.iter().filter(|e| keep(e)) {
             let Building { name_at, ino, source, kind, .. } = *entry;
@@ -263,10 +288,15 @@ impl Merged {
         Listed {
             name: name_at(&self.names, item.name_at),
             position: item.position,
-            ino: item.ino,
+            id: self.id(item),
             kind: item.kind,
             source: if item.source == UPPER { Source::Upper } else { Source::Lower(item.source) },
         }
+    }
+
+    fn id(&self, item: &Item) -> Option<FileId> {
+        let device = self.devices.iter().find(|(source, _)| *source == item.source)?.1;
+        (item.ino != UNKNOWN_INO).then_some(FileId { device, ino: item.ino })
     }
 
     fn find(&self, name: &CStr) -> Option<&Item> {
@@ -289,11 +319,12 @@ impl Merged {
 }
 
 /// An entry of an inventory as one of a listing.
-fn listed_in_inventory(entry: crate::inventory::Entry<'_>) -> Listed<'_> {
+fn listed_in_inventory(device: Device, entry: crate::inventory::Entry<'_>) -> Listed<'_> {
+    let record = &entry.record;
     Listed {
         name: entry.name,
         position: entry.record.position,
-        ino: entry.record.ino,
+        id: (!record.must_ask()).then_some(FileId { device, ino: record.ino }),
         kind: entry.record.kind(),
         source: Source::Lower(0),
     }
@@ -337,7 +368,11 @@ impl Listing {
         let opaque = builder.read(&LayerDir::Held(upper.clone()), UPPER, xattr_whiteouts, lowers.is_some())?;
         for listed in lowers.filter(|_| !opaque).into_iter().flat_map(Self::iter) {
             let Source::Lower(source) = listed.source else { continue };
-            builder.add(listed.name, listed.ino, listed.kind, source, false, false)?;
+            let ino = listed.id.map_or(UNKNOWN_INO, |id| id.ino);
+            if let Some(id) = listed.id {
+                builder.note_device(source, id.device);
+            }
+            builder.add(listed.name, ino, listed.kind, source, false, false)?;
         }
         Ok(builder.finish(|entry| !entry.hidden))
     }
@@ -354,10 +389,10 @@ impl Listing {
     }
 
     /// The part of the inventory, if the listing is one.
-    fn directory(&self) -> Option<Directory<'_>> {
+    fn directory(&self) -> Option<(Device, Directory<'_>)> {
         match &self.0 {
             Form::Merged(_) => None,
-            Form::Inventory(inventory, number) => inventory.believed(*number),
+            Form::Inventory(inventory, number) => Some((inventory.device(), inventory.believed(*number)?)),
         }
     }
 
@@ -387,9 +422,11 @@ impl Listing {
     /// The entries behind `position`.
     pub fn after(&self, position: u64) -> impl Iterator<Item = Listed<'_>> {
         let directory = self.directory();
-        let known = directory.into_iter().flat_map(move |directory| {
+        let known = directory.into_iter().flat_map(move |(device, directory)| {
             let start = directory.first_at(position.saturating_add(1));
-            (start..directory.len()).map_while(move |at| directory.at(at)).map(listed_in_inventory)
+            (start..directory.len())
+                .map_while(move |at| directory.at(at))
+                .map(move |entry| listed_in_inventory(device, entry))
         });
         self.items(position).chain(known)
     }
@@ -398,7 +435,10 @@ impl Listing {
     pub fn get(&self, name: &CStr) -> Option<Listed<'_>> {
         match &self.0 {
             Form::Merged(merged) => merged.find(name).map(|item| merged.listed(item)),
-            Form::Inventory(..) => self.directory()?.find(name).map(listed_in_inventory),
+            Form::Inventory(..) => {
+                let (device, directory) = self.directory()?;
+                directory.find(name).map(|entry| listed_in_inventory(device, entry))
+            }
         }
     }
 
@@ -415,7 +455,7 @@ impl Listing {
     pub fn len(&self) -> usize {
         match &self.0 {
             Form::Merged(merged) => merged.items.len(),
-            Form::Inventory(..) => self.directory().map_or(0, |directory| directory.len()),
+            Form::Inventory(..) => self.directory().map_or(0, |(_, directory)| directory.len()),
         }
     }
 
