@@ -9,6 +9,7 @@
 pub mod stack;
 pub mod sys;
 pub mod tree;
+pub mod uppers;
 
 use std::cell::RefCell;
 use std::io::Write;
@@ -20,6 +21,7 @@ use std::time::Duration;
 
 pub use rustix::io::Errno;
 pub use stack::{Mount, Stack};
+pub use uppers::Upper;
 
 /// Longest time that a test may take.
 const TEST_LIMIT: Duration = Duration::from_secs(60);

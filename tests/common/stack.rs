@@ -15,6 +15,7 @@ use rustix::mount::{
 };
 use tempfile::TempDir;
 
+use super::uppers::Upper;
 use super::{Driver, sys, tree, unwatch_daemon, watch_daemon};
 
 /// Longest time that a daemon may take to start, or to end after its unmount.
@@ -22,6 +23,9 @@ const DAEMON_LIMIT: Duration = Duration::from_secs(60);
 
 /// Options of every kernel mount: those that stratafs has by default.
 const KERNEL_OPTIONS: [&str; 4] = ["redirect_dir=on", "index=off", "xino=auto", "metacopy=off"];
+
+/// Where a stack has its upper and work directory.
+const WRITABLE: &str = "writable";
 
 /// Where tests have their directories. Not `/tmp`, which may be a tmpfs.
 pub fn base() -> PathBuf {
@@ -37,6 +41,7 @@ pub struct Stack {
     options: Vec<String>,
     extra: Vec<String>,
     descriptors: Option<u32>,
+    upper_on: Upper,
 }
 
 impl Stack {
@@ -87,6 +92,12 @@ impl Stack {
         self
     }
 
+    /// What stratafs reaches its upper through.
+    pub fn upper_on(mut self, upper_on: Upper) -> Self {
+        self.upper_on = upper_on;
+        self
+    }
+
     /// Builds the layers without mounting them.
     pub fn build(self) -> Layers {
         self.build_in(&base())
@@ -97,6 +108,8 @@ impl Stack {
         let directory = Scratch::new(base, "stratafs-test-");
         let root = directory.path().to_owned();
         sys::chmod(&root, 0o755).unwrap();
+        // The upper and its work directory are on one mount.
+        sys::mkdir(&root.join(WRITABLE), 0o755).unwrap();
         let layer = |name: String, text: &str| {
             let path = root.join(name);
             sys::mkdir(&path, 0o755).unwrap();
@@ -107,13 +120,24 @@ impl Stack {
             self.lowers.iter().enumerate().map(|(at, text)| layer(format!("lower{at}"), text)).collect();
         let data_only: Vec<PathBuf> =
             self.data_only.iter().enumerate().map(|(at, text)| layer(format!("data{at}"), text)).collect();
-        let upper = self.upper.as_ref().map(|text| layer("upper".to_owned(), text));
-        let work = upper.as_ref().map(|_| layer("work".to_owned(), ""));
+        let upper = self.upper.as_ref().map(|text| layer(format!("{WRITABLE}/upper"), text));
+        let work = upper.as_ref().map(|_| layer(format!("{WRITABLE}/work"), ""));
         let point = layer("merged".to_owned(), "");
-        let Self { options, extra, descriptors, .. } = self;
+        let Self { options, extra, descriptors, upper_on, .. } = self;
         let originals = Vec::new();
-        let mut layers =
-            Layers { directory, lowers, data_only, upper, work, point, options, extra, descriptors, originals };
+        let mut layers = Layers {
+            directory,
+            lowers,
+            data_only,
+            upper,
+            work,
+            point,
+            options,
+            extra,
+            descriptors,
+            upper_on,
+            originals,
+        };
         layers.settle();
         layers
     }
@@ -173,6 +197,7 @@ pub struct Layers {
     pub options: Vec<String>,
     pub extra: Vec<String>,
     pub descriptors: Option<u32>,
+    pub upper_on: Upper,
     /// What the lower layers held at first.
     pub originals: Vec<BTreeMap<String, String>>,
 }
@@ -288,9 +313,9 @@ impl Layers {
         }
         if let (Some(upper), Some(work)) = (&self.upper, &self.work) {
             options.extend_from_slice(b",upperdir=");
-            options.extend_from_slice(upper.as_os_str().as_bytes());
+            options.extend_from_slice(self.reached(upper).as_os_str().as_bytes());
             options.extend_from_slice(b",workdir=");
-            options.extend_from_slice(work.as_os_str().as_bytes());
+            options.extend_from_slice(self.reached(work).as_os_str().as_bytes());
         }
         for option in self.options.iter().chain(&self.extra) {
             options.push(b',');
@@ -298,6 +323,15 @@ impl Layers {
         }
         let options = std::os::unix::ffi::OsStringExt::from_vec(options);
         vec!["-f".into(), "-o".into(), options, self.point.clone().into_os_string()]
+    }
+
+    /// The path by which stratafs knows the upper or work directory `path`.
+    fn reached(&self, path: &Path) -> PathBuf {
+        let writable = self.directory.path().join(WRITABLE);
+        match path.strip_prefix(&writable) {
+            Ok(below) => self.upper_on.reach(&writable).join(below),
+            Err(_) => path.to_owned(),
+        }
     }
 
     /// Path of what the daemon writes to stderr.
@@ -318,6 +352,7 @@ impl Layers {
             }
         };
         command.args(self.stratafs_arguments()).stdin(Stdio::null()).stdout(log.try_clone().expect("dup")).stderr(log);
+        self.upper_on.restrict(&mut command);
         let mut daemon = spawn(&mut command).expect("start stratafs");
         watch_daemon(daemon.id());
         let deadline = Instant::now() + DAEMON_LIMIT;

@@ -78,4 +78,5 @@ mod remove;
 mod rename;
 mod security;
 mod special;
+mod uppers;
 mod xattr;

@@ -271,7 +271,7 @@ on_stratafs! {
         let script = r#"
             set -eu
             cd "$ROOT"
-            "$BIN" -o "lowerdir=lower0,upperdir=upper,workdir=work,xattr_permissions=2,allow_other" merged
+            "$BIN" -o "lowerdir=lower0,upperdir=writable/upper,workdir=writable/work,xattr_permissions=2,allow_other" merged
             show() { stat -c '%n %F %a %u:%g' "$@"; }
             cd merged
             show f d
@@ -280,7 +280,7 @@ on_stratafs! {
             show f p d d/e d/g
             cat f > /dev/null
             cd ..; umount merged
-            "$BIN" -o "lowerdir=lower0,upperdir=upper,workdir=work,xattr_permissions=2" merged
+            "$BIN" -o "lowerdir=lower0,upperdir=writable/upper,workdir=writable/work,xattr_permissions=2" merged
             cd merged
             show f p d d/e d/g
             ls d

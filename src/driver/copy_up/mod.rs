@@ -40,7 +40,9 @@ impl Overlay {
 
     /// As [`Self::copy_up`], for a change of attributes: with `metacopy=on` the content stays below.
     pub(in crate::driver) fn copy_up_attributes(&self, node: &NodeRef) -> Result<()> {
-        self.copy_up_extent(node, if self.config.metacopy { Extent::Attributes } else { Extent::Content(None) })
+        // The content counts as below by a mark.
+        let metacopy = self.config.metacopy && self.upper()?.keeps_marks();
+        self.copy_up_extent(node, if metacopy { Extent::Attributes } else { Extent::Content(None) })
     }
 
     fn copy_up_extent(&self, node: &NodeRef, extent: Extent) -> Result<()> {

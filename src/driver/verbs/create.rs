@@ -15,7 +15,7 @@ use crate::driver::node::handle::RealFile;
 use crate::driver::node::{Inheritance, Node, NodeRef};
 use crate::driver::types::{Attr, Caller, Entry, Errno, NodeId, Opened, Result};
 use crate::driver::{Overlay, creatable_name, permissions};
-use crate::marks::Mark;
+use crate::marks::{AUFS_OPAQUE, Mark};
 use crate::union::layer::{LayerDir, Staged, Stat, UpperDir};
 use crate::union::merge::{Found, Source};
 
@@ -145,9 +145,11 @@ impl Overlay {
         if parent.is_removed() {
             return Err(Errno::NOENT);
         }
-        let at_once = self.is_right_at_once(&owner).then(|| self.make_at_once(&dir, &name, &owner, new));
+        let deleted_by_name = matches!(new, New::Directory) && self.is_deleted_by_name(&parent, &dir, &name)?;
+        let at_once =
+            (self.is_right_at_once(&owner) && !deleted_by_name).then(|| self.make_at_once(&dir, &name, &owner, new));
         let (file, stat, over_whiteout) = match at_once {
-            None | Some(Err(Errno::EXIST)) => self.make_staged(&parent, &dir, &name, &owner, new)?,
+            None | Some(Err(Errno::EXIST)) => self.make_staged(&parent, &dir, &name, &owner, new, deleted_by_name)?,
             Some(made) => {
                 let (file, stat) = made?;
                 (file, stat, false)
@@ -302,6 +304,7 @@ impl Overlay {
     }
 
     /// The open file, for regular ones; its attributes; true if it took the place of a whiteout.
+    /// `deleted_by_name`: `.wh.NAME` deletes what the lower layers have under the name.
     fn make_staged(
         &self,
         parent: &NodeRef,
@@ -309,8 +312,10 @@ impl Overlay {
         name: &CStr,
         owner: &Ownership,
         new: &New<'_>,
+        deleted_by_name: bool,
     ) -> Result<(Option<OwnedFd>, Stat, bool)> {
         let over_whiteout = dir.stat(name)?.is_some();
+        let hides = over_whiteout || deleted_by_name;
         if over_whiteout && !self.is_whiteout_in_upper(parent, dir, name)? {
             return Err(Errno::EXIST);
         }
@@ -324,7 +329,7 @@ impl Overlay {
             New::Special { .. } if self.permissions.is_some() => work.stage_file(mode, false)?,
             New::Special { rdev } => work.stage_node(owner.mode & !0o7000, *rdev)?,
         };
-        self.finish_staged(&staged, owner, new, over_whiteout)?;
+        self.finish_staged(&staged, owner, new, hides)?;
         // All that can fail comes before it is published.
         let (staged_dir, staged_name) = staged.place().ok_or(Errno::IO)?;
         let stat = self.shown_stat(staged_dir, staged_name, staged.stat()?)?;
@@ -335,10 +340,10 @@ impl Overlay {
         };
         match (over_whiteout, new) {
             (false, _) => drop(staged.publish_new(dir, name)?),
-            (true, New::Directory) => staged.exchange(dir, name)?,
+            (true, New::Directory) => staged.publish_over_whiteout(dir, name)?,
             (true, _) => drop(staged.publish_over(dir, name)?),
         }
-        Ok((file, stat, over_whiteout))
+        Ok((file, stat, hides))
     }
 
     /// Gives a staged file what the file system would have given it in its directory.
@@ -375,10 +380,25 @@ impl Overlay {
         if hides { self.mark_opaque(dir, name) } else { Ok(()) }
     }
 
-    /// Makes the upper directory `name` hide everything below it.
+    /// Makes the upper directory `name` hide everything below it: by an attribute, or by an entry where the file system
+    /// keeps none.
     pub(in crate::driver) fn mark_opaque(&self, dir: &UpperDir, name: &CStr) -> Result<()> {
-        let key: CString = self.upper()?.mark_key(Mark::Opaque);
-        dir.set_xattr(name, &key, b"y", 0)
+        let upper = self.upper()?;
+        if upper.keeps_marks() {
+            return dir.set_xattr(name, &upper.mark_key(Mark::Opaque), b"y", 0);
+        }
+        let held = if name.is_empty() { dir.clone() } else { dir.open_upper_dir(name)? };
+        let entry = CString::new(AUFS_OPAQUE).map_err(|_| Errno::INVAL)?;
+        match held.create_file(&entry, 0o600, OFlags::WRONLY) {
+            Ok(_) | Err(Errno::EXIST) => Ok(()),
+            Err(errno) => Err(errno),
+        }
+    }
+
+    /// True if `.wh.NAME` in the upper deletes what lower layers may have under the name `name` of `parent`.
+    fn is_deleted_by_name(&self, parent: &Node, dir: &UpperDir, name: &CStr) -> Result<bool> {
+        let has_lowers = parent.dir().is_some_and(|dir| !dir.lowers.is_empty());
+        Ok(has_lowers && crate::union::merge::is_deleted_by_name(dir, name)?)
     }
 
     /// True if the upper has a whiteout under `name`; `false` if it has something else there, or nothing.

@@ -6,7 +6,7 @@ use crate::driver::node::{Node, NodeRef, Real};
 use crate::driver::types::{Errno, NodeId, Result};
 use crate::driver::{Overlay, checked_name, is_reserved};
 use crate::marks::Mark;
-use crate::union::layer::{Staged, UpperDir, WhiteoutForm};
+use crate::union::layer::{Cleared, Place, UpperDir, WhiteoutForm};
 use crate::union::merge::Listing;
 
 impl Overlay {
@@ -97,7 +97,7 @@ impl Overlay {
     /// Puts a whiteout in the place of the upper's directory `name`, which goes with all that it holds.
     pub(in crate::driver) fn whiteout_for_dir(&self, parent: &Node, dir: &UpperDir, name: &CStr) -> Result<()> {
         self.allow_whiteouts(parent, dir)?;
-        self.upper()?.work()?.stage_whiteout()?.exchange(dir, name)
+        self.upper()?.work()?.whiteout_over_dir(Place::new(dir, name))
     }
 
     /// Xattr whiteouts are only looked for in directories marked to hold some.
@@ -195,12 +195,16 @@ impl Overlay {
         }
     }
 
-    /// Replaces the upper directory `name`, which only holds whiteouts, by one that is really empty and hides what
-    /// is below, so that something can be renamed over it (kernel: `ovl_clear_empty`). The directory itself is what is
-    /// staged then, to be put back if the rename fails: the nodes below know it.
-    pub(in crate::driver) fn clear_dir(&self, dir: &UpperDir, name: &CStr, held: &UpperDir) -> Result<Staged<'_>> {
+    /// Rids the upper directory `name` of its whiteouts, so that something can be renamed over it; what they hid stays
+    /// hidden. Another directory takes its place (kernel: `ovl_clear_empty`): the directory itself is what is staged then,
+    /// for the nodes below know it. Without `RENAME_EXCHANGE` it is emptied where it is.
+    pub(in crate::driver) fn clear_dir(&self, dir: &UpperDir, name: &CStr, held: &UpperDir) -> Result<Cleared<'_>> {
+        let work = self.upper()?.work()?;
+        if !work.capabilities().exchange {
+            return work.empty_in_place(Place::new(dir, name), held);
+        }
         let stat = held.stat_self()?;
-        let staged = self.upper()?.work()?.stage_dir(stat.mode & 0o777)?;
+        let staged = work.stage_dir(stat.mode & 0o777)?;
         {
             let (work, staged_name) = staged.place().ok_or(Errno::IO)?;
             let staged_name: CString = staged_name.to_owned();
@@ -209,6 +213,6 @@ impl Overlay {
             self.mark_opaque(work, &staged_name)?;
         }
         staged.swap(dir, name)?;
-        Ok(staged)
+        Ok(Cleared::Swapped(staged))
     }
 }

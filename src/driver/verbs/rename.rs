@@ -12,7 +12,7 @@ use crate::driver::node::{Name, Node, NodeId as Id, NodeRef};
 use crate::driver::types::{Errno, NodeId, Result};
 use crate::driver::{Overlay, checked_name, creatable_name};
 use crate::marks::Mark;
-use crate::union::layer::UpperDir;
+use crate::union::layer::{Cleared, Move, Place, UpperDir};
 
 /// Longest redirect written, in bytes; what is deeper gives EXDEV. Fits in the attribute space of one ext4 block.
 const REDIRECT_MAX: usize = 3000;
@@ -90,6 +90,9 @@ impl Overlay {
         flags: RenameFlags,
     ) -> Result<()> {
         let exchange = flags.contains(RenameFlags::EXCHANGE);
+        if exchange && !self.upper()?.work()?.capabilities().exchange {
+            return Err(Errno::INVAL);
+        }
         if flags.contains(RenameFlags::NOREPLACE) && new.is_some() {
             return Err(Errno::EXIST);
         }
@@ -143,8 +146,9 @@ impl Overlay {
     }
 
     fn check_types(&self, old: &Node, new: Option<&NodeRef>, exchange: bool) -> Result<()> {
+        let writes_redirects = self.config.redirect_dir == RedirectDir::On && self.upper()?.keeps_marks();
         let moved = |node: &Node| match node.dir() {
-            Some(dir) if !dir.lowers.is_empty() && self.config.redirect_dir != RedirectDir::On => Err(Errno::XDEV),
+            Some(dir) if !dir.lowers.is_empty() && !writes_redirects => Err(Errno::XDEV),
             _ => Ok(()),
         };
         moved(old)?;
@@ -190,11 +194,7 @@ impl Overlay {
             _ => None,
         };
         let moved = self.move_over(source, target, occupant, whiteout_behind, old.dir().is_some());
-        if let (Err(_), Some(emptied)) = (&moved, &emptied)
-            && let Err(errno) = emptied.swap(&target.dir, &target.name)
-        {
-            tracing::error!("the target of a failed rename cannot be put back: {errno}");
-        }
+        self.end_clearing(target, emptied, moved.is_ok())?;
         moved?;
         if let (Some(new), Some(change)) = (&target.node, change) {
             self.detach_replaced(target, new);
@@ -202,6 +202,18 @@ impl Overlay {
         }
         self.nodes.remove_name(&source.parent, &source.name, old);
         self.nodes.add_name(&target.parent, &target.name, old);
+        Ok(())
+    }
+
+    /// After the rename over a directory that was cleared for it.
+    fn end_clearing(&self, target: &Side, cleared: Option<Cleared<'_>>, was_replaced: bool) -> Result<()> {
+        let (Some(cleared), Some(held)) = (cleared, &target.held) else { return Ok(()) };
+        let (work, place) = (self.upper()?.work()?, Place::new(&target.dir, &target.name));
+        if was_replaced {
+            work.end_cleared(cleared, place);
+        } else if let Err(errno) = work.put_back(&cleared, place, held) {
+            tracing::error!("the target of a failed rename cannot be put back: {errno}");
+        }
         Ok(())
     }
 
@@ -234,37 +246,12 @@ impl Overlay {
         whiteout_behind: bool,
         is_dir: bool,
     ) -> Result<()> {
-        let rename = |flags| source.dir.rename(&source.name, &target.dir, &target.name, flags);
-        if is_dir && occupant == Occupant::Whiteout {
-            // A directory cannot be put over the whiteout, but can change places with it.
-            rename(RenameFlags::EXCHANGE)?;
-            if !whiteout_behind && let Err(errno) = source.dir.remove_file(&source.name) {
-                // It hides nothing.
-                tracing::warn!("a whiteout that is no longer needed is left behind: {errno}");
-            }
-            return Ok(());
+        if whiteout_behind {
+            self.allow_whiteouts(&source.parent, &source.dir)?;
         }
-        if !whiteout_behind {
-            return rename(RenameFlags::empty());
-        }
-        if self.upper()?.whiteout_form() == crate::union::layer::WhiteoutForm::Device {
-            match rename(RenameFlags::WHITEOUT) {
-                Err(Errno::INVAL | Errno::PERM | Errno::NOSYS | Errno::OPNOTSUPP) => {}
-                done => return done,
-            }
-        }
-        // Without RENAME_WHITEOUT: a whiteout takes the target's place first, then the two change places. In
-        // between the target is gone; what moves is never lost.
-        match occupant {
-            Occupant::Nothing => self.put_whiteout(&target.parent, &target.dir, &target.name)?,
-            Occupant::Whiteout => {}
-            Occupant::File => self.whiteout_over(&target.parent, &target.dir, &target.name)?,
-            Occupant::Directory => {
-                self.whiteout_for_dir(&target.parent, &target.dir, &target.name)?;
-            }
-        }
-        self.allow_whiteouts(&source.parent, &source.dir)?;
-        rename(RenameFlags::EXCHANGE)
+        let how = Move { whiteout_behind, over_whiteout: occupant == Occupant::Whiteout, is_dir };
+        let (from, to) = (Place::new(&source.dir, &source.name), Place::new(&target.dir, &target.name));
+        self.upper()?.work()?.move_to(from, to, how)
     }
 
     /// Exchanges source and target.

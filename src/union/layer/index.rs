@@ -32,10 +32,17 @@ impl LayerStack {
     /// # Errors
     /// One line: the index or the upper belongs to other layers, or holds what is no index entry.
     pub fn prepare_index(&mut self, origins: &OriginResolver) -> Result<bool, OpenError> {
-        let namespace = match self.upper() {
-            Some(upper) if !upper.is_read_only() => upper.namespace(),
+        let upper = match self.upper() {
+            Some(upper) if !upper.is_read_only() => upper,
             _ => return Ok(false),
         };
+        if !upper.keeps_marks() {
+            tracing::warn!(
+                "index=off: the upper's file system keeps no extended attributes; hard links break at copy-up"
+            );
+            return Ok(false);
+        }
+        let namespace = upper.namespace();
         let lower_mark = self.lower_root_mark(origins);
         let upper_mark = self.upper().and_then(|upper| handle_mark(upper.root(), true));
         let (Some(lower_mark), Some(upper_mark)) = (lower_mark, upper_mark) else {

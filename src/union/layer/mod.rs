@@ -1,6 +1,7 @@
 //! Layers: [`Layer`] only reads; [`UpperLayer`] alone can write, with [`WorkDir`] to stage in; [`LayerStack`] is
 //! all of a mount.
 
+mod capabilities;
 mod dir;
 pub mod fd_cache;
 mod index;
@@ -11,6 +12,7 @@ mod order;
 mod origin;
 mod stat;
 mod upper;
+mod whiteouts;
 mod work;
 
 use std::ffi::{CStr, CString};
@@ -22,6 +24,7 @@ use std::sync::Arc;
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
+pub use capabilities::Capabilities;
 pub use dir::{Dir, RawEntry, TimeTo, Times, UpperDir, set_times_of};
 pub use layer_dir::{LayerDir, ListedDir};
 pub use marks::{Marks, classify};
@@ -29,6 +32,7 @@ use numbers::FileSystems;
 pub use origin::OriginResolver;
 pub use stat::{Device, FileId, FileType, Stat, Timestamp};
 pub use upper::{UpperLayer, WhiteoutForm};
+pub use whiteouts::{Cleared, Move, Place};
 pub use work::{Staged, WorkDir};
 
 use crate::config::OverlayConfig;

@@ -11,7 +11,7 @@ use rustix::io::Errno;
 use crate::config::OverlayConfig;
 use crate::marks::{Mark, Namespace};
 use crate::union::layer::order::Order;
-use crate::union::layer::{OpenError, Stat, UpperDir, WorkDir, describe};
+use crate::union::layer::{Capabilities, OpenError, Stat, UpperDir, WorkDir, describe};
 
 /// How deletions are marked in the upper.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,10 +33,9 @@ pub struct UpperLayer {
     /// `workdir/index`, on a mount with `index=on`.
     index: Option<UpperDir>,
     namespace: Namespace,
-    form: WhiteoutForm,
     acls: bool,
-    /// A new file has no extended attributes: nobody labels or signs it.
-    makes_bare_files: bool,
+    /// What the file system can do; absent on a read-only mount.
+    capabilities: Option<Capabilities>,
     volatile: bool,
     order: Order,
     /// Hold the locks on the upper and the work directory that keep other mounts off: exclusive, or shared once the mount
@@ -62,13 +61,12 @@ impl UpperLayer {
         }
         let mut layer = Self {
             acls: !config.no_acl && supports_acls(&root),
-            makes_bare_files: false,
             root,
             work: None,
             work_parent: None,
             index: None,
             namespace: if config.userxattr { Namespace::User } else { Namespace::Trusted },
-            form: WhiteoutForm::Device,
+            capabilities: None,
             volatile: config.volatile,
             order: Order::Unknown,
             locks: Vec::new(),
@@ -83,58 +81,24 @@ impl UpperLayer {
         }
         layer.locks.push(lock("workdir", work)?);
         let dir = prepare_work(&parent, config.volatile).map_err(|why| fail("workdir", work, why))?;
-        layer.probe(&dir, config.userxattr).map_err(|e| fail("workdir", work, describe(e)))?;
+        let capabilities = Capabilities::probe(&dir, config.userxattr).map_err(|errno| match errno {
+            Errno::OPNOTSUPP => fail(
+                "upperdir",
+                upper,
+                "its file system has neither devices nor extended attributes to mark removals by".to_owned(),
+            ),
+            errno => fail("workdir", work, describe(errno)),
+        })?;
+        layer.namespace = capabilities.marks.unwrap_or(Namespace::User);
         layer.order = Order::of(&layer.root, &upper_stat);
-        tracing::debug!(order = ?layer.order, "upperdir");
-        layer.work = Some(WorkDir::new(dir, layer.form));
+        tracing::info!("upperdir {}: {capabilities}; order of writes: {:?}", upper.display(), layer.order);
+        if let Some(limits) = capabilities.limits() {
+            tracing::warn!("upperdir {}: programs are refused what its file system lacks: {limits}", upper.display());
+        }
+        layer.capabilities = Some(capabilities.clone());
+        layer.work = Some(WorkDir::new(dir, capabilities));
         layer.work_parent = Some(parent);
         Ok(layer)
-    }
-
-    /// Finds out which name space and which form of whiteouts can be written.
-    fn probe(&mut self, work: &UpperDir, userxattr: bool) -> Result<(), Errno> {
-        const NAME: &CStr = c"#probe";
-        let can_mark = |namespace: Namespace| -> Result<bool, Errno> {
-            let key = CString::new(namespace.xattr(Mark::Opaque)).unwrap_or_default();
-            match work.set_xattr(NAME, &key, b"y", 0) {
-                Ok(()) => Ok(true),
-                Err(Errno::PERM | Errno::ACCESS | Errno::OPNOTSUPP) => Ok(false),
-                Err(errno) => Err(errno),
-            }
-        };
-        work.make_dir(NAME, 0o700)?;
-        if userxattr || !can_mark(Namespace::Trusted)? {
-            self.namespace = Namespace::User;
-            if !can_mark(Namespace::User)? {
-                tracing::warn!(
-                    "the upper's file system keeps no extended attributes: removed directories that are \
-                     made again may show their old content"
-                );
-            }
-        }
-        work.remove_dir(NAME)?;
-        drop(work.create_file(NAME, 0o600, OFlags::WRONLY)?);
-        self.makes_bare_files = work.list_xattrs(NAME).is_ok_and(|listed| listed.is_empty());
-        work.remove_file(NAME)?;
-        self.form = match work.make_node(NAME, libc::S_IFCHR, (0, 0)) {
-            Ok(()) => WhiteoutForm::Device,
-            Err(Errno::PERM | Errno::ACCESS | Errno::OPNOTSUPP | Errno::INVAL) => {
-                return self.probe_xattr_whiteout(work);
-            }
-            Err(errno) => return Err(errno),
-        };
-        work.remove_file(NAME)
-    }
-
-    fn probe_xattr_whiteout(&mut self, work: &UpperDir) -> Result<(), Errno> {
-        const NAME: &CStr = c"#probe";
-        work.make_node(NAME, libc::S_IFREG | 0o600, (0, 0))?;
-        let key = CString::new(self.namespace.xattr(Mark::Whiteout)).unwrap_or_default();
-        let set = work.set_xattr(NAME, &key, b"y", 0);
-        work.remove_file(NAME)?;
-        set?;
-        self.form = WhiteoutForm::Xattr(self.namespace);
-        Ok(())
     }
 
     /// Its root.
@@ -191,12 +155,17 @@ impl UpperLayer {
 
     /// True if a new file that inherits no ACL has no extended attributes.
     pub fn makes_bare_files(&self) -> bool {
-        self.makes_bare_files
+        self.capabilities.as_ref().is_some_and(|can| can.bare_files)
     }
 
     /// How whiteouts are written.
     pub fn whiteout_form(&self) -> WhiteoutForm {
-        self.form
+        self.capabilities.as_ref().map_or(WhiteoutForm::Device, |can| can.whiteouts)
+    }
+
+    /// True if the file system keeps marks.
+    pub fn keeps_marks(&self) -> bool {
+        self.capabilities.as_ref().is_none_or(|can| can.marks.is_some())
     }
 
     /// The file system keeps POSIX ACLs, and the mount shows them.

@@ -3,16 +3,14 @@
 use std::ffi::{CStr, CString};
 use std::hash::{BuildHasher, RandomState};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 use rustix::fs::{OFlags, RenameFlags};
 use rustix::io::Errno;
 
-use crate::marks::Mark;
 use crate::sys::xattr::{self, Target};
-use crate::union::layer::upper::WhiteoutForm;
-use crate::union::layer::{Dir, Stat, UpperDir};
+use crate::union::layer::{Capabilities, Dir, Stat, UpperDir};
 
 /// The directory `work` inside `workdir=`, as the kernel lays it out. Nothing in it survives a mount.
 #[derive(Debug)]
@@ -22,11 +20,9 @@ pub struct WorkDir {
     next: AtomicU64,
     /// Makes names of the numbers that nobody can foresee: a keyed hash, the key from the kernel's random numbers.
     names: RandomState,
-    form: WhiteoutForm,
+    capabilities: Capabilities,
     /// Name of the whiteout that is linked into the upper; replaced when it has as many names as it can.
-    whiteout: Mutex<Option<CString>>,
-    /// The file system has no nameless files.
-    no_tmpfile: AtomicBool,
+    pub(super) whiteout: Mutex<Option<CString>>,
 }
 
 /// A file being prepared in the work directory. Dropped unpublished, it is removed.
@@ -51,22 +47,25 @@ impl Drop for Staged<'_> {
 
 impl WorkDir {
     /// Takes over the emptied directory `dir`.
-    pub(super) fn new(dir: UpperDir, form: WhiteoutForm) -> Self {
-        Self {
-            dir,
-            next: AtomicU64::new(0),
-            names: RandomState::new(),
-            form,
-            whiteout: Mutex::new(None),
-            no_tmpfile: AtomicBool::new(false),
-        }
+    pub(super) fn new(dir: UpperDir, capabilities: Capabilities) -> Self {
+        Self { dir, next: AtomicU64::new(0), names: RandomState::new(), capabilities, whiteout: Mutex::new(None) }
     }
 
     /// A name that nothing in the work directory has, and that nobody could have put something there under. (The
     /// kernel counts, `ovl_tempname()`, and closes the directory to everybody; so do we, but may not be able to.)
-    fn temporary_name(&self) -> CString {
+    pub(super) fn temporary_name(&self) -> CString {
         let n = self.next.fetch_add(1, Ordering::Relaxed);
         CString::new(format!("#{:016x}", self.names.hash_one(n))).unwrap_or_default()
+    }
+
+    /// The file or directory `name` in the work directory, as something staged.
+    pub(super) fn staged(&self, name: CString) -> Staged<'_> {
+        Staged { work: self, name: Some(name), file: None }
+    }
+
+    /// What the file system can do.
+    pub fn capabilities(&self) -> &Capabilities {
+        &self.capabilities
     }
 
     /// The directory itself.
@@ -79,12 +78,9 @@ impl WorkDir {
     /// # Errors
     /// Those of `openat(2)`.
     pub fn stage_file(&self, mode: u32, nameless: bool) -> Result<Staged<'_>, Errno> {
-        if nameless && !self.no_tmpfile.load(Ordering::Relaxed) {
-            match self.dir.create_tmpfile(mode) {
-                Ok(file) => return Ok(Staged { work: self, name: None, file: Some(file) }),
-                Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::NOENT) => self.no_tmpfile.store(true, Ordering::Relaxed),
-                Err(errno) => return Err(errno),
-            }
+        if nameless && self.capabilities.nameless_files {
+            let file = self.dir.create_tmpfile(mode)?;
+            return Ok(Staged { work: self, name: None, file: Some(file) });
         }
         let name = self.temporary_name();
         let file = self.dir.create_file(&name, mode, OFlags::RDWR)?;
@@ -152,63 +148,6 @@ impl WorkDir {
         Ok(())
     }
 
-    /// Prepares a whiteout: a further name of the shared one.
-    ///
-    /// # Errors
-    /// Those of `linkat(2)` and of making the shared one.
-    pub fn stage_whiteout(&self) -> Result<Staged<'_>, Errno> {
-        let name = self.temporary_name();
-        self.link_whiteout(&self.dir, &name)?;
-        Ok(Staged { work: self, name: Some(name), file: None })
-    }
-
-    /// Makes `name` in `dir`, where nothing has that name, a whiteout.
-    ///
-    /// # Errors
-    /// `EXIST`; others of `linkat(2)` and of making the shared one.
-    pub fn link_whiteout(&self, dir: &UpperDir, name: &CStr) -> Result<(), Errno> {
-        let mut shared = self.whiteout.lock();
-        if let Some(existing) = shared.as_ref() {
-            match dir.link(&self.dir, existing, name) {
-                // MLINK: it has 65,000 names (ext4). NOENT: somebody emptied the work directory under us.
-                Err(Errno::MLINK | Errno::NOENT | Errno::PERM | Errno::OPNOTSUPP) => {}
-                done => return done,
-            }
-            if let Some(full) = shared.take()
-                && let Err(errno) = self.dir.remove_file(&full)
-            {
-                tracing::debug!("work directory: cannot remove {full:?}: {errno}");
-            }
-        }
-        let fresh = self.temporary_name();
-        self.make_whiteout(&fresh)?;
-        match dir.link(&self.dir, &fresh, name) {
-            Ok(()) => {
-                *shared = Some(fresh);
-                Ok(())
-            }
-            // The file system has no hard links: move it there instead.
-            Err(Errno::PERM | Errno::OPNOTSUPP | Errno::MLINK) => {
-                self.dir.rename(&fresh, dir, name, RenameFlags::NOREPLACE)
-            }
-            Err(errno) => {
-                self.dir.remove_file(&fresh)?;
-                Err(errno)
-            }
-        }
-    }
-
-    fn make_whiteout(&self, name: &CStr) -> Result<(), Errno> {
-        match self.form {
-            WhiteoutForm::Device => self.dir.make_node(name, libc::S_IFCHR, (0, 0)),
-            WhiteoutForm::Xattr(namespace) => {
-                self.dir.make_node(name, libc::S_IFREG | 0o600, (0, 0))?;
-                let key = CString::new(namespace.xattr(Mark::Whiteout)).unwrap_or_default();
-                self.dir.set_xattr(name, &key, b"y", 0)
-            }
-        }
-    }
-
     /// Removes everything in the directory.
     ///
     /// # Errors
@@ -223,7 +162,17 @@ impl WorkDir {
     }
 }
 
-impl Staged<'_> {
+impl<'a> Staged<'a> {
+    /// The work directory that it is staged in.
+    pub(super) fn work(&self) -> &'a WorkDir {
+        self.work
+    }
+
+    /// Forgets its name, which is not in the work directory any more, or shall stay there.
+    pub(super) fn keep(mut self) {
+        self.name = None;
+    }
+
     /// The open file of a staged regular file.
     ///
     /// # Errors
@@ -233,7 +182,7 @@ impl Staged<'_> {
     }
 
     /// Directory and name to change attributes by. A nameless file has neither: use [`Staged::file`].
-    pub fn place(&self) -> Option<(&UpperDir, &CStr)> {
+    pub fn place(&self) -> Option<(&'a UpperDir, &CStr)> {
         self.name.as_deref().map(|name| (&self.work.dir, name))
     }
 
@@ -269,15 +218,12 @@ impl Staged<'_> {
     pub fn publish_new(mut self, dir: &UpperDir, name: &CStr) -> Result<Option<OwnedFd>, Errno> {
         match (&self.name, &self.file) {
             (None, Some(file)) => dir.link_open_file(file.as_fd(), name)?,
-            (Some(staged), _) => self.work.dir.rename(staged, dir, name, RenameFlags::NOREPLACE).or_else(|errno| {
-                // File systems without RENAME_NOREPLACE: the caller holds the directory's lock and nobody else
-                // writes the upper, so a plain rename does the same.
-                if errno == Errno::INVAL && dir.stat(name)?.is_none() {
-                    self.work.dir.rename(staged, dir, name, RenameFlags::empty())
-                } else {
-                    Err(errno)
-                }
-            })?,
+            (Some(staged), _) if self.work.capabilities.noreplace => {
+                self.work.dir.rename(staged, dir, name, RenameFlags::NOREPLACE)?;
+            }
+            // The caller holds the directory's lock and nobody else writes the upper, so a plain rename does the same.
+            (Some(_), _) if dir.stat(name)?.is_some() => return Err(Errno::EXIST),
+            (Some(staged), _) => self.work.dir.rename(staged, dir, name, RenameFlags::empty())?,
             (None, None) => return Err(Errno::IO),
         }
         self.name = None;
@@ -298,16 +244,6 @@ impl Staged<'_> {
         self.work.dir.rename(staged, dir, name, RenameFlags::empty())?;
         self.name = None;
         Ok(self.file.take())
-    }
-
-    /// Makes it visible as `name` in `dir`; what had that name comes into the work directory and is removed with
-    /// all that it holds. For directories, which rename cannot put over something else.
-    ///
-    /// # Errors
-    /// Those of `renameat2(2)`. Nothing was changed then.
-    pub fn exchange(self, dir: &UpperDir, name: &CStr) -> Result<(), Errno> {
-        // Dropped with its name still set: the staged name now is what was replaced, and goes.
-        self.swap(dir, name)
     }
 
     /// Changes places with `name` in `dir`: what is staged is visible then, and what was there is staged.

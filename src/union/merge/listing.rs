@@ -128,10 +128,10 @@ impl Builder {
             if existing.closed {
                 return Ok(());
             }
-            // A whiteout by name (`.wh.x`) does not hide `x` of its own layer.
+            // A whiteout by name (`.wh.x`) does not hide `x` of its own layer, and closes it to what is below.
             let same_layer = existing.source == source || existing.more.last() == Some(&source);
             if existing.hidden && same_layer && !hidden {
-                (existing.kind, existing.ino, existing.hidden) = (kind, ino, false);
+                (existing.kind, existing.ino, existing.hidden, existing.closed) = (kind, ino, false, true);
             } else if hidden && same_layer {
                 existing.closed = true;
             } else if kind == libc::DT_DIR && !hidden && !existing.hidden {

@@ -90,11 +90,12 @@ pub fn resolve(dir: &MergedDir<'_>, name: &CStr) -> Result<Resolution, Errno> {
         }
         Some(stat) if stat.is_dir() => {
             let marks = upper.marks(name)?;
-            let lowers = if marks.opaque() == Opaque::Yes || has_name(upper, name)? {
-                Vec::new()
-            } else {
-                lower_parts_below_upper(dir, upper, name, &marks)?
-            };
+            let is_opaque = marks.opaque() == Opaque::Yes || has_name(upper, name)?;
+            let mut lowers = if is_opaque { Vec::new() } else { lower_parts_below_upper(dir, upper, name, &marks)? };
+            // `.wh.NAME` beside the directory closes it, as in a lower layer. A redirect says that it came from elsewhere.
+            if !lowers.is_empty() && marks.redirect.is_none() && is_deleted_by_name(upper, name)? {
+                lowers = Vec::new();
+            }
             Ok(Resolution::Found(Found { stat, source: Source::Upper, marks, lowers, data: None }))
         }
         Some(stat) => {
@@ -139,16 +140,25 @@ fn has_name(upper: &Dir, name: &CStr) -> Result<bool, Errno> {
 
 /// True if `dir` deletes `name` by a name of its own: `.wh.NAME`, or `.wh..wh..opq` for all of them.
 fn named_whiteout(dir: &LayerDir<'_>, name: &CStr) -> Result<bool, Errno> {
-    let mut whiteout = AUFS_PREFIX.to_vec();
-    whiteout.extend_from_slice(name.to_bytes());
-    let whiteout = CString::new(whiteout).map_err(|_| Errno::INVAL)?;
-    let exists = |name: &CStr| match dir.stat(name) {
+    let opaque = CString::new(AUFS_OPAQUE).map_err(|_| Errno::INVAL)?;
+    Ok(deletes_by_name(|name| dir.stat(name), name)? || dir.stat(&opaque)?.is_some())
+}
+
+/// True if the upper directory `dir` holds `.wh.NAME`.
+///
+/// # Errors
+/// Those of `statx(2)`.
+pub fn is_deleted_by_name(dir: &Dir, name: &CStr) -> Result<bool, Errno> {
+    deletes_by_name(|name| dir.stat(name), name)
+}
+
+fn deletes_by_name(stat: impl Fn(&CStr) -> Result<Option<Stat>, Errno>, name: &CStr) -> Result<bool, Errno> {
+    let whiteout = CString::new([AUFS_PREFIX, name.to_bytes()].concat()).map_err(|_| Errno::INVAL)?;
+    match stat(&whiteout) {
         // `.wh.` in front of a name of over 251 bytes: there can be no such file.
         Err(Errno::NAMETOOLONG) => Ok(false),
         found => found.map(|f| f.is_some()),
-    };
-    let opaque = CString::new(AUFS_OPAQUE).map_err(|_| Errno::INVAL)?;
-    Ok(exists(&whiteout)? || exists(&opaque)?)
+    }
 }
 
 /// Resolves `name` in the lower parts of `dir` only.

@@ -1,0 +1,348 @@
+//! Whiteouts in the upper: how they are made, and what takes or leaves the place of one.
+//!
+//! A change that needs a whiteout is one system call where the file system has `RENAME_WHITEOUT` and `RENAME_EXCHANGE`.
+//! Where it has not, [`Hidden`] covers the steps: `.wh.NAME` is created beside `NAME`, which hides the lower layers'
+//! `NAME` and nothing of the upper's, and goes once the real whiteout is in place. So the union shows the old state until
+//! one rename, and the new one after it. Every reader of layers but the kernel's overlayfs knows the form; after a crash
+//! between the steps, the kernel shows the lower file, and an empty file `.wh.NAME`.
+
+use std::ffi::{CStr, CString, OsStr};
+use std::os::unix::ffi::OsStrExt;
+
+use rustix::fs::{OFlags, RenameFlags};
+use rustix::io::Errno;
+
+use crate::marks::{AUFS_PREFIX, AufsName, Mark, decode_aufs_name};
+use crate::union::layer::UpperDir;
+use crate::union::layer::upper::WhiteoutForm;
+use crate::union::layer::work::{Staged, WorkDir};
+
+/// Longest name of a file, in bytes.
+const NAME_MAX: usize = 255;
+
+/// A name in a directory of the upper.
+#[derive(Clone, Copy, Debug)]
+pub struct Place<'a> {
+    /// The directory.
+    pub dir: &'a UpperDir,
+    /// The name in it.
+    pub name: &'a CStr,
+}
+
+impl<'a> Place<'a> {
+    /// The name `name` in `dir`.
+    pub fn new(dir: &'a UpperDir, name: &'a CStr) -> Self {
+        Self { dir, name }
+    }
+
+    fn rename(self, to: Place<'_>, flags: RenameFlags) -> Result<(), Errno> {
+        self.dir.rename(self.name, to.dir, to.name, flags)
+    }
+}
+
+/// What moves, and what it meets.
+#[derive(Clone, Copy, Debug)]
+pub struct Move {
+    /// The lower layers have the source's name: a whiteout takes its place.
+    pub whiteout_behind: bool,
+    /// There is a whiteout under the target's name.
+    pub over_whiteout: bool,
+    /// A directory moves.
+    pub is_dir: bool,
+}
+
+/// True for the errors by which a file system refuses flags of `renameat2(2)` that it does not know.
+fn refuses_flags(errno: Errno) -> bool {
+    matches!(errno, Errno::INVAL | Errno::PERM | Errno::NOSYS | Errno::OPNOTSUPP)
+}
+
+/// A file `.wh.NAME`, which hides `NAME` of the lower layers. It stays until [`Hidden::reveal`].
+#[must_use]
+struct Hidden<'a> {
+    dir: &'a UpperDir,
+    /// `None`: there can be no such file, for the name is too long or has a meaning of its own.
+    file: Option<CString>,
+}
+
+impl<'a> Hidden<'a> {
+    /// Creates the file.
+    fn new(place: Place<'a>) -> Result<Self, Errno> {
+        let hidden = Self::of(place);
+        let Some(file) = &hidden.file else { return Ok(hidden) };
+        match place.dir.create_file(file, 0o600, OFlags::WRONLY) {
+            // EXIST: left by a crash, or by another driver.
+            Ok(_) | Err(Errno::EXIST) => Ok(hidden),
+            Err(errno) => Err(errno),
+        }
+    }
+
+    /// The file as it is there already.
+    fn of(place: Place<'a>) -> Self {
+        let bytes = [AUFS_PREFIX, place.name.to_bytes()].concat();
+        let meaning = decode_aufs_name(OsStr::from_bytes(&bytes));
+        let hides = bytes.len() <= NAME_MAX && meaning == AufsName::Whiteout(OsStr::from_bytes(place.name.to_bytes()));
+        Self { dir: place.dir, file: if hides { CString::new(bytes).ok() } else { None } }
+    }
+
+    /// Removes the file. If that fails, it stays and hides nothing that is not hidden or replaced already.
+    fn reveal(self) {
+        let Some(file) = &self.file else { return };
+        match self.dir.remove_file(file) {
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(errno) => {
+                let place = self.dir.place(file);
+                tracing::warn!("{place:?}: a whiteout that is no longer needed is left behind: {errno}");
+            }
+        }
+    }
+}
+
+/// A directory of the upper that was emptied of its whiteouts.
+#[derive(Debug)]
+#[must_use]
+pub enum Cleared<'a> {
+    /// Another, empty directory has its place; it is staged.
+    Swapped(Staged<'a>),
+    /// It lost these entries itself, and what is below is hidden by the file `.wh.NAME`.
+    Emptied(Vec<CString>),
+}
+
+impl WorkDir {
+    /// Prepares a whiteout: a further name of the shared one.
+    ///
+    /// # Errors
+    /// Those of `linkat(2)` and of making the shared one.
+    pub fn stage_whiteout(&self) -> Result<Staged<'_>, Errno> {
+        let name = self.temporary_name();
+        self.link_whiteout(self.dir(), &name)?;
+        Ok(self.staged(name))
+    }
+
+    /// Makes `name` in `dir`, where nothing has that name, a whiteout.
+    ///
+    /// # Errors
+    /// `EXIST`; others of `linkat(2)` and of making the shared one.
+    pub fn link_whiteout(&self, dir: &UpperDir, name: &CStr) -> Result<(), Errno> {
+        let mut shared = self.whiteout.lock();
+        if let Some(existing) = shared.as_ref() {
+            match dir.link(self.dir(), existing, name) {
+                // MLINK: it has 65,000 names (ext4). NOENT: somebody emptied the work directory under us.
+                Err(Errno::MLINK | Errno::NOENT | Errno::PERM | Errno::OPNOTSUPP) => {}
+                done => return done,
+            }
+            if let Some(full) = shared.take()
+                && let Err(errno) = self.dir().remove_file(&full)
+            {
+                tracing::debug!("work directory: cannot remove {full:?}: {errno}");
+            }
+        }
+        let fresh = self.temporary_name();
+        self.make_whiteout(&fresh)?;
+        match dir.link(self.dir(), &fresh, name) {
+            Ok(()) => {
+                *shared = Some(fresh);
+                Ok(())
+            }
+            // The file system has no hard links: moves the file there instead.
+            Err(Errno::PERM | Errno::OPNOTSUPP | Errno::NOSYS | Errno::XDEV | Errno::MLINK) => {
+                self.staged(fresh).publish_new(dir, name).map(|_| ())
+            }
+            Err(errno) => {
+                self.dir().remove_file(&fresh)?;
+                Err(errno)
+            }
+        }
+    }
+
+    fn make_whiteout(&self, name: &CStr) -> Result<(), Errno> {
+        match self.capabilities().whiteouts {
+            WhiteoutForm::Device => self.dir().make_node(name, libc::S_IFCHR, (0, 0)),
+            WhiteoutForm::Xattr(namespace) => {
+                let staged = self.staged(name.to_owned());
+                drop(self.dir().create_file(name, 0o600, OFlags::WRONLY)?);
+                let key = CString::new(namespace.xattr(Mark::Whiteout)).unwrap_or_default();
+                staged.set_xattr(&key, b"y")?;
+                staged.keep();
+                Ok(())
+            }
+        }
+    }
+
+    /// Puts a whiteout in the place of the directory `place`, which goes with all that it holds.
+    ///
+    /// # Errors
+    /// Those of `renameat2(2)` and of making the whiteout. Nothing has changed then.
+    pub fn whiteout_over_dir(&self, place: Place<'_>) -> Result<(), Errno> {
+        let whiteout = self.stage_whiteout()?;
+        if self.capabilities().exchange {
+            match whiteout.swap(place.dir, place.name) {
+                Err(errno) if refuses_flags(errno) => {}
+                // Dropped with its name: what is staged now is the directory, and it is removed.
+                done => return done,
+            }
+        }
+        let hidden = Hidden::new(place)?;
+        let aside = self.temporary_name();
+        let removed = Place::new(self.dir(), &aside);
+        if let Err(errno) = place.rename(removed, RenameFlags::empty()) {
+            hidden.reveal();
+            return Err(errno);
+        }
+        match whiteout.publish_new(place.dir, place.name) {
+            Ok(_) => hidden.reveal(),
+            // `.wh.NAME` is a whiteout as well, and stays.
+            Err(errno) if hidden.file.is_some() => tracing::warn!("{:?}: {errno}", place.dir.place(place.name)),
+            Err(errno) => {
+                removed.rename(place, RenameFlags::empty())?;
+                return Err(errno);
+            }
+        }
+        drop(self.staged(aside));
+        Ok(())
+    }
+
+    /// Moves `from` to `to`, over a file, an empty directory or a whiteout, as `how` says.
+    ///
+    /// The lower layers' file of the source's name is visible at no moment, and the target is the old or the new one.
+    /// Names of more than 251 bytes have no `.wh.NAME`: without `RENAME_WHITEOUT`, a crash may then leave both names.
+    ///
+    /// # Errors
+    /// Those of `renameat2(2)`. Nothing has changed then.
+    pub fn move_to(&self, from: Place<'_>, to: Place<'_>, how: Move) -> Result<(), Errno> {
+        let Move { whiteout_behind, over_whiteout, is_dir } = how;
+        let dir_over_whiteout = is_dir && over_whiteout;
+        if whiteout_behind && !dir_over_whiteout && self.capabilities().rename_whiteout {
+            match from.rename(to, RenameFlags::WHITEOUT) {
+                Err(errno) if refuses_flags(errno) => {}
+                done => return done,
+            }
+        }
+        // The whiteout that is there can as well be the one that stays behind.
+        if over_whiteout && (is_dir || whiteout_behind) && self.capabilities().exchange {
+            match from.rename(to, RenameFlags::EXCHANGE) {
+                Err(errno) if refuses_flags(errno) => {}
+                Ok(()) if !whiteout_behind => {
+                    if let Err(errno) = from.dir.remove_file(from.name) {
+                        // It hides nothing.
+                        tracing::warn!("a whiteout that is no longer needed is left behind: {errno}");
+                    }
+                    return Ok(());
+                }
+                done => return done,
+            }
+        }
+        let moved = || match dir_over_whiteout {
+            true => self.dir_over_whiteout(from, to),
+            false => from.rename(to, RenameFlags::empty()),
+        };
+        if !whiteout_behind {
+            return moved();
+        }
+        let hidden = Hidden::new(from)?;
+        if let Err(errno) = moved() {
+            hidden.reveal();
+            return Err(errno);
+        }
+        self.hide_for_good(from, hidden);
+        Ok(())
+    }
+
+    /// Puts a whiteout where [`Hidden`] stood for one. If that fails, the latter stays: it is a whiteout as well.
+    fn hide_for_good(&self, place: Place<'_>, hidden: Hidden<'_>) {
+        match self.link_whiteout(place.dir, place.name) {
+            Ok(()) => hidden.reveal(),
+            Err(errno) => tracing::error!("{:?}: no whiteout: {errno}", place.dir.place(place.name)),
+        }
+    }
+
+    /// Moves the directory `from` over the whiteout `to` by plain calls.
+    fn dir_over_whiteout(&self, from: Place<'_>, to: Place<'_>) -> Result<(), Errno> {
+        let hidden = Hidden::new(to)?;
+        if let Err(errno) = to.dir.remove_file(to.name) {
+            hidden.reveal();
+            return Err(errno);
+        }
+        if let Err(errno) = from.rename(to, RenameFlags::empty()) {
+            self.hide_for_good(to, hidden);
+            return Err(errno);
+        }
+        hidden.reveal();
+        Ok(())
+    }
+
+    /// Removes the entries of the directory `place`, held as `held`, which are all whiteouts. What they hid stays hidden.
+    ///
+    /// # Errors
+    /// Those of listing and `unlinkat(2)`. The directory is what it was then.
+    pub fn empty_in_place(&self, place: Place<'_>, held: &UpperDir) -> Result<Cleared<'static>, Errno> {
+        let mut names: Vec<CString> = Vec::new();
+        held.list(|entry| {
+            names.push(entry.name.to_owned());
+            Ok(())
+        })?;
+        // Stays until the directory is replaced or its whiteouts are back.
+        let _hidden = Hidden::new(place)?;
+        if let Err(errno) = names.iter().try_for_each(|name| held.remove_tree(name)) {
+            self.refill(place, held, &names)?;
+            return Err(errno);
+        }
+        Ok(Cleared::Emptied(names))
+    }
+
+    /// Undoes [`WorkDir::empty_in_place`].
+    fn refill(&self, place: Place<'_>, held: &UpperDir, names: &[CString]) -> Result<(), Errno> {
+        for name in names {
+            let made = match decode_aufs_name(OsStr::from_bytes(name.to_bytes())) {
+                AufsName::Plain => self.link_whiteout(held, name),
+                _ => held.create_file(name, 0o600, OFlags::WRONLY).map(drop),
+            };
+            match made {
+                Ok(()) | Err(Errno::EXIST) => {}
+                Err(errno) => return Err(errno),
+            }
+        }
+        Hidden::of(place).reveal();
+        Ok(())
+    }
+
+    /// What was cleared has been replaced.
+    pub fn end_cleared(&self, cleared: Cleared<'_>, place: Place<'_>) {
+        match cleared {
+            // With its name, which removes it.
+            Cleared::Swapped(staged) => drop(staged),
+            Cleared::Emptied(_) => Hidden::of(place).reveal(),
+        }
+    }
+
+    /// What was cleared has not been replaced after all: it becomes what it was. `held` is the directory `place`.
+    ///
+    /// # Errors
+    /// Those of `renameat2(2)` and of making whiteouts. What is below stays hidden, on disk.
+    pub fn put_back(&self, cleared: &Cleared<'_>, place: Place<'_>, held: &UpperDir) -> Result<(), Errno> {
+        match cleared {
+            Cleared::Swapped(staged) => staged.swap(place.dir, place.name),
+            Cleared::Emptied(names) => self.refill(place, held, names),
+        }
+    }
+}
+
+impl Staged<'_> {
+    /// Makes the staged directory visible as `name` in `dir`, in place of the whiteout of that name.
+    ///
+    /// # Errors
+    /// Those of `renameat2(2)`. Nothing has changed then.
+    pub fn publish_over_whiteout(self, dir: &UpperDir, name: &CStr) -> Result<(), Errno> {
+        let (work, place) = (self.work(), Place::new(dir, name));
+        if work.capabilities().exchange {
+            match self.swap(dir, name) {
+                Err(errno) if refuses_flags(errno) => {}
+                // Dropped with its name: what is staged now is the whiteout, and it is removed.
+                done => return done,
+            }
+        }
+        let (staged_in, staged) = self.place().ok_or(Errno::IO)?;
+        work.dir_over_whiteout(Place::new(staged_in, staged), place)?;
+        self.keep();
+        Ok(())
+    }
+}
