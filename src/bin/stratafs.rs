@@ -6,18 +6,20 @@
 use std::ffi::{OsStr, OsString};
 use std::fs::{File, OpenOptions};
 use std::io::{self, IsTerminal, Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, ValueEnum};
 use clap_complete::Shell;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use stratafs::config::error::OptionError;
 use stratafs::config::manual;
 use stratafs::config::options::MountOptions;
 use stratafs::config::remount::Remount;
 use stratafs::driver::Overlay;
-use stratafs::fuse;
+use stratafs::fuse::{self, Target};
+use stratafs::sys::descriptors::Inherited;
 use stratafs::sys::fork::{Forked, fork};
 use stratafs::sys::signals::SignalQueue;
 use tracing_subscriber::EnvFilter;
@@ -122,7 +124,7 @@ impl From<OptionError> for Failure {
 /// What to mount where.
 struct Order {
     options: MountOptions,
-    mountpoint: PathBuf,
+    target: Target,
 }
 
 fn main() -> ExitCode {
@@ -138,7 +140,9 @@ fn main() -> ExitCode {
     if let Some(change) = Remount::parse(&arguments.options) {
         return exit_with(remount(&arguments, &change));
     }
-    let outcome = Order::new(&arguments).and_then(|order| {
+    // Without /proc nothing is found here, and the daemon says what it misses.
+    let mut inherited = Inherited::find().unwrap_or_default();
+    let outcome = Order::new(&arguments, &mut inherited).and_then(|order| {
         for warning in &order.options.warnings {
             tell(&format!("warning: {warning}"));
         }
@@ -147,7 +151,7 @@ fn main() -> ExitCode {
         } else if arguments.foreground || order.options.mount.debug {
             order.serve(|| Ok(()))
         } else {
-            daemonize(&order)
+            daemonize(&order, inherited)
         }
     });
     exit_with(outcome)
@@ -208,7 +212,7 @@ fn tell(message: &str) {
 }
 
 impl Order {
-    fn new(arguments: &Arguments) -> Result<Self, Failure> {
+    fn new(arguments: &Arguments, inherited: &mut Inherited) -> Result<Self, Failure> {
         let (source, mountpoint) = match arguments.places.as_slice() {
             [mountpoint] => (None, mountpoint),
             [source, mountpoint] => (Some(source), mountpoint),
@@ -222,21 +226,22 @@ impl Order {
             options.mount.fsname = Some(source.to_string_lossy().into_owned());
         }
         resolve_layers(&mut options)?;
-        let mountpoint = resolve_mountpoint(Path::new(mountpoint))?;
-        Ok(Self { options, mountpoint })
+        let target = match given_device(mountpoint, inherited)? {
+            Some(device) => Target::Device(device),
+            None => Target::Directory(resolve_mountpoint(Path::new(mountpoint))?),
+        };
+        Ok(Self { options, target })
     }
 
     /// Mounts, calls `ready`, and serves until somebody unmounts.
     fn serve(&self, ready: impl FnOnce() -> Result<(), Failure>) -> Result<(), Failure> {
         start_logging(self.options.mount.debug)?;
         std::panic::set_hook(Box::new(|panic| tracing::error!("{panic}")));
-        raise_file_limit();
         // Before the mount is made and before the first thread is: a signal that comes from now on unmounts.
-        let signals = SignalQueue::new(&[libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGUSR1])
-            .map_err(|error| Failure::new(format!("cannot wait for signals: {error}")))?;
+        let signals = take_signals().map_err(|error| Failure::new(format!("cannot wait for signals: {error}")))?;
         reduce_privileges();
         let overlay = Overlay::open(self.options.overlay.clone()).map_err(Failure::new)?;
-        let mounted = fuse::mount(overlay, &self.mountpoint, &self.options).map_err(Failure::new)?;
+        let mounted = fuse::mount(overlay, &self.target, &self.options).map_err(Failure::new)?;
         match ready() {
             Ok(()) => finish(mounted.serve(&signals)),
             Err(failure) => finish(mounted.end()).and(Err(failure)),
@@ -260,6 +265,25 @@ fn resolve_layers(options: &mut MountOptions) -> Result<(), Failure> {
     Ok(())
 }
 
+/// A mountpoint `/dev/fd/N` stands for a descriptor of `/dev/fuse` that the caller has opened and mounted, as libfuse 3
+/// takes it. Any other file there is a mountpoint like others.
+fn given_device(mountpoint: &OsStr, inherited: &mut Inherited) -> Result<Option<OwnedFd>, Failure> {
+    /// `misc` devices, and the number of `/dev/fuse` among them (`FUSE_MINOR`).
+    const FUSE: (u32, u32) = (10, 229);
+    let number = mountpoint.to_str().and_then(|path| path.strip_prefix("/dev/fd/")).and_then(|n| n.parse().ok());
+    let Some(number) = number else { return Ok(None) };
+    let stat = std::fs::metadata(mountpoint)
+        .map_err(|error| Failure::new(format!("mountpoint '{}': {}", mountpoint.display(), reason(&error))))?;
+    let device = (rustix::fs::major(stat.rdev()), rustix::fs::minor(stat.rdev()));
+    if !stat.file_type().is_char_device() || device != FUSE {
+        return Ok(None);
+    }
+    let Some(device) = inherited.take(number) else { return Ok(None) };
+    rustix::io::fcntl_setfd(&device, rustix::io::FdFlags::CLOEXEC)
+        .map_err(|error| Failure::new(format!("mountpoint '{}': {error}", mountpoint.display())))?;
+    Ok(Some(device))
+}
+
 fn resolve_mountpoint(mountpoint: &Path) -> Result<PathBuf, Failure> {
     let wrong = |error: &dyn std::fmt::Display| Failure::new(format!("mountpoint '{}': {error}", mountpoint.display()));
     let resolved = mountpoint.canonicalize().map_err(|error| wrong(&reason(&error)))?;
@@ -272,12 +296,12 @@ fn reason(error: &io::Error) -> String {
     text.split(" (os error").next().unwrap_or_default().to_owned()
 }
 
-/// A union of many layers holds many directories and files open.
-fn raise_file_limit() {
-    let limit = getrlimit(Resource::Nofile);
-    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
-        tracing::warn!(%error, "cannot raise the limit of open files");
-    }
+/// Leaves the caller's limits behind, and collects the signals that we act upon.
+fn take_signals() -> io::Result<SignalQueue> {
+    fuse::inherited::shed()?;
+    let mut signals = fuse::inherited::ending_signals()?;
+    signals.push(libc::SIGUSR1);
+    SignalQueue::new(&signals)
 }
 
 /// Neither is worth doing without a mount.
@@ -317,13 +341,13 @@ fn start_logging(debug: bool) -> Result<(), Failure> {
 const READY: &[u8] = b"ready";
 
 /// Serves in a second process; returns when its mount answers.
-fn daemonize(order: &Order) -> Result<(), Failure> {
+fn daemonize(order: &Order, inherited: Inherited) -> Result<(), Failure> {
     let cannot = |error: io::Error| Failure::new(format!("cannot start the daemon: {error}"));
     let (mut news, report) = io::pipe().map_err(cannot)?;
     match fork().map_err(cannot)? {
         Forked::Child => {
             drop(news);
-            serve_as_daemon(order, report);
+            serve_as_daemon(order, inherited, report);
         }
         Forked::Parent(_) => {
             drop(report);
@@ -339,13 +363,14 @@ fn daemonize(order: &Order) -> Result<(), Failure> {
 }
 
 /// The rest of the daemon's life.
-fn serve_as_daemon(order: &Order, report: io::PipeWriter) -> ! {
+fn serve_as_daemon(order: &Order, inherited: Inherited, report: io::PipeWriter) -> ! {
     let mut report = Some(report);
     let outcome = rustix::process::setsid()
         .map_err(|error| Failure::new(format!("cannot leave the session: {error}")))
         .and_then(|_| {
             order.serve(|| {
                 detach().map_err(|error| Failure::new(format!("cannot detach: {error}")))?;
+                inherited.close();
                 // The caller reads to the end: it must be closed here.
                 let told = report.take().map_or(Ok(()), |mut report| report.write_all(READY));
                 told.map_err(|error| Failure::new(format!("the caller has gone: {error}")))

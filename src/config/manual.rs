@@ -26,6 +26,16 @@ What is changed goes to the upper directory: a file of a lower layer is copied t
 deleted leaves a mark there.
 Without an upper directory the mount is read-only.
 .PP
+A
+.I MOUNTPOINT
+of the form
+.BI /dev/fd/ N
+stands for a descriptor of
+.I /dev/fuse
+that the caller has opened and mounted (its mount options count, and should have
+.BR default_permissions );
+it is only served.
+.PP
 The program returns when the mount answers; a second process serves it until it is unmounted with
 .BR umount (8)
 or
@@ -64,6 +74,8 @@ const REST: &str = r#".SH SIGNALS
 .TP
 .BR SIGTERM ", " SIGINT ", " SIGHUP
 Unmount and end.
+SIGINT and SIGHUP stay ignored if the caller ignores them, as with
+.BR nohup (1).
 .TP
 .B SIGUSR1
 Log how many requests of each kind there were.

@@ -3,6 +3,7 @@
 #![allow(unsafe_code)]
 
 pub mod chmod;
+pub mod descriptors;
 pub mod fork;
 pub mod forward;
 pub mod fuse_device;

@@ -1,4 +1,4 @@
-//! Signals as something to read.
+//! Signals as something to read, and what a process inherits of them.
 
 #![allow(unsafe_code)]
 
@@ -53,6 +53,57 @@ impl SignalQueue {
         let [a, b, c, d, ..] = record;
         Ok(i32::from_ne_bytes([a, b, c, d]))
     }
+}
+
+/// Undoes what the caller's masks, dispositions and timers would do to a daemon. Signals that report a resource limit are
+/// ignored, so that the system call fails instead of the process; no signal is blocked; children can be waited for; no
+/// timer is pending. A program takes all of this over from the one that executes it (`execve(2)`).
+///
+/// # Errors
+/// Those of `sigaction(2)`, `sigprocmask(2)` and `setitimer(2)`; none is expected.
+pub fn start_afresh() -> io::Result<()> {
+    for (signal, disposition) in
+        [(libc::SIGXFSZ, libc::SIG_IGN), (libc::SIGXCPU, libc::SIG_IGN), (libc::SIGCHLD, libc::SIG_DFL)]
+    {
+        // SAFETY: neither disposition is a function, so that no code of ours runs on a signal.
+        if unsafe { libc::signal(signal, disposition) } == libc::SIG_ERR {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    let mut none = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: sigemptyset initialises the set before it is read; no old mask is asked for.
+    let unblocked = unsafe {
+        libc::sigemptyset(none.as_mut_ptr());
+        libc::pthread_sigmask(libc::SIG_SETMASK, none.as_ptr(), std::ptr::null_mut())
+    };
+    if unblocked != 0 {
+        return Err(io::Error::from_raw_os_error(unblocked));
+    }
+    let zero = libc::timeval { tv_sec: 0, tv_usec: 0 };
+    let off = libc::itimerval { it_interval: zero, it_value: zero };
+    for timer in [libc::ITIMER_REAL, libc::ITIMER_VIRTUAL, libc::ITIMER_PROF] {
+        // SAFETY: the new value lives through the call, and no old one is asked for.
+        if unsafe { libc::setitimer(timer, &raw const off, std::ptr::null_mut()) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
+/// True if the process ignores `signal`, as `nohup(1)` has its program ignore `SIGHUP`.
+///
+/// # Errors
+/// `EINVAL`: there is no such signal.
+pub fn is_ignored(signal: i32) -> io::Result<bool> {
+    let mut action = std::mem::MaybeUninit::<libc::sigaction>::uninit();
+    // SAFETY: nothing is changed, and the kernel writes the whole structure before it is read.
+    let action = unsafe {
+        if libc::sigaction(signal, std::ptr::null(), action.as_mut_ptr()) != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        action.assume_init()
+    };
+    Ok(action.sa_sigaction == libc::SIG_IGN)
 }
 
 impl AsFd for SignalQueue {

@@ -2,6 +2,7 @@
 //! and when it ends.
 
 mod handshake;
+pub mod inherited;
 mod kernel;
 mod mountpoint;
 pub mod privileges;
@@ -10,8 +11,8 @@ mod remount;
 use std::fs;
 use std::io;
 use std::mem::ManuallyDrop;
-use std::os::fd::AsFd;
-use std::path::Path;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -48,8 +49,27 @@ const READAHEAD: u32 = 512;
 #[derive(Debug, thiserror::Error)]
 #[error("cannot mount on '{}': {cause}", mountpoint.display())]
 pub struct MountError {
-    mountpoint: std::path::PathBuf,
+    mountpoint: PathBuf,
     cause: io::Error,
+}
+
+/// What the union is served on.
+#[derive(Debug)]
+pub enum Target {
+    /// A directory to mount on; its path is canonical.
+    Directory(PathBuf),
+    /// A descriptor of `/dev/fuse` that somebody has mounted already, with options of his own.
+    Device(OwnedFd),
+}
+
+impl Target {
+    /// For messages.
+    fn path(&self) -> PathBuf {
+        match self {
+            Self::Directory(path) => path.clone(),
+            Self::Device(device) => PathBuf::from(format!("/dev/fd/{}", device.as_raw_fd())),
+        }
+    }
 }
 
 /// A mount that answers.
@@ -59,28 +79,29 @@ pub struct Mounted {
     overlay: Arc<Overlay>,
     transport: Arc<dyn Transport>,
     server: Arc<Server>,
-    mountpoint: Mountpoint,
+    /// `None`: mounted by somebody else where we cannot see it.
+    mountpoint: Option<Mountpoint>,
     unmounter: SessionUnmounter,
     /// Kept for its descriptor. Its `Drop` would unmount by path, see `mountpoint`.
     _session: ManuallyDrop<Session<Handshake>>,
 }
 
-/// Mounts `overlay` on `mountpoint` (a canonical path) and answers requests in threads of their own.
+/// Serves `overlay` on `target`: mounts it there unless it is mounted, and answers requests in threads of their own.
 ///
 /// Sets the umask of the process to 0: the kernel sends every caller's with the request.
 ///
 /// # Errors
 /// The directory, the options or the user's rights do not allow it, or the root of the mount cannot be read. Nothing
 /// is mounted then.
-pub fn mount(overlay: Overlay, mountpoint: &Path, options: &MountOptions) -> Result<Mounted, MountError> {
+pub fn mount(overlay: Overlay, target: &Target, options: &MountOptions) -> Result<Mounted, MountError> {
     let overlay = Arc::new(overlay);
-    try_mount(&overlay, mountpoint, options).map_err(|cause| {
+    try_mount(&overlay, target, options).map_err(|cause| {
         overlay.close();
-        MountError { mountpoint: mountpoint.to_owned(), cause }
+        MountError { mountpoint: target.path(), cause }
     })
 }
 
-fn try_mount(overlay: &Arc<Overlay>, mountpoint: &Path, options: &MountOptions) -> io::Result<Mounted> {
+fn try_mount(overlay: &Arc<Overlay>, target: &Target, options: &MountOptions) -> io::Result<Mounted> {
     rustix::process::umask(rustix::fs::Mode::empty());
     crate::sys::memory::share_pool();
     let read_only = overlay.is_read_only();
@@ -89,11 +110,22 @@ fn try_mount(overlay: &Arc<Overlay>, mountpoint: &Path, options: &MountOptions) 
         writeback: options.overlay.writeback && !read_only,
         passthrough: options.overlay.passthrough != Passthrough::Off && may_pass_through(),
     });
-    let session = Session::new(handshake, mountpoint, &session_config(options, read_only)).map_err(explain)?;
+    let config = session_config(options, read_only);
+    let session = match target {
+        Target::Directory(path) => Session::new(handshake, path, &config).map_err(explain)?,
+        Target::Device(device) => {
+            let device = device.try_clone()?;
+            let unmounted = |error: io::Error| match Errno::from_io_error(&error) {
+                Some(Errno::PERM) => io::Error::other("not mounted"),
+                _ => error,
+            };
+            Session::from_fd(handshake, device, config.acl, config).map_err(unmounted)?
+        }
+    };
     let mut session = ManuallyDrop::new(session);
     let mut unmounter = session.unmount_callable();
     let mounted = match agreed.get() {
-        Some(agreed) => start(overlay, mountpoint, options, session, agreed),
+        Some(agreed) => start(overlay, target, options, session, agreed),
         None => Err(io::Error::other("the kernel sent no INIT")),
     };
     if mounted.is_err()
@@ -117,13 +149,16 @@ fn explain(error: io::Error) -> io::Error {
 /// Starts answering on a mount that was just made.
 fn start(
     overlay: &Arc<Overlay>,
-    mountpoint: &Path,
+    target: &Target,
     options: &MountOptions,
     mut session: ManuallyDrop<Session<Handshake>>,
     agreed: &Agreed,
 ) -> io::Result<Mounted> {
-    let found = Mountpoint::find(mountpoint)?;
-    if let Err(error) = found.set_readahead(READAHEAD) {
+    let mountpoint = match target {
+        Target::Directory(path) => Some(Mountpoint::find(path)?),
+        Target::Device(device) => Mountpoint::of_connection(device.as_fd())?,
+    };
+    if let Some(Err(error)) = mountpoint.as_ref().map(|mountpoint| mountpoint.set_readahead(READAHEAD)) {
         // For root only, and where /sys is writable.
         tracing::debug!(%error, "the kernel's readahead stays as it is");
     }
@@ -147,7 +182,7 @@ fn start(
     // Not by asking the mount: who waits for an answer of his own process cannot even be killed, since the kernel
     // gives up on the request only when the device is closed, and that is when the last thread has ended.
     overlay.getattr(NodeId::ROOT, None)?;
-    Ok(Mounted { overlay: Arc::clone(overlay), transport, server, mountpoint: found, unmounter, _session: session })
+    Ok(Mounted { overlay: Arc::clone(overlay), transport, server, mountpoint, unmounter, _session: session })
 }
 
 /// The kernel takes passthrough files only from `CAP_SYS_ADMIN` in the first user namespace
@@ -256,11 +291,12 @@ impl Mounted {
 
     /// Unmounts what is ours, if it is still there.
     fn unmount(&mut self) -> io::Result<()> {
-        match self.mountpoint.unmount(false)? {
+        let Some(mountpoint) = &self.mountpoint else { return Ok(()) };
+        match mountpoint.unmount(false)? {
             Unmounted::Gone => Ok(()),
             Unmounted::Busy => {
-                self.write_back();
-                self.mountpoint.unmount(true).map(|_| ())
+                self.write_back()?;
+                mountpoint.unmount(true).map(|_| ())
             }
             Unmounted::NotPermitted => self.unmounter.unmount(),
         }
@@ -268,8 +304,8 @@ impl Mounted {
 
     /// Has the kernel send what it keeps of writable mappings, since nobody answers once the process has ended. In a
     /// thread: a stuck file system must not keep us from ending.
-    fn write_back(&self) {
-        let path = self.mountpoint.path().to_owned();
+    fn write_back(&self) -> io::Result<()> {
+        let Some(path) = self.mountpoint.as_ref().map(Mountpoint::path).transpose()?.flatten() else { return Ok(()) };
         let (done, finished) = std::sync::mpsc::channel();
         std::thread::spawn(move || {
             let synced = fs::File::open(&path).and_then(|root| Ok(rustix::fs::syncfs(root)?));
@@ -281,6 +317,7 @@ impl Mounted {
         if finished.recv_timeout(5 * GRACE).is_err() {
             tracing::warn!("writing back before a lazy unmount takes too long");
         }
+        Ok(())
     }
 }
 

@@ -2,29 +2,26 @@
 //!
 //! fuser unmounts by path only: if somebody else has unmounted us, its `Drop` and `unmount()` hit whatever is mounted
 //! at the path by then (its guard `is_mounted()` takes POLLERR, the sign of a dead connection, for "mounted"). So the
-//! mount is looked up in `/proc/self/mountinfo` by its id before anything is unmounted.
+//! mount is looked up in `/proc/self/mountinfo` by its id before anything is unmounted, which also finds it where it was
+//! moved to.
 
 use std::ffi::OsString;
 use std::fs;
 use std::io;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, unmount};
 
-/// A mount of ours.
+/// A mount of ours. It has no path of its own: somebody may move it or rename a directory above it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Mountpoint {
-    path: PathBuf,
-    /// Mount id and `major:minor`, as in `/proc/self/mountinfo`. The kernel uses an id again only after the mount is
-    /// gone, and the device number only after the file system is.
-    identity: Identity,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Identity {
+    /// Mount id.
     mount: u64,
+    /// `major:minor`. The kernel uses a mount id again only after the mount is gone, and this number only after the file
+    /// system is.
     device: OsString,
 }
 
@@ -42,34 +39,41 @@ pub(super) enum Unmounted {
 impl Mountpoint {
     /// The topmost mount at `path`, which must be canonical.
     pub(super) fn find(path: &Path) -> io::Result<Self> {
-        match topmost(&fs::read("/proc/self/mountinfo")?, path) {
-            Some(identity) => Ok(Self { path: path.to_owned(), identity }),
-            None => Err(io::Error::other("the mount does not show in /proc/self/mountinfo")),
-        }
+        let found = mounts(&mountinfo()?).filter(|mount| mount.path == path).last().map(|mount| mount.identity);
+        found.ok_or_else(|| io::Error::other("the mount does not show in /proc/self/mountinfo"))
     }
 
-    pub(super) fn path(&self) -> &Path {
-        &self.path
+    /// The mount of the connection that `device` belongs to. `None` if it is in no namespace of ours, or if the kernel
+    /// does not say which one it is (before Linux 6.16).
+    pub(super) fn of_connection(device: BorrowedFd<'_>) -> io::Result<Option<Self>> {
+        let shown = fs::read_to_string(format!("/proc/self/fdinfo/{}", device.as_raw_fd()))?;
+        // fuse_dev_show_fdinfo(): the minor number of the file system's device, whose major number is 0.
+        let Some(minor) = shown.lines().find_map(|line| line.strip_prefix("fuse_connection:")) else { return Ok(None) };
+        let device = OsString::from(format!("0:{}", minor.trim()));
+        Ok(mounts(&mountinfo()?).map(|mount| mount.identity).find(|identity| identity.device == device))
+    }
+
+    /// Where it is now. `None` if it is gone, or if another mount covers it, which unmounting the path would hit.
+    pub(super) fn path(&self) -> io::Result<Option<PathBuf>> {
+        let shown = mountinfo()?;
+        let Some(path) = mounts(&shown).find(|mount| mount.identity == *self).map(|mount| mount.path) else {
+            return Ok(None);
+        };
+        let topmost = mounts(&shown).filter(|mount| mount.path == path).last();
+        Ok(topmost.is_some_and(|mount| mount.identity == *self).then_some(path))
     }
 
     /// Has the kernel read ahead in pieces of `kilobytes`. What is asked for in `INIT` can only lower its default.
     pub(super) fn set_readahead(&self, kilobytes: u32) -> io::Result<()> {
-        let device = self.identity.device.to_string_lossy();
+        let device = self.device.to_string_lossy();
         fs::write(format!("/sys/class/bdi/{device}/read_ahead_kb"), kilobytes.to_string())
-    }
-
-    /// True if unmounting the path would unmount us.
-    fn is_ours(&self) -> io::Result<bool> {
-        Ok(topmost(&fs::read("/proc/self/mountinfo")?, &self.path).as_ref() == Some(&self.identity))
     }
 
     /// `lazily`: even if it is in use.
     pub(super) fn unmount(&self, lazily: bool) -> io::Result<Unmounted> {
-        if !self.is_ours()? {
-            return Ok(Unmounted::Gone);
-        }
+        let Some(path) = self.path()? else { return Ok(Unmounted::Gone) };
         let flags = if lazily { UnmountFlags::NOFOLLOW | UnmountFlags::DETACH } else { UnmountFlags::NOFOLLOW };
-        match unmount(&self.path, flags) {
+        match unmount(&path, flags) {
             Ok(()) | Err(Errno::INVAL) => Ok(Unmounted::Gone),
             Err(Errno::BUSY) => Ok(Unmounted::Busy),
             Err(Errno::PERM) => Ok(Unmounted::NotPermitted),
@@ -78,14 +82,25 @@ impl Mountpoint {
     }
 }
 
-/// The last mount at `path` in a mountinfo file (`proc_pid_mountinfo(5)`): `ID PARENT MAJOR:MINOR ROOT MOUNTPOINT …`.
-fn topmost(mountinfo: &[u8], path: &Path) -> Option<Identity> {
-    mountinfo.split(|&byte| byte == b'\n').rev().find_map(|line| {
+/// A line of a mountinfo file.
+struct Mount {
+    identity: Mountpoint,
+    path: PathBuf,
+}
+
+fn mountinfo() -> io::Result<Vec<u8>> {
+    fs::read("/proc/self/mountinfo")
+}
+
+/// The mounts of a mountinfo file (`proc_pid_mountinfo(5)`): `ID PARENT MAJOR:MINOR ROOT MOUNTPOINT …`. The last one at a
+/// path is the topmost.
+fn mounts(mountinfo: &[u8]) -> impl Iterator<Item = Mount> {
+    mountinfo.split(|&byte| byte == b'\n').filter_map(|line| {
         let mut fields = line.split(|&byte| byte == b' ');
         let mount = str::from_utf8(fields.next()?).ok()?.parse().ok()?;
         let device = OsString::from_vec(fields.nth(1)?.to_vec());
-        let mountpoint = unescape(fields.nth(1)?);
-        (mountpoint == path.as_os_str().as_bytes()).then_some(Identity { mount, device })
+        let path = PathBuf::from(OsString::from_vec(unescape(fields.nth(1)?)));
+        Some(Mount { identity: Mountpoint { mount, device }, path })
     })
 }
 
@@ -114,19 +129,17 @@ mod tests {
         38 36 0:41 / /m rw - tmpfs c rw\n";
 
     #[test]
-    fn the_topmost_mount_counts() {
-        let at = |path: &str| topmost(MOUNTINFO, Path::new(path)).map(|identity| identity.mount);
-        assert_eq!(at("/"), Some(22));
-        assert_eq!(at("/m"), Some(38));
-        assert_eq!(at("/with space\\"), Some(37));
-        assert_eq!(at("/with"), None);
-        assert_eq!(at("/m/"), None);
+    fn mounts_have_ids_devices_and_paths() {
+        let all: Vec<_> = mounts(MOUNTINFO).map(|mount| (mount.identity.mount, mount.path)).collect();
+        let expected = [(22, "/"), (36, "/m"), (37, "/with space\\"), (38, "/m")];
+        assert_eq!(all, expected.map(|(id, path)| (id, PathBuf::from(path))));
+        assert!(mounts(MOUNTINFO).any(|mount| mount.identity.device == "0:40"));
     }
 
     #[test]
     fn damaged_lines_are_passed_over() {
         for length in 0..MOUNTINFO.len() {
-            topmost(&MOUNTINFO[..length], Path::new("/nowhere"));
+            assert!(mounts(&MOUNTINFO[..length]).count() <= 4);
         }
         assert_eq!(unescape(b"a\\04"), b"a\\04");
         assert_eq!(unescape(b"\\777"), b"\\777");
