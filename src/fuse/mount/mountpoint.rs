@@ -12,16 +12,26 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, unmount};
 
-/// A mount of ours. It has no path of its own: somebody may move it or rename a directory above it.
+/// A mount of ours.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Mountpoint {
-    /// Mount id.
+    /// Where it was when it was found. Somebody may move it or rename a directory above it.
+    path: PathBuf,
+    identity: Identity,
+    /// An id that the kernel gives to no other mount (Linux 6.8).
+    unique: Option<u64>,
+}
+
+/// What `/proc/self/mountinfo` tells a mount by. The kernel soon gives both numbers to another mount once this one is
+/// gone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Identity {
     mount: u64,
-    /// `major:minor`. The kernel uses a mount id again only after the mount is gone, and this number only after the file
-    /// system is.
+    /// `major:minor`
     device: OsString,
 }
 
@@ -39,8 +49,14 @@ pub(super) enum Unmounted {
 impl Mountpoint {
     /// The topmost mount at `path`, which must be canonical.
     pub(super) fn find(path: &Path) -> io::Result<Self> {
-        let found = mounts(&mountinfo()?).filter(|mount| mount.path == path).last().map(|mount| mount.identity);
-        found.ok_or_else(|| io::Error::other("the mount does not show in /proc/self/mountinfo"))
+        let found = mounts(&mountinfo()?).filter(|mount| mount.path == path).last();
+        let found = found.ok_or_else(|| io::Error::other("the mount does not show in /proc/self/mountinfo"))?;
+        Ok(Self::of(found))
+    }
+
+    fn of(Mount { identity, path }: Mount) -> Self {
+        let unique = unique_id(&path);
+        Self { path, identity, unique }
     }
 
     /// The mount of the connection that `device` belongs to. `None` if it is in no namespace of ours, or if the kernel
@@ -50,22 +66,25 @@ impl Mountpoint {
         // fuse_dev_show_fdinfo(): the minor number of the file system's device, whose major number is 0.
         let Some(minor) = shown.lines().find_map(|line| line.strip_prefix("fuse_connection:")) else { return Ok(None) };
         let device = OsString::from(format!("0:{}", minor.trim()));
-        Ok(mounts(&mountinfo()?).map(|mount| mount.identity).find(|identity| identity.device == device))
+        Ok(mounts(&mountinfo()?).find(|mount| mount.identity.device == device).map(Self::of))
     }
 
     /// Where it is now. `None` if it is gone, or if another mount covers it, which unmounting the path would hit.
     pub(super) fn path(&self) -> io::Result<Option<PathBuf>> {
         let shown = mountinfo()?;
-        let Some(path) = mounts(&shown).find(|mount| mount.identity == *self).map(|mount| mount.path) else {
+        let Some(path) = mounts(&shown).find(|mount| mount.identity == self.identity).map(|mount| mount.path) else {
             return Ok(None);
         };
         let topmost = mounts(&shown).filter(|mount| mount.path == path).last();
-        Ok(topmost.is_some_and(|mount| mount.identity == *self).then_some(path))
+        let is_topmost = topmost.is_some_and(|mount| mount.identity == self.identity);
+        // Without an id for good, a mount at another path may be another one.
+        let is_ours = if self.unique.is_some() { unique_id(&path) == self.unique } else { path == self.path };
+        Ok((is_topmost && is_ours).then_some(path))
     }
 
     /// Has the kernel read ahead in pieces of `kilobytes`. What is asked for in `INIT` can only lower its default.
     pub(super) fn set_readahead(&self, kilobytes: u32) -> io::Result<()> {
-        let device = self.device.to_string_lossy();
+        let device = self.identity.device.to_string_lossy();
         fs::write(format!("/sys/class/bdi/{device}/read_ahead_kb"), kilobytes.to_string())
     }
 
@@ -84,8 +103,17 @@ impl Mountpoint {
 
 /// A line of a mountinfo file.
 struct Mount {
-    identity: Mountpoint,
+    identity: Identity,
     path: PathBuf,
+}
+
+/// The unique id of the topmost mount at `path`, as far as the kernel has such ids. Asks the file system nothing, so that a
+/// mount of ours need not be answered.
+fn unique_id(path: &Path) -> Option<u64> {
+    const MNT_ID_UNIQUE: StatxFlags = StatxFlags::from_bits_retain(0x4000);
+    let flags = AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT | AtFlags::SYMLINK_NOFOLLOW;
+    let shown = statx(CWD, path, flags, MNT_ID_UNIQUE).ok()?;
+    (shown.stx_mask & MNT_ID_UNIQUE.bits() != 0).then_some(shown.stx_mnt_id)
 }
 
 fn mountinfo() -> io::Result<Vec<u8>> {
@@ -100,7 +128,7 @@ fn mounts(mountinfo: &[u8]) -> impl Iterator<Item = Mount> {
         let mount = str::from_utf8(fields.next()?).ok()?.parse().ok()?;
         let device = OsString::from_vec(fields.nth(1)?.to_vec());
         let path = PathBuf::from(OsString::from_vec(unescape(fields.nth(1)?)));
-        Some(Mount { identity: Mountpoint { mount, device }, path })
+        Some(Mount { identity: Identity { mount, device }, path })
     })
 }
 
