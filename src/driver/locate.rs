@@ -191,8 +191,13 @@ impl Overlay {
         for (index, part) in dir.lowers.iter().enumerate() {
             parts.push((part, self.lower_view(node, index)?));
         }
-        let listing = Arc::new(Listing::of_lowers(&parts)?);
-        dir.state.lock().lower_listing = Some(listing.clone());
+        let kept = dir.state.lock().moved.clone();
+        let listing = Arc::new(Listing::of_lowers(&parts, &kept)?);
+        let mut state = dir.state.lock();
+        state.lower_listing = Some(listing.clone());
+        if state.upper.is_none() {
+            state.moved = listing.moved();
+        }
         Ok(Some(listing))
     }
 

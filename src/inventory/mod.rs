@@ -21,11 +21,12 @@
 //! # Format
 //!
 //! Numbers are little-endian. A header; for each directory a block, holding its [`Record`]s in the order of
-//! their positions (see [`position`]) and then their names, each ended by a NUL; then one [`DirRecord`] for each
+//! their positions (see [`position::allot`]) and then their names, each ended by a NUL; then one [`DirRecord`] for each
 //! directory, number 1 (the root) first. The header and each directory (record and block together) have a checksum
 //! (CRC-32) of their own, so that a mount does not read what it does not use.
 
 mod check;
+pub mod position;
 mod read;
 mod record;
 mod write;
@@ -89,24 +90,6 @@ pub enum Unusable {
     /// It cannot be read.
     #[error("cannot be read: {0}")]
     Unreadable(rustix::io::Errno),
-}
-
-/// First position given to a name; those below are for `.` and `..`.
-pub const FIRST_POSITION: u64 = 16;
-
-/// Names that a collision may push a name away from its own position.
-pub const COLLISION_SPAN: u64 = 64;
-
-/// Position that `name` gets in listings where no other name of the directory has the same: a hash of the name.
-pub fn position(name: &[u8]) -> u64 {
-    let mut hash = 0xcbf2_9ce4_8422_2325_u64 ^ (name.len() as u64);
-    for chunk in name.chunks(8) {
-        let word = chunk.iter().rev().fold(0u64, |word, &b| (word << 8) | u64::from(b));
-        hash = (hash ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        hash ^= hash >> 29;
-    }
-    // Positions are signed 64-bit numbers to user space, and the kernel adds to them.
-    (hash >> 2).max(FIRST_POSITION)
 }
 
 /// Where the inventory of the layer directory `dir` is.

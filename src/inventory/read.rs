@@ -9,8 +9,9 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
 use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
 use rustix::io::Errno;
 
+use super::position::candidate;
 use super::record::{BadHeader, Header};
-use super::{COLLISION_SPAN, DirNumber, DirRecord, Record, Unusable, position};
+use super::{DirNumber, DirRecord, Record, Unusable};
 use crate::sys::mapping::Mapping;
 
 /// The inventory of a layer, mapped.
@@ -284,10 +285,14 @@ impl<'a> Directory<'a> {
 
     /// The entry called `name`.
     pub fn find(&self, name: &CStr) -> Option<Entry<'a>> {
-        let position = position(name.to_bytes());
-        (self.first_at(position)..self.len())
-            .map_while(|index| self.at(index))
-            .take_while(|entry| entry.record.position < position.saturating_add(COLLISION_SPAN))
-            .find(|entry| entry.name == name)
+        // With every candidate that another name has, one name fewer is left to be this one.
+        for attempt in 0..=self.len() as u64 {
+            let position = candidate(name.to_bytes(), attempt);
+            let entry = self.at(self.first_at(position)).filter(|entry| entry.record.position == position)?;
+            if entry.name == name {
+                return Some(entry);
+            }
+        }
+        None
     }
 }

@@ -5,7 +5,7 @@ use rustix::fs::{Statx, StatxFlags, StatxTimestamp};
 /// First bytes of the file.
 const MAGIC: &[u8; 8] = b"stratinv";
 /// Version of the format.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// A point in time in nanoseconds since 1970; 1677 to 2262.
 pub type Tick = i64;

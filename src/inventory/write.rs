@@ -12,8 +12,9 @@ use std::time::Duration;
 use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, Statx, StatxFlags};
 use rustix::io::Errno;
 
+use super::position::{Moved, allot};
 use super::record::Header;
-use super::{DirRecord, Record, position};
+use super::{DirRecord, Record};
 use crate::marks::{AufsName, Namespace, decode_aufs_name};
 use crate::sys::xattr::{self, Target};
 
@@ -164,11 +165,15 @@ impl<'f> Scan<'f> {
             if name.as_c_str() == c"." || name.as_c_str() == c".." {
                 continue;
             }
-            let mut record = self.record(dir.as_fd(), &name).map_err(|error| naming(&below(path, &name), &error))?;
-            record.position = position(name.to_bytes());
+            let record = self.record(dir.as_fd(), &name).map_err(|error| naming(&below(path, &name), &error))?;
             scanned.push(Scanned { name, record });
         }
-        scanned.sort_by(|a, b| (a.record.position, &a.name).cmp(&(b.record.position, &b.name)));
+        let names: Vec<&[u8]> = scanned.iter().map(|scanned| scanned.name.to_bytes()).collect();
+        let (positions, _) = allot(&names, &Moved::default());
+        for (scanned, position) in scanned.iter_mut().zip(positions) {
+            scanned.record.position = position;
+        }
+        scanned.sort_unstable_by_key(|scanned| scanned.record.position);
         self.write_block(path, own, scanned)
     }
 
@@ -183,10 +188,7 @@ impl<'f> Scan<'f> {
         };
         let mut block = Vec::with_capacity(scanned.len() * (Record::SIZE + 16));
         let mut names = Vec::new();
-        let mut last_position = 0;
         for Scanned { name, mut record } in scanned {
-            record.position = record.position.max(last_position + 1);
-            last_position = record.position;
             record.name_at = u32::try_from(names.len()).map_err(too_many)?;
             names.extend_from_slice(name.to_bytes_with_nul());
             let is_whiteout = record.kind() == libc::DT_CHR && record.special == (0, 0);

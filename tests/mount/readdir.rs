@@ -217,3 +217,60 @@ on_both! {
         }
     }
 }
+
+/// 200 names of 16 bytes for which the hash that positions were made of once (`(h ^ word) * K; h ^= h >> 29` for each 8
+/// bytes) gives one value: it can be inverted.
+fn names_of_one_hash() -> Vec<Vec<u8>> {
+    const K: u64 = 0x9e37_79b9_7f4a_7c15;
+    let step = |hash: u64, word: u64| {
+        let mixed = (hash ^ word).wrapping_mul(K);
+        mixed ^ (mixed >> 29)
+    };
+    let start = 0xcbf2_9ce4_8422_2325_u64 ^ 16;
+    let inverse = (0..6).fold(K, |x, _| x.wrapping_mul(2_u64.wrapping_sub(K.wrapping_mul(x))));
+    let target = 0x0123_4567_89ab_cdef_u64;
+    let unmixed = (0..3).fold(target, |x, _| target ^ (x >> 29));
+    let mut names = vec![];
+    for number in 0_u64.. {
+        let first = u64::from_le_bytes(format!("{number:08x}").as_bytes().try_into().unwrap());
+        let second = unmixed.wrapping_mul(inverse) ^ step(start, first);
+        assert_eq!(step(step(start, first), second), target);
+        let name = [first.to_le_bytes(), second.to_le_bytes()].concat();
+        if !name.iter().any(|byte| matches!(byte, 0 | b'/')) {
+            names.push(name);
+        }
+        if names.len() == 200 {
+            break;
+        }
+    }
+    names
+}
+
+on_both! {
+    /// Whatever names are in a directory, each is listed once and found.
+    fn names_of_one_position(driver) {
+        use std::os::unix::ffi::OsStrExt;
+        let names = names_of_one_hash();
+        let path = |root: &std::path::Path, name: &[u8]| root.join("d").join(std::ffi::OsStr::from_bytes(name));
+        for (both, upper) in [(false, false), (true, false), (true, true)] {
+            let mut layers = Stack::new().lower("dir d").lower(if both { "file d/below" } else { "" }).build();
+            for name in &names {
+                sys::create(&path(&layers.lowers[0], name), b"x").unwrap();
+            }
+            layers.settle();
+            let mount = layers.mount(driver);
+            if upper {
+                sys::create(&mount.at("d/above"), b"").unwrap();
+            }
+            let listed = sys::readdir(&mount.at("d")).unwrap();
+            assert_eq!(listed.len(), names.len() + usize::from(both) + usize::from(upper));
+            for name in &names {
+                assert!(sys::exists(&path(mount.root(), name)), "{}", name.escape_ascii());
+            }
+            for name in &names {
+                sys::unlink(&path(mount.root(), name)).unwrap();
+            }
+            assert_eq!(sys::readdir(&mount.at("d")).unwrap().len(), usize::from(both) + usize::from(upper));
+        }
+    }
+}

@@ -38,6 +38,7 @@ use parking_lot::{Mutex, MutexGuard, RwLock};
 pub use crate::union::layer::Timestamp;
 use crate::union::layer::{FileType, LowerRef};
 use crate::union::merge::Listing;
+use crate::union::merge::listing::Moved;
 pub use handle::{FileHandle, HandleTable};
 pub use name::Name;
 pub use pattern::{ReadPattern, Reading};
@@ -112,6 +113,8 @@ pub struct DirState {
     pub grown: u64,
     /// Lookups done without a listing.
     pub probes: u32,
+    /// Names that are listed elsewhere than at their first position, for the next listing of what `readdir` reads.
+    pub moved: Moved,
     /// Merged listing of the lower parts.
     pub lower_listing: Option<Arc<Listing>>,
     /// Merged listing of everything, and the version that it shows. One that only lacks removals still serves those

@@ -22,7 +22,7 @@ use crate::driver::Overlay;
 use crate::driver::node::{FileHandle, Name, NodeId, NodeRef};
 use crate::driver::types::{Errno, Result};
 use crate::union::layer::Dir;
-use crate::union::merge::listing::{Listed, hash_position};
+use crate::union::merge::listing::{Listed, candidate};
 use crate::union::merge::{Listing, Source};
 
 /// Runs that are remembered: two orders for each of some directories. Each process that reads a tree is in one.
@@ -290,7 +290,7 @@ impl ReadAhead {
     fn note(&self, parent: &NodeRef, name: &Name, waits: bool) {
         let mut state = self.state.lock();
         let mut called = false;
-        for place in [Place::Listed(hash_position(name.to_bytes())), Place::Named(name.clone())] {
+        for place in [Place::Listed(candidate(name.to_bytes(), 0)), Place::Named(name.clone())] {
             if let Some(run) = state.note(parent.id(), place, waits) {
                 state.ask(Job { dir: parent.clone(), run });
                 self.work.notify_one();

@@ -140,16 +140,18 @@ impl Overlay {
         let lowers = self.lower_listing(node)?;
         let Some(upper) = self.upper_dir_if_any(node)? else { return Ok(lowers.unwrap_or_default()) };
         let _names = dir.names.read();
-        let (version, by_xattr) = {
+        let (version, by_xattr, kept) = {
             let state = dir.state.lock();
             let known = if offset == 0 { state.listing_now() } else { state.listing_in_progress() };
             if let Some(listing) = known {
                 return Ok(listing);
             }
-            (state.version, state.upper.as_ref().is_some_and(|part| part.xattr_whiteouts))
+            (state.version, state.upper.as_ref().is_some_and(|part| part.xattr_whiteouts), state.moved.clone())
         };
-        let listing = Arc::new(Listing::with_upper(&upper, by_xattr, lowers.as_deref())?);
-        dir.state.lock().listing = Some((version, listing.clone()));
+        let listing = Arc::new(Listing::with_upper(&upper, by_xattr, lowers.as_deref(), &kept)?);
+        let mut state = dir.state.lock();
+        state.moved = listing.moved();
+        state.listing = Some((version, listing.clone()));
         Ok(listing)
     }
 

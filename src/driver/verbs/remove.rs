@@ -8,6 +8,7 @@ use crate::driver::{Overlay, checked_name, is_reserved};
 use crate::marks::Mark;
 use crate::union::layer::{Cleared, Place, UpperDir, WhiteoutForm};
 use crate::union::merge::Listing;
+use crate::union::merge::listing::Moved;
 
 impl Overlay {
     /// Removes a name that is not a directory.
@@ -190,7 +191,7 @@ impl Overlay {
                 if lowers.as_ref().is_none_or(|listing| listing.is_empty()) {
                     return Ok(!Listing::has_entries(upper, by_xattr)?);
                 }
-                Ok(Listing::with_upper(upper, by_xattr, lowers.as_deref())?.is_empty())
+                Ok(Listing::with_upper(upper, by_xattr, lowers.as_deref(), &Moved::default())?.is_empty())
             }
         }
     }

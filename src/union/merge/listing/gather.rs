@@ -1,0 +1,168 @@
+//! Reading the directories of layers, and putting their entries together.
+
+use std::collections::HashMap;
+use std::ffi::{CStr, CString};
+use std::os::unix::ffi::OsStrExt;
+
+use rustix::io::Errno;
+
+use crate::marks::{AufsName, decode_aufs_name};
+use crate::union::layer::{Device, FileType, LayerDir, Stat};
+use crate::union::merge::tell_of_content;
+
+/// Inode number of an entry that must be looked up to know its own.
+pub(super) const UNKNOWN_INO: u64 = 0;
+
+/// Gathers the entries of a directory, topmost layer first.
+#[derive(Debug, Default)]
+pub(super) struct Gathered {
+    /// Names, each ended by a NUL.
+    pub(super) names: Vec<u8>,
+    pub(super) entries: Vec<Entry>,
+    by_name: HashMap<Box<[u8]>, u32>,
+    /// The file system of each source.
+    pub(super) devices: Vec<(u16, Device)>,
+}
+
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub(super) name_at: u32,
+    pub(super) ino: u64,
+    pub(super) source: u16,
+    pub(super) kind: u8,
+    /// A whiteout: hides what is below, is not shown.
+    pub(super) hidden: bool,
+    /// Nothing further down belongs to this entry.
+    closed: bool,
+    /// Lower parts after the first, of a directory.
+    pub(super) more: Vec<u16>,
+}
+
+impl Gathered {
+    pub(super) fn add(
+        &mut self,
+        name: &CStr,
+        ino: u64,
+        kind: u8,
+        source: u16,
+        hidden: bool,
+        keep_index: bool,
+    ) -> Result<(), Errno> {
+        if let Some(&at) = self.by_name.get(name.to_bytes()) {
+            let Some(existing) = self.entries.get_mut(at as usize) else { return Ok(()) };
+            if existing.closed {
+                return Ok(());
+            }
+            // A whiteout by name (`.wh.x`) does not hide `x` of its own layer, and closes it to what is below.
+            let same_layer = existing.source == source || existing.more.last() == Some(&source);
+            if existing.hidden && same_layer && !hidden {
+                (existing.kind, existing.ino, existing.hidden, existing.closed) = (kind, ino, false, true);
+            } else if hidden && same_layer {
+                existing.closed = true;
+            } else if kind == libc::DT_DIR && !hidden && !existing.hidden {
+                existing.more.push(source);
+            } else {
+                existing.closed = true;
+            }
+            return Ok(());
+        }
+        let at = u32::try_from(self.entries.len()).map_err(|_| Errno::NOMEM)?;
+        let name_at = u32::try_from(self.names.len()).map_err(|_| Errno::NOMEM)?;
+        self.names.extend_from_slice(name.to_bytes_with_nul());
+        if keep_index {
+            self.by_name.insert(name.to_bytes().into(), at);
+        }
+        let closed = kind != libc::DT_DIR && !hidden;
+        self.entries.push(Entry { name_at, ino, source, kind, hidden, closed, more: Vec::new() });
+        Ok(())
+    }
+
+    pub(super) fn note_device(&mut self, source: u16, device: Device) {
+        if self.devices.iter().all(|&(known, _)| known != source) {
+            self.devices.push((source, device));
+        }
+    }
+
+    /// A hidden entry closes once its own layer has been read.
+    fn end_layer(&mut self) {
+        for entry in self.entries.iter_mut().filter(|e| e.hidden) {
+            entry.closed = true;
+        }
+    }
+
+    /// Reads one real directory; true if it turned out to be opaque (`.wh..wh..opq`).
+    pub(super) fn read(
+        &mut self,
+        dir: &LayerDir<'_>,
+        source: u16,
+        xattr_whiteouts: bool,
+        keep_index: bool,
+    ) -> Result<bool, Errno> {
+        self.note_device(source, dir.device()?);
+        let mut dirs_may_be_subvolumes = None;
+        let mut opaque = false;
+        let mut unsure: Vec<(CString, u64)> = Vec::new();
+        dir.list(|entry| {
+            let name = std::ffi::OsStr::from_bytes(entry.name.to_bytes());
+            match decode_aufs_name(name) {
+                AufsName::Opaque => opaque = true,
+                AufsName::Bookkeeping => {}
+                AufsName::Whiteout(target) => {
+                    let target = CString::new(target.as_bytes());
+                    if let Ok(target) = target {
+                        self.add(&target, 0, libc::DT_UNKNOWN, source, true, true)?;
+                    }
+                }
+                AufsName::Plain => match entry.kind {
+                    libc::DT_CHR | libc::DT_UNKNOWN => unsure.push((entry.name.to_owned(), entry.ino)),
+                    libc::DT_REG if xattr_whiteouts => unsure.push((entry.name.to_owned(), entry.ino)),
+                    kind => {
+                        let mut ino = entry.ino;
+                        if kind == libc::DT_DIR {
+                            let ask = match dirs_may_be_subvolumes {
+                                Some(known) => known,
+                                None => *dirs_may_be_subvolumes.insert(dir.may_hold_subvolumes()?),
+                            };
+                            ino = if ask { UNKNOWN_INO } else { ino };
+                        }
+                        self.add(entry.name, ino, kind, source, false, keep_index)?;
+                    }
+                },
+            }
+            Ok(())
+        })?;
+        for (name, ino) in unsure {
+            // Gone between listing and looking: not there.
+            let Some(stat) = dir.stat(&name)? else { continue };
+            let hidden = is_whiteout(dir, &name, &stat, xattr_whiteouts)?;
+            self.add(&name, ino, dirent_type(&stat), source, hidden, true)?;
+        }
+        self.end_layer();
+        Ok(opaque)
+    }
+}
+
+/// `DT_*` of a file.
+pub fn dirent_type(stat: &Stat) -> u8 {
+    // S_IFMT >> 12 is DT_*, by design of both.
+    ((stat.mode & libc::S_IFMT) >> 12) as u8
+}
+
+/// True if `name` in `dir`, whose attributes are `stat`, is a whiteout. Among whiteouts by attribute every file is asked
+/// for the mark: the log tells of one that has content.
+///
+/// # Errors
+/// Those of `getxattr(2)`.
+pub fn is_whiteout(dir: &LayerDir<'_>, name: &CStr, stat: &Stat, xattr_whiteouts: bool) -> Result<bool, Errno> {
+    if stat.is_whiteout_device() {
+        return Ok(true);
+    }
+    if !xattr_whiteouts || stat.file_type() != FileType::Regular || !dir.marks(name)?.whiteout {
+        return Ok(false);
+    }
+    let is_empty = stat.may_be_xattr_whiteout();
+    if !is_empty {
+        tell_of_content(dir.place(name));
+    }
+    Ok(is_empty)
+}
