@@ -7,6 +7,7 @@ pub mod fd_cache;
 mod index;
 mod layer_dir;
 mod marks;
+mod nesting;
 mod numbers;
 mod order;
 mod origin;
@@ -17,7 +18,6 @@ mod work;
 
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -37,6 +37,7 @@ pub use work::{Staged, WorkDir};
 
 use crate::config::OverlayConfig;
 use crate::inventory::{DirNumber, Inventory};
+use nesting::Traps;
 
 /// Why a stack of layers cannot be mounted: one line naming the layer.
 #[derive(Debug, thiserror::Error)]
@@ -244,6 +245,7 @@ pub struct LayerStack {
     visible: usize,
     upper: Option<UpperLayer>,
     filesystems: FileSystems,
+    traps: Traps,
 }
 
 impl LayerStack {
@@ -259,7 +261,7 @@ impl LayerStack {
         if config.lowers.len() > 60_000 {
             return Err(OpenError(format!("too many lower layers: {}", config.lowers.len())));
         }
-        check_nesting(config)?;
+        let traps = Traps::of(config)?;
         let mut filesystems = FileSystems::new(config.xino);
         let upper = match (&config.upper, &config.work) {
             (None, None) => None,
@@ -282,7 +284,7 @@ impl LayerStack {
             }
             lowers.push(layer);
         }
-        Ok(Self { lowers, visible: config.lowers.len(), upper, filesystems })
+        Ok(Self { lowers, visible: config.lowers.len(), upper, filesystems, traps })
     }
 
     /// The read-only layers, topmost first.
@@ -345,6 +347,16 @@ impl LayerStack {
         self.upper.as_ref()
     }
 
+    /// True if `layer` has the upper or the work directory somewhere below its root.
+    pub fn holds_traps(&self, layer: LayerId) -> bool {
+        self.traps.are_in(self.position(layer))
+    }
+
+    /// True for the upper and the work directory, which are not to be reached through a lower layer.
+    pub fn is_trap(&self, id: FileId) -> bool {
+        self.traps.forbid(id)
+    }
+
     /// Leaves POSIX ACLs out, whatever the upper's file system can do.
     pub fn disable_acls(&mut self) {
         if let Some(upper) = &mut self.upper {
@@ -365,33 +377,4 @@ impl LayerStack {
     pub fn shown_ino_of(&self, id: FileId) -> u64 {
         self.filesystems.shown(id)
     }
-}
-
-/// Refuses an upper or work directory that is inside a lower layer, or the other way round: a write would change
-/// what is called read-only (kernel: `ovl_check_overlapping_layers`).
-fn check_nesting(config: &OverlayConfig) -> Result<(), OpenError> {
-    let real = |path: &PathBuf| path.canonicalize().unwrap_or_else(|_| path.clone());
-    let nested = |a: &Path, b: &Path| a.starts_with(b) || b.starts_with(a);
-    let Some(upper) = config.upper.as_ref().map(real) else { return Ok(()) };
-    let work = config.work.as_ref().map(real);
-    if let Some(work) = &work
-        && nested(&upper, work)
-    {
-        return Err(OpenError(format!(
-            "workdir {} and upperdir {} must be separate directories, neither inside the other",
-            work.display(),
-            upper.display()
-        )));
-    }
-    for lower in config.lowers.iter().map(real) {
-        for (what, dir) in [("upperdir", Some(&upper)), ("workdir", work.as_ref())] {
-            if let Some(dir) = dir
-                && nested(dir, &lower)
-                && dir.as_os_str().as_bytes() != b"/"
-            {
-                return Err(OpenError(format!("{what} {} overlaps lower layer {}", dir.display(), lower.display())));
-            }
-        }
-    }
-    Ok(())
 }

@@ -247,7 +247,7 @@ impl Walk<'_, '_> {
         Ok(Found { data, ..Found::single(stat, Source::Lower(index)) })
     }
 
-    /// Takes the directory `name` of layer `layer` as the next part.
+    /// Takes the directory `name` of layer `layer` as the next part. `LOOP` if it is the upper or the work directory.
     fn take(
         &mut self,
         parent: &LayerDir<'_>,
@@ -255,6 +255,10 @@ impl Walk<'_, '_> {
         layer: LayerId,
         path: std::sync::Arc<CStr>,
     ) -> Result<Next, Errno> {
+        if self.dir.stack.holds_traps(layer) && parent.stat(name)?.is_some_and(|stat| self.dir.stack.is_trap(stat.id()))
+        {
+            return Err(Errno::LOOP);
+        }
         let mut part = LowerRef { layer, xattr_whiteouts: false, number: parent.number_of(name), path };
         // Nothing is below the last layer, so its marks mean nothing (kernel: `d->last`).
         if self.dir.stack.is_lowest(layer) {
