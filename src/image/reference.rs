@@ -132,13 +132,20 @@ fn is_tag(tag: &str) -> bool {
     tag.len() <= 128 && tag.bytes().next().is_some_and(word) && tag.bytes().all(|b| word(b) || b == b'.' || b == b'-')
 }
 
+/// `name`, `name:port`, `[address of IPv6]` or `[address of IPv6]:port`.
 fn is_domain(domain: &str) -> bool {
+    let is_port = |port: &str| !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit());
+    if let Some(rest) = domain.strip_prefix('[') {
+        let Some((address, port)) = rest.split_once(']') else { return false };
+        let is_address = address.parse::<std::net::Ipv6Addr>().is_ok();
+        return is_address && (port.is_empty() || port.strip_prefix(':').is_some_and(is_port));
+    }
     let (host, port) = domain.split_once(':').unwrap_or((domain, "0"));
     let label = |label: &str| {
         let inner = |b: u8| b.is_ascii_alphanumeric() || b == b'-';
         !label.is_empty() && !label.starts_with('-') && !label.ends_with('-') && label.bytes().all(inner)
     };
-    host.split('.').all(label) && !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit())
+    host.split('.').all(label) && is_port(port)
 }
 
 /// `[a-z0-9]+` joined by one `.`, one or two `_`, or any number of `-`.
@@ -201,6 +208,10 @@ mod tests {
             ("docker.io/localhost/a", "docker.io/localhost/a:latest", "docker.io/localhost/a:latest"),
             ("localhost/a", "localhost/a:latest", "localhost/a:latest"),
             ("localhost:5000/a/b:v1", "localhost:5000/a/b:v1", "localhost:5000/a/b:v1"),
+            ("[::1]:5000/a", "[::1]:5000/a:latest", "[::1]:5000/a:latest"),
+            ("[::1]:5000/a/b:1", "[::1]:5000/a/b:1", "[::1]:5000/a/b:1"),
+            ("[fd00::1]/a:1", "[fd00::1]/a:1", "[fd00::1]/a:1"),
+            ("[2001:DB8::1]/a", "[2001:DB8::1]/a:latest", "[2001:DB8::1]/a:latest"),
             ("quay.io/a__b/c-d.e", "quay.io/a__b/c-d.e:latest", "quay.io/a__b/c-d.e:latest"),
         ];
         for (typed, full, short) in table {
@@ -215,8 +226,37 @@ mod tests {
     #[test]
     fn malformed_names() {
         for bad in [
-            "", ":", "a:", ":a", "Debian", "a//b", "/a", "a/", "a..b", "a___b", "-a", "a:.b", "a b", "../a", "a@x",
-            "a:b:c", "a\n", "é", "-.io/a", "a.io:x/a",
+            "",
+            ":",
+            "a:",
+            ":a",
+            "Debian",
+            "a//b",
+            "/a",
+            "a/",
+            "a..b",
+            "a___b",
+            "-a",
+            "a:.b",
+            "a b",
+            "../a",
+            "a@x",
+            "a:b:c",
+            "a\n",
+            "é",
+            "-.io/a",
+            "a.io:x/a",
+            "[::1/a",
+            "::1/a",
+            "[::1]x/a",
+            "[::1]:/a",
+            "[::1]:x/a",
+            "[]/a",
+            "[localhost]/a",
+            "[::1%eth0]/a",
+            "[127.0.0.1]/a",
+            "[::1]",
+            "[::1]:5000",
         ] {
             assert!(bad.parse::<Reference>().is_err(), "{bad:?}");
         }
