@@ -6,6 +6,7 @@
 //! | [`layer`] | one layer's tar: unpack, re-assemble, snapshot, changes |
 //! | [`reference`](mod@reference) | image names: parse, normalise, show |
 //! | [`spec`] | the OCI documents: descriptor, manifest, index, platform |
+//! | [`platform`] | what an image runs on: names, choice, interpreters |
 //! | [`config`] | an image's configuration: exact bytes, changes, history |
 //! | [`text`] | escapes what others wrote, for terminals |
 //! | [`time`] | RFC 3339 times |
@@ -21,6 +22,7 @@ pub mod digest;
 mod error;
 pub(crate) mod files;
 pub mod layer;
+pub mod platform;
 pub(crate) mod recipe;
 pub mod reference;
 pub(crate) mod snapshot;

@@ -101,58 +101,6 @@ pub struct Platform {
     pub unknown: Map<String, Value>,
 }
 
-impl Platform {
-    /// The platform of this machine.
-    pub fn host() -> Self {
-        let (architecture, variant) = match std::env::consts::ARCH {
-            "x86_64" => ("amd64", None),
-            "x86" => ("386", None),
-            "aarch64" => ("arm64", Some("v8")),
-            "arm" => ("arm", Some("v7")),
-            "powerpc64" => ("ppc64le", None),
-            "loongarch64" => ("loong64", None),
-            other => (other, None),
-        };
-        Self::new(architecture, variant)
-    }
-
-    fn new(architecture: &str, variant: Option<&str>) -> Self {
-        let variant = variant.map(str::to_owned);
-        Self { architecture: architecture.to_owned(), os: "linux".to_owned(), variant, unknown: Map::new() }
-    }
-
-    /// True if an image for `self` is one for `wanted`; a variant counts only if both name one.
-    pub fn serves(&self, wanted: &Self) -> bool {
-        let variants_agree = match (&self.variant, &wanted.variant) {
-            (Some(ours), Some(theirs)) => ours == theirs,
-            _ => true,
-        };
-        self.os == wanted.os && self.architecture == wanted.architecture && variants_agree
-    }
-}
-
-/// `os/architecture[/variant]`
-impl std::fmt::Display for Platform {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}/{}", self.os, self.architecture)?;
-        self.variant.as_ref().map_or(Ok(()), |variant| write!(f, "/{variant}"))
-    }
-}
-
-impl std::str::FromStr for Platform {
-    type Err = ImageError;
-
-    fn from_str(text: &str) -> Result<Self> {
-        let parts: Vec<&str> = text.split('/').collect();
-        match parts.as_slice() {
-            [architecture] if !architecture.is_empty() => Ok(Self::new(architecture, None)),
-            [os, architecture] => Ok(Self { os: (*os).to_owned(), ..Self::new(architecture, None) }),
-            [os, architecture, variant] => Ok(Self { os: (*os).to_owned(), ..Self::new(architecture, Some(variant)) }),
-            _ => Err(ImageError::malformed(text, "a platform reads OS/ARCHITECTURE[/VARIANT]")),
-        }
-    }
-}
-
 /// An image's manifest.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -234,26 +182,6 @@ impl Index {
     }
 }
 
-impl Index {
-    /// The entry for a platform; one whose variant is named alike goes first.
-    pub fn choose(&self, wanted: &Platform) -> Option<&Descriptor> {
-        let candidates: Vec<&Descriptor> = self.descriptors().filter(|entry| !entry.is_attestation()).collect();
-        let exact = |entry: &&&Descriptor| {
-            let fits = |platform: &Platform| platform.serves(wanted) && platform.variant == wanted.variant;
-            entry.platform.as_ref().is_some_and(fits)
-        };
-        let serves = |entry: &&&Descriptor| entry.platform.as_ref().is_some_and(|platform| platform.serves(wanted));
-        let unnamed = |entry: &&&Descriptor| entry.platform.is_none() && (entry.is_manifest() || entry.is_index());
-        let chosen = candidates.iter().find(exact).or_else(|| candidates.iter().find(serves));
-        chosen.or_else(|| candidates.iter().find(unnamed)).copied()
-    }
-
-    /// The platforms that it has images for.
-    pub fn platforms(&self) -> impl Iterator<Item = &Platform> {
-        self.descriptors().filter(|entry| !entry.is_attestation()).filter_map(|entry| entry.platform.as_ref())
-    }
-}
-
 /// True for the types that configs of images are given; others belong to artifacts.
 pub fn is_image_config(media_type: &str) -> bool {
     let docker = "application/vnd.docker.container.image.v1+json";
@@ -298,15 +226,5 @@ mod tests {
         let index: Index = parse("index", text.as_bytes()).expect("parse");
         assert_eq!(index.descriptors().count(), 1);
         assert_eq!(serialize("index", &index).expect("serialize"), text.as_bytes());
-    }
-
-    #[test]
-    fn platforms() {
-        let any: Platform = "linux/arm64".parse().expect("parse");
-        let v8: Platform = "linux/arm64/v8".parse().expect("parse");
-        let v9: Platform = "linux/arm64/v9".parse().expect("parse");
-        assert!(any.serves(&v8) && v8.serves(&any) && !v9.serves(&v8));
-        assert_eq!(v8.to_string(), "linux/arm64/v8");
-        assert!("".parse::<Platform>().is_err());
     }
 }

@@ -161,7 +161,27 @@ impl Archive {
         if images.is_empty() {
             return Err(self.error("holds no image"));
         }
-        Ok(images)
+        self.for_platform(images, &platform.cloned().unwrap_or_else(Platform::host))
+    }
+
+    /// The images that say themselves that they run on a platform; the others are left out.
+    fn for_platform(&self, images: Vec<FoundImage>, wanted: &Platform) -> Result<Vec<FoundImage>> {
+        let check = |image: FoundImage| match image.config.platform().map_or(Ok(()), |own| own.check_serves(wanted)) {
+            Ok(()) => Ok(image),
+            Err(reason) => {
+                let name = image.names.first().map_or_else(|| image.config.id().to_string(), ToString::to_string);
+                Err(self.error(format!("{name} {reason}")))
+            }
+        };
+        let (fitting, others): (Vec<_>, Vec<_>) = images.into_iter().map(check).partition(Result::is_ok);
+        let mut others = others.into_iter().filter_map(Result::err);
+        if fitting.is_empty()
+            && let Some(error) = others.next()
+        {
+            return Err(error);
+        }
+        others.for_each(|error| tracing::warn!("{error}; it is left out"));
+        Ok(fitting.into_iter().flatten().collect())
     }
 
     /// Opens a member.
