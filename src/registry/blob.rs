@@ -1,7 +1,7 @@
 //! Reading one blob: over connections that are cut, and checked against its descriptor while it arrives.
 
 use std::io::{self, Read};
-use std::time::Duration;
+use std::sync::atomic::AtomicBool;
 
 use ureq::http::Method;
 
@@ -9,38 +9,42 @@ use crate::image::Result;
 use crate::image::digest::Hasher;
 use crate::image::spec::Descriptor;
 use crate::registry::blob_path;
-use crate::registry::http::{Request, Response, refusal};
+use crate::registry::http::{Request, Response, refusal, refused};
+use crate::registry::retry::Patience;
 use crate::registry::session::Session;
-
-/// Connections in a row that bring nothing.
-const ATTEMPTS: u32 = 5;
-
-/// Before the second of them; doubled each time.
-const PAUSE: Duration = Duration::from_millis(200);
 
 /// A blob's bytes. The last read gives no bytes only if all of them were there and were the right ones.
 pub(super) struct BlobReader<'s> {
-    session: &'s Session,
+    session: &'s Session<'s>,
     descriptor: &'s Descriptor,
     body: Option<Box<dyn Read + Send>>,
     position: u64,
     hasher: Hasher,
-    fruitless: u32,
+    patience: Patience<'s>,
 }
 
 impl<'s> BlobReader<'s> {
-    pub(super) fn new(session: &'s Session, descriptor: &'s Descriptor) -> Self {
-        Self { session, descriptor, body: None, position: 0, hasher: Hasher::new(), fruitless: 0 }
+    pub(super) fn new(session: &'s Session<'_>, descriptor: &'s Descriptor) -> Self {
+        let patience = session.patience();
+        Self { session, descriptor, body: None, position: 0, hasher: Hasher::new(), patience }
+    }
+
+    /// Gives up waiting once the flag is set.
+    pub(super) fn unless(mut self, cancelled: &'s AtomicBool) -> Self {
+        self.patience = self.patience.unless(cancelled);
+        self
     }
 
     /// Asks for the bytes from the position on.
-    fn connect(&self) -> io::Result<Box<dyn Read + Send>> {
-        let uri = self.session.uri(&blob_path(self.descriptor)).map_err(io::Error::other)?;
+    fn connect(&mut self) -> io::Result<Box<dyn Read + Send>> {
+        let uri = self.session.uri(&blob_path(self.descriptor)).map_err(refused)?;
         let mut request = Request::new(Method::GET, uri);
         if self.position > 0 {
             request = request.with("range", format!("bytes={}-", self.position));
         }
-        let response = self.session.send_raw(request)?;
+        let response = self.session.send_patiently(request, &mut self.patience);
+        // It was tried often enough there.
+        let response = response.map_err(|error| refusal(error.to_string()))?;
         match response.status {
             206 if self.position > 0 => {
                 let start = response.header("content-range").and_then(range_start);
@@ -60,10 +64,15 @@ impl<'s> BlobReader<'s> {
                 }
                 Ok(body)
             }
-            status @ (408 | 500..=599) => Err(io::Error::other(format!("status {status}"))),
-            // The right to read may have run out in the middle of a long blob; the next attempt asks anew.
-            401 if self.position > 0 => Err(io::Error::other("status 401")),
-            _ => Err(refusal(self.session.refused("it", response).to_string())),
+            _ => Err(refused(self.session.refused(&self.name(), response))),
+        }
+    }
+
+    /// What the blob is called when the registry does not give it.
+    fn name(&self) -> String {
+        match self.descriptor.unknown.get("urls").and_then(|urls| urls.get(0)).and_then(|url| url.as_str()) {
+            Some(url) => format!("a layer that its publisher distributes himself (at {url})"),
+            None => "it".to_owned(),
         }
     }
 
@@ -76,18 +85,10 @@ impl<'s> BlobReader<'s> {
         }
     }
 
-    /// After a failure: once more, unless nothing comes of it. A server that breaks its word is not asked again.
+    /// After a failure: once more, if it may pass.
     fn retry(&mut self, error: io::Error) -> io::Result<()> {
         self.body = None;
-        self.fruitless += 1;
-        let connects = matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound);
-        if error.kind() == io::ErrorKind::InvalidData || self.fruitless >= ATTEMPTS || (connects && self.position == 0)
-        {
-            return Err(error);
-        }
-        tracing::debug!("blob {}: {error}; again from byte {}", self.descriptor.digest, self.position);
-        std::thread::sleep(PAUSE * 2u32.pow(self.fruitless - 1));
-        Ok(())
+        self.patience.after(error)
     }
 
     /// All bytes have come: there must be no more, and they must be the right ones.
@@ -134,7 +135,7 @@ impl Read for BlobReader<'_> {
             match read {
                 Ok(0) => self.retry(io::ErrorKind::UnexpectedEof.into())?,
                 Ok(count) => {
-                    self.fruitless = 0;
+                    self.patience.renew();
                     self.position += count as u64;
                     self.hasher.update(&buffer[..count]);
                     return Ok(count);
@@ -147,7 +148,7 @@ impl Read for BlobReader<'_> {
 }
 
 /// The whole of a blob that is a document.
-pub(super) fn read_document(session: &Session, descriptor: &Descriptor) -> Result<Vec<u8>> {
+pub(super) fn read_document(session: &Session<'_>, descriptor: &Descriptor) -> Result<Vec<u8>> {
     let name = format!("blob {}", descriptor.digest);
     if descriptor.size > crate::image::spec::DOCUMENT_LIMIT {
         return Err(session.error(format!("{name}: a document of {} bytes is too large", descriptor.size)));

@@ -6,8 +6,8 @@
 pub(super) enum Challenge {
     /// Name and password with every request.
     Basic,
-    /// A token, got from `realm`.
-    Bearer { realm: String, service: Option<String> },
+    /// A token, got from `realm`, which may be relative to the address that asks. Empty values count as absent.
+    Bearer { realm: String, service: Option<String>, scopes: Vec<String> },
 }
 
 /// The challenges of one header that this program can meet.
@@ -36,10 +36,17 @@ pub(super) fn parse(header: &str) -> Vec<Challenge> {
 }
 
 fn challenge(scheme: &str, parameters: &[(String, String)]) -> Option<Challenge> {
-    let parameter = |name: &str| parameters.iter().find(|(known, _)| known == name).map(|(_, value)| value.clone());
+    let parameter = |name: &str| {
+        let value = parameters.iter().find(|(known, _)| known == name).map(|(_, value)| value.trim().to_owned());
+        value.filter(|value| !value.is_empty())
+    };
     match scheme {
         "basic" => Some(Challenge::Basic),
-        "bearer" => Some(Challenge::Bearer { realm: parameter("realm")?, service: parameter("service") }),
+        "bearer" => {
+            let scopes = parameter("scope").unwrap_or_default();
+            let scopes = scopes.split_whitespace().map(str::to_owned).collect();
+            Some(Challenge::Bearer { realm: parameter("realm")?, service: parameter("service"), scopes })
+        }
         _ => None,
     }
 }
@@ -71,17 +78,26 @@ mod tests {
         let bearer = |realm: &str, service: Option<&str>| Challenge::Bearer {
             realm: realm.to_owned(),
             service: service.map(str::to_owned),
+            scopes: vec![],
+        };
+        let scoped = Challenge::Bearer {
+            realm: "https://auth.example/token".to_owned(),
+            service: Some("registry.example".to_owned()),
+            scopes: vec!["repository:a/b:pull,push".to_owned()],
         };
         for (header, expected) in [
             ("Basic realm=\"Registry Realm\"", vec![Challenge::Basic]),
             ("basic", vec![Challenge::Basic]),
             (
                 "Bearer realm=\"https://auth.example/token\",service=\"registry.example\",scope=\"repository:a/b:pull,push\"",
-                vec![bearer("https://auth.example/token", Some("registry.example"))],
+                vec![scoped],
             ),
             ("Bearer realm=x , service = \"a\\\"b\"", vec![bearer("x", Some("a\"b"))]),
             ("Negotiate, Basic realm=\"a, b\", Bearer realm=r", vec![Challenge::Basic, bearer("r", None)]),
             ("Bearer service=x", vec![]),
+            ("Bearer realm=\"\",service=x", vec![]),
+            ("Bearer realm=\"/token\",service=\"\",scope=\"\"", vec![bearer("/token", None)]),
+            ("BEARER Realm=https://a.example/t,Service=s", vec![bearer("https://a.example/t", Some("s"))]),
             ("Digest realm=\"x", vec![]),
             ("", vec![]),
             ("=\"", vec![]),

@@ -1,20 +1,19 @@
-//! One request over HTTP: what may be connected to, how long to wait, and where a redirect may lead.
+//! One exchange over HTTP: what may be connected to, by which way, and how long to wait. No redirects, no secrets.
 
-use std::fs;
 use std::io::{self, Read};
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use parking_lot::Mutex;
 use ureq::http::{HeaderMap, Method, Uri};
-use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem};
-use ureq::{Agent, SendBody};
+use ureq::tls::{RootCerts, TlsConfig};
+use ureq::{Agent, Proxy, SendBody};
 
-use crate::image::{ImageError, IoContext, Result};
-use crate::registry::Options;
-
-/// Redirects in a row; registries need one, to where their blobs are.
-const REDIRECTS: usize = 5;
+use crate::image::{ImageError, Result};
+use crate::registry::proxy::{Proxies, Way};
+use crate::registry::{Options, certificates, forward};
 
 /// Longest silence of a server.
 const SILENCE: Duration = Duration::from_secs(60);
@@ -33,30 +32,49 @@ pub(super) struct Request<'a> {
     pub(super) uri: Uri,
     pub(super) headers: Vec<(&'static str, String)>,
     pub(super) payload: Payload<'a>,
+    /// Another repository of the registry that the request reads from.
+    pub(super) reads: Option<String>,
+    /// True if the caller knows better than to make it again.
+    pub(super) once: bool,
 }
 
 impl Request<'_> {
     pub(super) fn new(method: Method, uri: Uri) -> Self {
-        Self { method, uri, headers: Vec::new(), payload: Payload::Nothing }
+        Self { method, uri, headers: Vec::new(), payload: Payload::Nothing, reads: None, once: false }
     }
 
     pub(super) fn with(mut self, name: &'static str, value: impl Into<String>) -> Self {
         self.headers.push((name, value.into()));
         self
     }
+
+    /// The request is made once only, whatever comes of it.
+    pub(super) fn once(mut self) -> Self {
+        self.once = true;
+        self
+    }
+
+    /// A stream cannot be sent twice.
+    pub(super) fn is_repeatable(&self) -> bool {
+        !matches!(self.payload, Payload::Stream(..))
+    }
 }
 
-/// What came back, after redirects.
+/// What came back.
 pub(super) struct Response {
     pub(super) status: u16,
     pub(super) headers: HeaderMap,
     pub(super) body: Box<dyn Read + Send>,
+    /// The address that answered, after redirects.
+    pub(super) uri: Uri,
+    /// True if the registry itself answered, rather than a server that it redirected to.
+    pub(super) is_own: bool,
 }
 
 impl Response {
-    /// A header's text.
+    /// A header's text; an empty one counts as absent.
     pub(super) fn header(&self, name: &str) -> Option<&str> {
-        self.headers.get(name)?.to_str().ok()
+        self.headers.get(name)?.to_str().ok().map(str::trim).filter(|text| !text.is_empty())
     }
 
     pub(super) fn is_success(&self) -> bool {
@@ -67,6 +85,9 @@ impl Response {
 /// Makes requests.
 pub(super) struct Http {
     agent: Agent,
+    /// For requests in the clear through a proxy; made when the first is needed.
+    forwarding: Mutex<Option<Agent>>,
+    proxies: Proxies,
     plain: bool,
 }
 
@@ -74,7 +95,7 @@ impl Http {
     /// For requests to `host`, whose own certificates (docker's and podman's `certs.d/HOST`) are trusted too.
     pub(super) fn new(options: &Options, host: &str) -> Result<Self> {
         // Without TLS too: a redirect or a token may lead to a host that has it.
-        let trusted = trusted(options.certificates.as_deref(), host)?;
+        let trusted = certificates::trusted(options.certificates.as_deref(), host)?;
         let tls = TlsConfig::builder()
             .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::ring::default_provider()))
             .root_certs(RootCerts::Specific(Arc::new(trusted)));
@@ -83,6 +104,7 @@ impl Http {
             .http_status_as_error(false)
             .max_redirects(0)
             .max_redirects_will_error(false)
+            .proxy(None)
             .user_agent(concat!("strata/", env!("CARGO_PKG_VERSION")))
             .timeout_resolve(Some(SILENCE))
             .timeout_connect(Some(SILENCE))
@@ -91,64 +113,73 @@ impl Http {
             .timeout_per_write(Some(SILENCE))
             .build()
             .new_agent();
-        Ok(Self { agent, plain: options.plain_http })
+        let proxies = Proxies::of_environment();
+        Ok(Self { agent, forwarding: Mutex::new(None), proxies, plain: options.plain_http })
     }
 
-    /// Makes a request. `authorization` goes to the request's own host and no further. Redirects are followed where
-    /// nothing is sent along.
+    /// Makes a request of one server. `authorization` is sent along.
     ///
     /// # Errors
     /// What went wrong, to be told after the name of the registry.
-    pub(super) fn send(&self, request: Request<'_>, authorization: Option<&str>) -> io::Result<Response> {
-        let Request { method, mut uri, headers, mut payload } = request;
-        let mut authorization = authorization;
-        self.check_scheme(&uri)?;
-        for _ in 0..=REDIRECTS {
-            let response = self.once(&method, &uri, &headers, authorization, &mut payload)?;
-            let follows = matches!(payload, Payload::Nothing) && matches!(method, Method::GET | Method::HEAD);
-            if !follows || !matches!(response.status, 301 | 302 | 303 | 307 | 308) {
-                return Ok(response);
-            }
-            let location = response.header("location").ok_or_else(|| refusal("redirects to nowhere"))?;
-            let target = resolve(&uri, location)?;
-            self.check_redirect(&uri, &target)?;
-            if origin(&target) != origin(&uri) {
-                authorization = None;
-            }
-            uri = target;
-        }
-        Err(refusal(format!("redirects more than {REDIRECTS} times")))
-    }
-
-    fn once(
+    pub(super) fn exchange(
         &self,
-        method: &Method,
+        request: &mut Request<'_>,
         uri: &Uri,
-        headers: &[(&'static str, String)],
         authorization: Option<&str>,
-        payload: &mut Payload<'_>,
     ) -> io::Result<Response> {
-        let mut request = ureq::http::Request::builder().method(method).uri(uri);
-        for (name, value) in headers {
-            request = request.header(*name, value);
+        self.check_scheme(uri)?;
+        let mut head = ureq::http::Request::builder().method(&request.method).uri(uri);
+        for (name, value) in &request.headers {
+            head = head.header(*name, value);
         }
         if let Some(authorization) = authorization {
-            request = request.header("authorization", authorization);
+            head = head.header("authorization", authorization);
+        }
+        let way = self.proxies.way_to(uri)?;
+        if let Way::Forward(proxy) = &way {
+            head = head.header("connection", "close");
+            if let Some(secret) = basic_of(proxy) {
+                head = head.header("proxy-authorization", secret);
+            }
         }
         let told = |error: ureq::http::Error| refusal(error.to_string());
-        let sent = match payload {
-            Payload::Nothing if matches!(*method, Method::GET | Method::HEAD) => {
-                self.agent.run(request.body(()).map_err(told)?)
-            }
-            Payload::Nothing => self.agent.run(request.body(&b""[..]).map_err(told)?),
-            Payload::Bytes(bytes) => self.agent.run(request.body(*bytes).map_err(told)?),
+        let is_bare = matches!(request.method, Method::GET | Method::HEAD);
+        let sent = match &mut request.payload {
+            Payload::Nothing if is_bare => self.run(&way, head.body(()).map_err(told)?)?,
+            Payload::Nothing => self.run(&way, head.body(&b""[..]).map_err(told)?)?,
+            Payload::Bytes(bytes) => self.run(&way, head.body(*bytes).map_err(told)?)?,
             Payload::Stream(stream, length) => {
-                let request = request.header("content-length", *length);
-                self.agent.run(request.body(SendBody::from_reader(*stream)).map_err(told)?)
+                let head = head.header("content-length", *length);
+                self.run(&way, head.body(SendBody::from_reader(*stream)).map_err(told)?)?
             }
         };
-        let (parts, body) = sent.map_err(describe)?.into_parts();
-        Ok(Response { status: parts.status.as_u16(), headers: parts.headers, body: Box::new(body.into_reader()) })
+        let (parts, body) = sent.into_parts();
+        let body = Box::new(body.into_reader());
+        Ok(Response { status: parts.status.as_u16(), headers: parts.headers, body, uri: uri.clone(), is_own: true })
+    }
+
+    fn run(
+        &self,
+        way: &Way,
+        request: ureq::http::Request<impl ureq::AsSendBody>,
+    ) -> io::Result<ureq::http::Response<ureq::Body>> {
+        let answer = match way {
+            Way::Direct => self.agent.run(request),
+            Way::Tunnel(proxy) => {
+                let request = self.agent.configure_request(request).proxy(Some(proxy.clone())).build();
+                self.agent.run(request)
+            }
+            Way::Forward(proxy) => self.forwarding(proxy)?.run(request),
+        };
+        answer.map_err(describe)
+    }
+
+    fn forwarding(&self, proxy: &Proxy) -> io::Result<Agent> {
+        let mut forwarding = self.forwarding.lock();
+        if forwarding.is_none() {
+            *forwarding = Some(forward::agent(self.agent.config().clone(), proxy).map_err(describe)?);
+        }
+        forwarding.clone().ok_or_else(|| refusal("there is no way through the proxy"))
     }
 
     /// Nothing goes over the network in the clear unless the user asked for it.
@@ -161,48 +192,32 @@ impl Http {
         }
     }
 
-    fn check_redirect(&self, from: &Uri, to: &Uri) -> io::Result<()> {
+    /// A redirect leads to a server that is spoken to with no less protection.
+    pub(super) fn check_redirect(&self, from: &Uri, to: &Uri) -> io::Result<()> {
         if from.scheme_str() == Some("https") && to.scheme_str() != Some("https") {
             return Err(refusal(format!("redirects from https to {to}, which is not followed")));
         }
-        match self.check_scheme(to) {
-            Ok(()) => Ok(()),
-            Err(_) => Err(refusal(format!("redirects to {to}, which is not followed"))),
-        }
+        self.check_scheme(to).map_err(|_| refusal(format!("redirects to {to}, which is not followed")))
     }
 }
 
-/// Scheme, host and port.
-fn origin(uri: &Uri) -> (Option<&str>, Option<&str>, Option<u16>) {
-    let default = if uri.scheme_str() == Some("https") { 443 } else { 80 };
-    (uri.scheme_str(), uri.host(), uri.port_u16().or(Some(default)))
+/// What a proxy wants to see of a user.
+fn basic_of(proxy: &Proxy) -> Option<String> {
+    let user = proxy.username()?;
+    Some(format!("Basic {}", STANDARD.encode(format!("{user}:{}", proxy.password().unwrap_or_default()))))
 }
 
-/// Where a `Location` leads from `base` (RFC 3986, section 5.2, as far as servers use it).
-pub(super) fn resolve(base: &Uri, location: &str) -> io::Result<Uri> {
-    let (scheme, authority) = (base.scheme_str().unwrap_or_default(), base.authority().map_or("", |a| a.as_str()));
-    let text = if location.starts_with("//") {
-        format!("{scheme}:{location}")
-    } else if location.starts_with('/') {
-        format!("{scheme}://{authority}{location}")
-    } else if location.split(['/', '?', '#']).next().is_some_and(|first| first.contains(':')) {
-        location.to_owned()
-    } else {
-        let dir = base.path().rsplit_once('/').map_or("", |(dir, _)| dir);
-        format!("{scheme}://{authority}{dir}/{location}")
-    };
-    let text = text.split('#').next().unwrap_or_default();
-    let uri: Uri = text.parse().map_err(|_| refusal(format!("{location:?} is no address")))?;
-    // `mailto:x` would be taken for a host and a port.
-    if uri.scheme().is_none() || uri.authority().is_none_or(|authority| authority.as_str().contains('@')) {
-        return Err(refusal(format!("{location:?} is no address to go to")));
-    }
-    Ok(uri)
-}
-
-/// What is told of a server that is not obeyed.
+/// What is told of a server that is not obeyed. Such a failure does not pass.
 pub(super) fn refusal(reason: impl Into<String>) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, reason.into())
+}
+
+/// The same for an error of the library's own.
+pub(super) fn refused(error: ImageError) -> io::Error {
+    match error {
+        ImageError::Registry { reason, .. } => refusal(reason),
+        other => refusal(other.to_string()),
+    }
 }
 
 fn describe(error: ureq::Error) -> io::Error {
@@ -216,6 +231,8 @@ fn describe(error: ureq::Error) -> io::Error {
         }
         ureq::Error::HostNotFound => io::Error::new(io::ErrorKind::NotFound, "no such host"),
         ureq::Error::Rustls(error) => refuse_tls(&error),
+        // A proxy's word for a server that does not answer.
+        ureq::Error::ConnectProxyFailed(reason) if reason.contains("responded 5") => io::Error::other(reason),
         other => refusal(other.to_string()),
     }
 }
@@ -228,63 +245,9 @@ fn refuse_tls(error: &rustls::Error) -> io::Error {
     }
 }
 
-/// The system's certificates, and those in the user's and the host's own directories.
-fn trusted(extra: Option<&Path>, host: &str) -> Result<Vec<Certificate<'static>>> {
-    let system = rustls_native_certs::load_native_certs();
-    system.errors.iter().for_each(|error| tracing::debug!("certificates: {error}"));
-    let mut all: Vec<Certificate<'static>> =
-        system.certs.iter().map(|der| Certificate::from_der(der).to_owned()).collect();
-    let own = ["/etc/containers/certs.d", "/etc/docker/certs.d"].map(|dir| Path::new(dir).join(host));
-    for dir in own.iter().filter(|dir| dir.is_dir()) {
-        all.extend(certificates_in(dir)?);
-    }
-    if let Some(dir) = extra {
-        all.extend(certificates_in(dir)?);
-    }
-    Ok(all)
-}
-
-fn certificates_in(dir: &Path) -> Result<Vec<Certificate<'static>>> {
-    let mut paths: Vec<PathBuf> = Vec::new();
-    for entry in fs::read_dir(dir).at(dir)? {
-        paths.push(entry.at(dir)?.path());
-    }
-    paths.retain(|path| path.extension().is_some_and(|extension| extension == "crt" || extension == "pem"));
-    paths.sort();
-    let mut found = Vec::new();
-    for path in paths {
-        let text = fs::read(&path).at(&path)?;
-        for item in parse_pem(&text) {
-            match item {
-                Ok(PemItem::Certificate(certificate)) => found.push(certificate),
-                Ok(_) => {}
-                Err(error) => return Err(ImageError::malformed(path.display().to_string(), error)),
-            }
-        }
-    }
-    Ok(found)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn locations() {
-        let base: Uri = "https://a.example:5000/v2/x/blobs/1?q".parse().expect("base");
-        for (location, expected) in [
-            ("/v2/y?z=1#f", "https://a.example:5000/v2/y?z=1"),
-            ("2", "https://a.example:5000/v2/x/blobs/2"),
-            ("//b.example/c", "https://b.example/c"),
-            ("http://b.example/c", "http://b.example/c"),
-        ] {
-            assert_eq!(resolve(&base, location).expect(location).to_string(), expected);
-        }
-        for bad in ["", "https://", "https://me:secret@b.example/", "mailto:x", "https://b .example/"] {
-            let resolved = resolve(&base, bad).map(|uri| uri.to_string());
-            assert!(bad.is_empty() || resolved.is_err(), "{bad:?}: {resolved:?}");
-        }
-    }
 
     #[test]
     fn redirects_that_are_followed() {
@@ -300,7 +263,5 @@ mod tests {
         ] {
             assert_eq!(http(plain).check_redirect(&uri(from), &uri(to)).is_ok(), follows, "{from} {to}");
         }
-        assert_ne!(origin(&uri("https://a.example/")), origin(&uri("https://a.example:444/")));
-        assert_eq!(origin(&uri("https://a.example/")), origin(&uri("https://a.example:443/x")));
     }
 }

@@ -2,32 +2,72 @@
 //!
 //! | module | what it is for |
 //! |---|---|
-//! | [`http`] | one request: what may be connected to, how long to wait, where a redirect may lead. Alone names `ureq` |
-//! | [`challenge`] | what a registry wants to see: `WWW-Authenticate` |
+//! | [`http`] | one exchange: what may be connected to, by which way, how long to wait. Names `ureq`, as few others do |
+//! | [`address`] | where a `Location` leads; which addresses are one server |
+//! | [`certificates`] | which certificates are trusted |
+//! | [`proxy`], [`forward`] | the environment's proxies |
+//! | [`challenge`], [`auth`], [`realm`] | what a registry wants to see: `WWW-Authenticate`, tokens, who may get a password |
 //! | [`credentials`] | docker's and podman's files of passwords, and credential helpers |
-//! | [`session`] | requests to one repository, with what it wants to see |
+//! | [`retry`] | what is tried again, and after how long |
+//! | [`session`] | requests to one repository: the one function that knows all of the above |
 //! | [`blob`] | reading one blob, over cut connections, checked against its descriptor |
+//! | [`upload`] | sending one blob, over cut connections |
 //! | [`spool`] | a blob that is read while it is still arriving |
+//! | [`manifest`], [`artifact`] | the manifest for a platform; what is no image |
 //! | [`pull`](mod@pull) | registry to store |
 //! | [`push`](mod@push) | store to registry |
 //!
 //! Nothing that a registry says is trusted: documents are bounded, every byte is hashed and counted while it arrives,
 //! and a layer goes through the same unpacking and publishing as one of an archive.
+//!
+//! # What is known of registries
+//!
+//! Each row is a switch of the quirky registry of `tests/registry/quirks.rs`.
+//!
+//! | registry | what it does | what is done about it |
+//! |---|---|---|
+//! | Docker Hub | token server of another domain; `429` at the pull limit, with `Retry-After` | [`realm`], [`retry`] |
+//! | ECR | `429` and `503` when many push (containerd#10447); `Range` of an upload stands still (aws/containers-roadmap#2831) | [`retry`]; a `Range` is asked for only after a failure |
+//! | GHCR | knows no `GET` of an upload; `405` | the upload begins anew |
+//! | GitLab | token server beside it (`registry.` and `gitlab.` of one domain); grants less than is asked for | [`realm`]; a mount falls back to sending |
+//! | Harbor | `401` or `403` for a token that covers a second project | the same |
+//! | Artifactory | `access_token` beside an empty `token`; `Location` with `http://` behind a proxy that ends TLS | empty counts as absent; its own host is spoken to by TLS |
+//! | Nexus | challenge only at `/v2/`; relative `Location` | the root is asked; resolved against the request |
+//! | Quay | hides repositories from strangers by `404` or `403` | the root is asked, if there is a password |
+//! | S3, Azure, GCS behind any of them | signed addresses that refuse `HEAD` or a second secret with `403` | never answered with a secret; there is a blob where a registry redirects to |
+//!
+//! # Crates that were weighed
+//!
+//! - `http-auth` parses challenges, but refuses a whole header for one unquoted address, which docker and podman read. No.
+//! - `oci-spec`: its structs drop fields that they do not know, and manifests are sent on as they came. No.
+//! - `docker_credential`: see [`credentials`]. No.
+//! - `httpdate` (the three forms of dates in `Retry-After`) and `psl` (the public suffix list): yes.
 
+mod address;
+mod artifact;
+mod auth;
 mod blob;
+mod certificates;
 mod challenge;
 pub mod credentials;
+mod forward;
 mod http;
+mod manifest;
+mod proxy;
 mod pull;
 mod push;
+mod realm;
+mod retry;
 mod session;
 mod spool;
+mod upload;
 
 use std::path::PathBuf;
 
 use crate::image::digest::Digest;
 use crate::image::spec::Descriptor;
 
+pub use artifact::{Written, pull_artifact};
 pub use pull::{Pulled, Source, pull};
 pub use push::{PushOptions, Pushed, push};
 pub use session::log_in;
@@ -53,6 +93,8 @@ pub trait Progress: Sync {
     fn reaches(&self, layer: &Digest, position: u64);
     /// It is complete.
     fn ends(&self, layer: &Digest, how: &str);
+    /// A request is made again after a while; the text says why.
+    fn waits(&self, why: &str);
 }
 
 /// Nobody does.
@@ -61,6 +103,7 @@ impl Progress for () {
     fn begins(&self, _: &Digest, _: u64) {}
     fn reaches(&self, _: &Digest, _: u64) {}
     fn ends(&self, _: &Digest, _: &str) {}
+    fn waits(&self, _: &str) {}
 }
 
 /// How many blobs are transferred at the same time, as docker does.

@@ -12,26 +12,18 @@ use std::str::FromStr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
-use serde::Deserialize;
-use serde::de::IgnoredAny;
-use ureq::http::Method;
 
 use crate::image::config::ImageConfig;
 use crate::image::digest::Digest;
-use crate::image::files::read_limited;
 use crate::image::reference::Reference;
-use crate::image::spec::{self, DOCKER_INDEX, DOCKER_MANIFEST, Descriptor, INDEX, Index, MANIFEST, Manifest, Platform};
+use crate::image::spec::{Descriptor, Platform};
 use crate::image::{ImageError, IoContext, Result};
 use crate::registry::blob::{BlobReader, read_document};
-use crate::registry::http::Request;
 use crate::registry::session::{Access, Session};
 use crate::registry::spool::Spool;
-use crate::registry::{AT_ONCE, Options, Progress};
+use crate::registry::{AT_ONCE, Options, Progress, manifest};
 use crate::store::load::LoadOptions;
 use crate::store::{AddedLayer, Layer, NewLayer, Slot, Step, Transaction, blob_mark, rounds};
-
-/// Indexes in indexes deeper than this are refused.
-const INDEX_DEPTH: u32 = 4;
 
 /// Bytes that are passed on at once.
 const CHUNK: usize = 128 << 10;
@@ -59,7 +51,7 @@ impl FromStr for Source {
 }
 
 impl Source {
-    fn reference(&self) -> String {
+    pub(super) fn reference(&self) -> String {
         self.digest.map_or_else(|| self.name.tag().to_owned(), |digest| digest.to_string())
     }
 }
@@ -86,11 +78,14 @@ pub fn pull(
     options: &LoadOptions,
     progress: &dyn Progress,
 ) -> Result<Pulled> {
-    let session = Session::open(&source.name, Access::Pull, registry)?;
+    let session = Session::open(&source.name, Access::Pull, registry, progress)?;
     let platform = options.platform.clone().unwrap_or_else(Platform::host);
-    let found = find_image(&session, source, &platform)?;
+    let found = manifest::find_image(&session, source, &platform)?;
     let config = read_document(&session, &found.manifest.config)?;
     let config = ImageConfig::parse(&format!("config {}", found.manifest.config.digest), config)?;
+    if let Some(Err(reason)) = config.platform().map(|own| own.check_serves(&platform)) {
+        return Err(session.error(format!("{} {reason}", source.reference())));
+    }
     let descriptors = &found.manifest.layers;
     if descriptors.len() != config.diff_ids().len() {
         let (theirs, ours) = (config.diff_ids().len(), descriptors.len());
@@ -116,92 +111,9 @@ pub fn pull(
     Ok(Pulled { id: config.id(), digest: found.digest, name })
 }
 
-/// An image's manifest, and the digest of what was asked for.
-struct Found {
-    manifest: Box<Manifest>,
-    bytes: Vec<u8>,
-    digest: Digest,
-}
-
-enum Document {
-    Manifest(Box<Manifest>),
-    Index(Index),
-}
-
-fn find_image(session: &Session, source: &Source, platform: &Platform) -> Result<Found> {
-    let (mut bytes, digest) = fetch(session, &source.reference(), source.digest)?;
-    for _ in 0..INDEX_DEPTH {
-        let index = match document(session, &bytes)? {
-            Document::Manifest(manifest) => return Ok(Found { manifest, bytes, digest }),
-            Document::Index(index) => index,
-        };
-        let chosen = index.choose(platform).ok_or_else(|| {
-            let has: Vec<String> = index.platforms().map(Platform::to_string).collect();
-            let has = if has.is_empty() { String::new() } else { format!("; it has {}", has.join(", ")) };
-            session.error(format!("{} has no image for {platform}{has}", source.reference()))
-        })?;
-        bytes = fetch(session, &chosen.digest.to_string(), Some(chosen.digest))?.0;
-        if bytes.len() as u64 != chosen.size {
-            let (promised, found) = (chosen.size, bytes.len());
-            return Err(session
-                .error(format!("manifest {}: {promised} bytes were promised, but it has {found}", chosen.digest)));
-        }
-    }
-    Err(session.error(format!("indexes are nested more than {INDEX_DEPTH} deep")))
-}
-
-/// A manifest or index. By its digest it is checked; by a tag, the registry's own word for its digest is.
-fn fetch(session: &Session, reference: &str, pinned: Option<Digest>) -> Result<(Vec<u8>, Digest)> {
-    let accept = [MANIFEST, INDEX, DOCKER_MANIFEST, DOCKER_INDEX].join(", ");
-    let request = Request::new(Method::GET, session.uri(&format!("manifests/{reference}"))?).with("accept", accept);
-    let mut response = session.send(request)?;
-    if !response.is_success() {
-        return Err(session.refused(reference, response));
-    }
-    let told = response.header("docker-content-digest").and_then(|digest| digest.parse().ok());
-    let bytes = read_limited(&mut response.body, reference).map_err(|error| match error {
-        ImageError::Io { source, .. } => session.error(format!("{reference}: {source}")),
-        ImageError::Document { reason, .. } => session.error(format!("{reference}: {reason}")),
-        other => other,
-    })?;
-    let digest = Digest::of(&bytes);
-    match pinned.or(told) {
-        Some(expected) if expected != digest => {
-            Err(session.error(format!("{reference}: {expected} was promised, but it is {digest}")))
-        }
-        _ => Ok((bytes, digest)),
-    }
-}
-
-/// By its fields: media types lie, and a document that can be read in two ways is refused (CVE-2021-41190).
-fn document(session: &Session, bytes: &[u8]) -> Result<Document> {
-    #[derive(Deserialize)]
-    struct Shape {
-        manifests: Option<IgnoredAny>,
-        config: Option<IgnoredAny>,
-        #[serde(rename = "fsLayers")]
-        fs_layers: Option<IgnoredAny>,
-    }
-    let name = format!("{}/{}: manifest", session.registry, session.repository);
-    let shape: Shape = spec::parse(&name, bytes)?;
-    match (shape.manifests, shape.config, shape.fs_layers) {
-        (Some(_), None, None) => Ok(Document::Index(spec::parse(&name, bytes)?)),
-        (None, Some(_), None) => {
-            let manifest: Manifest = spec::parse(&name, bytes)?;
-            let kind = manifest.config.media_type.as_str();
-            if !spec::is_image_config(kind) {
-                return Err(session.error(format!("is no image, but an artifact with a config of type {kind}")));
-            }
-            Ok(Document::Manifest(Box::new(manifest)))
-        }
-        (None, None, Some(_)) => Err(session.error("has only a manifest of schema 1, which is too old")),
-        _ => Err(session.error("its manifest is neither one of an image nor an index")),
-    }
-}
-
 /// The layers of one image on their way.
 struct Transfer<'t> {
-    session: &'t Session,
+    session: &'t Session<'t>,
     layers: &'t [(Descriptor, Digest)],
     options: &'t LoadOptions,
     progress: &'t dyn Progress,
@@ -274,7 +186,7 @@ impl Transfer<'_> {
     fn fetch(&self, fetched: &Fetched, cancelled: &AtomicBool) -> io::Result<()> {
         let (descriptor, diff_id) = &self.layers[fetched.at];
         self.progress.begins(diff_id, descriptor.size);
-        let mut blob = BlobReader::new(self.session, descriptor);
+        let mut blob = BlobReader::new(self.session, descriptor).unless(cancelled);
         let mut buffer = vec![0; CHUNK];
         loop {
             if cancelled.load(Ordering::Relaxed) {

@@ -7,29 +7,23 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
 
-use ureq::http::{Method, Uri};
+use ureq::http::Method;
 
 use crate::image::digest::Digest;
 use crate::image::layer::Compression;
 use crate::image::reference::Reference;
 use crate::image::spec::{self, Descriptor, Manifest};
 use crate::image::{ImageError, IoContext, Result};
-use crate::registry::http::{Payload, Request, Response, refusal};
+use crate::registry::http::{Payload, Request};
 use crate::registry::session::{Access, Session};
+use crate::registry::upload::upload;
 use crate::registry::{AT_ONCE, Options, Progress, blob_path};
 use crate::store::save::compress;
 use crate::store::{Image, Layer, Store, blob_mark};
-
-/// Tries in a row that bring nothing.
-const ATTEMPTS: u32 = 5;
-
-/// Before the second of them; doubled each time.
-const PAUSE: Duration = Duration::from_millis(200);
 
 /// How to push.
 #[derive(Clone, Copy, Debug, Default)]
@@ -75,10 +69,7 @@ pub fn push(
         Some(_) => KnownBlobs::new(),
     };
     known.retain(|diff_id, _| image.config.diff_ids().contains(diff_id));
-    let mut session = Session::open(name, Access::Push, registry)?;
-    for known in known.values().flatten() {
-        known.repositories.iter().for_each(|repository| session.also_read(repository));
-    }
+    let session = Session::open(name, Access::Push, registry, progress)?;
     let compression = options.compression.unwrap_or(Compression::Gzip);
     let sender = Sender { store, session: &session, known, compression, scratch: transaction.scratch(), progress };
     let descriptors = sender.send_layers(&layers)?;
@@ -149,7 +140,7 @@ fn in_oci_terms(mut layer: Descriptor) -> Descriptor {
     layer
 }
 
-fn put_manifest(session: &Session, name: &Reference, manifest: &[u8], media_type: &str) -> Result<Pushed> {
+fn put_manifest(session: &Session<'_>, name: &Reference, manifest: &[u8], media_type: &str) -> Result<Pushed> {
     let mut request = Request::new(Method::PUT, session.uri(&format!("manifests/{}", name.tag()))?);
     request.payload = Payload::Bytes(manifest);
     let response = session.send(request.with("content-type", media_type))?;
@@ -167,7 +158,7 @@ fn put_manifest(session: &Session, name: &Reference, manifest: &[u8], media_type
 
 struct Sender<'s> {
     store: &'s Store,
-    session: &'s Session,
+    session: &'s Session<'s>,
     known: KnownBlobs,
     compression: Compression,
     scratch: &'s Path,
@@ -254,26 +245,36 @@ impl Sender<'_> {
         if self.has(&descriptor)? {
             return Ok(());
         }
-        self.upload(&descriptor, &mut io::Cursor::new(image.config.bytes()), &|_| {})
+        upload(self.session, &descriptor, &mut io::Cursor::new(image.config.bytes()), &|_| {})
     }
 
     fn has(&self, descriptor: &Descriptor) -> Result<bool> {
         let response = self.session.send(Request::new(Method::HEAD, self.session.uri(&blob_path(descriptor))?))?;
         match response.status {
             200 => Ok(true),
+            // The registry has it at another server, whose address is signed for GET alone.
+            403 | 405 if !response.is_own => Ok(true),
             404 => Ok(false),
             _ => Err(self.session.refused("asking for a layer", response)),
         }
     }
 
-    /// Asks the registry to take a blob from another of its repositories. One that will not has opened an upload
-    /// instead, which is given up.
+    /// Asks the registry to take a blob from another of its repositories. One that will not, or does not let this user
+    /// read there, is sent the blob. If it has opened an upload instead, that is given up.
     fn mount(&self, descriptor: &Descriptor, repository: &str) -> Result<bool> {
         let path = format!("blobs/uploads/?mount={}&from={repository}", descriptor.digest);
-        let response = self.session.send(Request::new(Method::POST, self.session.uri(&path)?))?;
+        let mut request = Request::new(Method::POST, self.session.uri(&path)?);
+        request.reads = Some(repository.to_owned());
+        let response = match self.session.send_patiently(request, &mut self.session.patience()) {
+            Ok(response) => response,
+            Err(error) => {
+                tracing::debug!("{repository} cannot be read from: {error}");
+                return Ok(false);
+            }
+        };
         if response.status == 202
             && let Ok(upload) = self.session.location(&response)
-            && let Err(error) = self.session.send(Request::new(Method::DELETE, upload))
+            && let Err(error) = self.session.send(Request::new(Method::DELETE, upload).once())
         {
             tracing::debug!("upload is left to the registry to clean up: {error}");
         }
@@ -283,119 +284,8 @@ impl Sender<'_> {
     fn upload_file(&self, descriptor: &Descriptor, path: &PathBuf, diff_id: &Digest) -> Result<()> {
         self.progress.begins(diff_id, descriptor.size);
         let mut file = File::open(path).at(path)?;
-        self.upload(descriptor, &mut file, &|position| self.progress.reaches(diff_id, position))?;
+        upload(self.session, descriptor, &mut file, &|position| self.progress.reaches(diff_id, position))?;
         self.progress.ends(diff_id, "Pushed");
         Ok(())
-    }
-
-    /// Uploads a blob; after a cut connection it goes on where the registry says that it is.
-    fn upload(&self, descriptor: &Descriptor, from: &mut (impl Read + Seek), reaches: &dyn Fn(u64)) -> Result<()> {
-        let mut upload: Option<Uri> = None;
-        let mut fruitless = 0;
-        let mut best = 0;
-        loop {
-            let outcome = self.try_upload(descriptor, from, &mut upload, reaches, &mut best, &mut fruitless);
-            let error = match outcome {
-                Ok(()) => return Ok(()),
-                Err(error) => error,
-            };
-            fruitless += 1;
-            if error.kind() == io::ErrorKind::InvalidData || fruitless >= ATTEMPTS {
-                return Err(self.session.error(format!("blob {}: {error}", descriptor.digest)));
-            }
-            tracing::debug!("upload of {}: {error}; again", descriptor.digest);
-            std::thread::sleep(PAUSE * 2u32.pow(fruitless - 1));
-        }
-    }
-
-    /// One try. `upload` is the address of the upload that was begun, if one was; `best` the farthest that the registry
-    /// had come before.
-    fn try_upload(
-        &self,
-        descriptor: &Descriptor,
-        from: &mut (impl Read + Seek),
-        upload: &mut Option<Uri>,
-        reaches: &dyn Fn(u64),
-        best: &mut u64,
-        fruitless: &mut u32,
-    ) -> io::Result<()> {
-        let (place, position) = match upload.take() {
-            Some(begun) => self.resume(begun, descriptor)?,
-            None => (self.begin()?, 0),
-        };
-        if position > *best {
-            (*best, *fruitless) = (position, 0);
-        }
-        *upload = Some(place.clone());
-        from.seek(SeekFrom::Start(position))?;
-        let mut counted = Counted { inner: from, position, reaches };
-        let left = descriptor.size - position;
-        let mut request = Request::new(Method::PATCH, place).with("content-type", "application/octet-stream");
-        if position > 0 {
-            request = request.with("content-range", format!("{position}-{}", descriptor.size.saturating_sub(1)));
-        }
-        request.payload = Payload::Stream(&mut counted, left);
-        let response = self.session.send_raw(request)?;
-        self.check("taking a blob", &[202, 204], &response)?;
-        let place = self.session.location(&response).map_err(refused)?;
-        let joint = if place.query().is_some() { '&' } else { '?' };
-        let place: Uri = format!("{place}{joint}digest={}", descriptor.digest)
-            .parse()
-            .map_err(|_| refusal("gives an address that is none"))?;
-        let response = self.session.send_raw(Request::new(Method::PUT, place))?;
-        self.check("completing a blob", &[201, 204], &response)
-    }
-
-    fn begin(&self) -> io::Result<Uri> {
-        let uri = self.session.uri("blobs/uploads/").map_err(refused)?;
-        let response = self.session.send_raw(Request::new(Method::POST, uri))?;
-        if response.status != 202 && !matches!(response.status, 500..) {
-            return Err(refused(self.session.refused("pushing", response)));
-        }
-        self.check("pushing", &[202], &response)?;
-        self.session.location(&response).map_err(refused)
-    }
-
-    /// Asks how far an upload has come; one that is forgotten begins anew.
-    fn resume(&self, begun: Uri, descriptor: &Descriptor) -> io::Result<(Uri, u64)> {
-        let response = self.session.send_raw(Request::new(Method::GET, begun))?;
-        // `0-0` is what registries say of nothing.
-        let end = response.header("range").and_then(|range| range.split('-').nth(1)?.parse::<u64>().ok());
-        let position = end.filter(|&end| end > 0).map_or(0, |end| end + 1);
-        match response.status {
-            204 if position <= descriptor.size => Ok((self.session.location(&response).map_err(refused)?, position)),
-            _ => Ok((self.begin()?, 0)),
-        }
-    }
-
-    /// Anything else than what is hoped for is tried again, but for what will not change.
-    fn check(&self, what: &str, hoped: &[u16], response: &Response) -> io::Result<()> {
-        match response.status {
-            status if hoped.contains(&status) => Ok(()),
-            status @ (401 | 404 | 408 | 416 | 429 | 500..) => Err(io::Error::other(format!("{what}: status {status}"))),
-            status => Err(refusal(format!("{what}: status {status}"))),
-        }
-    }
-}
-
-fn refused(error: ImageError) -> io::Error {
-    match error {
-        ImageError::Registry { reason, .. } => refusal(reason),
-        other => refusal(other.to_string()),
-    }
-}
-
-struct Counted<'c, R> {
-    inner: &'c mut R,
-    position: u64,
-    reaches: &'c dyn Fn(u64),
-}
-
-impl<R: Read> Read for Counted<'_, R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let count = self.inner.read(buffer)?;
-        self.position += count as u64;
-        (self.reaches)(self.position);
-        Ok(count)
     }
 }

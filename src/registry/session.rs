@@ -1,21 +1,30 @@
-//! Requests to one repository of a registry, with what the registry wants to see.
+//! Requests to one repository of a registry. [`Session::send_patiently`] is the one function that all of them go
+//! through: it knows redirects, what the registry wants to see, and when to try again. Its callers know none of it.
+//!
+//! A secret goes to the origin (scheme, host and port) of the registry alone. A server that the registry redirects to
+//! gets none, and what it refuses is its own failure: its challenge is never answered.
 
 use std::io::{self, Read};
 
 use parking_lot::Mutex;
-use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
 use ureq::http::{Method, Uri};
 
+use crate::image::files::read_limited;
 use crate::image::reference::Reference;
 use crate::image::{ImageError, Result};
-use crate::registry::Options;
-use crate::registry::challenge::{self, Challenge};
+use crate::registry::address::{Origin, host, is_https, resolve};
+use crate::registry::auth::Tokens;
 use crate::registry::credentials::Credentials;
-use crate::registry::http::{Http, Payload, Request, Response, refusal, resolve};
+use crate::registry::http::{Http, Payload, Request, Response, refusal};
+use crate::registry::retry::{self, Patience};
+use crate::registry::{Options, Progress};
 
 /// Answers that are not documents are read no further than this.
-const ANSWER_LIMIT: u64 = 1 << 20;
+pub(super) const ANSWER_LIMIT: u64 = 1 << 20;
+
+/// Redirects in a row; registries need one, to where their blobs are.
+const REDIRECTS: usize = 5;
 
 /// What is to be done with a repository.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,53 +34,58 @@ pub(super) enum Access {
 }
 
 /// One repository.
-pub(super) struct Session {
-    http: Http,
+pub(super) struct Session<'p> {
+    pub(super) http: Http,
     /// As the user calls it.
     pub(super) registry: String,
     pub(super) repository: String,
-    base: Uri,
-    scopes: Vec<String>,
-    credentials: Option<Credentials>,
-    /// The value of `Authorization` that was last found to be wanted.
-    authorization: Mutex<Option<String>>,
+    pub(super) base: Uri,
+    own: Origin,
+    /// What a token is asked for.
+    pub(super) scope: Option<String>,
+    pub(super) credentials: Option<Credentials>,
+    pub(super) tokens: Mutex<Tokens>,
+    progress: &'p dyn Progress,
 }
 
-impl Session {
-    pub(super) fn open(name: &Reference, access: Access, options: &Options) -> Result<Self> {
+impl<'p> Session<'p> {
+    pub(super) fn open(
+        name: &Reference,
+        access: Access,
+        options: &Options,
+        progress: &'p dyn Progress,
+    ) -> Result<Self> {
         let actions = if access == Access::Push { "pull,push" } else { "pull" };
         let scope = format!("repository:{}:{actions}", name.path());
-        Self::with(name.domain(), name.path(), vec![scope], options.credentials.find(name.domain())?, options)
+        let credentials = options.credentials.find(name.domain(), name.path())?;
+        Self::with(name.domain(), name.path(), Some(scope), credentials, options, progress)
     }
 
     fn with(
         registry: &str,
         repository: &str,
-        scopes: Vec<String>,
+        scope: Option<String>,
         credentials: Option<Credentials>,
         options: &Options,
+        progress: &'p dyn Progress,
     ) -> Result<Self> {
         // Docker's own registry answers under another name than its images have.
         let host = if registry == "docker.io" { "registry-1.docker.io" } else { registry };
         let scheme = if options.plain_http { "http" } else { "https" };
-        let base = format!("{scheme}://{host}/v2/");
+        let base: Uri = format!("{scheme}://{host}/v2/")
+            .parse()
+            .map_err(|_| ImageError::malformed(registry, "is no address of a registry"))?;
         Ok(Self {
             http: Http::new(options, host)?,
             registry: registry.to_owned(),
             repository: repository.to_owned(),
-            base: base.parse().map_err(|_| ImageError::malformed(registry, "is no address of a registry"))?,
-            scopes,
+            own: Origin::of(&base),
+            base,
+            scope,
             credentials,
-            authorization: Mutex::new(None),
+            tokens: Mutex::default(),
+            progress,
         })
-    }
-
-    /// Asks for the right to read from another repository too, for blobs to be mounted from there.
-    pub(super) fn also_read(&mut self, repository: &str) {
-        let scope = format!("repository:{repository}:pull");
-        if repository != self.repository && !self.scopes.contains(&scope) {
-            self.scopes.push(scope);
-        }
     }
 
     /// The address of something of the repository.
@@ -80,115 +94,143 @@ impl Session {
         resolve(&self.base, &format!("/v2/{repository}/{path}")).map_err(|error| self.failed(error))
     }
 
-    /// Where a `Location` that the registry gave leads: only to itself may one send.
-    pub(super) fn location(&self, response: &Response) -> Result<Uri> {
-        let location = response.header("location").ok_or_else(|| self.error("tells no place to send to"))?;
-        let uri = resolve(&self.base, location).map_err(|error| self.failed(error))?;
-        self.http.check_scheme(&uri).map_err(|error| self.failed(error))?;
-        if uri.host() != self.base.host() {
-            return Err(
-                self.error(format!("wants layers to be sent to {}, which is not done", uri.host().unwrap_or("?")))
-            );
+    /// Where the `Location` of a response leads, from the address that gave it. Blobs are sent to another host only by
+    /// TLS, and no secret goes there.
+    pub(super) fn location(&self, response: &Response) -> io::Result<Uri> {
+        let location = response.header("location").ok_or_else(|| refusal("tells no place to send to"))?;
+        let uri = resolve(&response.uri, location)?;
+        // A registry behind a proxy that ends TLS often does not know that it is spoken to by TLS.
+        if is_https(&self.base) && !is_https(&uri) && host(&uri) == host(&self.base) {
+            let path = uri.path_and_query().map_or("/", |path| path.as_str());
+            return resolve(&self.base, path);
+        }
+        self.http.check_scheme(&uri)?;
+        if host(&uri) != host(&self.base) && !is_https(&uri) {
+            return Err(refusal(format!("wants layers to be sent to {}, which is not done", host(&uri))));
         }
         Ok(uri)
     }
 
-    /// Makes a request; where the registry wants to know who asks, it is told and asked again, unless a stream is
-    /// sent that cannot be sent twice.
-    pub(super) fn send(&self, request: Request<'_>) -> Result<Response> {
-        self.send_raw(request).map_err(|error| self.failed(error))
+    /// Patience for one purpose.
+    pub(super) fn patience(&self) -> Patience<'_> {
+        Patience::new(&self.registry, self.progress)
     }
 
-    pub(super) fn send_raw(&self, request: Request<'_>) -> io::Result<Response> {
-        let again = match &request.payload {
-            Payload::Nothing => Some(Payload::Nothing),
-            Payload::Bytes(bytes) => Some(Payload::Bytes(bytes)),
-            Payload::Stream(..) => None,
-        };
-        let (method, uri, headers) = (request.method.clone(), request.uri.clone(), request.headers.clone());
-        let authorization = self.authorization.lock().clone();
-        let response = self.http.send(request, authorization.as_deref())?;
-        if response.status != 401 {
+    /// Makes a request, with patience of its own.
+    pub(super) fn send(&self, request: Request<'_>) -> Result<Response> {
+        self.send_patiently(request, &mut self.patience()).map_err(|error| self.failed(error))
+    }
+
+    /// Makes a request. Where the registry wants to know who asks, it is told; what may pass is tried again, unless a
+    /// stream is sent or the request says that it is made once.
+    ///
+    /// # Errors
+    /// What went wrong, to be told after the name of the registry.
+    pub(super) fn send_patiently(&self, mut request: Request<'_>, patience: &mut Patience<'_>) -> io::Result<Response> {
+        let may_repeat = request.is_repeatable() && !request.once;
+        loop {
+            let failure = match self.attempt(&mut request) {
+                Ok(response) if !may_repeat || !retry::is_passing(response.status) => return Ok(response),
+                Ok(response) => {
+                    let passing = retry::busy("", response.status, &response.headers);
+                    // The answer itself tells more than its status.
+                    match patience.after(passing) {
+                        Ok(()) => continue,
+                        Err(_) => return Ok(response),
+                    }
+                }
+                Err(error) => error,
+            };
+            if !may_repeat || self.is_unreachable(&failure) {
+                return Err(failure);
+            }
+            patience.after(failure)?;
+        }
+    }
+
+    /// Makes a request for a document and reads it to its end, which may be cut off like any other answer.
+    pub(super) fn document(&self, path: &str, accept: &str, name: &str) -> Result<(Response, Vec<u8>)> {
+        let uri = self.uri(path)?;
+        let mut patience = self.patience();
+        loop {
+            let request = Request::new(Method::GET, uri.clone()).with("accept", accept);
+            let mut response = self.send_patiently(request, &mut patience).map_err(|error| self.failed(error))?;
+            if !response.is_success() {
+                return Err(self.refused(name, response));
+            }
+            match read_limited(&mut response.body, name) {
+                Ok(bytes) => return Ok((response, bytes)),
+                Err(ImageError::Io { source, .. }) => {
+                    patience.after(source).map_err(|error| self.error(format!("{name}: {error}")))?;
+                }
+                Err(ImageError::Document { reason, .. }) => return Err(self.error(format!("{name}: {reason}"))),
+                Err(other) => return Err(other),
+            }
+        }
+    }
+
+    /// True if nobody has ever answered at the registry's address: it is wrong, rather than out of order.
+    fn is_unreachable(&self, error: &io::Error) -> bool {
+        let is_wrong = matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound);
+        is_wrong && !self.tokens.lock().answered
+    }
+
+    /// One attempt: the request, and once more with what the registry wants to see.
+    fn attempt(&self, request: &mut Request<'_>) -> io::Result<Response> {
+        let is_own = Origin::of(&request.uri) == self.own;
+        let reads = request.reads.clone();
+        let authorization = if is_own { self.authorization(reads.as_deref())? } else { None };
+        let mut response = self.follow(request, authorization.as_deref())?;
+        self.tokens.lock().answered = true;
+        response.is_own &= is_own;
+        if !response.is_own {
             return Ok(response);
         }
-        let authorization = self.authorize(&response)?;
-        let Some(payload) = again else { return Ok(response) };
-        self.http.send(Request { method, uri, headers, payload }, Some(&authorization))
-    }
-
-    /// Gets what the registry's refusal says it wants to see.
-    fn authorize(&self, refused: &Response) -> io::Result<String> {
-        let challenges: Vec<Challenge> = refused
-            .headers
-            .get_all("www-authenticate")
-            .iter()
-            .filter_map(|value| value.to_str().ok())
-            .flat_map(challenge::parse)
-            .collect();
-        let bearer = challenges.iter().find(|challenge| matches!(challenge, Challenge::Bearer { .. }));
-        let authorization = match bearer.or(challenges.first()) {
-            Some(Challenge::Bearer { realm, service }) => format!("Bearer {}", self.token(realm, service.as_deref())?),
-            Some(Challenge::Basic) => {
-                let basic = self.credentials.as_ref().and_then(Credentials::basic);
-                basic.ok_or_else(|| refusal(format!("wants a password; strata login {}", self.registry)))?
+        let fresh = match response.status {
+            401 => self.answer(&response, reads.as_deref())?,
+            // Some registries hide from strangers what they do not show, and say only at their root what to do.
+            403 | 404 if authorization.is_none() && self.credentials.is_some() => {
+                match self.answer_root(reads.as_deref())? {
+                    Some(fresh) => fresh,
+                    None => return Ok(response),
+                }
             }
-            None => return Err(refusal("refuses, and does not say what it wants to see")),
+            _ => return Ok(response),
         };
-        *self.authorization.lock() = Some(authorization.clone());
-        Ok(authorization)
+        match request.is_repeatable() {
+            true => self.follow(request, Some(&fresh)),
+            false => Ok(response),
+        }
     }
 
-    /// Gets a token from `realm`. The password goes there only if it is the registry's own house.
-    fn token(&self, realm: &str, service: Option<&str>) -> io::Result<String> {
-        #[derive(Deserialize)]
-        struct Answer {
-            token: Option<String>,
-            access_token: Option<String>,
-        }
-        let realm: Uri = realm.parse().map_err(|_| refusal(format!("sends us for a token to {realm:?}")))?;
-        self.http.check_scheme(&realm)?;
-        if self.credentials.is_some() {
-            self.check_trusted(&realm)?;
-        }
-        let pair = |name: &str, value: &str| format!("{name}={}", utf8_percent_encode(value, NON_ALPHANUMERIC));
-        let mut query: Vec<String> = service.iter().map(|service| pair("service", service)).collect();
-        let (response, by) = match &self.credentials {
-            Some(Credentials::Identity(token)) => {
-                query.extend([pair("scope", &self.scopes.join(" ")), pair("grant_type", "refresh_token")]);
-                query.extend([pair("client_id", "strata"), pair("refresh_token", token)]);
-                let form = query.join("&");
-                let request = Request { payload: Payload::Bytes(form.as_bytes()), ..Request::new(Method::POST, realm) };
-                (self.http.send(request.with("content-type", "application/x-www-form-urlencoded"), None)?, "token")
+    /// Makes a request and follows redirects. `authorization` goes to the first server and no further. What is sent
+    /// along is sent again only by redirects that say so, and within the same origin.
+    pub(super) fn follow(&self, request: &mut Request<'_>, authorization: Option<&str>) -> io::Result<Response> {
+        let first = Origin::of(&request.uri);
+        let mut uri = request.uri.clone();
+        let mut is_own = true;
+        for _ in 0..=REDIRECTS {
+            let mut response = self.http.exchange(request, &uri, authorization.filter(|_| is_own))?;
+            response.is_own = is_own;
+            let is_reading = matches!(request.method, Method::GET | Method::HEAD);
+            let follows = match response.status {
+                301..=303 => is_reading,
+                307 | 308 => is_reading || request.is_repeatable(),
+                _ => false,
+            };
+            if !follows {
+                return Ok(response);
             }
-            credentials => {
-                query.extend(self.scopes.iter().map(|scope| pair("scope", scope)));
-                let joint = if realm.query().is_some() { '&' } else { '?' };
-                let uri = resolve(&realm, &format!("{realm}{joint}{}", query.join("&")))?;
-                let basic = credentials.as_ref().and_then(Credentials::basic);
-                (self.http.send(Request::new(Method::GET, uri), basic.as_deref())?, "password")
+            let location = response.header("location").ok_or_else(|| refusal("redirects to nowhere"))?;
+            let target = resolve(&uri, location)?;
+            self.http.check_redirect(&uri, &target)?;
+            is_own &= Origin::of(&target) == first;
+            if !is_own && !matches!(request.payload, Payload::Nothing) {
+                return Err(refusal(format!("redirects what is sent to {target}, which is not followed")));
             }
-        };
-        if matches!(response.status, 400 | 401 | 403) && self.credentials.is_some() {
-            return Err(refusal(format!("the {by} is not accepted; strata login {}", self.registry)));
+            uri = target;
         }
-        if !response.is_success() {
-            return Err(refusal(format!("gives no token (status {})", response.status)));
-        }
-        let mut bytes = Vec::new();
-        response.body.take(ANSWER_LIMIT).read_to_end(&mut bytes)?;
-        let answer: Option<Answer> = serde_json::from_slice(&bytes).ok();
-        let token = answer.and_then(|answer| answer.token.or(answer.access_token));
-        token.filter(|token| !token.is_empty()).ok_or_else(|| refusal("gives no token, but something else"))
-    }
-
-    /// The registry itself, or over TLS a neighbour of it: `auth.docker.io` for `registry-1.docker.io`.
-    fn check_trusted(&self, realm: &Uri) -> io::Result<()> {
-        let (own, other) = (self.base.host().unwrap_or_default(), realm.host().unwrap_or_default());
-        let neighbour = realm.scheme_str() == Some("https") && domain(own).is_some() && domain(own) == domain(other);
-        if own == other || neighbour {
-            return Ok(());
-        }
-        Err(refusal(format!("wants the password to be sent to {other}, which is not done")))
+        Err(refusal(format!("redirects more than {REDIRECTS} times")))
     }
 
     /// An error of this registry.
@@ -206,80 +248,59 @@ impl Session {
 
     /// What an answer that is no success says.
     pub(super) fn refused(&self, what: &str, response: Response) -> ImageError {
-        #[derive(Deserialize)]
-        struct Answer {
-            #[serde(default)]
-            errors: Vec<Problem>,
-        }
-        #[derive(Deserialize)]
-        struct Problem {
-            #[serde(default)]
-            message: String,
-        }
-        let status = response.status;
-        let mut bytes = Vec::new();
-        // What cannot be read adds nothing to the status.
-        let told = match response.body.take(ANSWER_LIMIT).read_to_end(&mut bytes) {
-            Ok(_) => serde_json::from_slice::<Answer>(&bytes).map(|answer| answer.errors).unwrap_or_default(),
-            Err(_) => Vec::new(),
-        };
-        let told = told.into_iter().map(|problem| problem.message).find(|message| !message.is_empty());
-        let told: String = told.unwrap_or_default().chars().filter(|c| !c.is_control()).take(200).collect();
-        let told = if told.is_empty() { String::new() } else { format!(": {told}") };
+        let (status, is_own) = (response.status, response.is_own);
+        let place = host(&response.uri);
+        let after = retry::retry_after(&response.headers, std::time::SystemTime::now());
+        let patience = after.map(|after| format!("; it says to try again in {} s", after.as_secs_f64().ceil()));
+        let patience = patience.unwrap_or_default();
+        let told = told(response);
         match status {
+            _ if !is_own => self.error(format!("{what} is at {place}, which refuses it: status {status}{told}")),
             401 | 403 => self.error(format!("{what} is not allowed{told}; strata login {}", self.registry)),
             404 => self.error(format!("{what} is not there{told}")),
-            429 => self.error(format!("{what}: too many requests for now{told}")),
-            _ => self.error(format!("{what}: status {status}{told}")),
+            429 => self.error(format!("{what}: too many requests for now{told}{patience}")),
+            _ => self.error(format!("{what}: status {status}{told}{patience}")),
         }
     }
 }
 
-/// The last two labels of a host's name; none for numbers and single labels.
-fn domain(host: &str) -> Option<(&str, &str)> {
-    let mut labels = host.rsplit('.');
-    let (top, second) = (labels.next()?, labels.next()?);
-    (!top.bytes().all(|byte| byte.is_ascii_digit()) && !host.starts_with('[')).then_some((second, top))
+/// The first message of an answer's errors.
+fn told(response: Response) -> String {
+    #[derive(Deserialize)]
+    struct Answer {
+        #[serde(default)]
+        errors: Vec<Problem>,
+    }
+    #[derive(Deserialize)]
+    struct Problem {
+        #[serde(default)]
+        code: Option<String>,
+        #[serde(default)]
+        message: Option<String>,
+    }
+    let mut bytes = Vec::new();
+    // What cannot be read adds nothing to the status.
+    let errors = match response.body.take(ANSWER_LIMIT).read_to_end(&mut bytes) {
+        Ok(_) => serde_json::from_slice::<Answer>(&bytes).map(|answer| answer.errors).unwrap_or_default(),
+        Err(_) => Vec::new(),
+    };
+    let told = errors.into_iter().flat_map(|problem| [problem.message, problem.code]).flatten();
+    let told = told.map(|text| text.chars().filter(|c| !c.is_control()).take(200).collect::<String>());
+    told.into_iter().find(|text| !text.is_empty()).map(|text| format!(": {text}")).unwrap_or_default()
 }
 
 /// Tries a name and a password with a registry.
 ///
 /// # Errors
 /// When the registry cannot be reached, or does not accept them.
-pub fn log_in(registry: &str, user: &str, password: &str, options: &Options) -> Result<()> {
+pub fn log_in(registry: &str, user: &str, password: &str, options: &Options, progress: &dyn Progress) -> Result<()> {
     let credentials = Credentials::Password { user: user.to_owned(), password: password.to_owned() };
-    let session = Session::with(registry, "", Vec::new(), Some(credentials), options)?;
+    let session = Session::with(registry, "", None, Some(credentials), options, progress)?;
     let response = session.send(Request::new(Method::GET, session.base.clone()))?;
     match response.status {
         200 => Ok(()),
         401 | 403 => Err(session.error("the name or the password is wrong")),
         404 => Err(session.error("is no registry")),
         _ => Err(session.refused("login", response)),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn where_a_password_may_go() {
-        let session = |registry: &str| {
-            let options = Options { plain_http: true, ..Options::default() };
-            Session::with(registry, "x", vec![], None, &options).expect("session")
-        };
-        for (registry, realm, may) in [
-            ("docker.io", "https://auth.docker.io/token", true),
-            ("docker.io", "http://auth.docker.io/token", false),
-            ("docker.io", "https://docker.io.example/token", false),
-            ("localhost:5000", "http://localhost:5001/token", true),
-            ("localhost:5000", "http://127.0.0.1:5000/token", false),
-            ("127.0.0.1:5000", "https://10.0.0.1/token", false),
-            ("registry.example.org", "https://gitlab.example.org/jwt", true),
-            ("registry", "https://other/jwt", false),
-        ] {
-            let realm: Uri = realm.parse().expect("uri");
-            assert_eq!(session(registry).check_trusted(&realm).is_ok(), may, "{registry} {realm}");
-        }
     }
 }

@@ -45,6 +45,8 @@ enum Then {
     End,
     /// More bytes than anybody wants.
     Flood,
+    /// Nothing at all: the connection is closed.
+    HangUp,
 }
 
 impl Answer {
@@ -72,6 +74,11 @@ impl Answer {
         self
     }
 
+    /// The connection is closed without an answer.
+    pub fn hang_up() -> Self {
+        Self { then: Then::HangUp, ..Self::new(0, "") }
+    }
+
     pub fn redirect(to: impl Into<String>) -> Self {
         Self::new(307, "").with("Location", to)
     }
@@ -82,6 +89,7 @@ type Handler = dyn Fn(&Asked, &mut dyn Read) -> Answer + Send + Sync;
 /// The server; it ends with the test.
 pub struct Liar {
     port: u16,
+    wakes: std::net::SocketAddr,
     over: Arc<AtomicBool>,
     asked: Arc<Mutex<Vec<Asked>>>,
 }
@@ -89,7 +97,13 @@ pub struct Liar {
 impl Liar {
     /// Answers by `handler`, which may read the request's body.
     pub fn start(handler: impl Fn(&Asked, &mut dyn Read) -> Answer + Send + Sync + 'static) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        Self::listen("127.0.0.1:0", handler)
+    }
+
+    /// The same at another address.
+    pub fn listen(address: &str, handler: impl Fn(&Asked, &mut dyn Read) -> Answer + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind(address).unwrap();
+        let wakes = listener.local_addr().unwrap();
         let port = listener.local_addr().unwrap().port();
         let (over, asked) = (Arc::new(AtomicBool::new(false)), Arc::<Mutex<Vec<Asked>>>::default());
         let (stop, log, handler) =
@@ -104,7 +118,7 @@ impl Liar {
                 std::thread::spawn(move || drop(serve(&connection, &log, &*handler)));
             }
         });
-        Self { port, over, asked }
+        Self { port, wakes, over, asked }
     }
 
     pub fn host(&self) -> String {
@@ -125,7 +139,7 @@ impl Drop for Liar {
     fn drop(&mut self) {
         self.over.store(true, Ordering::Relaxed);
         // Wakes the listener.
-        drop(TcpStream::connect(("127.0.0.1", self.port)));
+        drop(TcpStream::connect(self.wakes));
     }
 }
 
@@ -151,6 +165,9 @@ fn serve(connection: &TcpStream, log: &Mutex<Vec<Asked>>, handler: &Handler) -> 
     let length = asked.header("content-length").and_then(|length| length.parse().ok()).unwrap_or(0);
     let answer = handler(&asked, &mut input.take(length));
     let mut out = connection;
+    if let Then::HangUp = answer.then {
+        return Ok(());
+    }
     write!(out, "HTTP/1.1 {} X\r\nConnection: close\r\n", answer.status)?;
     for (name, value) in &answer.headers {
         write!(out, "{name}: {value}\r\n")?;

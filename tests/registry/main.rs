@@ -18,6 +18,8 @@ mod tar_build;
 mod auth;
 mod liar;
 mod lies;
+mod quirks;
+mod quirky;
 mod resume;
 mod server;
 mod together;

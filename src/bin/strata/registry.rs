@@ -73,6 +73,10 @@ impl Progress for Report {
         }
         self.say(&format!("{}: {how}", short_id(layer)));
     }
+
+    fn waits(&self, why: &str) {
+        self.say(why);
+    }
 }
 
 fn options(args: &RegistryArgs) -> Options {
@@ -96,6 +100,14 @@ pub fn pull(store: &Store, args: &Pull) -> Result<()> {
     };
     let report = Report::new(args.quiet);
     report.say(&format!("Pulling {asked} from {}", name.domain()));
+    if let (true, Some(dir)) = (args.artifact, &args.output) {
+        let (platform, options) = (args.platform.as_ref(), options(&args.registry));
+        let written = registry::pull_artifact(&args.name, dir, platform, &options, &report)?;
+        if !args.quiet {
+            print_line(&format!("Digest: {}", written.digest))?;
+        }
+        return Ok(written.files.iter().try_for_each(|file| print_line(&dir.join(file).display().to_string()))?);
+    }
     let before = store.find(&asked).ok().map(|image| image.id());
     let mut transaction = store.begin()?;
     let pulled = registry::pull(&mut transaction, &args.name, &options(&args.registry), &options_of_load, &report)?;
@@ -158,7 +170,7 @@ pub fn login(args: &Login) -> Result<()> {
     if user.is_empty() || user.contains(':') || password.is_empty() {
         bail!("{host}: a name (without a colon) and a password are needed");
     }
-    registry::log_in(host, &user, &password, &options)?;
+    registry::log_in(host, &user, &password, &options, &Report::new(false))?;
     let place = options.credentials.keep(host, &user, &password)?;
     Ok(print_line(&format!("Login succeeded; the password is kept in {place}"))?)
 }

@@ -1,22 +1,38 @@
 //! Passwords of registries, as docker and podman keep them: `auths` of a JSON file, or a helper program
 //! (`docker-credential-NAME`, protocol of docker-credential-helpers) that the file names.
+//!
+//! Files are asked in this order, and the first that has a password wins:
+//!
+//! 1. `--authfile` or `$REGISTRY_AUTH_FILE`; if one is given, it is the only one;
+//! 2. `$DOCKER_CONFIG/config.json`, if the variable is set;
+//! 3. podman's: `$XDG_RUNTIME_DIR/containers/auth.json`, or `/run/containers/UID/auth.json` if that variable is not set;
+//!    `$XDG_CONFIG_HOME/containers/auth.json`, or `~/.config/containers/auth.json`;
+//! 4. docker's: `~/.docker/config.json`, and `~/.dockercfg` of docker before 1.7.
+//!
+//! In a file, the helper for the registry (`credHelpers`, else `credsStore`) goes before `auths`, and there a key with a
+//! path (`HOST/team/tool`, containers-auth.json(5)) before a shorter one. If a helper is not installed or fails, or a
+//! file that the user did not name is damaged, a warning says so and the next source is asked.
+//!
+//! The crate `docker_credential` reads docker's one file alone: no podman files, no keys with a path, and a helper that
+//! is not installed ends the search. So it is not used here.
+
+mod file;
+mod helper;
 
 use std::fmt;
-use std::fs;
-use std::io::{self, Write};
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::path::PathBuf;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map, Value, json};
 
-use crate::image::files::{read_limited, sync_dir};
-use crate::image::{ImageError, IoContext, Result};
+use crate::image::{ImageError, Result};
 
 /// The name under which docker keeps the password of its own registry.
 const DOCKER_HUB: &str = "https://index.docker.io/v1/";
+
+/// Other names of docker's own registry.
+const HUB_ALIASES: [&str; 3] = ["docker.io", "index.docker.io", "registry-1.docker.io"];
 
 /// Who one is to a registry.
 #[derive(Clone, PartialEq, Eq)]
@@ -30,6 +46,8 @@ pub enum Credentials {
     },
     /// A token that access tokens are got with.
     Identity(String),
+    /// A token that goes to the registry as it is.
+    Token(String),
 }
 
 /// Without the secret.
@@ -38,6 +56,7 @@ impl fmt::Debug for Credentials {
         match self {
             Self::Password { user, .. } => write!(f, "Password {{ user: {user:?} }}"),
             Self::Identity(_) => f.write_str("Identity"),
+            Self::Token(_) => f.write_str("Token"),
         }
     }
 }
@@ -49,7 +68,7 @@ impl Credentials {
             Self::Password { user, password } => {
                 Some(format!("Basic {}", STANDARD.encode(format!("{user}:{password}"))))
             }
-            Self::Identity(_) => None,
+            Self::Identity(_) | Self::Token(_) => None,
         }
     }
 }
@@ -59,46 +78,68 @@ impl Credentials {
 pub struct Files {
     read: Vec<PathBuf>,
     write: Option<PathBuf>,
+    /// The user named the file: it must be sound.
+    named: bool,
 }
 
 impl Files {
-    /// The user's: `file` if one is given, else `$REGISTRY_AUTH_FILE`; else podman's (`$XDG_RUNTIME_DIR` or
-    /// `$XDG_CONFIG_HOME`, `containers/auth.json`) and docker's (`$DOCKER_CONFIG` or `~/.docker`, `config.json`), of
-    /// which the last is written.
+    /// The user's, or `file` alone. A new password is written to docker's file.
     pub fn of_user(file: Option<PathBuf>) -> Self {
-        let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-        if let Some(file) = file.or_else(|| variable("REGISTRY_AUTH_FILE")) {
-            return Self { read: vec![file.clone()], write: Some(file) };
-        }
-        let home = variable("HOME");
-        let config = variable("XDG_CONFIG_HOME").or_else(|| Some(home.as_ref()?.join(".config")));
-        let podman =
-            [variable("XDG_RUNTIME_DIR"), config].into_iter().flatten().map(|dir| dir.join("containers/auth.json"));
-        let docker =
-            variable("DOCKER_CONFIG").or_else(|| Some(home?.join(".docker"))).map(|dir| dir.join("config.json"));
-        Self { read: podman.chain(docker.clone()).collect(), write: docker }
+        Self::new(file, &|name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from))
     }
 
-    /// What is known for a registry.
+    fn new(file: Option<PathBuf>, variable: &dyn Fn(&str) -> Option<PathBuf>) -> Self {
+        if let Some(file) = file.or_else(|| variable("REGISTRY_AUTH_FILE")) {
+            return Self { read: vec![file.clone()], write: Some(file), named: true };
+        }
+        let home = variable("HOME");
+        let in_home = |path: &str| home.as_ref().map(|home| home.join(path));
+        let chosen = variable("DOCKER_CONFIG").map(|dir| dir.join("config.json"));
+        let uid = rustix::process::getuid().as_raw();
+        let runtime = match variable("XDG_RUNTIME_DIR") {
+            Some(dir) => dir.join("containers/auth.json"),
+            None => PathBuf::from(format!("/run/containers/{uid}/auth.json")),
+        };
+        let config = variable("XDG_CONFIG_HOME").or_else(|| in_home(".config"));
+        let podman = config.map(|dir| dir.join("containers/auth.json"));
+        let docker = in_home(".docker/config.json");
+        let write = chosen.clone().or_else(|| docker.clone());
+        let all = [chosen, Some(runtime), podman, docker, in_home(".dockercfg")];
+        Self { read: all.into_iter().flatten().collect(), write, named: false }
+    }
+
+    /// What is known for a repository of a registry.
     ///
     /// # Errors
-    /// When a file is malformed, or a helper that it names fails.
-    pub fn find(&self, registry: &str) -> Result<Option<Credentials>> {
+    /// When a file that the user named is malformed.
+    pub fn find(&self, registry: &str, repository: &str) -> Result<Option<Credentials>> {
         for path in &self.read {
-            let Some(document) = read(path)? else { continue };
-            if let Some(helper) = helper_of(&document, registry)
-                && let Some(found) = ask_helper(helper, &server(registry))?
+            match self.find_in(path, registry, repository) {
+                Ok(Some(found)) => return Ok(Some(found)),
+                Ok(None) => {}
+                Err(error) if self.named => return Err(error),
+                Err(error) => tracing::warn!("{error}; passwords are looked for elsewhere"),
+            }
+        }
+        Ok(None)
+    }
+
+    fn find_in(&self, path: &PathBuf, registry: &str, repository: &str) -> Result<Option<Credentials>> {
+        let Some(document) = file::read(path)? else { return Ok(None) };
+        if let Some(helper) = helper_of(&document, registry) {
+            match helper::get(helper, &server(registry)) {
+                Ok(Some(found)) => return Ok(Some(found)),
+                Ok(None) => {}
+                Err(error) => tracing::warn!("{error}; passwords are looked for elsewhere"),
+            }
+        }
+        let Some(auths) = document.get("auths").and_then(Value::as_object) else { return Ok(None) };
+        for key in keys(auths, registry, repository) {
+            let malformed = || ImageError::document(path.display().to_string(), format!("auths.{key} is malformed"));
+            if let Some(found) =
+                auths.get(&key).map(|entry| from_entry(entry).ok_or_else(malformed)).transpose()?.flatten()
             {
                 return Ok(Some(found));
-            }
-            let auths = document.get("auths").and_then(Value::as_object);
-            for key in keys(registry) {
-                let Some(entry) = auths.and_then(|auths| auths.get(&key)) else { continue };
-                if let Some(found) = from_entry(entry).ok_or_else(|| {
-                    ImageError::document(path.display().to_string(), format!("auths.{key} is malformed"))
-                })? {
-                    return Ok(Some(found));
-                }
             }
         }
         Ok(None)
@@ -112,19 +153,21 @@ impl Files {
         let path = self.write.as_ref().ok_or_else(|| {
             ImageError::refused("password", "there is no place for it: HOME is not set; give --authfile")
         })?;
-        let mut document = read(path)?.unwrap_or_default();
+        let mut document = file::read(path)?.unwrap_or_default();
         if let Some(helper) = helper_of(&document, registry) {
-            let said = json!({"ServerURL": server(registry), "Username": user, "Secret": password});
-            run_helper(helper, "store", &said.to_string())?;
-            return Ok(program_of(helper));
+            helper::store(helper, &server(registry), user, password)?;
+            return Ok(helper::program(helper));
         }
-        let auths = document.entry("auths").or_insert_with(|| json!({}));
+        let auths = document.entry("auths").or_insert(Value::Null);
+        if auths.is_null() {
+            *auths = json!({});
+        }
         let auths = auths
             .as_object_mut()
             .ok_or_else(|| ImageError::document(path.display().to_string(), "auths is not an object"))?;
-        keys(registry).iter().for_each(|key| drop(auths.remove(key)));
+        keys(auths, registry, "").iter().for_each(|key| drop(auths.remove(key)));
         auths.insert(server(registry), json!({"auth": STANDARD.encode(format!("{user}:{password}"))}));
-        write(path, &document)?;
+        file::write(path, document)?;
         Ok(path.display().to_string())
     }
 
@@ -135,18 +178,29 @@ impl Files {
     pub fn forget(&self, registry: &str) -> Result<bool> {
         let mut forgot = false;
         for path in &self.read {
-            let Some(mut document) = read(path)? else { continue };
-            if let Some(helper) = helper_of(&document, registry)
-                && ask_helper(helper, &server(registry))?.is_some()
-            {
-                run_helper(helper, "erase", &server(registry))?;
-                forgot = true;
+            let mut document = match file::read(path) {
+                Ok(Some(document)) => document,
+                Ok(None) => continue,
+                Err(error) if self.named => return Err(error),
+                Err(error) => {
+                    tracing::warn!("{error}");
+                    continue;
+                }
+            };
+            if let Some(helper) = helper_of(&document, registry) {
+                match helper::get(helper, &server(registry)) {
+                    Ok(Some(_)) => {
+                        helper::erase(helper, &server(registry))?;
+                        forgot = true;
+                    }
+                    Ok(None) => {}
+                    Err(error) => tracing::warn!("{error}"),
+                }
             }
-            let auths = document.get_mut("auths").and_then(Value::as_object_mut);
-            let removed =
-                auths.is_some_and(|auths| keys(registry).iter().filter(|key| auths.remove(*key).is_some()).count() > 0);
-            if removed {
-                write(path, &document)?;
+            let Some(auths) = document.get_mut("auths").and_then(Value::as_object_mut) else { continue };
+            let keys = keys(auths, registry, "");
+            if keys.iter().filter(|key| auths.remove(*key).is_some()).count() > 0 {
+                file::write(path, document)?;
                 forgot = true;
             }
         }
@@ -156,18 +210,36 @@ impl Files {
 
 /// How docker calls a registry in its file, and to a helper.
 fn server(registry: &str) -> String {
-    if registry == "docker.io" { DOCKER_HUB.to_owned() } else { registry.to_owned() }
+    if HUB_ALIASES.contains(&registry) { DOCKER_HUB.to_owned() } else { registry.to_owned() }
 }
 
-/// The names that an entry for a registry may have; docker used to write addresses.
-fn keys(registry: &str) -> Vec<String> {
-    let mut keys = vec![server(registry), registry.to_owned()];
-    for suffix in ["", "/", "/v1/", "/v2/"] {
-        keys.push(format!("https://{registry}{suffix}"));
-        keys.push(format!("http://{registry}{suffix}"));
+/// The names of a registry.
+fn names(registry: &str) -> Vec<&str> {
+    match HUB_ALIASES.contains(&registry) {
+        true => HUB_ALIASES.to_vec(),
+        false => vec![registry],
     }
-    keys.dedup();
-    keys
+}
+
+/// The keys of `auths` that are for a repository, the closest first: those with a path, the longest first; the
+/// registry's own; and addresses, which docker used to write.
+fn keys(auths: &Map<String, Value>, registry: &str, repository: &str) -> Vec<String> {
+    let names = names(registry);
+    let mut path = repository;
+    let mut wanted = Vec::new();
+    while !path.is_empty() {
+        wanted.extend(names.iter().map(|name| format!("{name}/{path}")));
+        path = path.rsplit_once('/').map_or("", |(parent, _)| parent);
+    }
+    wanted.push(server(registry));
+    wanted.extend(names.iter().map(|name| (*name).to_owned()));
+    let is_address = |key: &&String| {
+        let rest = key.strip_prefix("https://").or_else(|| key.strip_prefix("http://"));
+        rest.is_some_and(|rest| names.contains(&rest.split('/').next().unwrap_or_default()))
+    };
+    let mut found: Vec<String> = wanted.into_iter().filter(|key| auths.contains_key(key)).collect();
+    found.extend(auths.keys().filter(is_address).cloned());
+    found
 }
 
 /// `None`: malformed. `Some(None)`: an entry without a password, as docker leaves one where a helper has it.
@@ -176,109 +248,41 @@ fn from_entry(entry: &Value) -> Option<Option<Credentials>> {
     if let Some(token) = text("identitytoken") {
         return Some(Some(Credentials::Identity(token.to_owned())));
     }
+    if let Some(token) = text("registrytoken") {
+        return Some(Some(Credentials::Token(token.to_owned())));
+    }
     if let Some((user, password)) = text("username").zip(text("password")) {
-        return Some(Some(Credentials::Password { user: user.to_owned(), password: password.to_owned() }));
+        return Some(Some(of_pair(user, password)));
     }
     let Some(auth) = text("auth") else { return Some(None) };
     let decoded = String::from_utf8(STANDARD.decode(auth).ok()?).ok()?;
     let (user, password) = decoded.split_once(':')?;
-    let password = password.trim_end_matches('\0').to_owned();
-    Some(Some(Credentials::Password { user: user.to_owned(), password }))
+    Some(Some(of_pair(user, password.trim_end_matches('\0'))))
+}
+
+/// Helpers and files give a token as the password of this user.
+fn of_pair(user: &str, password: &str) -> Credentials {
+    match user {
+        "<token>" => Credentials::Identity(password.to_owned()),
+        _ => Credentials::Password { user: user.to_owned(), password: password.to_owned() },
+    }
 }
 
 /// The helper that a file names for a registry.
 fn helper_of<'d>(document: &'d Map<String, Value>, registry: &str) -> Option<&'d str> {
-    let own =
-        document.get("credHelpers").and_then(|helpers| helpers.get(server(registry)).or_else(|| helpers.get(registry)));
-    own.or_else(|| document.get("credsStore")).and_then(Value::as_str).filter(|name| !name.is_empty())
-}
-
-fn program_of(helper: &str) -> String {
-    format!("docker-credential-{helper}")
-}
-
-/// Asks a helper for a password; none if it has none.
-fn ask_helper(helper: &str, server: &str) -> Result<Option<Credentials>> {
-    let answer = match run_helper(helper, "get", server) {
-        Ok(answer) => answer,
-        // The text is part of the protocol.
-        Err(error) if error.to_string().contains("credentials not found") => return Ok(None),
-        Err(error) => return Err(error),
-    };
-    let program = program_of(helper);
-    let answer: Value = serde_json::from_slice(&answer).map_err(|error| ImageError::document(&program, error))?;
-    let text = |name: &str| answer.get(name).and_then(Value::as_str).map(str::to_owned);
-    let (user, secret) = text("Username")
-        .zip(text("Secret"))
-        .ok_or_else(|| ImageError::document(&program, "its answer has no Username and Secret"))?;
-    Ok(Some(match user.as_str() {
-        "<token>" => Credentials::Identity(secret),
-        _ => Credentials::Password { user, password: secret },
-    }))
-}
-
-fn run_helper(helper: &str, verb: &str, input: &str) -> Result<Vec<u8>> {
-    let program = program_of(helper);
-    if helper.contains('/') {
-        return Err(ImageError::malformed(helper, "is no name of a credential helper"));
-    }
-    let mut child = Command::new(&program)
-        .arg(verb)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .at(&program)?;
-    if let Some(mut stdin) = child.stdin.take() {
-        match stdin.write_all(input.as_bytes()) {
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
-            result => result.at(&program)?,
-        }
-    }
-    let output = child.wait_with_output().at(&program)?;
-    if output.status.success() {
-        return Ok(output.stdout);
-    }
-    // Helpers tell their errors on standard output.
-    let told = [output.stdout, output.stderr].concat();
-    let told = String::from_utf8_lossy(&told).trim().replace('\n', "; ");
-    Err(ImageError::refused(program, if told.is_empty() { output.status.to_string() } else { told }))
-}
-
-fn read(path: &Path) -> Result<Option<Map<String, Value>>> {
-    let name = path.display().to_string();
-    match fs::File::open(path) {
-        Ok(mut file) => {
-            let bytes = read_limited(&mut file, &name)?;
-            if bytes.trim_ascii().is_empty() {
-                return Ok(Some(Map::new()));
-            }
-            serde_json::from_slice(&bytes).map(Some).map_err(|error| ImageError::document(name, error))
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error).at(path),
-    }
-}
-
-/// Replaces the file, readable by its owner alone. Through a symbolic link, what it leads to is replaced.
-fn write(path: &Path, document: &Map<String, Value>) -> Result<()> {
-    let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    if !dir.exists() {
-        fs::create_dir_all(dir).at(dir)?;
-        fs::set_permissions(dir, fs::Permissions::from_mode(0o700)).at(dir)?;
-    }
-    let mut file = tempfile::NamedTempFile::new_in(dir).at(dir)?;
-    serde_json::to_writer_pretty(&mut file, document)
-        .map_err(|error| ImageError::document(path.display().to_string(), error))?;
-    file.write_all(b"\n").at(&path)?;
-    file.as_file().sync_all().at(&path)?;
-    file.persist(&path).map_err(|error| error.error).at(&path)?;
-    sync_dir(dir)
+    let helpers = document.get("credHelpers").and_then(Value::as_object);
+    let server = server(registry);
+    let mut keys = std::iter::once(server.as_str()).chain(names(registry));
+    let text = |value: &'d Value| value.as_str().filter(|name| !name.is_empty());
+    let own = helpers.and_then(|helpers| keys.find_map(|key| helpers.get(key)));
+    own.and_then(text).or_else(|| document.get("credsStore").and_then(text))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     fn files(text: &str) -> (tempfile::TempDir, Files) {
@@ -308,9 +312,9 @@ mod tests {
             ("d.example", None),
             ("g.example", None),
         ] {
-            assert_eq!(files.find(registry).expect(registry), expected, "{registry}");
+            assert_eq!(files.find(registry, "").expect(registry), expected, "{registry}");
         }
-        assert!(files.find("e.example").is_err() && files.find("f.example").is_err());
+        assert!(files.find("e.example", "").is_err() && files.find("f.example", "").is_err());
         assert_eq!(format!("{:?}", password("me", "secret")), "Some(Password { user: \"me\" })");
     }
 
@@ -320,13 +324,108 @@ mod tests {
         let path = dir.path().join("config.json");
         assert!(!files.forget("docker.io").expect("forget"));
         files.keep("docker.io", "me", "a:b").expect("keep");
-        assert_eq!(files.find("docker.io").expect("find"), password("me", "a:b"));
+        assert_eq!(files.find("docker.io", "library/x").expect("find"), password("me", "a:b"));
         assert_eq!(fs::metadata(&path).expect("stat").permissions().mode() & 0o777, 0o600);
         assert!(files.forget("docker.io").expect("forget"));
         let left: Value = serde_json::from_slice(&fs::read(&path).expect("read")).expect("json");
         assert_eq!(left, json!({"HttpHeaders": {"x": "y"}, "auths": {"other": {"auth": "eDp5"}}}));
         fs::remove_file(&path).expect("remove");
         files.keep("a.example:5000", "me", "b").expect("keep");
-        assert_eq!(files.find("a.example:5000").expect("find"), password("me", "b"));
+        assert_eq!(files.find("a.example:5000", "").expect("find"), password("me", "b"));
+    }
+
+    #[test]
+    fn the_longest_key_wins() {
+        let auth = |user: &str| json!({"username": user, "password": "p"});
+        let document = json!({"auths": {
+            "h.example": auth("host"), "h.example/team": auth("team"), "h.example/team/tool": auth("tool"),
+            "https://h.example:5000/v2/": auth("port"), "docker.io/me": auth("me"), "index.docker.io": auth("hub"),
+            "h.example/team/empty": {}, "p.example/team": auth("only"),
+        }});
+        let (_dir, files) = files(&document.to_string());
+        for (registry, repository, user) in [
+            ("h.example", "x", Some("host")),
+            ("h.example", "team", Some("team")),
+            ("h.example", "team/x/y", Some("team")),
+            ("h.example", "team/tool", Some("tool")),
+            ("h.example", "team/tool/deep", Some("tool")),
+            ("h.example", "team/toolbox", Some("team")),
+            ("h.example", "teams/x", Some("host")),
+            ("h.example", "team/empty", Some("team")),
+            ("h.example:5000", "team/tool", Some("port")),
+            ("h.example:5001", "team/tool", None),
+            ("docker.io", "me/x", Some("me")),
+            ("docker.io", "library/x", Some("hub")),
+            ("registry-1.docker.io", "library/x", Some("hub")),
+            ("p.example", "team/x", Some("only")),
+            ("p.example", "x", None),
+        ] {
+            let found = files.find(registry, repository).expect("find");
+            let found = match &found {
+                Some(Credentials::Password { user, .. }) => Some(user.as_str()),
+                _ => None,
+            };
+            assert_eq!(found, user, "{registry}/{repository}");
+        }
+    }
+
+    #[test]
+    fn where_files_are() {
+        let uid = rustix::process::getuid().as_raw();
+        for (variables, expected) in [
+            (
+                &[("HOME", "/h")][..],
+                &[
+                    "/run/containers/UID/auth.json",
+                    "/h/.config/containers/auth.json",
+                    "/h/.docker/config.json",
+                    "/h/.dockercfg",
+                ][..],
+            ),
+            (
+                &[("HOME", "/h"), ("XDG_RUNTIME_DIR", "/r"), ("XDG_CONFIG_HOME", "/c")],
+                &["/r/containers/auth.json", "/c/containers/auth.json", "/h/.docker/config.json", "/h/.dockercfg"],
+            ),
+            (&[("DOCKER_CONFIG", "/d")], &["/d/config.json", "/run/containers/UID/auth.json"]),
+            (&[("HOME", "/h"), ("REGISTRY_AUTH_FILE", "/a")], &["/a"]),
+            (&[], &["/run/containers/UID/auth.json"]),
+        ] {
+            let variable =
+                |name: &str| variables.iter().find(|(known, _)| *known == name).map(|(_, value)| PathBuf::from(value));
+            let files = Files::new(None, &variable);
+            let read: Vec<String> = files.read.iter().map(|path| path.display().to_string()).collect();
+            let expected: Vec<String> = expected.iter().map(|path| path.replace("UID", &uid.to_string())).collect();
+            assert_eq!(read, expected, "{variables:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_damaged_or_missing_does_not_end_the_search() {
+        let home = tempfile::tempdir().expect("tempdir");
+        let variable = |name: &str| match name {
+            "HOME" => Some(home.path().to_owned()),
+            "XDG_RUNTIME_DIR" => Some(home.path().join("run")),
+            _ => None,
+        };
+        let write = |path: &str, text: &str| {
+            let path = home.path().join(path);
+            fs::create_dir_all(path.parent().expect("parent")).expect("mkdir");
+            fs::write(path, text).expect("write");
+        };
+        let files = Files::new(None, &variable);
+        let found = |registry| files.find(registry, "x").expect("find");
+        write("run/containers/auth.json", "{damaged");
+        write(".config/containers/auth.json", r#"{"auths": {"a.example": {"auth": "%"}}}"#);
+        write(
+            ".docker/config.json",
+            r#"{"credsStore": "not-installed", "auths": {"a.example": {"auth": "bWU6cA=="}}}"#,
+        );
+        write(".dockercfg", r#"{"https://old.example/v1/": {"auth": "bWU6b2xk", "email": "x"}}"#);
+        assert_eq!(found("a.example"), password("me", "p"));
+        assert_eq!(found("old.example"), password("me", "old"));
+        assert_eq!(found("b.example"), None);
+        write(".docker/config.json", r#"{"credHelpers": {"a.example": "no/path"}, "auths": null}"#);
+        assert_eq!(found("a.example"), None);
+        assert!(Files::of_user(Some(home.path().join("run/containers/auth.json"))).find("a.example", "x").is_err());
     }
 }

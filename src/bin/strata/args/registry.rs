@@ -34,6 +34,12 @@ pub struct Pull {
     /// Keep the compressed layers too, so that the image can be pushed elsewhere unchanged
     #[arg(long)]
     pub keep_blobs: bool,
+    /// Write the files of an artifact (a chart, an SBOM, a signature, ...) into a directory, instead of adding an image
+    #[arg(long, requires = "output")]
+    pub artifact: bool,
+    /// The directory for the files of an artifact; it must be empty or not be there
+    #[arg(short, long, value_name = "DIR", requires = "artifact")]
+    pub output: Option<PathBuf>,
     /// Print nothing but the image's name
     #[arg(short, long)]
     pub quiet: bool,
