@@ -11,7 +11,7 @@
 use std::fs;
 use std::path::Path;
 
-use serde_json::Map;
+use serde_json::{Map, Value};
 
 use super::spec::{Descriptor, Index, Platform};
 use super::{ImageError, Result};
@@ -213,7 +213,11 @@ impl Index {
         let named = |entry: &Descriptor| entry.platform.clone().filter(|platform| !platform.is_unnamed());
         let ranked = candidates().filter_map(|entry| Some((named(entry)?.rank(wanted)?, entry)));
         let best = ranked.min_by_key(|(rank, _)| *rank).map(|(_, entry)| entry);
-        best.or_else(|| candidates().find(|entry| named(entry).is_none() && (entry.is_manifest() || entry.is_index())))
+        let may_be_image = |entry: &&Descriptor| {
+            let kind = entry.unknown.get("artifactType").and_then(Value::as_str).unwrap_or_default();
+            (entry.is_manifest() || entry.is_index()) && kind.is_empty()
+        };
+        best.or_else(|| candidates().filter(may_be_image).find(|entry| named(entry).is_none()))
     }
 
     /// The platforms that it has images for.

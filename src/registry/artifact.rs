@@ -36,6 +36,7 @@ const KINDS: &[(&str, &str)] = &[
     ("cyclonedx", "an SBOM"),
     ("spdx", "an SBOM"),
     ("syft", "an SBOM"),
+    ("sbom", "an SBOM"),
     ("wasm", "a WebAssembly module"),
     ("docker.plugin", "a plugin of docker"),
     ("docker.ai", "a model"),

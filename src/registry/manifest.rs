@@ -2,7 +2,6 @@
 
 use serde::Deserialize;
 use serde::de::IgnoredAny;
-use serde_json::Value;
 
 use crate::image::Result;
 use crate::image::digest::Digest;
@@ -110,7 +109,7 @@ fn document(session: &Session<'_>, bytes: &[u8]) -> Result<Document> {
         config: Option<IgnoredAny>,
         #[serde(rename = "fsLayers")]
         fs_layers: Option<IgnoredAny>,
-        blobs: Option<Value>,
+        blobs: Option<Vec<Descriptor>>,
         #[serde(rename = "artifactType")]
         artifact_type: Option<String>,
     }
@@ -122,8 +121,7 @@ fn document(session: &Session<'_>, bytes: &[u8]) -> Result<Document> {
         (None, None, Some(_)) => Err(session.error("has only a manifest of schema 1, which is too old")),
         // The artifact manifest of the specification's release candidates.
         (None, None, None) if shape.artifact_type.is_some() => {
-            let blobs = spec::parse(&name, shape.blobs.unwrap_or_default().to_string().as_bytes());
-            Ok(Document::Manifest(Box::new(artifact::manifest(shape.artifact_type, blobs.unwrap_or_default()))))
+            Ok(Document::Manifest(Box::new(artifact::manifest(shape.artifact_type, shape.blobs.unwrap_or_default()))))
         }
         _ => Err(session.error("its manifest is neither one of an image nor an index")),
     }

@@ -15,9 +15,11 @@ mod readme;
 #[path = "../common/tar_build.rs"]
 mod tar_build;
 
+mod artifacts;
 mod auth;
 mod liar;
 mod lies;
+mod places;
 mod quirks;
 mod quirky;
 mod resume;

@@ -297,3 +297,31 @@ fn upload(quirk: &Quirk, state: &mut State, asked: &Asked, path: &str, query: &s
         _ => Answer::new(405, ""),
     }
 }
+
+/// Gives a request to the server at `host`, and its answer back.
+pub fn pass_on(host: &str, path: &str, asked: &Asked, body: &mut dyn Read) -> Answer {
+    use std::io::Write;
+    let mut bytes = Vec::new();
+    body.read_to_end(&mut bytes).unwrap();
+    let mut connection = std::net::TcpStream::connect(host).unwrap();
+    let mut head = format!("{} {path} HTTP/1.1\r\nContent-Length: {}\r\n", asked.method, bytes.len());
+    for name in ["authorization", "content-type", "range", "content-range", "host"] {
+        if let Some(value) = asked.header(name) {
+            head += &format!("{name}: {value}\r\n");
+        }
+    }
+    connection.write_all(format!("{head}\r\n").as_bytes()).unwrap();
+    connection.write_all(&bytes).unwrap();
+    let mut whole = Vec::new();
+    connection.read_to_end(&mut whole).unwrap();
+    let end = whole.windows(4).position(|four| four == b"\r\n\r\n").unwrap();
+    let head = String::from_utf8(whole[..end].to_vec()).unwrap();
+    let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+    let mut answer = Answer::new(status, &whole[end + 4..]);
+    for (name, value) in head.lines().skip(1).filter_map(|line| line.split_once(": ")) {
+        if name != "Connection" {
+            answer = answer.with(name, value);
+        }
+    }
+    answer
+}

@@ -13,6 +13,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::json;
 use stratafs::container::bundle::{Network, RunOptions};
 use stratafs::container::{Container, CreateOptions, Runtime, rootless};
+use stratafs::image::ImageError;
 use stratafs::image::layer;
 use stratafs::image::text::{shown_bytes, shown_path};
 use stratafs::image::time::Timestamp;
@@ -101,6 +102,9 @@ pub fn run(store: &Store, args: Run) -> Result<ExitCode> {
         bail!("-t needs a terminal as standard input");
     }
     let image = store.find(&args.image)?;
+    if let Some(Err(reason)) = image.config.platform().map(|platform| platform.check_runs_here()) {
+        return Err(ImageError::CannotRun { program: args.image, reason, missing: false }.into());
+    }
     let options = RunOptions {
         command: args.command,
         entrypoint: args.entrypoint,

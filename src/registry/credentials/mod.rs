@@ -20,7 +20,7 @@ mod file;
 mod helper;
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -124,7 +124,7 @@ impl Files {
         Ok(None)
     }
 
-    fn find_in(&self, path: &PathBuf, registry: &str, repository: &str) -> Result<Option<Credentials>> {
+    fn find_in(&self, path: &Path, registry: &str, repository: &str) -> Result<Option<Credentials>> {
         let Some(document) = file::read(path)? else { return Ok(None) };
         if let Some(helper) = helper_of(&document, registry) {
             match helper::get(helper, &server(registry)) {

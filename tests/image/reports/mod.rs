@@ -4,13 +4,17 @@
 //! | kind | tests |
 //! |---|---|
 //! | text of others is printed raw | `nothing_harmful_is_printed` `json_output_is_the_same_text` `columns_are_as_wide_as_they_look` |
+//! | choice of platform | `a_single_image_of_another_platform_is_refused_unless_asked_for` `the_best_image_of_an_index_is_taken` `run_says_why_it_cannot` |
 //! | one thing met in two places means two things | `the_same_layer_twice_in_one_image` |
 
+mod platform;
 mod printing;
 mod same_everywhere;
 
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
+
+use stratafs::image::digest::Digest;
 
 use super::fixture::*;
 
