@@ -56,6 +56,11 @@ pub fn layer_tar(bytes: &[u8]) {
             assert!(unpacked.compressed.is_some() || again == tar, "not the same tar again");
             let mut alarm = |damage| panic!("a false alarm: {damage}");
             assert!(layer::verify(&mut recipe.as_slice(), layer.as_fd(), &mut alarm).expect("verified"));
+            // The reader of archives is the same one: what a layer may be, an archive may be too.
+            let limits = limits();
+            let spooling = Spooling { scratch: dir.path(), skip: &|_| false, limits: &limits };
+            let archive = Archive::open(Source::Stream(&mut tar.as_slice(), "fuzz"), &spooling);
+            assert!(unpacked.entries == 0 || archive.is_ok(), "refused as an archive only: {:?}", archive.err());
         }
     }
 }

@@ -16,14 +16,15 @@
 //! | [`driver::node`] | inode table, dentries, lookup counts, open handles; no I/O | `union` |
 //! | [`container`] | OCI runtime bundles, running them | `store` `image` `marks` `sys` |
 //! | [`registry`] | pull and push. The only module naming `ureq` | `store` `image` |
-//! | [`store`] | the directory that holds images, layers and containers; loading, saving, committing | `image` `inventory` `marks` `sys` |
-//! | [`image`] | archives in and out, unpacking, snapshots, diff | `tar` `inventory` `marks` `sys` |
-//! | [`tar`](mod@tar) | the tar format: one reader, one writer, compression | `image` `sys` |
+//! | [`store`] | the directory that holds images, layers and containers; loading, saving, committing | `image` `tar` `inventory` `marks` `sys` |
+//! | [`image`] | archives in and out, unpacking, snapshots, diff | `tar` `text` `inventory` `marks` `sys` |
+//! | [`tar`](mod@tar) | the tar format: one reader, one writer, compression | `text` |
 //! | [`union`] | what a name means, given layers | `inventory` `marks` `config` `sys` |
 //! | [`union::merge`] | resolve one name through the stack; merge one directory | `union::layer` `inventory` `marks` `sys` |
 //! | [`union::layer`] | [`union::layer::Layer`] (reads only), [`union::layer::UpperLayer`] (alone can write), work directory, stack | `inventory` `marks` `config` `sys` |
 //! | [`inventory`] | the file beside a layer that lists everything in it: format, writing, reading | `marks` `sys` |
 //! | [`marks`] | codec of every on-disk mark: whiteouts, opaque, redirect, origin, metacopy; pure | nothing |
+//! | [`text`] | escapes what others wrote, for terminals; pure | nothing |
 //! | [`config`] | mount options; pure | nothing |
 //! | [`sys`] | system calls that rustix lacks; the only `unsafe` | nothing |
 //!
@@ -56,4 +57,5 @@ pub mod registry;
 pub mod store;
 pub mod sys;
 pub mod tar;
+pub mod text;
 pub mod union;

@@ -50,6 +50,17 @@ fn gzip(bytes: &[u8]) -> Vec<u8> {
     encoder.finish().unwrap()
 }
 
+/// What the program `tool` makes of `bytes`.
+fn packed(tool: &str, bytes: &[u8]) -> Vec<u8> {
+    use std::process::{Command, Stdio};
+    let mut child = Command::new(tool).arg("-1c").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect(tool);
+    let mut stdin = child.stdin.take().unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(move || stdin.write_all(bytes).unwrap());
+        child.wait_with_output().unwrap().stdout
+    })
+}
+
 /// Unpacks into a directory with a witness beside it, and with a lower layer whose links lead out.
 fn run(cases: Vec<Case>) {
     let lower = unpack(
@@ -447,8 +458,9 @@ fn headers_that_lie() {
     run(vec![
         case("wrong checksum", Tar::new().raw(&bad_sum).end(), Refused("checksum")),
         case("text", b"this is not a tar archive at all\n".repeat(40), Refused("checksum")),
-        case("xz", [&b"\xfd7zXZ\0"[..], &[7; 600]].concat(), Refused("xz")),
-        case("bzip2", [&b"BZh9"[..], &[7; 600]].concat(), Refused("bzip2")),
+        case("xz that is none", [&b"\xfd7zXZ\0"[..], &[7; 600]].concat(), Refused("xz")),
+        case("bzip2 that is none", [&b"BZh91AY&SY"[..], &[7; 600]].concat(), Refused("bzip2")),
+        case("lz4", [&b"\x04\x22\x4d\x18"[..], &[7; 600]].concat(), Refused("lz4")),
         case("short text", b"hello".to_vec(), Refused("cut off")),
         case("nothing at all", b"".to_vec(), Has(&["."])),
         case("zeros", vec![0; 10240], Has(&["."])),
@@ -530,6 +542,22 @@ fn headers_that_lie() {
             "global path is not applied",
             Tar::new().extension(b'g', &record(b"path", b"../evil")).file("f", "").end(),
             Has(&["f"]),
+        ),
+        case(
+            "GNU long name in a header that is not GNU's",
+            Tar::new().entry(spec("x", b'L').content("good\0")).file("f", "").end(),
+            Has(&["good"]),
+        ),
+        case("empty GNU long name", Tar::new().extension(b'L', b"\0").file("f", "").end(), Has(&["f"])),
+        case(
+            "global header between a name and its entry",
+            Tar::new().extension(b'x', &record(b"path", b"lost")).extension(b'g', b"").file("f", "").end(),
+            Has(&["f"]),
+        ),
+        case(
+            "old GNU sparse file in a header that is not GNU's",
+            Tar::new().entry(spec("s", b'S').content("x")).end(),
+            Refused("not GNU's"),
         ),
         case(
             "directory claims contents",
@@ -637,6 +665,11 @@ fn streams_that_lie() {
     let mut bad_zstd = zstd::encode_all(tar.as_slice(), 1).unwrap();
     let middle = bad_zstd.len() / 2;
     bad_zstd[middle] ^= 0xff;
+    let mut bad_xz = packed("xz", &tar);
+    let at = bad_xz.len() - 45;
+    bad_xz[at] ^= 1;
+    let mut bad_bzip2 = packed("bzip2", &tar);
+    bad_bzip2[30] ^= 1;
     run(vec![
         case("gzip bomb on disk", gzip(&ones), Refused("ratio")),
         case("zstd bomb on disk", zstd::encode_all(ones.as_slice(), 1).unwrap(), Refused("ratio")),
@@ -646,6 +679,15 @@ fn streams_that_lie() {
         case("gzip with a wrong checksum", bad_crc, Refused("gzip")),
         case("damaged gzip", corrupt, Refused("")),
         case("damaged zstd", bad_zstd, Refused("")),
+        case("zeros are no bomb", gzip(&zeros_then(48 << 20)), Has(&["zeros"])),
+        case("xz bomb on disk", packed("xz", &ones), Refused("ratio")),
+        case("bzip2 bomb on disk", packed("bzip2", &ones), Refused("ratio")),
+        case("xz bomb of stream", packed("xz", &zeros_then(80 << 20)), Refused("stream")),
+        case("xz with a wrong checksum", bad_xz, Refused("xz")),
+        case("damaged bzip2", bad_bzip2, Refused("bzip2")),
+        case("xz header alone", b"\xfd7zXZ\0\0\x04\xe6\xd6\xb4\x46".to_vec(), Refused("xz")),
+        case("xz cut short", packed("xz", &tar)[..80].to_vec(), Refused("xz")),
+        case("bzip2 cut short", packed("bzip2", &tar)[..80].to_vec(), Refused("bzip2")),
         case("gzip header alone", vec![0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 3], Refused("gzip")),
         case("zstd magic alone", vec![0x28, 0xb5, 0x2f, 0xfd], Refused("zstd")),
         case("gzip in gzip", gzip(&gzip(&tar)), Refused("layer tar")),

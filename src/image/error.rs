@@ -4,7 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::image::layer::LayerError;
-use crate::image::text::{message as line, shown_path};
+use crate::text::{message as line, shown_path};
 
 /// Shorthand for results of the image side.
 pub type Result<T, E = ImageError> = std::result::Result<T, E>;

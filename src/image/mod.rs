@@ -8,7 +8,6 @@
 //! | [`spec`] | the OCI documents: descriptor, manifest, index, platform |
 //! | [`platform`] | what an image runs on: names, choice, interpreters |
 //! | [`config`] | an image's configuration: exact bytes, changes, history |
-//! | [`text`] | escapes what others wrote, for terminals |
 //! | [`time`] | RFC 3339 times |
 //! | [`archive`] | what a docker-archive, OCI archive or OCI directory holds |
 //! | [`unpack`](mod@unpack) | a layer's tar to a directory; an archive to plain layer directories, without a store |
@@ -27,10 +26,10 @@ pub(crate) mod recipe;
 pub mod reference;
 pub(crate) mod snapshot;
 pub mod spec;
-pub mod text;
 pub mod time;
 pub mod unpack;
 pub(crate) mod verify;
 
+pub use crate::text;
 pub(crate) use error::nearest;
 pub use error::{ImageError, IoContext, Result};

@@ -1,13 +1,28 @@
-//! The compressions that layers come in, told by their magic numbers: media types lie.
+//! The compressions that layers and archives come in, told by their magic numbers: media types lie.
 //!
-//! Gzip (RFC 1952) may have several members and zstd (RFC 8878) several frames, skippable ones among them. What
-//! follows the last one is not content: readers of both formats ignore it, and so does this one; it still counts
-//! in the digest of the compressed bytes, because the caller hashes those below the decoder.
+//! Gzip (RFC 1952) may have several members, zstd (RFC 8878) several frames, skippable ones among them, xz and bzip2
+//! several streams. What follows the last one is not content: most readers ignore it, and so does this one; it still
+//! counts in the digest of the compressed bytes, because the caller hashes those below the decoder.
 
 use std::fmt;
 use std::io::{self, BufRead, Read};
 
-/// How a byte stream is compressed.
+/// How a byte stream that is read is compressed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Packing {
+    /// Not at all.
+    None,
+    /// Gzip.
+    Gzip,
+    /// Zstandard.
+    Zstd,
+    /// The `.xz` format.
+    Xz,
+    /// Bzip2.
+    Bzip2,
+}
+
+/// How layers are compressed that are written. Images have no media types for the others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Compression {
     /// Not at all.
@@ -18,28 +33,58 @@ pub enum Compression {
     Zstd,
 }
 
-/// Bytes that [`Compression::sniff`] needs.
-pub const SNIFF_LEN: usize = 4;
+/// Bytes that [`Packing::sniff`] needs.
+pub const SNIFF_LEN: usize = 10;
 
-impl Compression {
-    /// Tells the compression by the first [`SNIFF_LEN`] bytes of a stream (fewer if it is shorter).
+/// Most memory for one xz stream. `xz -9` needs 65 MiB; zstd's window has the same limit.
+const XZ_MEMORY: u64 = 128 << 20;
+
+const XZ_MAGIC: &[u8] = b"\xfd7zXZ\0";
+/// What follows a bzip2 stream's own header: the magic number of a block, or of the stream's end.
+const BZIP2_BLOCK: &[u8] = b"\x31\x41\x59\x26\x53\x59";
+const BZIP2_END: &[u8] = b"\x17\x72\x45\x38\x50\x90";
+
+impl Packing {
+    /// Tells the compression by the first [`SNIFF_LEN`] bytes of a stream (fewer if it is shorter). A name of a tar's
+    /// first member may begin with `BZh`, so bzip2 has to show more.
     pub fn sniff(start: &[u8]) -> Self {
         match start {
             [0x1f, 0x8b, 0x08, ..] => Self::Gzip,
             [0x28, 0xb5, 0x2f, 0xfd, ..] => Self::Zstd,
             [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Self::Zstd,
+            [b'B', b'Z', b'h', b'1'..=b'9', block @ ..] if block.starts_with(BZIP2_BLOCK) => Self::Bzip2,
+            [b'B', b'Z', b'h', b'1'..=b'9', block @ ..] if block.starts_with(BZIP2_END) => Self::Bzip2,
+            _ if start.starts_with(XZ_MAGIC) => Self::Xz,
             _ => Self::None,
         }
     }
 }
 
-impl fmt::Display for Compression {
+impl fmt::Display for Packing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::None => "uncompressed",
             Self::Gzip => "gzip",
             Self::Zstd => "zstd",
+            Self::Xz => "xz",
+            Self::Bzip2 => "bzip2",
         })
+    }
+}
+
+impl fmt::Display for Compression {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        Packing::from(*self).fmt(f)
+    }
+}
+
+impl From<Compression> for Packing {
+    fn from(compression: Compression) -> Self {
+        match compression {
+            Compression::None => Self::None,
+            Compression::Gzip => Self::Gzip,
+            Compression::Zstd => Self::Zstd,
+        }
     }
 }
 
@@ -50,26 +95,24 @@ pub(crate) type Sniffed<R> = io::Chain<io::Cursor<Vec<u8>>, R>;
 ///
 /// # Errors
 /// Those of `input`.
-pub(crate) fn sniff<R: Read>(mut input: R) -> io::Result<(Compression, Sniffed<R>)> {
+pub(crate) fn sniff<R: Read>(mut input: R) -> io::Result<(Packing, Sniffed<R>)> {
     let mut start = Vec::with_capacity(SNIFF_LEN);
     input.by_ref().take(SNIFF_LEN as u64).read_to_end(&mut start)?;
-    let compression = Compression::sniff(&start);
-    Ok((compression, io::Cursor::new(start).chain(input)))
+    let packing = Packing::sniff(&start);
+    Ok((packing, io::Cursor::new(start).chain(input)))
 }
 
 /// A reader of the uncompressed bytes of `input`, which reads `input` to its end.
 ///
 /// # Errors
 /// When no decoder can be made. The reader gives `InvalidData` or `UnexpectedEof` for damaged streams.
-pub fn decoder<'a, R: BufRead + 'a>(input: R, compression: Compression) -> io::Result<Box<dyn Read + 'a>> {
-    Ok(match compression {
-        Compression::None => Box::new(input),
-        Compression::Gzip => {
-            Box::new(Members { state: State::Between(Peek::new(input)), open: open_gzip, begins: gzip_begins })
-        }
-        Compression::Zstd => {
-            Box::new(Members { state: State::Between(Peek::new(input)), open: open_zstd, begins: zstd_begins })
-        }
+pub(crate) fn decoder<'a, R: BufRead + 'a>(input: R, packing: Packing) -> io::Result<Box<dyn Read + 'a>> {
+    Ok(match packing {
+        Packing::None => Box::new(input),
+        Packing::Gzip => Box::new(Members { state: State::Between(Peek::new(input)), open: open_gzip, packing }),
+        Packing::Zstd => Box::new(Members { state: State::Between(Peek::new(input)), open: open_zstd, packing }),
+        Packing::Xz => Box::new(Members { state: State::Between(Peek::new(input)), open: open_xz, packing }),
+        Packing::Bzip2 => Box::new(Members { state: State::Between(Peek::new(input)), open: open_bzip2, packing }),
     })
 }
 
@@ -91,6 +134,18 @@ impl<R: BufRead> Member<R> for zstd::stream::read::Decoder<'static, R> {
     }
 }
 
+impl<R: BufRead> Member<R> for liblzma::bufread::XzDecoder<R> {
+    fn into_input(self) -> R {
+        self.into_inner()
+    }
+}
+
+impl<R: BufRead> Member<R> for bzip2::bufread::BzDecoder<R> {
+    fn into_input(self) -> R {
+        self.into_inner()
+    }
+}
+
 fn open_gzip<R: BufRead>(input: Peek<R>) -> io::Result<flate2::bufread::GzDecoder<Peek<R>>> {
     Ok(flate2::bufread::GzDecoder::new(input))
 }
@@ -99,12 +154,13 @@ fn open_zstd<R: BufRead>(input: Peek<R>) -> io::Result<zstd::stream::read::Decod
     Ok(zstd::stream::read::Decoder::with_buffer(input)?.single_frame())
 }
 
-fn gzip_begins(start: &[u8]) -> bool {
-    Compression::sniff(start) == Compression::Gzip
+fn open_xz<R: BufRead>(input: Peek<R>) -> io::Result<liblzma::bufread::XzDecoder<Peek<R>>> {
+    let stream = liblzma::stream::Stream::new_stream_decoder(XZ_MEMORY, 0)?;
+    Ok(liblzma::bufread::XzDecoder::new_stream(input, stream))
 }
 
-fn zstd_begins(start: &[u8]) -> bool {
-    Compression::sniff(start) == Compression::Zstd
+fn open_bzip2<R: BufRead>(input: Peek<R>) -> io::Result<bzip2::bufread::BzDecoder<Peek<R>>> {
+    Ok(bzip2::bufread::BzDecoder::new(input))
 }
 
 enum State<R, M> {
@@ -118,7 +174,7 @@ enum State<R, M> {
 struct Members<R, M> {
     state: State<R, M>,
     open: fn(Peek<R>) -> io::Result<M>,
-    begins: fn(&[u8]) -> bool,
+    packing: Packing,
 }
 
 impl<R: BufRead, M: Member<Peek<R>>> Read for Members<R, M> {
@@ -129,7 +185,10 @@ impl<R: BufRead, M: Member<Peek<R>>> Read for Members<R, M> {
         loop {
             match std::mem::replace(&mut self.state, State::Over) {
                 State::Between(mut input) => {
-                    if (self.begins)(input.peek()?) {
+                    if self.packing == Packing::Xz {
+                        input.skip_zeros()?;
+                    }
+                    if Packing::sniff(input.peek()?) == self.packing {
                         self.state = State::Inside((self.open)(input)?);
                     } else {
                         io::copy(&mut input, &mut io::sink())?;
@@ -170,6 +229,19 @@ impl<R: BufRead> Peek<R> {
             self.inner.by_ref().take(missing).read_to_end(&mut self.ahead)?;
         }
         Ok(&self.ahead)
+    }
+
+    /// Passes over zeros: xz streams may have some between them.
+    fn skip_zeros(&mut self) -> io::Result<()> {
+        loop {
+            let available = self.fill_buf()?;
+            let zeros = available.iter().take_while(|byte| **byte == 0).count();
+            let all = zeros == available.len();
+            self.consume(zeros);
+            if zeros == 0 || !all {
+                return Ok(());
+            }
+        }
     }
 }
 
@@ -215,6 +287,18 @@ mod tests {
         zstd::encode_all(bytes, 1).unwrap()
     }
 
+    fn xz(bytes: &[u8]) -> Vec<u8> {
+        let mut packed = Vec::new();
+        liblzma::read::XzEncoder::new(bytes, 6).read_to_end(&mut packed).unwrap();
+        packed
+    }
+
+    fn bzip2(bytes: &[u8]) -> Vec<u8> {
+        let mut packed = Vec::new();
+        bzip2::read::BzEncoder::new(bytes, bzip2::Compression::best()).read_to_end(&mut packed).unwrap();
+        packed
+    }
+
     fn decode(stream: &[u8], step: usize) -> io::Result<Vec<u8>> {
         let (compression, input) = sniff(stream)?;
         let input = io::BufReader::with_capacity(step, input);
@@ -226,7 +310,7 @@ mod tests {
     #[test]
     fn members_frames_and_what_follows() {
         let skippable = [&[0x50, 0x2a, 0x4d, 0x18, 3, 0, 0, 0][..], b"abc"].concat();
-        let table: [(&str, Vec<u8>, &[u8]); 8] = [
+        let table: [(&str, Vec<u8>, &[u8]); 17] = [
             ("plain", b"hello".to_vec(), b"hello"),
             ("empty", vec![], b""),
             ("gzip", gzip(b"hello"), b"hello"),
@@ -235,6 +319,15 @@ mod tests {
             ("gzip and zeros", [gzip(b"hello"), vec![0; 1000]].concat(), b"hello"),
             ("zstd frames", [zstd(b"hel"), skippable.clone(), zstd(b"lo"), b"junk".to_vec()].concat(), b"hello"),
             ("skippable first", [skippable, zstd(b"hello")].concat(), b"hello"),
+            ("xz", xz(b"hello"), b"hello"),
+            ("xz of nothing", xz(b""), b""),
+            ("xz streams", [xz(b"hel"), xz(b""), xz(b"lo")].concat(), b"hello"),
+            ("xz streams and padding", [xz(b"hel"), vec![0; 8], xz(b"lo"), vec![0; 12]].concat(), b"hello"),
+            ("xz and garbage", [xz(b"hello"), b"\0\0garbage".to_vec()].concat(), b"hello"),
+            ("bzip2", bzip2(b"hello"), b"hello"),
+            ("bzip2 of nothing", bzip2(b""), b""),
+            ("bzip2 streams", [bzip2(b"hel"), bzip2(b""), bzip2(b"lo")].concat(), b"hello"),
+            ("bzip2 and garbage", [bzip2(b"hello"), b"BZh9 and no more".to_vec()].concat(), b"hello"),
         ];
         for (name, stream, expected) in table {
             for step in [1, 2, 3, 7, 4096] {
@@ -245,10 +338,31 @@ mod tests {
 
     #[test]
     fn cut_streams_are_errors() {
-        for stream in [gzip(b"hello hello hello"), zstd(b"hello hello hello")] {
+        let plain = b"hello hello hello";
+        for stream in [gzip(plain), zstd(plain), xz(plain), bzip2(plain)] {
             for len in SNIFF_LEN..stream.len() {
                 assert!(decode(&stream[..len], 4096).is_err(), "cut at {len} of {}", stream.len());
             }
         }
+    }
+
+    /// A stream that says it needs a dictionary of 1 GiB is refused before the memory is taken.
+    #[test]
+    fn xz_dictionaries_are_bounded() {
+        let mut options = liblzma::stream::LzmaOptions::new_preset(6).unwrap();
+        for (dictionary, accepted) in [(64 << 20, true), (1 << 30, false)] {
+            let filters = &mut liblzma::stream::Filters::new();
+            let filters = filters.lzma2(options.dict_size(dictionary).mode(liblzma::stream::Mode::Fast));
+            let stream = liblzma::stream::Stream::new_stream_encoder(filters, liblzma::stream::Check::Crc32).unwrap();
+            let mut packed = Vec::new();
+            liblzma::read::XzEncoder::new_stream(&b"hello"[..], stream).read_to_end(&mut packed).unwrap();
+            assert_eq!(decode(&packed, 4096).is_ok(), accepted, "{dictionary}");
+        }
+    }
+
+    #[test]
+    fn a_name_that_begins_like_bzip2_is_none() {
+        assert_eq!(Packing::sniff(b"BZh9/file\0"), Packing::None);
+        assert_eq!(Packing::sniff(b"BZh0\x31\x41\x59\x26\x53\x59"), Packing::None);
     }
 }

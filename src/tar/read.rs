@@ -1,29 +1,50 @@
-//! Reads the entries of a tar stream and keeps what a recipe needs.
+//! Reads the members of a tar stream: layers and archives of images alike.
 //!
-//! This is our own parser rather than the `tar` crate: the recipe wants every byte that is not file contents, in
-//! order (headers, extension headers, sparse maps, padding, what follows the end); hostile input wants limits
-//! before memory is taken; and where tar dialects are ambiguous, the answer has to be Go's, which built the image.
+//! This is our own parser rather than the `tar` crate: a recipe wants every byte that is not file contents, in order
+//! (headers, extension headers, sparse maps, padding, what follows the end); hostile input wants limits before memory
+//! is taken; and where tar dialects are ambiguous, the answer has to be that of Go's `archive/tar`, which built the
+//! image and reads it elsewhere.
 
-use std::io::{self, BufRead};
+use std::io::{self, BufRead, Seek};
 
-use crate::image::layer::error::printable;
-use crate::image::layer::error::{LayerError, Result};
-use crate::image::recipe::RecipeWriter;
-use crate::image::unpack::options::Limits;
-use crate::tar::header::{self, BLOCK, Block, Header, Variant};
+use crate::tar::header::{self, BLOCK, Block, Header, RawMap, Variant};
 use crate::tar::pax::{self, Extended, Time};
 use crate::tar::sparse::{self, Segment};
+use crate::tar::{Limits, TarError};
+use crate::text::printable;
 
-/// What an entry makes.
+/// Takes the bytes of a stream that are not file contents, in order.
+pub(crate) trait RawSink {
+    /// What the reader fails with.
+    type Error: From<TarError>;
+
+    fn raw(&mut self, bytes: &[u8]) -> Result<(), Self::Error>;
+}
+
+/// Nobody wants them.
+impl RawSink for () {
+    type Error = TarError;
+
+    fn raw(&mut self, _: &[u8]) -> Result<(), TarError> {
+        Ok(())
+    }
+}
+
+/// What an entry makes. Device numbers are as the archive has them; Linux may have no such.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
-    File { size: u64, segments: Vec<Segment> },
+    File {
+        size: u64,
+        segments: Vec<Segment>,
+    },
     HardLink(Vec<u8>),
     Symlink(Vec<u8>),
-    CharDevice(u32, u32),
-    BlockDevice(u32, u32),
+    CharDevice(i128, i128),
+    BlockDevice(i128, i128),
     Directory,
     Fifo,
+    /// An entry type that nobody can make.
+    Unknown(u8),
 }
 
 /// One entry, its extension headers applied.
@@ -34,8 +55,10 @@ pub(crate) struct Entry {
     pub(crate) kind: Kind,
     /// Permission, setuid, setgid and sticky bits only.
     pub(crate) mode: u32,
-    pub(crate) uid: u32,
-    pub(crate) gid: u32,
+    /// As the archive has it; Linux may have no such owner.
+    pub(crate) uid: i128,
+    /// Likewise.
+    pub(crate) gid: i128,
     pub(crate) mtime: Time,
     pub(crate) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
     /// It has an ACL in a form that is not read.
@@ -43,11 +66,11 @@ pub(crate) struct Entry {
 }
 
 /// Reader of a tar stream.
-pub(crate) struct TarReader<'a, R> {
+pub(crate) struct TarReader<'a, R, S> {
     input: R,
+    sink: S,
     offset: u64,
     limits: &'a Limits,
-    recipe: Option<RecipeWriter>,
     /// Content bytes of the current entry that were not read yet.
     stored: u64,
     /// Bytes between the current entry's content and the next header.
@@ -55,9 +78,9 @@ pub(crate) struct TarReader<'a, R> {
     entries: u64,
 }
 
-impl<'a, R: BufRead> TarReader<'a, R> {
-    pub(crate) fn new(input: R, limits: &'a Limits, recipe: Option<RecipeWriter>) -> Self {
-        Self { input, offset: 0, limits, recipe, stored: 0, padding: 0, entries: 0 }
+impl<'a, R: BufRead, S: RawSink> TarReader<'a, R, S> {
+    pub(crate) fn new(input: R, limits: &'a Limits, sink: S) -> Self {
+        Self { input, sink, offset: 0, limits, stored: 0, padding: 0, entries: 0 }
     }
 
     /// The stream below.
@@ -65,53 +88,62 @@ impl<'a, R: BufRead> TarReader<'a, R> {
         &mut self.input
     }
 
+    /// Bytes of the stream read so far.
+    pub(crate) fn offset(&self) -> u64 {
+        self.offset
+    }
+
     /// Entries so far.
     pub(crate) fn entries(&self) -> u64 {
         self.entries
     }
 
-    /// The recipe, where one is kept.
-    pub(crate) fn recipe(&mut self) -> Option<&mut RecipeWriter> {
-        self.recipe.as_mut()
+    /// What takes the bytes that are not contents.
+    pub(crate) fn sink(&mut self) -> &mut S {
+        &mut self.sink
     }
 
-    /// The recipe, at the end.
-    pub(crate) fn into_recipe(self) -> Option<RecipeWriter> {
-        self.recipe
+    /// The same, at the end.
+    pub(crate) fn into_sink(self) -> S {
+        self.sink
     }
 
-    /// The next entry; `None` at the archive's end, after reading all that follows it.
+    /// The next entry; `None` at the archive's end.
     ///
-    /// A stream that ends between two entries without the two zero blocks is taken as it is: several writers left
-    /// them out, and the DiffID tells a cut archive from such a one.
-    pub(crate) fn next(&mut self) -> Result<Option<Entry>> {
+    /// A stream that ends between two entries without the two zero blocks, or in the padding of the last one, is taken
+    /// as it is, as Go does: several writers left them out. The DiffID tells a cut layer from such a one.
+    pub(crate) fn next(&mut self) -> Result<Option<Entry>, S::Error> {
         self.skip_content()?;
+        self.pass_padding()?;
         let mut extended = Extended::default();
         let (mut long_name, mut long_link) = (None, None);
         let mut pending = false;
         loop {
             let Some(block) = self.header_block()? else {
                 if pending {
-                    return Err(self.format("the archive ends after an extension header"));
+                    return Err(self.format("the archive ends after an extension header").into());
                 }
-                self.rest()?;
                 return Ok(None);
             };
-            let header = Header::new(&block).map_err(|problem| self.format(problem))?;
+            let begins = self.offset - BLOCK as u64;
+            let header = Header::new(&block).map_err(|reason| TarError::NotAHeader { offset: begins, reason })?;
             pending = true;
             match header.kind() {
                 b'x' => extended = pax::parse(&self.extension(&header)?).map_err(|problem| self.format(problem))?,
+                // Go hands a global header out as an entry of its own, and forgets what came before it.
                 b'g' => {
                     self.extension(&header)?;
-                    pending = false;
+                    extended = Extended::default();
+                    (long_name, long_link, pending) = (None, None, false);
                 }
-                b'L' if header.variant() == Variant::Gnu => long_name = Some(self.long_text(&header)?),
-                b'K' if header.variant() == Variant::Gnu => long_link = Some(self.long_text(&header)?),
+                b'L' => long_name = self.long_text(&header)?,
+                b'K' => long_link = self.long_text(&header)?,
                 // The volume's label.
                 b'V' => {
                     self.stored = self.size(&header, &extended)?;
                     self.padding = padding(self.stored);
                     self.skip_content()?;
+                    self.pass_padding()?;
                     pending = false;
                 }
                 _ => {
@@ -124,13 +156,17 @@ impl<'a, R: BufRead> TarReader<'a, R> {
     }
 
     /// Passes the next stored bytes of the current entry to `sink`, at most `len` of them in all.
-    pub(crate) fn content(&mut self, len: u64, sink: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+    pub(crate) fn content<E: From<TarError>>(
+        &mut self,
+        len: u64,
+        sink: &mut dyn FnMut(&[u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
         let mut left = len.min(self.stored);
         while left > 0 {
             let available = match self.input.fill_buf() {
-                Ok([]) => return Err(self.cut()),
+                Ok([]) => return Err(self.cut().into()),
                 Ok(available) => available,
-                Err(error) => return Err(self.input_error(error)),
+                Err(error) => return Err(read_error(self.offset, error).into()),
             };
             let taken = available.len().min(usize::try_from(left).unwrap_or(usize::MAX));
             sink(available.get(..taken).unwrap_or_default())?;
@@ -142,106 +178,113 @@ impl<'a, R: BufRead> TarReader<'a, R> {
         Ok(())
     }
 
-    /// Passes over what is left of the current entry; the recipe keeps it.
-    fn skip_content(&mut self) -> Result<()> {
-        self.pass_over(self.stored)?;
-        self.stored = 0;
-        self.pass_over(self.padding)?;
-        self.padding = 0;
+    /// Passes over what is left of the current entry's contents; the sink gets them.
+    pub(crate) fn skip_content(&mut self) -> Result<(), S::Error> {
+        while self.stored > 0 {
+            match self.pass_some(self.stored)? {
+                0 => return Err(self.cut().into()),
+                count => self.stored -= count,
+            }
+        }
         Ok(())
     }
 
-    fn pass_over(&mut self, len: u64) -> Result<()> {
-        let mut left = len;
-        while left > 0 {
-            match self.pass_some(left)? {
-                0 => return Err(self.cut()),
-                count => left -= count,
+    /// Passes over the padding, or what there is of it.
+    fn pass_padding(&mut self) -> Result<(), S::Error> {
+        while self.padding > 0 {
+            match self.pass_some(self.padding)? {
+                0 => self.padding = 0,
+                count => self.padding -= count,
             }
         }
         Ok(())
     }
 
     /// Passes over at most `limit` bytes that are at hand.
-    fn pass_some(&mut self, limit: u64) -> Result<u64> {
+    fn pass_some(&mut self, limit: u64) -> Result<u64, S::Error> {
         let available = match self.input.fill_buf() {
             Ok(available) => available,
-            Err(error) => return Err(self.input_error(error)),
+            Err(error) => return Err(read_error(self.offset, error).into()),
         };
         let taken = available.len().min(usize::try_from(limit).unwrap_or(usize::MAX));
-        if let Some(recipe) = &mut self.recipe {
-            recipe.raw(available.get(..taken).unwrap_or_default())?;
-        }
+        self.sink.raw(available.get(..taken).unwrap_or_default())?;
         self.input.consume(taken);
         self.offset += taken as u64;
         Ok(taken as u64)
     }
 
-    /// Everything after the end of the archive.
-    fn rest(&mut self) -> Result<()> {
+    /// Reads everything that follows the end of the archive.
+    pub(crate) fn finish(&mut self) -> Result<(), S::Error> {
         while self.pass_some(u64::MAX)? > 0 {}
         Ok(())
     }
 
     /// The next header; `None` at two zero blocks, or at the stream's end.
-    fn header_block(&mut self) -> Result<Option<Block>> {
+    fn header_block(&mut self) -> Result<Option<Block>, S::Error> {
         let Some(block) = self.block()? else { return Ok(None) };
         if block != [0; BLOCK] {
             return Ok(Some(block));
         }
         match self.block()? {
-            Some(block) if block != [0; BLOCK] => Err(self.format("a zero block with a header after it")),
+            Some(block) if block != [0; BLOCK] => Err(self.format("a zero block with a header after it").into()),
             _ => Ok(None),
         }
     }
 
-    /// The next block, kept in the recipe; `None` at the stream's end.
-    fn block(&mut self) -> Result<Option<Block>> {
+    /// The next block, which the sink gets too; `None` at the stream's end.
+    fn block(&mut self) -> Result<Option<Block>, S::Error> {
         let mut block = [0; BLOCK];
         let mut filled = 0;
         while let Some(rest) = block.get_mut(filled..).filter(|rest| !rest.is_empty()) {
             match io::Read::read(&mut self.input, rest) {
                 Ok(0) if filled == 0 => return Ok(None),
-                Ok(0) => return Err(self.cut()),
+                Ok(0) => return Err(self.cut().into()),
                 Ok(count) => filled += count,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(self.input_error(error)),
+                Err(error) => return Err(read_error(self.offset, error).into()),
             }
         }
         self.offset += BLOCK as u64;
-        if let Some(recipe) = &mut self.recipe {
-            recipe.raw(&block)?;
-        }
+        self.sink.raw(&block)?;
         Ok(Some(block))
     }
 
-    /// The contents of an extension header, kept in the recipe.
-    fn extension(&mut self, header: &Header<'_>) -> Result<Vec<u8>> {
+    /// The next block inside an entry.
+    fn needed_block(&mut self) -> Result<Block, S::Error> {
+        match self.block()? {
+            Some(block) => Ok(block),
+            None => Err(self.cut().into()),
+        }
+    }
+
+    /// The contents of an extension header, which the sink gets too.
+    fn extension(&mut self, header: &Header<'_>) -> Result<Vec<u8>, S::Error> {
         let size = header.size().map_err(|problem| self.format(problem))?;
         let size = usize::try_from(size).map_err(|_| self.format("an extension header of impossible size"))?;
         if size > self.limits.extension {
-            let what = format!("layer tar, byte {}: extension header of {size} bytes", self.offset);
-            return Err(LayerError::Limit { what, limit: self.limits.extension as u64, option: "extension" });
+            let what = format!("byte {}: extension header of {size} bytes", self.offset);
+            let limit = self.limits.extension as u64;
+            return Err(TarError::Limit { what, limit, option: "extension" }.into());
         }
         let mut bytes = Vec::with_capacity(size.next_multiple_of(BLOCK));
         while bytes.len() < size {
-            bytes.extend_from_slice(&self.block()?.ok_or_else(|| self.cut())?);
+            bytes.extend_from_slice(&self.needed_block()?);
         }
         bytes.truncate(size);
         Ok(bytes)
     }
 
-    /// Text of a GNU long name or link: up to the first NUL.
-    fn long_text(&mut self, header: &Header<'_>) -> Result<Vec<u8>> {
+    /// Text of a GNU long name or link: up to the first NUL. An empty one says nothing.
+    fn long_text(&mut self, header: &Header<'_>) -> Result<Option<Vec<u8>>, S::Error> {
         let mut text = self.extension(header)?;
         if let Some(end) = text.iter().position(|&byte| byte == 0) {
             text.truncate(end);
         }
-        Ok(text)
+        Ok(Some(text).filter(|text| !text.is_empty()))
     }
 
     /// Bytes stored for the entry.
-    fn size(&self, header: &Header<'_>, extended: &Extended) -> Result<u64> {
+    fn size(&self, header: &Header<'_>, extended: &Extended) -> Result<u64, TarError> {
         let size = match extended.size {
             Some(size) => size,
             None => {
@@ -252,55 +295,20 @@ impl<'a, R: BufRead> TarReader<'a, R> {
         if size > i64::MAX as u64 - BLOCK as u64 { Err(self.format("an entry of impossible size")) } else { Ok(size) }
     }
 
-    fn entry(&mut self, header: &Header<'_>, mut extended: Extended) -> Result<Entry> {
+    fn entry(&mut self, header: &Header<'_>, mut extended: Extended) -> Result<Entry, S::Error> {
         self.entries += 1;
         if self.entries > self.limits.entries {
-            return Err(LayerError::Limit {
-                what: "layer entries".into(),
-                limit: self.limits.entries,
-                option: "entries",
-            });
+            let limit = self.limits.entries;
+            return Err(TarError::Limit { what: "entries".into(), limit, option: "entries" }.into());
         }
         let sparse_name = extended.sparse.name.take().filter(|_| extended.sparse.is_present());
         let name = sparse_name.or(extended.path.take()).unwrap_or_else(|| header.name());
-        let name_of = |problem: String| LayerError::entry(&name, problem);
-        let link = extended.link.take().unwrap_or_else(|| header.link());
-        let kind = match header.kind() {
-            b'1' => Kind::HardLink(link),
-            b'2' => Kind::Symlink(link),
-            flag @ (b'3' | b'4') => {
-                let (major, minor) = header.device().map_err(name_of)?;
-                // More bits than these Linux' `dev_t` has not; mknod(2) would cut them off.
-                let number = |part: i128, bits: u32| {
-                    let part = u32::try_from(part).ok().filter(|part| part >> bits == 0);
-                    part.ok_or_else(|| name_of("its device number is out of range".into()))
-                };
-                let (major, minor) = (number(major, 12)?, number(minor, 20)?);
-                if flag == b'3' { Kind::CharDevice(major, minor) } else { Kind::BlockDevice(major, minor) }
-            }
-            b'5' => Kind::Directory,
-            b'6' => Kind::Fifo,
-            0 if name.ends_with(b"/") => Kind::Directory,
-            b'0' | 0 | b'7' => self.file(header, &extended, &name)?,
-            b'S' => self.file(header, &extended, &name)?,
-            // GNU's incremental dumps: a directory whose contents list its files.
-            b'D' => {
-                self.stored = self.size(header, &extended)?;
-                Kind::Directory
-            }
-            other => return Err(name_of(format!("unknown entry type {:?}", char::from(other)))),
-        };
+        let name_of = |problem: String| TarError::entry(&name, problem);
+        let kind = self.kind(header, &mut extended, &name)?;
         self.padding = padding(self.stored);
-        let id = |pax: Option<u64>, header: std::result::Result<i128, String>, what: &str| {
-            let value = match pax {
-                Some(value) => i128::from(value),
-                None => header.map_err(name_of)?,
-            };
-            // 4294967295 is no owner: chown(2) takes it as "leave".
-            u32::try_from(value)
-                .ok()
-                .filter(|id| *id != u32::MAX)
-                .ok_or_else(|| name_of(format!("its {what} {value} is out of range")))
+        let id = |pax: Option<u64>, header: Result<i128, String>| match pax {
+            Some(value) => Ok(i128::from(value)),
+            None => header.map_err(name_of),
         };
         let mtime = match extended.mtime {
             Some(time) => time,
@@ -313,8 +321,8 @@ impl<'a, R: BufRead> TarReader<'a, R> {
         Ok(Entry {
             kind,
             mode: u32::try_from(header.mode().map_err(name_of)? & 0o7777).unwrap_or(0),
-            uid: id(extended.uid, header.uid(), "uid")?,
-            gid: id(extended.gid, header.gid(), "gid")?,
+            uid: id(extended.uid, header.uid())?,
+            gid: id(extended.gid, header.gid())?,
             mtime,
             xattrs: extended.xattrs,
             text_acl: extended.text_acl,
@@ -322,14 +330,54 @@ impl<'a, R: BufRead> TarReader<'a, R> {
         })
     }
 
+    /// What the entry makes. Links, devices, directories and FIFOs have no contents, whatever their size says: GNU tar
+    /// and POSIX would have a directory's size reserve space, and Go takes none of these to have any.
+    fn kind(&mut self, header: &Header<'_>, extended: &mut Extended, name: &[u8]) -> Result<Kind, S::Error> {
+        let name_of = |problem: String| TarError::entry(name, problem);
+        let link = extended.link.take().unwrap_or_else(|| header.link());
+        Ok(match header.kind() {
+            b'1' => Kind::HardLink(link),
+            b'2' => Kind::Symlink(link),
+            flag @ (b'3' | b'4') => {
+                let (major, minor) = header.device().map_err(name_of)?;
+                if flag == b'3' { Kind::CharDevice(major, minor) } else { Kind::BlockDevice(major, minor) }
+            }
+            b'5' => Kind::Directory,
+            b'6' => Kind::Fifo,
+            0 if name.ends_with(b"/") => Kind::Directory,
+            b'0' | 0 | b'7' | b'S' => {
+                let kind = self.file(header, extended, name)?;
+                if let Kind::File { size, .. } = kind
+                    && size > self.limits.file
+                {
+                    let what = format!("entry {}: file of {size} bytes", printable(name));
+                    return Err(TarError::Limit { what, limit: self.limits.file, option: "file" }.into());
+                }
+                kind
+            }
+            // GNU's incremental dumps: a directory whose contents list its files.
+            b'D' => {
+                self.stored = self.size(header, extended)?;
+                Kind::Directory
+            }
+            other => {
+                self.stored = self.size(header, extended)?;
+                Kind::Unknown(other)
+            }
+        })
+    }
+
     /// A regular file, its sparse map read.
-    fn file(&mut self, header: &Header<'_>, extended: &Extended, name: &[u8]) -> Result<Kind> {
+    fn file(&mut self, header: &Header<'_>, extended: &Extended, name: &[u8]) -> Result<Kind, S::Error> {
         let stored = self.size(header, extended)?;
-        let name_of = |problem: String| LayerError::entry(name, problem);
-        if header.kind() == b'S' && header.variant() == Variant::Gnu {
+        let name_of = |problem: String| TarError::entry(name, problem);
+        if header.kind() == b'S' {
+            if header.variant() != Variant::Gnu {
+                return Err(name_of("a sparse file of GNU's old form in a header that is not GNU's".into()).into());
+            }
             let (mut map, mut more, size) = header.gnu_sparse().map_err(name_of)?;
             while more {
-                let block = self.block()?.ok_or_else(|| self.cut())?;
+                let block = self.needed_block()?;
                 let (part, another) = header::gnu_sparse_extension(&block).map_err(name_of)?;
                 map.extend(part);
                 self.check_map(map.len(), name)?;
@@ -339,7 +387,7 @@ impl<'a, R: BufRead> TarReader<'a, R> {
             self.stored = stored;
             return Ok(Kind::File { size, segments: sparse::checked(&map, size, stored).map_err(name_of)? });
         }
-        if header.kind() == b'S' || !extended.sparse.is_present() {
+        if !extended.sparse.is_present() {
             self.stored = stored;
             return Ok(Kind::File { size: stored, segments: sparse::whole(stored) });
         }
@@ -348,13 +396,13 @@ impl<'a, R: BufRead> TarReader<'a, R> {
             (Some((1, 0)), _) => self.map_in_content(stored, name)?,
             (None | Some((0, _)), Some(map)) => (pairs(map), stored),
             (None | Some((0, _)), None) => (Vec::new(), stored),
-            (Some((major, minor)), _) => return Err(name_of(format!("unknown sparse format {major}.{minor}"))),
+            (Some((major, minor)), _) => return Err(name_of(format!("unknown sparse format {major}.{minor}")).into()),
         };
         if extended.sparse.map.as_ref().is_some_and(|map| map.len() % 2 != 0) {
-            return Err(name_of("its sparse map ends in the middle of a pair".into()));
+            return Err(name_of("its sparse map ends in the middle of a pair".into()).into());
         }
         if extended.sparse.map.is_some() && extended.sparse.blocks.is_some_and(|blocks| blocks != map.len() as u64) {
-            return Err(name_of("its sparse map has not as many pairs as it says".into()));
+            return Err(name_of("its sparse map has not as many pairs as it says".into()).into());
         }
         self.stored = stored;
         Ok(Kind::File { size, segments: sparse::checked(&map, size, stored).map_err(name_of)? })
@@ -362,25 +410,26 @@ impl<'a, R: BufRead> TarReader<'a, R> {
 
     /// The map of format 1.0: decimal lines at the start of the contents, padded to a block. Gives the map and how
     /// many stored bytes are left.
-    fn map_in_content(&mut self, stored: u64, name: &[u8]) -> Result<(Vec<(i128, i128)>, u64)> {
+    fn map_in_content(&mut self, stored: u64, name: &[u8]) -> Result<(RawMap, u64), S::Error> {
         let mut left = stored;
         let mut text = Vec::new();
         let mut at = 0;
-        let mut line = |reader: &mut Self| -> Result<u64> {
+        let mut line = |reader: &mut Self| -> Result<u64, S::Error> {
             loop {
                 let start = at;
                 if let Some(end) = text.get(start..).and_then(|rest: &[u8]| rest.iter().position(|&byte| byte == b'\n'))
                 {
                     at = start + end + 1;
-                    return pax::decimal(text.get(start..start + end).unwrap_or_default())
-                        .ok_or_else(|| LayerError::entry(name, "its sparse map holds something that is not a number"));
+                    return pax::decimal(text.get(start..start + end).unwrap_or_default()).ok_or_else(|| {
+                        TarError::entry(name, "its sparse map holds something that is not a number").into()
+                    });
                 }
                 if text.len() - start > 32 || left < BLOCK as u64 {
-                    return Err(LayerError::entry(name, "its sparse map does not end"));
+                    return Err(TarError::entry(name, "its sparse map does not end").into());
                 }
                 text.drain(..start);
                 at = 0;
-                text.extend_from_slice(&reader.block()?.ok_or_else(|| reader.cut())?);
+                text.extend_from_slice(&reader.needed_block()?);
                 left -= BLOCK as u64;
             }
         };
@@ -393,28 +442,41 @@ impl<'a, R: BufRead> TarReader<'a, R> {
         Ok((map, left))
     }
 
-    fn check_map(&self, len: usize, name: &[u8]) -> Result<()> {
+    fn check_map(&self, len: usize, name: &[u8]) -> Result<(), TarError> {
         if len > self.limits.sparse_segments {
-            let what = format!("layer entry {}: sparse map of {len} pairs", printable(name));
-            return Err(LayerError::Limit {
-                what,
-                limit: self.limits.sparse_segments as u64,
-                option: "sparse_segments",
-            });
+            let what = format!("entry {}: sparse map of {len} pairs", printable(name));
+            let limit = self.limits.sparse_segments as u64;
+            return Err(TarError::Limit { what, limit, option: "sparse_segments" });
         }
         Ok(())
     }
 
-    pub(crate) fn format(&self, reason: impl Into<String>) -> LayerError {
-        LayerError::Format { offset: self.offset, reason: reason.into() }
+    fn format(&self, reason: impl Into<String>) -> TarError {
+        TarError::Format { offset: self.offset, reason: reason.into() }
     }
 
-    fn cut(&self) -> LayerError {
+    fn cut(&self) -> TarError {
         self.format("the archive is cut off")
     }
+}
 
-    fn input_error(&self, source: io::Error) -> LayerError {
-        LayerError::Io { place: format!("layer tar, byte {}", self.offset), source }
+impl<R: BufRead + Seek> TarReader<'_, R, ()> {
+    /// Passes over the current entry's contents without reading them. `end` is the stream's length.
+    pub(crate) fn seek_past_content(&mut self, end: u64) -> Result<(), TarError> {
+        let whole = self.offset.checked_add(self.stored).filter(|whole| *whole <= end).ok_or_else(|| self.cut())?;
+        let next = whole.saturating_add(self.padding).min(end);
+        let distance = i64::try_from(next - self.offset).map_err(|_| self.cut())?;
+        self.input.seek_relative(distance).map_err(|error| read_error(self.offset, error))?;
+        (self.offset, self.stored, self.padding) = (next, 0, 0);
+        Ok(())
+    }
+}
+
+/// An error of the reader below. One of ours that came through it is taken out again.
+fn read_error(offset: u64, source: io::Error) -> TarError {
+    match source.downcast::<TarError>() {
+        Ok(ours) => ours,
+        Err(source) => TarError::Read { offset, source },
     }
 }
 
@@ -422,6 +484,6 @@ fn padding(stored: u64) -> u64 {
     stored.next_multiple_of(BLOCK as u64) - stored
 }
 
-fn pairs(numbers: &[u64]) -> Vec<(i128, i128)> {
+fn pairs(numbers: &[u64]) -> RawMap {
     numbers.chunks_exact(2).map(|pair| (i128::from(pair[0]), i128::from(pair[1]))).collect()
 }

@@ -2,9 +2,8 @@
 
 use std::io::{self, Write};
 
-use crate::image::layer::attributes::Attributes;
 use crate::tar::header::{BLOCK, Block, checksums};
-use crate::tar::pax::Time;
+use crate::tar::{Attributes, Time};
 
 /// What an entry is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

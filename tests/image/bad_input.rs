@@ -30,7 +30,7 @@ fn no_archives() {
     assert_eq!(refused(b""), "stream: is empty");
     assert_eq!(refused(&[0; 2048]), "stream: is empty");
     assert_eq!(refused(&[b'x'; 2048]), "stream: is not a tar archive");
-    assert_eq!(refused(b"\xfd7zXZ\0"), "stream: is compressed with xz; gzip and zstd can be read");
+    assert!(refused(b"\xfd7zXZ\0").starts_with("stream: byte 0: premature eof"));
     let other = Tar::new().file("a", "b").end();
     assert_eq!(refused(&other), "stream: is no image archive: it has neither manifest.json nor index.json");
     assert_eq!(refused(&Tar::new().file("repositories", "{}").end()), "stream: holds no image");
@@ -104,7 +104,7 @@ fn lies_of_a_manifest() {
 #[test]
 fn names_in_messages_stay_on_one_line() {
     let cut = Tar::new().entry(spec("a\nb\x1b[2J", b'0').size(5000)).end();
-    assert_eq!(refused(&cut), "stream: a\\nb\\u{1b}[2J: the archive ends in the middle of it");
+    assert_eq!(refused(&cut), "stream: a\\nb\\u{1b}[2J: byte 1536: the archive is cut off");
     let long = Tar::new().entry(spec("x", b'0').pax("path", "n/".repeat(5000)).size(50_000)).end();
     assert!(refused(&long).len() < 2000);
 }
@@ -188,7 +188,7 @@ fn links_that_lead_out_or_round() {
 #[test]
 fn headers_that_ask_for_too_much() {
     let huge = Tar::new().entry(spec("x", b'x').size(1 << 30)).end();
-    assert!(refused(&huge).contains("too large"));
+    assert!(refused(&huge).contains("more than the limit of 1048576 of extension"));
     let long = Tar::new().entry(spec("manifest.json", b'0').size(u64::MAX >> 2)).end();
     refused(&long);
     let mut checksum = docker_old("x:1");
@@ -295,7 +295,7 @@ fn a_name_in_an_annotation_that_is_none_is_left_out() {
 #[test]
 fn a_bomb_does_not_fill_the_disk() {
     use stratafs::image::layer::{Limits, UnpackOptions};
-    let bomb = zstd(&Tar::new().file("zeros", vec![0; 8 << 20]).file("index.json", "{}").end());
+    let bomb = zstd(&Tar::new().file("ones", vec![1; 8 << 20]).file("index.json", "{}").end());
     assert!(bomb.len() < 8 << 10);
     let scratch = Scratch::new();
     let load = |limits: Limits| {
@@ -305,6 +305,9 @@ fn a_bomb_does_not_fill_the_disk() {
         error.to_string()
     };
     let limited = load(Limits { ratio_from: 1 << 20, ..Limits::default() });
-    assert_eq!(limited, "stream: zeros: grows to more than 200 times its compressed size (--unlimited accepts it)");
+    assert!(limited.starts_with("stream: ones: ") && limited.contains(" compressed ones, times: "), "{limited}");
+    assert!(limited.ends_with("more than the limit of 200 of ratio (--unlimited accepts it)"), "{limited}");
+    let streamed = load(Limits { stream: 4 << 20, ..Limits::default() });
+    assert!(streamed.contains("uncompressed bytes: more than the limit of 4194304 of stream"), "{streamed}");
     assert!(load(Limits::unlimited()).contains("index.json"), "the bomb itself is accepted then");
 }

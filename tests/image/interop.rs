@@ -157,20 +157,29 @@ pub fn without_directory_times(tree: BTreeMap<String, String>) -> BTreeMap<Strin
 }
 
 /// podman with a store of its own.
-struct Podman {
+pub(super) struct Podman {
     root: String,
     run_root: String,
 }
 
 impl Podman {
-    fn new(dir: &Path) -> Self {
+    pub(super) fn new(dir: &Path) -> Self {
         let at = |name: &str| dir.join(name).to_str().unwrap().to_owned();
         Self { root: at("podman"), run_root: at("podman-run") }
     }
 
-    fn run(&self, args: &[&str]) -> String {
-        let base = ["--root", &self.root, "--runroot", &self.run_root, "--storage-driver", "vfs"];
-        run("podman", &[&base, args].concat())
+    pub(super) fn run(&self, args: &[&str]) -> String {
+        run("podman", &[&self.base()[..], args].concat())
+    }
+
+    /// The same of what may fail; then `None`.
+    pub(super) fn try_run(&self, args: &[&str]) -> Option<String> {
+        let output = Command::new("podman").args(self.base()).args(args).output().unwrap();
+        output.status.success().then(|| String::from_utf8(output.stdout).unwrap())
+    }
+
+    fn base(&self) -> [&str; 6] {
+        ["--root", &self.root, "--runroot", &self.run_root, "--storage-driver", "vfs"]
     }
 }
 

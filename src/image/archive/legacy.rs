@@ -3,7 +3,7 @@
 //! put together as docker does on loading them (moby, `image/v1/imagev1.go`, `MakeConfigFromV1Config`).
 
 use std::collections::BTreeMap;
-use std::io::{self, BufRead, BufReader};
+use std::io::{self, BufReader};
 
 use serde_json::{Map, Value, json};
 
@@ -13,7 +13,8 @@ use crate::image::config::ImageConfig;
 use crate::image::digest::{Digest, DigestReader};
 use crate::image::spec;
 use crate::image::{ImageError, IoContext, Result};
-use crate::tar::compression::{Compression, SNIFF_LEN, decoder};
+use crate::tar::compression::{decoder, sniff};
+use crate::tar::limits::Bounded;
 
 /// More layers than docker ever allowed.
 const DEPTH: usize = 256;
@@ -98,10 +99,9 @@ fn history_of(step: &Map<String, Value>, throwaway: bool) -> Value {
 /// These archives do not say their layers' digests, so each is read once more than those of today.
 fn diff_id(archive: &Archive, member: &str) -> Result<Digest> {
     let location = archive.locate(member);
-    let mut input = BufReader::with_capacity(1 << 18, archive.member(member)?);
-    let start = input.fill_buf().at(&location)?;
-    let compression = Compression::sniff(&start[..start.len().min(SNIFF_LEN)]);
-    let mut plain = DigestReader::new(decoder(input, compression).at(&location)?);
+    let (packing, input) = sniff(archive.member(member)?).at(&location)?;
+    let decoder = decoder(BufReader::with_capacity(1 << 18, input), packing).at(&location)?;
+    let mut plain = DigestReader::new(Bounded::new(decoder, archive.limits()));
     io::copy(&mut plain, &mut io::sink()).map_err(|error| ImageError::archive(&location, error))?;
     Ok(plain.finish().1)
 }

@@ -1,99 +1,107 @@
 //! The members of a tar that holds an image: where each one's bytes are.
 //!
-//! Only what image archives use is read (regular files, links, long names in either dialect); other members are
-//! passed over. Formats: POSIX.1-2017 `pax`, "ustar Interchange Format" and "pax Extended Header"; GNU tar's
-//! manual, "Basic Tar Format".
+//! Members that image archives use are kept (regular files, sparse ones too, and links); others are passed over.
 
-use std::cell::Cell;
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{self, BufReader, BufWriter, Read, Seek};
-
-use ::tar::{EntryType, Header, PaxExtensions};
+use std::io::{BufReader, Read, Seek};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::image::archive::{MemberFile, MemberReader, Spooling};
-use crate::image::layer::Limits;
 use crate::image::{ImageError, IoContext, Result};
+use crate::tar::compression::{self, Packing};
+use crate::tar::limits::{Bounded, Growth};
+use crate::tar::read::{Entry, Kind, TarReader};
+use crate::tar::sparse::Segment;
+use crate::tar::{TarError, holes};
+use crate::text::printable;
 
-const BLOCK: u64 = 512;
-/// Long names and pax headers larger than this are refused.
-const EXTENSION_LIMIT: u64 = 1 << 20;
 /// More members than any image has.
 const MEMBER_LIMIT: usize = 1 << 20;
 const LINK_DEPTH: u32 = 16;
+/// The spool's members begin at multiples of this, so that holes stay holes.
+const ALIGNMENT: u64 = 4096;
 
-/// Where members are in a file.
+/// The members of an archive, by name, and the file that has their bytes.
 #[derive(Debug)]
 pub(crate) struct Members {
     file: File,
-    places: HashMap<String, Place>,
+    members: HashMap<String, Member>,
 }
 
-#[derive(Clone, Debug)]
-enum Place {
-    Bytes { offset: u64, size: u64 },
+#[derive(Debug)]
+enum Member {
+    Contents(Contents),
     Link(String),
     Skipped,
+}
+
+/// Where the contents of a member are: its stored bytes, one segment after the other, from `offset` on.
+#[derive(Debug)]
+pub(super) struct Contents {
+    pub(super) offset: u64,
+    pub(super) size: u64,
+    pub(super) segments: Vec<Segment>,
 }
 
 impl Members {
     /// Of a regular file: read in place if it is a plain tar.
     pub(crate) fn of_file(name: &str, mut file: File, spooling: &Spooling<'_>) -> Result<Self> {
-        let mut magic = [0; 4];
-        let count = read_up_to(&mut file, &mut magic).at(name)?;
+        let (packing, _) = compression::sniff(&file).at(name)?;
         file.rewind().at(name)?;
-        if Packing::of(&magic[..count]) != Packing::None {
+        if packing != Packing::None {
             return Self::of_stream(name, &mut &file, spooling);
         }
-        let length = file.metadata().at(name)?.len();
-        let mut walk =
-            Walk { name, input: InPlace { file: BufReader::new(&file), position: 0, length }, places: HashMap::new() };
-        walk.run()?;
-        let places = walk.places;
-        Ok(Self { file, places })
+        let end = file.metadata().at(name)?.len();
+        let mut reader = TarReader::new(BufReader::new(&file), spooling.limits, ());
+        let mut list = List::new(name);
+        while let Some(entry) = list.next(&mut reader)? {
+            let offset = reader.offset();
+            reader.seek_past_content(end).map_err(|error| list.in_entry(&entry, error))?;
+            list.add(entry, Some(offset))?;
+        }
+        Ok(Self { members: list.members, file })
     }
 
     /// Of a stream, compressed or not: spooled.
     pub(crate) fn of_stream(name: &str, stream: &mut dyn Read, spooling: &Spooling<'_>) -> Result<Self> {
-        let mut magic = [0; 4];
-        let count = read_up_to(stream, &mut magic).at(name)?;
-        let packing = Packing::of(&magic[..count]);
-        let taken = Cell::new(0);
-        let counted = Counted { inner: (&magic[..count]).chain(stream), count: &taken };
-        let whole = BufReader::with_capacity(1 << 18, counted);
-        let input: Box<dyn Read + '_> = match packing {
-            Packing::None => Box::new(whole),
-            Packing::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(whole)),
-            Packing::Zstd => Box::new(zstd::Decoder::with_buffer(whole).at(name)?),
-            Packing::Unsupported(kind) => {
-                return Err(ImageError::archive(name, format!("is compressed with {kind}; gzip and zstd can be read")));
-            }
-        };
-        let input = Bounded { inner: input, taken: &taken, given: 0, limits: spooling.limits };
-        let spool = tempfile::tempfile_in(spooling.scratch).at(spooling.scratch)?;
-        let spool = BufWriter::with_capacity(1 << 18, spool);
-        let spooled = Spooled { input: Box::new(input), spool, written: 0, skip: spooling.skip };
-        let mut walk = Walk { name, input: spooled, places: HashMap::new() };
-        walk.run()?;
-        let places = std::mem::take(&mut walk.places);
-        let mut input = walk.input;
+        let taken = AtomicU64::new(0);
+        let (packing, input) = compression::sniff(Counted { inner: stream, count: &taken }).at(name)?;
+        let decoder = compression::decoder(BufReader::with_capacity(1 << 18, input), packing).at(name)?;
+        let input = BufReader::with_capacity(1 << 18, Bounded::new(decoder, spooling.limits));
+        let mut reader = TarReader::new(input, spooling.limits, ());
+        let mut list = List::new(name);
+        let mut spool = Spool::new(spooling, &taken)?;
+        while let Some(entry) = list.next(&mut reader)? {
+            let wanted = match &entry.kind {
+                Kind::File { .. } => member_name(&entry.name).is_some_and(|name| !(spooling.skip)(&name)),
+                _ => false,
+            };
+            let spooled = match wanted {
+                true => spool.add(&mut reader).map(Some),
+                false => reader.skip_content().map(|()| None).map_err(Failed::from),
+            };
+            let offset = spooled.map_err(|error| match error {
+                Failed::Read(error) => list.in_entry(&entry, error),
+                Failed::Write(source) => ImageError::Io { path: spooling.scratch.to_path_buf(), source },
+            })?;
+            list.add(entry, offset)?;
+        }
         // A pipe's writer must not be killed by SIGPIPE over the padding that follows the archive's end.
-        io::copy(&mut input.input, &mut io::sink()).at(name)?;
-        let file = input.spool.into_inner().map_err(io::IntoInnerError::into_error).at(spooling.scratch)?;
-        Ok(Self { file, places })
+        reader.finish().map_err(|error| list.error(error))?;
+        Ok(Self { file: spool.finish().at(spooling.scratch)?, members: list.members })
     }
 
     /// Opens a member; links lead to other members.
     pub(crate) fn open(&self, name: &str) -> Result<Option<MemberReader<'_>>, String> {
         let Some(mut name) = normalise("", name) else { return Err(format!("{name} leads out of the archive")) };
         for _ in 0..LINK_DEPTH {
-            match self.places.get(&name) {
+            match self.members.get(&name) {
                 None => return Ok(None),
-                Some(Place::Skipped) => return Err(format!("{name} was thought to be known, but is needed")),
-                Some(Place::Link(target)) => name.clone_from(target),
-                Some(&Place::Bytes { offset, size }) => {
-                    let file = MemberFile::Range(&self.file);
-                    return Ok(Some(MemberReader { file, position: offset, end: offset + size }));
+                Some(Member::Skipped) => return Err(format!("{name} was thought to be known, but is needed")),
+                Some(Member::Link(target)) => name.clone_from(target),
+                Some(Member::Contents(contents)) => {
+                    return Ok(Some(MemberReader::new(MemberFile::Part(&self.file, contents))));
                 }
             }
         }
@@ -101,256 +109,119 @@ impl Members {
     }
 }
 
-/// A tar being gone through.
-trait Input {
-    /// Fills `block`; false at a clean end.
-    fn block(&mut self, block: &mut [u8; 512]) -> io::Result<bool>;
-    /// Reads the contents of a small member, and its padding.
-    fn small(&mut self, size: u64) -> io::Result<Vec<u8>>;
-    /// Passes over the contents of a member, and its padding; says where they can be read later.
-    fn keep(&mut self, name: Option<&str>, size: u64) -> io::Result<Place>;
+/// The members found so far.
+struct List<'n> {
+    archive: &'n str,
+    members: HashMap<String, Member>,
 }
 
-struct InPlace<'f> {
-    file: BufReader<&'f File>,
-    position: u64,
-    length: u64,
-}
-
-impl Input for InPlace<'_> {
-    fn block(&mut self, block: &mut [u8; 512]) -> io::Result<bool> {
-        self.position += BLOCK;
-        fill_block(&mut self.file, block)
+impl<'n> List<'n> {
+    fn new(archive: &'n str) -> Self {
+        Self { archive, members: HashMap::new() }
     }
 
-    fn small(&mut self, size: u64) -> io::Result<Vec<u8>> {
-        self.position += padded(size)?;
-        read_small(&mut self.file, size)
+    /// The next entry of the archive.
+    fn next<R: std::io::BufRead>(&self, reader: &mut TarReader<'_, R, ()>) -> Result<Option<Entry>> {
+        match reader.next() {
+            Ok(None) if reader.entries() == 0 => Err(ImageError::archive(self.archive, "is empty")),
+            Err(TarError::NotAHeader { offset: 0, .. }) => {
+                Err(ImageError::archive(self.archive, "is not a tar archive"))
+            }
+            entry => entry.map_err(|error| self.error(error)),
+        }
     }
 
-    fn keep(&mut self, _name: Option<&str>, size: u64) -> io::Result<Place> {
-        let offset = self.position;
-        let end = offset.checked_add(size).filter(|&end| end <= self.length).ok_or_else(cut_short)?;
-        self.position = offset + padded(size)?;
-        let forward = i64::try_from(self.position - offset).map_err(|_| cut_short())?;
-        self.file.seek_relative(forward)?;
-        Ok(Place::Bytes { offset, size: end - offset })
-    }
-}
-
-struct Spooled<'a> {
-    input: Box<dyn Read + 'a>,
-    spool: BufWriter<File>,
-    written: u64,
-    skip: &'a dyn Fn(&str) -> bool,
-}
-
-impl Input for Spooled<'_> {
-    fn block(&mut self, block: &mut [u8; 512]) -> io::Result<bool> {
-        fill_block(&mut self.input, block)
-    }
-
-    fn small(&mut self, size: u64) -> io::Result<Vec<u8>> {
-        read_small(&mut self.input, size)
-    }
-
-    fn keep(&mut self, name: Option<&str>, size: u64) -> io::Result<Place> {
-        let wanted = name.is_some_and(|name| !(self.skip)(name));
-        let mut contents = (&mut self.input).take(size);
-        let copied = match wanted {
-            true => io::copy(&mut contents, &mut self.spool)?,
-            false => io::copy(&mut contents, &mut io::sink())?,
+    /// Takes an entry in. `offset` tells where its stored bytes are, if they were kept.
+    fn add(&mut self, entry: Entry, offset: Option<u64>) -> Result<()> {
+        let Some(name) = member_name(&entry.name) else { return Ok(()) };
+        let target = |base: &str, link: Vec<u8>| normalise(base, &String::from_utf8(link).ok()?);
+        let member = match entry.kind {
+            Kind::File { size, segments } => match offset {
+                Some(offset) => Some(Member::Contents(Contents { offset, size, segments })),
+                None => Some(Member::Skipped),
+            },
+            Kind::Symlink(link) => target(parent(&name), link).map(Member::Link),
+            Kind::HardLink(link) => target("", link).map(Member::Link),
+            _ => None,
         };
-        if copied < size {
-            return Err(cut_short());
+        let Some(member) = member else { return Ok(()) };
+        if self.members.len() >= MEMBER_LIMIT {
+            return Err(ImageError::archive(self.archive, "has too many members for an image archive"));
         }
-        let padding = padded(size)? - size;
-        io::copy(&mut (&mut self.input).take(padding), &mut io::sink())?;
-        if !wanted {
-            return Ok(Place::Skipped);
-        }
-        let offset = self.written;
-        self.written += size;
-        Ok(Place::Bytes { offset, size })
+        self.members.insert(name, member);
+        Ok(())
+    }
+
+    fn error(&self, error: TarError) -> ImageError {
+        ImageError::archive(self.archive, error)
+    }
+
+    /// An error met in the contents of `entry`.
+    fn in_entry(&self, entry: &Entry, error: TarError) -> ImageError {
+        ImageError::archive(self.archive, format!("{}: {error}", printable(&entry.name)))
+    }
+}
+
+/// The stored bytes of members, one after the other.
+struct Spool<'a> {
+    file: File,
+    end: u64,
+    growth: Growth<'a>,
+}
+
+/// Why a member was not spooled.
+enum Failed {
+    Read(TarError),
+    Write(std::io::Error),
+}
+
+impl From<TarError> for Failed {
+    fn from(error: TarError) -> Self {
+        Self::Read(error)
+    }
+}
+
+impl<'a> Spool<'a> {
+    fn new(spooling: &Spooling<'a>, taken: &'a AtomicU64) -> Result<Self> {
+        let file = tempfile::tempfile_in(spooling.scratch).at(spooling.scratch)?;
+        Ok(Self { file, end: 0, growth: Growth::new(spooling.limits, taken) })
+    }
+
+    /// Copies the current entry's stored bytes; returns where they begin.
+    fn add<R: std::io::BufRead>(&mut self, reader: &mut TarReader<'_, R, ()>) -> Result<u64, Failed> {
+        let begin = self.end.next_multiple_of(ALIGNMENT);
+        self.end = begin;
+        reader.content(u64::MAX, &mut |bytes| {
+            let (written, _) = holes::write(&self.file, self.end, bytes).map_err(Failed::Write)?;
+            self.end += bytes.len() as u64;
+            Ok::<_, Failed>(self.growth.wrote(written)?)
+        })?;
+        Ok(begin)
+    }
+
+    fn finish(self) -> std::io::Result<File> {
+        self.file.set_len(self.end)?;
+        Ok(self.file)
     }
 }
 
 /// Counts what is read.
 struct Counted<'c, R> {
     inner: R,
-    count: &'c Cell<u64>,
+    count: &'c AtomicU64,
 }
 
 impl<R: Read> Read for Counted<'_, R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
         let count = self.inner.read(buffer)?;
-        self.count.set(self.count.get() + count as u64);
+        self.count.fetch_add(count as u64, Ordering::Relaxed);
         Ok(count)
     }
 }
 
-/// Stops a compressed archive that was made to fill the disk.
-struct Bounded<'a> {
-    inner: Box<dyn Read + 'a>,
-    taken: &'a Cell<u64>,
-    given: u64,
-    limits: &'a Limits,
-}
-
-impl Read for Bounded<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let count = self.inner.read(buffer)?;
-        self.given += count as u64;
-        let ratio = self.limits.ratio;
-        if self.given > self.limits.ratio_from && self.given / ratio > self.taken.get() {
-            let reason = format!("grows to more than {ratio} times its compressed size (--unlimited accepts it)");
-            return Err(io::Error::other(reason));
-        }
-        Ok(count)
-    }
-}
-
-struct Walk<'a, I> {
-    name: &'a str,
-    input: I,
-    places: HashMap<String, Place>,
-}
-
-/// What extension headers say of the member that follows them.
-#[derive(Default)]
-struct Extensions {
-    path: Option<Vec<u8>>,
-    link: Option<Vec<u8>>,
-    size: Option<u64>,
-}
-
-impl<I: Input> Walk<'_, I> {
-    fn run(&mut self) -> Result<()> {
-        let mut extensions = Extensions::default();
-        let mut first = true;
-        while let Some(header) = self.next_header(first)? {
-            first = false;
-            let kind = header.entry_type();
-            match kind {
-                EntryType::GNULongName => extensions.path = Some(until_nul(self.extension(&header)?)),
-                EntryType::GNULongLink => extensions.link = Some(until_nul(self.extension(&header)?)),
-                EntryType::XHeader => self.read_pax(&header, &mut extensions)?,
-                EntryType::XGlobalHeader => drop(self.extension(&header)?),
-                _ => self.member(&header, std::mem::take(&mut extensions))?,
-            }
-        }
-        Ok(())
-    }
-
-    fn next_header(&mut self, first: bool) -> Result<Option<Header>> {
-        let mut block = [0; 512];
-        if !self.input.block(&mut block).map_err(|error| self.error(error))? || block.iter().all(|&b| b == 0) {
-            return match first {
-                true => Err(self.error("is empty")),
-                false => Ok(None),
-            };
-        }
-        let mut header = Header::new_old();
-        header.as_mut_bytes().copy_from_slice(&block);
-        let sum: u32 =
-            block.iter().enumerate().map(|(at, &b)| u32::from(if (148..156).contains(&at) { b' ' } else { b })).sum();
-        match header.cksum() {
-            Ok(told) if told == sum => Ok(Some(header)),
-            _ if first => Err(self.error("is not a tar archive")),
-            _ => Err(self.error("a tar header is damaged (wrong checksum)")),
-        }
-    }
-
-    fn member(&mut self, header: &Header, extensions: Extensions) -> Result<()> {
-        let path = extensions.path.unwrap_or_else(|| header.path_bytes().into_owned());
-        let name = std::str::from_utf8(&path).ok().and_then(|path| normalise("", path));
-        let size = match extensions.size {
-            Some(size) => size,
-            None => header.entry_size().map_err(|error| self.error(error))?,
-        };
-        let link = || {
-            let target = extensions.link.or_else(|| header.link_name_bytes().map(|link| link.into_owned()))?;
-            String::from_utf8(target).ok()
-        };
-        let place = match header.entry_type() {
-            EntryType::Regular | EntryType::Continuous => self.keep(name.as_deref(), size)?,
-            EntryType::Symlink => match name.as_deref().zip(link()).and_then(|(name, to)| normalise(parent(name), &to))
-            {
-                Some(target) => Place::Link(target),
-                None => return Ok(()),
-            },
-            EntryType::Link => match link().and_then(|to| normalise("", &to)) {
-                Some(target) => Place::Link(target),
-                None => return Ok(()),
-            },
-            _ => return self.keep(None, size).map(drop),
-        };
-        if let Some(name) = name.filter(|name| !name.is_empty()) {
-            if self.places.len() >= MEMBER_LIMIT {
-                return Err(self.error("has too many members for an image archive"));
-            }
-            self.places.insert(name, place);
-        }
-        Ok(())
-    }
-
-    fn keep(&mut self, name: Option<&str>, size: u64) -> Result<Place> {
-        let archive = self.name;
-        self.input.keep(name, size).map_err(|error| {
-            let member = name.unwrap_or("a member");
-            ImageError::archive(archive, format!("{member}: {error}"))
-        })
-    }
-
-    fn extension(&mut self, header: &Header) -> Result<Vec<u8>> {
-        let size = header.entry_size().map_err(|error| self.error(error))?;
-        if size > EXTENSION_LIMIT {
-            return Err(self.error(format!("an extended header of {size} bytes is too large")));
-        }
-        self.input.small(size).map_err(|error| self.error(error))
-    }
-
-    fn read_pax(&mut self, header: &Header, extensions: &mut Extensions) -> Result<()> {
-        let records = self.extension(header)?;
-        for record in PaxExtensions::new(&records) {
-            let record = record.map_err(|error| self.error(error))?;
-            let value = record.value_bytes();
-            match record.key_bytes() {
-                b"path" => extensions.path = Some(value.to_vec()),
-                b"linkpath" => extensions.link = Some(value.to_vec()),
-                b"size" => {
-                    let size = std::str::from_utf8(value).ok().and_then(|size| size.parse().ok());
-                    extensions.size = Some(size.ok_or_else(|| self.error("a pax header's size is not a number"))?);
-                }
-                _ => {}
-            }
-        }
-        Ok(())
-    }
-
-    fn error(&self, reason: impl ToString) -> ImageError {
-        ImageError::archive(self.name, reason)
-    }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Packing {
-    None,
-    Gzip,
-    Zstd,
-    Unsupported(&'static str),
-}
-
-impl Packing {
-    fn of(magic: &[u8]) -> Self {
-        match magic {
-            [0x1f, 0x8b, ..] => Self::Gzip,
-            [0x28, 0xb5, 0x2f, 0xfd] => Self::Zstd,
-            [0xfd, b'7', b'z', b'X'] => Self::Unsupported("xz"),
-            [b'B', b'Z', b'h', _] => Self::Unsupported("bzip2"),
-            _ => Self::None,
-        }
-    }
+/// The name that a member is found by; `None` for one that nobody asks for.
+fn member_name(name: &[u8]) -> Option<String> {
+    normalise("", std::str::from_utf8(name).ok()?).filter(|name| !name.is_empty())
 }
 
 /// `path` as seen from the directory `base`, without `.`, `..`, empty parts or a leading slash. `None` if it
@@ -370,50 +241,6 @@ fn normalise(base: &str, path: &str) -> Option<String> {
 
 fn parent(name: &str) -> &str {
     name.rsplit_once('/').map_or("", |(parent, _)| parent)
-}
-
-fn until_nul(mut bytes: Vec<u8>) -> Vec<u8> {
-    bytes.truncate(bytes.iter().position(|&b| b == 0).unwrap_or(bytes.len()));
-    bytes
-}
-
-fn cut_short() -> io::Error {
-    io::Error::new(io::ErrorKind::UnexpectedEof, "the archive ends in the middle of it")
-}
-
-fn padded(size: u64) -> io::Result<u64> {
-    size.checked_next_multiple_of(BLOCK).ok_or_else(cut_short)
-}
-
-/// False if there is nothing more.
-fn fill_block(input: &mut dyn Read, block: &mut [u8; 512]) -> io::Result<bool> {
-    match read_up_to(input, block)? {
-        0 => Ok(false),
-        512 => Ok(true),
-        _ => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "ends in the middle of a tar header")),
-    }
-}
-
-fn read_small(input: &mut dyn Read, size: u64) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    if input.take(padded(size)?).read_to_end(&mut bytes)? as u64 != padded(size)? {
-        return Err(cut_short());
-    }
-    bytes.truncate(usize::try_from(size).unwrap_or(usize::MAX));
-    Ok(bytes)
-}
-
-fn read_up_to(input: &mut dyn Read, buffer: &mut [u8]) -> io::Result<usize> {
-    let mut filled = 0;
-    while filled < buffer.len() {
-        match input.read(&mut buffer[filled..]) {
-            Ok(0) => break,
-            Ok(count) => filled += count,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(filled)
 }
 
 #[cfg(test)]

@@ -20,16 +20,17 @@ use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, fstat, openat2};
 use crate::image::config::ImageConfig;
 use crate::image::digest::Digest;
 use crate::image::files::read_limited;
-use crate::image::layer::Limits;
 use crate::image::reference::Reference;
 use crate::image::spec::{Descriptor, Platform};
 use crate::image::{ImageError, IoContext, Result};
-use members::Members;
+use crate::tar::Limits;
+use members::{Contents, Members};
 
 /// An archive or image directory that was opened.
 #[derive(Debug)]
 pub struct Archive {
     name: String,
+    limits: Limits,
     backing: Backing,
 }
 
@@ -86,28 +87,66 @@ pub struct MemberReader<'a> {
     file: MemberFile<'a>,
     position: u64,
     end: u64,
+    /// The segment at or after the position, and the stored bytes before it. Of sparse members only.
+    segment: usize,
+    stored: u64,
 }
 
 enum MemberFile<'a> {
-    Range(&'a File),
-    Whole(File),
+    /// A part of the archive or its spool.
+    Part(&'a File, &'a Contents),
+    /// A file of a directory.
+    Whole(File, u64),
 }
 
-impl MemberReader<'_> {
+impl<'a> MemberReader<'a> {
+    fn new(file: MemberFile<'a>) -> Self {
+        let end = match &file {
+            MemberFile::Part(_, contents) => contents.size,
+            MemberFile::Whole(_, size) => *size,
+        };
+        Self { file, position: 0, end, segment: 0, stored: 0 }
+    }
+
     /// Bytes that are left.
     pub fn remaining(&self) -> u64 {
         self.end - self.position
+    }
+
+    /// Where the next bytes are stored (none: in a hole), and how many follow each other there.
+    fn run(&mut self) -> (Option<u64>, u64) {
+        let MemberFile::Part(_, contents) = &self.file else { return (Some(self.position), self.remaining()) };
+        while let Some(segment) = contents.segments.get(self.segment) {
+            if self.position < segment.offset {
+                return (None, segment.offset - self.position);
+            }
+            let into = self.position - segment.offset;
+            if into < segment.len {
+                return (Some(contents.offset + self.stored + into), segment.len - into);
+            }
+            self.stored += segment.len;
+            self.segment += 1;
+        }
+        (None, self.remaining())
     }
 }
 
 impl Read for MemberReader<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let wanted = buffer.len().min(usize::try_from(self.remaining()).unwrap_or(usize::MAX));
+        let (at, len) = self.run();
+        let wanted = buffer.len().min(usize::try_from(len).unwrap_or(usize::MAX));
+        let buffer = &mut buffer[..wanted];
         let file = match &self.file {
-            MemberFile::Range(file) => file,
-            MemberFile::Whole(file) => file,
+            MemberFile::Part(file, _) => file,
+            MemberFile::Whole(file, _) => file,
         };
-        let count = file.read_at(&mut buffer[..wanted], self.position)?;
+        let count = match at {
+            Some(at) => file.read_at(buffer, at)?,
+            None => {
+                buffer.fill(0);
+                wanted
+            }
+        };
         if count == 0 && wanted != 0 {
             return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the file ends too early"));
         }
@@ -122,6 +161,7 @@ impl Archive {
     /// # Errors
     /// When it cannot be read, or is neither a tar, nor a compressed tar, nor a directory.
     pub fn open(source: Source<'_>, spooling: &Spooling<'_>) -> Result<Self> {
+        let limits = spooling.limits.clone();
         match source {
             Source::Path(path) => {
                 let name = path.display().to_string();
@@ -131,11 +171,11 @@ impl Archive {
                     FileType::RegularFile => Backing::Members(Members::of_file(&name, file, spooling)?),
                     _ => Backing::Members(Members::of_stream(&name, &mut &file, spooling)?),
                 };
-                Ok(Self { name, backing })
+                Ok(Self { name, limits, backing })
             }
             Source::Stream(stream, name) => {
                 let backing = Backing::Members(Members::of_stream(name, stream, spooling)?);
-                Ok(Self { name: name.to_owned(), backing })
+                Ok(Self { name: name.to_owned(), limits, backing })
             }
         }
     }
@@ -197,6 +237,11 @@ impl Archive {
         &self.name
     }
 
+    /// How much of a layer is accepted.
+    fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
     fn has(&self, name: &str) -> Result<bool> {
         Ok(self.lookup(name)?.is_some())
     }
@@ -241,8 +286,8 @@ impl Archive {
         if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
             return Err(self.error(format!("{name} is not a regular file")));
         }
-        let end = u64::try_from(stat.st_size).unwrap_or(0);
-        Ok(Some(MemberReader { file: MemberFile::Whole(file), position: 0, end }))
+        let size = u64::try_from(stat.st_size).unwrap_or(0);
+        Ok(Some(MemberReader::new(MemberFile::Whole(file, size))))
     }
 }
 

@@ -8,7 +8,8 @@ use rustix::io::Errno;
 use crate::image::layer::error::{AtPath, LayerError, Result, printable};
 use crate::marks::override_stat::CONTAINERS as OVERRIDE_STAT;
 use crate::marks::{Namespace, Visible, escape_xattr, unescape_xattr};
-use crate::tar::pax::Time;
+pub(crate) use crate::tar::Attributes;
+use crate::tar::Time;
 
 /// Where owner and mode are recorded that the inode cannot have.
 pub(crate) const RECORDED: &[u8] = OVERRIDE_STAT.as_bytes();
@@ -16,17 +17,6 @@ pub(crate) const RECORDED: &[u8] = OVERRIDE_STAT.as_bytes();
 /// The access and default ACLs, as attributes.
 const ACL_ACCESS: &str = "system.posix_acl_access";
 const ACL_DEFAULT: &str = "system.posix_acl_default";
-
-/// Attributes of one file, as an image has them: nothing of a union's marks.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Attributes {
-    /// Permission, setuid, setgid and sticky bits.
-    pub(crate) mode: u32,
-    pub(crate) uid: u32,
-    pub(crate) gid: u32,
-    pub(crate) mtime: Time,
-    pub(crate) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
-}
 
 impl Attributes {
     /// Of a directory that no layer says anything about.

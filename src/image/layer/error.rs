@@ -2,19 +2,16 @@
 
 use std::io;
 
-use crate::tar::compression::Compression;
+use crate::tar::TarError;
+use crate::tar::compression::Packing;
+pub(crate) use crate::text::printable;
 
 /// Why a layer could not be unpacked, re-assembled or written.
 #[derive(Debug, thiserror::Error)]
 pub enum LayerError {
-    /// The tar stream breaks the format's rules.
-    #[error("layer tar, byte {offset}: {reason}")]
-    Format {
-        /// Where, in the uncompressed stream.
-        offset: u64,
-        /// What is wrong.
-        reason: String,
-    },
+    /// The tar stream cannot be read.
+    #[error("layer tar, {0}")]
+    Tar(#[from] TarError),
     /// An entry that must not be, or cannot be, extracted.
     #[error("layer entry {entry}: {reason}")]
     Entry {
@@ -23,21 +20,21 @@ pub enum LayerError {
         /// What is wrong with it.
         reason: String,
     },
-    /// A limit of [`crate::image::layer::Limits`] was exceeded.
+    /// A limit of [`crate::tar::Limits`] was exceeded.
     #[error("{what}: more than the limit of {limit} of {option} (--unlimited accepts it)")]
     Limit {
         /// What there is too much of.
         what: String,
         /// The limit.
         limit: u64,
-        /// Field of [`crate::image::layer::Limits`].
+        /// Field of [`crate::tar::Limits`].
         option: &'static str,
     },
     /// The compressed stream is damaged or ends early.
-    #[error("{compression} stream: {source}")]
+    #[error("{packing} stream: {source}")]
     Compressed {
         /// Its compression.
-        compression: Compression,
+        packing: Packing,
         /// What the decoder, or the reader below it, said.
         source: io::Error,
     },
@@ -64,23 +61,6 @@ pub enum LayerError {
 
 /// Result of layer operations.
 pub(crate) type Result<T, E = LayerError> = std::result::Result<T, E>;
-
-/// `name` for a message: one line, no control characters, UTF-8 where it is.
-pub(crate) fn printable(name: &[u8]) -> String {
-    const SHOWN: usize = 300;
-    if name.is_empty() {
-        return "./".to_owned();
-    }
-    let text = String::from_utf8_lossy(name.get(..SHOWN).unwrap_or(name));
-    let mut shown: String = text
-        .chars()
-        .flat_map(|c| if c.is_control() { c.escape_default().collect::<Vec<_>>() } else { vec![c] })
-        .collect();
-    if name.len() > SHOWN {
-        shown.push('…');
-    }
-    shown
-}
 
 impl LayerError {
     /// An entry is refused for `reason`.

@@ -42,8 +42,9 @@ pub(crate) mod path;
 
 pub use crate::image::recipe::reassemble;
 pub use crate::image::snapshot::{Change, ChangeKind, Snapshot, SnapshotOptions, changes, compare, flatten, snapshot};
-pub use crate::image::unpack::{Limits, Lowers, UnpackOptions, Unpacked, unpack, unpack_above};
+pub use crate::image::unpack::{Lowers, UnpackOptions, Unpacked, unpack, unpack_above};
 pub use crate::image::verify::verify;
-pub use crate::tar::compression::{self, Compression};
+pub use crate::tar::compression::{Compression, Packing};
+pub use crate::tar::{Limits, TarError};
 pub use error::LayerError;
 pub use marks::{Marks, WhiteoutForm};

@@ -22,6 +22,7 @@ use rustix::fs::{Mode, OFlags};
 use crate::image::digest::{Digest, DigestWriter};
 use crate::image::layer::confined;
 use crate::image::layer::error::{AtPath, LayerError, Result, printable};
+use crate::tar::read::RawSink;
 use crate::tar::sparse::Segment;
 
 /// First bytes of every recipe.
@@ -70,12 +71,6 @@ impl RecipeWriter {
             Self { spool, raw: Vec::new(), files: 0, saved: HashMap::new(), saved_contents: None, saved_len: 0 };
         writer.spool.write_all(MAGIC).map_err(spool_error)?;
         Ok(writer)
-    }
-
-    /// Bytes of the tar stream.
-    pub(crate) fn raw(&mut self, bytes: &[u8]) -> Result<()> {
-        self.raw.extend_from_slice(bytes);
-        if self.raw.len() >= RAW_LEN { self.flush_raw() } else { Ok(()) }
     }
 
     fn flush_raw(&mut self) -> Result<()> {
@@ -128,6 +123,17 @@ impl RecipeWriter {
         put_number(&mut end, size);
         end.extend_from_slice(digest.as_bytes());
         out.write_all(&zstd::encode_all(end.as_slice(), 3).map_err(spool_error)?).map_err(out_error)
+    }
+}
+
+/// Bytes of the tar stream as they are.
+impl RawSink for Option<RecipeWriter> {
+    type Error = LayerError;
+
+    fn raw(&mut self, bytes: &[u8]) -> Result<()> {
+        let Some(writer) = self else { return Ok(()) };
+        writer.raw.extend_from_slice(bytes);
+        if writer.raw.len() >= RAW_LEN { writer.flush_raw() } else { Ok(()) }
     }
 }
 

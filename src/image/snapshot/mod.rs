@@ -17,7 +17,7 @@ use crate::image::layer::error::{AtPath, LayerError, Result, printable};
 use crate::image::layer::path::{join, split};
 use crate::image::snapshot::walk::{Changed, Visit, walk, walk_whole};
 use crate::marks::{AUFS_OPAQUE, AUFS_PREFIX};
-use crate::tar::pax::Time;
+use crate::tar::Time;
 use crate::tar::write::{self, EntryType};
 pub use changes::{Change, ChangeKind, changes};
 pub use compare::compare;

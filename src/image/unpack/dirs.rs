@@ -12,7 +12,7 @@ use crate::image::layer::attributes::{has_default_acl, mtime, timestamps};
 use crate::image::layer::confined;
 use crate::image::layer::error::{AtPath, LayerError, Result};
 use crate::image::layer::path::is_at_or_below;
-use crate::tar::pax::Time;
+use crate::tar::Time;
 
 /// Directories held open at most.
 const HELD: usize = 64;

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::BufRead;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::sync::mpsc::SyncSender;
 
 use crate::image::layer::attributes::{Attributes, Put, Target};
@@ -14,23 +14,26 @@ use crate::image::layer::lower_view::{Found, LowerView};
 use crate::image::layer::marks::{self, Marks};
 use crate::image::layer::path::{components, join, normalise, split};
 use crate::image::layer::{attributes, confined};
+use crate::image::recipe::RecipeWriter;
 use crate::image::unpack::Lowers;
 use crate::image::unpack::dirs::Dirs;
 use crate::image::unpack::options::UnpackOptions;
 use crate::image::unpack::resolve::Missing;
 use crate::marks::{AUFS_PREFIX, AufsName, decode_aufs_name};
+use crate::tar::limits::Growth;
 use crate::tar::read::{Entry, Kind, TarReader};
 
 /// Warnings kept; more of the same kind help nobody.
 const WARNINGS: usize = 100;
+
+/// The reader of a layer; the recipe, where one is kept, takes what is not contents.
+pub(crate) type Reader<'a, R> = TarReader<'a, R, Option<RecipeWriter>>;
 
 /// What came of extracting.
 #[derive(Debug, Default)]
 pub(crate) struct Outcome {
     pub(crate) depends_on_lower: bool,
     pub(crate) content_size: u64,
-    /// Bytes written to disk: holes are not.
-    pub(crate) written: u64,
     pub(crate) warnings: Vec<String>,
 }
 
@@ -43,8 +46,7 @@ pub(crate) struct Extractor<'a> {
     pub(crate) marks: Marks,
     pub(crate) put: Put,
     pub(crate) outcome: Outcome,
-    /// Compressed bytes read so far.
-    pub(crate) compressed: &'a AtomicU64,
+    pub(crate) growth: Growth<'a>,
     /// Whiteouts and opaque directories that other entries of this layer replaced: they still hold for the layers
     /// below. Settled at the end.
     pub(crate) buried: Vec<Vec<u8>>,
@@ -69,7 +71,7 @@ impl<'a> Extractor<'a> {
             marks: options.marks,
             put: Put { keep_ownership: options.keep_ownership },
             outcome: Outcome::default(),
-            compressed,
+            growth: Growth::new(&options.limits, compressed),
             buried: Vec::new(),
             lowers_ready: lowers.ready,
             to_write_out: None,
@@ -78,10 +80,11 @@ impl<'a> Extractor<'a> {
     }
 
     /// Extracts all entries.
-    pub(crate) fn run<R: BufRead>(mut self, reader: &mut TarReader<'_, R>) -> Result<Outcome> {
+    pub(crate) fn run<R: BufRead>(mut self, reader: &mut Reader<'_, R>) -> Result<Outcome> {
         while let Some(entry) = reader.next()? {
             self.extract(reader, &entry)?;
         }
+        reader.finish()?;
         if !self.root_named {
             self.imply_root()?;
         }
@@ -91,7 +94,7 @@ impl<'a> Extractor<'a> {
         Ok(self.outcome)
     }
 
-    fn extract<R: BufRead>(&mut self, reader: &mut TarReader<'_, R>, entry: &Entry) -> Result<()> {
+    fn extract<R: BufRead>(&mut self, reader: &mut Reader<'_, R>, entry: &Entry) -> Result<()> {
         let path = normalise(&entry.name, self.options.limits.path)?;
         for (name, value) in &entry.xattrs {
             if value.len() > self.options.limits.xattr {
@@ -139,7 +142,7 @@ impl<'a> Extractor<'a> {
             return Err(LayerError::entry(&entry.name, "only a directory can be the root"));
         }
         self.root_named = true;
-        let attributes = attributes_of(entry);
+        let attributes = attributes_of(entry)?;
         self.set_directory(b"", &attributes)
     }
 
@@ -255,21 +258,6 @@ impl<'a> Extractor<'a> {
         }
         Ok(())
     }
-
-    /// Accounts for bytes written to disk.
-    pub(crate) fn check_ratio(&mut self, written: u64) -> Result<()> {
-        let limits = &self.options.limits;
-        self.outcome.written += written;
-        if self.outcome.written <= limits.ratio_from {
-            return Ok(());
-        }
-        let compressed = self.compressed.load(Ordering::Relaxed).max(1);
-        if self.outcome.written / compressed > limits.ratio {
-            let what = format!("layer: {} bytes from {compressed} compressed ones, times", self.outcome.written);
-            return Err(LayerError::Limit { what, limit: limits.ratio, option: "ratio" });
-        }
-        Ok(())
-    }
 }
 
 /// What the directories in an entry's name are.
@@ -288,6 +276,27 @@ fn directory_names(parent: &[u8], path: &[u8]) -> Result<Names> {
 }
 
 /// The attributes that an entry gives its file.
-pub(crate) fn attributes_of(entry: &Entry) -> Attributes {
-    Attributes { mode: entry.mode, uid: entry.uid, gid: entry.gid, mtime: entry.mtime, xattrs: entry.xattrs.clone() }
+///
+/// # Errors
+/// When it has an owner that Linux has not.
+pub(crate) fn attributes_of(entry: &Entry) -> Result<Attributes> {
+    // 4294967295 is no owner: chown(2) takes it as "leave".
+    let id = |value: i128, what: &str| {
+        let id = u32::try_from(value).ok().filter(|id| *id != u32::MAX);
+        id.ok_or_else(|| LayerError::entry(&entry.name, format!("its {what} {value} is out of range")))
+    };
+    let (uid, gid) = (id(entry.uid, "uid")?, id(entry.gid, "gid")?);
+    Ok(Attributes { mode: entry.mode, uid, gid, mtime: entry.mtime, xattrs: entry.xattrs.clone() })
+}
+
+/// The device numbers of an entry that is a device.
+///
+/// # Errors
+/// When they have more bits than Linux' `dev_t`; mknod(2) would cut them off.
+pub(crate) fn device_of(name: &[u8], major: i128, minor: i128) -> Result<(u32, u32)> {
+    let number = |part: i128, bits: u32| {
+        let part = u32::try_from(part).ok().filter(|part| part >> bits == 0);
+        part.ok_or_else(|| LayerError::entry(name, "its device number is out of range"))
+    };
+    Ok((number(major, 12)?, number(minor, 20)?))
 }

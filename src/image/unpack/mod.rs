@@ -20,10 +20,12 @@ use crate::image::digest::{Digest, Hasher};
 use crate::image::layer::error::{LayerError, Result};
 use crate::image::recipe::RecipeWriter;
 use crate::image::unpack::extract::{Extractor, Outcome};
-use crate::tar::compression::{self, Compression};
+use crate::tar::TarError;
+use crate::tar::compression::{self, Packing};
+use crate::tar::limits::{Bounded, too_long};
 use crate::tar::read::TarReader;
 pub use archive::unpack_archive;
-pub use options::{Limits, UnpackOptions};
+pub use options::UnpackOptions;
 
 /// Bytes of one buffer.
 const BUFFER: usize = 256 << 10;
@@ -44,7 +46,7 @@ pub struct Unpacked {
     /// Digest and length of the stream as it was read, if it was compressed.
     pub compressed: Option<(Digest, u64)>,
     /// How it was compressed.
-    pub compression: Compression,
+    pub packing: Packing,
     /// Entries of the archive.
     pub entries: u64,
     /// The directory is right only above these lower layers: something in it was decided by what they hold.
@@ -104,12 +106,12 @@ pub fn unpack_above(
         recipe.finish(diff_id, size, out)?;
     }
     let Outcome { depends_on_lower, content_size, warnings, .. } = done.extracted.outcome;
-    let compressed = (done.compression != Compression::None).then_some(done.compressed);
+    let compressed = (done.packing != Packing::None).then_some(done.compressed);
     Ok(Unpacked {
         diff_id,
         size,
         compressed,
-        compression: done.compression,
+        packing: done.packing,
         entries: done.extracted.entries,
         depends_on_lower,
         content_size,
@@ -132,7 +134,7 @@ struct Extracted {
 
 struct Done {
     extracted: Extracted,
-    compression: Compression,
+    packing: Packing,
     uncompressed: (Digest, u64),
     compressed: (Digest, u64),
 }
@@ -148,27 +150,27 @@ impl Job<'_> {
         let mut extractor = Extractor::new(self.dest, self.lowers, self.options, self.read_bytes);
         extractor.to_write_out = to_write_out;
         let outcome = extractor.run(&mut reader)?;
-        Ok(Extracted { outcome, entries: reader.entries(), recipe: reader.into_recipe() })
+        Ok(Extracted { outcome, entries: reader.entries(), recipe: reader.into_sink() })
     }
 
     /// All in the calling thread.
     fn serial(&self, input: &mut dyn Read, recipe: Option<RecipeWriter>) -> Result<Done> {
         let mut compressed = Hasher::new();
-        let (compression, input) = compression::sniff(input).map_err(input_error)?;
+        let (packing, input) = compression::sniff(input).map_err(input_error)?;
         let seen = |bytes: &[u8]| {
-            if compression != Compression::None {
+            if packing != Packing::None {
                 compressed.update(bytes);
             }
         };
         let input = io::BufReader::with_capacity(READ, Counted { inner: input, total: self.read_bytes, seen });
-        let decoder = compression::decoder(input, compression).map_err(input_error)?;
+        let decoder = compression::decoder(input, packing).map_err(input_error)?;
         let mut uncompressed = Hasher::new();
         let extracted = {
-            let hashed = Hashed { inner: decoder, limit: self.options.limits.stream, hasher: &mut uncompressed };
+            let hashed = Bounded::new(Hashed { inner: decoder, hasher: &mut uncompressed }, &self.options.limits);
             self.extract(io::BufReader::with_capacity(BUFFER, hashed), recipe, None)
-                .map_err(|error| blame(error, compression))?
+                .map_err(|error| blame(error, packing))?
         };
-        Ok(Done { extracted, compression, uncompressed: uncompressed.finish(), compressed: compressed.finish() })
+        Ok(Done { extracted, packing, uncompressed: uncompressed.finish(), compressed: compressed.finish() })
     }
 
     fn threaded(&self, input: &mut dyn Read, recipe: Option<RecipeWriter>) -> Result<Done> {
@@ -194,9 +196,9 @@ impl Job<'_> {
             let uncompressed = hashing.join().map_err(|_| panicked("hashing"))?;
             let compressed = hashing_compressed.join().map_err(|_| panicked("hashing"))?;
             match (extracted, read) {
-                (Ok(extracted), Ok(compression)) => Ok(Done { extracted, compression, uncompressed, compressed }),
+                (Ok(extracted), Ok(packing)) => Ok(Done { extracted, packing, uncompressed, compressed }),
                 // What the extractor was told, or would have been: the reason is the reader's.
-                (Ok(_) | Err(LayerError::Io { .. }), Err(error)) => Err(error),
+                (Ok(_) | Err(LayerError::Tar(TarError::Read { .. })), Err(error)) => Err(error),
                 // It came upon this earlier in the stream than the reader upon its own trouble.
                 (Err(error), _) => Err(error),
             }
@@ -210,12 +212,12 @@ impl Job<'_> {
         to_hash: SyncSender<Buffer>,
         to_extract: &SyncSender<Message>,
         to_hash_compressed: SyncSender<Buffer>,
-    ) -> Result<Compression> {
+    ) -> Result<Packing> {
         let mut gathered = Vec::with_capacity(BUFFER);
-        let (compression, input) = compression::sniff(input).map_err(input_error)?;
+        let (packing, input) = compression::sniff(input).map_err(input_error)?;
         let seen = |bytes: &[u8]| {
             // An uncompressed stream's only digest is taken elsewhere.
-            if compression == Compression::None {
+            if packing == Packing::None {
                 return;
             }
             gathered.extend_from_slice(bytes);
@@ -226,20 +228,16 @@ impl Job<'_> {
             }
         };
         let input = io::BufReader::with_capacity(READ, Counted { inner: input, total: self.read_bytes, seen });
-        let mut decoder = compression::decoder(input, compression).map_err(input_error)?;
+        let mut decoder = compression::decoder(input, packing).map_err(input_error)?;
         let mut total = 0;
         loop {
-            let buffer = read_buffer(&mut decoder).map_err(|source| LayerError::Compressed { compression, source })?;
+            let buffer = read_buffer(&mut decoder).map_err(|source| LayerError::Compressed { packing, source })?;
             if buffer.is_empty() {
                 break;
             }
             total += buffer.len() as u64;
             if total > self.options.limits.stream {
-                return Err(LayerError::Limit {
-                    what: "layer: uncompressed bytes".into(),
-                    limit: self.options.limits.stream,
-                    option: "stream",
-                });
+                return Err(too_long(&self.options.limits).into());
             }
             let buffer = Arc::new(buffer);
             if to_extract.send(Message::Buffer(Arc::clone(&buffer))).is_err() || to_hash.send(buffer).is_err() {
@@ -248,7 +246,7 @@ impl Job<'_> {
         }
         drop(decoder);
         to_hash_compressed.send(Arc::new(gathered)).unwrap_or(());
-        Ok(compression)
+        Ok(packing)
     }
 }
 
@@ -267,16 +265,9 @@ fn input_error(source: io::Error) -> LayerError {
 }
 
 /// An error of the decoder came through the tar reader; say what it was.
-fn blame(error: LayerError, compression: Compression) -> LayerError {
+fn blame(error: LayerError, packing: Packing) -> LayerError {
     match error {
-        LayerError::Io { place, source } if place.starts_with("layer tar, byte") => {
-            match source.get_ref().and_then(|inner| inner.downcast_ref::<StreamTooLong>()) {
-                Some(StreamTooLong(limit)) => {
-                    LayerError::Limit { what: "layer: uncompressed bytes".into(), limit: *limit, option: "stream" }
-                }
-                None => LayerError::Compressed { compression, source },
-            }
-        }
+        LayerError::Tar(TarError::Read { source, .. }) => LayerError::Compressed { packing, source },
         other => other,
     }
 }
@@ -328,24 +319,16 @@ impl<R: Read, F: FnMut(&[u8])> Read for Counted<'_, R, F> {
     }
 }
 
-/// Hashes what is read, up to a limit.
+/// Hashes what is read.
 struct Hashed<'a, R> {
     inner: R,
-    limit: u64,
     hasher: &'a mut Hasher,
 }
-
-#[derive(Debug, thiserror::Error)]
-#[error("more than {0} bytes")]
-struct StreamTooLong(u64);
 
 impl<R: Read> Read for Hashed<'_, R> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         let count = self.inner.read(buf)?;
         self.hasher.update(buf.get(..count).unwrap_or_default());
-        if self.hasher.count() > self.limit {
-            return Err(io::Error::other(StreamTooLong(self.limit)));
-        }
         Ok(count)
     }
 }

@@ -1,6 +1,7 @@
 //! How to unpack, and how much to accept.
 
 use crate::image::layer::marks::Marks;
+use crate::tar::Limits;
 
 /// How a layer is unpacked. The default is right for root.
 #[derive(Clone, Debug)]
@@ -34,62 +35,5 @@ impl UnpackOptions {
     /// For users without privileges.
     pub fn unprivileged() -> Self {
         Self { marks: Marks::unprivileged(), keep_ownership: false, ..Self::default() }
-    }
-}
-
-/// What one layer may take. The defaults accept every image that is meant to be used; they stop archives made to
-/// fill memory, disk or time.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Limits {
-    /// Entries.
-    pub entries: u64,
-    /// Bytes of the uncompressed tar stream.
-    pub stream: u64,
-    /// Bytes of one file, holes included.
-    pub file: u64,
-    /// Bytes on disk (holes not included) for each compressed byte, after the first [`Limits::ratio_from`].
-    pub ratio: u64,
-    /// Bytes on disk below which the ratio does not matter.
-    pub ratio_from: u64,
-    /// Bytes of one extension header (PAX records, GNU long names).
-    pub extension: usize,
-    /// Bytes of one name.
-    pub path: usize,
-    /// Bytes of one extended attribute's value; the kernel takes no more than 64 KiB.
-    pub xattr: usize,
-    /// Pairs in a sparse map.
-    pub sparse_segments: usize,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            entries: 10_000_000,
-            stream: 256 << 30,
-            file: 8 << 40,
-            ratio: 200,
-            ratio_from: 1 << 30,
-            extension: 1 << 20,
-            path: 4095,
-            xattr: 64 << 10,
-            sparse_segments: 1 << 20,
-        }
-    }
-}
-
-impl Limits {
-    /// Accepts whatever the machine can hold; for archives that are trusted.
-    pub const fn unlimited() -> Self {
-        Self {
-            entries: u64::MAX,
-            stream: u64::MAX,
-            file: u64::MAX,
-            ratio: u64::MAX,
-            ratio_from: u64::MAX,
-            extension: 64 << 20,
-            path: 4095,
-            xattr: 64 << 10,
-            sparse_segments: usize::MAX,
-        }
     }
 }

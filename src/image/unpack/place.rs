@@ -3,7 +3,6 @@
 use std::fs::File;
 use std::io::BufRead;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::FileExt;
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
@@ -15,18 +14,14 @@ use crate::image::layer::path::{is_at_or_below, join, normalise, split};
 use crate::image::layer::{confined, marks};
 use crate::image::recipe::RecipeWriter;
 use crate::image::unpack::dirs::Dir;
-use crate::image::unpack::extract::{Extractor, attributes_of};
+use crate::image::unpack::extract::{Extractor, Reader, attributes_of, device_of};
 use crate::image::unpack::resolve::Missing;
-use crate::tar::read::{Entry, Kind, TarReader};
+use crate::tar::holes;
+use crate::tar::read::{Entry, Kind};
 use crate::tar::sparse::Segment;
 
-/// Contents are looked at in windows of this length, at multiples of it; a window of zeros becomes a hole.
-const HOLE: usize = 64 << 10;
-/// So does a part of one, where it lies across two buffers, if it is not shorter than this.
-const SHORTEST_HOLE: usize = 4 << 10;
 /// Files from this length on are written out early. Others are too many to be worth a call each.
 const WORTH_WRITING_OUT: u64 = 256 << 10;
-static ZEROS: [u8; HOLE] = [0; HOLE];
 
 /// Where an entry goes.
 struct Place<'p> {
@@ -39,33 +34,38 @@ impl Extractor<'_> {
     /// Makes what `entry` says, by `name` in the layer's directory `parent`.
     pub(crate) fn place<R: BufRead>(
         &mut self,
-        reader: &mut TarReader<'_, R>,
+        reader: &mut Reader<'_, R>,
         parent: &[u8],
         name: &[u8],
         entry: &Entry,
     ) -> Result<()> {
         let place = Place { dir: self.dirs.get(parent)?, name, path: join(parent, name) };
-        let attributes = attributes_of(entry);
+        let attributes = attributes_of(entry)?;
         match &entry.kind {
-            Kind::Directory => self.directory(&place, &attributes, reader.recipe()),
+            Kind::Directory => self.directory(&place, &attributes, reader.sink().as_mut()),
             Kind::File { size, segments } => self.file(reader, &place, *size, segments, &attributes),
             Kind::Symlink(target) => {
                 if target.is_empty() || target.contains(&0) {
                     return Err(LayerError::entry(&place.path, "a symbolic link to nothing"));
                 }
-                self.symlink(&place, target, &attributes, reader.recipe())
+                self.symlink(&place, target, &attributes, reader.sink().as_mut())
             }
-            Kind::HardLink(target) => self.hard_link(&place, target, reader.recipe()),
+            Kind::HardLink(target) => self.hard_link(&place, target, reader.sink().as_mut()),
             Kind::CharDevice(0, 0) => {
                 Err(LayerError::entry(&place.path, "a character device 0:0, which would delete files of lower layers"))
             }
             Kind::CharDevice(major, minor) => {
-                self.special(&place, FileKind::CharDevice(*major, *minor), &attributes, reader.recipe())
+                let (major, minor) = device_of(&place.path, *major, *minor)?;
+                self.special(&place, FileKind::CharDevice(major, minor), &attributes, reader.sink().as_mut())
             }
             Kind::BlockDevice(major, minor) => {
-                self.special(&place, FileKind::BlockDevice(*major, *minor), &attributes, reader.recipe())
+                let (major, minor) = device_of(&place.path, *major, *minor)?;
+                self.special(&place, FileKind::BlockDevice(major, minor), &attributes, reader.sink().as_mut())
             }
-            Kind::Fifo => self.special(&place, FileKind::Fifo, &attributes, reader.recipe()),
+            Kind::Unknown(flag) => {
+                Err(LayerError::entry(&place.path, format!("unknown entry type {:?}", char::from(*flag))))
+            }
+            Kind::Fifo => self.special(&place, FileKind::Fifo, &attributes, reader.sink().as_mut()),
         }
     }
 
@@ -123,18 +123,14 @@ impl Extractor<'_> {
 
     fn file<R: BufRead>(
         &mut self,
-        reader: &mut TarReader<'_, R>,
+        reader: &mut Reader<'_, R>,
         place: &Place<'_>,
         size: u64,
         segments: &[Segment],
         attributes: &Attributes,
     ) -> Result<()> {
-        if size > self.options.limits.file {
-            let what = format!("layer entry {}: file of {size} bytes", printable(&place.path));
-            return Err(LayerError::Limit { what, limit: self.options.limits.file, option: "file" });
-        }
-        let file = self.create_file(place, reader.recipe())?;
-        let mut crc = reader.recipe().map(|_| flate2::Crc::new());
+        let file = self.create_file(place, reader.sink().as_mut())?;
+        let mut crc = reader.sink().as_mut().map(|_| flate2::Crc::new());
         let mut end = 0;
         for segment in segments {
             let mut offset = segment.offset;
@@ -142,16 +138,16 @@ impl Extractor<'_> {
                 if let Some(crc) = &mut crc {
                     crc.update(bytes);
                 }
-                let (written, reached) = write_with_holes(&file, offset, bytes).at(&place.path)?;
+                let (written, reached) = holes::write(&file, offset, bytes).at(&place.path)?;
                 offset += bytes.len() as u64;
                 end = end.max(reached);
-                self.check_ratio(written)
+                Ok::<_, LayerError>(self.growth.wrote(written)?)
             })?;
         }
         if end < size {
             file.set_len(size).at(&place.path)?;
         }
-        if let (Some(recipe), Some(crc)) = (reader.recipe(), crc) {
+        if let (Some(recipe), Some(crc)) = (reader.sink().as_mut(), crc) {
             recipe.contents(&place.path, segments, crc.sum())?;
         }
         self.outcome.content_size += size;
@@ -382,31 +378,4 @@ impl Place<'_> {
             is_directory: false,
         }
     }
-}
-
-/// Writes `bytes` at `offset`, but not what is all zeros. Gives the bytes written and the end of the last ones.
-fn write_with_holes(file: &File, offset: u64, bytes: &[u8]) -> std::io::Result<(u64, u64)> {
-    let (mut written, mut end) = (0, 0);
-    let mut run = 0;
-    let mut at = 0;
-    let mut flush = |from: usize, to: usize| {
-        if from < to {
-            file.write_all_at(bytes.get(from..to).unwrap_or_default(), offset + from as u64)?;
-            written += (to - from) as u64;
-            end = offset + to as u64;
-        }
-        std::io::Result::Ok(())
-    };
-    while at < bytes.len() {
-        let aligned = HOLE - usize::try_from((offset + at as u64) % HOLE as u64).unwrap_or(0);
-        let next = bytes.len().min(at + aligned);
-        let window = bytes.get(at..next).unwrap_or_default();
-        if window.len() >= SHORTEST_HOLE && ZEROS.starts_with(window) {
-            flush(run, at)?;
-            run = next;
-        }
-        at = next;
-    }
-    flush(run, at)?;
-    Ok((written, end))
 }

@@ -10,14 +10,14 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 
 use crate::image::layer::attributes::{self, Attributes, FileKind, RECORDED, lacks_xattr};
-use crate::image::layer::error::{AtPath, Result, printable};
+use crate::image::layer::error::{AtPath, LayerError, Result, printable};
 use crate::image::layer::path::{components, is_at_or_below, join, normalise, split};
 use crate::image::layer::{confined, marks};
-use crate::image::unpack::extract::attributes_of;
+use crate::image::unpack::extract::{attributes_of, device_of};
 use crate::image::verify::places::Places;
 use crate::marks::{AUFS_OPAQUE, AUFS_PREFIX, AufsName, decode_aufs_name};
+use crate::tar::Time;
 use crate::tar::acl;
-use crate::tar::pax::Time;
 use crate::tar::read::{Entry, Kind};
 
 const ACL: &[u8] = b"system.posix_acl_";
@@ -152,7 +152,7 @@ impl<'a> Expectations<'a> {
             }
             return Ok(());
         }
-        let expected_kind = file_kind(&entry.kind);
+        let expected_kind = file_kind(entry)?;
         if kind != expected_kind {
             if let Kind::Symlink(target) = &entry.kind {
                 self.places.link(&path, target, false);
@@ -175,7 +175,7 @@ impl<'a> Expectations<'a> {
             _ => None,
         };
         let difference = match difference {
-            None => self.difference(dir, name, kind, &attributes_of(entry), &found).at(&path)?,
+            None => self.difference(dir, name, kind, &attributes_of(entry)?, &found).at(&path)?,
             told => told,
         };
         if let Some(reason) = difference {
@@ -265,15 +265,18 @@ impl<'a> Expectations<'a> {
     }
 }
 
-fn file_kind(kind: &Kind) -> FileKind {
-    match kind {
+/// The kind of file that an entry makes.
+fn file_kind(entry: &Entry) -> Result<FileKind> {
+    let device = |major, minor| device_of(&entry.name, major, minor);
+    Ok(match entry.kind {
         Kind::File { .. } | Kind::HardLink(_) => FileKind::Regular,
         Kind::Symlink(_) => FileKind::Symlink,
-        Kind::CharDevice(major, minor) => FileKind::CharDevice(*major, *minor),
-        Kind::BlockDevice(major, minor) => FileKind::BlockDevice(*major, *minor),
+        Kind::CharDevice(major, minor) => device(major, minor).map(|(a, b)| FileKind::CharDevice(a, b))?,
+        Kind::BlockDevice(major, minor) => device(major, minor).map(|(a, b)| FileKind::BlockDevice(a, b))?,
         Kind::Directory => FileKind::Directory,
         Kind::Fifo => FileKind::Fifo,
-    }
+        Kind::Unknown(_) => return Err(LayerError::entry(&entry.name, "an entry that makes nothing")),
+    })
 }
 
 /// Whether a file system that stores times with less detail, or cannot hold this one, would show `found`.

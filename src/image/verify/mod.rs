@@ -13,8 +13,8 @@ use std::os::unix::fs::FileExt;
 use crate::image::digest::{Digest, Hasher};
 use crate::image::layer::error::{LayerError, Result, printable};
 use crate::image::recipe::{Record, RecordReader, open_contents};
-use crate::image::unpack::options::Limits;
 use crate::image::verify::expect::Expectations;
+use crate::tar::Limits;
 use crate::tar::read::{Entry, TarReader};
 use crate::tar::sparse::Segment;
 
@@ -36,12 +36,15 @@ pub fn verify(
     report: &mut dyn FnMut(LayerError) -> Result<()>,
 ) -> Result<bool> {
     let limits = Limits::unlimited();
-    let mut reader = TarReader::new(Stream::new(recipe, layer)?, &limits, None);
+    let mut reader = TarReader::new(Stream::new(recipe, layer)?, &limits, ());
     let mut expectations = Expectations::new(layer)?;
     let mut told = BTreeSet::new();
     let mut last: Option<Entry> = None;
     loop {
-        let entry = reader.next();
+        let entry = reader.next().and_then(|entry| match entry {
+            Some(entry) => Ok(Some(entry)),
+            None => reader.finish().map(|()| None),
+        });
         // The contents of an entry come after it.
         let contents = reader.input().contents.take();
         for (path, reason) in reader.input().damaged.drain(..) {
@@ -54,7 +57,7 @@ pub fn verify(
         match entry {
             Ok(Some(entry)) => last = Some(entry),
             Ok(None) => break,
-            Err(error) => return Err(reader.input().failure.take().unwrap_or(error)),
+            Err(error) => return Err(reader.input().failure.take().unwrap_or(error.into())),
         }
     }
     let stream = reader.input();

@@ -7,6 +7,8 @@ use std::path::Path;
 
 use crate::image::files::{make_dir, sync_dir};
 use crate::image::{ImageError, IoContext, Result};
+use crate::tar::Attributes;
+use crate::tar::write::{self, EntryType};
 
 /// Where to save.
 pub enum Target<'a> {
@@ -58,36 +60,26 @@ impl Tar<'_> {
     fn write_stream(out: &mut dyn Write, name: &str, contents: &mut Contents<'_>) -> Result<()> {
         let mut out = BufWriter::with_capacity(1 << 18, out);
         contents(&mut Tar { out: &mut out, name })?;
-        out.write_all(&[0; 1024]).at(name)?;
+        write::end(&mut out).at(name)?;
         out.flush().at(name)
     }
 
-    fn header(&mut self, name: &str, kind: tar::EntryType, mode: u32, size: u64) -> Result<()> {
-        let mut header = tar::Header::new_ustar();
-        header.set_path(name).at(name)?;
-        header.set_entry_type(kind);
-        header.set_mode(mode);
-        header.set_uid(0);
-        header.set_gid(0);
-        header.set_mtime(0);
-        header.set_size(size);
-        header.set_cksum();
-        self.out.write_all(header.as_bytes()).at(self.name)
+    fn header(&mut self, name: &str, kind: EntryType<'_>, mode: u32) -> Result<()> {
+        write::header(self.out, name.as_bytes(), kind, &Attributes { mode, ..Attributes::default() }).at(self.name)
     }
 }
 
 impl Sink for Tar<'_> {
     fn directory(&mut self, name: &str) -> Result<()> {
-        self.header(&format!("{name}/"), tar::EntryType::Directory, 0o755, 0)
+        self.header(&format!("{name}/"), EntryType::Directory, 0o755)
     }
 
     fn file(&mut self, name: &str, size: u64, fill: &mut Fill<'_>) -> Result<()> {
-        self.header(name, tar::EntryType::Regular, 0o644, size)?;
+        self.header(name, EntryType::File(size), 0o644)?;
         let mut exact = Exact { out: self.out, left: size };
         fill(&mut exact)?;
         exact.finish(name)?;
-        let padding = size.next_multiple_of(512) - size;
-        self.out.write_all(&[0; 512][..usize::try_from(padding).unwrap_or(0)]).at(self.name)
+        write::pad(self.out, size).at(self.name)
     }
 }
 

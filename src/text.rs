@@ -13,6 +13,9 @@ use unicode_width::UnicodeWidthStr;
 /// Longest text in an error message, in bytes.
 const MESSAGE_LIMIT: usize = 1000;
 
+/// Longest name in an error message, in bytes.
+const NAME_LIMIT: usize = 300;
+
 /// Escapes what could move a cursor, hide text or end a line: control characters (also U+0080 to U+009F, which
 /// terminals take for escape sequences), line separators, marks that turn the direction of writing, and characters
 /// without a width of their own that no language needs.
@@ -61,6 +64,18 @@ pub(crate) fn message(text: &str) -> String {
     let (head, rest) = text.split_at(end);
     let ellipsis = if rest.is_empty() { "" } else { "…" };
     format!("{}{ellipsis}", shown(head))
+}
+
+/// A name in an archive or a layer, for an error message: escaped, not too long. The empty name is the root.
+pub(crate) fn printable(name: &[u8]) -> String {
+    if name.is_empty() {
+        return "./".to_owned();
+    }
+    let mut shown = shown_bytes(name.get(..NAME_LIMIT).unwrap_or(name));
+    if name.len() > NAME_LIMIT {
+        shown.push('…');
+    }
+    shown
 }
 
 /// Columns that a text takes on a terminal. Wide characters take two, accents none.

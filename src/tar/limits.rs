@@ -1,0 +1,124 @@
+//! How much of a tar stream is accepted.
+
+use std::io::{self, Read};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::tar::TarError;
+
+/// What one tar stream, of a layer or of an archive of images, may take. The defaults accept every image that is meant to be used; they stop archives made to
+/// fill memory, disk or time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Entries.
+    pub entries: u64,
+    /// Bytes of the uncompressed tar stream.
+    pub stream: u64,
+    /// Bytes of one file, holes included.
+    pub file: u64,
+    /// Bytes on disk (not counting zeros, which become holes) for each compressed byte, after the first [`Limits::ratio_from`].
+    pub ratio: u64,
+    /// Bytes on disk below which the ratio does not matter.
+    pub ratio_from: u64,
+    /// Bytes of one extension header (PAX records, GNU long names).
+    pub extension: usize,
+    /// Bytes of one name.
+    pub path: usize,
+    /// Bytes of one extended attribute's value; the kernel takes no more than 64 KiB.
+    pub xattr: usize,
+    /// Pairs in a sparse map.
+    pub sparse_segments: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            entries: 10_000_000,
+            stream: 256 << 30,
+            file: 8 << 40,
+            ratio: 200,
+            ratio_from: 1 << 30,
+            extension: 1 << 20,
+            path: 4095,
+            xattr: 64 << 10,
+            sparse_segments: 1 << 20,
+        }
+    }
+}
+
+impl Limits {
+    /// Accepts whatever the machine can hold; for archives that are trusted.
+    pub const fn unlimited() -> Self {
+        Self {
+            entries: u64::MAX,
+            stream: u64::MAX,
+            file: u64::MAX,
+            ratio: u64::MAX,
+            ratio_from: u64::MAX,
+            extension: 64 << 20,
+            path: 4095,
+            xattr: 64 << 10,
+            sparse_segments: usize::MAX,
+        }
+    }
+}
+
+/// Counts the bytes that a compressed stream has brought to the disk. Zeros become holes and cost nothing, so they do
+/// not count.
+pub(crate) struct Growth<'a> {
+    limits: &'a Limits,
+    /// Compressed bytes read so far.
+    compressed: &'a AtomicU64,
+    written: u64,
+}
+
+impl<'a> Growth<'a> {
+    pub(crate) fn new(limits: &'a Limits, compressed: &'a AtomicU64) -> Self {
+        Self { limits, compressed, written: 0 }
+    }
+
+    /// Accounts for `bytes` more.
+    ///
+    /// # Errors
+    /// When they exceed [`Limits::ratio`].
+    pub(crate) fn wrote(&mut self, bytes: u64) -> Result<(), TarError> {
+        self.written += bytes;
+        if self.written <= self.limits.ratio_from {
+            return Ok(());
+        }
+        let compressed = self.compressed.load(Ordering::Relaxed).max(1);
+        if self.written / compressed <= self.limits.ratio {
+            return Ok(());
+        }
+        let what = format!("{} bytes from {compressed} compressed ones, times", self.written);
+        Err(TarError::Limit { what, limit: self.limits.ratio, option: "ratio" })
+    }
+}
+
+/// The error of a stream that is longer than [`Limits::stream`].
+pub(crate) fn too_long(limits: &Limits) -> TarError {
+    TarError::Limit { what: "uncompressed bytes".into(), limit: limits.stream, option: "stream" }
+}
+
+/// A reader that fails beyond [`Limits::stream`] bytes. Its error holds a [`TarError`], which the tar reader takes out.
+pub(crate) struct Bounded<'l, R> {
+    inner: R,
+    limits: &'l Limits,
+    given: u64,
+}
+
+impl<'l, R> Bounded<'l, R> {
+    pub(crate) fn new(inner: R, limits: &'l Limits) -> Self {
+        Self { inner, limits, given: 0 }
+    }
+}
+
+impl<R: Read> Read for Bounded<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.inner.read(buffer)?;
+        self.given += count as u64;
+        if self.given > self.limits.stream {
+            return Err(io::Error::other(too_long(self.limits)));
+        }
+        Ok(count)
+    }
+}
