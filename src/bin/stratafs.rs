@@ -240,6 +240,7 @@ impl Order {
         // Before the mount is made and before the first thread is: a signal that comes from now on unmounts.
         let signals = take_signals().map_err(|error| Failure::new(format!("cannot wait for signals: {error}")))?;
         reduce_privileges();
+        fuse::handover::request(&self.options.overlay).map_err(Failure::new)?;
         let overlay = Overlay::open(self.options.overlay.clone()).map_err(Failure::new)?;
         let mounted = fuse::mount(overlay, &self.target, &self.options).map_err(Failure::new)?;
         match ready() {

@@ -1,6 +1,7 @@
 //! The mount from its start to its end: what is agreed with the kernel, where it is mounted, what the process gives up
 //! and when it ends.
 
+pub mod handover;
 mod handshake;
 pub mod inherited;
 mod kernel;

@@ -116,6 +116,11 @@ fn unique_id(path: &Path) -> Option<u64> {
     (shown.stx_mask & MNT_ID_UNIQUE.bits() != 0).then_some(shown.stx_mnt_id)
 }
 
+/// True if a mount of the file system `device` (`major:minor`) is in a mountinfo file.
+pub(super) fn is_mounted(mountinfo: &[u8], device: &str) -> bool {
+    mounts(mountinfo).any(|mount| mount.identity.device == device)
+}
+
 fn mountinfo() -> io::Result<Vec<u8>> {
     fs::read("/proc/self/mountinfo")
 }

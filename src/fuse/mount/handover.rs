@@ -1,0 +1,139 @@
+//! An upper that an old mount still holds, although nobody here can see that mount any more.
+//!
+//! A mount that was unmounted lives on in every mount namespace that copied it (a service with mounts of its own, a
+//! container's helper), and after a lazy unmount while files are open. Kernel overlayfs then mounts the upper a second
+//! time and has two writers. Here the old mount ends instead, which its users in the other namespace see as ENOTCONN,
+//! unless it has files of the upper open for writing: what is written to them must not be lost, so that the new mount
+//! waits for them, and fails if they stay open.
+//!
+//! The new mount decides, by what `/proc` says of the old one's daemon; a daemon that it may not look at keeps its upper.
+
+use std::fs;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+
+use super::mountpoint::is_mounted;
+use crate::config::OverlayConfig;
+
+/// How long files that are open for writing in the old mount are waited for.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// Has the old mount of the upper end, if it is mounted in no namespace that its daemon sees.
+///
+/// # Errors
+/// One line: the old mount has files open for writing.
+pub fn request(config: &OverlayConfig) -> Result<(), String> {
+    let (Some(upper), Some(work), false) = (&config.upper, &config.work, config.read_only) else { return Ok(()) };
+    let (Ok(upper), Ok(work)) = (upper.canonicalize(), work.canonicalize()) else { return Ok(()) };
+    let Some(holder) = Holder::of(&upper) else { return Ok(()) };
+    if !holder.is_detached() {
+        return Ok(());
+    }
+    let start = Instant::now();
+    while let Some(file) = holder.writes_below(&[&upper, &work]) {
+        if start.elapsed() >= PATIENCE {
+            let (upper, file) = (upper.display(), file.display());
+            return Err(format!(
+                "upperdir {upper} is in use by a mount in another mount namespace, where '{file}' is open for writing \
+                 (process {})",
+                holder.pid.as_raw_pid()
+            ));
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    tracing::info!(pid = holder.pid.as_raw_pid(), "an old mount of the upper, in other mount namespaces only, ends");
+    if let Err(errno) = pidfd_send_signal(&holder.process, Signal::TERM) {
+        tracing::debug!("the old mount is not told to end: {errno}");
+    }
+    Ok(())
+}
+
+/// The daemon that holds an upper.
+struct Holder {
+    pid: Pid,
+    process: OwnedFd,
+}
+
+impl Holder {
+    /// The process that holds the lock on `upper`.
+    fn of(upper: &Path) -> Option<Self> {
+        let dir = fs::File::open(upper).ok()?;
+        match flock(&dir, FlockOperation::NonBlockingLockShared) {
+            Err(Errno::WOULDBLOCK) => {}
+            _ => return None,
+        }
+        let id = |stat: fs::Metadata| (stat.dev(), stat.ino());
+        let wanted = id(dir.metadata().ok()?);
+        let locks = fs::read_to_string("/proc/locks").ok()?;
+        let pids = locks.lines().filter_map(|line| exclusive_holder(line, wanted.1));
+        pids.filter_map(|pid| Some(Self { process: pidfd_open(pid, PidfdFlags::empty()).ok()?, pid })).find(|holder| {
+            // /proc/locks names inodes without their subvolume.
+            holder.files().any(|(_, path)| fs::metadata(path).map(id).ok() == Some(wanted))
+        })
+    }
+
+    /// Its open files: numbers, and the links to them.
+    fn files(&self) -> impl Iterator<Item = (String, PathBuf)> {
+        let listing = fs::read_dir(format!("/proc/{}/fd", self.pid.as_raw_pid())).ok();
+        let entries = listing.into_iter().flatten().filter_map(Result::ok);
+        entries.map(|entry| (entry.file_name().to_string_lossy().into_owned(), entry.path()))
+    }
+
+    fn fdinfo(&self, number: &str) -> String {
+        fs::read_to_string(format!("/proc/{}/fdinfo/{number}", self.pid.as_raw_pid())).unwrap_or_default()
+    }
+
+    /// True if it serves a FUSE mount, and its own namespace has none that it serves.
+    fn is_detached(&self) -> bool {
+        let Ok(mountinfo) = fs::read(format!("/proc/{}/mountinfo", self.pid.as_raw_pid())) else { return false };
+        let mut connections =
+            self.files().filter_map(|(number, _)| field(&self.fdinfo(&number), "fuse_connection:")).peekable();
+        // Before Linux 6.16 it is not told which mount a descriptor belongs to.
+        connections.peek().is_some() && connections.all(|minor| !is_mounted(&mountinfo, &format!("0:{minor}")))
+    }
+
+    /// A file below one of `directories` that it has open for writing.
+    fn writes_below(&self, directories: &[&Path]) -> Option<PathBuf> {
+        self.files().find_map(|(number, link)| {
+            let path = fs::read_link(link).ok()?;
+            let flags = u32::from_str_radix(&field(&self.fdinfo(&number), "flags:")?, 8).ok()?;
+            let writes = flags & libc::O_ACCMODE.cast_unsigned() != libc::O_RDONLY.cast_unsigned();
+            (writes && directories.iter().any(|directory| path.starts_with(directory))).then_some(path)
+        })
+    }
+}
+
+/// The process of a line of `proc_locks(5)` that is an exclusive flock on inode `ino`:
+/// `1: FLOCK  ADVISORY  WRITE 24474 fe:00:11094813 0 EOF`.
+fn exclusive_holder(line: &str, ino: u64) -> Option<Pid> {
+    let fields: Vec<&str> = line.split_whitespace().collect();
+    let [_, "FLOCK", _, "WRITE", pid, inode, ..] = fields.as_slice() else { return None };
+    let locked: u64 = inode.rsplit(':').next()?.parse().ok()?;
+    Pid::from_raw(pid.parse().ok()?).filter(|_| locked == ino)
+}
+
+/// The value of a line of `proc_pid_fdinfo(5)`.
+fn field(text: &str, name: &str) -> Option<String> {
+    text.lines().find_map(|line| line.strip_prefix(name)).map(|value| value.trim().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_of_proc_locks() {
+        let holder = |line| exclusive_holder(line, 11_094_813).map(Pid::as_raw_pid);
+        assert_eq!(holder("1: FLOCK  ADVISORY  WRITE 24474 fe:00:11094813 0 EOF"), Some(24_474));
+        assert_eq!(holder("1: FLOCK  ADVISORY  READ 24474 fe:00:11094813 0 EOF"), None);
+        assert_eq!(holder("1: FLOCK  ADVISORY  WRITE 24474 fe:00:11094814 0 EOF"), None);
+        assert_eq!(holder("1: -> FLOCK  ADVISORY  WRITE 24474 fe:00:11094813 0 EOF"), None);
+        assert_eq!(holder("1: FLOCK"), None);
+    }
+}
