@@ -4,6 +4,7 @@
 mod acl;
 mod copy_up;
 mod index;
+pub mod interrupt;
 mod locate;
 pub mod node;
 mod owner;

@@ -5,24 +5,25 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::io::Errno;
 
-use super::wire::opcode;
+use super::wire::opcode::Opcode;
 
 /// Errors are numbered below this (`MAX_ERRNO` is larger, but none beyond `EHWPOISON` is for programs).
 const ERRNOS: usize = 134;
 
 /// One counter a request number, and one an errno.
 pub(super) struct Counters {
-    requests: [AtomicU64; opcode::COUNT],
+    requests: [AtomicU64; Opcode::COUNT],
     errors: [AtomicU64; ERRNOS],
 }
 
 impl Counters {
     pub(super) fn new() -> Self {
-        Self { requests: [const { AtomicU64::new(0) }; opcode::COUNT], errors: [const { AtomicU64::new(0) }; ERRNOS] }
+        Self { requests: [const { AtomicU64::new(0) }; Opcode::COUNT], errors: [const { AtomicU64::new(0) }; ERRNOS] }
     }
 
-    pub(super) fn count(&self, opcode: u32) {
-        if let Some(counter) = usize::try_from(opcode).ok().and_then(|opcode| self.requests.get(opcode)) {
+    /// `None`: a request of a newer kernel, which shares the counter of the number that stands for nothing.
+    pub(super) fn count(&self, opcode: Option<Opcode>) {
+        if let Some(counter) = self.requests.get(opcode.map_or(0, |opcode| opcode as usize)) {
             counter.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -36,7 +37,9 @@ impl Counters {
     /// Name and count of each kind that occurred.
     pub(super) fn requests(&self) -> impl Iterator<Item = (&'static str, u64)> {
         let counts = (0..).zip(&self.requests).map(|(number, counter)| (number, counter.load(Ordering::Relaxed)));
-        counts.filter(|&(_, count)| count > 0).map(|(number, count)| (opcode::name(number), count))
+        counts
+            .filter(|&(_, count)| count > 0)
+            .map(|(number, count)| (Opcode::of(number).map_or("other", Opcode::name), count))
     }
 
     /// Text and count of each error that was told to somebody.

@@ -6,8 +6,9 @@ use std::sync::{Arc, LazyLock};
 use std::time::Instant;
 
 use super::counters::Counters;
+use super::in_flight::{InFlight, Slot};
 use super::stats::{STATS_XATTR, describe};
-use super::wire::opcode;
+use super::wire::opcode::Opcode;
 use super::wire::reply::{Listing, Reply};
 use super::wire::request::{CopyArgs, CreateArgs, Header, Malformed, Operation, ReadArgs};
 use crate::driver::Overlay;
@@ -36,6 +37,7 @@ pub(super) enum Outcome<'a> {
 pub(super) struct Server {
     pub(super) overlay: Arc<Overlay>,
     pub(super) counters: Counters,
+    pub(super) in_flight: InFlight,
     /// When the mount was made.
     pub(super) since: Instant,
     /// The user that mounted.
@@ -48,8 +50,8 @@ pub(super) struct Server {
 }
 
 impl Server {
-    /// Answers `request`, as it was read from the device.
-    pub(super) fn answer<'r>(&self, request: &[u8], reply: &'r mut Reply) -> Outcome<'r> {
+    /// Answers `request`, as it was read from the device, in the thread that `slot` stands for.
+    pub(super) fn answer<'r>(&self, slot: &Slot, request: &[u8], reply: &'r mut Reply) -> Outcome<'r> {
         reply.clear();
         let (header, arguments) = match Header::decode(request) {
             Ok(decoded) => decoded,
@@ -62,26 +64,30 @@ impl Server {
         let operation = match Operation::decode(&header, arguments, self.setxattr_ext) {
             Ok(operation) => operation,
             Err(Malformed::Arguments | Malformed::Header) => {
-                tracing::error!(request = opcode::name(header.opcode), "arguments cut off");
+                tracing::error!(request = header.request(), "arguments cut off");
                 return match header.opcode {
-                    opcode::FORGET | opcode::BATCH_FORGET => Outcome::Silent,
+                    Some(Opcode::Forget | Opcode::BatchForget) => Outcome::Silent,
                     _ => Outcome::Reply(reply.finish(header.unique, Err(Errno::INVAL))),
                 };
             }
         };
-        let outcome = if self.admits(&header) { self.perform(&header, &operation, reply) } else { Err(Errno::ACCESS) };
+        self.in_flight.begin(slot, header.unique, header.pid);
+        let outcome = if self.admits(&header) { self.call(&header, &operation, reply) } else { Err(Errno::ACCESS) };
+        slot.end();
         if let Err(errno) = outcome {
             self.counters.count_error(errno);
             self.log_failure(&header, &operation, errno);
         }
         tracing::trace!(
-            request = opcode::name(header.opcode),
+            request = header.request(),
             node = header.node.0,
             pid = header.pid,
             outcome = outcome.err().map_or(0, Errno::raw_os_error)
         );
         match operation {
-            Operation::Forget(_) | Operation::BatchForget(_) | Operation::Ignored => Outcome::Silent,
+            Operation::Forget(_) | Operation::BatchForget(_) | Operation::Interrupt { .. } | Operation::NotifyReply => {
+                Outcome::Silent
+            }
             Operation::Destroy => Outcome::Goodbye(reply.finish(header.unique, outcome)),
             _ => Outcome::Reply(reply.finish(header.unique, outcome)),
         }
@@ -90,9 +96,13 @@ impl Server {
     /// Answers `request` without doing it: the mount is being given up.
     pub(super) fn decline<'r>(&self, request: &[u8], reply: &'r mut Reply) -> Outcome<'r> {
         match Header::decode(request) {
-            Ok((Header { opcode: opcode::FORGET | opcode::BATCH_FORGET | opcode::INTERRUPT, .. }, _)) => {
-                Outcome::Silent
-            }
+            Ok((
+                Header {
+                    opcode: Some(Opcode::Forget | Opcode::BatchForget | Opcode::Interrupt | Opcode::NotifyReply),
+                    ..
+                },
+                _,
+            )) => Outcome::Silent,
             Ok((header, _)) => Outcome::Reply(reply.finish(header.unique, Err(Errno::NODEV))),
             Err(Malformed::Header | Malformed::Arguments) => Outcome::Silent,
         }
@@ -100,40 +110,40 @@ impl Server {
 
     /// As libfuse: what the kernel sends on its own account (write-back, closing) is let through whoever's it is.
     fn admits(&self, header: &Header) -> bool {
-        match (self.door, header.opcode) {
-            (Door::Open, _)
-            | (
-                _,
-                opcode::FORGET
-                | opcode::BATCH_FORGET
-                | opcode::READ
-                | opcode::WRITE
-                | opcode::FSYNC
-                | opcode::RELEASE
-                | opcode::READDIR
-                | opcode::READDIRPLUS
-                | opcode::FSYNCDIR
-                | opcode::RELEASEDIR
-                | opcode::INTERRUPT
-                | opcode::NOTIFY_REPLY
-                | opcode::DESTROY,
-            ) => true,
-            (Door::RootAnd(owner), _) => header.uid == 0 || header.uid == owner,
-        }
+        let Door::RootAnd(owner) = self.door else { return true };
+        let is_kernels_own = matches!(
+            header.opcode,
+            Some(
+                Opcode::Forget
+                    | Opcode::BatchForget
+                    | Opcode::Read
+                    | Opcode::Write
+                    | Opcode::Fsync
+                    | Opcode::Release
+                    | Opcode::ReadDir
+                    | Opcode::ReadDirPlus
+                    | Opcode::FsyncDir
+                    | Opcode::ReleaseDir
+                    | Opcode::Interrupt
+                    | Opcode::NotifyReply
+                    | Opcode::Destroy
+            )
+        );
+        is_kernels_own || header.uid == 0 || header.uid == owner
     }
 
     /// Calls the verb. A panic in it is a bug; it costs this one request, not the mount.
-    fn perform(&self, header: &Header, operation: &Operation<'_>, reply: &mut Reply) -> Result<()> {
-        guard(header.opcode, || {
-            debug_assert!(!is_trapped(header.opcode), "STRATAFS_TEST_PANIC names this request");
-            self.on_nodes(header, operation, reply)
+    fn call(&self, header: &Header, operation: &Operation<'_>, reply: &mut Reply) -> Result<()> {
+        guard(header.request(), || {
+            debug_assert!(!is_trapped(header.request()), "STRATAFS_TEST_PANIC names this request");
+            self.perform(header, operation, reply)
         })
     }
 
     /// Says what failed, with the path: what a disk or a limit is to blame for, louder than what a caller asked for in
     /// vain.
     fn log_failure(&self, header: &Header, operation: &Operation<'_>, errno: Errno) {
-        let request = opcode::name(header.opcode);
+        let request = header.request();
         let path = || {
             let node = self.overlay.path_of(header.node);
             operation.name().map_or_else(|| node.clone(), |name| node.join(name))
@@ -150,10 +160,12 @@ impl Server {
         }
     }
 
-    /// Requests on names and inodes.
-    fn on_nodes(&self, header: &Header, operation: &Operation<'_>, reply: &mut Reply) -> Result<()> {
+    /// Calls the verb of a request and encodes what it returns.
+    #[expect(clippy::too_many_lines, reason = "an arm for each request: the compiler finds the one that is missing")]
+    fn perform(&self, header: &Header, operation: &Operation<'_>, reply: &mut Reply) -> Result<()> {
         let (overlay, node) = (&*self.overlay, header.node);
         match *operation {
+            // Names and inodes.
             Operation::Lookup(name) => match overlay.lookup(node, name)? {
                 Some(entry) => reply.entry(&entry),
                 None => reply.no_entry(),
@@ -174,13 +186,8 @@ impl Server {
                 let (attr, validity) = overlay.getattr(node, handle)?;
                 reply.statx(&attr, validity)
             }
-            Operation::SetAttr(handle, mut set) => {
-                // With HANDLE_KILLPRIV_V2 this is what is left of the kernel's own "clear the set-id bits" before a
-                // write (file_remove_privs(); fuse_setattr() takes the mode out): of a passed-through write there is
-                // no other sign, and of others the kernel would keep showing the old mode. Who lacks CAP_FSETID is
-                // not told; root has it.
-                set.kill_suidgid |= changes_nothing(&set) && header.uid != 0;
-                let (attr, validity) = overlay.setattr(&caller(header, 0), node, handle, &set)?;
+            Operation::SetAttr(handle, set) => {
+                let (attr, validity) = overlay.setattr(&caller(header, 0), node, handle, &with_kill(set, header))?;
                 reply.attr(&attr, validity)
             }
             Operation::ReadLink => reply.bytes(overlay.readlink(node)?.as_encoded_bytes()),
@@ -197,40 +204,22 @@ impl Server {
             Operation::Rmdir(name) => overlay.rmdir(node, name),
             Operation::Rename { name, to, new_name, flags } => overlay.rename(node, name, to, new_name, flags),
             Operation::Link { node: linked, name } => reply.entry(&overlay.link(linked, node, name)?),
-            Operation::StatFs => reply.statfs(&overlay.statfs()?),
-            _ => self.on_xattrs(header, operation, reply),
-        }
-    }
 
-    fn on_xattrs(&self, header: &Header, operation: &Operation<'_>, reply: &mut Reply) -> Result<()> {
-        let (overlay, node) = (&*self.overlay, header.node);
-        match *operation {
-            Operation::SetXattr { name, .. } | Operation::RemoveXattr(name)
-                if name == STATS_XATTR && node == NodeId::ROOT =>
-            {
+            // Extended attributes.
+            Operation::SetXattr { name, .. } | Operation::RemoveXattr(name) if is_stats(header, name) => {
                 Err(Errno::PERM)
             }
             Operation::SetXattr { name, value, flags, kill_sgid } => {
                 overlay.setxattr(&caller(header, 0), node, name, value, flags, kill_sgid)
             }
-            Operation::GetXattr { name, size } if self.asks_for_stats(header, name) => {
+            Operation::GetXattr { name, size } if is_stats(header, name) && self.may_see_stats(header) => {
                 reply.xattr(describe(overlay, &self.counters, self.since).as_bytes(), size)
             }
             Operation::GetXattr { name, size } => reply.xattr(&overlay.getxattr(node, name)?, size),
             Operation::ListXattr { size } => reply.xattr(&overlay.listxattr(node)?, size),
             Operation::RemoveXattr(name) => overlay.removexattr(node, name),
-            _ => self.on_files(header, operation, reply),
-        }
-    }
 
-    fn asks_for_stats(&self, header: &Header, name: &OsStr) -> bool {
-        name == STATS_XATTR && header.node == NodeId::ROOT && (header.uid == 0 || header.uid == self.mounter)
-    }
-
-    /// Requests that open files, and those on open ones.
-    fn on_files(&self, header: &Header, operation: &Operation<'_>, reply: &mut Reply) -> Result<()> {
-        let (overlay, node) = (&*self.overlay, header.node);
-        match *operation {
+            // Files.
             Operation::Open(open) => {
                 reply.opened(&overlay.open_file(&caller(header, 0), node, open.flags, open.kill_suidgid)?)
             }
@@ -258,25 +247,11 @@ impl Server {
             Operation::Fsync { handle, data_only } => overlay.fsync(handle, data_only),
             Operation::Fallocate { handle, mode, offset, length } => overlay.fallocate(handle, mode, offset, length),
             Operation::Lseek { handle, offset, whence } => reply.number(overlay.lseek(handle, offset, whence)?),
-            Operation::CopyFileRange(CopyArgs { from, from_offset, to, to_offset, length, wide }) => {
-                // The narrow reply has 32 bits for the count; copying less than asked is allowed.
-                let length = if wide { length } else { length.min(0x7fff_f000) };
-                let copied = overlay.copy_file_range(from, from_offset, to, to_offset, length)?;
-                if wide {
-                    reply.number(u64::try_from(copied).map_err(|_| Errno::OVERFLOW)?)
-                } else {
-                    reply.written(copied)
-                }
-            }
-            _ => self.on_directories(header, operation, reply),
-        }
-    }
+            Operation::CopyFileRange(arguments) => self.copy_file_range(arguments, reply),
+            Operation::Ioctl => Err(Errno::NOTTY),
 
-    /// Requests on open directories, and those on the whole mount.
-    fn on_directories(&self, header: &Header, operation: &Operation<'_>, reply: &mut Reply) -> Result<()> {
-        let (overlay, node) = (&*self.overlay, header.node);
-        match *operation {
-            // Then the kernel sends neither this nor RELEASEDIR again, and keeps listings all the same.
+            // Directories. If they need not be opened, the kernel sends neither OPENDIR nor RELEASEDIR after one ENOSYS,
+            // and keeps listings all the same.
             Operation::OpenDir if self.no_opendir => Err(Errno::NOSYS),
             Operation::OpenDir => reply.opened_dir(HandleId(0)),
             Operation::ReadDir(ReadArgs { offset, size, .. }) => {
@@ -287,28 +262,65 @@ impl Server {
             }
             Operation::ReleaseDir => Ok(()),
             Operation::FsyncDir { data_only } => overlay.fsync_dir(node, data_only),
+
+            // The mount.
+            Operation::StatFs => reply.statfs(&overlay.statfs()?),
             Operation::SyncFs => overlay.sync(),
-            Operation::Ioctl => Err(Errno::NOTTY),
-            Operation::Ignored | Operation::Destroy => Ok(()),
-            // The kernel then does without it: FLUSH, ACCESS, POLL, BMAP, …
-            _ => Err(Errno::NOSYS),
+            Operation::Interrupt { unique } => {
+                self.in_flight.interrupt(unique);
+                Ok(())
+            }
+            Operation::NotifyReply | Operation::Destroy => Ok(()),
+
+            // Refused on purpose: the kernel does them by itself after one ENOSYS (FLUSH, ACCESS, POLL), or never sends
+            // them (locks and INIT as negotiated; BMAP for block devices; DAX mappings).
+            Operation::Flush | Operation::Access | Operation::Poll | Operation::Bmap | Operation::Init => {
+                Err(Errno::NOSYS)
+            }
+            Operation::GetLk | Operation::SetLk | Operation::SetLkW => Err(Errno::NOSYS),
+            Operation::SetupMapping | Operation::RemoveMapping | Operation::Unknown => Err(Errno::NOSYS),
         }
+    }
+
+    fn copy_file_range(&self, arguments: CopyArgs, reply: &mut Reply) -> Result<()> {
+        let CopyArgs { from, from_offset, to, to_offset, length, wide } = arguments;
+        // The narrow reply has 32 bits for the count; copying less than asked is allowed.
+        let length = if wide { length } else { length.min(0x7fff_f000) };
+        let copied = self.overlay.copy_file_range(from, from_offset, to, to_offset, length)?;
+        if wide { reply.number(u64::try_from(copied).map_err(|_| Errno::OVERFLOW)?) } else { reply.written(copied) }
+    }
+
+    fn may_see_stats(&self, header: &Header) -> bool {
+        header.uid == 0 || header.uid == self.mounter
     }
 }
 
+/// True for the attribute of the mount's root that tells about the mount.
+fn is_stats(header: &Header, name: &OsStr) -> bool {
+    name == STATS_XATTR && header.node == NodeId::ROOT
+}
+
+/// With HANDLE_KILLPRIV_V2 a change of nothing is what is left of the kernel's own "clear the set-id bits" before a write
+/// (`file_remove_privs()`; `fuse_setattr()` takes the mode out). There is no other sign of a passed-through write, and of
+/// others the kernel would keep showing the old mode. Who lacks CAP_FSETID is not told; root has it.
+fn with_kill(mut set: SetAttr, header: &Header) -> SetAttr {
+    set.kill_suidgid |= changes_nothing(&set) && header.uid != 0;
+    set
+}
+
 /// Calls a verb; EIO if it panics.
-fn guard(request: u32, call: impl FnOnce() -> Result<()>) -> Result<()> {
+fn guard(request: &str, call: impl FnOnce() -> Result<()>) -> Result<()> {
     catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|_| {
         // The hook has logged what and where.
-        tracing::error!(request = opcode::name(request), "answered with EIO after a panic");
+        tracing::error!(request, "answered with EIO after a panic");
         Err(Errno::IO)
     })
 }
 
 /// True for the request that shall panic, in a test of what a panic does. Asked only in builds with debug assertions.
-fn is_trapped(request: u32) -> bool {
+fn is_trapped(request: &str) -> bool {
     static TRAPPED: LazyLock<Option<OsString>> = LazyLock::new(|| std::env::var_os("STRATAFS_TEST_PANIC"));
-    TRAPPED.as_ref().is_some_and(|name| name == opcode::name(request))
+    TRAPPED.as_ref().is_some_and(|name| name == request)
 }
 
 fn changes_nothing(set: &SetAttr) -> bool {
@@ -326,8 +338,8 @@ mod tests {
 
     #[test]
     fn panic_is_answered_with_eio() {
-        assert_eq!(guard(opcode::LOOKUP, || panic!("a bug in a verb")), Err(Errno::IO));
-        assert_eq!(guard(opcode::LOOKUP, || Err(Errno::PERM)), Err(Errno::PERM));
-        assert_eq!(guard(opcode::LOOKUP, || Ok(())), Ok(()));
+        assert_eq!(guard("LOOKUP", || panic!("a bug in a verb")), Err(Errno::IO));
+        assert_eq!(guard("LOOKUP", || Err(Errno::PERM)), Err(Errno::PERM));
+        assert_eq!(guard("LOOKUP", || Ok(())), Ok(()));
     }
 }

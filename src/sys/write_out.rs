@@ -10,9 +10,17 @@ use rustix::io::Errno;
 /// # Errors
 /// Those of `sync_file_range(2)`.
 pub fn write_out(file: BorrowedFd<'_>) -> Result<(), Errno> {
+    write_out_range(file, 0, 0)
+}
+
+/// As [`write_out`], for `length` bytes from `start` on; 0: all that follow.
+///
+/// # Errors
+/// Those of `sync_file_range(2)`.
+pub fn write_out_range(file: BorrowedFd<'_>, start: u64, length: u64) -> Result<(), Errno> {
     const ALL: libc::c_uint =
         libc::SYNC_FILE_RANGE_WAIT_BEFORE | libc::SYNC_FILE_RANGE_WRITE | libc::SYNC_FILE_RANGE_WAIT_AFTER;
-    sync_range(file, ALL)
+    sync_range(file, start, length, ALL)
 }
 
 /// Begins to write out the content of `file`, so that a later sync has less to wait for.
@@ -20,13 +28,14 @@ pub fn write_out(file: BorrowedFd<'_>) -> Result<(), Errno> {
 /// # Errors
 /// Those of `sync_file_range(2)`.
 pub fn begin(file: BorrowedFd<'_>) -> Result<(), Errno> {
-    sync_range(file, libc::SYNC_FILE_RANGE_WRITE)
+    sync_range(file, 0, 0, libc::SYNC_FILE_RANGE_WRITE)
 }
 
-fn sync_range(file: BorrowedFd<'_>, flags: libc::c_uint) -> Result<(), Errno> {
+fn sync_range(file: BorrowedFd<'_>, start: u64, length: u64, flags: libc::c_uint) -> Result<(), Errno> {
+    let (start, length) = (start.cast_signed(), length.cast_signed());
     loop {
         // SAFETY: the call takes no pointers.
-        if unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, flags) } == 0 {
+        if unsafe { libc::sync_file_range(file.as_raw_fd(), start, length, flags) } == 0 {
             return Ok(());
         }
         match Errno::from_io_error(&std::io::Error::last_os_error()) {

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use rustix::fs::SeekFrom;
 use rustix::io::Errno;
 
+use crate::driver::interrupt;
 use crate::union::layer::{FsId, Stat};
 
 /// Bytes copied by one system call: large enough to be cheap, small enough for the process to be killed in between.
@@ -31,7 +32,7 @@ impl Copier {
     /// Copies the first `length` bytes of `from`, of attributes `stat`, to the empty file `to`.
     ///
     /// # Errors
-    /// Those of reading and writing; `IO` if `from` is shorter than `stat` says.
+    /// Those of reading and writing; `IO` if `from` is shorter than `stat` says; `INTR` if nobody waits for it any more.
     pub fn copy(
         &self,
         fs: FsId,
@@ -89,6 +90,7 @@ impl Copier {
     ) -> Result<(), Errno> {
         let mut position = start;
         while position < end && self.no_range.load(Ordering::Relaxed) & bit(fs) == 0 {
+            interrupt::check()?;
             let (mut read_at, mut write_at) = (position, position);
             let wanted = usize::try_from(end - position).unwrap_or(CHUNK).min(CHUNK);
             match rustix::fs::copy_file_range(from, Some(&mut read_at), to, Some(&mut write_at), wanted) {
@@ -110,6 +112,7 @@ fn copy_through_memory(from: BorrowedFd<'_>, to: BorrowedFd<'_>, start: u64, end
     let mut position = start;
     let mut buffer = vec![0; if start < end { BUFFER } else { 0 }];
     while position < end {
+        interrupt::check()?;
         let wanted = usize::try_from(end - position).unwrap_or(BUFFER).min(BUFFER);
         let chunk = buffer.get_mut(..wanted).ok_or(Errno::IO)?;
         let read = match rustix::io::pread(from, chunk, position) {

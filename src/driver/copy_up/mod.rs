@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use rustix::fs::OFlags;
 
 use crate::driver::Overlay;
+use crate::driver::interrupt;
 use crate::driver::node::{DataRef, Indexed, Name, Node, NodeRef, Real, UpperPart};
 use crate::driver::types::{Errno, Result};
 use crate::marks::Mark;
@@ -225,7 +226,7 @@ impl Overlay {
             dir.set_times(name, &Times::of(&stat))?;
             copied?;
             if self.flushes() {
-                upper.settle(file.as_fd())?;
+                upper.settle(file.as_fd(), interrupt::check)?;
             }
             dir.remove_xattr(name, &upper.mark_key(Mark::Metacopy))
         })?;

@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use rustix::io::Errno;
 
 pub use super::content::Copier;
+use crate::driver::interrupt;
 use crate::marks::Mark;
 use crate::marks::override_stat::PREFIX;
 use crate::sys::xattr::{self, Target};
@@ -97,7 +98,7 @@ pub fn stage<'u>(
     };
     copy_attributes(upper, &staged, source, plan)?;
     if plan.sync && !plan.metacopy && source.stat.file_type() == FileType::Regular {
-        upper.settle(staged.file()?)?;
+        upper.settle(staged.file()?, interrupt::check)?;
     }
     Ok(staged)
 }

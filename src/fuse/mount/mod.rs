@@ -27,6 +27,7 @@ use crate::config::options::{Access, MountOptions};
 use crate::driver::Overlay;
 use crate::driver::types::NodeId;
 use crate::fuse::counters::Counters;
+use crate::fuse::in_flight::InFlight;
 use crate::fuse::serve::{Door, Server};
 use crate::fuse::transport::Transport;
 use crate::fuse::transport::device::Crew;
@@ -170,6 +171,7 @@ fn start(
     let server = Arc::new(Server {
         overlay: Arc::clone(overlay),
         counters: Counters::new(),
+        in_flight: InFlight::default(),
         since: Instant::now(),
         mounter: rustix::process::geteuid().as_raw(),
         door: match options.mount.access {

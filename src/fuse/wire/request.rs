@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 
-use super::opcode;
+use super::opcode::Opcode;
 use crate::driver::node::{NodeId, Timestamp};
 use crate::driver::types::{HandleId, SetAttr, SetTime};
 
@@ -19,7 +19,8 @@ pub(in crate::fuse) enum Malformed {
 /// `struct fuse_in_header`
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::fuse) struct Header {
-    pub(in crate::fuse) opcode: u32,
+    /// `None`: a request of a newer kernel.
+    pub(in crate::fuse) opcode: Option<Opcode>,
     /// Names the request in the reply.
     pub(in crate::fuse) unique: u64,
     pub(in crate::fuse) node: NodeId,
@@ -79,7 +80,7 @@ impl Forgets<'_> {
     }
 }
 
-/// A request that we know.
+/// A request with its arguments; of those that are refused, none.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::fuse) enum Operation<'a> {
     Lookup(&'a OsStr),
@@ -158,10 +159,23 @@ pub(in crate::fuse) enum Operation<'a> {
     CopyFileRange(CopyArgs),
     SyncFs,
     Ioctl,
-    /// `INTERRUPT`, `NOTIFY_REPLY`: nothing to do and nothing to answer.
-    Ignored,
+    /// The requester of another request was sent a signal.
+    Interrupt {
+        unique: u64,
+    },
     Destroy,
-    /// Everything else, and what we refuse on purpose: the kernel stops asking after one ENOSYS.
+    NotifyReply,
+    Flush,
+    Init,
+    GetLk,
+    SetLk,
+    SetLkW,
+    Access,
+    Bmap,
+    Poll,
+    SetupMapping,
+    RemoveMapping,
+    /// A request of a newer kernel.
     Unknown,
 }
 
@@ -178,13 +192,18 @@ impl Operation<'_> {
 }
 
 impl Header {
+    /// What the log calls the request.
+    pub(in crate::fuse) fn request(&self) -> &'static str {
+        self.opcode.map_or("other", Opcode::name)
+    }
+
     /// Decodes the header of `request` and checks its length. The rest are the arguments.
     pub(in crate::fuse) fn decode(request: &[u8]) -> Result<(Self, &[u8]), Malformed> {
         let mut fields = Fields(request);
         let header = |fields: &mut Fields<'_>| {
             let length = fields.u32()?;
             let header = Self {
-                opcode: fields.u32()?,
+                opcode: Opcode::of(fields.u32()?),
                 unique: fields.u64()?,
                 node: NodeId(fields.u64()?),
                 uid: fields.u32()?,
@@ -205,11 +224,65 @@ impl<'a> Operation<'a> {
     /// Decodes the arguments of a request. `setxattr_ext`: `FUSE_SETXATTR_EXT` was negotiated.
     pub(in crate::fuse) fn decode(header: &Header, arguments: &'a [u8], setxattr_ext: bool) -> Result<Self, Malformed> {
         let mut fields = Fields(arguments);
-        match header.opcode {
-            opcode::LOOKUP..=opcode::LINK | opcode::RENAME2 | opcode::BATCH_FORGET => fields.namespace(header.opcode),
-            opcode::SETXATTR..=opcode::REMOVEXATTR => fields.xattr(header.opcode, setxattr_ext),
-            _ => fields.file(header.opcode),
-        }
+        let Some(opcode) = header.opcode else { return Ok(Self::Unknown) };
+        Ok(match opcode {
+            Opcode::Lookup => Self::Lookup(fields.name()?),
+            Opcode::Forget => Self::Forget(fields.u64()?),
+            Opcode::BatchForget => fields.forgets()?,
+            Opcode::GetAttr => Self::GetAttr(fields.optional_handle()?),
+            Opcode::SetAttr => fields.set_attr()?,
+            Opcode::Statx => Self::Statx(fields.optional_handle()?),
+            Opcode::ReadLink => Self::ReadLink,
+            Opcode::Symlink => Self::Symlink { name: fields.name()?, target: fields.name()? },
+            Opcode::Mknod => fields.mknod()?,
+            Opcode::Mkdir => fields.mkdir()?,
+            Opcode::Unlink => Self::Unlink(fields.name()?),
+            Opcode::Rmdir => Self::Rmdir(fields.name()?),
+            Opcode::Rename => fields.rename(false)?,
+            Opcode::Rename2 => fields.rename(true)?,
+            Opcode::Link => Self::Link { node: fields.node()?, name: fields.name()? },
+            Opcode::SetXattr => fields.set_xattr(setxattr_ext)?,
+            Opcode::GetXattr => fields.get_xattr()?,
+            Opcode::ListXattr => Self::ListXattr { size: fields.u32()? },
+            Opcode::RemoveXattr => Self::RemoveXattr(fields.name()?),
+            Opcode::Open => Self::Open(fields.open()?),
+            Opcode::Create => fields.create().map(|(create, open)| Self::Create(create, open))?,
+            Opcode::TmpFile => fields.create().map(|(create, open)| Self::TmpFile(create, open))?,
+            Opcode::Read => Self::Read(fields.read()?),
+            Opcode::Write => fields.write()?,
+            Opcode::Release => Self::Release(fields.handle()?),
+            Opcode::Fsync => Self::Fsync { handle: fields.handle()?, data_only: fields.data_only()? },
+            Opcode::Fallocate => fields.fallocate()?,
+            Opcode::Lseek => Self::Lseek { handle: fields.handle()?, offset: fields.u64()?, whence: fields.u32()? },
+            Opcode::CopyFileRange => fields.copy_file_range(false)?,
+            Opcode::CopyFileRange64 => fields.copy_file_range(true)?,
+            Opcode::OpenDir => Self::OpenDir,
+            Opcode::ReadDir => Self::ReadDir(fields.read()?),
+            Opcode::ReadDirPlus => Self::ReadDirPlus(fields.read()?),
+            // Directories have no handles.
+            Opcode::ReleaseDir => fields.handle().map(|_none| Self::ReleaseDir)?,
+            Opcode::FsyncDir => fields.handle().and_then(|_none| fields.data_only().map(Self::fsync_dir))?,
+            Opcode::StatFs => Self::StatFs,
+            Opcode::SyncFs => Self::SyncFs,
+            Opcode::Ioctl => Self::Ioctl,
+            Opcode::Interrupt => Self::Interrupt { unique: fields.u64()? },
+            Opcode::Destroy => Self::Destroy,
+            Opcode::NotifyReply => Self::NotifyReply,
+            Opcode::Flush => Self::Flush,
+            Opcode::Init => Self::Init,
+            Opcode::GetLk => Self::GetLk,
+            Opcode::SetLk => Self::SetLk,
+            Opcode::SetLkW => Self::SetLkW,
+            Opcode::Access => Self::Access,
+            Opcode::Bmap => Self::Bmap,
+            Opcode::Poll => Self::Poll,
+            Opcode::SetupMapping => Self::SetupMapping,
+            Opcode::RemoveMapping => Self::RemoveMapping,
+        })
+    }
+
+    fn fsync_dir(data_only: bool) -> Self {
+        Self::FsyncDir { data_only }
     }
 }
 
@@ -271,100 +344,46 @@ impl<'a> Fields<'a> {
         Ok(OsStr::from_bytes(name))
     }
 
-    fn namespace(&mut self, opcode: u32) -> Result<Operation<'a>, Malformed> {
-        Ok(match opcode {
-            opcode::LOOKUP => Operation::Lookup(self.name()?),
-            opcode::FORGET => Operation::Forget(self.u64()?),
-            opcode::BATCH_FORGET => self.forgets()?,
-            opcode::GETATTR => Operation::GetAttr(self.optional_handle()?),
-            opcode::SETATTR => self.set_attr()?,
-            opcode::READLINK => Operation::ReadLink,
-            opcode::SYMLINK => Operation::Symlink { name: self.name()?, target: self.name()? },
-            opcode::MKNOD => {
-                let (mode, rdev, umask) = (self.u32()?, self.u32()?, self.u32()?);
-                self.u32()?;
-                Operation::Mknod(CreateArgs { name: self.name()?, mode, umask }, decode_device(rdev))
-            }
-            opcode::MKDIR => {
-                let (mode, umask) = (self.u32()?, self.u32()?);
-                Operation::Mkdir(CreateArgs { name: self.name()?, mode, umask })
-            }
-            opcode::UNLINK => Operation::Unlink(self.name()?),
-            opcode::RMDIR => Operation::Rmdir(self.name()?),
-            opcode::RENAME => {
-                let to = self.node()?;
-                Operation::Rename { to, name: self.name()?, new_name: self.name()?, flags: 0 }
-            }
-            opcode::RENAME2 => {
-                let (to, flags, _padding) = (self.node()?, self.u32()?, self.u32()?);
-                Operation::Rename { to, name: self.name()?, new_name: self.name()?, flags }
-            }
-            opcode::LINK => Operation::Link { node: self.node()?, name: self.name()? },
-            _ => Operation::Unknown,
-        })
+    fn mknod(&mut self) -> Result<Operation<'a>, Malformed> {
+        let (mode, rdev, umask, _padding) = (self.u32()?, self.u32()?, self.u32()?, self.u32()?);
+        Ok(Operation::Mknod(CreateArgs { name: self.name()?, mode, umask }, decode_device(rdev)))
     }
 
-    fn xattr(&mut self, opcode: u32, setxattr_ext: bool) -> Result<Operation<'a>, Malformed> {
-        Ok(match opcode {
-            opcode::SETXATTR => {
-                let (size, flags) = (self.u32()?, self.u32()?);
-                let extended = if setxattr_ext { (self.u32()?, self.u32()?).0 } else { 0 };
-                let name = self.name()?;
-                let value = self.bytes(usize::try_from(size).map_err(|_| Malformed::Arguments)?)?;
-                Operation::SetXattr { name, value, flags, kill_sgid: extended & SETXATTR_ACL_KILL_SGID != 0 }
-            }
-            opcode::GETXATTR => {
-                let (size, _padding) = (self.u32()?, self.u32()?);
-                Operation::GetXattr { size, name: self.name()? }
-            }
-            opcode::LISTXATTR => Operation::ListXattr { size: self.u32()? },
-            opcode::REMOVEXATTR => Operation::RemoveXattr(self.name()?),
-            _ => Operation::Unknown,
-        })
+    fn mkdir(&mut self) -> Result<Operation<'a>, Malformed> {
+        let (mode, umask) = (self.u32()?, self.u32()?);
+        Ok(Operation::Mkdir(CreateArgs { name: self.name()?, mode, umask }))
     }
 
-    fn file(&mut self, opcode: u32) -> Result<Operation<'a>, Malformed> {
-        Ok(match opcode {
-            opcode::OPEN => {
-                Operation::Open(OpenArgs { flags: self.u32()?, kill_suidgid: self.u32()? & OPEN_KILL_SUIDGID != 0 })
-            }
-            opcode::CREATE => {
-                let (create, open) = self.create()?;
-                Operation::Create(create, open)
-            }
-            opcode::TMPFILE => {
-                let (create, open) = self.create()?;
-                Operation::TmpFile(create, open)
-            }
-            opcode::READ => Operation::Read(self.read()?),
-            opcode::WRITE => self.write()?,
-            opcode::STATFS => Operation::StatFs,
-            opcode::RELEASE => Operation::Release(self.handle()?),
-            opcode::FSYNC => Operation::Fsync { handle: self.handle()?, data_only: self.u32()? & FSYNC_FDATASYNC != 0 },
-            opcode::OPENDIR => Operation::OpenDir,
-            opcode::READDIR => Operation::ReadDir(self.read()?),
-            opcode::READDIRPLUS => Operation::ReadDirPlus(self.read()?),
-            opcode::RELEASEDIR => self.handle().map(|_none| Operation::ReleaseDir)?,
-            opcode::FSYNCDIR => {
-                // Directories have no handles.
-                self.handle()?;
-                Operation::FsyncDir { data_only: self.u32()? & FSYNC_FDATASYNC != 0 }
-            }
-            opcode::FALLOCATE => {
-                let (handle, offset, length) = (self.handle()?, self.u64()?, self.u64()?);
-                Operation::Fallocate { handle, offset, length, mode: self.u32()? }
-            }
-            opcode::LSEEK => Operation::Lseek { handle: self.handle()?, offset: self.u64()?, whence: self.u32()? },
-            opcode::COPY_FILE_RANGE | opcode::COPY_FILE_RANGE_64 => {
-                self.copy_file_range(opcode == opcode::COPY_FILE_RANGE_64)?
-            }
-            opcode::SYNCFS => Operation::SyncFs,
-            opcode::STATX => Operation::Statx(self.optional_handle()?),
-            opcode::IOCTL => Operation::Ioctl,
-            opcode::INTERRUPT | opcode::NOTIFY_REPLY => Operation::Ignored,
-            opcode::DESTROY => Operation::Destroy,
-            _ => Operation::Unknown,
-        })
+    fn rename(&mut self, with_flags: bool) -> Result<Operation<'a>, Malformed> {
+        let to = self.node()?;
+        let flags = if with_flags { (self.u32()?, self.u32()?).0 } else { 0 };
+        Ok(Operation::Rename { to, name: self.name()?, new_name: self.name()?, flags })
+    }
+
+    fn set_xattr(&mut self, extended: bool) -> Result<Operation<'a>, Malformed> {
+        let (size, flags) = (self.u32()?, self.u32()?);
+        let more = if extended { (self.u32()?, self.u32()?).0 } else { 0 };
+        let name = self.name()?;
+        let value = self.bytes(usize::try_from(size).map_err(|_| Malformed::Arguments)?)?;
+        Ok(Operation::SetXattr { name, value, flags, kill_sgid: more & SETXATTR_ACL_KILL_SGID != 0 })
+    }
+
+    fn get_xattr(&mut self) -> Result<Operation<'a>, Malformed> {
+        let (size, _padding) = (self.u32()?, self.u32()?);
+        Ok(Operation::GetXattr { size, name: self.name()? })
+    }
+
+    fn open(&mut self) -> Result<OpenArgs, Malformed> {
+        Ok(OpenArgs { flags: self.u32()?, kill_suidgid: self.u32()? & OPEN_KILL_SUIDGID != 0 })
+    }
+
+    fn data_only(&mut self) -> Result<bool, Malformed> {
+        Ok(self.u32()? & FSYNC_FDATASYNC != 0)
+    }
+
+    fn fallocate(&mut self) -> Result<Operation<'a>, Malformed> {
+        let (handle, offset, length) = (self.handle()?, self.u64()?, self.u64()?);
+        Ok(Operation::Fallocate { handle, offset, length, mode: self.u32()? })
     }
 
     fn forgets(&mut self) -> Result<Operation<'a>, Malformed> {

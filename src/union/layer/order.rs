@@ -48,8 +48,25 @@ impl Order {
         if ordered { Self::Journal } else { Self::Unknown }
     }
 
-    /// Sees to it that the content of `file` reaches the disk no later than what is done to names after this.
-    pub(super) fn settle(self, file: std::os::fd::BorrowedFd<'_>) -> Result<(), Errno> {
+    /// Sees to it that the content of `file` reaches the disk no later than what is done to names after this. Between
+    /// pieces of it asks `go_on`, whose error ends it.
+    pub(super) fn settle(
+        self,
+        file: std::os::fd::BorrowedFd<'_>,
+        go_on: impl Fn() -> Result<(), Errno>,
+    ) -> Result<(), Errno> {
+        /// Bytes that a disk writes in some ten milliseconds.
+        const PIECE: u64 = 16 << 20;
+        let size = rustix::fs::fstat(file)?.st_size.cast_unsigned();
+        for start in (0..size.saturating_sub(PIECE)).step_by(PIECE as usize) {
+            go_on()?;
+            match crate::sys::write_out::write_out_range(file, start, PIECE) {
+                Ok(()) => {}
+                Err(Errno::NOSYS | Errno::OPNOTSUPP) => break,
+                Err(errno) => return Err(errno),
+            }
+        }
+        go_on()?;
         match self {
             Self::Unknown => rustix::fs::fsync(file),
             Self::Journal => match crate::sys::write_out::write_out(file) {

@@ -183,12 +183,12 @@ impl UpperLayer {
     }
 
     /// Sees to it that the content of `file` reaches the disk no later than what is done to names in the layer after
-    /// this.
+    /// this. Asks `go_on` now and then.
     ///
     /// # Errors
-    /// Those of `fsync(2)` and `sync_file_range(2)`.
-    pub fn settle(&self, file: BorrowedFd<'_>) -> Result<(), Errno> {
-        self.order.settle(file)
+    /// Those of `fsync(2)` and `sync_file_range(2)`; that of `go_on`, which ends it.
+    pub fn settle(&self, file: BorrowedFd<'_>, go_on: impl Fn() -> Result<(), Errno>) -> Result<(), Errno> {
+        self.order.settle(file, go_on)
     }
 
     /// Writes everything to the disk.

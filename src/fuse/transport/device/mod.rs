@@ -19,6 +19,8 @@ use std::time::{Duration, Instant};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
 
+use crate::driver::interrupt;
+use crate::fuse::in_flight::Slot;
 use crate::fuse::serve::{Outcome, Server};
 use crate::fuse::transport::Transport;
 use crate::fuse::wire::MAX_WRITE;
@@ -183,6 +185,9 @@ impl Crew {
     fn work(self: &Arc<Self>, device: &OwnedFd, surplus: bool) {
         let mut request = vec![0; REQUEST].into_boxed_slice();
         let mut reply = Reply::new(PAYLOAD, self.ttl);
+        let slot = self.server.in_flight.join();
+        let own = Arc::clone(&slot);
+        interrupt::ask_in_this_thread(move || own.is_wanted());
         loop {
             let others = Activity(self.activity.fetch_add(Activity::BEGIN_TO_WAIT, Ordering::SeqCst)).waiting();
             if self.shift.is_manned(others) || (surplus && others >= self.base) {
@@ -191,7 +196,7 @@ impl Crew {
                     break;
                 }
                 self.shift.rest();
-            } else if !self.next(device, &mut request, &mut reply) {
+            } else if !self.next(device, &slot, &mut request, &mut reply) {
                 self.server.overlay.announce_end();
                 self.shift.end();
                 break;
@@ -206,7 +211,7 @@ impl Crew {
     }
 
     /// Waits for one request, as counted in the activity, and answers it. False when the mount is gone.
-    fn next(&self, device: &OwnedFd, request: &mut [u8], reply: &mut Reply) -> bool {
+    fn next(&self, device: &OwnedFd, slot: &Slot, request: &mut [u8], reply: &mut Reply) -> bool {
         let at_once = self.spin.wait(device);
         let received = next_request(device, request);
         let others = Activity(self.activity.fetch_sub(1, Ordering::SeqCst) - 1).waiting();
@@ -222,17 +227,17 @@ impl Crew {
             self.wake_foreman();
         }
         let begun = Instant::now();
-        let goes_on = self.answer(device, request.get(..length).unwrap_or_default(), reply);
+        let goes_on = self.answer(device, slot, request.get(..length).unwrap_or_default(), reply);
         self.shift.note(at_once, begun.elapsed());
         goes_on
     }
 
     /// False when the kernel said goodbye.
-    fn answer(&self, device: &OwnedFd, request: &[u8], reply: &mut Reply) -> bool {
+    fn answer(&self, device: &OwnedFd, slot: &Slot, request: &[u8], reply: &mut Reply) -> bool {
         let outcome = if self.stopped.load(Ordering::SeqCst) {
             self.server.decline(request, reply)
         } else {
-            self.server.answer(request, reply)
+            self.server.answer(slot, request, reply)
         };
         match outcome {
             Outcome::Reply(message) => {
