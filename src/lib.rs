@@ -12,17 +12,18 @@
 //! |---|---|---|
 //! | `bin/stratafs`, `bin/strata` | arguments, logging, exit codes | everything public |
 //! | [`fuse`] | mount, read requests from `/dev/fuse`, decode, call, reply; threads; passthrough ids. The only module naming `fuser` | `driver` `config` `sys` |
-//! | [`driver`] | the mounted union: one file per verb group; takes the locks | `union` `marks` `config` `sys` |
+//! | [`driver`] | the mounted union: one file per verb group; takes the locks | `union` `confined` `marks` `config` `sys` |
 //! | [`driver::node`] | inode table, dentries, lookup counts, open handles; no I/O | `union` |
-//! | [`container`] | OCI runtime bundles, running them | `store` `image` `marks` `sys` |
+//! | [`container`] | OCI runtime bundles, running them | `store` `image` `confined` `marks` `sys` |
 //! | [`registry`] | pull and push. The only module naming `ureq` | `store` `image` |
-//! | [`store`] | the directory that holds images, layers and containers; loading, saving, committing | `image` `tar` `inventory` `marks` `sys` |
-//! | [`image`] | archives in and out, unpacking, snapshots, diff | `tar` `text` `inventory` `marks` `sys` |
+//! | [`store`] | the directory that holds images, layers and containers; loading, saving, committing | `image` `tar` `inventory` `confined` `marks` `sys` |
+//! | [`image`] | archives in and out, unpacking, snapshots, diff | `tar` `text` `inventory` `confined` `marks` `sys` |
 //! | [`tar`](mod@tar) | the tar format: one reader, one writer, compression | `text` |
-//! | [`union`] | what a name means, given layers | `inventory` `marks` `config` `sys` |
+//! | [`union`] | what a name means, given layers | `confined` `inventory` `marks` `config` `sys` |
 //! | [`union::merge`] | resolve one name through the stack; merge one directory | `union::layer` `inventory` `marks` `sys` |
-//! | [`union::layer`] | [`union::layer::Layer`] (reads only), [`union::layer::UpperLayer`] (alone can write), work directory, stack | `inventory` `marks` `config` `sys` |
-//! | [`inventory`] | the file beside a layer that lists everything in it: format, writing, reading | `marks` `sys` |
+//! | [`union::layer`] | [`union::layer::Layer`] (reads only), [`union::layer::UpperLayer`] (alone can write), work directory, stack | `confined` `inventory` `marks` `config` `sys` |
+//! | [`inventory`] | the file beside a layer that lists everything in it: format, writing, reading | `confined` `marks` `sys` |
+//! | [`confined`] | directories that nothing leads out of: opening, attributes, copying, removing; the table of mounts | `sys` |
 //! | [`marks`] | codec of every on-disk mark: whiteouts, opaque, redirect, origin, metacopy; pure | nothing |
 //! | [`text`] | escapes what others wrote, for terminals; pure | nothing |
 //! | [`config`] | mount options; pure | nothing |
@@ -37,7 +38,7 @@
 //! 2. `driver/verbs/io` sees that it is opened for writing and asks `driver/copy_up` for the file in the upper: first the
 //!    directories above it, from the root down, then the file, each under its `copy_up` lock.
 //! 3. `driver/copy_up/stage` makes a nameless file in the work directory (`union/layer/work`), copies the content
-//!    (`driver/copy_up/content`), then owner, attributes, the origin mark, mode and times, and sees to it that the content reaches the disk no later
+//!    (`confined/copy`), then owner, attributes, the origin mark, mode and times, and sees to it that the content reaches the disk no later
 //!    than the name (`union/layer/order`).
 //! 4. `driver/copy_up` takes the directory's `names` lock and publishes the file with one link; the directory keeps
 //!    its times.
@@ -47,6 +48,7 @@
 //! `driver` and everything below it runs without FUSE: unit and model tests drive it on temporary directories.
 
 pub mod config;
+pub mod confined;
 pub mod container;
 pub mod driver;
 pub mod fuse;

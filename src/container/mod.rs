@@ -24,15 +24,13 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{
-    FlockOperation, Mode, OFlags, RenameFlags, Timespec, Timestamps, fchmod, fchown, fgetxattr, flistxattr, flock,
-    fsetxattr, fstat, futimens, open, renameat_with,
-};
+use rustix::fs::{FlockOperation, Mode, OFlags, RenameFlags, flock, open, renameat_with};
 use serde::{Deserialize, Serialize};
 
+use crate::confined;
 use crate::image::config::ImageConfig;
 use crate::image::digest::Digest;
-use crate::image::files::{make_dir, sync_dir};
+use crate::image::files::{make_dir, remove_tree, sync_dir};
 use crate::image::reference::Reference;
 use crate::image::time::Timestamp;
 use crate::image::{ImageError, IoContext, Result, nearest, spec};
@@ -156,7 +154,7 @@ impl Container {
                 Ok(Self { name, dir, record })
             }
             Err(error) => {
-                fs::remove_dir_all(&stage).at(&stage)?;
+                remove_tree(&stage)?;
                 match error {
                     rustix::io::Errno::EXIST => {
                         Err(ImageError::refused(name, "there is a container of that name already"))
@@ -266,7 +264,7 @@ impl Container {
         let _lock = store.lock_shared()?;
         let doomed = store.root().join("tmp").join(format!("removed-{}-{}", self.name, std::process::id()));
         fs::rename(&self.dir, &doomed).at(&self.dir)?;
-        fs::remove_dir_all(&doomed).at(&doomed)
+        remove_tree(&doomed)
     }
 
     fn save_record(&self) -> Result<()> {
@@ -283,43 +281,15 @@ fn prepare(dir: &Path, top: Option<&Layer>, record: &Record) -> Result<()> {
     }
     if let Some(layer) = top {
         let upper = dir.join("upper");
-        copy_attributes(&layer.open_diff()?, &File::open(&upper).at(&upper)?).at(&upper)?;
+        let is_mark = |name: &[u8]| Namespace::ALL.iter().any(|space| name.starts_with(space.prefix().as_bytes()));
+        let to = File::open(&upper).at(&upper)?;
+        confined::copy_attributes(layer.open_diff()?.as_fd(), to.as_fd(), |name| !is_mark(name)).at(&upper)?;
     }
     let path = dir.join("container.json");
     fs::write(&path, spec::serialize("container.json", record)?).at(&path)?;
     // An empty upper directory is worth no wait for all that other programs write (syncfs).
     File::open(&path).and_then(|file| file.sync_all()).at(&path)?;
     sync_dir(dir)
-}
-
-fn copy_attributes(from: &impl AsFd, to: &impl AsFd) -> rustix::io::Result<()> {
-    let mut list = vec![0; 1 << 16];
-    let length = match flistxattr(from, &mut list) {
-        Ok(length) => length,
-        Err(rustix::io::Errno::NOTSUP) => 0,
-        Err(error) => return Err(error),
-    };
-    for name in list[..length].split(|&b| b == 0).filter(|name| !name.is_empty()) {
-        if Namespace::ALL.iter().any(|namespace| name.starts_with(namespace.prefix().as_bytes())) {
-            continue;
-        }
-        let mut value = vec![0; 1 << 16];
-        let size = fgetxattr(from, name, &mut value)?;
-        fsetxattr(to, name, &value[..size], rustix::fs::XattrFlags::empty())?;
-    }
-    let stat = fstat(from)?;
-    let wants = (rustix::fs::Uid::from_raw(stat.st_uid), rustix::fs::Gid::from_raw(stat.st_gid));
-    if rustix::process::geteuid().is_root() {
-        fchown(to, Some(wants.0), Some(wants.1))?;
-    }
-    fchmod(to, Mode::from_raw_mode(stat.st_mode & 0o7777))?;
-    let time =
-        |seconds, nanoseconds: u64| Timespec { tv_sec: seconds, tv_nsec: i64::try_from(nanoseconds).unwrap_or(0) };
-    let times = Timestamps {
-        last_access: time(stat.st_atime, stat.st_atime_nsec),
-        last_modification: time(stat.st_mtime, stat.st_mtime_nsec),
-    };
-    futimens(to, &times)
 }
 
 /// A name is one path component that no option can be mistaken for, as docker's are.

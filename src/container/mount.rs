@@ -15,6 +15,7 @@ use rustix::mount::{
 use serde::{Deserialize, Serialize};
 
 use super::{Container, Record};
+use crate::confined::mountinfo;
 use crate::image::{ImageError, IoContext, Result};
 use crate::store::{Layer, Store};
 
@@ -135,7 +136,7 @@ impl Container {
     /// # Errors
     /// When the mount table cannot be read.
     pub fn is_mounted(&self) -> Result<bool> {
-        let table = fs::read("/proc/self/mountinfo").at("/proc/self/mountinfo")?;
+        let table = fs::read(mountinfo::OWN).at(mountinfo::OWN)?;
         Ok(is_mountpoint_in(&table, &self.record.mountpoint))
     }
 
@@ -179,25 +180,8 @@ fn distinct(dirs: impl Iterator<Item = PathBuf>) -> Vec<PathBuf> {
 }
 
 /// Whether something is mounted at `path`, by the mount table of a process.
-pub(super) fn is_mountpoint_in(mountinfo: &[u8], path: &Path) -> bool {
-    let at = |line: &[u8]| line.split(|&b| b == b' ').nth(4).map(unescape);
-    mountinfo.split(|&b| b == b'\n').filter_map(at).any(|mounted| mounted == path.as_os_str())
-}
-
-/// `proc_pid_mountinfo(5)`: space, tab, newline and backslash are written as octal escapes.
-fn unescape(field: &[u8]) -> OsString {
-    let mut bytes = Vec::with_capacity(field.len());
-    let mut rest = field;
-    while let [head, tail @ ..] = rest {
-        let octal = tail.get(..3).filter(|digits| *head == b'\\' && digits.iter().all(|d| (b'0'..=b'7').contains(d)));
-        let (byte, skip) = match octal {
-            Some(digits) => (digits.iter().fold(0u8, |value, d| value.wrapping_mul(8).wrapping_add(d - b'0')), 3),
-            None => (*head, 0),
-        };
-        bytes.push(byte);
-        rest = &tail[skip..];
-    }
-    OsString::from_vec(bytes)
+pub(super) fn is_mountpoint_in(table: &[u8], path: &Path) -> bool {
+    mountinfo::parse(table).any(|mount| mount.point == path)
 }
 
 fn mount_stratafs(stack: &Stack, record: &Record, name: &str) -> Result<()> {
@@ -294,13 +278,6 @@ fn mount_overlay(stack: &Stack) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn mountinfo_escapes() {
-        for (field, path) in [("/a", "/a"), (r"/a\040b\134c", r"/a b\c"), (r"/x\", r"/x\"), (r"\04", r"\04")] {
-            assert_eq!(unescape(field.as_bytes()), OsStr::new(path));
-        }
-    }
 
     #[test]
     fn option_escapes() {

@@ -2,11 +2,13 @@
 //! of the container's own output.
 
 use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, fstat, openat2};
+use rustix::fs::{FileType, OFlags, fstat};
 use rustix::io::Errno;
 
+use crate::confined;
 use crate::image::{ImageError, Result};
 
 /// What a path leads to in the container.
@@ -79,8 +81,5 @@ fn leads(root: impl AsFd, path: &Path) -> Result<Leads> {
 }
 
 fn open(root: impl AsFd, path: &Path, flags: OFlags) -> rustix::io::Result<std::os::fd::OwnedFd> {
-    let relative = path.strip_prefix("/").unwrap_or(path);
-    let relative = if relative.as_os_str().is_empty() { Path::new(".") } else { relative };
-    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    openat2(root, relative, flags | OFlags::CLOEXEC, Mode::empty(), resolve)
+    confined::in_root(root.as_fd(), path.as_os_str().as_bytes(), flags)
 }

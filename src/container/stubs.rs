@@ -2,16 +2,15 @@
 //! container; so they are made here, leaving the times of the directories around them alone, and removed afterwards.
 
 use std::fs::File;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{
-    AtFlags, FileType, Mode, OFlags, ResolveFlags, Timespec, Timestamps, fchmod, fstat, futimens, mkdirat, openat,
-    openat2, statat, unlinkat,
-};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, fchmod, mkdirat, openat, statat, unlinkat};
 use rustix::io::{Errno, Result};
 use serde_json::Value;
 
+use crate::confined;
 use crate::image::ImageError;
 
 /// The kernel's file systems are mounted on these. A link of the image's there would make a runtime mount them
@@ -65,7 +64,7 @@ fn make_one(root: &File, path: &Path, is_file: bool) -> Result<bool> {
         Err(Errno::NOTDIR | Errno::NOENT | Errno::LOOP) => return Ok(false),
         Err(error) => return Err(error),
     };
-    keeping_times(&parent, || {
+    confined::keeping_times(parent.as_fd(), || {
         let made = if is_file {
             let flags = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::WRONLY;
             openat(&parent, name, flags, Mode::from_raw_mode(0o644))
@@ -92,7 +91,7 @@ pub(super) fn remove(root: &File, stubs: &[PathBuf]) -> Result<()> {
             FileType::RegularFile if stat.st_size == 0 => AtFlags::empty(),
             _ => continue,
         };
-        keeping_times(&parent, || match unlinkat(&parent, name, flags) {
+        confined::keeping_times(parent.as_fd(), || match unlinkat(&parent, name, flags) {
             Ok(()) | Err(Errno::NOTEMPTY) => Ok(()),
             Err(error) => Err(error),
         })?;
@@ -101,21 +100,5 @@ pub(super) fn remove(root: &File, stubs: &[PathBuf]) -> Result<()> {
 }
 
 fn open(root: &File, path: &Path, flags: OFlags) -> Result<OwnedFd> {
-    let relative = path.strip_prefix("/").unwrap_or(path);
-    let relative = if relative.as_os_str().is_empty() { Path::new(".") } else { relative };
-    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    openat2(root, relative, flags | OFlags::CLOEXEC, Mode::empty(), resolve)
-}
-
-/// Does `change` in a directory and sets the directory's times back.
-fn keeping_times<T>(dir: &OwnedFd, change: impl FnOnce() -> Result<T>) -> Result<T> {
-    let stat = fstat(dir)?;
-    let changed = change()?;
-    let time = |tv_sec, nanoseconds: u64| Timespec { tv_sec, tv_nsec: i64::try_from(nanoseconds).unwrap_or(0) };
-    let times = Timestamps {
-        last_access: time(stat.st_atime, stat.st_atime_nsec),
-        last_modification: time(stat.st_mtime, stat.st_mtime_nsec),
-    };
-    futimens(dir, &times)?;
-    Ok(changed)
+    confined::in_root(root.as_fd(), path.as_os_str().as_bytes(), flags)
 }

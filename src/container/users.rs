@@ -5,8 +5,9 @@ use std::fs::File;
 use std::io::Read;
 use std::os::fd::AsFd;
 
-use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, fstat, openat2};
+use rustix::fs::{FileType, OFlags, fstat};
 
+use crate::confined;
 use crate::image::{ImageError, Result};
 
 /// Larger ones are not read to their end.
@@ -72,9 +73,8 @@ fn lines(table: &str) -> impl Iterator<Item = Vec<&str>> {
 
 /// Empty if it is not there or not a regular file: then only numbers are known.
 fn read_table(root: impl AsFd, path: &str) -> String {
-    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
-    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    let Ok(file) = openat2(root, path, flags, Mode::empty(), resolve) else { return String::new() };
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let Ok(file) = confined::in_root(root.as_fd(), path.as_bytes(), flags) else { return String::new() };
     let is_file = fstat(&file).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile);
     let mut bytes = Vec::new();
     if !is_file || File::from(file).take(TABLE_LIMIT).read_to_end(&mut bytes).is_err() {

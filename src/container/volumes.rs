@@ -5,13 +5,15 @@
 use std::fs::File;
 use std::io::Seek;
 use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
-use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
+use rustix::fs::OFlags;
 use rustix::io::Errno;
 
 use super::Container;
 use super::bundle::Volume;
+use crate::confined;
 use crate::image::files::{make_dir, open_dir};
 use crate::image::layer::{self, SnapshotOptions, UnpackOptions};
 use crate::image::{ImageError, IoContext, Result};
@@ -51,10 +53,8 @@ fn normal(text: &str) -> Option<PathBuf> {
 
 /// Copies what the image has at `destination`, by way of a tar, which keeps owners, attributes and links.
 fn fill(root: &File, destination: &Path, source: &Path, scratch: &Path) -> Result<()> {
-    let relative = destination.strip_prefix("/").unwrap_or(destination);
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    let from = match openat2(root, relative, flags, Mode::empty(), resolve) {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+    let from = match confined::in_root(root.as_fd(), destination.as_os_str().as_bytes(), flags) {
         Ok(from) => from,
         Err(Errno::NOENT) => return Ok(()),
         Err(error) => return Err(error).at(destination),

@@ -228,7 +228,7 @@ impl Overlay {
         let open_lower = |index: usize| self.lower_view(node, index);
         let done = act(&MergedDir {
             stack: &self.stack,
-            upper: upper.map(UpperDir::as_dir),
+            upper: upper.map(|dir| dir.as_dir()),
             lowers: &dir.lowers,
             open_lower: &open_lower,
             listing: listing.as_deref(),

@@ -24,7 +24,7 @@ use parking_lot::{Mutex, RwLock};
 use rustix::thread::CapabilitySet;
 
 use crate::config::{OverlayConfig, Passthrough, RedirectDir};
-use crate::driver::copy_up::stage::Copier;
+use crate::confined::Copier;
 use crate::driver::node::{DirState, HandleTable, Node, NodeRef, NodeTable, Real, State, UpperPart};
 use crate::marks::{AufsName, Opaque, decode_aufs_name};
 use crate::sys::namespace::has_everywhere;
@@ -100,7 +100,7 @@ impl Overlay {
         let capacity = usize::try_from(limit / 4).unwrap_or(1024).min(16_384);
         Ok(Self {
             origins,
-            copier: Copier::default(),
+            copier: Copier::new(interrupt::check),
             nodes: NodeTable::new(NodeRef::new(root)),
             handles: HandleTable::default(),
             lower_dirs: FdCache::new(capacity),

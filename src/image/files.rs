@@ -1,15 +1,19 @@
 //! Small files and directories by path, as the store and archives read and write them.
 
+use std::ffi::CString;
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::Path;
 
 use rustix::fs::{Mode, OFlags, open};
+use rustix::io::Errno;
 
 use super::spec::DOCUMENT_LIMIT;
 use super::{ImageError, IoContext, Result};
+use crate::confined;
 
 /// Makes the names in a directory durable.
 pub(crate) fn sync_dir(path: &Path) -> Result<()> {
@@ -40,14 +44,13 @@ pub(crate) fn make_dir(path: &Path, mode: u32) -> Result<()> {
 
 /// Removes a file or a whole directory; being gone already is no error.
 pub(crate) fn remove_tree(path: &Path) -> Result<()> {
-    let removed = match fs::symlink_metadata(path) {
-        Ok(metadata) if metadata.is_dir() => fs::remove_dir_all(path),
-        Ok(_) => fs::remove_file(path),
-        Err(error) => Err(error),
-    };
-    match removed {
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
-        result => result.at(path),
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return Err(Errno::INVAL).at(path) };
+    let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+    let name = CString::new(name.as_bytes()).map_err(|_| Errno::INVAL).at(path)?;
+    match open(parent, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()) {
+        Ok(dir) => confined::remove_tree(dir.as_fd(), &name).at(path),
+        Err(Errno::NOENT) => Ok(()),
+        Err(error) => Err(error).at(path),
     }
 }
 

@@ -2,12 +2,14 @@
 
 use std::ffi::OsStr;
 use std::fmt;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path};
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, fgetxattr, openat2, statat};
+use rustix::fs::{AtFlags, FileType, OFlags, fgetxattr, statat};
 use rustix::io::Errno;
 
+use crate::confined;
 use crate::image::digest::Digest;
 use crate::image::{ImageError, IoContext, Result};
 use crate::marks::{Mark, Namespace, Opaque, decode_opaque};
@@ -124,8 +126,7 @@ fn kind(dir: &OwnedFd, name: &OsStr) -> rustix::io::Result<Option<What>> {
 }
 
 fn open(dir: &OwnedFd, name: &OsStr) -> rustix::io::Result<OwnedFd> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    openat2(dir, name, flags, Mode::empty(), ResolveFlags::BENEATH)
+    confined::open_dir(dir.as_fd(), name.as_bytes())
 }
 
 fn is_opaque(dir: &OwnedFd) -> rustix::io::Result<bool> {
@@ -139,8 +140,7 @@ fn is_opaque(dir: &OwnedFd) -> rustix::io::Result<bool> {
 
 /// An empty file that is a whiteout by its attribute.
 fn is_marked(dir: &OwnedFd, name: &OsStr) -> rustix::io::Result<bool> {
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
-    let file = openat2(dir, name, flags, Mode::empty(), ResolveFlags::BENEATH)?;
+    let file = confined::beneath(dir.as_fd(), name.as_bytes(), OFlags::RDONLY | OFlags::NONBLOCK)?;
     for namespace in Namespace::ALL {
         if attribute(&file, namespace.xattr(Mark::Whiteout))?.is_some() {
             return Ok(true);

@@ -1,8 +1,8 @@
 //! `stats`: what the mounts of stratafs on this machine do.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::fs;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::channel;
 use std::time::Duration;
@@ -11,6 +11,7 @@ use anyhow::{Result, bail};
 use rustix::io::Errno;
 use serde_json::{Value, json};
 use stratafs::config::options::MountOptions;
+use stratafs::confined::mountinfo;
 use stratafs::fuse::stats::STATS_XATTR;
 use stratafs::image::text::shown_path;
 
@@ -56,40 +57,14 @@ fn one(point: &Path) -> Result<Mount> {
     }
 }
 
-/// Mountpoints of all mounts that may be ours (`proc_pid_mountinfo(5)`), the topmost of each.
+/// Mountpoints of all mounts that may be ours, each once.
 fn mountpoints() -> Result<Vec<PathBuf>> {
-    let mountinfo = fs::read("/proc/self/mountinfo")?;
-    let mut points: Vec<PathBuf> = mountinfo.split(|&byte| byte == b'\n').filter_map(ours).collect();
+    let table = fs::read(mountinfo::OWN)?;
+    let ours = mountinfo::parse(&table).filter(|mount| TYPES.contains(&mount.kind.as_slice()));
+    let mut points: Vec<PathBuf> = ours.map(|mount| mount.point).collect();
     points.sort();
     points.dedup();
     Ok(points)
-}
-
-fn ours(line: &[u8]) -> Option<PathBuf> {
-    let fields: Vec<&[u8]> = line.split(|&byte| byte == b' ').collect();
-    let dash = fields.iter().position(|&field| field == b"-")?;
-    let kind = fields.get(dash + 1)?;
-    TYPES.contains(kind).then(|| unescape(fields.get(4).copied().unwrap_or_default()))
-}
-
-/// Undoes `\040` and its like.
-fn unescape(text: &[u8]) -> PathBuf {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text;
-    while let Some((&first, after)) = rest.split_first() {
-        let digits = after.get(..3).and_then(|digits| str::from_utf8(digits).ok());
-        match digits.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
-            Some(byte) if first == b'\\' => {
-                bytes.push(byte);
-                rest = &after[3..];
-            }
-            _ => {
-                bytes.push(first);
-                rest = after;
-            }
-        }
-    }
-    PathBuf::from(OsString::from_vec(bytes))
 }
 
 /// Asks the mount; `None` if it is not one of ours. In a thread of its own, since a stopped driver answers nobody.
@@ -204,17 +179,4 @@ fn print_list(mounts: &[Mount]) -> Result<()> {
     };
     let rows: Vec<Vec<String>> = mounts.iter().map(row).collect();
     Ok(print_table(&["MOUNTPOINT", "STATE", "PID", "REQUESTS", "ERRORS", "NODES", "HANDLES", "MEMORY"], &rows)?)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn lines_of_mountinfo() {
-        let line = br"40 28 0:38 / /mnt/a\040b rw,nosuid - fuse.stratafs stratafs rw,user_id=0";
-        assert_eq!(ours(line), Some(PathBuf::from("/mnt/a b")));
-        assert_eq!(ours(b"28 1 8:1 / / rw - ext4 /dev/root rw"), None);
-        assert_eq!(ours(b""), None);
-    }
 }

@@ -1,6 +1,5 @@
 //! Copy-up of nodes: the locks around [`crate::driver::copy_up::stage`].
 
-mod content;
 pub(in crate::driver) mod stage;
 
 use std::ffi::CStr;
@@ -99,7 +98,7 @@ impl Overlay {
             sync: !upper.is_volatile() && !self.config.ignore_fsync,
         };
         let content_fd = content.as_ref().map(|(_, file)| file.as_fd());
-        let source = Source { dir: &source_dir, name: source_name, stat: &stat, fs, content: content_fd };
+        let source = Source { dir: &source_dir, name: source_name, stat: &stat, content: content_fd };
         let staged = stage(upper, &self.copier, &source, &plan)?;
         let keeps_below = plan.metacopy && stat.file_type() == FileType::Regular;
         let data = match content {
@@ -209,15 +208,15 @@ impl Overlay {
     /// Copies the content of a metacopy file up (kernel: `ovl_copy_up_meta_inode_data`). Until the mark is gone, the
     /// content below counts, so a crash in between costs nothing.
     fn copy_up_content(&self, node: &NodeRef, length: Option<u64>) -> Result<()> {
-        let Some((data, content)) = self.lower_content(node)? else { return Ok(()) };
+        let Some((_, content)) = self.lower_content(node)? else { return Ok(()) };
         let upper = self.upper()?;
-        let fs = self.stack.lower(data.layer)?.fs();
+        let below = Stat::of(content.as_fd(), c"")?;
         self.on_upper(node, |dir, name| {
             let file = dir.open_writable(name, OFlags::RDWR)?;
             let stat = Stat::of(file.as_fd(), c"")?;
             let capability = dir.xattr(name, c"security.capability")?;
             let length = length.map_or(stat.size, |length| length.min(stat.size));
-            let copied = self.copier.copy(fs, content.as_fd(), file.as_fd(), &stat, length);
+            let copied = self.copier.copy(content.as_fd(), file.as_fd(), &below, length);
             let copied = copied.and_then(|()| rustix::fs::ftruncate(&file, length));
             // Writing has dropped the one and moved the others, also if it did not come to an end.
             if let Some(capability) = capability {

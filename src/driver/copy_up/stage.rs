@@ -8,12 +8,12 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use rustix::io::Errno;
 
-pub use super::content::Copier;
+use crate::confined::{Copier, set_times_of};
 use crate::driver::interrupt;
 use crate::marks::Mark;
 use crate::marks::override_stat::PREFIX;
 use crate::sys::xattr::{self, Target};
-use crate::union::layer::{Dir, FileType, Staged, Stat, TimeTo, Times, UpperLayer, classify, set_times_of};
+use crate::union::layer::{Dir, FileType, Staged, Stat, TimeTo, Times, UpperLayer, classify};
 
 /// What to copy.
 pub struct Source<'a> {
@@ -23,8 +23,6 @@ pub struct Source<'a> {
     pub name: &'a CStr,
     /// Its attributes.
     pub stat: &'a Stat,
-    /// Number of its file system.
-    pub fs: crate::union::layer::FsId,
     /// Its content, if that is not in the file itself.
     pub content: Option<BorrowedFd<'a>>,
 }
@@ -109,8 +107,8 @@ pub fn stage<'u>(
 /// Those of reading and writing.
 pub fn copy_content(copier: &Copier, source: &Source<'_>, to: BorrowedFd<'_>, length: u64) -> Result<(), Errno> {
     match source.content {
-        Some(content) => copier.copy(source.fs, content, to, source.stat, length),
-        None => copier.copy(source.fs, source.dir.open_file(source.name)?.as_fd(), to, source.stat, length),
+        Some(content) => copier.copy(content, to, &Stat::of(content, c"")?, length),
+        None => copier.copy(source.dir.open_file(source.name)?.as_fd(), to, source.stat, length),
     }
 }
 

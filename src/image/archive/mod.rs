@@ -11,12 +11,13 @@ mod oci;
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, fstat, openat2};
+use rustix::fs::{FileType, OFlags, fstat};
 
+use crate::confined;
 use crate::image::config::ImageConfig;
 use crate::image::digest::Digest;
 use crate::image::files::read_limited;
@@ -275,9 +276,8 @@ impl Archive {
             Backing::Directory(directory) => directory,
         };
         // NONBLOCK: a fifo must not hang us. A symbolic link may lead to another file below the directory only.
-        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
-        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-        let file: File = match openat2(directory, name, flags, Mode::empty(), resolve) {
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
+        let file: File = match confined::in_root(directory.as_fd(), name.as_bytes(), flags) {
             Ok(file) => file.into(),
             Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => return Ok(None),
             Err(error) => return Err(error).at(self.locate(name)),

@@ -8,10 +8,11 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{OFlags, Stat};
 
+use crate::confined;
 use crate::image::layer::attributes::FileKind;
 use crate::image::layer::error::{AtPath, LayerError, Result};
+use crate::image::layer::marks;
 use crate::image::layer::path::{components, join, split};
-use crate::image::layer::{confined, marks};
 use crate::marks::{AufsName, Redirect, decode_aufs_name};
 
 /// A directory in one layer.
@@ -190,7 +191,7 @@ impl<'a> LowerView<'a> {
         first_below: usize,
     ) -> Result<OwnedFd> {
         if !marks::is_metacopy(dir, name).at(path)? {
-            return confined::open(dir, name, OFlags::RDONLY | OFlags::NONBLOCK).at(path);
+            return confined::beneath(dir, name, OFlags::RDONLY | OFlags::NONBLOCK).at(path);
         }
         let found = match (marks::redirect(dir, name, path)?, below) {
             (Some(Redirect::Absolute(target)), _) => self.lookup_path_from(first_below, &target)?,

@@ -5,8 +5,8 @@ use std::os::fd::BorrowedFd;
 use rustix::fs::{FileType, Mode, OFlags, Stat, XattrFlags};
 use rustix::io::Errno;
 
+use crate::confined;
 use crate::image::layer::attributes::{FileKind, xattr, xattr_at};
-use crate::image::layer::confined;
 use crate::image::layer::error::{AtPath, LayerError, Result};
 use crate::marks::{AUFS_OPAQUE, AUFS_PREFIX, Mark, Namespace, Opaque, Redirect, decode_opaque, decode_redirect};
 

@@ -34,7 +34,6 @@
 //! right only above these.
 
 pub(crate) mod attributes;
-pub(crate) mod confined;
 pub(crate) mod error;
 pub(crate) mod lower_view;
 pub(crate) mod marks;

@@ -71,11 +71,6 @@ pub(crate) fn split(path: &[u8]) -> Option<(&[u8], &[u8])> {
     }
 }
 
-/// `path` as `*at` calls want it: the root is `.`.
-pub(crate) fn or_dot(path: &[u8]) -> &[u8] {
-    if path.is_empty() { b"." } else { path }
-}
-
 /// Whether `path` is `ancestor` or below it.
 pub(crate) fn is_at_or_below(path: &[u8], ancestor: &[u8]) -> bool {
     ancestor.is_empty() || path.strip_prefix(ancestor).is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/"))

@@ -19,8 +19,8 @@ use std::os::unix::fs::FileExt;
 
 use rustix::fs::{Mode, OFlags};
 
+use crate::confined;
 use crate::image::digest::{Digest, DigestWriter};
-use crate::image::layer::confined;
 use crate::image::layer::error::{AtPath, LayerError, Result, printable};
 use crate::tar::read::RawSink;
 use crate::tar::sparse::Segment;
@@ -377,7 +377,7 @@ fn assemble(recipe: &mut dyn Read, layer: BorrowedFd<'_>, out: &mut dyn Write) -
 /// Opens the file whose contents a record means; an error says why it cannot hold them.
 pub(crate) fn open_contents(layer: BorrowedFd<'_>, path: &[u8]) -> Result<File, String> {
     let reason = |error: rustix::io::Errno| io::Error::from(error).to_string();
-    let file = File::from(confined::open(layer, path, OFlags::RDONLY | OFlags::NONBLOCK).map_err(reason)?);
+    let file = File::from(confined::beneath(layer, path, OFlags::RDONLY | OFlags::NONBLOCK).map_err(reason)?);
     let stat = rustix::fs::fstat(file.as_fd()).map_err(reason)?;
     if !rustix::fs::FileType::from_raw_mode(stat.st_mode).is_file() {
         return Err("it is no longer a regular file".into());

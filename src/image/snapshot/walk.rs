@@ -9,11 +9,12 @@ use std::os::unix::ffi::OsStrExt;
 
 use rustix::fs::{AtFlags, Stat};
 
+use crate::confined;
 use crate::image::layer::attributes::{self, Attributes, FileKind};
 use crate::image::layer::error::{AtPath, LayerError, Result};
 use crate::image::layer::lower_view::{Found, LowerDir, LowerFile, LowerView};
+use crate::image::layer::marks;
 use crate::image::layer::path::{join, split};
-use crate::image::layer::{confined, marks};
 use crate::marks::{AUFS_PREFIX, AufsName, decode_aufs_name};
 
 /// One change.

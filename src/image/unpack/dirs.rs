@@ -8,8 +8,8 @@ use std::rc::Rc;
 
 use rustix::io::Errno;
 
+use crate::confined;
 use crate::image::layer::attributes::{has_default_acl, mtime, timestamps};
-use crate::image::layer::confined;
 use crate::image::layer::error::{AtPath, LayerError, Result};
 use crate::image::layer::path::is_at_or_below;
 use crate::tar::Time;

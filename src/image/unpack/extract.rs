@@ -8,12 +8,13 @@ use std::os::unix::ffi::OsStrExt;
 use std::sync::atomic::AtomicU64;
 use std::sync::mpsc::SyncSender;
 
+use crate::confined;
+use crate::image::layer::attributes;
 use crate::image::layer::attributes::{Attributes, Put, Target};
 use crate::image::layer::error::{AtPath, LayerError, Result, printable};
 use crate::image::layer::lower_view::{Found, LowerView};
 use crate::image::layer::marks::{self, Marks};
 use crate::image::layer::path::{components, join, normalise, split};
-use crate::image::layer::{attributes, confined};
 use crate::image::recipe::RecipeWriter;
 use crate::image::unpack::Lowers;
 use crate::image::unpack::dirs::Dirs;

@@ -7,11 +7,12 @@ use std::os::fd::{AsFd, BorrowedFd};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
+use crate::confined;
 use crate::image::layer::attributes::{self, Attributes, FileKind, Target};
 use crate::image::layer::error::{AtPath, LayerError, Result, printable};
 use crate::image::layer::lower_view::{Found, LowerFile};
+use crate::image::layer::marks;
 use crate::image::layer::path::{is_at_or_below, join, normalise, split};
-use crate::image::layer::{confined, marks};
 use crate::image::recipe::RecipeWriter;
 use crate::image::unpack::dirs::Dir;
 use crate::image::unpack::extract::{Extractor, Reader, attributes_of, device_of};
@@ -328,7 +329,7 @@ impl Extractor<'_> {
         if marks::is_whiteout(dir, name, stat).at(path)? {
             self.buried.push(path.to_vec());
         } else if let (FileKind::Regular, Some(recipe)) = (FileKind::of(stat), recipe) {
-            let file = confined::open(dir, name, OFlags::RDONLY | OFlags::NONBLOCK).at(path)?;
+            let file = confined::beneath(dir, name, OFlags::RDONLY | OFlags::NONBLOCK).at(path)?;
             recipe.save(self.root, path, &file.into())?;
         }
         rustix::fs::unlinkat(dir, name, AtFlags::empty()).at(path)

@@ -7,11 +7,12 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::AtFlags;
 use rustix::io::Errno;
 
+use crate::confined;
 use crate::image::layer::attributes::{self, Attributes, FileKind};
 use crate::image::layer::error::{AtPath, LayerError, Result, printable};
 use crate::image::layer::lower_view::Found;
+use crate::image::layer::marks;
 use crate::image::layer::path::{components, join, pop, push};
-use crate::image::layer::{confined, marks};
 use crate::image::unpack::extract::Extractor;
 
 /// Symbolic links followed for one name (`MAXSYMLINKS`).

@@ -9,10 +9,11 @@ use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 
+use crate::confined;
 use crate::image::layer::attributes::{self, Attributes, FileKind, RECORDED, lacks_xattr};
 use crate::image::layer::error::{AtPath, LayerError, Result, printable};
+use crate::image::layer::marks;
 use crate::image::layer::path::{components, is_at_or_below, join, normalise, split};
-use crate::image::layer::{confined, marks};
 use crate::image::unpack::extract::{attributes_of, device_of};
 use crate::image::verify::places::Places;
 use crate::marks::{AUFS_OPAQUE, AUFS_PREFIX, AufsName, decode_aufs_name};

@@ -11,10 +11,11 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::FileType;
 use rustix::io::Errno;
 
+use crate::confined;
 use crate::image::layer::attributes::FileKind;
 use crate::image::layer::error::{AtPath, Result};
+use crate::image::layer::marks;
 use crate::image::layer::path::{components, is_at_or_below, join, pop, push, split};
-use crate::image::layer::{confined, marks};
 
 /// Symbolic links followed for one name (`MAXSYMLINKS`).
 const MAX_LINKS: usize = 40;

@@ -1,11 +1,12 @@
 //! Reading the marks of one file in a layer.
 
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 
 use rustix::io::Errno;
 
+use crate::confined::Dir;
+use crate::confined::xattr::{self, Target};
 use crate::marks::{self, Mark, Namespace, Opaque};
-use crate::sys::xattr::{self, Target};
 
 /// Bytes of a damaged mark that the log shows.
 const SHOWN: usize = 64;
@@ -32,48 +33,23 @@ impl Marks {
     pub fn opaque(&self) -> Opaque {
         self.opaque.as_deref().map_or(Opaque::No, marks::decode_opaque)
     }
-}
 
-/// Names of all extended attributes of `target`, each ended by a NUL; empty where the file system has none.
-///
-/// # Errors
-/// Those of `listxattr(2)`.
-pub fn list(target: Target<'_>) -> Result<Vec<u8>, Errno> {
-    let mut buffer = [0u8; 1024];
-    match xattr::list(target, &mut buffer) {
-        Ok(len) => return Ok(buffer.get(..len).unwrap_or_default().to_vec()),
-        Err(Errno::OPNOTSUPP) => return Ok(Vec::new()),
-        Err(Errno::RANGE) => {}
-        Err(errno) => return Err(errno),
-    }
-    // 64 KiB is XATTR_LIST_MAX: the kernel lists no more.
-    let mut buffer = vec![0; 65536];
-    let len = xattr::list(target, &mut buffer)?;
-    buffer.truncate(len);
-    Ok(buffer)
-}
-
-/// Value of the extended attribute `key`; `None` if there is none.
-///
-/// # Errors
-/// Those of `getxattr(2)`.
-pub fn value(target: Target<'_>, key: &CStr) -> Result<Option<Vec<u8>>, Errno> {
-    let mut buffer = [0u8; 512];
-    match xattr::get(target, key, &mut buffer) {
-        Ok(len) => return Ok(Some(buffer.get(..len).unwrap_or_default().to_vec())),
-        Err(Errno::NODATA | Errno::OPNOTSUPP) => return Ok(None),
-        Err(Errno::RANGE) => {}
-        Err(errno) => return Err(errno),
-    }
-    // 64 KiB is XATTR_SIZE_MAX.
-    let mut buffer = vec![0; 65536];
-    match xattr::get(target, key, &mut buffer) {
-        Ok(len) => {
-            buffer.truncate(len);
-            Ok(Some(buffer))
+    /// Reads `mark`, which `target` has as the attribute `key`.
+    fn read(&mut self, target: Target<'_>, key: &CStr, mark: Mark) -> Result<(), Errno> {
+        match mark {
+            Mark::Opaque => self.opaque = sound(target, key, mark)?.0,
+            Mark::Redirect => self.redirect = sound(target, key, mark)?.0,
+            Mark::Origin => self.origin = sound(target, key, mark)?.0,
+            Mark::Metacopy => match sound(target, key, mark)? {
+                (_, true) => self.metacopy = true,
+                // Nobody knows where the content is.
+                (_, false) => return Err(Errno::IO),
+            },
+            Mark::Impure => self.impure = sound(target, key, mark)?.0.as_deref() == Some(b"y"),
+            Mark::Whiteout => self.whiteout = true,
+            Mark::Nlink | Mark::Upper | Mark::Uuid => {}
         }
-        Err(Errno::NODATA) => Ok(None),
-        Err(errno) => Err(errno),
+        Ok(())
     }
 }
 
@@ -96,42 +72,45 @@ pub fn classify(key: &[u8]) -> Option<(Namespace, Option<Mark>)> {
     Some((namespace, Some(mark)))
 }
 
-/// Reads the marks of `target`, of every name space. The log names those that are damaged.
-///
-/// # Errors
-/// Those of `listxattr(2)` and `getxattr(2)`.
-pub fn read(target: Target<'_>) -> Result<Marks, Errno> {
-    let mut marks = Marks::default();
-    let mut names = [0u8; 1024];
-    let listed = match xattr::list(target, &mut names) {
-        Ok(0) | Err(Errno::OPNOTSUPP) => return Ok(marks),
-        Ok(len) => names.get(..len).unwrap_or_default().to_vec(),
-        Err(Errno::RANGE) => list(target)?,
-        Err(errno) => return Err(errno),
-    };
-    for key in listed.split_inclusive(|&b| b == 0) {
-        let Some((_, Some(mark))) = classify(key.strip_suffix(b"\0").unwrap_or(key)) else { continue };
-        let Ok(key) = CStr::from_bytes_with_nul(key) else { continue };
-        match mark {
-            Mark::Opaque => marks.opaque = sound(target, key, mark)?.0,
-            Mark::Redirect => marks.redirect = sound(target, key, mark)?.0,
-            Mark::Origin => marks.origin = sound(target, key, mark)?.0,
-            Mark::Metacopy => match sound(target, key, mark)? {
-                (_, true) => marks.metacopy = true,
-                // Nobody knows where the content is.
-                (_, false) => return Err(Errno::IO),
-            },
-            Mark::Impure => marks.impure = sound(target, key, mark)?.0.as_deref() == Some(b"y"),
-            Mark::Whiteout => marks.whiteout = true,
-            Mark::Nlink | Mark::Upper | Mark::Uuid => {}
+impl Dir {
+    /// The marks of `name`, or of the directory itself if it is empty. The log names those that are damaged.
+    ///
+    /// # Errors
+    /// Those of `listxattr(2)` and `getxattr(2)`.
+    pub fn marks(&self, name: &CStr) -> Result<Marks, Errno> {
+        let mut marks = Marks::default();
+        let target = self.target(name);
+        match xattr::list(target) {
+            Ok(listed) => {
+                for key in listed.split_inclusive(|&b| b == 0) {
+                    let Some((_, Some(mark))) = classify(key.strip_suffix(b"\0").unwrap_or(key)) else { continue };
+                    let Ok(key) = CStr::from_bytes_with_nul(key) else { continue };
+                    marks.read(target, key, mark)?;
+                }
+            }
+            // More names than a system call lists: each mark is asked for. What is read last counts.
+            Err(Errno::TOOBIG) => {
+                for (namespace, mark) in Namespace::ALL.into_iter().rev().flat_map(|n| FILE_MARKS.map(|mark| (n, mark)))
+                {
+                    let key = CString::new(namespace.xattr(mark)).unwrap_or_default();
+                    if xattr::value(target, &key)?.is_some() {
+                        marks.read(target, &key, mark)?;
+                    }
+                }
+            }
+            Err(errno) => return Err(errno),
         }
+        Ok(marks)
     }
-    Ok(marks)
 }
+
+/// The marks that [`Marks`] knows.
+const FILE_MARKS: [Mark; 6] =
+    [Mark::Opaque, Mark::Redirect, Mark::Origin, Mark::Metacopy, Mark::Impure, Mark::Whiteout];
 
 /// Value of the mark `key`, and whether it means anything; the log tells of one that does not.
 fn sound(target: Target<'_>, key: &CStr, mark: Mark) -> Result<(Option<Vec<u8>>, bool), Errno> {
-    let value = value(target, key)?;
+    let value = xattr::value(target, key)?;
     let good = value.as_deref().is_none_or(|value| marks::is_good(mark, value));
     if !good {
         let shown = value.as_deref().unwrap_or_default();

@@ -2,7 +2,6 @@
 //! all of a mount.
 
 mod capabilities;
-mod dir;
 pub mod fd_cache;
 mod index;
 mod layer_dir;
@@ -11,31 +10,29 @@ mod nesting;
 mod numbers;
 mod order;
 mod origin;
-mod stat;
 mod upper;
 mod whiteouts;
 mod work;
 
 use std::ffi::{CStr, CString};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
 pub use capabilities::Capabilities;
-pub use dir::{Dir, RawEntry, TimeTo, Times, UpperDir, set_times_of};
 pub use layer_dir::{LayerDir, ListedDir};
 pub use marks::{Marks, classify};
 use numbers::FileSystems;
 pub use origin::OriginResolver;
-pub use stat::{Device, FileId, FileType, Stat, Timestamp};
-pub use upper::{UpperLayer, WhiteoutForm};
+pub use upper::{UpperDir, UpperLayer, WhiteoutForm};
 pub use whiteouts::{Cleared, Move, Place};
 pub use work::{Staged, WorkDir};
 
 use crate::config::OverlayConfig;
+pub use crate::confined::{Device, Dir, FileId, FileType, RawEntry, Stat, TimeTo, Times, Timestamp};
 use crate::inventory::{DirNumber, Inventory};
 use nesting::Traps;
 
@@ -127,7 +124,7 @@ impl Layer {
         if path.is_empty() {
             return Ok(self.root.clone());
         }
-        open_beneath(&self.root, path)
+        self.root.open_beneath(path)
     }
 
     /// Attributes of the file `path` below the layer's root; `None` if there is none. No step follows a symlink; a
@@ -178,41 +175,6 @@ impl Layer {
     pub fn root(&self) -> &Dir {
         &self.root
     }
-}
-
-/// Longest path given to one system call.
-const STEP: usize = 4000;
-
-fn open_beneath(root: &Dir, path: &CStr) -> Result<Dir, Errno> {
-    let mut rest = path.to_bytes();
-    let mut dir = root.clone();
-    loop {
-        // PATH_MAX holds for one call, not for a tree: deeper paths are walked in steps.
-        let cut = if rest.len() <= STEP {
-            rest.len()
-        } else {
-            rest.get(..STEP).and_then(|head| head.iter().rposition(|&b| b == b'/')).ok_or(Errno::NAMETOOLONG)?
-        };
-        let (step, tail) = rest.split_at_checked(cut).ok_or(Errno::NAMETOOLONG)?;
-        dir = Dir::new(open_step(dir.as_fd(), step)?);
-        match tail.split_first() {
-            None => return Ok(dir),
-            Some((_, tail)) => rest = tail,
-        }
-    }
-}
-
-fn open_step(dir: std::os::fd::BorrowedFd<'_>, path: &[u8]) -> Result<OwnedFd, Errno> {
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-    for _ in 0..8 {
-        match rustix::fs::openat2(dir, path, flags, Mode::empty(), resolve) {
-            // A rename elsewhere on the system raced with the walk.
-            Err(Errno::AGAIN) => {}
-            opened => return opened,
-        }
-    }
-    Err(Errno::AGAIN)
 }
 
 fn open_root(path: &Path, what: &str) -> Result<Dir, OpenError> {

@@ -20,6 +20,7 @@ use std::path::PathBuf;
 
 use rustix::io::Errno;
 
+use crate::confined::mountinfo;
 use crate::union::layer::{Stat, UpperDir};
 
 /// `f_type` of ext2, ext3 and ext4.
@@ -42,7 +43,7 @@ impl Order {
         let kind = root.open_self().and_then(rustix::fs::fstatfs).map(|found| found.f_type.cast_unsigned());
         let ordered = match kind {
             Ok(EXT4) => ext4_options(stat).is_some_and(|options| is_ordered_ext4(&options)),
-            Ok(XFS) => mountinfo(stat).is_some_and(|options| !options.contains("rtdev=")),
+            Ok(XFS) => has_realtime_device(stat) == Some(false),
             Ok(_) | Err(_) => false,
         };
         if ordered { Self::Journal } else { Self::Unknown }
@@ -88,11 +89,11 @@ fn is_ordered_ext4(options: &str) -> bool {
     options.lines().any(|line| line == "data=ordered")
 }
 
-/// The line of `/proc/self/mountinfo` for the file system; `None` if it is not there.
-fn mountinfo(stat: &Stat) -> Option<String> {
-    let device = format!("{}:{}", stat.device.0, stat.device.1);
-    let all = fs::read_to_string("/proc/self/mountinfo").ok()?;
-    all.lines().find(|line| line.split(' ').nth(2) == Some(&device)).map(str::to_owned)
+/// True if the mounted file system has a realtime device; `None` if it is not in the table of mounts.
+fn has_realtime_device(stat: &Stat) -> Option<bool> {
+    let table = fs::read(mountinfo::OWN).ok()?;
+    let mount = mountinfo::parse(&table).find(|mount| mount.device == stat.device)?;
+    Some(mount.options.split(|&byte| byte == b',').any(|option| option.starts_with(b"rtdev=")))
 }
 
 #[cfg(test)]

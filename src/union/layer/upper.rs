@@ -1,6 +1,7 @@
 //! The writable layer.
 
 use std::ffi::{CStr, CString};
+use std::ops::Deref;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -9,9 +10,42 @@ use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::config::OverlayConfig;
+use crate::confined::WritableDir;
 use crate::marks::{Mark, Namespace};
 use crate::union::layer::order::Order;
-use crate::union::layer::{Capabilities, OpenError, Stat, UpperDir, WorkDir, describe};
+use crate::union::layer::{Capabilities, OpenError, Stat, WorkDir, describe};
+
+/// A directory of the upper layer or the work directory. Only these two give one out.
+#[derive(Clone, Debug)]
+pub struct UpperDir(WritableDir);
+
+impl Deref for UpperDir {
+    type Target = WritableDir;
+    fn deref(&self) -> &WritableDir {
+        &self.0
+    }
+}
+
+impl AsFd for UpperDir {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl UpperDir {
+    /// Wraps an open directory of the upper layer or the work directory.
+    pub(super) fn new(fd: OwnedFd) -> Self {
+        Self(WritableDir::new(fd))
+    }
+
+    /// Opens the subdirectory `name`.
+    ///
+    /// # Errors
+    /// Those of `openat(2)`; `NOTDIR` also for a symlink.
+    pub fn open_upper_dir(&self, name: &CStr) -> Result<Self, Errno> {
+        Ok(Self(self.0.open_writable_dir(name)?))
+    }
+}
 
 /// How deletions are marked in the upper.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

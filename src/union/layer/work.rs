@@ -9,8 +9,8 @@ use parking_lot::Mutex;
 use rustix::fs::{OFlags, RenameFlags};
 use rustix::io::Errno;
 
-use crate::sys::xattr::{self, Target};
-use crate::union::layer::{Capabilities, Dir, Stat, UpperDir};
+use crate::confined::xattr::{self, Target};
+use crate::union::layer::{Capabilities, Stat, UpperDir};
 
 /// The directory `work` inside `workdir=`, as the kernel lays it out. Nothing in it survives a mount.
 #[derive(Debug)]
@@ -261,14 +261,5 @@ impl<'a> Staged<'a> {
     /// `IO` for what is not a regular file.
     pub fn into_nameless(mut self) -> Result<OwnedFd, Errno> {
         self.file.take().ok_or(Errno::IO)
-    }
-
-    /// A staged directory, to put something in before it is published.
-    ///
-    /// # Errors
-    /// `IO` for what is not a directory.
-    pub fn as_dir(&self) -> Result<Dir, Errno> {
-        let name = self.name.as_deref().ok_or(Errno::IO)?;
-        self.work.dir.open_dir(name)
     }
 }

@@ -1,7 +1,6 @@
-//! Directories of layers, held by descriptor. [`Dir`] only reads; [`UpperDir`] also writes, and only the upper
-//! layer and the work directory give one out.
+//! One directory of a tree, held by descriptor. [`Dir`] only reads; [`WritableDir`] also writes.
 
-use std::ffi::{CStr, CString, OsString};
+use std::ffi::{CStr, OsString};
 use std::mem::MaybeUninit;
 use std::ops::Deref;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -12,12 +11,12 @@ use std::sync::Arc;
 use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, RawDir, RenameFlags, Timespec, Timestamps, Uid};
 use rustix::io::Errno;
 
+use super::xattr;
+use super::{Stat, Timestamp};
 use crate::sys;
 use crate::sys::xattr::Target;
-use crate::union::layer::marks::{self, Marks};
-use crate::union::layer::stat::{Stat, Timestamp};
 
-/// A directory of a layer, for reading. Cheap to clone.
+/// A directory, for reading. Cheap to clone.
 ///
 /// Everything that takes a name also takes an empty one, which means the held file itself; that way it also holds
 /// files that have no name any more.
@@ -35,6 +34,11 @@ pub struct RawEntry<'a> {
     pub ino: u64,
 }
 
+/// An open file as a path.
+pub(super) fn proc_path(file: BorrowedFd<'_>) -> String {
+    format!("/proc/self/fd/{}", file.as_raw_fd())
+}
+
 impl AsFd for Dir {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
@@ -43,16 +47,16 @@ impl AsFd for Dir {
 
 impl Dir {
     /// Wraps an open directory, which may be `O_PATH`.
-    pub(super) fn new(fd: OwnedFd) -> Self {
+    pub(crate) fn new(fd: OwnedFd) -> Self {
         Self(Arc::new(fd))
     }
 
     /// The held file itself as a path. What is held may be `O_PATH`, on which many calls work by path only.
     fn proc_path(&self) -> String {
-        format!("/proc/self/fd/{}", self.0.as_raw_fd())
+        proc_path(self.as_fd())
     }
 
-    fn target<'a>(&'a self, name: &'a CStr) -> Target<'a> {
+    pub(crate) fn target<'a>(&'a self, name: &'a CStr) -> Target<'a> {
         Target { dir: self.as_fd(), name }
     }
 
@@ -88,6 +92,14 @@ impl Dir {
     pub fn open_dir(&self, name: &CStr) -> Result<Self, Errno> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         Ok(Self::new(rustix::fs::openat(self, name, flags, Mode::empty())?))
+    }
+
+    /// Opens the directory `path` below this one as a place to look names up in (`O_PATH`), however long the path is.
+    ///
+    /// # Errors
+    /// Those of [`super::beneath`].
+    pub fn open_beneath(&self, path: &CStr) -> Result<Self, Errno> {
+        Ok(Self::new(super::beneath(self.as_fd(), path.to_bytes(), OFlags::PATH | OFlags::DIRECTORY)?))
     }
 
     /// Opens the regular file `name` for reading, without a trace in its access time where that is permitted.
@@ -154,20 +166,12 @@ impl Dir {
         Ok(OsString::from_vec(rustix::fs::readlinkat(self, name, Vec::with_capacity(256))?.into_bytes()))
     }
 
-    /// The marks of `name`, or of the directory itself if it is empty.
-    ///
-    /// # Errors
-    /// Those of `listxattr(2)` and `getxattr(2)`.
-    pub fn marks(&self, name: &CStr) -> Result<Marks, Errno> {
-        marks::read(self.target(name))
-    }
-
     /// Names of the extended attributes of `name`, each ended by a NUL.
     ///
     /// # Errors
     /// Those of `listxattr(2)`.
     pub fn list_xattrs(&self, name: &CStr) -> Result<Vec<u8>, Errno> {
-        marks::list(self.target(name))
+        xattr::list(self.target(name))
     }
 
     /// Value of an extended attribute of `name`.
@@ -175,7 +179,7 @@ impl Dir {
     /// # Errors
     /// Those of `getxattr(2)`, but a missing attribute is `None`.
     pub fn xattr(&self, name: &CStr, key: &CStr) -> Result<Option<Vec<u8>>, Errno> {
-        marks::value(self.target(name), key)
+        xattr::value(self.target(name), key)
     }
 
     /// File handle of `name`, or of the directory itself if it is empty.
@@ -202,18 +206,18 @@ fn dirent_type(kind: rustix::fs::FileType) -> u8 {
     }
 }
 
-/// A directory that may be written: of the upper layer, or the work directory.
+/// A directory that may be written. What it holds is changed by name only, and symbolic links are never followed.
 #[derive(Clone, Debug)]
-pub struct UpperDir(Dir);
+pub struct WritableDir(Dir);
 
-impl Deref for UpperDir {
+impl Deref for WritableDir {
     type Target = Dir;
     fn deref(&self) -> &Dir {
         &self.0
     }
 }
 
-impl AsFd for UpperDir {
+impl AsFd for WritableDir {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
@@ -257,13 +261,13 @@ impl Times {
 ///
 /// # Errors
 /// Those of `futimens(2)`.
-pub fn set_times_of(file: BorrowedFd<'_>, times: &Times) -> Result<(), Errno> {
+pub(crate) fn set_times_of(file: BorrowedFd<'_>, times: &Times) -> Result<(), Errno> {
     rustix::fs::futimens(file, &times.timestamps())
 }
 
-impl UpperDir {
-    /// Wraps an open directory of the upper layer or the work directory.
-    pub(super) fn new(fd: OwnedFd) -> Self {
+impl WritableDir {
+    /// Wraps an open directory.
+    pub(crate) fn new(fd: OwnedFd) -> Self {
         Self(Dir::new(fd))
     }
 
@@ -276,7 +280,7 @@ impl UpperDir {
     ///
     /// # Errors
     /// Those of `openat(2)`; `NOTDIR` also for a symlink.
-    pub fn open_upper_dir(&self, name: &CStr) -> Result<Self, Errno> {
+    pub fn open_writable_dir(&self, name: &CStr) -> Result<Self, Errno> {
         Ok(Self(self.0.open_dir(name)?))
     }
 
@@ -322,8 +326,7 @@ impl UpperDir {
     /// # Errors
     /// `EXIST`; others of `linkat(2)`.
     pub fn link_open_file(&self, file: BorrowedFd<'_>, name: &CStr) -> Result<(), Errno> {
-        let path = format!("/proc/self/fd/{}", file.as_raw_fd());
-        rustix::fs::linkat(CWD, path, self, name, AtFlags::SYMLINK_FOLLOW)
+        rustix::fs::linkat(CWD, proc_path(file), self, name, AtFlags::SYMLINK_FOLLOW)
     }
 
     /// Gives `from_name` in `from` the further name `name` here.
@@ -376,43 +379,12 @@ impl UpperDir {
         rustix::fs::unlinkat(self, name, AtFlags::REMOVEDIR)
     }
 
-    /// Removes `name` and, if it is a directory, all that it holds. Iterative: depth is bounded by memory only.
+    /// Removes `name` and, if it is a directory, all that it holds ([`super::remove_tree`]).
     ///
     /// # Errors
-    /// Those of `unlinkat(2)` and of listing; a name that is gone is none.
+    /// Those of [`super::remove_tree`].
     pub fn remove_tree(&self, name: &CStr) -> Result<(), Errno> {
-        match self.remove_file(name) {
-            Ok(()) | Err(Errno::NOENT) => return Ok(()),
-            Err(Errno::ISDIR | Errno::PERM) => {}
-            Err(errno) => return Err(errno),
-        }
-        let mut pending = vec![(self.clone(), name.to_owned())];
-        while let Some((parent, name)) = pending.last().cloned() {
-            match parent.remove_dir(&name) {
-                Ok(()) | Err(Errno::NOENT) => {
-                    pending.pop();
-                    continue;
-                }
-                Err(Errno::NOTEMPTY | Errno::EXIST) => {}
-                Err(errno) => return Err(errno),
-            }
-            let dir = parent.open_upper_dir(&name)?;
-            let mut subdirs: Vec<CString> = Vec::new();
-            let mut files: Vec<CString> = Vec::new();
-            dir.list(|entry| {
-                if entry.kind == libc::DT_DIR { &mut subdirs } else { &mut files }.push(entry.name.to_owned());
-                Ok(())
-            })?;
-            for file in files {
-                match dir.remove_file(&file) {
-                    Ok(()) | Err(Errno::NOENT) => {}
-                    Err(Errno::ISDIR) => subdirs.push(file),
-                    Err(errno) => return Err(errno),
-                }
-            }
-            pending.extend(subdirs.into_iter().map(|sub| (dir.clone(), sub)));
-        }
-        Ok(())
+        super::remove_tree(self.as_fd(), name)
     }
 
     /// Moves `name` to `new_name` in `to`.

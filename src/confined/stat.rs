@@ -1,4 +1,4 @@
-//! Attributes of a file in a layer.
+//! Attributes of a file.
 
 use std::ffi::CStr;
 use std::os::fd::BorrowedFd;
@@ -27,7 +27,7 @@ pub struct Timestamp {
     pub nsec: u32,
 }
 
-/// What `statx(2)` says of a file in a layer.
+/// What `statx(2)` says of a file.
 #[derive(Clone, Copy, Debug)]
 pub struct Stat {
     /// Inode number in its own file system.

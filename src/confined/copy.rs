@@ -1,0 +1,257 @@
+//! Copying the content of a file: shared blocks where the file system can, else inside the kernel, else through
+//! memory. Holes stay holes.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use parking_lot::RwLock;
+use rustix::fs::SeekFrom;
+use rustix::io::Errno;
+
+use super::{Device, Stat};
+
+/// Bytes copied by one system call: large enough to be cheap, small enough for the process to be killed in between.
+const CHUNK: usize = 16 << 20;
+/// Buffer for copies through memory, in bytes.
+const BUFFER: usize = 256 << 10;
+
+/// Copies contents to files of one file system, remembering what each file system that they come from cannot do.
+#[derive(Debug)]
+pub(crate) struct Copier {
+    /// Asked between the pieces of a copy; an error ends it.
+    check: fn() -> Result<(), Errno>,
+    /// Source file systems that lack something; there are few, and most often none.
+    lacks: RwLock<Vec<(Device, Lack)>>,
+}
+
+/// What two file systems cannot do together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Lack {
+    /// Share blocks (`FICLONE`).
+    Clone,
+    /// `copy_file_range(2)`.
+    Range,
+}
+
+/// What a refusal says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Refusal {
+    /// These two file systems cannot do it, whatever the files.
+    FileSystems,
+    /// These two files cannot: not checksummed alike (btrfs), swapped to, on a realtime device (xfs), of odd sizes, …
+    Files,
+    /// It should have worked.
+    Failure,
+}
+
+impl Refusal {
+    fn of(errno: Errno) -> Self {
+        match errno {
+            Errno::XDEV | Errno::OPNOTSUPP | Errno::NOTTY | Errno::NOSYS => Self::FileSystems,
+            Errno::INVAL | Errno::BADF | Errno::TXTBSY | Errno::PERM => Self::Files,
+            _ => Self::Failure,
+        }
+    }
+}
+
+impl Copier {
+    /// A copier that calls `check` between the pieces of a copy, and ends the copy with the error that it returns.
+    pub(crate) fn new(check: fn() -> Result<(), Errno>) -> Self {
+        Self { check, lacks: RwLock::default() }
+    }
+
+    fn can(&self, source: Device, lack: Lack) -> bool {
+        !self.lacks.read().contains(&(source, lack))
+    }
+
+    /// Takes note of a refusal. The copy goes on in another way, unless that is an error.
+    fn refused(&self, source: Device, lack: Lack, errno: Errno) -> Result<(), Errno> {
+        match Refusal::of(errno) {
+            Refusal::FileSystems => {
+                let mut lacks = self.lacks.write();
+                if !lacks.contains(&(source, lack)) {
+                    lacks.push((source, lack));
+                }
+                Ok(())
+            }
+            Refusal::Files => Ok(()),
+            Refusal::Failure => Err(errno),
+        }
+    }
+
+    /// Copies the first `length` bytes of `from`, of attributes `stat`, to the empty file `to`.
+    ///
+    /// # Errors
+    /// Those of reading and writing; `IO` if `from` is shorter than `stat` says; what the check returns.
+    pub(crate) fn copy(&self, from: BorrowedFd<'_>, to: BorrowedFd<'_>, stat: &Stat, length: u64) -> Result<(), Errno> {
+        if length == 0 {
+            return Ok(());
+        }
+        if length == stat.size && self.can(stat.device, Lack::Clone) {
+            match rustix::fs::ioctl_ficlone(to, from) {
+                Ok(()) => return Ok(()),
+                Err(errno) => self.refused(stat.device, Lack::Clone, errno)?,
+            }
+        }
+        let range = Range { copier: self, device: stat.device, from, to, at: 0 };
+        if stat.blocks.saturating_mul(512) >= stat.size {
+            return range.copy(0, length);
+        }
+        range.copy_data(length)
+    }
+}
+
+/// Copies the first `length` bytes of `source` to `target` at offset `at`, holes staying holes, and extends the target
+/// to `at + length`.
+///
+/// # Errors
+/// Those of reading and writing.
+pub(crate) fn copy_extents(source: &File, target: &File, at: u64, length: u64) -> io::Result<()> {
+    target.set_len(at.checked_add(length).ok_or(io::ErrorKind::FileTooLarge)?)?;
+    let device = Stat::of(source.as_fd(), c"")?.device;
+    let copier = Copier::new(|| Ok(()));
+    let range = Range { copier: &copier, device, from: source.as_fd(), to: target.as_fd(), at };
+    Ok(range.copy_data(length)?)
+}
+
+/// A copy from the bytes of `from` to those of `to` that lie `at` behind them.
+struct Range<'a> {
+    copier: &'a Copier,
+    device: Device,
+    from: BorrowedFd<'a>,
+    to: BorrowedFd<'a>,
+    at: u64,
+}
+
+impl Range<'_> {
+    /// Copies what is not a hole of the first `length` bytes.
+    fn copy_data(&self, length: u64) -> Result<(), Errno> {
+        let mut position = 0;
+        while position < length {
+            let start = match rustix::fs::seek(self.from, SeekFrom::Data(position)) {
+                Ok(start) => start.min(length),
+                Err(Errno::NXIO) => length,
+                Err(Errno::INVAL | Errno::OPNOTSUPP) => return self.copy(position, length),
+                Err(errno) => return Err(errno),
+            };
+            if start >= length {
+                break;
+            }
+            let end = rustix::fs::seek(self.from, SeekFrom::Hole(start))?.min(length);
+            self.copy(start, end)?;
+            position = end;
+        }
+        // A hole at the end leaves no byte to write.
+        rustix::fs::ftruncate(self.to, self.at + length)
+    }
+
+    fn copy(&self, start: u64, end: u64) -> Result<(), Errno> {
+        let mut position = start;
+        while position < end && self.copier.can(self.device, Lack::Range) {
+            (self.copier.check)()?;
+            let (mut read_at, mut write_at) = (position, self.at + position);
+            let wanted = usize::try_from(end - position).unwrap_or(CHUNK).min(CHUNK);
+            match rustix::fs::copy_file_range(self.from, Some(&mut read_at), self.to, Some(&mut write_at), wanted) {
+                // Some file systems (procfs-like ones) copy nothing though there is something: read it.
+                Ok(0) => break,
+                Ok(copied) => position += copied as u64,
+                Err(Errno::INTR) => {}
+                Err(errno) => {
+                    self.copier.refused(self.device, Lack::Range, errno)?;
+                    break;
+                }
+            }
+        }
+        self.copy_through_memory(position, end)
+    }
+
+    fn copy_through_memory(&self, start: u64, end: u64) -> Result<(), Errno> {
+        let mut position = start;
+        let mut buffer = vec![0; if start < end { BUFFER } else { 0 }];
+        while position < end {
+            (self.copier.check)()?;
+            let wanted = usize::try_from(end - position).unwrap_or(BUFFER).min(BUFFER);
+            let chunk = buffer.get_mut(..wanted).ok_or(Errno::IO)?;
+            let read = match rustix::io::pread(self.from, chunk, position) {
+                Ok(0) => return Err(Errno::IO),
+                Ok(read) => read,
+                Err(Errno::INTR) => continue,
+                Err(errno) => return Err(errno),
+            };
+            let mut rest = buffer.get(..read).ok_or(Errno::IO)?;
+            while !rest.is_empty() {
+                let written = match rustix::io::pwrite(self.to, rest, self.at + position) {
+                    Ok(written) => written,
+                    Err(Errno::INTR) => continue,
+                    Err(errno) => return Err(errno),
+                };
+                position += written as u64;
+                rest = rest.get(written..).unwrap_or_default();
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::FileExt;
+
+    fn files() -> (File, File) {
+        let file = || tempfile::tempfile_in("/tmp").expect("a file");
+        (file(), file())
+    }
+
+    /// A refusal because of the files says nothing about others of the same file systems.
+    #[test]
+    fn only_file_systems_are_remembered() {
+        let device = (1, 2);
+        for (errno, again) in [
+            (Errno::INVAL, true),
+            (Errno::BADF, true),
+            (Errno::TXTBSY, true),
+            (Errno::XDEV, false),
+            (Errno::OPNOTSUPP, false),
+            (Errno::NOTTY, false),
+        ] {
+            let copier = Copier::new(|| Ok(()));
+            assert_eq!(copier.refused(device, Lack::Clone, errno), Ok(()), "{errno:?}");
+            assert_eq!(copier.can(device, Lack::Clone), again, "{errno:?}");
+            assert!(copier.can(device, Lack::Range) && copier.can((1, 3), Lack::Clone));
+        }
+        let copier = Copier::new(|| Ok(()));
+        assert_eq!(copier.refused(device, Lack::Range, Errno::NOSPC), Err(Errno::NOSPC));
+        assert!(copier.can(device, Lack::Range));
+    }
+
+    #[test]
+    fn holes_stay_holes_at_any_offset() {
+        let (from, to) = files();
+        from.write_all_at(b"begin", 0).expect("written");
+        from.write_all_at(b"middle", 8 << 20).expect("written");
+        from.set_len(16 << 20).expect("extended");
+        to.write_all_at(b"before", 0).expect("written");
+        copy_extents(&from, &to, 4096, 16 << 20).expect("copied");
+        let bytes = |at: u64, length: usize| {
+            let mut bytes = vec![0; length];
+            to.read_exact_at(&mut bytes, at).expect("read");
+            bytes
+        };
+        assert_eq!((bytes(0, 6), bytes(4096, 5)), (b"before".to_vec(), b"begin".to_vec()));
+        assert_eq!(bytes((8 << 20) + 4096, 6), b"middle");
+        let stat = Stat::of(to.as_fd(), c"").expect("stat");
+        assert_eq!(stat.size, (16 << 20) + 4096);
+        assert!(stat.blocks * 512 < 1 << 20, "{} blocks", stat.blocks);
+    }
+
+    #[test]
+    fn a_file_shorter_than_it_says() {
+        let (from, to) = files();
+        from.write_all_at(&[7; 100], 0).expect("written");
+        let stat = Stat::of(from.as_fd(), c"").expect("stat");
+        from.set_len(50).expect("cut");
+        assert_eq!(Copier::new(|| Ok(())).copy(from.as_fd(), to.as_fd(), &stat, 100), Err(Errno::IO));
+    }
+}

@@ -1,0 +1,28 @@
+//! Directories that nothing leads out of, and what is done to the files in them.
+//!
+//! A tree of files that somebody else made (a layer, an unpacked image, a container's upper directory) is entered
+//! through a held descriptor of its root. Every further step goes through one of two openings:
+//!
+//! - [`beneath`]: no component is a symbolic link, and none leads above the root or into another mount.
+//! - [`in_root`]: symbolic links are followed as if the root were `/`, for paths that a container would resolve.
+//!
+//! [`Dir`] and [`WritableDir`] hold one directory of such a tree and take single names. [`remove_tree`] removes a whole
+//! tree, [`Copier`] and [`copy_extents`] copy contents, [`copy_attributes`] copies the rest, [`mountinfo`] reads the
+//! table of mounts.
+
+mod attributes;
+mod copy;
+mod dir;
+pub mod mountinfo;
+mod open;
+mod remove;
+mod stat;
+pub(crate) mod xattr;
+
+pub(crate) use attributes::{copy_attributes, keeping_times};
+pub(crate) use copy::{Copier, copy_extents};
+pub(crate) use dir::set_times_of;
+pub use dir::{Dir, RawEntry, TimeTo, Times, WritableDir};
+pub(crate) use open::{beneath, in_root, open_dir, sorted_names, stat_entry};
+pub(crate) use remove::remove_tree;
+pub use stat::{Device, FileId, FileType, Stat, Timestamp};

@@ -1,0 +1,98 @@
+//! The table of mounts (`proc_pid_mountinfo(5)`).
+
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
+
+use super::Device;
+
+/// This process's own table.
+pub const OWN: &str = "/proc/self/mountinfo";
+
+/// One line of the table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mount {
+    /// The file system.
+    pub device: Device,
+    /// Where it is mounted.
+    pub point: PathBuf,
+    /// Type of the file system.
+    pub kind: Vec<u8>,
+    /// Options of the file system, separated by commas.
+    pub options: Vec<u8>,
+}
+
+/// The mounts of a table, in its order. Names are bytes; lines that cannot be read are left out.
+pub fn parse(table: &[u8]) -> impl Iterator<Item = Mount> {
+    table.split(|&byte| byte == b'\n').filter_map(parse_line)
+}
+
+/// `36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw,errors=continue`
+fn parse_line(line: &[u8]) -> Option<Mount> {
+    let mut fields = line.split(|&byte| byte == b' ');
+    let device = std::str::from_utf8(fields.nth(2)?).ok()?.split_once(':')?;
+    let point = PathBuf::from(unescape(fields.nth(1)?));
+    let kind = fields.by_ref().skip_while(|&field| field != b"-").nth(1)?.to_vec();
+    let options = fields.nth(1).unwrap_or_default().to_vec();
+    Some(Mount { device: (device.0.parse().ok()?, device.1.parse().ok()?), point, kind, options })
+}
+
+/// Space, tab, newline and backslash are written as three octal digits.
+fn unescape(field: &[u8]) -> OsString {
+    let mut bytes = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((&first, after)) = rest.split_first() {
+        let octal = match after {
+            [a @ b'0'..=b'3', b @ b'0'..=b'7', c @ b'0'..=b'7', ..] if first == b'\\' => Some([a, b, c]),
+            _ => None,
+        };
+        bytes.push(octal.map_or(first, |digits| digits.iter().fold(0, |byte, &digit| byte * 8 + (digit - b'0'))));
+        rest = after.get(octal.map_or(0, |digits| digits.len())..).unwrap_or_default();
+    }
+    OsString::from_vec(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn escapes() {
+        for (field, path) in [
+            (&b"/a"[..], &b"/a"[..]),
+            (br"/a\040b\134c", br"/a b\c"),
+            (br"/x\", br"/x\"),
+            (br"\04", br"\04"),
+            (br"\777", br"\777"),
+            (b"/\xff\\011", b"/\xff\t"),
+        ] {
+            assert_eq!(unescape(field).into_vec(), path);
+        }
+    }
+
+    #[test]
+    fn lines() {
+        let table = b"40 28 0:38 / /mnt/a\\040b rw,nosuid master:3 propagate_from:2 - fuse.stratafs stratafs rw,x=1\n\
+            28 1 8:1 / / rw - ext4 /dev/root rw\n\nrubbish\n41 28 0:39 / /\xff rw shared:1 - tmpfs  rw\n";
+        let found: Vec<Mount> = parse(table).collect();
+        let line = |device, point: &[u8], kind: &[u8], options: &[u8]| Mount {
+            device,
+            point: OsString::from_vec(point.to_vec()).into(),
+            kind: kind.to_vec(),
+            options: options.to_vec(),
+        };
+        let expected = [
+            line((0, 38), b"/mnt/a b", b"fuse.stratafs", b"rw,x=1"),
+            line((8, 1), b"/", b"ext4", b"rw"),
+            line((0, 39), b"/\xff", b"tmpfs", b"rw"),
+        ];
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn own_table() {
+        let table = std::fs::read(OWN).expect("the table");
+        let lines = table.split(|&byte| byte == b'\n').filter(|line| !line.is_empty()).count();
+        assert_eq!(parse(&table).count(), lines);
+    }
+}

@@ -1,0 +1,56 @@
+//! Extended attributes of any size, of a name in a directory or of an open file.
+
+use std::ffi::CStr;
+
+use rustix::io::Errno;
+
+pub(crate) use crate::sys::xattr::{Target, set};
+
+/// Size that most lists and values fit in, in bytes.
+const USUAL: usize = 1024;
+
+/// The kernel's `XATTR_LIST_MAX` and `XATTR_SIZE_MAX`: a longer list or value is never handed out.
+const LARGEST: usize = 65536;
+
+/// Calls with a buffer that is large enough.
+fn grown(call: impl Fn(&mut [u8]) -> Result<usize, Errno>) -> Result<Vec<u8>, Errno> {
+    let mut usual = [0; USUAL];
+    match call(&mut usual) {
+        Ok(length) => return Ok(usual.get(..length).unwrap_or_default().to_vec()),
+        Err(Errno::RANGE) => {}
+        Err(errno) => return Err(errno),
+    }
+    let mut largest = vec![0; LARGEST];
+    let length = call(&mut largest)?;
+    largest.truncate(length);
+    Ok(largest)
+}
+
+/// Names of all extended attributes of `target`, each ended by a NUL; empty where the file system has none.
+///
+/// # Errors
+/// `2BIG`: the names take more than 64 KiB, and no system call lists them; each can still be read by its name. Others of
+/// `listxattr(2)`.
+pub(crate) fn list(target: Target<'_>) -> Result<Vec<u8>, Errno> {
+    match grown(|buffer| crate::sys::xattr::list(target, buffer)) {
+        Err(Errno::OPNOTSUPP) => Ok(Vec::new()),
+        listed => listed,
+    }
+}
+
+/// The single names of a list, without their NULs.
+pub(crate) fn names(list: &[u8]) -> impl Iterator<Item = &[u8]> {
+    list.split(|&byte| byte == 0).filter(|name| !name.is_empty())
+}
+
+/// Value of the extended attribute `key`; `None` if there is none.
+///
+/// # Errors
+/// Those of `getxattr(2)`.
+pub(crate) fn value(target: Target<'_>, key: &CStr) -> Result<Option<Vec<u8>>, Errno> {
+    match grown(|buffer| crate::sys::xattr::get(target, key, buffer)) {
+        Ok(value) => Ok(Some(value)),
+        Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(None),
+        Err(errno) => Err(errno),
+    }
+}
