@@ -1,7 +1,6 @@
 //! One directory of a tree, held by descriptor. [`Dir`] only reads; [`WritableDir`] also writes.
 
 use std::ffi::{CStr, OsString};
-use std::mem::MaybeUninit;
 use std::ops::Deref;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
@@ -144,8 +143,8 @@ impl Dir {
     /// Those of `getdents64(2)`, and what `visit` returns.
     pub fn list(&self, mut visit: impl FnMut(RawEntry<'_>) -> Result<(), Errno>) -> Result<(), Errno> {
         let fd = self.open_self()?;
-        let mut buffer = vec![MaybeUninit::<u8>::uninit(); 32 * 1024];
-        let mut entries = RawDir::new(&fd, &mut buffer);
+        let mut buffer = Vec::with_capacity(32 * 1024);
+        let mut entries = RawDir::new(&fd, buffer.spare_capacity_mut());
         while let Some(entry) = entries.next() {
             let entry = entry?;
             let name = entry.file_name();

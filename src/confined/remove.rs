@@ -1,7 +1,6 @@
 //! Removing a directory with all that it holds.
 
 use std::ffi::{CStr, CString};
-use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir};
@@ -205,8 +204,8 @@ fn open_up(dir: BorrowedFd<'_>) -> Result<(), Errno> {
 fn remove_files(dir: BorrowedFd<'_>) -> Result<Vec<CString>, Errno> {
     let mut subdirectories = Vec::new();
     let mut files = Vec::new();
-    let mut buffer = vec![MaybeUninit::<u8>::uninit(); 32 * 1024];
-    let mut entries = RawDir::new(dir, &mut buffer);
+    let mut buffer = Vec::with_capacity(32 * 1024);
+    let mut entries = RawDir::new(dir, buffer.spare_capacity_mut());
     while let Some(entry) = entries.next() {
         let entry = entry?;
         let name = entry.file_name();
