@@ -30,6 +30,5 @@ pub mod time;
 pub mod unpack;
 pub(crate) mod verify;
 
-pub use crate::text;
 pub(crate) use error::nearest;
 pub use error::{ImageError, IoContext, Result};

@@ -15,9 +15,9 @@ use stratafs::container::bundle::{Network, RunOptions};
 use stratafs::container::{Container, CreateOptions, Runtime, rootless};
 use stratafs::image::ImageError;
 use stratafs::image::layer;
-use stratafs::image::text::{shown_bytes, shown_path};
 use stratafs::image::time::Timestamp;
 use stratafs::store::{Layer, Store};
+use stratafs::text::{shown_bytes, shown_path};
 
 use super::args::{Diff, Exec, Logs, Mount, NetworkArg, Ps, Rm, Run, Stop, Supervise, Umount};
 use super::output::{print_json, print_line, print_path, print_table, shorten};

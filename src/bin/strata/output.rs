@@ -1,5 +1,5 @@
 //! Tables, sizes and JSON as docker's users know them. Everything that is printed goes through here, and what others
-//! wrote is escaped here (see [`stratafs::image::text`]).
+//! wrote is escaped here (see [`stratafs::text`]).
 
 use std::borrow::Cow;
 use std::io::{self, IsTerminal, Write};
@@ -7,7 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use serde_json::Value;
-use stratafs::image::text::{self, shown};
+use stratafs::text::{self, shown};
 use tracing_subscriber::field::MakeExt;
 use tracing_subscriber::fmt::FormatFields;
 use tracing_subscriber::fmt::format::debug_fn;

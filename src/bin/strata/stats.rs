@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use stratafs::config::options::MountOptions;
 use stratafs::confined::mountinfo;
 use stratafs::fuse::stats::STATS_XATTR;
-use stratafs::image::text::shown_path;
+use stratafs::text::shown_path;
 
 use super::args::Stats;
 use super::output::{print_json, print_line, print_path, print_table, size};

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use crate::image::archive::{Archive, check, size};
 use crate::image::files::{make_dir, open_dir};
-use crate::image::layer::{self, UnpackOptions};
 use crate::image::spec::Platform;
+use crate::image::unpack::{self, UnpackOptions};
 use crate::image::{ImageError, IoContext, Result};
 use crate::inventory;
 
@@ -44,7 +44,7 @@ pub fn unpack_archive(
         let lowers: Vec<BorrowedFd<'_>> = stack.iter().rev().map(AsFd::as_fd).collect();
         let location = archive.locate(&found.member);
         let mut member = archive.member(&found.member)?;
-        let unpacked = layer::unpack(&mut member, dest.as_fd(), &lowers, None, options)
+        let unpacked = unpack::unpack(&mut member, dest.as_fd(), &lowers, None, options)
             .map_err(|source| ImageError::Layer { layer: location.clone(), source })?;
         check(&format!("{location}: uncompressed layer"), &found.diff_id, &unpacked.diff_id)?;
         if let Some(descriptor) = &found.descriptor {

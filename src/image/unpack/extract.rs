@@ -1,85 +1,22 @@
 //! Extracts entries into the layer directory: what an entry's name means, and the rules of whiteouts.
 
 use std::ffi::OsStr;
-use std::fs::File;
 use std::io::BufRead;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
-use std::sync::atomic::AtomicU64;
-use std::sync::mpsc::SyncSender;
 
 use crate::confined;
-use crate::image::layer::attributes;
-use crate::image::layer::attributes::{Attributes, Put, Target};
+use crate::image::layer::attributes::{self, Attributes};
 use crate::image::layer::error::{AtPath, LayerError, Result, printable};
-use crate::image::layer::lower_view::{Found, LowerView};
-use crate::image::layer::marks::{self, Marks};
+use crate::image::layer::lower_view::Found;
+use crate::image::layer::marks;
 use crate::image::layer::path::{components, join, normalise, split};
-use crate::image::recipe::RecipeWriter;
-use crate::image::unpack::Lowers;
-use crate::image::unpack::dirs::Dirs;
-use crate::image::unpack::options::UnpackOptions;
-use crate::image::unpack::resolve::Missing;
+use crate::image::unpack::entry::attributes_of;
+use crate::image::unpack::unpacking::{Outcome, Reader, Unpacking};
 use crate::marks::{AUFS_PREFIX, AufsName, decode_aufs_name};
-use crate::tar::limits::Growth;
-use crate::tar::read::{Entry, Kind, TarReader};
+use crate::tar::read::{Entry, Kind};
 
-/// Warnings kept; more of the same kind help nobody.
-const WARNINGS: usize = 100;
-
-/// The reader of a layer; the recipe, where one is kept, takes what is not contents.
-pub(crate) type Reader<'a, R> = TarReader<'a, R, Option<RecipeWriter>>;
-
-/// What came of extracting.
-#[derive(Debug, Default)]
-pub(crate) struct Outcome {
-    pub(crate) depends_on_lower: bool,
-    pub(crate) content_size: u64,
-    pub(crate) warnings: Vec<String>,
-}
-
-/// One layer's extraction.
-pub(crate) struct Extractor<'a> {
-    pub(crate) root: BorrowedFd<'a>,
-    pub(crate) dirs: Dirs<'a>,
-    pub(crate) lowers: LowerView<'a>,
-    pub(crate) options: &'a UnpackOptions,
-    pub(crate) marks: Marks,
-    pub(crate) put: Put,
-    pub(crate) outcome: Outcome,
-    pub(crate) growth: Growth<'a>,
-    /// Whiteouts and opaque directories that other entries of this layer replaced: they still hold for the layers
-    /// below. Settled at the end.
-    pub(crate) buried: Vec<Vec<u8>>,
-    lowers_ready: &'a (dyn Fn() -> bool + Sync),
-    /// Who writes large files out early.
-    pub(crate) to_write_out: Option<SyncSender<File>>,
-    root_named: bool,
-}
-
-impl<'a> Extractor<'a> {
-    pub(crate) fn new(
-        root: BorrowedFd<'a>,
-        lowers: &'a Lowers<'a>,
-        options: &'a UnpackOptions,
-        compressed: &'a AtomicU64,
-    ) -> Self {
-        Self {
-            root,
-            dirs: Dirs::new(root),
-            lowers: LowerView::new(lowers.dirs),
-            options,
-            marks: options.marks,
-            put: Put { keep_ownership: options.keep_ownership },
-            outcome: Outcome::default(),
-            growth: Growth::new(&options.limits, compressed),
-            buried: Vec::new(),
-            lowers_ready: lowers.ready,
-            to_write_out: None,
-            root_named: false,
-        }
-    }
-
+impl Unpacking<'_> {
     /// Extracts all entries.
     pub(crate) fn run<R: BufRead>(mut self, reader: &mut Reader<'_, R>) -> Result<Outcome> {
         while let Some(entry) = reader.next()? {
@@ -128,13 +65,9 @@ impl<'a> Extractor<'a> {
             }
             AufsName::Plain => {
                 let dir = self.resolve_or_make(parent)?;
-                self.place(reader, &dir, name, entry)
+                self.make(reader, &dir, name, entry)
             }
         }
-    }
-
-    pub(crate) fn resolve_or_make(&mut self, path: &[u8]) -> Result<Vec<u8>> {
-        self.resolve(path, Missing::Make)?.ok_or_else(|| LayerError::entry(path, "not a directory"))
     }
 
     /// The layer's root itself.
@@ -166,42 +99,6 @@ impl<'a> Extractor<'a> {
         // Nearly no layer names its root, and nearly every root is root's, 0755: such a layer may be shared.
         self.outcome.depends_on_lower = depended || unusual;
         self.set_directory(b"", if unusual { &attributes } else { &usual })
-    }
-
-    /// To be called before the lower layers are looked at.
-    pub(crate) fn wait_for_lowers(&self) -> Result<()> {
-        match (self.lowers_ready)() {
-            true => Ok(()),
-            false => Err(LayerError::io(b"", std::io::Error::other("a layer below could not be unpacked"))),
-        }
-    }
-
-    /// Puts attributes on the directory at `path`, in the place of those it has.
-    pub(crate) fn set_directory(&mut self, path: &[u8], attributes: &Attributes) -> Result<()> {
-        let dir = self.dirs.get(path)?;
-        let target = Target {
-            fd: Some(dir.as_fd()),
-            dir: dir.as_fd(),
-            name: b".",
-            path,
-            override_type: "dir",
-            is_symlink: false,
-            is_directory: true,
-        };
-        target.clear_xattrs()?;
-        let warnings = target.set(attributes, &self.put, false)?;
-        self.warn(warnings);
-        self.dirs.changed(path, attributes.mtime)
-    }
-
-    pub(crate) fn warn(&mut self, warnings: Vec<String>) {
-        let room = WARNINGS.saturating_sub(self.outcome.warnings.len());
-        self.outcome.warnings.extend(warnings.into_iter().take(room));
-    }
-
-    fn make_opaque(&mut self, path: &[u8]) -> Result<()> {
-        let dir = self.dirs.get(path)?;
-        self.marks.put_opaque(dir.as_fd(), path)
     }
 
     /// An opaque root says nothing to overlay file systems (the kernel merges all roots), so every name of the lower
@@ -274,30 +171,4 @@ fn directory_names(parent: &[u8], path: &[u8]) -> Result<Names> {
         Some(name) if decode_aufs_name(OsStr::from_bytes(name)) == AufsName::Bookkeeping => Ok(Names::Bookkeeping),
         Some(_) => Err(LayerError::entry(path, "an entry below a whiteout")),
     }
-}
-
-/// The attributes that an entry gives its file.
-///
-/// # Errors
-/// When it has an owner that Linux has not.
-pub(crate) fn attributes_of(entry: &Entry) -> Result<Attributes> {
-    // 4294967295 is no owner: chown(2) takes it as "leave".
-    let id = |value: i128, what: &str| {
-        let id = u32::try_from(value).ok().filter(|id| *id != u32::MAX);
-        id.ok_or_else(|| LayerError::entry(&entry.name, format!("its {what} {value} is out of range")))
-    };
-    let (uid, gid) = (id(entry.uid, "uid")?, id(entry.gid, "gid")?);
-    Ok(Attributes { mode: entry.mode, uid, gid, mtime: entry.mtime, xattrs: entry.xattrs.clone() })
-}
-
-/// The device numbers of an entry that is a device.
-///
-/// # Errors
-/// When they have more bits than Linux' `dev_t`; mknod(2) would cut them off.
-pub(crate) fn device_of(name: &[u8], major: i128, minor: i128) -> Result<(u32, u32)> {
-    let number = |part: i128, bits: u32| {
-        let part = u32::try_from(part).ok().filter(|part| part >> bits == 0);
-        part.ok_or_else(|| LayerError::entry(name, "its device number is out of range"))
-    };
-    Ok((number(major, 12)?, number(minor, 20)?))
 }

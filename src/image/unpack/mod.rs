@@ -1,13 +1,26 @@
-//! The unpacking pipeline. The calling thread reads and inflates; two threads hash, one the compressed bytes and one
+//! A layer's tar into its directory: the pipeline, and below it, each using only what stands under it:
+//!
+//! | module | what it is for |
+//! |---|---|
+//! | `archive` | an archive's layers into plain directories, without a store |
+//! | `extract` | all entries, one after the other: what their names mean; whiteouts |
+//! | `make` | what one entry says |
+//! | `resolve` | an entry's directory |
+//! | `unpacking` | the state of it all |
+//! | `dirs`, `entry`, `options` | open directories; owners and devices of entries; how to unpack |
+//!
+//! The calling thread reads and inflates; two threads hash, one the compressed bytes and one
 //! the uncompressed; one thread extracts; one has what was extracted written out. Bounded channels of shared buffers join them, so memory does not depend
 //! on the layer.
 
 mod archive;
-pub(crate) mod dirs;
-pub(crate) mod extract;
-pub(crate) mod options;
-mod place;
-pub(crate) mod resolve;
+mod dirs;
+pub(crate) mod entry;
+mod extract;
+mod make;
+mod options;
+mod resolve;
+mod unpacking;
 
 use std::fs::File;
 use std::io::{self, BufRead, Read, Write};
@@ -19,13 +32,13 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use crate::image::digest::{Digest, Hasher};
 use crate::image::layer::error::{LayerError, Result};
 use crate::image::recipe::RecipeWriter;
-use crate::image::unpack::extract::{Extractor, Outcome};
+use crate::image::unpack::unpacking::{Outcome, Unpacking};
 use crate::tar::TarError;
 use crate::tar::compression::{self, Packing};
 use crate::tar::limits::{Bounded, too_long};
 use crate::tar::read::TarReader;
 pub use archive::unpack_archive;
-pub use options::UnpackOptions;
+pub use options::{Lowers, UnpackOptions};
 
 /// Bytes of one buffer.
 const BUFFER: usize = 256 << 10;
@@ -56,15 +69,6 @@ pub struct Unpacked {
     pub content_size: u64,
     /// Attributes that could not be kept, one line each; at most 100.
     pub warnings: Vec<String>,
-}
-
-/// The layer directories below, topmost first.
-#[derive(Clone, Copy)]
-pub struct Lowers<'a> {
-    /// The directories.
-    pub dirs: &'a [BorrowedFd<'a>],
-    /// Called before they are looked at: waits until they are complete. False if they never will be.
-    pub ready: &'a (dyn Fn() -> bool + Sync),
 }
 
 type Buffer = Arc<Vec<u8>>;
@@ -147,7 +151,7 @@ impl Job<'_> {
         to_write_out: Option<SyncSender<File>>,
     ) -> Result<Extracted> {
         let mut reader = TarReader::new(input, &self.options.limits, recipe);
-        let mut extractor = Extractor::new(self.dest, self.lowers, self.options, self.read_bytes);
+        let mut extractor = Unpacking::new(self.dest, self.lowers, self.options, self.read_bytes);
         extractor.to_write_out = to_write_out;
         let outcome = extractor.run(&mut reader)?;
         Ok(Extracted { outcome, entries: reader.entries(), recipe: reader.into_sink() })

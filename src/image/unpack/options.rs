@@ -1,5 +1,7 @@
 //! How to unpack, and how much to accept.
 
+use std::os::fd::BorrowedFd;
+
 use crate::image::layer::marks::Marks;
 use crate::tar::Limits;
 
@@ -36,4 +38,13 @@ impl UnpackOptions {
     pub fn unprivileged() -> Self {
         Self { marks: Marks::unprivileged(), keep_ownership: false, ..Self::default() }
     }
+}
+
+/// The layer directories below, topmost first.
+#[derive(Clone, Copy)]
+pub struct Lowers<'a> {
+    /// The directories.
+    pub dirs: &'a [BorrowedFd<'a>],
+    /// Called before they are looked at: waits until they are complete. False if they never will be.
+    pub ready: &'a (dyn Fn() -> bool + Sync),
 }

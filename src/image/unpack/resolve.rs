@@ -13,7 +13,7 @@ use crate::image::layer::error::{AtPath, LayerError, Result, printable};
 use crate::image::layer::lower_view::Found;
 use crate::image::layer::marks;
 use crate::image::layer::path::{components, join, pop, push};
-use crate::image::unpack::extract::Extractor;
+use crate::image::unpack::unpacking::Unpacking;
 
 /// Symbolic links followed for one name (`MAXSYMLINKS`).
 const MAX_LINKS: usize = 40;
@@ -74,7 +74,7 @@ impl Cursor {
     }
 }
 
-impl Extractor<'_> {
+impl Unpacking<'_> {
     /// The directory that `path` names: its own path in this layer, without symbolic links. `None` if it is no
     /// directory, or deleted (only with [`Missing::Leave`]).
     pub(crate) fn resolve(&mut self, path: &[u8], missing: Missing) -> Result<Option<Vec<u8>>> {
@@ -135,6 +135,11 @@ impl Extractor<'_> {
         Ok(Some(cursor.path))
     }
 
+    /// The directory that `path` names, made if it is missing.
+    pub(crate) fn resolve_or_make(&mut self, path: &[u8]) -> Result<Vec<u8>> {
+        self.resolve(path, Missing::Make)?.ok_or_else(|| LayerError::entry(path, "not a directory"))
+    }
+
     /// What `name` is in the directory where the cursor stands.
     fn step(&mut self, cursor: &mut Cursor, name: &[u8], here: &[u8], missing: Missing) -> Result<Step> {
         let dir = match cursor.open(self.root) {
@@ -155,27 +160,6 @@ impl Extractor<'_> {
             _ if marks::is_whiteout(dir, name, &stat).at(here)? => Step::Whiteout,
             _ => Step::NoDirectory,
         })
-    }
-
-    /// What the lower layers show at `path`, unless this layer hides it.
-    pub(crate) fn found_below(&mut self, path: &[u8]) -> Result<Option<Found>> {
-        self.outcome.depends_on_lower = true;
-        if self.lowers.is_empty() {
-            return Ok(None);
-        }
-        self.wait_for_lowers()?;
-        let mut ancestor = path.to_vec();
-        while !ancestor.is_empty() {
-            pop(&mut ancestor);
-            match confined::open_dir(self.root, &ancestor) {
-                Ok(dir) if marks::hides_lower(dir.as_fd()).at(&ancestor)? => return Ok(None),
-                Ok(_) | Err(Errno::NOENT) => {}
-                // Something else is in the directory's place here.
-                Err(Errno::NOTDIR | Errno::LOOP) => return Ok(None),
-                Err(error) => return Err(LayerError::io(&ancestor, error)),
-            }
-        }
-        self.lowers.lookup_path(path)
     }
 
     fn below(&mut self, path: &[u8]) -> Result<Below> {

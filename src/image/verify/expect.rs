@@ -14,8 +14,8 @@ use crate::image::layer::attributes::{self, Attributes, FileKind, RECORDED, lack
 use crate::image::layer::error::{AtPath, LayerError, Result, printable};
 use crate::image::layer::marks;
 use crate::image::layer::path::{components, is_at_or_below, join, normalise, split};
-use crate::image::unpack::extract::{attributes_of, device_of};
-use crate::image::verify::places::Places;
+use crate::image::unpack::entry::{attributes_of, device_of};
+use crate::image::verify::ledger::Ledger;
 use crate::marks::{AUFS_OPAQUE, AUFS_PREFIX, AufsName, decode_aufs_name};
 use crate::tar::Time;
 use crate::tar::acl;
@@ -35,19 +35,19 @@ pub(crate) struct Expectations<'a> {
     /// Unpacked without privileges: owners and modes are recorded beside the files.
     recorded: bool,
     suspects: BTreeMap<Vec<u8>, Suspect>,
-    places: Places<'a>,
+    ledger: Ledger<'a>,
 }
 
 impl<'a> Expectations<'a> {
     pub(crate) fn new(layer: BorrowedFd<'a>) -> Result<Self> {
         let recorded = attributes::xattr(layer, RECORDED).at(b"")?.is_some();
-        Ok(Self { recorded, suspects: BTreeMap::new(), places: Places::new(layer) })
+        Ok(Self { recorded, suspects: BTreeMap::new(), ledger: Ledger::new(layer) })
     }
 
     /// What is not as the whole stream would have it, and why: what its entries made, then what they did not, each in the
     /// order of paths.
     pub(crate) fn unmet(self) -> Result<impl Iterator<Item = (Vec<u8>, String)>> {
-        let added = self.places.added()?.into_iter().map(|path| (path, "it was added".to_owned()));
+        let added = self.ledger.added()?.into_iter().map(|path| (path, "it was added".to_owned()));
         Ok(self.suspects.into_iter().map(|(path, suspect)| (path, suspect.reason)).chain(added))
     }
 
@@ -68,7 +68,7 @@ impl<'a> Expectations<'a> {
         if deleted == AufsName::Plain && is_removed && contents.is_none() {
             return Ok(());
         }
-        let Some(found) = self.places.find(parent)? else {
+        let Some(found) = self.ledger.find(parent)? else {
             self.stray(name, contents, entry);
             return Ok(());
         };
@@ -84,7 +84,7 @@ impl<'a> Expectations<'a> {
             AufsName::Whiteout(deleted) => {
                 let path = join(&parent, deleted.as_bytes());
                 let gone = confined::stat_entry(dir, deleted.as_bytes()).at(&path)?.is_none();
-                self.places.account_whiteout(&path);
+                self.ledger.account_whiteout(&path);
                 self.go_elsewhere(&path);
                 if gone && !marks::hides_lower(dir).at(&parent)? {
                     self.suspect(path, false, "its whiteout is gone".into());
@@ -93,7 +93,7 @@ impl<'a> Expectations<'a> {
             }
             AufsName::Plain => {
                 let path = if name == b"." { parent } else { join(&parent, name) };
-                self.places.account(&path);
+                self.ledger.account(&path);
                 if let Kind::HardLink(target) = &entry.kind {
                     self.account_target(target)?;
                 }
@@ -106,17 +106,17 @@ impl<'a> Expectations<'a> {
     fn stray(&mut self, name: &[u8], contents: Option<Vec<u8>>, entry: &Entry) {
         match decode_aufs_name(OsStr::from_bytes(name)) {
             AufsName::Bookkeeping => {}
-            AufsName::Opaque => self.places.stray_opaque(),
-            AufsName::Whiteout(deleted) => self.places.stray(deleted.as_bytes()),
+            AufsName::Opaque => self.ledger.stray_opaque(),
+            AufsName::Whiteout(deleted) => self.ledger.stray(deleted.as_bytes()),
             AufsName::Plain => match contents {
-                Some(path) => self.places.account(&path),
-                None => self.places.stray(name),
+                Some(path) => self.ledger.account(&path),
+                None => self.ledger.stray(name),
             },
         }
         if let Kind::HardLink(target) = &entry.kind
             && let Some((_, name)) = normalise(target, usize::MAX).ok().as_deref().and_then(split)
         {
-            self.places.stray(name);
+            self.ledger.stray(name);
         }
     }
 
@@ -124,9 +124,9 @@ impl<'a> Expectations<'a> {
     fn account_target(&mut self, target: &[u8]) -> Result<()> {
         let Ok(target) = normalise(target, usize::MAX) else { return Ok(()) };
         let Some((parent, name)) = split(&target) else { return Ok(()) };
-        match self.places.find(parent)? {
-            Some(found) => self.places.account(&join(&found.path, name)),
-            None => self.places.stray(name),
+        match self.ledger.find(parent)? {
+            Some(found) => self.ledger.account(&join(&found.path, name)),
+            None => self.ledger.stray(name),
         }
         Ok(())
     }
@@ -139,7 +139,7 @@ impl<'a> Expectations<'a> {
             Ok(Some(stat)) => stat,
             Ok(None) => {
                 if let Kind::Symlink(target) = &entry.kind {
-                    self.places.link(&path, target, false);
+                    self.ledger.link(&path, target, false);
                 }
                 self.suspect(path, true, "it is gone".into());
                 return Ok(());
@@ -156,7 +156,7 @@ impl<'a> Expectations<'a> {
         let expected_kind = file_kind(entry)?;
         if kind != expected_kind {
             if let Kind::Symlink(target) = &entry.kind {
-                self.places.link(&path, target, false);
+                self.ledger.link(&path, target, false);
             }
             let reason = format!("it is {}, not {}", kind.override_type(), expected_kind.override_type());
             self.suspect(path, false, reason);
@@ -170,7 +170,7 @@ impl<'a> Expectations<'a> {
             Kind::Symlink(expected) => {
                 let target = rustix::fs::readlinkat(dir, name, Vec::new()).at(&path)?;
                 let differs = target.as_bytes() != expected.as_slice();
-                self.places.link(&path, expected, !differs);
+                self.ledger.link(&path, expected, !differs);
                 differs.then(|| format!("it leads to {}, not to {}", printable(target.as_bytes()), printable(expected)))
             }
             _ => None,
@@ -234,7 +234,7 @@ impl<'a> Expectations<'a> {
 
     /// An entry at `path` replaces what was there; a directory leaves what is in it. `directory_in_end`: one is there now.
     fn make_room(&mut self, path: &[u8], is_directory: bool, directory_in_end: bool) {
-        self.places.replace(path, is_directory, directory_in_end);
+        self.ledger.replace(path, is_directory, directory_in_end);
         match is_directory {
             true => {
                 self.suspects.remove(path);
@@ -251,11 +251,11 @@ impl<'a> Expectations<'a> {
         if self.suspects.is_empty() {
             return;
         }
-        let places = &mut self.places;
+        let ledger = &mut self.ledger;
         self.suspects.retain(|suspect, found| {
             let elsewhere = found.missing && suspect != path && is_at_or_below(suspect, path);
             if elsewhere {
-                places.stray(split(suspect).unwrap_or_default().1);
+                ledger.stray(split(suspect).unwrap_or_default().1);
             }
             !elsewhere
         });

@@ -2,7 +2,7 @@
 //! was unpacked; of each entry, what it made is looked at.
 
 mod expect;
-mod places;
+mod ledger;
 
 use std::collections::BTreeSet;
 use std::fs::File;

@@ -135,7 +135,7 @@ fn columns_are_as_wide_as_they_look() {
     std::fs::write(dir.path().join("in.tar"), tar_of(&files)).unwrap();
     ok(&root, &["load", "-i", dir.path().join("in.tar").to_str().unwrap()]);
     let table = ok(&root, &["history", "wide:1"]);
-    let column = |line: &str| stratafs::image::text::width(&line[..line.find("END").or(line.find("COMMENT")).unwrap()]);
+    let column = |line: &str| stratafs::text::width(&line[..line.find("END").or(line.find("COMMENT")).unwrap()]);
     let columns: Vec<usize> = table.lines().map(column).collect();
     assert_eq!(columns.len(), commands.len() + 1);
     assert!(columns.iter().all(|at| *at == columns[0]), "{columns:?}: {table}");

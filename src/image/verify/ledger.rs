@@ -63,7 +63,7 @@ impl Found {
     }
 }
 
-pub(crate) struct Places<'a> {
+pub(crate) struct Ledger<'a> {
     layer: BorrowedFd<'a>,
     names: Names,
     /// Symbolic links that are there, from their entry on: hashes of their paths.
@@ -78,7 +78,7 @@ pub(crate) struct Places<'a> {
     last: Option<(Vec<u8>, Found)>,
 }
 
-impl<'a> Places<'a> {
+impl<'a> Ledger<'a> {
     pub(crate) fn new(layer: BorrowedFd<'a>) -> Self {
         Self {
             layer,

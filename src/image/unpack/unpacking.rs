@@ -1,0 +1,187 @@
+//! The state of one layer's unpacking, and what every part of it does to the layer's directory.
+
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::AtomicU64;
+use std::sync::mpsc::SyncSender;
+
+use rustix::fs::{AtFlags, Mode};
+use rustix::io::Errno;
+
+use crate::confined;
+use crate::image::layer::attributes::{Attributes, Put, Target};
+use crate::image::layer::error::{AtPath, LayerError, Result};
+use crate::image::layer::lower_view::{Found, LowerView};
+use crate::image::layer::marks::{self, Marks};
+use crate::image::layer::path::pop;
+use crate::image::recipe::RecipeWriter;
+use crate::image::unpack::dirs::{Dir, Dirs};
+use crate::image::unpack::options::{Lowers, UnpackOptions};
+use crate::tar::limits::Growth;
+use crate::tar::read::TarReader;
+
+/// The reader of a layer; the recipe, where one is kept, takes what is not contents.
+pub(crate) type Reader<'a, R> = TarReader<'a, R, Option<RecipeWriter>>;
+
+/// Warnings kept; more of the same kind help nobody.
+const WARNINGS: usize = 100;
+
+/// What came of extracting.
+#[derive(Debug, Default)]
+pub(crate) struct Outcome {
+    pub(crate) depends_on_lower: bool,
+    pub(crate) content_size: u64,
+    pub(crate) warnings: Vec<String>,
+}
+
+/// The unpacking of one layer: the directory that is made, the layers below, and what came of it so far.
+pub(crate) struct Unpacking<'a> {
+    pub(crate) root: BorrowedFd<'a>,
+    pub(crate) dirs: Dirs<'a>,
+    pub(crate) lowers: LowerView<'a>,
+    pub(crate) options: &'a UnpackOptions,
+    pub(crate) marks: Marks,
+    pub(crate) put: Put,
+    pub(crate) outcome: Outcome,
+    pub(crate) growth: Growth<'a>,
+    /// Whiteouts and opaque directories that other entries of this layer replaced: they still hold for the layers
+    /// below. Settled at the end.
+    pub(crate) buried: Vec<Vec<u8>>,
+    lowers_ready: &'a (dyn Fn() -> bool + Sync),
+    /// Who writes large files out early.
+    pub(crate) to_write_out: Option<SyncSender<File>>,
+    pub(super) root_named: bool,
+}
+
+impl<'a> Unpacking<'a> {
+    pub(crate) fn new(
+        root: BorrowedFd<'a>,
+        lowers: &'a Lowers<'a>,
+        options: &'a UnpackOptions,
+        compressed: &'a AtomicU64,
+    ) -> Self {
+        Self {
+            root,
+            dirs: Dirs::new(root),
+            lowers: LowerView::new(lowers.dirs),
+            options,
+            marks: options.marks,
+            put: Put { keep_ownership: options.keep_ownership },
+            outcome: Outcome::default(),
+            growth: Growth::new(&options.limits, compressed),
+            buried: Vec::new(),
+            lowers_ready: lowers.ready,
+            to_write_out: None,
+            root_named: false,
+        }
+    }
+
+    /// To be called before the lower layers are looked at.
+    pub(crate) fn wait_for_lowers(&self) -> Result<()> {
+        match (self.lowers_ready)() {
+            true => Ok(()),
+            false => Err(LayerError::io(b"", std::io::Error::other("a layer below could not be unpacked"))),
+        }
+    }
+
+    /// Puts attributes on the directory at `path`, in the place of those it has.
+    pub(crate) fn set_directory(&mut self, path: &[u8], attributes: &Attributes) -> Result<()> {
+        let dir = self.dirs.get(path)?;
+        let target = Target {
+            fd: Some(dir.as_fd()),
+            dir: dir.as_fd(),
+            name: b".",
+            path,
+            override_type: "dir",
+            is_symlink: false,
+            is_directory: true,
+        };
+        target.clear_xattrs()?;
+        let warnings = target.set(attributes, &self.put, false)?;
+        self.warn(warnings);
+        self.dirs.changed(path, attributes.mtime)
+    }
+
+    pub(crate) fn warn(&mut self, warnings: Vec<String>) {
+        let room = WARNINGS.saturating_sub(self.outcome.warnings.len());
+        self.outcome.warnings.extend(warnings.into_iter().take(room));
+    }
+
+    pub(super) fn make_opaque(&mut self, path: &[u8]) -> Result<()> {
+        let dir = self.dirs.get(path)?;
+        self.marks.put_opaque(dir.as_fd(), path)
+    }
+
+    /// What the lower layers show at `path`, unless this layer hides it.
+    pub(crate) fn found_below(&mut self, path: &[u8]) -> Result<Option<Found>> {
+        self.outcome.depends_on_lower = true;
+        if self.lowers.is_empty() {
+            return Ok(None);
+        }
+        self.wait_for_lowers()?;
+        let mut ancestor = path.to_vec();
+        while !ancestor.is_empty() {
+            pop(&mut ancestor);
+            match confined::open_dir(self.root, &ancestor) {
+                Ok(dir) if marks::hides_lower(dir.as_fd()).at(&ancestor)? => return Ok(None),
+                Ok(_) | Err(Errno::NOENT) => {}
+                // Something else is in the directory's dest here.
+                Err(Errno::NOTDIR | Errno::LOOP) => return Ok(None),
+                Err(error) => return Err(LayerError::io(&ancestor, error)),
+            }
+        }
+        self.lowers.lookup_path(path)
+    }
+
+    /// Attributes of a directory that was just made.
+    pub(super) fn finish_directory(&mut self, dest: &Destination<'_>, attributes: &Attributes) -> Result<()> {
+        let dir = self.dirs.get(&dest.path)?;
+        let target = Target { fd: Some(dir.as_fd()), override_type: "dir", is_directory: true, ..dest.target() };
+        let warnings = target.set(attributes, &self.put, dest.dir.gives_acl)?;
+        self.warn(warnings);
+        self.dirs.changed(&dest.path, attributes.mtime)
+    }
+
+    /// A directory that no entry names.
+    pub(crate) fn make_implied(
+        &mut self,
+        parent: &[u8],
+        name: &[u8],
+        path: &[u8],
+        attributes: &Attributes,
+    ) -> Result<()> {
+        let dest = Destination { dir: self.dirs.get(parent)?, name, path: path.to_vec() };
+        rustix::fs::mkdirat(dest.dir.as_fd(), name, Mode::RWXU).at(path)?;
+        self.finish_directory(&dest, attributes)
+    }
+
+    /// A directory that no entry names, where this layer deletes one: the lower one's attributes are gone with it.
+    pub(crate) fn replace_whiteout(&mut self, parent: &[u8], name: &[u8], path: &[u8]) -> Result<()> {
+        let dir = self.dirs.get(parent)?;
+        rustix::fs::unlinkat(dir.as_fd(), name, AtFlags::empty()).at(path)?;
+        self.buried.push(path.to_vec());
+        self.make_implied(parent, name, path, &Attributes::of_implied_directory())
+    }
+}
+
+/// Where an entry goes.
+pub(super) struct Destination<'p> {
+    pub(super) dir: Dir,
+    pub(super) name: &'p [u8],
+    pub(super) path: Vec<u8>,
+}
+
+impl Destination<'_> {
+    /// For a file of which no descriptor is held.
+    pub(super) fn target(&self) -> Target<'_> {
+        Target {
+            fd: None,
+            dir: self.dir.as_fd(),
+            name: self.name,
+            path: &self.path,
+            override_type: "file",
+            is_symlink: false,
+            is_directory: false,
+        }
+    }
+}
