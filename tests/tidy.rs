@@ -1,9 +1,11 @@
-//! Reads the sources and enforces what the compiler does not: the layering table of `src/lib.rs`, where `unsafe` and
+//! Reads the sources (as tokens, by `proc-macro2`) and enforces what the compiler does not: the layering table of `src/lib.rs`, where `unsafe` and
 //! `fuser` may appear, the length of files, no swallowed errors and no panics in the driver.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
+
+use proc_macro2::{Delimiter, Spacing, TokenStream, TokenTree};
 
 /// Longest file, in lines before its tests.
 const LONGEST_FILE: usize = 500;
@@ -105,7 +107,7 @@ fn layering(text: &str) -> Table {
 /// Findings in one file below `src`.
 fn check(name: &str, text: &str, table: &Table) -> Vec<String> {
     let own_part = text.split("\n#[cfg(test)]").next().unwrap_or_default();
-    let code = blank_comments_and_strings(own_part);
+    let code = tokens(own_part);
     let module = module_of(name);
     let mut findings = vec![];
     let mut find = |line: usize, message: String| findings.push(format!("{name}:{line}: {message}"));
@@ -123,34 +125,37 @@ fn check(name: &str, text: &str, table: &Table) -> Vec<String> {
             }
         }
     }
-    for (number, line) in code.lines().enumerate() {
-        let number = number + 1;
-        if module != Some(UNSAFE_MODULE) && has_word(line, "unsafe") {
-            find(number, format!("unsafe outside of {UNSAFE_MODULE}/"));
+    let in_driver = module.is_some_and(|module| DRIVER.contains(&module));
+    for (at, token) in code.iter().enumerate() {
+        let follows = |pattern: &[&str]| {
+            code[at..].iter().map(|token| token.text.as_str()).take(pattern.len()).eq(pattern.iter().copied())
+        };
+        let mut find = |message: String| find(token.line, message);
+        if module != Some(UNSAFE_MODULE) && token.text == "unsafe" {
+            find(format!("unsafe outside of {UNSAFE_MODULE}/"));
         }
-        if module != Some(UNSAFE_MODULE) && line.contains("allow(unsafe_code)") {
-            find(number, format!("unsafe allowed outside of {UNSAFE_MODULE}/"));
+        if module != Some(UNSAFE_MODULE) && follows(&["allow", "(", "unsafe_code", ")"]) {
+            find(format!("unsafe allowed outside of {UNSAFE_MODULE}/"));
         }
-        if module != Some(FUSER_MODULE) && has_word(line, "fuser") {
-            find(number, format!("fuser outside of {FUSER_MODULE}/"));
+        if module != Some(FUSER_MODULE) && token.text == "fuser" {
+            find(format!("fuser outside of {FUSER_MODULE}/"));
         }
-        if !name.starts_with(UREQ_DIRECTORY) && has_word(line, "ureq") {
-            find(number, format!("ureq outside of {UREQ_DIRECTORY}"));
+        if !name.starts_with(UREQ_DIRECTORY) && token.text == "ureq" {
+            find(format!("ureq outside of {UREQ_DIRECTORY}"));
         }
-        if module.is_some_and(|module| DRIVER.contains(&module)) {
-            for (pattern, why) in [
-                ("let _ =", "drops a result silently"),
-                (".unwrap()", "panics"),
-                (".expect(", "panics"),
-                ("panic!(", "panics"),
-                ("unreachable!(", "panics"),
-                ("unimplemented!(", "panics"),
-                ("todo!(", "panics"),
-            ] {
-                if line.contains(pattern) {
-                    find(number, format!("`{pattern}` {why} in the driver"));
-                }
-            }
+        if in_driver && follows(&["let", "_", "="]) {
+            find("`let _ =` drops a result silently in the driver".to_owned());
+        }
+        let calls: [&[&str]; 6] = [
+            &[".", "unwrap", "(", ")"],
+            &[".", "expect", "("],
+            &["panic", "!"],
+            &["unreachable", "!"],
+            &["unimplemented", "!"],
+            &["todo", "!"],
+        ];
+        if let Some(call) = calls.iter().find(|call| in_driver && follows(call)) {
+            find(format!("`{}` panics in the driver", call.concat()));
         }
     }
     findings
@@ -195,64 +200,99 @@ fn room_of<'t>(module: &str, table: &'t Table) -> Option<(&'t str, &'t BTreeSet<
     }
 }
 
-/// Paths (two names at most) that follow `crate::` (or a `super::` that means the crate's root), with their lines.
-fn modules_used(name: &str, code: &str) -> Vec<(usize, String)> {
-    let depth = name.matches('/').count();
-    let root_from_here = match name.strip_prefix("src/") {
-        Some(inside) if inside.ends_with("/mod.rs") => "super::".repeat(depth - 1),
-        _ => "super::".repeat(depth),
-    };
-    let mut used = vec![];
-    for prefix in ["crate::", root_from_here.as_str()] {
-        for (at, _) in code.match_indices(prefix) {
-            let preceded = code[..at].chars().next_back().is_some_and(|c| c.is_alphanumeric() || c == '_' || c == ':');
-            if preceded || prefix.is_empty() {
-                continue;
+/// A token of Rust, without its content if it is a literal. Comments are none.
+struct Token {
+    text: String,
+    line: usize,
+}
+
+fn tokens(text: &str) -> Vec<Token> {
+    let mut flat = vec![];
+    flatten(text.parse().expect("tokens of Rust"), &mut flat);
+    flat
+}
+
+fn flatten(stream: TokenStream, flat: &mut Vec<Token>) {
+    let mut joins = false;
+    for tree in stream {
+        let line = tree.span().start().line;
+        let text = match &tree {
+            TokenTree::Group(group) => {
+                let (open, close) = match group.delimiter() {
+                    Delimiter::Parenthesis => ("(", ")"),
+                    Delimiter::Brace => ("{", "}"),
+                    Delimiter::Bracket => ("[", "]"),
+                    Delimiter::None => ("", ""),
+                };
+                flat.push(Token { text: open.to_owned(), line });
+                flatten(group.stream(), flat);
+                close.to_owned()
             }
-            let line = code[..at].matches('\n').count() + 1;
-            let rest = &code[at + prefix.len()..];
-            match rest.strip_prefix('{') {
-                Some(group) => used.extend(group_heads(group).into_iter().map(|head| (line, head))),
-                None => used.push((line, path(rest))),
+            TokenTree::Literal(_) => "literal".to_owned(),
+            TokenTree::Ident(name) => name.to_string(),
+            TokenTree::Punct(sign) => {
+                let second = std::mem::replace(&mut joins, sign.spacing() == Spacing::Joint && sign.as_char() == ':');
+                if let Some(first) =
+                    flat.last_mut().filter(|first| second && first.text == ":" && sign.as_char() == ':')
+                {
+                    first.text = "::".to_owned();
+                    joins = false;
+                    continue;
+                }
+                sign.to_string()
+            }
+        };
+        flat.push(Token { text, line });
+    }
+}
+
+/// Paths (two names at most) that follow `crate::` (or a `super::` that means the crate's root), with their lines.
+fn modules_used(name: &str, code: &[Token]) -> Vec<(usize, String)> {
+    let depth = name.matches('/').count() - usize::from(name.ends_with("/mod.rs"));
+    let from_here = vec!["super"; depth];
+    let mut used = vec![];
+    for at in 0..code.len() {
+        for root in [&["crate"][..], &from_here] {
+            let prefix = root.iter().flat_map(|name| [*name, "::"]);
+            let inside_a_path = at > 0 && code[at - 1].text == "::";
+            let rest = code.get(at + 2 * root.len()..).unwrap_or_default();
+            if !root.is_empty()
+                && !inside_a_path
+                && code[at..].iter().map(|token| token.text.as_str()).take(2 * root.len()).eq(prefix)
+            {
+                used.extend(heads(rest).into_iter().map(|head| (code[at].line, head)));
             }
         }
     }
     used
 }
 
-/// First names of each member of a `{…}` import group, whose opening brace has been taken off.
-fn group_heads(group: &str) -> Vec<String> {
-    let mut heads = vec![];
+/// The first two names of a path, or those of each member of a `{…}` group.
+fn heads(rest: &[Token]) -> Vec<String> {
+    let path = |rest: &[Token]| match rest {
+        [first, colons, second, ..] if colons.text == "::" && second.text.starts_with(char::is_alphabetic) => {
+            format!("{}::{}", first.text, second.text)
+        }
+        [first, ..] => first.text.clone(),
+        [] => String::new(),
+    };
+    if rest.first().is_none_or(|first| first.text != "{") {
+        return vec![path(rest)];
+    }
     let mut depth = 0;
-    let mut at_member = true;
-    for (at, c) in group.char_indices() {
-        match c {
-            '{' => depth += 1,
-            '}' if depth == 0 => break,
-            '}' => depth -= 1,
-            ',' if depth == 0 => at_member = true,
-            c if c.is_whitespace() => {}
-            _ if at_member => {
-                heads.push(path(&group[at..]));
-                at_member = false;
-            }
+    let mut heads = vec![];
+    for (at, token) in rest.iter().enumerate() {
+        if depth == 1 && matches!(rest[at - 1].text.as_str(), "{" | ",") && token.text != "}" {
+            heads.push(path(&rest[at..]));
+        }
+        match token.text.as_str() {
+            "{" => depth += 1,
+            "}" if depth == 1 => break,
+            "}" => depth -= 1,
             _ => {}
         }
     }
     heads
-}
-
-fn identifier(text: &str) -> String {
-    text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect()
-}
-
-/// The first two names of a path, or the only one.
-fn path(text: &str) -> String {
-    let first = identifier(text);
-    match text[first.len()..].strip_prefix("::").map(identifier) {
-        Some(second) if !second.is_empty() => format!("{first}::{second}"),
-        _ => first,
-    }
 }
 
 fn has_word(line: &str, word: &str) -> bool {
@@ -262,58 +302,6 @@ fn has_word(line: &str, word: &str) -> bool {
         let after = line[at + word.len()..].chars().next().is_some_and(is_part);
         !before && !after
     })
-}
-
-/// Replaces comments and the content of literals by spaces; line numbers stay.
-fn blank_comments_and_strings(text: &str) -> String {
-    let mut code = String::with_capacity(text.len());
-    let mut rest = text;
-    while let Some(c) = rest.chars().next() {
-        let length = if rest.starts_with("//") {
-            rest.find('\n').unwrap_or(rest.len())
-        } else if rest.starts_with("/*") {
-            rest.find("*/").map_or(rest.len(), |end| end + 2)
-        } else if let Some(hashes) = raw_string_hashes(rest, &code) {
-            let close = format!("\"{}", "#".repeat(hashes));
-            let start = rest.find('"').unwrap_or_default() + 1;
-            rest[start..].find(&close).map_or(rest.len(), |end| start + end + close.len())
-        } else if c == '"' {
-            closing(rest, '"')
-        } else if rest.starts_with("'\\") || (c == '\'' && rest.chars().nth(2) == Some('\'')) {
-            closing(rest, '\'')
-        } else {
-            code.push(c);
-            rest = &rest[c.len_utf8()..];
-            continue;
-        };
-        code.extend(rest[..length].chars().map(|c| if c == '\n' { '\n' } else { ' ' }));
-        rest = &rest[length..];
-    }
-    code
-}
-
-/// Bytes up to and with the quote that ends a literal.
-fn closing(text: &str, quote: char) -> usize {
-    let mut escaped = false;
-    for (at, c) in text.char_indices().skip(1) {
-        match c {
-            _ if escaped => escaped = false,
-            '\\' => escaped = true,
-            c if c == quote => return at + 1,
-            _ => {}
-        }
-    }
-    text.len()
-}
-
-/// Number of `#` of a raw string that starts here.
-fn raw_string_hashes(rest: &str, before: &str) -> Option<usize> {
-    if before.chars().next_back().is_some_and(|c| c.is_alphanumeric() || c == '_') {
-        return None;
-    }
-    let inside = rest.strip_prefix("br").or_else(|| rest.strip_prefix('r'))?;
-    let hashes = inside.chars().take_while(|&c| c == '#').count();
-    inside[hashes..].starts_with('"').then_some(hashes)
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@
 mod acl;
 mod copy_up;
 mod index;
-pub mod interrupt;
+pub(crate) mod interrupt;
 mod locate;
 pub mod node;
 mod owner;

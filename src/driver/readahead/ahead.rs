@@ -77,15 +77,15 @@ enum Order {
     Names,
 }
 
-/// Where a file is in an order.
+/// Where a file comes in an order.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Place {
+enum Rank {
     /// Position in the listing.
     Listed(u64),
     Named(Name),
 }
 
-impl Place {
+impl Rank {
     fn order(&self) -> Order {
         match self {
             Self::Listed(_) => Order::Listing,
@@ -98,24 +98,24 @@ impl Place {
 #[derive(Clone, Debug)]
 struct Run {
     dir: NodeId,
-    first: Place,
-    last: Place,
+    first: Rank,
+    last: Rank,
     /// Files from the first to the last.
     count: u32,
     /// Files since it began; the first moves on with what was looked at.
     total: u32,
     /// Files that are enough to call the thread.
     enough: u32,
-    next: Next,
+    due: Due,
 }
 
 /// When the thread is to be called for a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Next {
+enum Due {
     /// When there are files enough.
     Enough,
     /// When a file behind this place is read.
-    Behind(Place),
+    Behind(Rank),
     /// It has been called.
     Asked,
     /// Not any more.
@@ -135,7 +135,7 @@ impl State {
     }
 
     /// Takes note of a file that is read from the start; the run for which the thread is to be called.
-    fn note(&mut self, dir: NodeId, place: Place, waits: bool) -> Option<Run> {
+    fn note(&mut self, dir: NodeId, place: Rank, waits: bool) -> Option<Run> {
         let order = place.order();
         let enough = if self.believed == Some(order) { CONFIDENT } else { CAUTIOUS };
         if let Some(run) = self.find(dir, order) {
@@ -144,15 +144,15 @@ impl State {
             self.remember(Run::new(dir, place, enough));
         }
         let run = self.find(dir, order)?;
-        let due = match &run.next {
-            Next::Enough => run.count >= run.enough,
-            Next::Behind(place) => run.last > *place,
-            Next::Asked | Next::Never => false,
+        let due = match &run.due {
+            Due::Enough => run.count >= run.enough,
+            Due::Behind(place) => run.last > *place,
+            Due::Asked | Due::Never => false,
         };
         if !due {
             return None;
         }
-        run.next = Next::Asked;
+        run.due = Due::Asked;
         Some(run.clone())
     }
 
@@ -173,7 +173,7 @@ impl State {
         if self.in_memory > LAPSE {
             self.runs.clear();
         }
-        self.runs.iter().any(|run| run.next != Next::Never)
+        self.runs.iter().any(|run| run.due != Due::Never)
     }
 
     /// Calls the thread. With as many directories waiting as are remembered, it does not keep up.
@@ -181,21 +181,21 @@ impl State {
         if self.jobs.len() < RUNS {
             self.jobs.push_back(job);
         } else {
-            self.settle(&job.run, Some(Next::Never));
+            self.settle(&job.run, Some(Due::Never));
         }
     }
 
     /// What the thread found about a run, as it was then: `None` if it was none.
-    fn settle(&mut self, then: &Run, next: Option<Next>) {
+    fn settle(&mut self, then: &Run, next: Option<Due>) {
         let order = then.first.order();
         let Some(run) = self.find(then.dir, order) else { return };
         let Some(next) = next else {
-            run.next = Next::Never;
+            run.due = Due::Never;
             run.enough = run.enough.max(CAUTIOUS).saturating_mul(BURNT);
             self.believed.take_if(|believed| *believed == order);
             return;
         };
-        run.next = next;
+        run.due = next;
         // What was looked at need not be again.
         run.first = then.last.clone();
         run.count = run.count.saturating_sub(then.count) + 1;
@@ -206,17 +206,17 @@ impl State {
 }
 
 impl Run {
-    fn new(dir: NodeId, place: Place, enough: u32) -> Self {
-        Self { dir, first: place.clone(), last: place, count: 1, total: 1, enough, next: Next::Enough }
+    fn new(dir: NodeId, place: Rank, enough: u32) -> Self {
+        Self { dir, first: place.clone(), last: place, count: 1, total: 1, enough, due: Due::Enough }
     }
 
     /// One more file. One that is not behind the last begins a new run, if it waits for the disk.
-    fn add(&mut self, place: Place, waits: bool, enough: u32) {
+    fn add(&mut self, place: Rank, waits: bool, enough: u32) {
         if place > self.last {
             self.last = place;
             self.count += 1;
             self.total += 1;
-        } else if waits && self.next != Next::Asked {
+        } else if waits && self.due != Due::Asked {
             let burnt = self.enough > CAUTIOUS;
             *self = Self::new(self.dir, place, if burnt { self.enough } else { enough });
         }
@@ -230,12 +230,12 @@ impl Run {
     /// they are too many.
     fn entries<'l>(&self, listing: &'l Listing) -> Option<(usize, Vec<Listed<'l>>)> {
         match (&self.first, &self.last) {
-            (Place::Listed(first), Place::Listed(last)) => {
+            (Rank::Listed(first), Rank::Listed(last)) => {
                 let passed = listing.after(first.saturating_sub(1)).take_while(|listed| listed.position <= *last);
                 let passed = passed.take(self.most_passed() + 1).count();
                 Some((passed, listing.after(*last).filter(is_file).take(self.window()).collect()))
             }
-            (Place::Named(first), Place::Named(last)) => {
+            (Rank::Named(first), Rank::Named(last)) => {
                 let mut all: Vec<Listed<'_>> = listing.iter().take(SORTED + 1).collect();
                 if all.len() > SORTED {
                     return None;
@@ -254,10 +254,10 @@ impl Run {
     }
 
     /// The place of an entry in the order of the run.
-    fn place_of(&self, listed: &Listed<'_>) -> Place {
+    fn rank_of(&self, listed: &Listed<'_>) -> Rank {
         match self.first.order() {
-            Order::Listing => Place::Listed(listed.position),
-            Order::Names => Place::Named(Name::from(listed.name)),
+            Order::Listing => Rank::Listed(listed.position),
+            Order::Names => Rank::Named(Name::from(listed.name)),
         }
     }
 }
@@ -290,7 +290,7 @@ impl ReadAhead {
     fn note(&self, parent: &NodeRef, name: &Name, waits: bool) {
         let mut state = self.state.lock();
         let mut called = false;
-        for place in [Place::Listed(candidate(name.to_bytes(), 0)), Place::Named(name.clone())] {
+        for place in [Rank::Listed(candidate(name.to_bytes(), 0)), Rank::Named(name.clone())] {
             if let Some(run) = state.note(parent.id(), place, waits) {
                 state.ask(Job { dir: parent.clone(), run });
                 self.work.notify_one();
@@ -300,7 +300,7 @@ impl ReadAhead {
         self.running.store(state.is_running(waits, called), Ordering::Relaxed);
     }
 
-    fn settle(&self, run: &Run, next: Option<Next>) {
+    fn settle(&self, run: &Run, next: Option<Due>) {
         let mut state = self.state.lock();
         state.settle(run, next);
         self.running.store(state.is_running(false, true), Ordering::Relaxed);
@@ -326,7 +326,7 @@ impl Overlay {
                 tracing::debug!("not read ahead: {errno}");
                 None
             });
-            if !matches!(next, Some(Next::Behind(_))) {
+            if !matches!(next, Some(Due::Behind(_))) {
                 kept = None;
             }
             self.read_ahead.settle(&job.run, next);
@@ -334,7 +334,7 @@ impl Overlay {
     }
 
     /// The first read of a lower file, from its start: what is in memory goes into `buffer`. How many bytes.
-    pub(in crate::driver) fn first_read(&self, handle: &FileHandle, file: &OwnedFd, buffer: &mut [u8]) -> usize {
+    pub(super) fn first_read(&self, handle: &FileHandle, file: &OwnedFd, buffer: &mut [u8]) -> usize {
         // With metacopy, what a directory lists may have its content elsewhere.
         let attended = self.read_ahead.attended.load(Ordering::Relaxed) && !self.config.metacopy;
         if !attended || handle.real.read().is_upper() {
@@ -354,7 +354,7 @@ impl Overlay {
     }
 
     /// Has the next files of a run read; when to go on. `None`: it is no run. `kept`: a directory's listing.
-    fn follow(&self, job: &Job, kept: &mut Option<(NodeId, Arc<Listing>)>) -> Result<Option<Next>> {
+    fn follow(&self, job: &Job, kept: &mut Option<(NodeId, Arc<Listing>)>) -> Result<Option<Due>> {
         let known = kept.take().filter(|(dir, listing)| *dir == job.run.dir && !listing.is_broken());
         let listing = match known {
             Some((_, listing)) => Some(listing),
@@ -373,14 +373,14 @@ impl Overlay {
         next
     }
 
-    fn follow_in(&self, Job { dir, run }: &Job, listing: &Listing) -> Result<Option<Next>> {
+    fn follow_in(&self, Job { dir, run }: &Job, listing: &Listing) -> Result<Option<Due>> {
         let Some((passed, files)) = run.entries(listing) else { return Ok(None) };
         if passed > run.most_passed() {
             return Ok(None);
         }
         let next = match files.get(run.window() / 2) {
-            Some(middle) if files.len() == run.window() => Next::Behind(run.place_of(middle)),
-            _ => Next::Never,
+            Some(middle) if files.len() == run.window() => Due::Behind(run.rank_of(middle)),
+            _ => Due::Never,
         };
         let mut files: Vec<_> = files.iter().filter_map(on_disk).collect();
         files.sort_unstable();
@@ -392,7 +392,7 @@ impl Overlay {
                 Err(errno) => tracing::debug!("{name:?} is not read ahead: {errno}"),
             }
         }
-        Ok(Some(if waits { next } else { Next::Never }))
+        Ok(Some(if waits { next } else { Due::Never }))
     }
 }
 
@@ -427,12 +427,12 @@ mod tests {
 
     /// Reads files at positions; for which the thread is called: the last position, and how many files.
     fn read(state: &mut State, positions: impl IntoIterator<Item = u64>, waits: bool) -> Vec<(u64, u32)> {
-        let asked = positions.into_iter().filter_map(|position| state.note(DIR, Place::Listed(position), waits));
-        asked.map(|run| (if let Place::Listed(last) = run.last { last } else { 0 }, run.count)).collect()
+        let asked = positions.into_iter().filter_map(|position| state.note(DIR, Rank::Listed(position), waits));
+        asked.map(|run| (if let Rank::Listed(last) = run.last { last } else { 0 }, run.count)).collect()
     }
 
     /// The thread's answer about the run as it is.
-    fn settle(state: &mut State, next: Option<Next>) {
+    fn settle(state: &mut State, next: Option<Due>) {
         let run = state.find(DIR, Order::Listing).expect("it is remembered").clone();
         state.settle(&run, next);
     }
@@ -458,10 +458,10 @@ mod tests {
     fn a_run_goes_on_where_the_thread_said() {
         let mut state = State::default();
         read(&mut state, [10, 20, 30], true);
-        settle(&mut state, Some(Next::Behind(Place::Listed(100))));
+        settle(&mut state, Some(Due::Behind(Rank::Listed(100))));
         assert_eq!(read(&mut state, [40, 60, 80, 100], false), []);
         assert_eq!(read(&mut state, [110, 120], false), [(110, 6)], "they need not wait any more");
-        settle(&mut state, Some(Next::Never));
+        settle(&mut state, Some(Due::Never));
         assert_eq!(read(&mut state, [130, 140, 150, 160], true), []);
         assert_eq!(read(&mut state, [10, 20, 30], true), [(10, 1)], "a new one; the last is believed");
     }
@@ -489,7 +489,7 @@ mod tests {
     fn belief_ends_with_runs_that_are_none() {
         let mut state = State { believed: Some(Order::Listing), ..State::default() };
         for dir in 0..100 {
-            let run = state.note(NodeId(dir), Place::Listed(10), true);
+            let run = state.note(NodeId(dir), Rank::Listed(10), true);
             assert!(run.is_none_or(|run| run.window() == FIRST_WINDOW));
         }
         assert_eq!(state.believed, None);
@@ -507,7 +507,7 @@ mod tests {
     #[test]
     fn the_orders_have_nothing_to_do_with_each_other() {
         let mut state = State { believed: Some(Order::Listing), ..State::default() };
-        let mut named = |name: &CStr| state.note(DIR, Place::Named(Name::from(name)), true).map(|run| run.count);
+        let mut named = |name: &CStr| state.note(DIR, Rank::Named(Name::from(name)), true).map(|run| run.count);
         assert_eq!([c"a", c"b", c"c"].map(&mut named), [None, None, Some(3)]);
         assert_eq!(read(&mut state, [10], true), [(10, 1)]);
     }
@@ -516,7 +516,7 @@ mod tests {
     fn only_some_directories_are_remembered() {
         let mut state = State::default();
         for dir in 0..100 {
-            state.note(NodeId(dir), Place::Listed(10), true);
+            state.note(NodeId(dir), Rank::Listed(10), true);
             assert!(state.runs.len() <= RUNS);
         }
         assert!(state.runs.iter().all(|run| run.dir.0 >= 100 - RUNS as u64), "the last ones");

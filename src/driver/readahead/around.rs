@@ -23,7 +23,7 @@ static LONGEST: LazyLock<u64> = LazyLock::new(|| {
 ///
 /// # Errors
 /// Those of `statx(2)`.
-pub(in crate::driver) fn ask(pattern: &ReadPattern, file: &OwnedFd) -> Result<()> {
+pub(super) fn ask(pattern: &ReadPattern, file: &OwnedFd) -> Result<()> {
     if Stat::of(file.as_fd(), c"")?.size > *LONGEST {
         pattern.give_up();
     }
@@ -32,12 +32,7 @@ pub(in crate::driver) fn ask(pattern: &ReadPattern, file: &OwnedFd) -> Result<()
 
 /// To be called before `buffer` is read at `offset`, a place of many. How many bytes of it are read then: all, if they
 /// were in memory.
-pub(in crate::driver) fn here_and_there(
-    pattern: &ReadPattern,
-    file: &OwnedFd,
-    offset: u64,
-    buffer: &mut [u8],
-) -> usize {
+pub(super) fn here_and_there(pattern: &ReadPattern, file: &OwnedFd, offset: u64, buffer: &mut [u8]) -> usize {
     match rustix::io::preadv2(file, &mut [IoSliceMut::new(buffer)], offset, ReadWriteFlags::NOWAIT) {
         // Perhaps not all, if the rest is not in memory or the file ends there.
         Ok(read) => read,

@@ -1,6 +1,37 @@
 //! Bytes of lower files that are read from the disk before they are asked for.
+//!
+//! [`ahead`] finds files of a directory that are read one after the other, [`around`] reads here and there in one file.
+//! Verbs call [`Overlay::read_ready`]; the mount runs [`Overlay::read_ahead`] in a thread of its own.
 
 mod ahead;
-pub(in crate::driver) mod around;
+mod around;
+
+use std::os::fd::OwnedFd;
 
 pub(in crate::driver) use ahead::ReadAhead;
+
+use crate::driver::Overlay;
+use crate::driver::node::{FileHandle, Reading};
+use crate::driver::types::Result;
+
+impl Overlay {
+    /// Takes note of a read of `file` at `offset`. Fills `buffer` with what is in memory, where that has to be found out
+    /// anyway; how many bytes.
+    ///
+    /// # Errors
+    /// Those of `statx(2)`.
+    pub(in crate::driver) fn read_ready(
+        &self,
+        handle: &FileHandle,
+        file: &OwnedFd,
+        offset: u64,
+        buffer: &mut [u8],
+    ) -> Result<usize> {
+        match handle.pattern.note(offset, buffer.len()) {
+            Reading::Plain => Ok(0),
+            Reading::First => Ok(self.first_read(handle, file, buffer)),
+            Reading::Ask => around::ask(&handle.pattern, file).map(|()| 0),
+            Reading::HereAndThere => Ok(around::here_and_there(&handle.pattern, file, offset, buffer)),
+        }
+    }
+}

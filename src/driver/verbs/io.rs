@@ -17,8 +17,7 @@ use rustix::fs::{FallocateFlags, OFlags, SeekFrom};
 
 use crate::driver::Overlay;
 use crate::driver::node::handle::RealFile;
-use crate::driver::node::{FileHandle, NodeRef, ReadPattern, Reading, Real, State};
-use crate::driver::readahead::around::{ask, here_and_there};
+use crate::driver::node::{FileHandle, NodeRef, ReadPattern, Real, State};
 use crate::driver::types::{Caller, Errno, HandleId, NodeId, OpenMode, Opened, Result};
 use crate::driver::verbs::attr::mode_without_set_id;
 use crate::union::layer::{FileType, Stat};
@@ -259,12 +258,7 @@ impl Overlay {
     pub fn read(&self, handle: HandleId, offset: u64, buffer: &mut [u8]) -> Result<usize> {
         let handle = self.open_handle(handle)?;
         let file = self.current(&handle)?;
-        let mut done = match handle.pattern.note(offset, buffer.len()) {
-            Reading::Plain => 0,
-            Reading::First => self.first_read(&handle, &file, buffer),
-            Reading::Ask => ask(&handle.pattern, &file).map(|()| 0)?,
-            Reading::HereAndThere => here_and_there(&handle.pattern, &file, offset, buffer),
-        };
+        let mut done = self.read_ready(&handle, &file, offset, buffer)?;
         while let Some(rest) = buffer.get_mut(done..).filter(|rest| !rest.is_empty()) {
             match rustix::io::pread(&file, rest, offset + done as u64) {
                 Ok(0) => break,
@@ -385,8 +379,8 @@ impl Overlay {
         }
         let (source, target) = (self.current(&*self.open_handle(from)?)?, self.current(&to)?);
         let (mut read_at, mut write_at) = (from_offset, to_offset);
-        // The reply's counter has 32 bits.
-        let length = usize::try_from(length).unwrap_or(usize::MAX).min(1 << 30);
+        // The reply's counter has 32 bits, and a process that is killed waits for the end of the call.
+        let length = usize::try_from(length).unwrap_or(usize::MAX).min(1 << 27);
         rustix::fs::copy_file_range(source, Some(&mut read_at), target, Some(&mut write_at), length)
     }
 }
