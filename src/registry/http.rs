@@ -13,6 +13,7 @@ use ureq::{Agent, Proxy, SendBody};
 
 use crate::image::{ImageError, Result};
 use crate::registry::proxy::{Proxies, Way};
+use crate::registry::session::Problem;
 use crate::registry::{Options, certificates, forward};
 
 /// Longest silence of a server.
@@ -69,6 +70,8 @@ pub(super) struct Response {
     pub(super) uri: Uri,
     /// True if the registry itself answered, rather than a server that it redirected to.
     pub(super) is_own: bool,
+    /// What a refusal says, once its body was read.
+    pub(super) problems: Vec<Problem>,
 }
 
 impl Response {
@@ -155,7 +158,8 @@ impl Http {
         };
         let (parts, body) = sent.into_parts();
         let body = Box::new(body.into_reader());
-        Ok(Response { status: parts.status.as_u16(), headers: parts.headers, body, uri: uri.clone(), is_own: true })
+        let status = parts.status.as_u16();
+        Ok(Response { status, headers: parts.headers, body, uri: uri.clone(), is_own: true, problems: Vec::new() })
     }
 
     fn run(

@@ -66,7 +66,12 @@ impl Proxies {
         };
         // The address may hold a password.
         let malformed = |_| refusal("the environment's proxy for it is no address");
-        let address = if proxy.contains("://") { proxy.to_owned() } else { format!("http://{proxy}") };
+        let address = match proxy.split_once("://") {
+            // As in Go, the proxy finds the address of a name.
+            Some(("socks5" | "socks", rest)) => format!("socks5h://{rest}"),
+            Some(_) => proxy.to_owned(),
+            None => format!("http://{proxy}"),
+        };
         let proxy = Proxy::new(&address).map_err(malformed)?;
         match (proxy.protocol(), is_https(uri)) {
             (ProxyProtocol::Http, false) => Ok(Way::Forward(proxy)),

@@ -129,8 +129,8 @@ impl<'p> Session<'p> {
     pub(super) fn send_patiently(&self, mut request: Request<'_>, patience: &mut Patience<'_>) -> io::Result<Response> {
         let may_repeat = request.is_repeatable() && !request.once;
         loop {
-            let failure = match self.attempt(&mut request) {
-                Ok(response) if !may_repeat || !retry::is_passing(response.status) => return Ok(response),
+            let failure = match self.attempt(&mut request).map(read_refusal) {
+                Ok(response) if !may_repeat || !is_passing(&response) => return Ok(response),
                 Ok(response) => {
                     let passing = retry::busy("", response.status, &response.headers);
                     // The answer itself tells more than its status.
@@ -264,27 +264,44 @@ impl<'p> Session<'p> {
     }
 }
 
+/// An answer's list of errors (OCI distribution specification, "Error Codes").
+#[derive(Deserialize)]
+struct Problems {
+    #[serde(default)]
+    errors: Vec<Problem>,
+}
+
+/// One of them.
+#[derive(Deserialize)]
+pub(super) struct Problem {
+    #[serde(default)]
+    code: Option<String>,
+    #[serde(default)]
+    message: Option<String>,
+}
+
+/// Reads what a refusal says, so that it can be looked at before it is told.
+fn read_refusal(mut response: Response) -> Response {
+    if (400..600).contains(&response.status) {
+        let mut bytes = Vec::new();
+        // What cannot be read adds nothing to the status.
+        if let Err(error) = response.body.by_ref().take(ANSWER_LIMIT).read_to_end(&mut bytes) {
+            tracing::debug!("status {}: {error}", response.status);
+        }
+        response.problems = serde_json::from_slice(&bytes).map(|Problems { errors }| errors).unwrap_or_default();
+    }
+    response
+}
+
+/// Some registries say with another status that they are asked too often.
+fn is_passing(response: &Response) -> bool {
+    let passes = |problem: &Problem| matches!(problem.code.as_deref(), Some("TOOMANYREQUESTS" | "UNAVAILABLE"));
+    retry::is_passing(response.status) || response.problems.iter().any(passes)
+}
+
 /// The first message of an answer's errors.
 fn told(response: Response) -> String {
-    #[derive(Deserialize)]
-    struct Answer {
-        #[serde(default)]
-        errors: Vec<Problem>,
-    }
-    #[derive(Deserialize)]
-    struct Problem {
-        #[serde(default)]
-        code: Option<String>,
-        #[serde(default)]
-        message: Option<String>,
-    }
-    let mut bytes = Vec::new();
-    // What cannot be read adds nothing to the status.
-    let errors = match response.body.take(ANSWER_LIMIT).read_to_end(&mut bytes) {
-        Ok(_) => serde_json::from_slice::<Answer>(&bytes).map(|answer| answer.errors).unwrap_or_default(),
-        Err(_) => Vec::new(),
-    };
-    let told = errors.into_iter().flat_map(|problem| [problem.message, problem.code]).flatten();
+    let told = response.problems.into_iter().flat_map(|problem| [problem.message, problem.code]).flatten();
     let told = told.map(|text| text.chars().filter(|c| !c.is_control()).take(200).collect::<String>());
     told.into_iter().find(|text| !text.is_empty()).map(|text| format!(": {text}")).unwrap_or_default()
 }

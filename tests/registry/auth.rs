@@ -54,6 +54,30 @@ fn a_password_is_asked_for_kept_and_forgotten() {
 }
 
 #[test]
+fn a_password_may_be_for_some_repositories() {
+    let server = Server::start(Wants { password: true, tls: false });
+    let home = Home::new();
+    home.load(&docker_old("tool:1"));
+    let team = format!("{}/team", server.host());
+    let login = log_in(&home, "pa:ss", &["--plain-http", &team]);
+    assert!(login.status.success(), "{login:?}");
+    home.ok(&["push", "--plain-http", "tool:1", &format!("{team}/tool:1")]);
+    let line = home.fails(&["push", "--plain-http", "tool:1", &server.name("teams/tool:1")]);
+    assert!(line.contains("wants a password"), "{line}");
+    // podman's way of writing the same file.
+    let kept = std::fs::read_to_string(home.path(".docker/config.json")).unwrap();
+    assert!(kept.contains(&format!("\"{team}\"")), "{kept}");
+    home.skopeo(&[
+        "inspect",
+        &format!("--authfile={}", home.path(".docker/config.json").display()),
+        "--tls-verify=false",
+        &format!("docker://{team}/tool:1"),
+    ]);
+    home.ok(&["logout", &team]);
+    assert!(home.fails(&["logout", &team]).contains("no password is kept"));
+}
+
+#[test]
 fn a_credential_helper_is_asked() {
     let server = Server::start(Wants { password: true, tls: false });
     let (host, name) = (server.host(), server.name("tool:1"));
@@ -140,7 +164,7 @@ fn plain_http_is_never_used_unasked() {
     }
     let login = log_in(&home, "secret", &[&server.host()]);
     assert!(!login.status.success());
-    for bad in ["https://", "a b", "me@example.org", "example.org/x"] {
+    for bad in ["https://", "a b", "me@example.org", "example.org/X", "example.org/a b"] {
         assert!(!home.strata(&["login", "-u", "me", "--password-stdin", bad]).status.success(), "{bad}");
     }
 }

@@ -224,6 +224,26 @@ fn what_is_encrypted_goes_through_a_tunnel() {
     assert!(String::from_utf8_lossy(&output.stderr).contains("proxy server responded 403"), "{output:?}");
 }
 
+/// A proxy of SOCKS is spoken to in its own way; one that hangs up is an error and no panic.
+#[test]
+fn a_proxy_of_socks_is_asked() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("socks5://{}", listener.local_addr().unwrap());
+    let first = std::thread::spawn(move || {
+        use std::io::Read;
+        let mut byte = [0];
+        let (mut connection, _) = listener.accept().unwrap();
+        connection.read_exact(&mut byte).unwrap();
+        byte[0]
+    });
+    let home = Home::new();
+    let mut command = home.command(env!("CARGO_BIN_EXE_strata"));
+    let output = command.env("ALL_PROXY", address).args(["pull", "registry.invalid/x:1"]).output().unwrap();
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(!told.contains("panicked") && told.contains("strata: registry.invalid/x: "), "{told}");
+    assert_eq!(first.join().unwrap(), 5, "the version of SOCKS");
+}
+
 /// A whole push and pull through a proxy: bodies and secrets too.
 #[test]
 fn a_push_goes_through_a_proxy() {

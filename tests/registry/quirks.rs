@@ -132,6 +132,7 @@ fn quirks_of_registries() {
         Quirk::HidesFromStrangers(403),
         Quirk::HidesFromStrangers(404),
         Quirk::RedirectsPosts,
+        Quirk::SaysBusyInWords(2),
     ];
     in_parallel(&cases, |quirk| {
         let registry = start(quirk.clone(), true);

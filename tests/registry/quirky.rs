@@ -29,6 +29,8 @@ pub enum Quirk {
     /// The first requests of a class fail: so many, with this status (0: the connection is closed; 1: the answer is cut)
     /// and this `Retry-After`.
     Fails(Class, usize, u16, Option<String>),
+    /// The first requests for a manifest are too many, says the body; the status says that they are forbidden.
+    SaysBusyInWords(usize),
     /// The end of an upload is heard, but not answered.
     LosesTheEnd,
     /// The first piece of an upload is taken in part.
@@ -131,6 +133,13 @@ fn answer(
                 (status, None) => return Answer::new(*status, ""),
                 (status, Some(after)) => return Answer::new(*status, "").with("Retry-After", after),
             }
+        }
+    }
+    if let (Some(Class::GetManifest), Quirk::SaysBusyInWords(times)) = (class, quirk) {
+        let so_far = state.times.entry(Class::GetManifest).or_default();
+        *so_far += 1;
+        if *so_far <= *times {
+            return Answer::new(403, r#"{"errors": [{"code": "TOOMANYREQUESTS", "message": "Rate exceeded"}]}"#);
         }
     }
     if class == Some(Class::Token) {

@@ -142,18 +142,21 @@ fn name_of(image: &Image, text: &str) -> Result<Reference> {
     name.with_context(|| format!("{text}: is no name to push it as; give one after it"))
 }
 
-/// The name of a registry as images bear it.
-fn check_host(host: &str) -> Result<&str> {
+/// The name of a registry as images bear it, and with it the path of the repositories that a password is for, if it is
+/// not for all of them.
+fn check_host(host: &str) -> Result<(String, String)> {
     let host = host.strip_prefix("https://").unwrap_or(host).trim_end_matches('/');
-    let host = if matches!(host, "index.docker.io" | "registry-1.docker.io") { "docker.io" } else { host };
-    match format!("{host}/x").parse::<Reference>() {
-        Ok(name) if name.domain() == host => Ok(host),
-        _ => bail!("{host}: a registry reads HOST[:PORT]"),
+    let (domain, path) = host.split_once('/').map_or((host, ""), |(domain, path)| (domain, path));
+    let domain = if matches!(domain, "index.docker.io" | "registry-1.docker.io") { "docker.io" } else { domain };
+    let key = if path.is_empty() { domain.to_owned() } else { format!("{domain}/{path}") };
+    match format!("{key}/x").parse::<Reference>() {
+        Ok(name) if name.domain() == domain => Ok((domain.to_owned(), key)),
+        _ => bail!("{host}: a registry reads HOST[:PORT][/PATH]"),
     }
 }
 
 pub fn login(args: &Login) -> Result<()> {
-    let host = check_host(&args.host)?;
+    let (host, key) = check_host(&args.host)?;
     let options = options(&args.registry);
     let user = match &args.username {
         Some(user) => user.clone(),
@@ -170,16 +173,16 @@ pub fn login(args: &Login) -> Result<()> {
     if user.is_empty() || user.contains(':') || password.is_empty() {
         bail!("{host}: a name (without a colon) and a password are needed");
     }
-    registry::log_in(host, &user, &password, &options, &Report::new(false))?;
-    let place = options.credentials.keep(host, &user, &password)?;
+    registry::log_in(&host, &user, &password, &options, &Report::new(false))?;
+    let place = options.credentials.keep(&key, &user, &password)?;
     Ok(print_line(&format!("Login succeeded; the password is kept in {place}"))?)
 }
 
 pub fn logout(args: &Logout) -> Result<()> {
-    let host = check_host(&args.host)?;
-    match Files::of_user(args.authfile.clone()).forget(host)? {
-        true => Ok(print_line(&format!("Removed the password for {host}"))?),
-        false => bail!("{host}: no password is kept for it"),
+    let (_, key) = check_host(&args.host)?;
+    match Files::of_user(args.authfile.clone()).forget(&key)? {
+        true => Ok(print_line(&format!("Removed the password for {key}"))?),
+        false => bail!("{key}: no password is kept for it"),
     }
 }
 

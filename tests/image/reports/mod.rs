@@ -4,7 +4,7 @@
 //! | kind | tests |
 //! |---|---|
 //! | text of others is printed raw | `nothing_harmful_is_printed` `json_output_is_the_same_text` `columns_are_as_wide_as_they_look` |
-//! | choice of platform | `a_single_image_of_another_platform_is_refused_unless_asked_for` `the_best_image_of_an_index_is_taken` `run_says_why_it_cannot` |
+//! | choice of platform | `a_single_image_of_another_platform_is_refused_unless_asked_for` `the_best_image_of_an_index_is_taken` `skopeo_takes_the_same_image_of_an_index` `run_says_why_it_cannot` |
 //! | one thing met in two places means two things | `an_entry_means_the_same_in_an_archive_and_in_a_layer` `sparse_archives_of_images` `every_compression_of_archives_and_layers` `zeros_are_no_bomb_anywhere` `the_same_layer_twice_in_one_image` |
 
 mod platform;

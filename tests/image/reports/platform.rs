@@ -146,6 +146,45 @@ fn the_best_image_of_an_index_is_taken() {
     }
 }
 
+/// skopeo chooses by the rules of podman, which are the same where a variant is named.
+#[test]
+fn skopeo_takes_the_same_image_of_an_index() {
+    for (has, asked) in [
+        (&["linux/arm/v5", "linux/arm/v6", "linux/arm64"][..], "linux/arm/v7"),
+        (&["linux/arm/v5", "linux/arm/v6", "linux/arm/v7"], "linux/arm/v7"),
+        (&["linux/arm/v7", "linux/arm/v5"], "linux/arm/v6"),
+        (&["linux/arm/v7", "linux/arm/v8"], "linux/arm/v6"),
+        (&["linux/amd64", "linux/arm64"], "linux/amd64"),
+        (&["linux/amd64", "linux/arm64"], "linux/arm64"),
+        (&["linux/s390x", "windows/amd64"], "linux/amd64"),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let (archive, root) = (dir.path().join("archive"), dir.path().join("store"));
+        std::fs::write(&archive, tar_of(&index_of(has))).unwrap();
+        let parts: Vec<&str> = asked.split('/').collect();
+        let mut skopeo = Command::new("skopeo");
+        skopeo.args(["--override-os", parts[0], "--override-arch", parts[1]]);
+        if let Some(variant) = parts.get(2) {
+            skopeo.args(["--override-variant", variant]);
+        }
+        let theirs =
+            skopeo.args(["inspect", "--config", &format!("oci-archive:{}:x:1", archive.display())]).output().unwrap();
+        let ours = strata(&root, &["load", "-q", "--platform", asked, "-i", archive.to_str().unwrap()]);
+        assert_eq!(
+            ours.status.success(),
+            theirs.status.success(),
+            "{has:?} {asked}: {} {}",
+            told(&ours),
+            told(&theirs)
+        );
+        if ours.status.success() {
+            let theirs: Value = serde_json::from_slice(&theirs.stdout).unwrap();
+            let ours: Value = serde_json::from_str(&ok(&root, &["inspect", "x:1"])).unwrap();
+            assert_eq!(ours[0]["History"][0]["created_by"], theirs["history"][0]["created_by"], "{has:?} {asked}");
+        }
+    }
+}
+
 #[test]
 fn run_says_why_it_cannot() {
     let dir = tempfile::tempdir().unwrap();

@@ -87,8 +87,8 @@ pub struct Login {
     pub password_stdin: bool,
     #[command(flatten)]
     pub registry: RegistryArgs,
-    /// The registry's host, with a port if it has one of its own
-    #[arg(default_value = "docker.io", value_name = "REGISTRY")]
+    /// The registry's host, with a port if it has one of its own; with a path, for the repositories below it alone
+    #[arg(default_value = "docker.io", value_name = "REGISTRY[/PATH]")]
     pub host: String,
 }
 
@@ -99,7 +99,7 @@ pub struct Logout {
     /// Where passwords are kept [default: as docker and podman do]
     #[arg(long, value_name = "FILE")]
     pub authfile: Option<PathBuf>,
-    /// The registry's host, with a port if it has one of its own
-    #[arg(default_value = "docker.io", value_name = "REGISTRY")]
+    /// The registry's host, with a port if it has one of its own; with a path, for the repositories below it alone
+    #[arg(default_value = "docker.io", value_name = "REGISTRY[/PATH]")]
     pub host: String,
 }
