@@ -13,7 +13,7 @@
 //! | `bin/stratafs`, `bin/strata` | arguments, logging, exit codes | everything public |
 //! | [`fuse`] | mount, read requests from `/dev/fuse`, decode, call, reply; threads; passthrough ids. The only module naming `fuser` | `driver` `config` `sys` |
 //! | [`driver`] | the mounted union: one file per verb group; takes the locks | `union` `confined` `marks` `config` `sys` |
-//! | [`driver::node`] | inode table, dentries, lookup counts, open handles; no I/O | `union` |
+//! | [`driver::node`] | where each file is, and every change of it; inode table, lookup counts, open handles, kept descriptors and listings; no I/O | `union` |
 //! | [`container`] | OCI runtime bundles, running them | `store` `image` `confined` `marks` `sys` |
 //! | [`registry`] | pull and push. The only module naming `ureq` | `store` `image` |
 //! | [`store`] | the directory that holds images, layers and containers; loading, saving, committing | `image` `tar` `inventory` `confined` `marks` `sys` |
@@ -40,8 +40,8 @@
 //! 3. `driver/copy_up/stage` makes a nameless file in the work directory (`union/layer/work`), copies the content
 //!    (`confined/copy`), then owner, attributes, the origin mark, mode and times, and sees to it that the content reaches the disk no later
 //!    than the name (`union/layer/order`).
-//! 4. `driver/copy_up` takes the directory's `names` lock and publishes the file with one link; the directory keeps
-//!    its times.
+//! 4. `driver/copy_up` holds the directory's names (`driver/node/guards`) while it publishes the file with one link and tells
+//!    the node so (`driver/node/transitions`); the directory keeps its times.
 //! 5. `driver/verbs/io` opens the upper file and, where the kernel can, registers it for passthrough: then the write itself
 //!    never comes here. Else it comes as a WRITE request and ends in `Overlay::write`, one `pwrite(2)`.
 //!

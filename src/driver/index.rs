@@ -7,11 +7,9 @@
 
 use std::ffi::CStr;
 
-use parking_lot::MutexGuard;
-
 use crate::driver::Overlay;
 use crate::driver::copy_up::keep_mtime;
-use crate::driver::node::{Indexed, Name, Node, NodeRef, Real};
+use crate::driver::node::{Indexed, LinksGuard, Name, Names, NamesWrite, Node, NodeRef};
 use crate::driver::types::{Errno, Result};
 use crate::marks::Mark;
 use crate::marks::index::{decode_nlink, encode_nlink, entry_name};
@@ -20,7 +18,7 @@ use crate::union::merge::{Found, Source};
 
 /// A change of a file's link count that has begun. Others of the same file wait for its end.
 pub(in crate::driver) struct NlinkChange<'n> {
-    _links: Option<MutexGuard<'n, ()>>,
+    links: LinksGuard<'n>,
 }
 
 impl Overlay {
@@ -43,9 +41,10 @@ impl Overlay {
         }
         let (origin, lower_nlink) = match found.source {
             Source::Lower(at) => {
-                let part = parent.dir().and_then(|dir| dir.lowers.get(usize::from(at))).ok_or(Errno::IO)?;
+                let lowers = parent.dir().ok_or(Errno::IO)?.lowers();
+                let part = lowers.get(usize::from(at)).ok_or(Errno::IO)?;
                 let fs = self.stack.lower(part.layer)?.fs();
-                let dir = self.lower_dir(parent, usize::from(at))?;
+                let dir = self.lower_dir(parent, part)?;
                 (self.origins.encode(fs, &dir, name)?, found.stat.nlink)
             }
             Source::Upper => {
@@ -94,7 +93,7 @@ impl Overlay {
     /// Directory and name of the node's file in the index, if it was copied up there.
     pub(in crate::driver) fn index_place(&self, node: &Node) -> Option<(UpperDir, Name)> {
         let state = node.file_state()?;
-        let entry = state.index().filter(|_| state.real == Real::Upper)?;
+        let entry = state.index().filter(|_| state.is_upper())?;
         Some((self.index_dir()?.clone(), entry.name.clone()))
     }
 
@@ -123,15 +122,20 @@ impl Overlay {
         staged.publish_new(index, &entry.name).map(|_| ())
     }
 
-    /// Makes sure that the indexed file has the name `name` in the upper part of `parent`, which exists. The
-    /// caller holds that directory's `names` lock for writing.
-    pub(in crate::driver) fn link_up(&self, node: &Node, parent: &NodeRef, dir: &UpperDir, name: &CStr) -> Result<()> {
+    /// Makes sure that the indexed file has the name `name` in `dir`, the upper part of the directory whose names are held.
+    pub(in crate::driver) fn link_up(
+        &self,
+        names: &NamesWrite<'_>,
+        node: &Node,
+        dir: &UpperDir,
+        name: &CStr,
+    ) -> Result<()> {
         let Some((index, entry)) = self.index_place(node) else { return Ok(()) };
         if dir.stat(name)?.is_some() {
             return Ok(());
         }
-        self.mark_impure(parent, dir)?;
-        let _links = node.hold_links();
+        self.mark_impure(names.parent(), dir)?;
+        let _links = LinksGuard::lock(names, node);
         let Some(indexed) = self.indexed(node) else { return Ok(()) };
         // The upper gets one more name, the mount does not.
         self.write_nlink(&indexed, 'L')?;
@@ -143,38 +147,31 @@ impl Overlay {
 
     /// Before the mount's link count of an indexed file changes together with the upper's. What is given back goes to
     /// [`Self::end_nlink_change`] when both have changed.
-    pub(in crate::driver) fn begin_nlink_change<'n>(&self, node: &'n Node) -> Result<NlinkChange<'n>> {
-        let guard = node.hold_links();
+    pub(in crate::driver) fn begin_nlink_change<'n>(
+        &self,
+        names: &NamesWrite<'_>,
+        node: &'n Node,
+    ) -> Result<NlinkChange<'n>> {
+        let links = LinksGuard::lock(names, node);
         match self.indexed(node) {
             Some(entry) if node.has_upper() => self.write_nlink(&entry, 'U')?,
             _ => {}
         }
-        Ok(NlinkChange { _links: guard })
+        Ok(NlinkChange { links })
     }
 
-    /// After it changed by `difference`; a file without names leaves the index.
+    /// After it changed by `difference`; a file without names leaves the index, and those who have it open hold it
+    /// ([`crate::driver::node::NodeTable::unlink`]).
     ///
     /// The change itself stands: an entry that cannot be removed is left for the next mount.
-    pub(in crate::driver) fn end_nlink_change(&self, _change: NlinkChange<'_>, node: &Node, difference: i32) {
-        let Some((index, entry)) = self.index_place(node) else { return };
-        let left = {
-            let Some(mut state) = node.file_state() else { return };
-            let Some(indexed) = state.index_mut() else { return };
-            indexed.nlink = indexed.nlink.saturating_add_signed(difference);
-            indexed.nlink
-        };
-        if left > 0 {
+    pub(in crate::driver) fn end_nlink_change(&self, change: NlinkChange<'_>, difference: i32) {
+        let NlinkChange { links } = change;
+        let Some((index, entry)) = self.index_place(links.node()) else { return };
+        if self.nodes.count_link(&links, difference) != Some(0) {
             return;
         }
-        let removed = self.upper().and_then(|upper| {
-            let held = upper.hold(index.open_reference(&entry)?);
-            let mut state = node.state.lock();
-            state.set_orphan(Some(held));
-            state.take_index();
-            drop(state);
-            index.remove_file(&entry)
-        });
-        if let Err(errno) = removed {
+        self.nodes.leave_index(&links);
+        if let Err(errno) = index.remove_file(&entry) {
             tracing::warn!("an index entry of a removed file is left behind: {entry:?}: {errno}");
         }
     }

@@ -6,14 +6,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::driver::Overlay;
-use crate::driver::node::{self, DirState, Name, Node, NodeId, NodeRef, Real};
+use crate::driver::node::{LinksGuard, Lowers, Name, NamesRead, Node, NodeId, NodeRef, Residence, Surroundings};
 use crate::driver::types::{Errno, Result};
-use crate::union::layer::{Dir, LayerDir, Stat, UpperDir};
+use crate::union::layer::{Dir, LayerDir, LayerId, LowerRef, Stat, UpperDir};
 use crate::union::merge::{self, Listing, MergedDir, Resolution};
-
-/// Lookups without a listing after which it is worth making one: a directory of several layers, and of one.
-const PROBES_MERGED: u32 = 1;
-const PROBES_SINGLE: u32 = 16;
 
 impl Overlay {
     /// Where a node is in the mount, for messages: its first known name; nothing if it has none any more.
@@ -32,29 +28,27 @@ impl Overlay {
         path
     }
 
-    /// The directory's lower part `index`.
-    pub(in crate::driver) fn lower_dir(&self, node: &Node, index: usize) -> Result<Dir> {
-        let part = node.dir().and_then(|dir| dir.lowers.get(index)).ok_or(Errno::IO)?;
+    /// The lower part `part` of the directory `node`.
+    pub(in crate::driver) fn lower_dir(&self, node: &Node, part: &LowerRef) -> Result<Dir> {
         let layer = self.stack.lower(part.layer)?;
         if part.path.is_empty() {
             return Ok(layer.root().clone());
         }
-        let key = (node.id().0, u32::try_from(index).map_err(|_| Errno::OVERFLOW)?);
-        if let Some(dir) = self.lower_dirs.get(key) {
+        let (cache, key) = (&self.nodes.descriptors().lower_dirs, (node.id().0, part.layer.number()));
+        if let Some(dir) = cache.get(key) {
             return Ok(dir);
         }
         let dir = layer.open_dir(&part.path)?;
-        self.lower_dirs.insert(key, dir.clone());
+        cache.insert(key, dir.clone());
         Ok(dir)
     }
 
-    /// The directory's lower part `index`, to look into: where the layer's inventory describes it, without a system
-    /// call.
-    pub(in crate::driver) fn lower_view<'a>(&'a self, node: &'a Node, index: usize) -> Result<LayerDir<'a>> {
-        let part = node.dir().and_then(|dir| dir.lowers.get(index)).ok_or(Errno::IO)?;
+    /// The lower part `part` of the directory `node`, to look into: where the layer's inventory describes it, without a
+    /// system call.
+    pub(in crate::driver) fn lower_view<'a>(&'a self, node: &Node, part: &'a LowerRef) -> Result<LayerDir<'a>> {
         match self.stack.lower(part.layer)?.listed_dir(part) {
             Some(listed) => Ok(listed),
-            None => self.lower_dir(node, index).map(LayerDir::Held),
+            None => self.lower_dir(node, part).map(LayerDir::Held),
         }
     }
 
@@ -64,12 +58,8 @@ impl Overlay {
         node: &NodeRef,
         act: impl FnOnce(&LayerDir<'_>, &CStr) -> Result<R>,
     ) -> Result<Option<R>> {
-        if let Some(dir) = node.dir() {
-            let has_upper = dir.state.lock().upper.is_some();
-            return if has_upper { Ok(None) } else { act(&self.lower_view(node, 0)?, c"").map(Some) };
-        }
-        let Some((parent, name, index)) = Self::lower_place(node)? else { return Ok(None) };
-        act(&self.lower_view(&parent, usize::from(index))?, &name).map(Some)
+        let Some(place) = LowerPlace::of(node)? else { return Ok(None) };
+        act(&self.lower_view(&place.dir, place.part()?)?, place.name()).map(Some)
     }
 
     /// The directory's upper part. May take the `names` lock of its parents, so it is called with no such lock held.
@@ -77,27 +67,23 @@ impl Overlay {
         if node.id() == NodeId::ROOT {
             return self.stack.upper().map(|upper| upper.root().clone()).ok_or(Errno::ROFS);
         }
-        let key = (node.id().0, 0);
-        if let Some(dir) = self.upper_dirs.get(key) {
+        let (cache, key) = (&self.nodes.descriptors().upper_dirs, (node.id().0, 0));
+        if let Some(dir) = cache.get(key) {
             return Ok(dir);
         }
         loop {
-            let (at, orphan) = {
-                let state = node.state.lock();
-                (state.first_name().cloned(), state.orphan().cloned())
+            let (parent, name) = match UpperPlace::of(node)? {
+                UpperPlace::Held(dir) => return Ok(dir),
+                UpperPlace::Named(parent, name) => (parent, name),
             };
-            if let Some(orphan) = orphan {
-                return Ok(orphan);
-            }
-            let (parent, name) = at.ok_or(Errno::STALE)?;
             let above = self.upper_dir(&parent)?;
-            let _names = parent.dir().ok_or(Errno::STALE)?.names.read();
+            let _names = NamesRead::lock(&parent)?;
             // It may have been moved while the lock was not held.
             if !node.is_named(&parent, &name) {
                 continue;
             }
             let dir = above.open_upper_dir(&name)?;
-            self.upper_dirs.insert(key, dir.clone());
+            cache.insert(key, dir.clone());
             return Ok(dir);
         }
     }
@@ -118,23 +104,19 @@ impl Overlay {
         }
         if self.index_place(node).is_some() {
             // The entry goes with the last name.
-            let _links = node.hold_links();
+            let _links = LinksGuard::alone(node);
             if let Some((index, entry)) = self.index_place(node) {
                 return act(&index, &entry);
             }
         }
         loop {
-            let (at, orphan) = {
-                let state = node.state.lock();
-                (state.first_name().cloned(), state.orphan().cloned())
+            let (parent, name) = match UpperPlace::of(node)? {
+                UpperPlace::Held(file) => return act(&file, c""),
+                UpperPlace::Named(parent, name) => (parent, name),
             };
-            if let Some(orphan) = orphan {
-                return act(&orphan, c"");
-            }
-            let (parent, name) = at.ok_or(Errno::STALE)?;
             let dir = self.upper_dir(&parent)?;
-            let _names = parent.dir().ok_or(Errno::STALE)?.names.read();
-            if !node.is_named(&parent, &name) || node.state.lock().orphan().is_some() {
+            let _names = NamesRead::lock(&parent)?;
+            if !node.is_named(&parent, &name) {
                 continue;
             }
             return act(&dir, &name);
@@ -147,24 +129,10 @@ impl Overlay {
         node: &NodeRef,
         act: impl FnOnce(&Dir, &CStr) -> Result<R>,
     ) -> Result<R> {
-        if let Some(dir) = node.dir() {
-            let has_upper = dir.state.lock().upper.is_some();
-            let held = if has_upper { self.upper_dir(node)?.as_dir().clone() } else { self.lower_dir(node, 0)? };
-            return act(&held, c"");
-        }
-        match Self::lower_place(node)? {
+        match LowerPlace::of(node)? {
             None => self.on_upper(node, |dir, name| act(dir, name)),
-            Some((parent, name, index)) => act(&self.lower_dir(&parent, usize::from(index))?, &name),
+            Some(place) => act(&self.lower_dir(&place.dir, place.part()?)?, place.name()),
         }
-    }
-
-    /// Where a file is that only a lower layer has: directory, name, index of the directory's lower part. It is never
-    /// moved, so that its name needs no lock.
-    fn lower_place(node: &Node) -> Result<Option<(NodeRef, Name, u16)>> {
-        let state = node.state.lock();
-        let Real::Lower(index) = state.real else { return Ok(None) };
-        let (parent, name) = state.first_name().cloned().ok_or(Errno::STALE)?;
-        Ok(Some((parent, name, index)))
     }
 
     /// Attributes of the node's real file.
@@ -180,39 +148,17 @@ impl Overlay {
     /// The merged listing of the directory's lower parts, made on first use; `None` if it has none.
     pub(in crate::driver) fn lower_listing(&self, node: &Node) -> Result<Option<Arc<Listing>>> {
         let dir = node.dir().ok_or(Errno::NOTDIR)?;
-        if dir.lowers.is_empty() {
-            return Ok(None);
-        }
-        let known = dir.state.lock().lower_listing.clone();
-        if let Some(listing) = known.filter(|listing| !listing.is_broken()) {
+        if let Some(listing) = dir.lower_listing() {
             return Ok(Some(listing));
         }
-        let mut parts = Vec::with_capacity(dir.lowers.len());
-        for (index, part) in dir.lowers.iter().enumerate() {
-            parts.push((part, self.lower_view(node, index)?));
+        let lowers = dir.lowers();
+        if lowers.is_empty() {
+            return Ok(None);
         }
-        let kept = dir.state.lock().moved.clone();
-        let listing = Arc::new(Listing::of_lowers(&parts, &kept)?);
-        let mut state = dir.state.lock();
-        state.lower_listing = Some(listing.clone());
-        if state.upper.is_none() {
-            state.moved = listing.moved();
-        }
+        let parts = lowers.iter().map(|part| Ok((part, self.lower_view(node, part)?)));
+        let listing = Arc::new(Listing::of_lowers(&parts.collect::<Result<Vec<_>>>()?, &dir.moved_names())?);
+        self.nodes.keep_lower_listing(node, listing.clone());
         Ok(Some(listing))
-    }
-
-    /// The lower listing if it exists or this lookup makes it worth while.
-    fn listing_for_lookup(&self, node: &Node, dir: &node::Dir) -> Result<Option<Arc<Listing>>> {
-        let worth_while = {
-            let DirState { probes, lower_listing, .. } = &mut *dir.state.lock();
-            if let Some(listing) = lower_listing.as_ref().filter(|listing| !listing.is_broken()) {
-                return Ok(Some(listing.clone()));
-            }
-            *probes = probes.saturating_add(1);
-            let enough = if dir.lowers.len() > 1 { PROBES_MERGED } else { PROBES_SINGLE };
-            !dir.lowers.is_empty() && *probes > enough
-        };
-        if worth_while { self.lower_listing(node) } else { Ok(None) }
     }
 
     /// Calls `act` with what is needed to look names up in the directory `node`.
@@ -223,16 +169,18 @@ impl Overlay {
         act: impl FnOnce(&MergedDir<'_>) -> Result<R>,
     ) -> Result<R> {
         let dir = node.dir().ok_or(Errno::NOTDIR)?;
-        let listing = self.listing_for_lookup(node, dir)?;
-        let upper_may_have_marks = dir.state.lock().upper.as_ref().is_none_or(|part| part.impure);
-        let open_lower = |index: usize| self.lower_view(node, index);
+        let Surroundings { lowers, mut listing, wants_listing, impure } = dir.surroundings();
+        if wants_listing {
+            listing = self.lower_listing(node)?;
+        }
+        let open_lower = |index: usize| self.lower_view(node, lowers.get(index).ok_or(Errno::IO)?);
         let done = act(&MergedDir {
             stack: &self.stack,
             upper: upper.map(|dir| dir.as_dir()),
-            lowers: &dir.lowers,
+            lowers: &lowers,
             open_lower: &open_lower,
             listing: listing.as_deref(),
-            upper_may_have_marks,
+            upper_may_have_marks: impure,
             follow_redirects: self.follows_redirects(),
             metacopy: self.config.metacopy,
         });
@@ -252,9 +200,71 @@ impl Overlay {
 
     /// True if a lower layer has `name` in the directory `node`.
     pub(in crate::driver) fn exists_in_lower(&self, node: &NodeRef, name: &CStr) -> Result<bool> {
-        if node.dir().is_none_or(|dir| dir.lowers.is_empty()) {
+        if node.dir().is_none_or(|dir| !dir.has_lowers()) {
             return Ok(false);
         }
         self.with_merged(node, None, |dir| merge::exists_in_lower(dir, name))
+    }
+}
+
+/// Where a node is of which only lower layers have something. Such a node is never moved, so its name needs no lock.
+pub(in crate::driver) struct LowerPlace {
+    /// The directory; for a directory itself.
+    pub(in crate::driver) dir: NodeRef,
+    /// The name in it; none for a directory.
+    name: Option<Name>,
+    lowers: Lowers,
+    layer: LayerId,
+}
+
+impl LowerPlace {
+    /// Of `node`; `None` if it is in the upper.
+    pub(in crate::driver) fn of(node: &NodeRef) -> Result<Option<Self>> {
+        let (dir, name, layer) = match node.state().residence() {
+            Residence::Lower { layer, .. } | Residence::Hidden { layer, .. } if node.dir().is_some() => {
+                (node.clone(), None, *layer)
+            }
+            Residence::Lower { at: (parent, name), layer } | Residence::Hidden { at: (parent, name), layer } => {
+                (parent.clone(), Some(name.clone()), *layer)
+            }
+            Residence::Root { upper: false } => {
+                let top = node.dir().and_then(|dir| dir.lowers().first().map(|part| part.layer));
+                (node.clone(), None, top.ok_or(Errno::IO)?)
+            }
+            Residence::Root { upper: true } | Residence::Upper { .. } | Residence::Orphan { .. } => return Ok(None),
+            Residence::Gone => return Err(Errno::STALE),
+        };
+        let lowers = dir.dir().ok_or(Errno::IO)?.lowers();
+        Ok(Some(Self { dir, name, lowers, layer }))
+    }
+
+    /// The name in the directory; empty for the directory itself.
+    pub(in crate::driver) fn name(&self) -> &CStr {
+        self.name.as_deref().unwrap_or_default()
+    }
+
+    /// The directory's part that has it.
+    pub(in crate::driver) fn part(&self) -> Result<&LowerRef> {
+        self.lowers.of_layer(self.layer).ok_or(Errno::IO)
+    }
+}
+
+/// Where a node's upper file or directory is.
+enum UpperPlace {
+    /// Under this name.
+    Named(NodeRef, Name),
+    /// Nowhere: it is held.
+    Held(UpperDir),
+}
+
+impl UpperPlace {
+    fn of(node: &Node) -> Result<Self> {
+        match node.state().residence() {
+            Residence::Upper { at: (parent, name) } => Ok(Self::Named(parent.clone(), name.clone())),
+            Residence::Orphan { held } => Ok(Self::Held(held.clone())),
+            Residence::Root { .. } | Residence::Lower { .. } | Residence::Hidden { .. } | Residence::Gone => {
+                Err(Errno::STALE)
+            }
+        }
     }
 }

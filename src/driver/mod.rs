@@ -15,22 +15,21 @@ pub mod types;
 mod verbs;
 
 use std::ffi::{CString, OsStr};
-use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
+use std::sync::OnceLock;
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, OnceLock};
 
-use parking_lot::{Mutex, RwLock};
 use rustix::thread::CapabilitySet;
 
 use crate::config::{OverlayConfig, Passthrough, RedirectDir};
 use crate::confined::Copier;
-use crate::driver::node::{DirState, HandleTable, Node, NodeRef, NodeTable, Real, State, UpperPart};
+use crate::driver::node::{
+    Descriptors, HandleTable, Node, NodeRef, NodeTable, RenameLock, Residence, State, UpperPart,
+};
 use crate::marks::{AufsName, Opaque, decode_aufs_name};
 use crate::sys::namespace::has_everywhere;
 pub use crate::union::layer::OpenError;
-use crate::union::layer::fd_cache::FdCache;
-use crate::union::layer::{Dir, LayerStack, LowerRef, OriginResolver, UpperDir, UpperLayer};
+use crate::union::layer::{LayerStack, LowerRef, OriginResolver, UpperLayer};
 use permissions::Permissions;
 use types::{Errno, Kernel, KernelRef, NodeId, Result};
 
@@ -44,14 +43,8 @@ pub struct Overlay {
     copier: Copier,
     nodes: NodeTable,
     handles: HandleTable,
-    /// Open lower directories: node, index of the lower part.
-    lower_dirs: FdCache<Dir>,
-    /// Open upper directories: node, 0.
-    upper_dirs: FdCache<UpperDir>,
-    /// Lower files that were read lately: node, 0. Programs open the same ones again and again.
-    lower_files: FdCache<Arc<OwnedFd>>,
-    /// Held while a name moves from one directory to another, before the locks of the directories.
-    rename: Mutex<()>,
+    /// Held while a directory moves, or a file moves to another directory.
+    rename: RenameLock,
     kernel: OnceLock<Attached>,
     /// How many nodes have left the table.
     forgotten: AtomicU64,
@@ -101,12 +94,9 @@ impl Overlay {
         Ok(Self {
             origins,
             copier: Copier::new(interrupt::check),
-            nodes: NodeTable::new(NodeRef::new(root)),
+            nodes: NodeTable::new(NodeRef::new(root), Descriptors::new(capacity)),
             handles: HandleTable::default(),
-            lower_dirs: FdCache::new(capacity),
-            upper_dirs: FdCache::new(capacity),
-            lower_files: FdCache::new(capacity / 2),
-            rename: Mutex::new(()),
+            rename: RenameLock::default(),
             kernel: OnceLock::new(),
             forgotten: AtomicU64::new(0),
             permissions,
@@ -135,6 +125,11 @@ impl Overlay {
     /// True when nothing can be changed.
     pub fn is_read_only(&self) -> bool {
         self.stack.upper().is_none_or(UpperLayer::is_read_only)
+    }
+
+    /// Memory of the listings that are kept, in bytes.
+    pub fn listing_memory(&self) -> usize {
+        self.nodes.listing_memory()
     }
 
     /// Number of nodes that the kernel knows, and of open handles.
@@ -227,16 +222,16 @@ fn open_root(stack: &LayerStack) -> Result<Node> {
     let mut lowers = Vec::new();
     let mut opaque_above = false;
     let upper = match stack.upper() {
-        None => None,
+        None => UpperPart::default(),
         Some(upper) => {
             let marks = upper.root().marks(c"")?;
             opaque_above = marks.opaque() == Opaque::Yes;
-            Some(UpperPart {
+            UpperPart {
                 impure: marks.impure,
                 xattr_whiteouts: marks.opaque() == Opaque::XattrWhiteouts,
                 opaque: opaque_above,
                 ..UpperPart::default()
-            })
+            }
         }
     };
     for id in stack.ids() {
@@ -255,8 +250,7 @@ fn open_root(stack: &LayerStack) -> Result<Node> {
             None => 1,
         },
     };
-    let state = DirState { upper, ..DirState::default() };
-    let dir = node::Dir { lowers: lowers.into(), names: RwLock::new(()), state: Mutex::new(state) };
-    let own = State::new(None, Real::Upper);
+    let dir = node::Dir::new(lowers.into(), upper);
+    let own = State::new(Residence::Root { upper: stack.upper().is_some() });
     Ok(Node::new(NodeId::ROOT, ino, crate::union::layer::FileType::Directory, own, Some(Box::new(dir))))
 }

@@ -42,6 +42,7 @@ impl Overlay {
             && state.must_part()
         {
             state.part_from_readers();
+            node.set_bypassed(&mut state, false);
             self.nodes.renumber(node);
         }
         if let Some(kernel) = self.kernel() {

@@ -9,10 +9,11 @@ use rustix::fs::OFlags;
 
 use crate::driver::Overlay;
 use crate::driver::interrupt;
-use crate::driver::node::{DataRef, Indexed, Name, Node, NodeRef, Real, UpperPart};
+use crate::driver::locate::LowerPlace;
+use crate::driver::node::{ContentRef, CopyUpGuard, Indexed, NamesWrite, Node, NodeRef, Published};
 use crate::driver::types::{Errno, Result};
 use crate::marks::Mark;
-use crate::union::layer::{FileType, FsId, Staged, Stat, TimeTo, Times, UpperDir};
+use crate::union::layer::{FileType, LayerId, Staged, Stat, TimeTo, Times, UpperDir};
 use stage::{Plan, Source, stage};
 
 /// How much of a file a caller needs in the upper.
@@ -60,23 +61,26 @@ impl Overlay {
             current = parent;
         }
         for step in chain.iter().rev() {
-            let _copy_up = step.copy_up.lock();
+            let copy_up = CopyUpGuard::lock(step);
             let is_target = NodeRef::ptr_eq(step, node);
             if !step.has_upper() {
-                self.copy_up_one(step, if is_target { extent } else { Extent::Attributes })?;
+                self.copy_up_one(&copy_up, if is_target { extent } else { Extent::Attributes })?;
             }
             if let (true, Extent::Content(length)) = (is_target, extent) {
-                self.copy_up_content(step, length)?;
+                self.copy_up_content(&copy_up, length)?;
             }
         }
         Ok(())
     }
 
-    /// Copies one node up whose parent has an upper part. The caller holds its `copy_up` lock.
-    fn copy_up_one(&self, node: &NodeRef, extent: Extent) -> Result<()> {
+    /// Copies one node up whose parent has an upper part.
+    fn copy_up_one(&self, copy_up: &CopyUpGuard<'_>, extent: Extent) -> Result<()> {
+        let node = copy_up.node();
         let upper = self.upper()?;
-        let (parent, name) = node.name().ok_or(Errno::STALE)?;
-        let (source_dir, source_name, fs) = self.copy_up_source(node, &parent, &name)?;
+        let place = LowerPlace::of(node)?.ok_or(Errno::STALE)?;
+        let part = place.part()?;
+        let fs = self.stack.lower(part.layer)?.fs();
+        let (source_dir, source_name) = (self.lower_dir(&place.dir, part)?, place.name());
         let found = source_dir.stat(source_name)?;
         let stat = found.map(|stat| self.shown_stat(&source_dir, source_name, stat)).transpose()?;
         let Some(stat) = stat.filter(|stat| stat.file_type() == node.file_type) else {
@@ -101,40 +105,17 @@ impl Overlay {
         let source = Source { dir: &source_dir, name: source_name, stat: &stat, content: content_fd };
         let staged = stage(upper, &self.copier, &source, &plan)?;
         let keeps_below = plan.metacopy && stat.file_type() == FileType::Regular;
-        let data = match content {
-            Some((data, _)) => Some(data),
-            None if keeps_below => self.own_data_ref(node.state.lock().real, &parent, &name),
+        let content = match content {
+            Some((content, _)) => Some(content),
+            None if keeps_below => Some(ContentRef { layer: part.layer, path: part.child_path(source_name) }),
             None => None,
         };
-        let data = data.filter(|_| keeps_below);
-        self.publish_copy(node, staged, indexed.as_ref(), breaks_link, data.as_ref())?;
-        if let Some(dir) = node.dir() {
-            dir.state.lock().upper = Some(UpperPart::default());
-        } else {
-            move_up(node, data);
-        }
-        Ok(())
-    }
-
-    /// Directory, name and file system of what is copied up.
-    fn copy_up_source<'n>(
-        &self,
-        node: &NodeRef,
-        parent: &NodeRef,
-        name: &'n Name,
-    ) -> Result<(crate::union::layer::Dir, &'n CStr, FsId)> {
-        if let Some(dir) = node.dir() {
-            let part = dir.lowers.first().ok_or(Errno::IO)?;
-            return Ok((self.lower_dir(node, 0)?, c"", self.stack.lower(part.layer)?.fs()));
-        }
-        let Real::Lower(index) = node.state.lock().real else { return Err(Errno::IO) };
-        let part = parent.dir().and_then(|d| d.lowers.get(usize::from(index))).ok_or(Errno::IO)?;
-        Ok((self.lower_dir(parent, usize::from(index))?, name, self.stack.lower(part.layer)?.fs()))
+        self.publish_copy(copy_up, staged, indexed.as_ref(), breaks_link, content.filter(|_| keeps_below))
     }
 
     /// Where the content of a lower file is that keeps it elsewhere.
-    fn lower_content(&self, node: &Node) -> Result<Option<(DataRef, OwnedFd)>> {
-        let Some(data) = node.file_state().and_then(|state| state.data().cloned()) else {
+    fn lower_content(&self, node: &Node) -> Result<Option<(ContentRef, OwnedFd)>> {
+        let Some(data) = node.state().content().cloned() else {
             return Ok(None);
         };
         let file = self.open_content(&data)?;
@@ -142,7 +123,7 @@ impl Overlay {
     }
 
     /// Opens the file that holds another's content.
-    pub(in crate::driver) fn open_content(&self, data: &DataRef) -> Result<OwnedFd> {
+    pub(in crate::driver) fn open_content(&self, data: &ContentRef) -> Result<OwnedFd> {
         let layer = self.stack.lower(data.layer)?;
         let missing = || {
             tracing::error!("content missing: {:?} in {}", data.path, layer.path().display());
@@ -155,59 +136,60 @@ impl Overlay {
         }
     }
 
-    /// A lower file as the place of its own content.
-    pub(in crate::driver) fn own_data_ref(&self, real: Real, parent: &Node, name: &CStr) -> Option<DataRef> {
-        let Real::Lower(index) = real else { return None };
-        let part = parent.dir()?.lowers.get(usize::from(index))?;
-        Some(DataRef { layer: part.layer, path: part.child_path(name) })
+    /// The file `name` in the part of `parent` in `layer`, as the place of its own content.
+    pub(in crate::driver) fn own_content(&self, parent: &Node, layer: LayerId, name: &CStr) -> Option<ContentRef> {
+        let lowers = parent.dir()?.lowers();
+        Some(ContentRef { layer, path: lowers.of_layer(layer)?.child_path(name) })
     }
 
-    /// Gives the staged copy its name, if the node still has one.
+    /// Gives the staged copy its name, if the node still has one, and the node its new place, under one hold of the names:
+    /// a verb that removes or moves the name sees the file either below or above.
     fn publish_copy(
         &self,
-        node: &NodeRef,
+        copy_up: &CopyUpGuard<'_>,
         staged: Staged<'_>,
         indexed: Option<&Indexed>,
         breaks_link: bool,
-        data: Option<&DataRef>,
+        content: Option<ContentRef>,
     ) -> Result<()> {
+        let node = copy_up.node();
+        // What only a lower layer has is not renamed, so this is its name until it is published.
         let (parent, name) = node.name().ok_or(Errno::STALE)?;
         let above = self.upper_dir(&parent)?;
-        let parent_dir = parent.dir().ok_or(Errno::IO)?;
-        let _names = parent_dir.names.write();
+        let names = NamesWrite::lock(&parent)?;
         if node.is_removed() {
             // Still open, but without a name: the copy gets none either.
             let held = self.upper()?.hold(staged.into_nameless()?);
-            node.state.lock().set_orphan(Some(held));
+            self.nodes.publish_nameless(&names, node, held, content);
             return Ok(());
         }
         if let Some(entry) = indexed {
             self.publish_indexed(entry, staged)?;
-            move_up(node, data.cloned());
-            return self.link_up(node, &parent, &above, &name);
+            self.nodes.publish(&names, node, Published { content, ino: None });
+            return self.link_up(&names, node, &above, &name);
         }
         self.mark_impure(&parent, &above)?;
         let before = above.stat_self()?;
-        let copied = if breaks_link { Some(staged.stat()?) } else { None };
-        // From here on the file is in the upper: nothing may fail any more.
+        // Its other names stay what they were, so the copy is a file of its own (kernel: `ovl_getattr`).
+        let own_ino = |stat: Stat| self.stack.shown_ino(&stat);
+        let ino = if breaks_link { Some(own_ino(staged.stat()?)) } else { None };
         staged.publish_new(&above, &name)?;
+        // From here on the file is in the upper: nothing may fail any more.
+        self.nodes.publish(&names, node, Published { content, ino });
         keep_mtime(&above, &before);
-        if let Some(copied) = copied {
-            // Its other names stay what they were, so the copy is a file of its own (kernel: `ovl_getattr`).
-            node.set_ino(self.stack.shown_ino(&copied));
-            parent_dir.state.lock().listing = None;
-            if let Some(kernel) = self.kernel() {
-                // What the kernel remembers of the file and of the directory's listing has the old number.
-                kernel.invalidate_attr(node.id());
-                kernel.invalidate_pages(parent.id());
-            }
+        drop(names);
+        if let (Some(kernel), true) = (self.kernel(), breaks_link) {
+            // What the kernel remembers of the file and of the directory's listing has the old number.
+            kernel.invalidate_attr(node.id());
+            kernel.invalidate_pages(parent.id());
         }
         Ok(())
     }
 
     /// Copies the content of a metacopy file up (kernel: `ovl_copy_up_meta_inode_data`). Until the mark is gone, the
     /// content below counts, so a crash in between costs nothing.
-    fn copy_up_content(&self, node: &NodeRef, length: Option<u64>) -> Result<()> {
+    fn copy_up_content(&self, copy_up: &CopyUpGuard<'_>, length: Option<u64>) -> Result<()> {
+        let node = copy_up.node();
         let Some((_, content)) = self.lower_content(node)? else { return Ok(()) };
         let upper = self.upper()?;
         let below = Stat::of(content.as_fd(), c"")?;
@@ -229,15 +211,15 @@ impl Overlay {
             }
             dir.remove_xattr(name, &upper.mark_key(Mark::Metacopy))
         })?;
-        node.state.lock().set_data(None);
+        self.nodes.content_copied(copy_up);
         Ok(())
     }
 
     /// Notes on disk that the directory holds files with an origin mark, whose inode numbers are not their own
     /// (kernel: `ovl_set_impure`).
     pub(in crate::driver) fn mark_impure(&self, node: &NodeRef, dir: &UpperDir) -> Result<()> {
-        let state = &node.dir().ok_or(Errno::NOTDIR)?.state;
-        if state.lock().upper.as_ref().is_some_and(|part| part.impure) {
+        let known = node.dir().ok_or(Errno::NOTDIR)?;
+        if known.upper_part(|part| part.impure) {
             return Ok(());
         }
         match dir.set_xattr(c"", &self.upper()?.mark_key(Mark::Impure), b"y", 0) {
@@ -245,19 +227,9 @@ impl Overlay {
             Ok(()) | Err(Errno::OPNOTSUPP | Errno::PERM) => {}
             Err(errno) => return Err(errno),
         }
-        if let Some(part) = &mut state.lock().upper {
-            part.impure = true;
-        }
+        known.note_upper_part(|part| part.impure = true);
         Ok(())
     }
-}
-
-/// Takes note that a file is in the upper; `data`: but for its content, which is there. Who reads it meanwhile must not see
-/// the one without the other.
-fn move_up(node: &NodeRef, data: Option<DataRef>) {
-    let mut state = node.state.lock();
-    state.set_data(data);
-    state.real = Real::Upper;
 }
 
 /// Puts back a directory's time of change after something came into it that is no news to its users. The change itself

@@ -2,12 +2,10 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
-use dashmap::DashMap;
-use parking_lot::RwLock;
-
+use crate::driver::node::sync::{AtomicU64, Ordering, RwLock};
 use crate::driver::node::{NodeRef, ReadPattern};
+use dashmap::DashMap;
 
 /// An open file.
 #[derive(Debug)]

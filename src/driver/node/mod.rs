@@ -7,43 +7,64 @@
 //! node of its own until `index=on` says otherwise (kernel: `ovl_get_inode` does the same); names of an upper hard
 //! link share one, found through [`NodeTable::by_upper_file`].
 //!
+//! # States
+//!
+//! Where a node's file is, is one value ([`Residence`]). It changes by the transitions of [`NodeTable`] (`unlink`, `hide`,
+//! `rename`, `exchange`, `link`, `publish`, ...) and by nothing else.
+//!
 //! # Lock order
 //!
-//! From first to last; a thread that holds one may only take those after it:
+//! From first to last; a thread that holds one may only take those after it. [`guards`] makes that a matter of types: a
+//! function that needs a later lock takes the guard of the earlier one.
 //!
-//! 1. [`Node::copy_up`] of a node, then of its parent, and so on upwards,
-//! 2. [`Dir::names`] of one directory, or of two in the order of their node ids (renames across directories hold
-//!    `Overlay::rename` before),
-//! 3. [`Node::links`] of one file,
-//! 4. [`NodeTable::multiple`],
-//! 5. the leaf locks, each for a few instructions and never over a system call: [`Node::state`], [`Dir::state`], the
-//!    shards of the tables.
+//! 1. [`CopyUpGuard`]: one node is copied up. Held over I/O. A thread holds one at a time: directories are copied up from the
+//!    root down, each released before the next.
+//! 2. [`RenameGuard`]: a directory moves, or a file moves to another directory. Held over I/O.
+//! 3. [`NamesRead`], [`NamesWrite`]: the names of one directory, or of two in the order of their node ids ([`NamesPair`]).
+//!    Held over I/O.
+//! 4. [`LinksGuard`]: how many names an indexed file has. Held over I/O.
+//! 5. [`NodeTable::multiple`]: a name of a file with several gets its node.
+//! 6. `WorkDir::whiteout` (`union/layer/work`): the whiteout that all others are links to. Held over I/O.
+//! 7. The leaf locks, each taken with no other leaf held: the state of a node, of a directory ([`Dir`]), `FileHandle::real`, the
+//!    queue of [`listings`], the shards of the tables and of [`Descriptors`], `ReadAhead::state`. None is held over a system
+//!    call, except that the state of a file is held while its backing file is registered with the kernel (an ioctl that waits for
+//!    nobody): two opens must agree on one registration.
 //!
-//! Descriptors of directories are fetched before a lock of the second kind is taken, because fetching may take that
-//! lock of the parent.
+//! Descriptors of directories are fetched before a lock of the third kind is taken, because fetching may take that lock of
+//! the parent.
 
+mod dir;
+mod guards;
 pub mod handle;
+pub mod listings;
 mod name;
+mod numbered;
+mod open;
+mod paths;
 mod pattern;
 pub mod state;
+pub mod sync;
 pub mod table;
+#[cfg(all(test, feature = "shuttle"))]
+mod tests;
+mod transitions;
 
-use std::collections::HashMap;
 use std::ffi::CStr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
-use parking_lot::{Mutex, MutexGuard, RwLock};
-
+use crate::union::layer::FileType;
 pub use crate::union::layer::Timestamp;
-use crate::union::layer::{FileType, LowerRef};
-use crate::union::merge::Listing;
-use crate::union::merge::listing::Moved;
+pub use dir::{Dir, Inheritance, Lowers, UpperPart};
+pub use guards::{CopyUpGuard, LinksGuard, Names, NamesPair, NamesRead, NamesWrite, RenameGuard, RenameLock};
 pub use handle::{FileHandle, HandleTable};
+pub use listings::{NewEntry, Surroundings};
 pub use name::Name;
+pub use open::OpenState;
+pub use paths::path_in_lowers;
 pub use pattern::{ReadPattern, Reading};
-pub use state::{DataRef, Indexed, OpenState, Real, State};
-pub use table::NodeTable;
+pub use state::{ContentRef, Dentry, Indexed, Residence, State};
+use sync::{AtomicBool, AtomicU8, AtomicU64, Mutex, MutexGuard, Ordering};
+pub use table::{Descriptors, LookupRef, NodeTable};
+pub use transitions::{Published, Replaced};
 
 /// Number by which the kernel names an inode of this mount. Never reused, never shown to users.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -75,75 +96,22 @@ pub struct Node {
     /// How many lookups the kernel has not yet forgotten, or [`DEAD`].
     lookups: AtomicU64,
     /// Where it is found; of a file, where its content is and how it is open. Leaf lock.
-    pub state: Mutex<State>,
+    state: Mutex<State>,
     /// What only directories have.
     dir: Option<Box<Dir>>,
     /// Its type.
     pub file_type: FileType,
-    /// Held while the node is copied up; what was copied stays so.
-    pub copy_up: Mutex<()>,
-    /// Of a file with an index entry: held while its number of names changes together with the mark that says it, and
-    /// while it is reached through the entry. May be held over I/O.
+    /// See [`CopyUpGuard`]. What was copied stays so.
+    copy_up: Mutex<()>,
+    /// See [`LinksGuard`].
     links: Mutex<()>,
     /// What is known of its extended attributes: [`UNKNOWN`], [`BARE`], or [`ATTRIBUTED`], which it stays.
     attributes: AtomicU8,
-}
-
-/// A directory.
-#[derive(Debug)]
-pub struct Dir {
-    /// Its lower parts, topmost first; never changes.
-    pub lowers: Box<[LowerRef]>,
-    /// Held for reading to use the names in the directory, for writing to change them. May be held over I/O.
-    pub names: RwLock<()>,
-    /// Leaf lock.
-    pub state: Mutex<DirState>,
-}
-
-/// What changes of a directory.
-#[derive(Debug, Default)]
-pub struct DirState {
-    /// Its upper part, if it has one.
-    pub upper: Option<UpperPart>,
-    /// Nodes of the names in it that the kernel knows.
-    pub children: HashMap<Name, NodeRef>,
-    /// Goes up whenever the names in it change.
-    pub version: u64,
-    /// The version at which a name last came in.
-    pub grown: u64,
-    /// Lookups done without a listing.
-    pub probes: u32,
-    /// Names that are listed elsewhere than at their first position, for the next listing of what `readdir` reads.
-    pub moved: Moved,
-    /// Merged listing of the lower parts.
-    pub lower_listing: Option<Arc<Listing>>,
-    /// Merged listing of everything, and the version that it shows. One that only lacks removals still serves those
-    /// who are in the middle of it.
-    pub listing: Option<(u64, Arc<Listing>)>,
-}
-
-/// The upper part of a directory.
-#[derive(Clone, Debug, Default)]
-pub struct UpperPart {
-    /// It holds files with an origin mark.
-    pub impure: bool,
-    /// Its entries may be xattr whiteouts.
-    pub xattr_whiteouts: bool,
-    /// Nothing below shows through.
-    pub opaque: bool,
-    /// Its redirect, as on disk.
-    pub redirect: Option<Arc<[u8]>>,
-    /// What new entries inherit; `None`: not known.
-    pub inheritance: Option<Inheritance>,
-}
-
-/// What new entries of a directory inherit from it.
-#[derive(Clone, Debug, Default)]
-pub struct Inheritance {
-    /// The group, if the directory has its set-group-id bit set.
-    pub group: Option<u32>,
-    /// The default ACL, as `system.posix_acl_default` holds it.
-    pub default_acl: Option<Arc<[u8]>>,
+    /// The kernel was told to go straight to the backing file once: pages that it cached before may be old. Changes under
+    /// the lock of the state.
+    bypassed: AtomicBool,
+    /// Of a lower file: it was opened once, and was what is known of it.
+    confirmed: AtomicBool,
 }
 
 impl Node {
@@ -159,6 +127,8 @@ impl Node {
             copy_up: Mutex::new(()),
             links: Mutex::new(()),
             attributes: AtomicU8::new(UNKNOWN),
+            bypassed: AtomicBool::new(false),
+            confirmed: AtomicBool::new(false),
         }
     }
 
@@ -173,7 +143,7 @@ impl Node {
     }
 
     /// Changes `st_ino`.
-    pub fn set_ino(&self, ino: u64) {
+    fn set_ino(&self, ino: u64) {
         self.ino.store(ino, Ordering::Relaxed);
     }
 
@@ -198,18 +168,38 @@ impl Node {
         self.dir.as_deref()
     }
 
+    /// The state, for as long as the guard is held. It is a leaf lock.
+    pub fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock()
+    }
+
     /// The state, if it is not a directory.
     pub fn file_state(&self) -> Option<MutexGuard<'_, State>> {
         if self.dir.is_none() { Some(self.state.lock()) } else { None }
     }
 
-    /// Holds the number of names, if it is not a directory.
-    pub fn hold_links(&self) -> Option<MutexGuard<'_, ()>> {
-        if self.dir.is_none() { Some(self.links.lock()) } else { None }
+    /// True if the kernel was told to go straight to the backing file once.
+    pub fn is_bypassed(&self) -> bool {
+        self.bypassed.load(Ordering::Relaxed)
+    }
+
+    /// Notes it, or that it starts with an empty cache. The caller holds the state.
+    pub fn set_bypassed(&self, _state: &mut State, bypassed: bool) {
+        self.bypassed.store(bypassed, Ordering::Relaxed);
+    }
+
+    /// True if a lower file was opened once, and was what is known of it.
+    pub fn is_confirmed(&self) -> bool {
+        self.confirmed.load(Ordering::Relaxed)
+    }
+
+    /// Notes that.
+    pub fn confirm(&self) {
+        self.confirmed.store(true, Ordering::Relaxed);
     }
 
     /// Counts one more lookup; `false` if the node has left the table and must not be used.
-    pub fn acquire(&self) -> bool {
+    fn acquire(&self) -> bool {
         let one_more = |n: u64| (n & DEAD == 0).then_some(n + 1);
         self.lookups.fetch_update(Ordering::AcqRel, Ordering::Acquire, one_more).is_ok()
     }
@@ -228,20 +218,19 @@ impl Node {
         self.lookups.compare_exchange(0, DEAD, Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
 
+    /// True if the node has left the table.
+    fn is_buried(&self) -> bool {
+        self.lookups.load(Ordering::Acquire) & DEAD != 0
+    }
+
     /// True if the node has an upper part.
     pub fn has_upper(&self) -> bool {
-        match &self.dir {
-            Some(dir) => dir.state.lock().upper.is_some(),
-            None => self.state.lock().real == Real::Upper,
-        }
+        self.state.lock().is_upper()
     }
 
     /// True if the node's content is in the upper as well.
     pub fn has_upper_content(&self) -> bool {
-        match &self.dir {
-            Some(dir) => dir.state.lock().upper.is_some(),
-            None => self.state.lock().has_upper_content(),
-        }
+        self.state.lock().has_upper_content()
     }
 
     /// One directory and name of the node; `None` for the root and for what was removed from the upper.
@@ -256,34 +245,12 @@ impl Node {
 
     /// True if its last name was removed.
     pub fn is_removed(&self) -> bool {
-        self.state.lock().removed
-    }
-}
-
-impl DirState {
-    /// Notes that a name came in.
-    pub fn note_addition(&mut self) {
-        self.version += 1;
-        self.grown = self.version;
-    }
-
-    /// Notes that a name went.
-    pub fn note_removal(&mut self) {
-        self.version += 1;
-    }
-
-    /// The listing to continue reading from.
-    pub fn listing_in_progress(&self) -> Option<Arc<Listing>> {
-        self.listing.as_ref().filter(|(version, _)| *version >= self.grown).map(|(_, listing)| listing.clone())
-    }
-
-    /// The listing to start reading from.
-    pub fn listing_now(&self) -> Option<Arc<Listing>> {
-        self.listing.as_ref().filter(|(version, _)| *version == self.version).map(|(_, listing)| listing.clone())
+        self.state.lock().is_removed()
     }
 }
 
 #[cfg(test)]
+#[cfg(not(feature = "shuttle"))]
 mod tests {
     use super::*;
 

@@ -1,41 +1,74 @@
-//! What changes of a node under its leaf lock.
+//! Where a node's file is: one value, changed by the transitions of [`crate::driver::node::NodeTable`] alone.
 
 use std::ffi::CStr;
 use std::sync::Arc;
 
 use smallvec::SmallVec;
 
-use crate::driver::node::{FileHandle, Name, NodeRef};
+use crate::driver::node::{FileHandle, Name, NodeRef, OpenState};
 use crate::union::layer::{FileId, LayerId, UpperDir};
+
+/// A directory and a name in it.
+pub type Dentry = (NodeRef, Name);
+
+/// Where a node's file is.
+///
+/// ```text
+/// Lower ──publish──▶ Upper ──unlink (last name)──▶ Orphan ──link──▶ Upper
+///   └────hide────▶ Hidden ──publish_nameless──▶ Orphan
+/// ```
+#[derive(Debug)]
+pub enum Residence {
+    /// The root, which has no name.
+    Root {
+        /// The mount has an upper.
+        upper: bool,
+    },
+    /// In a lower layer, of a directory its topmost part: in the part that the directory `at.0` has there, under the name
+    /// `at.1`.
+    Lower {
+        /// Its first name.
+        at: Dentry,
+        /// Which layer.
+        layer: LayerId,
+    },
+    /// As [`Residence::Lower`], but its name was whited out. Its layer still has it.
+    Hidden {
+        /// The name that it had.
+        at: Dentry,
+        /// Which layer.
+        layer: LayerId,
+    },
+    /// In the upper, under `at` and the further names; of a directory the upper part.
+    Upper {
+        /// Its first name.
+        at: Dentry,
+    },
+    /// In the upper without a known name, held by descriptor.
+    Orphan {
+        /// The file or directory.
+        held: UpperDir,
+    },
+    /// The node has left the table.
+    Gone,
+}
 
 /// Where a node is found; of a file, where its content is and how it is open.
 #[derive(Debug)]
 pub struct State {
-    /// The first of its names: directory and name. None for the root and for what was removed from the upper; a removed
-    /// lower file keeps its name, under which its layer still has it.
-    name: Option<(NodeRef, Name)>,
+    residence: Residence,
     rare: Option<Box<Rare>>,
-    /// Of a file: where its content and attributes are.
-    pub real: Real,
-    /// The node's last name was removed.
-    pub removed: bool,
-    /// The kernel was told to go straight to the backing file once: pages that it cached before may be old.
-    pub bypassed: bool,
-    /// Of a lower file: it was opened once, and was what is known of it.
-    pub confirmed: bool,
 }
 
 /// What few nodes have, or only for a while.
 #[derive(Debug, Default)]
 struct Rare {
     /// Names after the first.
-    names: Vec<(NodeRef, Name)>,
-    /// The real upper file, held because it has no name (any more).
-    orphan: Option<UpperDir>,
+    names: Vec<Dentry>,
     /// The upper file under which [`crate::driver::node::NodeTable::by_upper_file`] finds the node, if it does.
     upper_file: Option<FileId>,
     /// Where the content is while only the attributes were copied up (`metacopy`).
-    data: Option<Box<DataRef>>,
+    content: Option<Box<ContentRef>>,
     /// For a lower hard link on a mount with an index: the entry that all its names share.
     index: Option<Box<Indexed>>,
     /// Present while the file is open.
@@ -44,7 +77,7 @@ struct Rare {
 
 /// A regular file in a lower layer that holds the content of another.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DataRef {
+pub struct ContentRef {
     /// Which layer.
     pub layer: LayerId,
     /// Path below the layer's root.
@@ -64,38 +97,28 @@ pub struct Indexed {
     pub metacopy: bool,
 }
 
-/// Where a file's content and attributes are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Real {
-    /// In the parent's lower part of this index, under the node's name.
-    Lower(u16),
-    /// In the upper, under the node's names.
-    Upper,
-}
-
-/// How a file is open.
-#[derive(Debug, Default)]
-pub struct OpenState {
-    /// Handles that use the kernel's page cache.
-    pub cached: u32,
-    /// Handles that go straight to the backing file.
-    pub passthrough: u32,
-    /// Of the latter, those that can be mapped for writing.
-    pub mappable: u32,
-    /// The registration that they share.
-    pub backing: Option<u32>,
-    /// It is of the upper's file.
-    pub backing_is_upper: bool,
-    /// The open files, for requests that name no handle.
-    pub handles: SmallVec<[Arc<FileHandle>; 1]>,
-    /// How it is open under the number that it had before.
-    pub former: Option<Box<OpenState>>,
-}
-
 impl State {
-    /// That of a node that nobody has open, called `name`. `real` means nothing for a directory.
-    pub fn new(name: Option<(NodeRef, Name)>, real: Real) -> Self {
-        Self { name, rare: None, real, removed: false, bypassed: false, confirmed: false }
+    /// That of a node that nobody has open.
+    pub fn new(residence: Residence) -> Self {
+        Self { residence, rare: None }
+    }
+
+    /// As before, with its content in another file than its attributes.
+    #[must_use]
+    pub fn with_content(mut self, content: Option<ContentRef>) -> Self {
+        if let Some(content) = content {
+            self.rare_mut().content = Some(Box::new(content));
+        }
+        self
+    }
+
+    /// As before, with an index entry.
+    #[must_use]
+    pub fn with_index(mut self, index: Option<Indexed>) -> Self {
+        if let Some(index) = index {
+            self.rare_mut().index = Some(Box::new(index));
+        }
+        self
     }
 
     fn rare_mut(&mut self) -> &mut Rare {
@@ -112,101 +135,62 @@ impl State {
         Some(changed)
     }
 
-    // -------------------------------------------------------------------------------------------------- names
+    // -------------------------------------------------------------------------------------------------- reading
 
-    /// One directory and name.
-    pub fn first_name(&self) -> Option<&(NodeRef, Name)> {
-        self.name.as_ref()
+    /// Where the file is.
+    pub fn residence(&self) -> &Residence {
+        &self.residence
     }
 
-    fn further_names(&self) -> &[(NodeRef, Name)] {
-        self.rare.as_ref().map_or(&[], |rare| &rare.names)
-    }
-
-    /// True if more than one name is known.
-    pub fn has_several_names(&self) -> bool {
-        !self.further_names().is_empty()
+    /// One directory and name; that of a removed lower file is the one under which its layer still has it.
+    pub fn first_name(&self) -> Option<&Dentry> {
+        match &self.residence {
+            Residence::Lower { at, .. } | Residence::Hidden { at, .. } | Residence::Upper { at } => Some(at),
+            Residence::Root { .. } | Residence::Orphan { .. } | Residence::Gone => None,
+        }
     }
 
     /// True if `name` in `parent` is one of the names.
     pub fn is_named(&self, parent: &NodeRef, name: &CStr) -> bool {
-        self.name.iter().chain(self.further_names()).any(|(p, n)| NodeRef::ptr_eq(p, parent) && **n == *name)
+        let first = match &self.residence {
+            Residence::Lower { at, .. } | Residence::Upper { at } => Some(at),
+            _ => None,
+        };
+        let further = self.rare.as_ref().map_or(&[][..], |rare| &rare.names);
+        first.into_iter().chain(further).any(|at| is_at(at, parent, name))
     }
 
-    /// Notes a name.
-    pub(super) fn add_name(&mut self, parent: &NodeRef, name: &Name) {
-        self.removed = false;
-        if self.is_named(parent, name) {
-            return;
+    /// True if the last known name was removed, or it never had one.
+    pub fn is_removed(&self) -> bool {
+        matches!(self.residence, Residence::Hidden { .. } | Residence::Orphan { .. })
+    }
+
+    /// True if the file, or a directory's topmost part, is in the upper.
+    pub fn is_upper(&self) -> bool {
+        matches!(self.residence, Residence::Upper { .. } | Residence::Orphan { .. } | Residence::Root { upper: true })
+    }
+
+    /// Name and layer of what only a lower layer has.
+    pub fn lower(&self) -> Option<(&Dentry, LayerId)> {
+        match &self.residence {
+            Residence::Lower { at, layer } | Residence::Hidden { at, layer } => Some((at, *layer)),
+            _ => None,
         }
-        let name = (parent.clone(), name.clone());
-        if self.name.is_none() {
-            self.name = Some(name);
-        } else {
-            self.rare_mut().names.push(name);
-        }
     }
 
-    /// Notes that a name is gone.
-    pub(super) fn remove_name(&mut self, parent: &NodeRef, name: &CStr) {
-        let is_it = |(p, n): &(NodeRef, Name)| NodeRef::ptr_eq(p, parent) && **n == *name;
-        self.change_rare(|rare| rare.names.retain(|known| !is_it(known)));
-        if self.name.as_ref().is_some_and(is_it) {
-            let next = self.change_rare(|rare| (!rare.names.is_empty()).then(|| rare.names.remove(0)));
-            self.name = next.flatten();
-        }
-        self.removed = self.name.is_none();
-    }
-
-    /// Takes all names out.
-    pub(super) fn take_names(&mut self) -> SmallVec<[(NodeRef, Name); 1]> {
-        let first = self.name.take();
-        let further = self.change_rare(|rare| std::mem::take(&mut rare.names)).unwrap_or_default();
-        first.into_iter().chain(further).collect()
-    }
-
-    /// The real upper file, if it is held because it has no name (any more).
+    /// The upper file or directory that is held because it has no known name.
     pub fn orphan(&self) -> Option<&UpperDir> {
-        self.rare.as_ref()?.orphan.as_ref()
+        if let Residence::Orphan { held } = &self.residence { Some(held) } else { None }
     }
-
-    /// Holds the real upper file, or no longer.
-    pub fn set_orphan(&mut self, held: Option<UpperDir>) {
-        if held.is_some() {
-            self.rare_mut().orphan = held;
-        } else {
-            self.change_rare(|rare| rare.orphan = None);
-        }
-    }
-
-    /// The upper file under which the table finds the node.
-    pub(super) fn upper_file(&self) -> Option<FileId> {
-        self.rare.as_ref()?.upper_file
-    }
-
-    pub(super) fn set_upper_file(&mut self, id: FileId) {
-        self.rare_mut().upper_file = Some(id);
-    }
-
-    // -------------------------------------------------------------------------------------------------- content
 
     /// True if the content is in the upper, too.
     pub fn has_upper_content(&self) -> bool {
-        self.real == Real::Upper && self.data().is_none()
+        self.is_upper() && self.content().is_none()
     }
 
     /// Where the content is while only the attributes were copied up (`metacopy`).
-    pub fn data(&self) -> Option<&DataRef> {
-        self.rare.as_ref()?.data.as_deref()
-    }
-
-    /// Changes it.
-    pub fn set_data(&mut self, data: Option<DataRef>) {
-        if let Some(data) = data {
-            self.rare_mut().data = Some(Box::new(data));
-        } else {
-            self.change_rare(|rare| rare.data = None);
-        }
+    pub fn content(&self) -> Option<&ContentRef> {
+        self.rare.as_ref()?.content.as_deref()
     }
 
     /// The index entry that all names of a lower hard link share.
@@ -214,19 +198,109 @@ impl State {
         self.rare.as_ref()?.index.as_deref()
     }
 
-    /// The same, to change it.
-    pub fn index_mut(&mut self) -> Option<&mut Indexed> {
-        self.rare.as_mut()?.index.as_deref_mut()
+    /// The upper file under which the table finds the node.
+    pub(super) fn upper_file(&self) -> Option<FileId> {
+        self.rare.as_ref()?.upper_file
     }
 
-    /// Gives it the entry.
-    pub fn set_index(&mut self, entry: Indexed) {
-        self.rare_mut().index = Some(Box::new(entry));
+    // -------------------------------------------------------------------------------------------------- transitions
+
+    pub(super) fn set_upper_file(&mut self, id: FileId) {
+        self.rare_mut().upper_file = Some(id);
     }
 
-    /// Takes the entry away.
-    pub fn take_index(&mut self) -> Option<Box<Indexed>> {
-        self.change_rare(|rare| rare.index.take())?
+    /// The file has one more name. One that had none is found by it from now on.
+    pub(super) fn add_name(&mut self, parent: &NodeRef, name: &Name) {
+        if self.is_named(parent, name) {
+            return;
+        }
+        let at = (parent.clone(), name.clone());
+        match &mut self.residence {
+            Residence::Lower { .. } | Residence::Upper { .. } => self.rare_mut().names.push(at),
+            Residence::Orphan { .. } => self.residence = Residence::Upper { at },
+            // A whited-out name is not found, nor is the root, nor what has left the table.
+            Residence::Root { .. } | Residence::Hidden { .. } | Residence::Gone => {}
+        }
+    }
+
+    /// An upper file or directory loses a name. `held` is the file, kept if that was the last known one.
+    pub(super) fn remove_name(&mut self, parent: &NodeRef, name: &CStr, held: UpperDir) {
+        self.change_rare(|rare| rare.names.retain(|at| !is_at(at, parent, name)));
+        let Residence::Upper { at } = &self.residence else { return };
+        if is_at(at, parent, name) {
+            let next = self.change_rare(|rare| (!rare.names.is_empty()).then(|| rare.names.remove(0)));
+            self.residence = match next.flatten() {
+                Some(at) => Residence::Upper { at },
+                None => Residence::Orphan { held },
+            };
+        }
+    }
+
+    /// What only a lower layer has is whited out.
+    pub(super) fn hide(&mut self) {
+        self.residence = match std::mem::replace(&mut self.residence, Residence::Gone) {
+            Residence::Lower { at, layer } => Residence::Hidden { at, layer },
+            other => other,
+        };
+    }
+
+    /// One name becomes another, in one step: there is no moment without a name.
+    pub(super) fn replace_name(&mut self, from: (&NodeRef, &CStr), to: (&NodeRef, &Name)) {
+        let further = self.rare.as_deref_mut().map_or(&mut [][..], |rare| &mut rare.names);
+        let first = match &mut self.residence {
+            Residence::Upper { at } | Residence::Lower { at, .. } => Some(at),
+            _ => None,
+        };
+        if let Some(at) = first.into_iter().chain(further).find(|at| is_at(at, from.0, from.1)) {
+            *at = (to.0.clone(), to.1.clone());
+        }
+    }
+
+    /// The copy of a lower file or directory has taken its name in the upper. `content`: that stays where it is.
+    pub(super) fn publish(&mut self, content: Option<ContentRef>) {
+        self.residence = match std::mem::replace(&mut self.residence, Residence::Gone) {
+            Residence::Lower { at, .. } => Residence::Upper { at },
+            other => other,
+        };
+        self.replace_content(content);
+    }
+
+    /// The copy of a whited-out lower file or directory is in the upper, without a name.
+    pub(super) fn publish_nameless(&mut self, held: UpperDir, content: Option<ContentRef>) {
+        if matches!(self.residence, Residence::Hidden { .. }) {
+            self.residence = Residence::Orphan { held };
+        }
+        self.replace_content(content);
+    }
+
+    /// The content is in the upper as well (`None`), or in another lower file.
+    pub(super) fn replace_content(&mut self, content: Option<ContentRef>) {
+        match content {
+            Some(content) => self.rare_mut().content = Some(Box::new(content)),
+            None => drop(self.change_rare(|rare| rare.content.take())),
+        }
+    }
+
+    /// The mount has `difference` more names of the indexed file. How many are left; `None` if it has no entry.
+    pub(super) fn count_link(&mut self, difference: i32) -> Option<u32> {
+        let index = self.rare.as_deref_mut()?.index.as_deref_mut()?;
+        index.nlink = index.nlink.saturating_add_signed(difference);
+        Some(index.nlink)
+    }
+
+    /// The index entry is gone.
+    pub(super) fn leave_index(&mut self) -> Option<Box<Indexed>> {
+        self.change_rare(|rare| rare.index.take()).flatten()
+    }
+
+    /// The node leaves the table; the names that it had.
+    pub(super) fn bury(&mut self) -> SmallVec<[Dentry; 1]> {
+        let further = self.change_rare(|rare| std::mem::take(&mut rare.names)).unwrap_or_default();
+        let first = match std::mem::replace(&mut self.residence, Residence::Gone) {
+            Residence::Lower { at, .. } | Residence::Hidden { at, .. } | Residence::Upper { at } => Some(at),
+            Residence::Root { .. } | Residence::Orphan { .. } | Residence::Gone => None,
+        };
+        first.into_iter().chain(further).collect()
     }
 
     // -------------------------------------------------------------------------------------------------- open
@@ -236,14 +310,13 @@ impl State {
         self.rare.as_ref()?.open.as_deref()
     }
 
-    /// True if it is a program that is being executed.
-    pub fn is_executed(&self) -> bool {
-        self.open().is_some_and(|open| open.handles.iter().any(|handle| handle.executing))
-    }
-
     /// The same, to open or close it.
     pub fn open_mut(&mut self) -> &mut OpenState {
         self.rare_mut().open.get_or_insert_default()
+    }
+
+    pub(super) fn take_open(&mut self) -> Option<Box<OpenState>> {
+        self.rare_mut().open.take()
     }
 
     /// Takes out a handle that was closed. Gives back the registration when no handle uses it any more.
@@ -255,55 +328,15 @@ impl State {
             unused
         })?
     }
+}
 
-    /// True if the kernel's inode can serve no further open: the file is in the upper, and readers make the kernel read
-    /// it from a lower layer.
-    pub fn must_part(&self) -> bool {
-        let lower_backing = |open: &OpenState| open.passthrough > 0 && !open.backing_is_upper;
-        self.has_upper_content() && self.open().is_some_and(lower_backing)
-    }
-
-    /// Counts the open handles as those of another inode of the kernel's.
-    pub fn part_from_readers(&mut self) {
-        let open = &mut self.rare_mut().open;
-        *open = Some(Box::new(OpenState { former: open.take(), ..OpenState::default() }));
-        self.bypassed = false;
-    }
+fn is_at(at: &Dentry, parent: &NodeRef, name: &CStr) -> bool {
+    NodeRef::ptr_eq(&at.0, parent) && *at.1 == *name
 }
 
 impl Rare {
     fn is_empty(&self) -> bool {
-        let Self { names, orphan, upper_file, data, index, open } = self;
-        names.is_empty()
-            && orphan.is_none()
-            && upper_file.is_none()
-            && data.is_none()
-            && index.is_none()
-            && open.is_none()
-    }
-}
-
-impl OpenState {
-    fn close(&mut self, handle: &Arc<FileHandle>) -> Option<u32> {
-        let before = self.handles.len();
-        self.handles.retain(|other| !Arc::ptr_eq(other, handle));
-        if self.handles.len() == before {
-            let former = self.former.as_mut()?;
-            let unused = former.close(handle);
-            self.former.take_if(|former| former.is_unused());
-            return unused;
-        }
-        if !handle.passthrough {
-            self.cached = self.cached.saturating_sub(1);
-            return None;
-        }
-        self.passthrough = self.passthrough.saturating_sub(1);
-        self.mappable = self.mappable.saturating_sub(u32::from(handle.mappable));
-        if self.passthrough == 0 { self.backing.take() } else { None }
-    }
-
-    /// True if no handle is open.
-    fn is_unused(&self) -> bool {
-        self.handles.is_empty() && self.former.is_none()
+        let Self { names, upper_file, content, index, open } = self;
+        names.is_empty() && upper_file.is_none() && content.is_none() && index.is_none() && open.is_none()
     }
 }

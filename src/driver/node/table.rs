@@ -1,13 +1,18 @@
 //! The inode table.
 
 use std::ffi::CStr;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::ops::Deref;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use dashmap::DashMap;
-use parking_lot::{Mutex, MutexGuard};
 
-use crate::driver::node::{Name, Node, NodeId, NodeRef};
-use crate::union::layer::FileId;
+use crate::driver::node::listings::{BUDGET, Budget};
+use crate::driver::node::numbered::Numbered;
+use crate::driver::node::sync::{AtomicU64, Mutex, MutexGuard, Ordering};
+use crate::driver::node::{Name, Names, Node, NodeId, NodeRef};
+use crate::union::layer::fd_cache::FdCache;
+use crate::union::layer::{Dir as LayerDir, FileId, UpperDir};
 
 /// All nodes that the kernel knows, by number; and those with several names in the upper, by inode.
 #[derive(Debug)]
@@ -16,17 +21,86 @@ pub struct NodeTable {
     /// Nodes whose upper file has several names, by that file.
     links: DashMap<FileId, NodeRef>,
     /// Nodes of files with an index entry, by its name.
-    indexed: DashMap<Name, NodeRef>,
+    pub(super) indexed: DashMap<Name, NodeRef>,
     /// For nodes that got another number: the new one, and the one before.
     former: DashMap<u64, u64>,
     /// Held while a name of a file with several is given its node: two threads that find two names must end with one.
     multiple: Mutex<()>,
     next: AtomicU64,
+    descriptors: Descriptors,
+    pub(super) budget: Budget,
+}
+
+/// Descriptors that are kept for nodes, as many as there is room for.
+#[derive(Debug)]
+pub struct Descriptors {
+    /// Open lower directories: node, number of the layer.
+    pub lower_dirs: FdCache<LayerDir>,
+    /// Open upper directories: node, 0.
+    pub upper_dirs: FdCache<UpperDir>,
+    /// Lower files that were read lately: node, 0. Programs open the same ones again and again.
+    pub lower_files: FdCache<Arc<OwnedFd>>,
+}
+
+impl Descriptors {
+    /// Room for twice `capacity` directories and half as many files.
+    pub fn new(capacity: usize) -> Self {
+        Self {
+            lower_dirs: FdCache::new(capacity),
+            upper_dirs: FdCache::new(capacity),
+            lower_files: FdCache::new(capacity / 2),
+        }
+    }
+
+    /// Closes what is kept for a node that has left the table.
+    fn close(&self, node: &Node) {
+        let id = node.id().0;
+        let Some(dir) = node.dir() else {
+            self.lower_files.remove((id, 0));
+            return;
+        };
+        self.upper_dirs.remove((id, 0));
+        for part in dir.lowers().iter() {
+            self.lower_dirs.remove((id, part.layer.number()));
+        }
+    }
+}
+
+/// A node with one lookup counted. The count is taken back when it is dropped, unless the kernel was told of it.
+#[derive(Debug)]
+#[must_use]
+pub struct LookupRef<'t> {
+    table: &'t NodeTable,
+    node: NodeRef,
+    handed_over: bool,
+}
+
+impl LookupRef<'_> {
+    /// From now on the lookup is the kernel's, which forgets it by itself.
+    pub fn hand_over(mut self) {
+        self.handed_over = true;
+    }
+}
+
+impl Deref for LookupRef<'_> {
+    type Target = NodeRef;
+
+    fn deref(&self) -> &NodeRef {
+        &self.node
+    }
+}
+
+impl Drop for LookupRef<'_> {
+    fn drop(&mut self) {
+        if !self.handed_over {
+            self.table.release(&self.node, 1);
+        }
+    }
 }
 
 impl NodeTable {
-    /// A table with only the root in it.
-    pub fn new(root: NodeRef) -> Self {
+    /// A table with only the root in it, and room for descriptors.
+    pub fn new(root: NodeRef, descriptors: Descriptors) -> Self {
         let table = Self {
             nodes: Numbered::default(),
             links: DashMap::new(),
@@ -34,11 +108,18 @@ impl NodeTable {
             former: DashMap::new(),
             multiple: Mutex::new(()),
             next: AtomicU64::new(NodeId::ROOT.0 + 1),
+            descriptors,
+            budget: Budget::new(BUDGET),
         };
         // The kernel never forgets the root.
         root.acquire();
         table.nodes.insert(root.id().0, root);
         table
+    }
+
+    /// The descriptors that are kept.
+    pub fn descriptors(&self) -> &Descriptors {
+        &self.descriptors
     }
 
     /// A number that no node has had.
@@ -70,77 +151,67 @@ impl NodeTable {
         self.len() == 0
     }
 
-    /// The known child `name` of `parent`, with one more lookup counted.
-    pub fn child(&self, parent: &Node, name: &CStr) -> Option<NodeRef> {
-        let state = parent.dir()?.state.lock();
-        state.children.get(name).filter(|node| node.acquire()).cloned()
+    /// Counts one more lookup of `node`; `None` if it has left the table.
+    pub fn count(&self, node: &NodeRef) -> Option<LookupRef<'_>> {
+        node.acquire().then(|| self.counted(node.clone()))
     }
 
-    /// The known child `name` of `parent`, without counting a lookup.
-    pub fn peek_child(&self, parent: &Node, name: &CStr) -> Option<NodeRef> {
-        parent.dir()?.state.lock().children.get(name).cloned()
+    /// A node whose lookup has been counted.
+    fn counted(&self, node: NodeRef) -> LookupRef<'_> {
+        LookupRef { table: self, node, handed_over: false }
     }
 
-    /// Makes `node` the child `name` of `parent` with one lookup counted, unless another thread was faster: then
-    /// that one's node is given back.
-    pub fn adopt(&self, parent: &NodeRef, name: &Name, node: NodeRef) -> NodeRef {
-        let Some(dir) = parent.dir() else { return node };
-        let mut state = dir.state.lock();
-        if let Some(existing) = state.children.get(&**name)
-            && existing.acquire()
-        {
-            return existing.clone();
+    /// The known child `name` of `parent`.
+    pub fn child(&self, parent: &Node, name: &CStr) -> Option<LookupRef<'_>> {
+        let node = parent.dir()?.state.lock().children.get(name).filter(|node| node.acquire()).cloned()?;
+        Some(self.counted(node))
+    }
+
+    /// Makes `node` the child `name` of the directory whose names are held, unless another thread was faster: then that
+    /// one's node is given back.
+    pub fn adopt(&self, names: &impl Names, name: &Name, node: NodeRef) -> LookupRef<'_> {
+        if let Some(dir) = names.parent().dir() {
+            let mut state = dir.state.lock();
+            if let Some(existing) = state.children.get(&**name)
+                && existing.acquire()
+            {
+                return self.counted(existing.clone());
+            }
+            node.acquire();
+            self.nodes.insert(node.id().0, node.clone());
+            state.children.insert(name.clone(), node.clone());
+        } else {
+            node.acquire();
+            self.nodes.insert(node.id().0, node.clone());
         }
-        node.acquire();
-        self.nodes.insert(node.id().0, node.clone());
-        state.children.insert(name.clone(), node.clone());
-        node
+        self.counted(node)
     }
 
-    /// Makes the already known `node` (with one more lookup counted by the caller) also the child `name` of
-    /// `parent`.
-    pub fn add_name(&self, parent: &NodeRef, name: &Name, node: &NodeRef) {
+    /// Makes the known `node` also the child `name` of the directory whose names are held.
+    pub fn add_name(&self, names: &impl Names, name: &Name, node: &LookupRef<'_>) {
+        let parent = names.parent();
         let Some(dir) = parent.dir() else { return };
         node.state.lock().add_name(parent, name);
-        dir.state.lock().children.insert(name.clone(), node.clone());
+        dir.state.lock().children.insert(name.clone(), NodeRef::clone(node));
     }
 
-    /// Takes the name `name` in `parent` away from `node`, whose real file was there.
-    pub fn remove_name(&self, parent: &NodeRef, name: &CStr, node: &NodeRef) {
-        self.detach(parent, name, node);
-        node.state.lock().remove_name(parent, name);
-    }
-
-    /// Notes that `node`, which only a lower layer has, was whited out.
-    pub fn hide(&self, parent: &NodeRef, name: &CStr, node: &NodeRef) {
-        self.detach(parent, name, node);
-        node.state.lock().removed = true;
-    }
-
-    fn detach(&self, parent: &NodeRef, name: &CStr, node: &NodeRef) {
-        let Some(dir) = parent.dir() else { return };
-        let mut state = dir.state.lock();
-        if state.children.get(name).is_some_and(|known| NodeRef::ptr_eq(known, node)) {
-            state.children.remove(name);
-        }
-    }
-
-    /// Makes `node` a nameless member of the table (`O_TMPFILE`), with one lookup counted.
-    pub fn adopt_nameless(&self, node: &NodeRef) {
+    /// Makes `node` a nameless member of the table (`O_TMPFILE`).
+    pub fn adopt_nameless(&self, node: NodeRef) -> LookupRef<'_> {
         node.acquire();
         self.nodes.insert(node.id().0, node.clone());
+        self.counted(node)
     }
 
-    /// Held from looking for the node of a file with several names until it can be found.
-    pub fn multiple(&self) -> MutexGuard<'_, ()> {
+    /// Held from looking for the node of a file with several names until it can be found. The caller holds the names of
+    /// the directory, and no leaf lock.
+    pub fn multiple(&self, _names: &impl Names) -> MutexGuard<'_, ()> {
         self.multiple.lock()
     }
 
-    /// The node of the upper file `id`, if it has several names and one of them is known; with one more lookup
-    /// counted.
-    pub fn by_upper_file(&self, id: FileId) -> Option<NodeRef> {
+    /// The node of the upper file `id`, if it has several names and one of them is known.
+    pub fn by_upper_file(&self, id: FileId) -> Option<LookupRef<'_>> {
         let node = self.links.get(&id).map(|node| node.clone())?;
-        node.acquire().then_some(node)
+        self.count(&node)
     }
 
     /// Lets other names of the upper file `id` find `node`.
@@ -149,10 +220,10 @@ impl NodeTable {
         self.links.insert(id, node.clone());
     }
 
-    /// The node of the index entry `name`, if one of its names is known; with one more lookup counted.
-    pub fn by_index(&self, name: &CStr) -> Option<NodeRef> {
+    /// The node of the index entry `name`, if one of its names is known.
+    pub fn by_index(&self, name: &CStr) -> Option<LookupRef<'_>> {
         let node = self.indexed.get(name).map(|node| node.clone())?;
-        node.acquire().then_some(node)
+        self.count(&node)
     }
 
     /// Lets other names of the index entry `name` find `node`.
@@ -160,18 +231,23 @@ impl NodeTable {
         self.indexed.insert(name.clone(), node.clone());
     }
 
-    /// The kernel drops `count` lookups of `id`. Gives back the nodes that left the table by it.
-    pub fn forget(&self, id: NodeId, count: u64) -> Vec<NodeRef> {
-        let mut gone = Vec::new();
-        let Some(node) = self.get(id) else { return gone };
+    /// The kernel drops `count` lookups of `id`. How many nodes left the table by it.
+    pub fn forget(&self, id: NodeId, count: u64) -> usize {
+        self.get(id).map_or(0, |node| self.release(&node, count))
+    }
+
+    /// Takes `count` lookups back. How many nodes left the table by it.
+    fn release(&self, node: &NodeRef, count: u64) -> usize {
         if node.release(count) != 0 {
-            return gone;
+            return 0;
         }
+        let mut gone = 0;
         // A directory stays while children of it are known, so its last child takes it along.
-        let mut candidates = vec![node];
+        let mut candidates = vec![node.clone()];
         while let Some(node) = candidates.pop() {
             if self.drop_unused(&node, &mut candidates) {
-                gone.push(node);
+                self.descriptors.close(&node);
+                gone += 1;
             }
         }
         gone
@@ -187,12 +263,15 @@ impl NodeTable {
         if !node.bury() {
             return false;
         }
+        if let Some(dir) = node.dir() {
+            self.forget_listings(&mut dir.state.lock());
+        }
         let (names, upper_file, index) = {
             let mut state = node.state.lock();
-            (state.take_names(), state.upper_file(), state.take_index())
+            (state.bury(), state.upper_file(), state.leave_index())
         };
         for (parent, name) in names {
-            self.detach(&parent, &name, node);
+            Self::detach(&parent, &name, node);
             candidates.push(parent);
         }
         if let Some(id) = upper_file {
@@ -208,58 +287,13 @@ impl NodeTable {
         }
         true
     }
-}
 
-/// How many numbers share a page.
-const PAGE: u64 = 16;
-
-/// Nodes by number. Numbers are given out one after the other, so that those in use lie close together: a page of them
-/// takes a third of what as many entries of a hash table do.
-#[derive(Debug, Default)]
-struct Numbered {
-    pages: DashMap<u64, Box<Page>>,
-    /// Numbers in use.
-    count: AtomicUsize,
-}
-
-type Page = [Option<NodeRef>; PAGE as usize];
-
-/// Page and place in it of a number.
-fn place(id: u64) -> (u64, usize) {
-    (id / PAGE, (id % PAGE) as usize)
-}
-
-impl Numbered {
-    fn get(&self, id: u64) -> Option<NodeRef> {
-        let (page, at) = place(id);
-        self.pages.get(&page)?.get(at)?.clone()
-    }
-
-    fn insert(&self, id: u64, node: NodeRef) {
-        let (page, at) = place(id);
-        let mut page = self.pages.entry(page).or_default();
-        if let Some(slot) = page.get_mut(at)
-            && slot.replace(node).is_none()
-        {
-            self.count.fetch_add(1, Ordering::Relaxed);
+    /// Takes the child `name` out of `parent`, if that is `node`.
+    pub(super) fn detach(parent: &NodeRef, name: &CStr, node: &NodeRef) {
+        let Some(dir) = parent.dir() else { return };
+        let mut state = dir.state.lock();
+        if state.children.get(name).is_some_and(|known| NodeRef::ptr_eq(known, node)) {
+            state.children.remove(name);
         }
-    }
-
-    fn remove(&self, id: u64) {
-        let (number, at) = place(id);
-        let Some(mut page) = self.pages.get_mut(&number) else { return };
-        if page.get_mut(at).and_then(Option::take).is_some() {
-            self.count.fetch_sub(1, Ordering::Relaxed);
-        }
-        let is_empty = |page: &Page| page.iter().all(Option::is_none);
-        let emptied = is_empty(&page);
-        drop(page);
-        if emptied {
-            self.pages.remove_if(&number, |_, page| is_empty(page));
-        }
-    }
-
-    fn len(&self) -> usize {
-        self.count.load(Ordering::Relaxed)
     }
 }

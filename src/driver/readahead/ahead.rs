@@ -359,10 +359,10 @@ impl Overlay {
         let listing = match known {
             Some((_, listing)) => Some(listing),
             None => {
-                let is_listed = job.dir.dir().is_some_and(|dir| dir.state.lock().lower_listing.is_some());
+                let is_listed = job.dir.dir().is_some_and(|dir| dir.lower_listing().is_some());
                 let listing = self.lower_listing(&job.dir)?;
                 if !is_listed {
-                    Self::drop_listing(&job.dir);
+                    self.nodes.drop_single_listing(&job.dir);
                 }
                 listing
             }
@@ -385,8 +385,10 @@ impl Overlay {
         let mut files: Vec<_> = files.iter().filter_map(on_disk).collect();
         files.sort_unstable();
         let mut waits = false;
+        let lowers = dir.dir().ok_or(Errno::NOTDIR)?.lowers();
         for (index, _, name) in files {
-            match have_read(&self.lower_dir(dir, usize::from(index))?, name) {
+            let part = lowers.get(usize::from(index)).ok_or(Errno::IO)?;
+            match have_read(&self.lower_dir(dir, part)?, name) {
                 Ok(waited) => waits |= waited,
                 // Who reads it is told.
                 Err(errno) => tracing::debug!("{name:?} is not read ahead: {errno}"),

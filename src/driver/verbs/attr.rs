@@ -55,11 +55,7 @@ impl Overlay {
             None => self.copy_up_attributes(&node)?,
         }
         let changed = self.change_attributes(caller, &node, handle, set);
-        if let Some(dir) = node.dir()
-            && let Some(part) = &mut dir.state.lock().upper
-        {
-            part.inheritance = None;
-        }
+        self.forget_inheritance(&node);
         let stat = changed.inspect_err(|_| {
             // Some of it may have happened, and the kernel goes on with what it knew.
             if let Some(kernel) = self.kernel() {

@@ -12,7 +12,7 @@ use rustix::fs::OFlags;
 
 use crate::driver::acl;
 use crate::driver::node::handle::RealFile;
-use crate::driver::node::{Inheritance, Node, NodeRef};
+use crate::driver::node::{Inheritance, LookupRef, NamesWrite, NewEntry, Node, NodeRef};
 use crate::driver::types::{Attr, Caller, Entry, Errno, NodeId, Opened, Result};
 use crate::driver::{Overlay, creatable_name, permissions};
 use crate::marks::{AUFS_OPAQUE, Mark};
@@ -50,10 +50,10 @@ impl Overlay {
         }
         if mode & libc::S_IFMT == libc::S_IFREG {
             let (node, attr, _) = self.make(caller, parent, name, mode, &New::Regular { flags: OFlags::RDWR })?;
-            return Ok(self.entry(&node, attr));
+            return Ok(self.entry(node, attr));
         }
         let (node, attr, _) = self.make(caller, parent, name, mode, &New::Special { rdev })?;
-        Ok(self.entry(&node, attr))
+        Ok(self.entry(node, attr))
     }
 
     /// Makes a directory.
@@ -63,7 +63,7 @@ impl Overlay {
     pub fn mkdir(&self, caller: &Caller, parent: NodeId, name: &OsStr, mode: u32) -> Result<Entry> {
         let mode = libc::S_IFDIR | (mode & 0o7777);
         let (node, attr, _) = self.make(caller, parent, name, mode, &New::Directory)?;
-        Ok(self.entry(&node, attr))
+        Ok(self.entry(node, attr))
     }
 
     /// Makes a symlink.
@@ -72,7 +72,7 @@ impl Overlay {
     /// As [`Self::mknod`].
     pub fn symlink(&self, caller: &Caller, parent: NodeId, name: &OsStr, target: &OsStr) -> Result<Entry> {
         let (node, attr, _) = self.make(caller, parent, name, libc::S_IFLNK | 0o777, &New::Symlink(target))?;
-        Ok(self.entry(&node, attr))
+        Ok(self.entry(node, attr))
     }
 
     /// Makes a regular file and opens it with `flags` (those of `open(2)`).
@@ -91,16 +91,9 @@ impl Overlay {
         let mode = libc::S_IFREG | (mode & 0o7777);
         let new = New::Regular { flags: self.backing_flags(flags) };
         let (node, attr, file) = self.make(caller, parent, name, mode, &new)?;
-        let opened = file
-            .ok_or(Errno::IO)
-            .and_then(|file| self.install(&node, node.id(), RealFile::Upper(Arc::new(file)), flags, attr.mode));
-        match opened {
-            Ok(opened) => Ok((self.entry(&node, attr), opened)),
-            Err(errno) => {
-                self.forget(node.id(), 1);
-                Err(errno)
-            }
-        }
+        let file = RealFile::Upper(Arc::new(file.ok_or(Errno::IO)?));
+        let opened = self.install(&node, node.id(), file, flags, attr.mode)?;
+        Ok((self.entry(node, attr), opened))
     }
 
     /// Makes a regular file without a name and opens it.
@@ -120,7 +113,7 @@ impl Overlay {
         let node = self.admit_nameless(found, held);
         let attr = self.show(&node, &stat);
         let opened = self.install(&node, node.id(), RealFile::Upper(Arc::new(file)), flags, attr.mode)?;
-        Ok((self.entry(&node, attr), opened))
+        Ok((self.entry(node, attr), opened))
     }
 
     fn make(
@@ -130,7 +123,7 @@ impl Overlay {
         name: &OsStr,
         mode: u32,
         new: &New<'_>,
-    ) -> Result<(NodeRef, Attr, Option<OwnedFd>)> {
+    ) -> Result<(LookupRef<'_>, Attr, Option<OwnedFd>)> {
         self.upper()?;
         let parent = self.dir_node(parent)?;
         let name = creatable_name(name)?;
@@ -140,8 +133,7 @@ impl Overlay {
         if let New::Special { rdev } = new {
             owner.rdev = *rdev;
         }
-        let names = &parent.dir().ok_or(Errno::NOTDIR)?.names;
-        let _names = names.write();
+        let names = NamesWrite::lock(&parent)?;
         if parent.is_removed() {
             return Err(Errno::NOENT);
         }
@@ -155,19 +147,14 @@ impl Overlay {
                 (file, stat, false)
             }
         };
-        if let Some(dir) = parent.dir() {
-            dir.state.lock().note_addition();
-        }
+        self.nodes.note_addition(&names, &name, Some(NewEntry { id: stat.id(), kind: (stat.mode >> 12) as u8 }));
         let found = Found::single(stat, Source::Upper);
-        let node = self.admit(&parent, &name, found)?;
+        let node = self.admit(&names, &name, found)?;
         if owner.inherited.default_acl.is_none() {
             self.note_new(&node);
         }
-        if over_whiteout
-            && let Some(dir) = node.dir()
-            && let Some(part) = &mut dir.state.lock().upper
-        {
-            part.opaque = true;
+        if over_whiteout && let Some(dir) = node.dir() {
+            dir.note_upper_part(|part| part.opaque = true);
         }
         let attr = self.show(&node, &stat);
         Ok((node, attr, file))
@@ -190,8 +177,8 @@ impl Overlay {
 
     /// What new entries of the directory inherit; read once and kept until its attributes change.
     fn inheritance(&self, parent: &NodeRef, dir: &UpperDir) -> Result<Inheritance> {
-        let state = &parent.dir().ok_or(Errno::NOTDIR)?.state;
-        if let Some(known) = state.lock().upper.as_ref().and_then(|part| part.inheritance.clone()) {
+        let known = parent.dir().ok_or(Errno::NOTDIR)?;
+        if let Some(known) = known.upper_part(|part| part.inheritance.clone()) {
             return Ok(known);
         }
         let stat = self.shown_stat(dir, c"", dir.stat_self()?)?;
@@ -201,9 +188,7 @@ impl Overlay {
         };
         let group = (stat.mode & libc::S_ISGID != 0).then_some(stat.gid);
         let inheritance = Inheritance { group, default_acl };
-        if let Some(part) = &mut state.lock().upper {
-            part.inheritance = Some(inheritance.clone());
-        }
+        known.note_upper_part(|part| part.inheritance = Some(inheritance.clone()));
         Ok(inheritance)
     }
 
@@ -397,15 +382,15 @@ impl Overlay {
 
     /// True if `.wh.NAME` in the upper deletes what lower layers may have under the name `name` of `parent`.
     fn is_deleted_by_name(&self, parent: &Node, dir: &UpperDir, name: &CStr) -> Result<bool> {
-        let has_lowers = parent.dir().is_some_and(|dir| !dir.lowers.is_empty());
+        let has_lowers = parent.dir().is_some_and(|dir| dir.has_lowers());
         Ok(has_lowers && crate::union::merge::is_deleted_by_name(dir, name)?)
     }
 
     /// True if the upper has a whiteout under `name`; `false` if it has something else there, or nothing.
     pub(in crate::driver) fn is_whiteout_in_upper(&self, parent: &Node, dir: &UpperDir, name: &CStr) -> Result<bool> {
         let Some(stat) = dir.stat(name)? else { return Ok(false) };
-        let by_xattr = parent.dir().and_then(|d| d.state.lock().upper.as_ref().map(|p| p.xattr_whiteouts));
-        let by_xattr = by_xattr.unwrap_or(false) || stat.may_be_xattr_whiteout();
+        let by_xattr = parent.dir().is_some_and(|dir| dir.upper_part(|part| part.xattr_whiteouts));
+        let by_xattr = by_xattr || stat.may_be_xattr_whiteout();
         crate::union::merge::listing::is_whiteout(&LayerDir::Held(dir.as_dir().clone()), name, &stat, by_xattr)
     }
 }

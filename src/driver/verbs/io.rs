@@ -12,12 +12,13 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
-use parking_lot::RwLock;
 use rustix::fs::{FallocateFlags, OFlags, SeekFrom};
 
 use crate::driver::Overlay;
+use crate::driver::locate::LowerPlace;
 use crate::driver::node::handle::RealFile;
-use crate::driver::node::{FileHandle, NodeRef, ReadPattern, Real, State};
+use crate::driver::node::sync::RwLock;
+use crate::driver::node::{FileHandle, NodeRef, ReadPattern};
 use crate::driver::types::{Caller, Errno, HandleId, NodeId, OpenMode, Opened, Result};
 use crate::driver::verbs::attr::mode_without_set_id;
 use crate::union::layer::{FileType, Stat};
@@ -68,7 +69,7 @@ impl Overlay {
         }
         self.check_inode(&node, asked)?;
         if !writes && flags & EXECUTE == 0 && self.opens_when_read(&node) {
-            let known = self.lower_files.get((node.id().0, 0));
+            let known = self.nodes.descriptors().lower_files.get((node.id().0, 0));
             return self.install(&node, asked, known.map_or(RealFile::Unopened, RealFile::Lower), flags, 0);
         }
         let (file, upper) = self.open_real(&node, self.backing_flags(flags))?;
@@ -93,48 +94,48 @@ impl Overlay {
     /// True if a file need not be opened before it is read: a lower one, which keeps its place whatever becomes of its
     /// name, that was opened before, that the driver is allowed to open, and that the kernel does not read itself.
     fn opens_when_read(&self, node: &NodeRef) -> bool {
-        let lower = |state: &State| state.confirmed && matches!(state.real, Real::Lower(_));
-        self.privileged && !self.may_pass_through(false) && node.file_state().is_some_and(|state| lower(&state))
+        self.privileged
+            && !self.may_pass_through(false)
+            && node.is_confirmed()
+            && node.file_state().is_some_and(|state| state.lower().is_some())
     }
 
     /// Opens the real file; whether it is the upper's.
     fn open_real(&self, node: &NodeRef, flags: OFlags) -> Result<(Arc<OwnedFd>, bool)> {
-        let (real, data) = {
+        let (is_lower, content) = {
             let state = node.file_state().ok_or(Errno::ISDIR)?;
-            (state.real, state.data().cloned())
+            (state.lower().is_some(), state.content().cloned())
         };
-        if let Some(data) = data {
-            return Ok((Arc::new(self.open_content(&data)?), false));
+        if let Some(content) = content {
+            return Ok((Arc::new(self.open_content(&content)?), false));
         }
-        match real {
-            Real::Upper => Ok((Arc::new(self.on_upper(node, |dir, name| dir.open_writable(name, flags))?), true)),
-            Real::Lower(index) => {
-                let key = (node.id().0, 0);
-                if let Some(file) = self.lower_files.get(key) {
-                    return Ok((file, false));
-                }
-                let (parent, name) = node.name().ok_or(Errno::STALE)?;
-                let view = self.lower_view(&parent, usize::from(index))?;
-                let changed = |found: &str, errno: Errno| {
-                    tracing::error!("{:?}: {found}: a lower layer changed while mounted", view.place(&name));
-                    Err(errno)
-                };
-                let file = match self.lower_dir(&parent, usize::from(index))?.open_file(&name) {
-                    Ok(file) => Arc::new(file),
-                    Err(errno @ (Errno::NOENT | Errno::NOTDIR)) => return changed("vanished", errno),
-                    Err(Errno::LOOP | Errno::NXIO) => return changed("not the file that it was", Errno::IO),
-                    Err(errno) => return Err(errno),
-                };
-                let opened = Stat::of(file.as_fd(), c"")?;
-                if opened.file_type() != FileType::Regular {
-                    return changed("not the file that it was", Errno::IO);
-                }
-                view.confirm(&name, &opened)?;
-                self.lower_files.insert(key, file.clone());
-                node.state.lock().confirmed = true;
-                Ok((file, false))
-            }
+        let (cache, key) = (&self.nodes.descriptors().lower_files, (node.id().0, 0));
+        if is_lower && let Some(file) = cache.get(key) {
+            return Ok((file, false));
         }
+        let Some(place) = LowerPlace::of(node)? else {
+            return Ok((Arc::new(self.on_upper(node, |dir, name| dir.open_writable(name, flags))?), true));
+        };
+        let (part, name) = (place.part()?, place.name());
+        let view = self.lower_view(&place.dir, part)?;
+        let changed = |found: &str, errno: Errno| {
+            tracing::error!("{:?}: {found}: a lower layer changed while mounted", view.place(name));
+            Err(errno)
+        };
+        let file = match self.lower_dir(&place.dir, part)?.open_file(name) {
+            Ok(file) => Arc::new(file),
+            Err(errno @ (Errno::NOENT | Errno::NOTDIR)) => return changed("vanished", errno),
+            Err(Errno::LOOP | Errno::NXIO) => return changed("not the file that it was", Errno::IO),
+            Err(errno) => return Err(errno),
+        };
+        let opened = Stat::of(file.as_fd(), c"")?;
+        if opened.file_type() != FileType::Regular {
+            return changed("not the file that it was", Errno::IO);
+        }
+        view.confirm(name, &opened)?;
+        cache.insert(key, file.clone());
+        node.confirm();
+        Ok((file, false))
     }
 
     /// Makes a handle of an opened real file, for the inode that the kernel has under the number `asked`. `mode`: that
@@ -150,7 +151,7 @@ impl Overlay {
         let writable = access_mode(flags) != libc::O_RDONLY as u32;
         let mappable = access_mode(flags) == libc::O_RDWR as u32;
         let mut state = node.file_state().ok_or(Errno::ISDIR)?;
-        let bypassed = state.bypassed;
+        let bypassed = node.is_bypassed();
         // Copied up since it was opened.
         let upper = file.is_upper();
         let outdated = !upper && state.has_upper_content();
@@ -190,7 +191,7 @@ impl Overlay {
             open.cached += 1;
         }
         open.handles.push(handle.clone());
-        state.bypassed = passthrough || (bypassed && keep);
+        node.set_bypassed(&mut state, passthrough || (bypassed && keep));
         drop(state);
         if newly_mappable && let Some(kernel) = self.kernel() {
             // What it remembers of size and times may change by a mapping from now on.
@@ -219,7 +220,7 @@ impl Overlay {
     /// Closes a handle.
     pub fn release(&self, handle: HandleId) {
         let Some(handle) = self.handles.remove(handle.0) else { return };
-        let unused = handle.node.state.lock().close(&handle);
+        let unused = handle.node.state().close(&handle);
         if let (Some(backing), Some(kernel)) = (unused, self.kernel()) {
             kernel.unregister_backing(backing);
         }

@@ -1,11 +1,12 @@
 //! Hard links.
 
 use std::ffi::OsStr;
+use std::os::fd::AsFd;
 
-use crate::driver::node::{Name, Node, NodeRef, Real, State};
+use crate::driver::node::{LookupRef, Name, NamesPair, Node, NodeRef, Residence, State};
 use crate::driver::types::{Entry, Errno, NodeId, Result};
 use crate::driver::{Overlay, creatable_name};
-use crate::union::layer::UpperDir;
+use crate::union::layer::{Stat, UpperDir};
 use crate::union::merge::Found;
 
 impl Overlay {
@@ -22,65 +23,75 @@ impl Overlay {
         if node.dir().is_some() {
             return Err(Errno::PERM);
         }
+        let node = self.nodes.count(&node).ok_or(Errno::STALE)?;
         self.copy_up(&node)?;
         self.copy_up(&parent)?;
-        let index_place = self.index_place(&node);
-        let dir = self.upper_dir(&parent)?;
-        let old = node.name();
-        let old_dir = match &old {
-            // An indexed file is linked from its entry; the directory of its old name need not be in the upper.
-            Some((old_parent, _)) if index_place.is_none() => Some(self.upper_dir(old_parent)?),
-            _ => None,
-        };
         let name = Name::from(name.as_c_str());
-        {
-            let _rename = self.rename.lock();
-            let parent_dir = parent.dir().ok_or(Errno::NOTDIR)?;
-            // `rename` is held, so the old name stays; names in the new directory need its lock.
-            let _names = parent_dir.names.write();
-            if parent.is_removed() {
-                return Err(Errno::NOENT);
+        let stat = loop {
+            if let Linked::At(stat) = self.link_once(&node, &parent, &name)? {
+                break stat;
             }
-            if let Some((old_parent, _)) = &old
-                && old_parent.dir().is_some_and(|d| d.state.lock().upper.as_ref().is_some_and(|p| p.impure))
-            {
-                self.mark_impure(&parent, &dir)?;
-            }
-            let orphan = node.state.lock().orphan().cloned();
-            let from = match (&old, &old_dir, &orphan) {
-                (_, _, Some(orphan)) => From::Open(orphan),
-                _ if let Some((index, entry)) = &index_place => From::Named(index, entry),
-                (Some((_, old_name)), Some(old_dir), None) => From::Named(old_dir, old_name),
-                _ => return Err(Errno::NOENT),
-            };
-            if index_place.is_some() {
-                self.mark_impure(&parent, &dir)?;
-            }
-            let change = self.begin_nlink_change(&node)?;
-            self.link_real(&from, &parent, &dir, &name)?;
-            self.end_nlink_change(change, &node, 1);
-            node.state.lock().set_orphan(None);
-            node.acquire();
-            self.nodes.add_name(&parent, &name, &node);
-            parent_dir.state.lock().note_addition();
-        }
-        let stat = self.shown_stat(&dir, &name, dir.stat(&name)?.ok_or(Errno::STALE)?)?;
-        self.nodes.share(stat.id(), &node);
+        };
         self.changed_under(&node, asked);
-        Ok(self.entry(&node, self.show(&node, &stat)))
+        let attr = self.show(&node, &stat);
+        Ok(self.entry(node, attr))
     }
 
-    fn link_real(&self, from: &From<'_>, parent: &NodeRef, dir: &UpperDir, name: &Name) -> Result<()> {
+    /// Links the file from where it is now, if it is still there when the names are held.
+    fn link_once(&self, node: &LookupRef<'_>, parent: &NodeRef, name: &Name) -> Result<Linked> {
+        let dir = self.upper_dir(parent)?;
+        let (at, orphan) = {
+            let state = node.state();
+            (state.first_name().cloned(), state.orphan().cloned())
+        };
+        let (names, from) = match (self.index_place(node), orphan, &at) {
+            // The directory of an indexed file's old name need not be in the upper.
+            (Some((index, entry)), ..) => (NamesPair::within(parent)?, From::Named(index, entry)),
+            (None, Some(held), _) => (NamesPair::within(parent)?, From::Open(held)),
+            (None, None, Some((old_parent, old_name))) => {
+                let old_dir = self.upper_dir(old_parent)?;
+                (NamesPair::ordered(old_parent, parent)?, From::Named(old_dir, old_name.clone()))
+            }
+            (None, None, None) => return Err(Errno::NOENT),
+        };
+        let moved = match (&from, &at) {
+            (From::Open(_), _) => node.state().orphan().is_none(),
+            (From::Named(..), Some((old_parent, old_name))) => {
+                self.index_place(node).is_none() && !node.is_named(old_parent, old_name)
+            }
+            (From::Named(..), None) => self.index_place(node).is_none(),
+        };
+        if moved {
+            return Ok(Linked::Moved);
+        }
+        let names = names.target();
+        if parent.is_removed() {
+            return Err(Errno::NOENT);
+        }
+        let is_impure = |dir: &NodeRef| dir.dir().is_some_and(|dir| dir.upper_part(|part| part.impure));
+        if self.indexed(node).is_some() || at.as_ref().is_some_and(|(old_parent, _)| is_impure(old_parent)) {
+            self.mark_impure(parent, &dir)?;
+        }
+        let change = self.begin_nlink_change(names, node)?;
+        self.link_real(&from, parent, &dir, name)?;
+        self.nodes.link(names, name, node);
+        self.end_nlink_change(change, 1);
+        let stat = self.shown_stat(&dir, name, dir.stat(name)?.ok_or(Errno::STALE)?)?;
+        self.nodes.share(stat.id(), node);
+        Ok(Linked::At(stat))
+    }
+
+    fn link_real(&self, from: &From, parent: &NodeRef, dir: &UpperDir, name: &Name) -> Result<()> {
         let linked = match from {
             From::Named(old_dir, old_name) => dir.link(old_dir, old_name, name),
-            From::Open(file) => dir.link_open_file(std::os::fd::AsFd::as_fd(*file), name),
+            From::Open(file) => dir.link_open_file(file.as_fd(), name),
         };
         match linked {
             Err(Errno::EXIST) if self.is_whiteout_in_upper(parent, dir, name)? => {
                 let work = self.upper()?.work()?;
                 let staged = match from {
                     From::Named(old_dir, old_name) => work.stage_link(old_dir, old_name)?,
-                    From::Open(file) => work.stage_open_file(std::os::fd::AsFd::as_fd(*file))?,
+                    From::Open(file) => work.stage_open_file(file.as_fd())?,
                 };
                 staged.publish_over(dir, name).map(|_| ())
             }
@@ -88,19 +99,25 @@ impl Overlay {
         }
     }
 
-    /// Puts an upper file without a name into the table, with one lookup counted.
-    pub(in crate::driver) fn admit_nameless(&self, found: Found, held: UpperDir) -> NodeRef {
-        let mut state = State::new(None, Real::Upper);
-        state.set_orphan(Some(held));
+    /// Puts an upper file without a name into the table.
+    pub(in crate::driver) fn admit_nameless(&self, found: Found, held: UpperDir) -> LookupRef<'_> {
+        let state = State::new(Residence::Orphan { held });
         let ino = self.stack.shown_ino(&found.stat);
-        let node = NodeRef::new(Node::new(self.nodes.next_id(), ino, found.stat.file_type(), state, None));
-        self.nodes.adopt_nameless(&node);
-        node
+        let node = Node::new(self.nodes.next_id(), ino, found.stat.file_type(), state, None);
+        self.nodes.adopt_nameless(NodeRef::new(node))
     }
 }
 
 /// The file that gets a further name.
-enum From<'a> {
-    Named(&'a UpperDir, &'a Name),
-    Open(&'a UpperDir),
+enum From {
+    Named(UpperDir, Name),
+    Open(UpperDir),
+}
+
+/// What came of an attempt to link a file.
+enum Linked {
+    /// It has the name.
+    At(Stat),
+    /// It was moved or removed before its names were held.
+    Moved,
 }

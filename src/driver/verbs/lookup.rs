@@ -4,13 +4,13 @@ use std::ffi::{CStr, OsStr};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use parking_lot::{Mutex, RwLock};
-
-use crate::driver::node::{self, DataRef, DirState, Name, Node, NodeRef, Real, State, UpperPart};
+use crate::driver::node::{
+    self, ContentRef, Indexed, LookupRef, Name, Names, NamesRead, Node, NodeRef, Residence, State, UpperPart,
+};
 use crate::driver::types::{Attr, Entry, Errno, NodeId, Result, Validity};
 use crate::driver::{Overlay, checked_name, is_reserved};
 use crate::marks::Opaque;
-use crate::union::layer::{Stat, UpperDir};
+use crate::union::layer::{FileId, Stat, UpperDir};
 use crate::union::merge::{Resolution, Source};
 
 impl Overlay {
@@ -23,42 +23,43 @@ impl Overlay {
         let name = checked_name(name)?;
         match self.find(&parent, &name)? {
             None => Ok(None),
-            Some((node, attr)) => Ok(Some(self.entry(&node, attr))),
+            Some((node, attr)) => Ok(Some(self.entry(node, attr))),
         }
     }
 
-    /// The node and attributes of `name`, with one more lookup counted.
-    pub(in crate::driver) fn find(&self, parent: &NodeRef, name: &CStr) -> Result<Option<(NodeRef, Attr)>> {
+    /// The node and attributes of `name`.
+    pub(in crate::driver) fn find(&self, parent: &NodeRef, name: &CStr) -> Result<Option<(LookupRef<'_>, Attr)>> {
         if is_reserved(name) {
             return Ok(None);
         }
         if let Some(node) = self.nodes.child(parent, name) {
-            return match self.attr(&node) {
-                Ok(attr) => Ok(Some((node, attr))),
-                Err(errno) => {
-                    self.forget(node.id(), 1);
-                    Err(errno)
-                }
-            };
+            let attr = self.attr(&node)?;
+            return Ok(Some((node, attr)));
         }
-        let upper = self.upper_dir_if_any(parent)?;
-        let _names = parent.dir().ok_or(Errno::NOTDIR)?.names.read();
-        self.find_unknown(parent, upper.as_ref(), name)
+        loop {
+            let upper = self.upper_dir_if_any(parent)?;
+            let names = NamesRead::lock(parent)?;
+            // It may have been copied up while the lock was not held.
+            if upper.is_some() == parent.has_upper() {
+                return self.find_unknown(&names, upper.as_ref(), name);
+            }
+        }
     }
 
-    /// As [`Self::find`], for a name without a node; the caller holds the directory's `names` lock.
+    /// As [`Self::find`], for a name without a node in the directory whose names are held.
     pub(in crate::driver) fn find_unknown(
         &self,
-        parent: &NodeRef,
+        names: &impl Names,
         upper: Option<&UpperDir>,
         name: &CStr,
-    ) -> Result<Option<(NodeRef, Attr)>> {
+    ) -> Result<Option<(LookupRef<'_>, Attr)>> {
+        let parent = names.parent();
         match self.resolve(parent, upper, name)? {
             Resolution::Absent | Resolution::WhiteoutInUpper => Ok(None),
             Resolution::Found(mut found) => {
                 self.apply_permissions(parent, upper, name, &mut found)?;
                 let stat = found.stat;
-                let node = self.admit(parent, name, found)?;
+                let node = self.admit(names, name, found)?;
                 let attr = if self.indexed(&node).is_some() { self.attr(&node)? } else { self.show(&node, &stat) };
                 Ok(Some((node, attr)))
             }
@@ -84,87 +85,98 @@ impl Overlay {
                 self.shown_stat(&self.stack.lower(part.layer)?.open_dir(&part.path)?, c"", found.stat)?
             }
             (Source::Lower(index), _, None) => {
-                self.shown_lower_stat(&self.lower_view(parent, usize::from(index))?, name, found.stat)?
+                let lowers = parent.dir().ok_or(Errno::NOTDIR)?.lowers();
+                let part = lowers.get(usize::from(index)).ok_or(Errno::IO)?;
+                self.shown_lower_stat(&self.lower_view(parent, part)?, name, found.stat)?
             }
         };
         Ok(())
     }
 
-    /// Puts what was found as `name` into the table, with one lookup counted.
+    /// Puts what was found as `name`, in the directory whose names are held, into the table.
     pub(in crate::driver) fn admit(
         &self,
-        parent: &NodeRef,
+        names: &impl Names,
         name: &CStr,
         found: crate::union::merge::Found,
-    ) -> Result<NodeRef> {
-        let name = Name::from(name);
+    ) -> Result<LookupRef<'_>> {
+        let (parent, name) = (names.parent(), Name::from(name));
         let is_upper = found.source == Source::Upper;
-        let has_links = is_upper && !found.stat.is_dir() && found.stat.nlink > 1;
-        if has_links && let Some(node) = self.nodes.by_upper_file(found.stat.id()) {
-            self.nodes.add_name(parent, &name, &node);
-            return Ok(node);
-        }
-        let upper_file = found.stat.id();
+        let upper_file = (is_upper && !found.stat.is_dir() && found.stat.nlink > 1).then_some(found.stat.id());
         let indexed = self.index_entry(parent, &name, &found)?;
-        if let Some((entry, _)) = &indexed
-            && let Some(node) = self.nodes.by_index(&entry.name)
-        {
-            self.nodes.add_name(parent, &name, &node);
+        if let Some(node) = self.shared(upper_file, indexed.as_ref()) {
+            self.nodes.add_name(names, &name, &node);
             return Ok(node);
         }
-        let node = self.make_node(parent, &name, found)?;
-        if let (Some((entry, stat)), Some(mut state)) = (&indexed, node.file_state()) {
-            if let (Some(_), Real::Lower(_)) = (stat, state.real) {
-                // The index has it, whatever this name still is.
-                let content = state.data().cloned().or_else(|| self.own_data_ref(state.real, parent, &name));
-                state.set_data(content.filter(|_| entry.metacopy));
-                state.real = Real::Upper;
-            }
-            state.set_index(entry.clone());
+        let node = NodeRef::new(self.make_node(parent, &name, found, indexed.as_ref())?);
+        if upper_file.is_none() && indexed.is_none() {
+            return Ok(self.nodes.adopt(names, &name, node));
         }
-        let _multiple = (has_links || indexed.is_some()).then(|| self.nodes.multiple());
-        let known = match &indexed {
-            Some((entry, _)) => self.nodes.by_index(&entry.name),
-            None if has_links => self.nodes.by_upper_file(upper_file),
-            None => None,
-        };
-        if let Some(node) = known {
-            self.nodes.add_name(parent, &name, &node);
+        let _multiple = self.nodes.multiple(names);
+        if let Some(node) = self.shared(upper_file, indexed.as_ref()) {
+            self.nodes.add_name(names, &name, &node);
             return Ok(node);
         }
-        let node = self.nodes.adopt(parent, &name, NodeRef::new(node));
-        if has_links {
-            self.nodes.share(upper_file, &node);
+        let node = self.nodes.adopt(names, &name, node);
+        if let Some(id) = upper_file {
+            self.nodes.share(id, &node);
         }
-        if let Some(entry) = self.indexed(&node) {
+        if let Some((entry, _)) = &indexed {
             self.nodes.share_index(&entry.name, &node);
         }
         Ok(node)
     }
 
-    fn make_node(&self, parent: &NodeRef, name: &Name, found: crate::union::merge::Found) -> Result<Node> {
+    /// The node that another name of the same file has been given.
+    fn shared(&self, upper_file: Option<FileId>, indexed: Option<&(Indexed, Option<Stat>)>) -> Option<LookupRef<'_>> {
+        let by_index = indexed.and_then(|(entry, _)| self.nodes.by_index(&entry.name));
+        by_index.or_else(|| upper_file.and_then(|id| self.nodes.by_upper_file(id)))
+    }
+
+    fn make_node(
+        &self,
+        parent: &NodeRef,
+        name: &Name,
+        found: crate::union::merge::Found,
+        indexed: Option<&(Indexed, Option<Stat>)>,
+    ) -> Result<Node> {
         let ino = self.ino_of(parent, name, &found)?;
         let id = self.nodes.next_id();
         let file_type = found.stat.file_type();
-        let real = match found.source {
-            Source::Upper => Real::Upper,
-            Source::Lower(index) => Real::Lower(index),
+        let at = (parent.clone(), name.clone());
+        let layer = match (found.source, found.lowers.first()) {
+            (Source::Upper, _) => None,
+            (Source::Lower(_), Some(top)) => Some(top.layer),
+            (Source::Lower(index), None) => {
+                let lowers = parent.dir().ok_or(Errno::NOTDIR)?.lowers();
+                Some(lowers.get(usize::from(index)).ok_or(Errno::IO)?.layer)
+            }
         };
-        let mut own = State::new(Some((parent.clone(), name.clone())), real);
-        own.set_data(found.data.map(|(layer, path)| DataRef { layer, path }));
+        let mut content = found.data.map(|(layer, path)| ContentRef { layer, path });
+        let place = match (layer, indexed) {
+            // The index has it, whatever this name still is.
+            (Some(layer), Some((entry, Some(_)))) => {
+                content = content.or(self.own_content(parent, layer, name)).filter(|_| entry.metacopy);
+                Residence::Upper { at }
+            }
+            (Some(layer), _) => Residence::Lower { at, layer },
+            (None, _) => Residence::Upper { at },
+        };
+        let state = State::new(place).with_content(content).with_index(indexed.map(|(entry, _)| entry.clone()));
         let dir = found.stat.is_dir().then(|| {
-            let upper = (found.source == Source::Upper).then(|| UpperPart {
-                impure: found.marks.impure,
-                xattr_whiteouts: found.marks.opaque() == Opaque::XattrWhiteouts,
-                opaque: found.marks.opaque() == Opaque::Yes,
-                redirect: found.marks.redirect.map(Arc::from),
-                inheritance: None,
-            });
-            let state = DirState { upper, ..DirState::default() };
-            let dir = node::Dir { lowers: found.lowers.into(), names: RwLock::new(()), state: Mutex::new(state) };
-            Box::new(dir)
+            let upper = match found.source {
+                Source::Lower(_) => UpperPart::default(),
+                Source::Upper => UpperPart {
+                    impure: found.marks.impure,
+                    xattr_whiteouts: found.marks.opaque() == Opaque::XattrWhiteouts,
+                    opaque: found.marks.opaque() == Opaque::Yes,
+                    redirect: found.marks.redirect.map(Arc::from),
+                    inheritance: None,
+                },
+            };
+            Box::new(node::Dir::new(found.lowers.into(), upper))
         });
-        Ok(Node::new(id, ino, file_type, own, dir))
+        Ok(Node::new(id, ino, file_type, state, dir))
     }
 
     /// `st_ino` (kernel: `ovl_getattr`): that of the lower file that it came from, so that copy-up does not change
@@ -200,21 +212,21 @@ impl Overlay {
     /// Attributes to show for a node whose real file has `stat`.
     pub(in crate::driver) fn show(&self, node: &Node, stat: &Stat) -> Attr {
         let (uid, gid) = self.shown_owner(stat.uid, stat.gid);
-        let merged = node.dir().is_some_and(|dir| {
-            let parts = dir.lowers.len() + usize::from(dir.state.lock().upper.is_some());
-            parts > 1
-        });
-        let indexed = self.indexed(node);
+        let (is_upper, indexed, content) = {
+            let state = node.state();
+            (state.is_upper(), state.index().map(|entry| entry.nlink), state.content().cloned())
+        };
+        let merged = node.dir().is_some_and(|dir| dir.lowers().len() + usize::from(is_upper) > 1);
         Attr {
             ino: node.ino(),
             mode: stat.mode,
             // Subdirectories of a merged directory are not counted (kernel: `ovl_getattr`).
-            nlink: if merged || self.config.static_nlink { 1 } else { indexed.map_or(stat.nlink, |entry| entry.nlink) },
+            nlink: if merged || self.config.static_nlink { 1 } else { indexed.unwrap_or(stat.nlink) },
             uid,
             gid,
             rdev: stat.rdev,
             size: stat.size,
-            blocks: self.data_blocks(node).unwrap_or(stat.blocks),
+            blocks: content.and_then(|content| self.content_blocks(&content)).unwrap_or(stat.blocks),
             blksize: stat.blksize,
             atime: stat.atime,
             mtime: stat.mtime,
@@ -224,13 +236,20 @@ impl Overlay {
     }
 
     /// Allocated size of a file that has its content in a lower layer.
-    fn data_blocks(&self, node: &Node) -> Option<u64> {
-        let data = node.file_state()?.data().cloned()?;
-        let stat = self.stack.lower(data.layer).ok()?.stat_file(&data.path).ok()??;
+    fn content_blocks(&self, content: &ContentRef) -> Option<u64> {
+        let stat = self.stack.lower(content.layer).ok()?.stat_file(&content.path).ok()??;
         Some(stat.blocks)
     }
 
-    pub(in crate::driver) fn entry(&self, node: &Node, attr: Attr) -> Entry {
+    /// What to tell the kernel of a node that was looked up: the lookup is the kernel's from now on.
+    pub(in crate::driver) fn entry(&self, node: LookupRef<'_>, attr: Attr) -> Entry {
+        let entry = Self::entry_of(&node, attr);
+        node.hand_over();
+        entry
+    }
+
+    /// As [`Self::entry`], while it is not certain that the kernel will be told.
+    pub(in crate::driver) fn entry_of(node: &Node, attr: Attr) -> Entry {
         Entry { node: node.id(), attr, attr_validity: Self::validity(node) }
     }
 
@@ -244,18 +263,13 @@ impl Overlay {
     pub fn forget(&self, node: NodeId, count: u64) {
         /// Nodes after which the memory that they leave is worth giving back.
         const TRIM: u64 = 16_384;
-        for gone in self.nodes.forget(node, count) {
-            if self.forgotten.fetch_add(1, Ordering::Relaxed) % TRIM == TRIM - 1 {
-                crate::sys::memory::trim();
-            }
-            let Some(dir) = gone.dir() else {
-                self.lower_files.remove((gone.id().0, 0));
-                continue;
-            };
-            self.upper_dirs.remove((gone.id().0, 0));
-            for index in 0..u32::try_from(dir.lowers.len()).unwrap_or(u32::MAX) {
-                self.lower_dirs.remove((gone.id().0, index));
-            }
+        let gone = self.nodes.forget(node, count) as u64;
+        if gone == 0 {
+            return;
+        }
+        let before = self.forgotten.fetch_add(gone, Ordering::Relaxed);
+        if before / TRIM != (before + gone) / TRIM {
+            crate::sys::memory::trim();
         }
     }
 }

@@ -6,6 +6,6 @@ mod io;
 mod link;
 mod lookup;
 mod readdir;
-mod remove;
+pub(in crate::driver) mod remove;
 mod rename;
 pub(in crate::driver) mod xattr;

@@ -5,7 +5,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
 use crate::driver::Overlay;
-use crate::driver::node::{Node, NodeId as Id, NodeRef};
+use crate::driver::node::{LookupRef, NamesRead, NodeId as Id, NodeRef};
 use crate::driver::types::{Attr, DirEntry, DirSink, Errno, NodeId, Result};
 use crate::union::layer::UpperDir;
 use crate::union::merge::listing::{FIRST_POSITION, Listed};
@@ -55,10 +55,7 @@ impl Overlay {
     /// Attributes of a listed name; `None` if it is gone or damaged, which must not hide the others.
     fn find_or_damaged(&self, parent: &NodeRef, name: &CStr) -> Result<Option<Attr>> {
         match self.find(parent, name) {
-            Ok(Some((node, attr))) => {
-                self.forget(node.id(), 1);
-                Ok(Some(attr))
-            }
+            Ok(Some((_, attr))) => Ok(Some(attr)),
             Ok(None) | Err(Errno::IO | Errno::PERM) => Ok(None),
             Err(errno) => Err(errno),
         }
@@ -92,28 +89,20 @@ impl Overlay {
                     continue;
                 }
             };
-            let entry = self.entry(&node, attr);
+            let entry = Self::entry_of(&node, attr);
             let dirent = DirEntry { name, ino: attr.ino, kind: (attr.mode >> 12) as u8, next: listed.position };
             if !sink.push(&dirent, Some(&entry)) {
-                self.forget(node.id(), 1);
                 break;
             }
+            node.hand_over();
             last = listed.position;
         }
         if offset > 0 && last == offset && upper.is_none() {
-            Self::drop_listing(&parent);
+            // Its names have nodes now, so that of a directory of one layer the listing says nothing that these and one
+            // system call for a missing name do not.
+            self.nodes.drop_single_listing(&parent);
         }
         complete(&listing, offset, last)
-    }
-
-    /// After the end of the directory was read. Its names have nodes now, so that of a directory of one layer the listing
-    /// says nothing that these and one system call for a missing name do not: it is made again by who needs it.
-    pub(in crate::driver) fn drop_listing(node: &Node) {
-        if let Some(dir) = node.dir()
-            && dir.lowers.len() == 1
-        {
-            dir.state.lock().lower_listing = None;
-        }
     }
 
     /// Writes the directory to the disk, unless the mount is volatile.
@@ -137,21 +126,17 @@ impl Overlay {
             return Ok(Arc::default());
         }
         let dir = node.dir().ok_or(Errno::NOTDIR)?;
-        let lowers = self.lower_listing(node)?;
-        let Some(upper) = self.upper_dir_if_any(node)? else { return Ok(lowers.unwrap_or_default()) };
-        let _names = dir.names.read();
-        let (version, by_xattr, kept) = {
-            let state = dir.state.lock();
-            let known = if offset == 0 { state.listing_now() } else { state.listing_in_progress() };
-            if let Some(listing) = known {
-                return Ok(listing);
-            }
-            (state.version, state.upper.as_ref().is_some_and(|part| part.xattr_whiteouts), state.moved.clone())
+        let Some(upper) = self.upper_dir_if_any(node)? else {
+            return Ok(self.lower_listing(node)?.unwrap_or_default());
         };
-        let listing = Arc::new(Listing::with_upper(&upper, by_xattr, lowers.as_deref(), &kept)?);
-        let mut state = dir.state.lock();
-        state.moved = listing.moved();
-        state.listing = Some((version, listing.clone()));
+        let names = NamesRead::lock(node)?;
+        if let Some(listing) = dir.merged_listing(&names, offset > 0) {
+            return Ok(listing);
+        }
+        let lowers = self.lower_listing(node)?;
+        let by_xattr = dir.upper_part(|part| part.xattr_whiteouts);
+        let listing = Arc::new(Listing::with_upper(&upper, by_xattr, lowers.as_deref(), &dir.moved_names())?);
+        self.nodes.keep_merged_listing(&names, listing.clone());
         Ok(listing)
     }
 
@@ -171,14 +156,13 @@ impl Overlay {
     /// `d_ino` of an entry: its `st_ino`.
     fn listed_ino(&self, parent: &NodeRef, listed: &Listed<'_>) -> Result<u64> {
         let dir = parent.dir().ok_or(Errno::NOTDIR)?;
-        let known = dir.state.lock().children.get(listed.name).map(|node| node.ino());
-        if let Some(ino) = known {
+        if let Some(ino) = dir.child_ino(listed.name) {
             return Ok(ino);
         }
         // Only files that were copied up, and merged directories, have another number than their own.
         let may_differ = listed.source == Source::Upper && {
-            let impure = dir.state.lock().upper.as_ref().is_some_and(|part| part.impure);
-            impure || (listed.kind == libc::DT_DIR && !dir.lowers.is_empty())
+            let impure = dir.upper_part(|part| part.impure);
+            impure || (listed.kind == libc::DT_DIR && dir.has_lowers())
         };
         if (may_differ || listed.id.is_none())
             && let Some(attr) = self.find_or_damaged(parent, listed.name)?
@@ -188,38 +172,36 @@ impl Overlay {
         Ok(listed.id.map_or(UNKNOWN_INO, |id| self.stack.shown_ino_of(id)))
     }
 
-    /// Looks a listed name up; with one more lookup counted.
+    /// Looks a listed name up.
     fn find_listed(
         &self,
         parent: &NodeRef,
         upper: Option<&UpperDir>,
         listed: &Listed<'_>,
-    ) -> Result<Option<(NodeRef, Attr)>> {
+    ) -> Result<Option<(LookupRef<'_>, Attr)>> {
         if let Some(node) = self.nodes.child(parent, listed.name) {
-            return match self.attr(&node) {
-                Ok(attr) => Ok(Some((node, attr))),
-                Err(errno) => {
-                    self.forget(node.id(), 1);
-                    Err(errno)
-                }
-            };
+            let attr = self.attr(&node)?;
+            return Ok(Some((node, attr)));
         }
-        let dir = parent.dir().ok_or(Errno::NOTDIR)?;
-        let _names = dir.names.read();
+        if upper.is_some() != parent.has_upper() {
+            return self.find(parent, listed.name);
+        }
+        let names = NamesRead::lock(parent)?;
         // A file of a directory without an upper part is where the listing says, and nowhere else.
         if let (None, Source::Lower(index)) = (upper, listed.source)
             && listed.kind != libc::DT_DIR
             && !self.config.metacopy
             && !self.config.index
-            && let dir = self.lower_view(parent, usize::from(index))?
+            && let lowers = parent.dir().ok_or(Errno::NOTDIR)?.lowers()
+            && let dir = self.lower_view(parent, lowers.get(usize::from(index)).ok_or(Errno::IO)?)?
             && let Some(stat) = dir.stat(listed.name)?
         {
             let stat = self.shown_lower_stat(&dir, listed.name, stat)?;
             let found = Found::single(stat, listed.source);
-            let node = self.admit(parent, listed.name, found)?;
+            let node = self.admit(&names, listed.name, found)?;
             let attr = self.show(&node, &stat);
             return Ok(Some((node, attr)));
         }
-        self.find_unknown(parent, upper, listed.name)
+        self.find_unknown(&names, upper, listed.name)
     }
 }

@@ -2,13 +2,22 @@
 
 use std::ffi::{CStr, CString, OsStr};
 
-use crate::driver::node::{Node, NodeRef, Real};
+use crate::driver::node::{LookupRef, NamesPair, NamesWrite, Node, NodeRef};
 use crate::driver::types::{Errno, NodeId, Result};
 use crate::driver::{Overlay, checked_name, is_reserved};
 use crate::marks::Mark;
 use crate::union::layer::{Cleared, Place, UpperDir, WhiteoutForm};
 use crate::union::merge::Listing;
 use crate::union::merge::listing::Moved;
+
+/// What came of a change whose names were looked up before they were held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::driver) enum Attempt {
+    /// It is made.
+    Done,
+    /// What was looked up is true no longer: nothing was changed, and it is to be looked up again.
+    Outdated,
+}
 
 impl Overlay {
     /// Removes a name that is not a directory.
@@ -19,14 +28,16 @@ impl Overlay {
         self.upper()?;
         let parent = self.dir_node(parent)?;
         let name = checked_name(name)?;
-        let node = self.known(&parent, &name)?;
-        let removed = self.unlink_node(&parent, &name, &node);
-        self.forget(node.id(), 1);
-        removed
+        loop {
+            let node = self.known(&parent, &name)?;
+            if self.unlink_node(&parent, &name, &node)? == Attempt::Done {
+                return Ok(());
+            }
+        }
     }
 
-    /// The node of an existing name, with one more lookup counted.
-    pub(in crate::driver) fn known(&self, parent: &NodeRef, name: &CStr) -> Result<NodeRef> {
+    /// The node of an existing name.
+    pub(in crate::driver) fn known(&self, parent: &NodeRef, name: &CStr) -> Result<LookupRef<'_>> {
         if let Some(node) = self.nodes.child(parent, name) {
             return Ok(node);
         }
@@ -36,7 +47,7 @@ impl Overlay {
         self.find(parent, name)?.map(|(node, _)| node).ok_or(Errno::NOENT)
     }
 
-    fn unlink_node(&self, parent: &NodeRef, name: &CStr, node: &NodeRef) -> Result<()> {
+    fn unlink_node(&self, parent: &NodeRef, name: &CStr, node: &NodeRef) -> Result<Attempt> {
         if node.dir().is_some() {
             return Err(Errno::ISDIR);
         }
@@ -45,42 +56,32 @@ impl Overlay {
         if self.indexed(node).is_some() {
             self.copy_up(node)?;
         }
-        let parent_dir = parent.dir().ok_or(Errno::NOTDIR)?;
-        let _names = parent_dir.names.write();
-        if !node.is_named(parent, name) || node.is_removed() {
-            return Err(Errno::NOENT);
+        let names = NamesWrite::lock(parent)?;
+        if !node.is_named(parent, name) {
+            return Ok(Attempt::Outdated);
         }
-        let real = node.state.lock().real;
-        self.link_up(node, parent, &dir, name)?;
-        let change = self.begin_nlink_change(node)?;
-        match real {
-            Real::Lower(_) => {
-                self.put_whiteout(parent, &dir, name)?;
-                self.nodes.hide(parent, name, node);
-            }
-            Real::Upper => {
-                self.keep_orphan(node, &dir, name)?;
-                if self.exists_in_lower(parent, name)? {
-                    self.whiteout_over(parent, &dir, name)?;
-                } else {
-                    dir.remove_file(name)?;
-                }
-                self.nodes.remove_name(parent, name, node);
-                self.end_nlink_change(change, node, -1);
-            }
+        if !node.has_upper() {
+            self.put_whiteout(parent, &dir, name)?;
+            self.nodes.hide(&names, name, node);
+            return Ok(Attempt::Done);
         }
-        parent_dir.state.lock().note_removal();
-        Ok(())
+        self.link_up(&names, node, &dir, name)?;
+        let change = self.begin_nlink_change(&names, node)?;
+        let held = self.hold_file(&dir, name)?;
+        if self.exists_in_lower(parent, name)? {
+            self.whiteout_over(parent, &dir, name)?;
+        } else {
+            dir.remove_file(name)?;
+        }
+        self.nodes.unlink(&names, name, node, held);
+        self.end_nlink_change(change, -1);
+        Ok(Attempt::Done)
     }
 
-    /// Before the last known name of an upper file goes: holds the file, for those who have it open.
-    pub(in crate::driver) fn keep_orphan(&self, node: &NodeRef, dir: &UpperDir, name: &CStr) -> Result<()> {
-        if node.state.lock().has_several_names() || self.indexed(node).is_some() {
-            return Ok(());
-        }
-        let held = self.upper()?.hold(dir.open_reference(name)?);
-        node.state.lock().set_orphan(Some(held));
-        Ok(())
+    /// Before a name of an upper file goes: holds the file, for those who have it open. Which of its names is the last one
+    /// is only known when it is gone, so every one is held.
+    pub(in crate::driver) fn hold_file(&self, dir: &UpperDir, name: &CStr) -> Result<UpperDir> {
+        Ok(self.upper()?.hold(dir.open_reference(name)?))
     }
 
     /// Makes `name`, which the upper does not have, a whiteout.
@@ -107,14 +108,12 @@ impl Overlay {
         if upper.whiteout_form() == WhiteoutForm::Device {
             return Ok(());
         }
-        let state = &parent.dir().ok_or(Errno::NOTDIR)?.state;
-        if state.lock().upper.as_ref().is_none_or(|part| part.xattr_whiteouts || part.opaque) {
+        let known = parent.dir().ok_or(Errno::NOTDIR)?;
+        if known.upper_part(|part| part.xattr_whiteouts || part.opaque) {
             return Ok(());
         }
         dir.set_xattr(c"", &upper.mark_key(Mark::Opaque), b"x", 0)?;
-        if let Some(part) = &mut state.lock().upper {
-            part.xattr_whiteouts = true;
-        }
+        known.note_upper_part(|part| part.xattr_whiteouts = true);
         Ok(())
     }
 
@@ -126,32 +125,26 @@ impl Overlay {
         self.upper()?;
         let parent = self.dir_node(parent)?;
         let name = checked_name(name)?;
-        let node = self.known(&parent, &name)?;
-        let removed = loop {
-            match self.rmdir_node(&parent, &name, &node) {
-                // Copied up between looking and locking.
-                Err(Errno::AGAIN) => {}
-                done => break done,
+        loop {
+            let node = self.known(&parent, &name)?;
+            if self.rmdir_node(&parent, &name, &node)? == Attempt::Done {
+                return Ok(());
             }
-        };
-        self.forget(node.id(), 1);
-        removed
+        }
     }
 
-    fn rmdir_node(&self, parent: &NodeRef, name: &CStr, node: &NodeRef) -> Result<()> {
-        let child_dir = node.dir().ok_or(Errno::NOTDIR)?;
+    fn rmdir_node(&self, parent: &NodeRef, name: &CStr, node: &NodeRef) -> Result<Attempt> {
+        if node.dir().is_none() {
+            return Err(Errno::NOTDIR);
+        }
         self.copy_up(parent)?;
         let dir = self.upper_dir(parent)?;
         let held = self.upper_dir_if_any(node)?;
-        let parent_dir = parent.dir().ok_or(Errno::NOTDIR)?;
-        let (first, second) = if parent.id() < node.id() { (parent_dir, child_dir) } else { (child_dir, parent_dir) };
-        let _first = first.names.write();
-        let _second = second.names.write();
-        if !node.is_named(parent, name) || node.is_removed() {
-            return Err(Errno::NOENT);
-        }
-        if held.is_none() && node.has_upper() {
-            return Err(Errno::AGAIN);
+        let pair = NamesPair::ordered(parent, node)?;
+        let names = pair.source();
+        // It may have been moved, or copied up, while the names were not held.
+        if !node.is_named(parent, name) || held.is_some() != node.has_upper() {
+            return Ok(Attempt::Outdated);
         }
         if !self.is_empty_dir(node, held.as_ref())? {
             return Err(Errno::NOTEMPTY);
@@ -167,14 +160,10 @@ impl Overlay {
             },
         }
         match held {
-            Some(held) => {
-                self.nodes.remove_name(parent, name, node);
-                node.state.lock().set_orphan(Some(held));
-            }
-            None => self.nodes.hide(parent, name, node),
+            Some(held) => self.nodes.unlink(names, name, node, held),
+            None => self.nodes.hide(names, name, node),
         }
-        parent_dir.state.lock().note_removal();
-        Ok(())
+        Ok(Attempt::Done)
     }
 
     /// True if the directory has no entries for its users. The caller holds its `names` lock or knows that nothing
@@ -184,10 +173,7 @@ impl Overlay {
         match upper {
             None => Ok(lowers.is_none_or(|listing| listing.is_empty())),
             Some(upper) => {
-                let by_xattr = node
-                    .dir()
-                    .and_then(|dir| dir.state.lock().upper.as_ref().map(|part| part.xattr_whiteouts))
-                    .unwrap_or(false);
+                let by_xattr = node.dir().is_some_and(|dir| dir.upper_part(|part| part.xattr_whiteouts));
                 if lowers.as_ref().is_none_or(|listing| listing.is_empty()) {
                     return Ok(!Listing::has_entries(upper, by_xattr)?);
                 }

@@ -2,14 +2,15 @@
 //! layer still has under the old name is whited out in the same step. A directory with lower parts gets a redirect
 //! to where they are.
 
-use std::ffi::{CStr, CString, OsStr};
+use std::ffi::{CStr, OsStr};
 use std::sync::Arc;
 
 use rustix::fs::RenameFlags;
 
 use crate::config::RedirectDir;
-use crate::driver::node::{Name, Node, NodeId as Id, NodeRef};
+use crate::driver::node::{LookupRef, Name, NamesPair, Node, NodeRef, RenameGuard, Replaced, path_in_lowers};
 use crate::driver::types::{Errno, NodeId, Result};
+use crate::driver::verbs::remove::Attempt;
 use crate::driver::{Overlay, checked_name, creatable_name};
 use crate::marks::Mark;
 use crate::union::layer::{Cleared, Move, Place, UpperDir};
@@ -27,6 +28,15 @@ struct Side {
     node: Option<NodeRef>,
     /// Upper part of the node, if that is a directory with one.
     held: Option<UpperDir>,
+}
+
+/// The locks under which a rename happens.
+struct Moving<'g> {
+    names: &'g NamesPair<'g>,
+    /// Held where a directory moves, or a file moves to another directory.
+    rename: Option<&'g RenameGuard<'g>>,
+    /// Source and target are in different directories.
+    across: bool,
 }
 
 /// What the upper has under the target name.
@@ -52,25 +62,19 @@ impl Overlay {
         }
         let (from, to) = (self.dir_node(from)?, self.dir_node(to)?);
         let (name, new_name) = (checked_name(name)?, creatable_name(new_name)?);
-        let old = self.known(&from, &name)?;
-        let new = match self.target(&to, &new_name) {
-            Ok(new) => new,
-            Err(errno) => {
-                self.forget(old.id(), 1);
-                return Err(errno);
+        let (name, new_name) = (Name::from(name.as_c_str()), Name::from(new_name.as_c_str()));
+        loop {
+            let old = self.known(&from, &name)?;
+            let new = self.target(&to, &new_name)?;
+            let new = new.as_deref();
+            if self.rename_nodes((&from, &name), (&to, &new_name), &old, new, flags)? == Attempt::Done {
+                return Ok(());
             }
-        };
-        let sides = (from, Name::from(name.as_c_str()), to, Name::from(new_name.as_c_str()));
-        let renamed = self.rename_nodes(sides, &old, new.as_ref(), flags);
-        self.forget(old.id(), 1);
-        if let Some(new) = new {
-            self.forget(new.id(), 1);
         }
-        renamed
     }
 
-    /// The node of the target name, if there is one; with one more lookup counted.
-    fn target(&self, parent: &NodeRef, name: &CStr) -> Result<Option<NodeRef>> {
+    /// The node of the target name, if there is one.
+    fn target(&self, parent: &NodeRef, name: &CStr) -> Result<Option<LookupRef<'_>>> {
         if let Some(node) = self.nodes.child(parent, name) {
             return Ok(Some(node));
         }
@@ -84,11 +88,12 @@ impl Overlay {
 
     fn rename_nodes(
         &self,
-        (from, name, to, new_name): (NodeRef, Name, NodeRef, Name),
+        (from, name): (&NodeRef, &Name),
+        (to, new_name): (&NodeRef, &Name),
         old: &NodeRef,
         new: Option<&NodeRef>,
         flags: RenameFlags,
-    ) -> Result<()> {
+    ) -> Result<Attempt> {
         let exchange = flags.contains(RenameFlags::EXCHANGE);
         if exchange && !self.upper()?.work()?.capabilities().exchange {
             return Err(Errno::INVAL);
@@ -100,45 +105,53 @@ impl Overlay {
             return Err(Errno::NOENT);
         }
         if new.is_some_and(|new| NodeRef::ptr_eq(new, old)) {
-            return Ok(());
+            return Ok(Attempt::Done);
         }
         self.check_types(old, new, exchange)?;
         self.copy_up(old)?;
-        self.copy_up(&from)?;
-        self.copy_up(&to)?;
+        self.copy_up(from)?;
+        self.copy_up(to)?;
         if let Some(new) = new.filter(|new| exchange || self.indexed(new).is_some()) {
             self.copy_up(new)?;
         }
-        let (dir, to_dir) = (self.upper_dir(&from)?, self.upper_dir(&to)?);
-        let source = Side { parent: from, dir, name, node: Some(old.clone()), held: self.held(old)? };
+        let (dir, to_dir) = (self.upper_dir(from)?, self.upper_dir(to)?);
+        let source =
+            Side { parent: from.clone(), dir, name: name.clone(), node: Some(old.clone()), held: self.held(old)? };
         let held = new.map(|new| self.held(new)).transpose()?.flatten();
-        let target = Side { parent: to, dir: to_dir, name: new_name, node: new.cloned(), held };
-        let across = !NodeRef::ptr_eq(&source.parent, &target.parent);
-        let _rename = across.then(|| self.rename.lock());
-        let (Some(a), Some(b)) = (source.parent.dir(), target.parent.dir()) else { return Err(Errno::NOTDIR) };
-        let (first, second) = if source.parent.id() <= target.parent.id() { (a, b) } else { (b, a) };
-        let _first = first.names.write();
-        let _second = across.then(|| second.names.write());
-        self.check_still_there(&source, old)?;
-        match new {
-            Some(new) => self.check_still_there(&target, new)?,
-            None if self.nodes.peek_child(&target.parent, &target.name).is_some() => return Err(Errno::AGAIN),
-            None => {}
+        let target = Side { parent: to.clone(), dir: to_dir, name: new_name.clone(), node: new.cloned(), held };
+        // Paths of directories, which redirects hold, change only under this lock.
+        let moves_dir = old.dir().is_some() || (exchange && new.is_some_and(|new| new.dir().is_some()));
+        let across = !NodeRef::ptr_eq(from, to);
+        let guard = (across || moves_dir).then(|| self.rename.lock());
+        let names = match &guard {
+            Some(guard) if across => NamesPair::across(guard, from, to)?,
+            _ => NamesPair::within(from)?,
+        };
+        if !Self::is_current(&source, &target) {
+            return Ok(Attempt::Outdated);
         }
-        if target.parent.is_removed() {
+        if to.is_removed() {
             return Err(Errno::NOENT);
         }
+        let moving = Moving { names: &names, rename: guard.as_ref(), across };
         if exchange {
-            self.swap(&source, &target, across)?;
+            self.swap(&moving, &source, &target)?
         } else {
-            self.replace(&source, &target, across)?;
+            self.replace(&moving, &source, &target)?
         }
-        a.state.lock().note_removal();
-        b.state.lock().note_addition();
-        if exchange {
-            a.state.lock().note_addition();
-        }
-        Ok(())
+        Ok(Attempt::Done)
+    }
+
+    /// True if what was looked up before the names were held is still so.
+    fn is_current(source: &Side, target: &Side) -> bool {
+        let is_same = |side: &Side| match &side.node {
+            Some(node) => {
+                let is_held = side.held.is_some() == node.has_upper();
+                node.is_named(&side.parent, &side.name) && (node.dir().is_none() || is_held)
+            }
+            None => side.parent.dir().is_none_or(|dir| !dir.has_child(&side.name)),
+        };
+        is_same(source) && is_same(target)
     }
 
     fn held(&self, node: &NodeRef) -> Result<Option<UpperDir>> {
@@ -148,7 +161,7 @@ impl Overlay {
     fn check_types(&self, old: &Node, new: Option<&NodeRef>, exchange: bool) -> Result<()> {
         let writes_redirects = self.config.redirect_dir == RedirectDir::On && self.upper()?.keeps_marks();
         let moved = |node: &Node| match node.dir() {
-            Some(dir) if !dir.lowers.is_empty() && !writes_redirects => Err(Errno::XDEV),
+            Some(dir) if dir.has_lowers() && !writes_redirects => Err(Errno::XDEV),
             _ => Ok(()),
         };
         moved(old)?;
@@ -160,16 +173,13 @@ impl Overlay {
         }
     }
 
-    fn check_still_there(&self, side: &Side, node: &NodeRef) -> Result<()> {
-        if node.is_named(&side.parent, &side.name) && !node.is_removed() { Ok(()) } else { Err(Errno::NOENT) }
-    }
-
     /// Moves the source over the target.
-    fn replace(&self, source: &Side, target: &Side, across: bool) -> Result<()> {
+    fn replace(&self, moving: &Moving<'_>, source: &Side, target: &Side) -> Result<()> {
+        let names = moving.names;
         let Some(old) = &source.node else { return Err(Errno::NOENT) };
         let whiteout_behind = self.exists_in_lower(&source.parent, &source.name)?;
         if let Some(new) = &target.node {
-            self.link_up(new, &target.parent, &target.dir, &target.name)?;
+            self.link_up(names.target(), new, &target.dir, &target.name)?;
         }
         let occupant = self.occupant(target)?;
         if let Some(new) = &target.node
@@ -179,14 +189,18 @@ impl Overlay {
             return Err(Errno::NOTEMPTY);
         }
         if old.dir().is_some() {
-            self.prepare_dir(source, target, across)?;
+            self.prepare_dir(moving, source, target)?;
         }
-        self.link_up(old, &source.parent, &source.dir, &source.name)?;
+        self.link_up(names.source(), old, &source.dir, &source.name)?;
         self.carry_impure(source, target)?;
-        if let (Some(new), Occupant::File) = (&target.node, occupant) {
-            self.keep_orphan(new, &target.dir, &target.name)?;
-        }
-        let change = target.node.as_ref().map(|new| self.begin_nlink_change(new)).transpose()?;
+        let replaced = match &target.node {
+            Some(node) if occupant == Occupant::File => {
+                Some(Replaced { node, held: Some(self.hold_file(&target.dir, &target.name)?) })
+            }
+            Some(node) => Some(Replaced { node, held: target.held.clone() }),
+            None => None,
+        };
+        let change = target.node.as_ref().map(|new| self.begin_nlink_change(names.target(), new)).transpose()?;
         let emptied = match (occupant, &target.held) {
             (Occupant::Directory, Some(held)) if held_entries(held)? => {
                 Some(self.clear_dir(&target.dir, &target.name, held)?)
@@ -196,12 +210,10 @@ impl Overlay {
         let moved = self.move_over(source, target, occupant, whiteout_behind, old.dir().is_some());
         self.end_clearing(target, emptied, moved.is_ok())?;
         moved?;
-        if let (Some(new), Some(change)) = (&target.node, change) {
-            self.detach_replaced(target, new);
-            self.end_nlink_change(change, new, -1);
+        self.nodes.rename(names, old, &source.name, &target.name, replaced);
+        if let Some(change) = change {
+            self.end_nlink_change(change, -1);
         }
-        self.nodes.remove_name(&source.parent, &source.name, old);
-        self.nodes.add_name(&target.parent, &target.name, old);
         Ok(())
     }
 
@@ -215,17 +227,6 @@ impl Overlay {
             tracing::error!("the target of a failed rename cannot be put back: {errno}");
         }
         Ok(())
-    }
-
-    fn detach_replaced(&self, target: &Side, new: &NodeRef) {
-        if new.has_upper() {
-            self.nodes.remove_name(&target.parent, &target.name, new);
-            if let Some(held) = &target.held {
-                new.state.lock().set_orphan(Some(held.clone()));
-            }
-        } else {
-            self.nodes.hide(&target.parent, &target.name, new);
-        }
     }
 
     fn occupant(&self, target: &Side) -> Result<Occupant> {
@@ -255,30 +256,28 @@ impl Overlay {
     }
 
     /// Exchanges source and target.
-    fn swap(&self, source: &Side, target: &Side, across: bool) -> Result<()> {
+    fn swap(&self, moving: &Moving<'_>, source: &Side, target: &Side) -> Result<()> {
+        let names = moving.names;
         let (Some(old), Some(new)) = (&source.node, &target.node) else { return Err(Errno::NOENT) };
         if old.dir().is_some() {
-            self.prepare_dir(source, target, across)?;
+            self.prepare_dir(moving, source, target)?;
         }
         if new.dir().is_some() {
-            self.prepare_dir(target, source, across)?;
+            self.prepare_dir(moving, target, source)?;
         }
         self.carry_impure(source, target)?;
         self.carry_impure(target, source)?;
-        self.link_up(old, &source.parent, &source.dir, &source.name)?;
-        self.link_up(new, &target.parent, &target.dir, &target.name)?;
+        self.link_up(names.source(), old, &source.dir, &source.name)?;
+        self.link_up(names.target(), new, &target.dir, &target.name)?;
         source.dir.rename(&source.name, &target.dir, &target.name, RenameFlags::EXCHANGE)?;
-        self.nodes.remove_name(&source.parent, &source.name, old);
-        self.nodes.remove_name(&target.parent, &target.name, new);
-        self.nodes.add_name(&target.parent, &target.name, old);
-        self.nodes.add_name(&source.parent, &source.name, new);
+        self.nodes.exchange(names, (old, &source.name), (new, &target.name));
         Ok(())
     }
 
     /// A directory that takes files with an origin in is impure as well.
     fn carry_impure(&self, source: &Side, target: &Side) -> Result<()> {
-        let impure = |dir: &crate::driver::node::Dir| dir.state.lock().upper.as_ref().is_some_and(|part| part.impure);
-        let merged = source.node.as_ref().and_then(|n| n.dir()).is_some_and(|dir| !dir.lowers.is_empty());
+        let impure = |dir: &crate::driver::node::Dir| dir.upper_part(|part| part.impure);
+        let merged = source.node.as_ref().and_then(|n| n.dir()).is_some_and(|dir| dir.has_lowers());
         if merged || source.parent.dir().is_some_and(impure) {
             self.mark_impure(&target.parent, &target.dir)?;
         }
@@ -287,33 +286,29 @@ impl Overlay {
 
     /// Before a directory moves from `source` to `target`: a redirect to its lower parts, or, if it has none, the
     /// mark that hides what the target has below.
-    fn prepare_dir(&self, source: &Side, target: &Side, across: bool) -> Result<()> {
+    fn prepare_dir(&self, moving: &Moving<'_>, source: &Side, target: &Side) -> Result<()> {
         let Some(node) = &source.node else { return Ok(()) };
         let (Some(dir), Some(held)) = (node.dir(), &source.held) else { return Ok(()) };
-        if dir.lowers.is_empty() {
-            let is_opaque = dir.state.lock().upper.as_ref().is_some_and(|part| part.opaque);
+        if !dir.has_lowers() {
+            let is_opaque = dir.upper_part(|part| part.opaque);
             if !is_opaque && self.exists_in_lower(&target.parent, &target.name)? {
                 self.mark_opaque(held, c"")?;
-                if let Some(part) = &mut dir.state.lock().upper {
-                    part.opaque = true;
-                }
+                dir.note_upper_part(|part| part.opaque = true);
             }
             return Ok(());
         }
-        let present = dir.state.lock().upper.as_ref().and_then(|part| part.redirect.clone());
+        let present = dir.upper_part(|part| part.redirect.clone());
         let redirect = match present {
             // It already says where the lower parts are, whatever the directory is called.
-            Some(redirect) if !across || redirect.first() == Some(&b'/') => return Ok(()),
-            _ if across => absolute_redirect(node)?,
+            Some(redirect) if !moving.across || redirect.first() == Some(&b'/') => return Ok(()),
+            _ if moving.across => path_in_lowers(moving.rename.ok_or(Errno::IO)?, node)?,
             _ => source.name.to_bytes().to_vec(),
         };
         if redirect.len() > REDIRECT_MAX {
             return Err(Errno::XDEV);
         }
         held.set_xattr(c"", &self.upper()?.mark_key(Mark::Redirect), &redirect, 0)?;
-        if let Some(part) = &mut dir.state.lock().upper {
-            part.redirect = Some(Arc::from(redirect));
-        }
+        dir.note_upper_part(|part| part.redirect = Some(Arc::from(redirect)));
         Ok(())
     }
 }
@@ -328,28 +323,6 @@ fn held_entries(held: &UpperDir) -> Result<bool> {
     Ok(any)
 }
 
-/// The path by which the lower layers know the directory: its names from the root down, where a redirect counts
-/// instead of a name and an absolute one ends the walk (kernel: `ovl_get_redirect`).
-fn absolute_redirect(node: &NodeRef) -> Result<Vec<u8>> {
-    let mut components: Vec<CString> = Vec::new();
-    let mut current = node.clone();
-    let mut prefix = Vec::new();
-    while current.id() != Id::ROOT {
-        let redirect = current.dir().and_then(|d| d.state.lock().upper.as_ref().and_then(|p| p.redirect.clone()));
-        let (parent, name) = current.name().ok_or(Errno::STALE)?;
-        match redirect.as_deref() {
-            Some(absolute @ [b'/', ..]) => {
-                prefix = absolute.to_vec();
-                break;
-            }
-            Some(relative) => components.push(CString::new(relative).map_err(|_| Errno::IO)?),
-            None => components.push(CStr::to_owned(&name)),
-        }
-        current = parent;
-    }
-    for component in components.iter().rev() {
-        prefix.push(b'/');
-        prefix.extend_from_slice(component.to_bytes());
-    }
-    Ok(prefix)
-}
+#[cfg(test)]
+#[cfg(not(feature = "shuttle"))]
+mod tests;

@@ -229,11 +229,10 @@ impl Overlay {
         Ok(())
     }
 
-    fn forget_inheritance(&self, node: &crate::driver::node::Node) {
-        if let Some(dir) = node.dir()
-            && let Some(part) = &mut dir.state.lock().upper
-        {
-            part.inheritance = None;
+    /// What new entries of a directory inherit may have changed.
+    pub(in crate::driver) fn forget_inheritance(&self, node: &crate::driver::node::Node) {
+        if let Some(dir) = node.dir() {
+            dir.note_upper_part(|part| part.inheritance = None);
         }
     }
 }

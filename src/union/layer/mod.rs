@@ -50,6 +50,10 @@ pub type FsId = u16;
 pub struct LayerId(u32);
 
 impl LayerId {
+    /// The lowest layer of any stack.
+    #[cfg(all(test, feature = "shuttle"))]
+    pub(crate) const LOWEST: Self = Self(0);
+
     /// As a number, for keys.
     pub fn number(self) -> u32 {
         self.0

@@ -255,11 +255,16 @@ impl<'a> Staged<'a> {
         self.work.dir.rename(staged, dir, name, RenameFlags::EXCHANGE)
     }
 
-    /// The open file of a file that shall never get a name.
+    /// A descriptor of what shall never get a name: of a regular file the open file, else a mere reference. What it was
+    /// staged under is removed.
     ///
     /// # Errors
-    /// `IO` for what is not a regular file.
+    /// Those of `openat(2)`.
     pub fn into_nameless(mut self) -> Result<OwnedFd, Errno> {
-        self.file.take().ok_or(Errno::IO)
+        match (self.file.take(), &self.name) {
+            (Some(file), _) => Ok(file),
+            (None, Some(name)) => self.work.dir.open_reference(name),
+            (None, None) => Err(Errno::IO),
+        }
     }
 }

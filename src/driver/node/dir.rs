@@ -1,0 +1,120 @@
+//! What only directories have.
+
+use std::collections::HashMap;
+use std::ffi::CStr;
+use std::sync::Arc;
+
+use crate::driver::node::listings::Listings;
+use crate::driver::node::sync::{Mutex, RwLock};
+use crate::driver::node::{Name, NodeRef};
+use crate::union::layer::{LayerId, LowerRef};
+
+/// A directory.
+#[derive(Debug)]
+pub struct Dir {
+    /// Held for reading to use the names in the directory, for writing to change them. May be held over I/O.
+    pub(super) names: RwLock<()>,
+    /// Leaf lock.
+    pub(super) state: Mutex<DirState>,
+}
+
+/// What changes of a directory.
+#[derive(Debug, Default)]
+pub(super) struct DirState {
+    /// Its lower parts, topmost first.
+    pub(super) lowers: Lowers,
+    /// What is known of its upper part; the default as long as it has none.
+    pub(super) upper: UpperPart,
+    /// Nodes of the names in it that the kernel knows.
+    pub(super) children: HashMap<Name, NodeRef>,
+    /// Its listings.
+    pub(super) listings: Listings,
+}
+
+/// The lower parts of a directory at one moment, topmost first. Each is in another layer.
+#[derive(Clone, Debug, Default)]
+pub struct Lowers(Arc<[LowerRef]>);
+
+impl Lowers {
+    /// The part in `layer`.
+    pub fn of_layer(&self, layer: LayerId) -> Option<&LowerRef> {
+        // A lower part is in a lower layer, and that has the lower id.
+        self.0.binary_search_by(|part| layer.cmp(&part.layer)).ok().and_then(|at| self.0.get(at))
+    }
+}
+
+impl std::ops::Deref for Lowers {
+    type Target = [LowerRef];
+
+    fn deref(&self) -> &[LowerRef] {
+        &self.0
+    }
+}
+
+impl From<Vec<LowerRef>> for Lowers {
+    fn from(parts: Vec<LowerRef>) -> Self {
+        Self(parts.into())
+    }
+}
+
+/// What is known of the upper part of a directory: what its attributes on disk say.
+#[derive(Clone, Debug, Default)]
+pub struct UpperPart {
+    /// It holds files with an origin mark.
+    pub impure: bool,
+    /// Its entries may be xattr whiteouts.
+    pub xattr_whiteouts: bool,
+    /// Nothing below shows through.
+    pub opaque: bool,
+    /// Its redirect, as on disk.
+    pub redirect: Option<Arc<[u8]>>,
+    /// What new entries inherit; `None`: not known.
+    pub inheritance: Option<Inheritance>,
+}
+
+/// What new entries of a directory inherit from it.
+#[derive(Clone, Debug, Default)]
+pub struct Inheritance {
+    /// The group, if the directory has its set-group-id bit set.
+    pub group: Option<u32>,
+    /// The default ACL, as `system.posix_acl_default` holds it.
+    pub default_acl: Option<Arc<[u8]>>,
+}
+
+impl Dir {
+    /// A directory of which the kernel knows no names yet.
+    pub fn new(lowers: Lowers, upper: UpperPart) -> Self {
+        let state = DirState { lowers, upper, ..DirState::default() };
+        Self { names: RwLock::new(()), state: Mutex::new(state) }
+    }
+
+    /// Its lower parts.
+    pub fn lowers(&self) -> Lowers {
+        self.state.lock().lowers.clone()
+    }
+
+    /// True if it has a lower part.
+    pub fn has_lowers(&self) -> bool {
+        !self.state.lock().lowers.is_empty()
+    }
+
+    /// Reads what is known of the upper part.
+    pub fn upper_part<R>(&self, read: impl FnOnce(&UpperPart) -> R) -> R {
+        read(&self.state.lock().upper)
+    }
+
+    /// Takes note of a change of the upper part's attributes, which has been made on disk.
+    pub fn note_upper_part<R>(&self, note: impl FnOnce(&mut UpperPart) -> R) -> R {
+        note(&mut self.state.lock().upper)
+    }
+
+    /// The number of the known child `name`, without counting a lookup; `None` if the kernel does not know the name.
+    pub fn child_ino(&self, name: &CStr) -> Option<u64> {
+        self.state.lock().children.get(name).map(|node| node.ino())
+    }
+
+    /// True if the kernel knows a node called `name` in it.
+    pub fn has_child(&self, name: &CStr) -> bool {
+        self.state.lock().children.contains_key(name)
+    }
+}

@@ -1,0 +1,180 @@
+//! The guards of the locks that order matters for. A function that needs a later lock takes the guard of the earlier one
+//! as an argument (order: [`crate::driver::node`]).
+
+use rustix::io::Errno;
+
+use crate::driver::node::sync::{Mutex, MutexGuard, RwLockReadGuard, RwLockWriteGuard};
+use crate::driver::node::{Dir, Node, NodeRef};
+
+/// Held while a directory moves, or a file moves to another directory: paths of directories stay what they are.
+#[derive(Debug, Default)]
+pub struct RenameLock(Mutex<()>);
+
+/// Holds a [`RenameLock`].
+#[derive(Debug)]
+pub struct RenameGuard<'o> {
+    _held: MutexGuard<'o, ()>,
+}
+
+impl RenameLock {
+    /// Takes the lock. The caller holds no lock of a directory's names.
+    pub fn lock(&self) -> RenameGuard<'_> {
+        RenameGuard { _held: self.0.lock() }
+    }
+}
+
+/// The names of a directory, held for reading or for writing.
+pub trait Names {
+    /// The directory.
+    fn parent(&self) -> &NodeRef;
+}
+
+/// Holds the names of a directory for reading: nobody adds, removes or moves one.
+#[derive(Debug)]
+pub struct NamesRead<'d> {
+    parent: &'d NodeRef,
+    _held: RwLockReadGuard<'d, ()>,
+}
+
+/// Holds the names of a directory for writing.
+#[derive(Debug)]
+pub struct NamesWrite<'d> {
+    parent: &'d NodeRef,
+    dir: &'d Dir,
+    _held: RwLockWriteGuard<'d, ()>,
+}
+
+impl<'d> NamesRead<'d> {
+    /// Takes the lock.
+    ///
+    /// # Errors
+    /// `NOTDIR`.
+    pub fn lock(parent: &'d NodeRef) -> Result<Self, Errno> {
+        let dir = parent.dir().ok_or(Errno::NOTDIR)?;
+        Ok(Self { parent, _held: dir.names.read() })
+    }
+}
+
+impl<'d> NamesWrite<'d> {
+    /// Takes the lock.
+    ///
+    /// # Errors
+    /// `NOTDIR`.
+    pub fn lock(parent: &'d NodeRef) -> Result<Self, Errno> {
+        let dir = parent.dir().ok_or(Errno::NOTDIR)?;
+        Ok(Self { parent, dir, _held: dir.names.write() })
+    }
+
+    /// The directory.
+    pub fn dir(&self) -> &'d Dir {
+        self.dir
+    }
+}
+
+impl Names for NamesRead<'_> {
+    fn parent(&self) -> &NodeRef {
+        self.parent
+    }
+}
+
+impl Names for NamesWrite<'_> {
+    fn parent(&self) -> &NodeRef {
+        self.parent
+    }
+}
+
+/// Holds the names of two directories for writing, or of one twice named.
+#[derive(Debug)]
+pub struct NamesPair<'d> {
+    first: NamesWrite<'d>,
+    /// The other directory, if it is another.
+    second: Option<NamesWrite<'d>>,
+}
+
+impl<'d> NamesPair<'d> {
+    /// Takes the locks for a rename from one directory to another.
+    ///
+    /// # Errors
+    /// `NOTDIR`.
+    pub fn across(_rename: &RenameGuard<'_>, source: &'d NodeRef, target: &'d NodeRef) -> Result<Self, Errno> {
+        Self::ordered(source, target)
+    }
+
+    /// Takes the lock for a rename inside one directory.
+    ///
+    /// # Errors
+    /// `NOTDIR`.
+    pub fn within(directory: &'d NodeRef) -> Result<Self, Errno> {
+        Ok(Self { first: NamesWrite::lock(directory)?, second: None })
+    }
+
+    /// Takes the locks of two directories, that of the lower node id first.
+    ///
+    /// # Errors
+    /// `NOTDIR`.
+    pub fn ordered(first: &'d NodeRef, second: &'d NodeRef) -> Result<Self, Errno> {
+        if NodeRef::ptr_eq(first, second) {
+            return Self::within(first);
+        }
+        if first.id() < second.id() {
+            let first = NamesWrite::lock(first)?;
+            return Ok(Self { first, second: Some(NamesWrite::lock(second)?) });
+        }
+        let second = NamesWrite::lock(second)?;
+        Ok(Self { first: NamesWrite::lock(first)?, second: Some(second) })
+    }
+
+    /// Those of the first directory: of a rename, the source's.
+    pub fn source(&self) -> &NamesWrite<'d> {
+        &self.first
+    }
+
+    /// Those of the second directory: of a rename, the target's.
+    pub fn target(&self) -> &NamesWrite<'d> {
+        self.second.as_ref().unwrap_or(&self.first)
+    }
+}
+
+/// Holds the number of names of a file with an index entry; holds nothing for a directory.
+#[derive(Debug)]
+pub struct LinksGuard<'n> {
+    node: &'n Node,
+    _held: Option<MutexGuard<'n, ()>>,
+}
+
+impl<'n> LinksGuard<'n> {
+    /// Takes the lock, to change the number of names.
+    pub fn lock(_names: &NamesWrite<'_>, node: &'n Node) -> Self {
+        Self::alone(node)
+    }
+
+    /// Takes the lock, to reach the file through its index entry. The caller takes no further lock of names.
+    pub fn alone(node: &'n Node) -> Self {
+        let held = if node.dir().is_none() { Some(node.links.lock()) } else { None };
+        Self { node, _held: held }
+    }
+
+    /// The file.
+    pub fn node(&self) -> &'n Node {
+        self.node
+    }
+}
+
+/// Held while a node is copied up, or its content.
+#[derive(Debug)]
+pub struct CopyUpGuard<'n> {
+    node: &'n NodeRef,
+    _held: MutexGuard<'n, ()>,
+}
+
+impl<'n> CopyUpGuard<'n> {
+    /// Takes the lock. The caller holds no other one of this module.
+    pub fn lock(node: &'n NodeRef) -> Self {
+        Self { node, _held: node.copy_up.lock() }
+    }
+
+    /// The node.
+    pub fn node(&self) -> &'n NodeRef {
+        self.node
+    }
+}

@@ -1,0 +1,411 @@
+//! The merged listings that directories keep, and the budget for all of them.
+//!
+//! Positions in a listing depend on names alone, so a listing can be dropped at any time, also while somebody reads the
+//! directory: the next request makes it anew and goes on where the last one ended.
+
+use std::collections::VecDeque;
+use std::ffi::CStr;
+use std::sync::Arc;
+
+use crate::driver::node::dir::{Dir, DirState, Lowers};
+use crate::driver::node::sync::{AtomicUsize, Mutex, Ordering};
+use crate::driver::node::{Names, NamesRead, NamesWrite, Node, NodeId, NodeTable};
+use crate::union::layer::FileId;
+use crate::union::merge::listing::Moved;
+use crate::union::merge::{Listing, Source};
+
+/// Memory that all listings of a mount may take, in bytes. Half a million names take about as much.
+pub const BUDGET: usize = 24 << 20;
+
+/// Lookups without a listing after which it is worth making one: a directory of several layers, and of one.
+const PROBES_MERGED: u32 = 1;
+const PROBES_SINGLE: u32 = 16;
+
+/// The listings of one directory.
+#[derive(Debug, Default)]
+pub(super) struct Listings {
+    /// Goes up whenever the names in the directory change.
+    version: u64,
+    /// The version at which a name last came in.
+    grown: u64,
+    /// Lookups done without a listing.
+    probes: u32,
+    /// Names that are listed elsewhere than at their first position, for the next listing of what `readdir` reads. Kept
+    /// when listings are dropped: positions must not change while the directory is read.
+    moved: Moved,
+    /// Of the lower parts.
+    lower: Option<Arc<Listing>>,
+    /// Of everything, and the version that it shows. One that only lacks removals still serves those who are in the
+    /// middle of it.
+    merged: Option<(u64, Arc<Listing>)>,
+    /// One of them was used since the budget last looked.
+    used: bool,
+    /// The budget's queue has the directory.
+    queued: bool,
+}
+
+impl Listings {
+    fn memory(&self) -> usize {
+        let lower = self.lower.as_ref().map_or(0, |listing| listing.memory());
+        lower + self.merged.as_ref().map_or(0, |(_, listing)| listing.memory())
+    }
+
+    /// The names have changed. `change` makes the listing of everything show it, where that can be done in place.
+    fn note_change(&mut self, grows: bool, change: impl FnOnce(&mut Listing) -> bool) {
+        let before = self.version;
+        self.version += 1;
+        if grows {
+            self.grown = self.version;
+        }
+        if let Some((shown, listing)) = &mut self.merged
+            && *shown == before
+            // One that is being read is left alone.
+            && let Some(listing) = Arc::get_mut(listing)
+            && change(listing)
+        {
+            *shown = self.version;
+        }
+    }
+}
+
+/// Counts the memory of all listings, and drops those that were not used for the longest time (second chance).
+#[derive(Debug)]
+pub(super) struct Budget {
+    limit: usize,
+    /// Bytes in use.
+    used: AtomicUsize,
+    /// Directories with a listing, in the order of the hand; some may have left the table. Leaf lock.
+    queue: Mutex<VecDeque<NodeId>>,
+}
+
+impl Budget {
+    pub(super) fn new(limit: usize) -> Self {
+        Self { limit, used: AtomicUsize::new(0), queue: Mutex::new(VecDeque::new()) }
+    }
+
+    fn settle(&self, before: usize, after: usize) {
+        if after >= before {
+            self.used.fetch_add(after - before, Ordering::Relaxed);
+        } else {
+            self.used.fetch_sub(before - after, Ordering::Relaxed);
+        }
+    }
+}
+
+/// What a lookup in a directory needs to know of it.
+#[derive(Debug)]
+pub struct Surroundings {
+    /// The lower parts.
+    pub lowers: Lowers,
+    /// Their merged listing, if there is one.
+    pub listing: Option<Arc<Listing>>,
+    /// There is none, and this lookup makes it worth while to make one.
+    pub wants_listing: bool,
+    /// The upper part holds files with an origin mark.
+    pub impure: bool,
+}
+
+impl Dir {
+    /// What a lookup needs to know. Counts it, if there is no listing.
+    pub fn surroundings(&self) -> Surroundings {
+        let DirState { lowers, listings, upper, .. } = &mut *self.state.lock();
+        let listing = listings.lower.clone().filter(|listing| !listing.is_broken());
+        let mut wants_listing = false;
+        if listing.is_some() {
+            listings.used = true;
+        } else {
+            listings.probes = listings.probes.saturating_add(1);
+            let enough = if lowers.len() > 1 { PROBES_MERGED } else { PROBES_SINGLE };
+            wants_listing = !lowers.is_empty() && listings.probes > enough;
+        }
+        Surroundings { lowers: lowers.clone(), listing, wants_listing, impure: upper.impure }
+    }
+
+    /// The merged listing of the lower parts, if it is kept and can be used.
+    pub fn lower_listing(&self) -> Option<Arc<Listing>> {
+        let listings = &mut self.state.lock().listings;
+        let listing = listings.lower.clone().filter(|listing| !listing.is_broken())?;
+        listings.used = true;
+        Some(listing)
+    }
+
+    /// Names that the directory's last listing had elsewhere than at their first position.
+    pub fn moved_names(&self) -> Moved {
+        self.state.lock().listings.moved.clone()
+    }
+
+    /// The merged listing of everything, to read from the start (`in_progress` is false) or to read on in: for that, one
+    /// that still has names that were removed is good enough. The caller holds the names.
+    pub fn merged_listing(&self, _names: &NamesRead<'_>, in_progress: bool) -> Option<Arc<Listing>> {
+        let listings = &mut self.state.lock().listings;
+        let (version, listing) = listings.merged.as_ref()?;
+        let oldest = if in_progress { listings.grown } else { listings.version };
+        if *version < oldest {
+            return None;
+        }
+        let listing = listing.clone();
+        listings.used = true;
+        Some(listing)
+    }
+}
+
+/// A new entry of the upper.
+#[derive(Clone, Copy, Debug)]
+pub struct NewEntry {
+    /// The file.
+    pub id: FileId,
+    /// `DT_*`.
+    pub kind: u8,
+}
+
+impl NodeTable {
+    /// Takes note that a name came in. `entry`: what it is, where that is known; then the listing is changed, else made anew
+    /// when it is next read.
+    pub fn note_addition(&self, names: &NamesWrite<'_>, name: &CStr, entry: Option<NewEntry>) {
+        let add = |listing: &mut Listing| {
+            entry.is_some_and(|NewEntry { id, kind }| listing.add(name, Some(id), kind, Source::Upper))
+        };
+        self.note_change(names, true, add);
+    }
+
+    /// Takes note that a name went.
+    pub(super) fn note_removal(&self, names: &NamesWrite<'_>, name: &CStr) {
+        self.note_change(names, false, |listing| listing.remove(name));
+    }
+
+    fn note_change(&self, names: &NamesWrite<'_>, grows: bool, change: impl FnOnce(&mut Listing) -> bool) {
+        let listings = &mut names.dir().state.lock().listings;
+        let before = listings.memory();
+        listings.note_change(grows, change);
+        if grows {
+            // Names that had to give way keep their positions in the next listing.
+            if let Some((_, listing)) = &listings.merged {
+                listings.moved = listing.moved();
+            }
+        }
+        self.budget.settle(before, listings.memory());
+    }
+
+    /// Keeps the merged listing of a directory's lower parts.
+    pub fn keep_lower_listing(&self, node: &Node, listing: Arc<Listing>) {
+        let is_all = !node.has_upper();
+        self.change_listings(node, |listings| {
+            if is_all {
+                listings.moved = listing.moved();
+            }
+            listings.lower = Some(listing);
+        });
+    }
+
+    /// Keeps the merged listing of everything in a directory. Its names did not change since it was begun.
+    pub fn keep_merged_listing(&self, names: &NamesRead<'_>, listing: Arc<Listing>) {
+        self.change_listings(names.parent(), |listings| {
+            listings.moved = listing.moved();
+            listings.merged = Some((listings.version, listing));
+        });
+    }
+
+    /// Lets go of the listing of the lower parts, if there is only one.
+    pub fn drop_single_listing(&self, node: &Node) {
+        let Some(dir) = node.dir() else { return };
+        let state = &mut *dir.state.lock();
+        if state.lowers.len() == 1 {
+            let before = state.listings.memory();
+            state.listings.lower = None;
+            self.budget.settle(before, state.listings.memory());
+        }
+    }
+
+    /// Lets go of the listing of everything: what it says of a file is wrong now.
+    pub(super) fn drop_merged_listing(&self, dir: &Dir) {
+        let listings = &mut dir.state.lock().listings;
+        let before = listings.memory();
+        listings.merged = None;
+        self.budget.settle(before, listings.memory());
+    }
+
+    /// The directory leaves the table.
+    pub(super) fn forget_listings(&self, state: &mut DirState) {
+        let before = state.listings.memory();
+        (state.listings.lower, state.listings.merged) = (None, None);
+        self.budget.settle(before, 0);
+    }
+
+    /// Memory of all listings, in bytes.
+    pub fn listing_memory(&self) -> usize {
+        self.budget.used.load(Ordering::Relaxed)
+    }
+
+    fn change_listings(&self, node: &Node, change: impl FnOnce(&mut Listings)) {
+        let Some(dir) = node.dir() else { return };
+        let newly = {
+            let listings = &mut dir.state.lock().listings;
+            if node.is_buried() {
+                // What is kept now would not be let go of any more.
+                return;
+            }
+            let before = listings.memory();
+            change(listings);
+            self.budget.settle(before, listings.memory());
+            listings.used = true;
+            !std::mem::replace(&mut listings.queued, true)
+        };
+        if newly {
+            let mut queue = self.budget.queue.lock();
+            if queue.len() > 1024 && queue.len() > 2 * self.len() {
+                queue.retain(|&id| self.get(id).is_some());
+            }
+            queue.push_back(node.id());
+        }
+        if self.listing_memory() > self.budget.limit {
+            self.drop_old_listings(node.id());
+        }
+    }
+
+    /// Goes round the queue once: drops listings that were not used since the last time, until the rest is within the
+    /// budget. `kept` has just got one.
+    fn drop_old_listings(&self, kept: NodeId) {
+        let turns = self.budget.queue.lock().len();
+        for _ in 0..turns {
+            if self.listing_memory() <= self.budget.limit {
+                return;
+            }
+            let Some(id) = self.budget.queue.lock().pop_front() else { return };
+            // It may have left the table.
+            let Some(node) = self.get(id) else { continue };
+            let Some(dir) = node.dir() else { continue };
+            let stays = {
+                let listings = &mut dir.state.lock().listings;
+                let stays = std::mem::replace(&mut listings.used, false) || id == kept;
+                if !stays {
+                    let before = listings.memory();
+                    (listings.lower, listings.merged, listings.queued) = (None, None, false);
+                    self.budget.settle(before, 0);
+                }
+                stays
+            };
+            if stays {
+                self.budget.queue.lock().push_back(id);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+#[cfg(not(feature = "shuttle"))]
+mod tests {
+    use super::*;
+    use crate::config::OverlayConfig;
+    use crate::driver::node::{Descriptors, Name, NodeRef, Residence, State, UpperPart};
+    use crate::union::layer::{FileType, LayerDir, LayerStack, UpperDir};
+
+    fn directory(id: NodeId, residence: Residence) -> NodeRef {
+        let dir = Some(Box::new(Dir::new(Lowers::default(), UpperPart::default())));
+        NodeRef::new(Node::new(id, 1, FileType::Directory, State::new(residence), dir))
+    }
+
+    /// A listing of a thousand names.
+    fn listing() -> Listing {
+        let directory = tempfile::tempdir().expect("a directory");
+        for n in 0..1000 {
+            std::fs::write(directory.path().join(format!("file-{n}")), "").expect("a file");
+        }
+        let config = OverlayConfig { lowers: vec![directory.path().to_owned()], ..OverlayConfig::default() };
+        let stack = LayerStack::open(&config).expect("a stack");
+        let id = stack.ids().next().expect("a layer");
+        let root = stack.lower(id).expect("a layer").root().clone();
+        let part = crate::union::layer::LowerRef::root(id, false, None);
+        Listing::of_lowers(&[(&part, LayerDir::Held(root))], &Moved::default()).expect("a listing")
+    }
+
+    fn table(limit: usize) -> (NodeTable, NodeRef) {
+        let root = directory(NodeId::ROOT, Residence::Root { upper: true });
+        let mut table = NodeTable::new(root.clone(), Descriptors::new(64));
+        table.budget = Budget::new(limit);
+        (table, root)
+    }
+
+    fn add(table: &NodeTable, root: &NodeRef, n: usize) -> NodeRef {
+        let name = std::ffi::CString::new(format!("dir-{n}")).expect("no NUL");
+        let name = Name::from(name.as_c_str());
+        let node = directory(table.next_id(), Residence::Upper { at: (root.clone(), name.clone()) });
+        let lookup = table.adopt(&NamesRead::lock(root).expect("a directory"), &name, node);
+        let node = NodeRef::clone(&lookup);
+        lookup.hand_over();
+        node
+    }
+
+    fn keep(table: &NodeTable, node: &NodeRef, listing: Listing) {
+        table.keep_merged_listing(&NamesRead::lock(node).expect("a directory"), Arc::new(listing));
+    }
+
+    fn has_listing(node: &NodeRef) -> bool {
+        let dir = node.dir().expect("a directory");
+        dir.merged_listing(&NamesRead::lock(node).expect("a directory"), true).is_some()
+    }
+
+    #[test]
+    fn all_listings_stay_within_the_budget_and_those_in_use_stay() {
+        let listing = listing();
+        let one = listing.memory();
+        assert!(one > 10_000, "{one}");
+        let (table, root) = table(10 * one);
+        let used = add(&table, &root, 0);
+        keep(&table, &used, listing.clone());
+        for n in 1..200 {
+            let node = add(&table, &root, n);
+            keep(&table, &node, listing.clone());
+            assert!(has_listing(&used), "read all the time, dropped after {n}");
+            assert!(has_listing(&node), "just made");
+            assert!(table.listing_memory() <= 11 * one, "{} of {one} each after {n}", table.listing_memory());
+        }
+        for n in 0..200 {
+            let name = std::ffi::CString::new(format!("dir-{n}")).expect("no NUL");
+            let id = table.child(&root, &name).expect("known").id();
+            table.forget(id, 1);
+        }
+        assert_eq!((table.len(), table.listing_memory()), (1, 0));
+    }
+
+    #[test]
+    fn a_listing_follows_removals_and_additions() {
+        let (table, root) = table(BUDGET);
+        let node = add(&table, &root, 0);
+        keep(&table, &node, listing());
+        let made = add_file(&table, &node, c"file-7");
+        {
+            let names = NamesWrite::lock(&node).expect("a directory");
+            table.unlink(&names, c"file-7", &made, UpperDir::stand_in());
+        }
+        let seen = |name: &CStr| {
+            let names = NamesRead::lock(&node).expect("a directory");
+            let listing = node.dir().expect("a directory").merged_listing(&names, false).expect("still shows it");
+            listing.get(name).is_some()
+        };
+        assert!(!seen(c"file-7") && seen(c"file-8"));
+        let entry = NewEntry { id: listing().iter().next().and_then(|listed| listed.id).expect("an id"), kind: 8 };
+        table.note_addition(&NamesWrite::lock(&node).expect("a directory"), c"new", Some(entry));
+        assert!(seen(c"new") && !seen(c"file-7"));
+        // One that is being read stays as it is, and is made anew for the next reader.
+        let names = NamesRead::lock(&node).expect("a directory");
+        let reading = node.dir().expect("a directory").merged_listing(&names, false).expect("kept");
+        drop(names);
+        let other = add_file(&table, &node, c"file-8");
+        table.unlink(&NamesWrite::lock(&node).expect("a directory"), c"file-8", &other, UpperDir::stand_in());
+        assert!(reading.get(c"file-8").is_some());
+        let names = NamesRead::lock(&node).expect("a directory");
+        let dir = node.dir().expect("a directory");
+        assert!(dir.merged_listing(&names, false).is_none());
+        assert!(dir.merged_listing(&names, true).is_some(), "it only has a name too many");
+    }
+
+    fn add_file(table: &NodeTable, parent: &NodeRef, name: &CStr) -> NodeRef {
+        let at = (parent.clone(), Name::from(name));
+        let state = State::new(Residence::Upper { at });
+        let node = NodeRef::new(Node::new(table.next_id(), 2, FileType::Regular, state, None));
+        let lookup = table.adopt(&NamesRead::lock(parent).expect("a directory"), &Name::from(name), node);
+        let node = NodeRef::clone(&lookup);
+        lookup.hand_over();
+        node
+    }
+}

@@ -1,0 +1,190 @@
+//! Two verbs at the same time.
+
+use std::fs;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rustix::io::Errno;
+use stratafs::driver::types::NodeId;
+
+use crate::fixture::{Union, both};
+
+/// A node in a rename always has a name: its directory can be listed, takes new files, and open files in it stay what
+/// they are.
+#[test]
+fn a_directory_can_be_used_while_it_is_renamed() {
+    let fill = |lower: &std::path::Path| {
+        fs::create_dir_all(lower.join("merged/in")).unwrap();
+        fs::write(lower.join("merged/in/file"), "x").unwrap();
+    };
+    let union = Union::new(fill, |_| {});
+    let made = union.mkdir(NodeId::ROOT, "made").unwrap();
+    for dir in [union.at("merged"), made] {
+        let name = if dir == made { "made" } else { "merged" };
+        let file = union.create(dir, "file").unwrap();
+        let expected = union.list(dir).unwrap();
+        let over = AtomicBool::new(false);
+        let move_it = || {
+            let _last = Last(&over);
+            for round in 0..2000 {
+                let (from, to) = if round % 2 == 0 { (name, "moved") } else { ("moved", name) };
+                union.rename((NodeId::ROOT, from), (NodeId::ROOT, to)).unwrap();
+            }
+        };
+        let use_it = || {
+            let mut round = 0;
+            while !over.load(Ordering::Acquire) {
+                assert_eq!(union.list(dir), Ok(expected.clone()), "round {round}");
+                assert!(union.chmod(file, 0o600).is_ok(), "round {round}");
+                if round % 16 == 0 {
+                    let node = union.create(dir, "new");
+                    assert!(node.is_ok(), "round {round}: {node:?}");
+                    union.overlay.forget(node.unwrap(), 1);
+                    union.unlink(dir, "new").unwrap();
+                }
+                round += 1;
+            }
+        };
+        both(move_it, use_it);
+    }
+}
+
+/// As before, for two names that change places.
+#[test]
+fn a_directory_can_be_used_while_it_changes_places() {
+    let union = Union::new(|_| {}, |_| {});
+    let [a, b] = ["a", "b"].map(|name| union.mkdir(NodeId::ROOT, name).unwrap());
+    union.create(a, "in-a").unwrap();
+    union.create(b, "in-b").unwrap();
+    let over = AtomicBool::new(false);
+    let swap = || {
+        let _last = Last(&over);
+        for _ in 0..2000 {
+            union.exchange((NodeId::ROOT, "a"), (NodeId::ROOT, "b")).unwrap();
+        }
+    };
+    let list = || {
+        while !over.load(Ordering::Acquire) {
+            assert_eq!(union.list(a), Ok(vec!["in-a".to_owned()]));
+            assert_eq!(union.list(b), Ok(vec!["in-b".to_owned()]));
+        }
+    };
+    both(swap, list);
+}
+
+/// Says at the end of its life, also by a panic, that the other thread shall stop.
+struct Last<'a>(&'a AtomicBool);
+
+impl Drop for Last<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
+    }
+}
+
+const ROUNDS: usize = 1000;
+
+/// The copy is published and the node says so in one step: removal sees the file either below or above.
+#[test]
+fn a_file_can_be_removed_while_it_is_copied_up() {
+    let fill = |lower: &std::path::Path| {
+        for round in 0..ROUNDS {
+            fs::write(lower.join(format!("f{round}")), "x").unwrap();
+        }
+    };
+    let union = Union::new(fill, |_| {});
+    for round in 0..ROUNDS {
+        let name = format!("f{round}");
+        let node = union.at(&name);
+        let copy_up = || union.chmod(node, 0o600);
+        let remove = || {
+            for _ in 0..round % 97 * 8 {
+                std::hint::spin_loop();
+            }
+            union.unlink(NodeId::ROOT, &name)
+        };
+        let (changed, removed) = both(copy_up, remove);
+        assert_eq!(removed, Ok(()), "round {round}");
+        assert_eq!(changed, Ok(0o600), "round {round}");
+        assert!(union.find(NodeId::ROOT, &name).unwrap().is_none(), "round {round}: it is still there");
+        union.overlay.forget(node, 1);
+    }
+    assert_eq!(union.overlay.population(), (1, 0));
+}
+
+/// As before, for directories.
+#[test]
+fn a_directory_can_be_removed_while_it_is_copied_up() {
+    let fill = |lower: &std::path::Path| {
+        for round in 0..ROUNDS {
+            fs::create_dir(lower.join(format!("d{round}"))).unwrap();
+        }
+    };
+    let union = Union::new(fill, |_| {});
+    for round in 0..ROUNDS {
+        let name = format!("d{round}");
+        let node = union.at(&name);
+        let copy_up = || union.chmod(node, 0o700);
+        let remove = || {
+            for _ in 0..round % 97 * 8 {
+                std::hint::spin_loop();
+            }
+            union.overlay.rmdir(NodeId::ROOT, name.as_ref())
+        };
+        let (changed, removed) = both(copy_up, remove);
+        assert_eq!(removed, Ok(()), "round {round}");
+        assert_eq!(changed, Ok(0o700), "round {round}");
+        assert!(union.find(NodeId::ROOT, &name).unwrap().is_none(), "round {round}: it is still there");
+        union.overlay.forget(node, 1);
+    }
+}
+
+/// Two names of an open file go at once, one by a rename over it and one by unlink: whoever takes the last one holds the
+/// file.
+#[test]
+fn an_open_file_loses_two_names_at_once() {
+    let union = Union::new(|_| {}, |_| {});
+    let [one, two] = ["one", "two"].map(|name| union.mkdir(NodeId::ROOT, name).unwrap());
+    for round in 0..1000 {
+        let node = union.create(one, "a").unwrap();
+        let link = union.overlay.link(node, two, "b".as_ref()).unwrap();
+        assert_eq!(link.node, node);
+        let other = union.create(one, "other").unwrap();
+        let handle = union.open(node, libc::O_RDONLY).unwrap();
+        let replace = || union.rename((one, "other"), (one, "a"));
+        let remove = || union.unlink(two, "b");
+        assert_eq!(both(replace, remove), (Ok(()), Ok(())), "round {round}");
+        assert_eq!(union.chmod(node, 0o640), Ok(0o640), "round {round}");
+        assert_eq!(union.overlay.getattr(node, None).unwrap().0.nlink, 0, "round {round}");
+        union.overlay.release(handle);
+        union.overlay.forget(node, 2);
+        union.unlink(one, "a").unwrap();
+        union.overlay.forget(other, 1);
+    }
+}
+
+/// A name that comes and goes between looking and locking makes rename look again.
+#[test]
+fn rename_never_says_try_again() {
+    let union = Union::new(|_| {}, |_| {});
+    let over = AtomicBool::new(false);
+    let rename = || {
+        let _last = Last(&over);
+        for round in 0..1000 {
+            let node = union.create(NodeId::ROOT, "source").unwrap();
+            let renamed = union.rename((NodeId::ROOT, "source"), (NodeId::ROOT, "target"));
+            assert_eq!(renamed, Ok(()), "round {round}");
+            union.overlay.forget(node, 1);
+        }
+    };
+    let make_and_remove = || {
+        while !over.load(Ordering::Acquire) {
+            match union.create(NodeId::ROOT, "target") {
+                Ok(node) => union.overlay.forget(node, 1),
+                Err(errno) => assert_eq!(errno, Errno::EXIST),
+            }
+            if let Err(errno) = union.unlink(NodeId::ROOT, "target") {
+                assert_eq!(errno, Errno::NOENT);
+            }
+        }
+    };
+    both(rename, make_and_remove);
+}
