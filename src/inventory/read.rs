@@ -12,6 +12,7 @@ use rustix::io::Errno;
 use super::position::candidate;
 use super::record::{BadHeader, Header};
 use super::{DirNumber, DirRecord, Record, Unusable};
+use crate::confined;
 use crate::sys::mapping::Mapping;
 
 /// The inventory of a layer, mapped.
@@ -57,8 +58,18 @@ pub struct Entry<'a> {
     pub record: Record,
 }
 
-/// A directory on the disk.
-pub(super) fn record_of(dir: BorrowedFd<'_>, path: &CStr) -> Result<(Record, (u32, u32)), Errno> {
+/// What is at `path` below `root`: its record, and its file system. No component of the path is a symbolic link.
+pub(super) fn record_of(root: BorrowedFd<'_>, path: &CStr) -> Result<(Record, (u32, u32)), Errno> {
+    let held;
+    let (dir, path) = match path.to_bytes().iter().rposition(|&byte| byte == b'/') {
+        None => (root, path),
+        Some(slash) => {
+            let (above, name) = path.to_bytes_with_nul().split_at_checked(slash).ok_or(Errno::INVAL)?;
+            held = confined::beneath(root, above, OFlags::PATH | OFlags::DIRECTORY)?;
+            let name = name.strip_prefix(b"/").and_then(|name| CStr::from_bytes_with_nul(name).ok());
+            (held.as_fd(), name.ok_or(Errno::INVAL)?)
+        }
+    };
     let flags = if path.is_empty() { AtFlags::EMPTY_PATH } else { AtFlags::SYMLINK_NOFOLLOW };
     let mask = StatxFlags::BASIC_STATS | StatxFlags::BTIME;
     let stat = rustix::fs::statx(dir, path, flags | AtFlags::NO_AUTOMOUNT, mask)?;
@@ -294,5 +305,27 @@ impl<'a> Directory<'a> {
             }
         }
         None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A directory on the way that became a symbolic link leads to nothing, inside the layer or out of it.
+    #[test]
+    fn no_component_of_a_path_is_a_link() {
+        let dir = tempfile::tempdir_in("/tmp").expect("a directory");
+        std::fs::create_dir_all(dir.path().join("a/b/c")).expect("made");
+        for (target, name) in [("a", "inside"), ("/", "outside")] {
+            std::os::unix::fs::symlink(target, dir.path().join(name)).expect("linked");
+        }
+        let root = std::fs::File::open(dir.path()).expect("opened");
+        let found = |path: &CStr| record_of(root.as_fd(), path).map(|(record, _)| record.kind());
+        assert_eq!((found(c""), found(c"a/b/c")), (Ok(libc::DT_DIR), Ok(libc::DT_DIR)));
+        assert_eq!(found(c"inside"), Ok(libc::DT_LNK));
+        for path in [c"inside/b", c"inside/b/c", c"outside/etc"] {
+            assert!(matches!(found(path), Err(Errno::LOOP | Errno::NOTDIR)), "{path:?}: {:?}", found(path));
+        }
     }
 }

@@ -9,12 +9,13 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, Statx, StatxFlags};
+use rustix::fs::{AtFlags, Mode, OFlags, Statx, StatxFlags};
 use rustix::io::Errno;
 
 use super::position::{Moved, allot};
 use super::record::Header;
 use super::{DirRecord, Record};
+use crate::confined;
 use crate::marks::{AufsName, Namespace, decode_aufs_name};
 use crate::sys::xattr::{self, Target};
 
@@ -127,10 +128,8 @@ impl<'f> Scan<'f> {
     }
 
     fn open(&self, path: &CStr) -> io::Result<OwnedFd> {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-        let path = if path.is_empty() { c"." } else { path };
-        let open = |flags| rustix::fs::openat2(&self.root, path, flags, Mode::empty(), resolve);
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+        let open = |flags| confined::beneath(self.root.as_fd(), path.to_bytes(), flags);
         match open(flags | OFlags::NOATIME) {
             // O_NOATIME is for the owner and CAP_FOWNER only.
             Err(Errno::PERM) => Ok(open(flags)?),

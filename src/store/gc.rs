@@ -115,9 +115,7 @@ impl Store {
 
     fn live(&self) -> Result<Live> {
         let mut live = Live::default();
-        for entry in self.index()?.descriptors() {
-            self.mark(&mut live, entry, 0)?;
-        }
+        self.mark(&mut live, self.index()?.descriptors().cloned().collect())?;
         for container in self.container_roots()? {
             live.layers.extend(container.layers.iter().map(Digest::hex));
             live.blobs.extend(container.blobs.iter().map(Digest::hex));
@@ -125,19 +123,34 @@ impl Store {
         Ok(live)
     }
 
-    /// Marks what a descriptor reaches. Blobs that are not here (layers, or what another tool left out) reach
+    /// Marks what descriptors reach, to any depth. Blobs that are not here (layers, or what another tool left out) reach
     /// nothing.
-    fn mark(&self, live: &mut Live, entry: &Descriptor, depth: u32) -> Result<()> {
-        if !live.blobs.insert(entry.digest.hex()) || self.kept_blob(&entry.digest).is_none() || depth > 8 {
-            return Ok(());
+    ///
+    /// # Errors
+    /// When a document that may refer to others cannot be read.
+    fn mark(&self, live: &mut Live, mut waiting: Vec<Descriptor>) -> Result<()> {
+        // A blob may be named as a layer first and as an index later, so `live` does not tell what was read.
+        let mut read = HashSet::new();
+        while let Some(entry) = waiting.pop() {
+            live.blobs.insert(entry.digest.hex());
+            if self.kept_blob(&entry.digest).is_none()
+                || !read.insert((entry.digest, entry.is_index(), entry.is_manifest()))
+            {
+                continue;
+            }
+            if entry.is_index() {
+                let index: Index = spec::parse("index", &self.read_blob(&entry.digest)?)?;
+                waiting.extend(index.descriptors().cloned());
+            } else if entry.is_manifest() {
+                self.mark_manifest(live, &entry)?;
+                let original = entry.annotations.get(ORIGINAL_MANIFEST).and_then(|digest| digest.parse().ok());
+                waiting.extend(original.map(|digest| Descriptor::new(spec::MANIFEST, digest, 0)));
+            }
         }
-        if entry.is_index() {
-            let index: Index = spec::parse("index", &self.read_blob(&entry.digest)?)?;
-            return index.descriptors().try_for_each(|entry| self.mark(live, entry, depth + 1));
-        }
-        if !entry.is_manifest() {
-            return Ok(());
-        }
+        Ok(())
+    }
+
+    fn mark_manifest(&self, live: &mut Live, entry: &Descriptor) -> Result<()> {
         let name = format!("manifest {}", entry.digest);
         let manifest: Manifest = spec::parse(&name, &self.read_blob(&entry.digest)?)?;
         live.blobs.insert(manifest.config.digest.hex());
@@ -147,10 +160,7 @@ impl Store {
             live.layers.extend(config.diff_ids().iter().map(Digest::hex));
             live.layers.extend(crate::image::config::chain_ids(config.diff_ids()).iter().map(Digest::hex));
         }
-        match entry.annotations.get(ORIGINAL_MANIFEST).and_then(|digest| digest.parse().ok()) {
-            Some(digest) => self.mark(live, &Descriptor::new(spec::MANIFEST, digest, 0), depth + 1),
-            None => Ok(()),
-        }
+        Ok(())
     }
 
     /// What the containers refer to.

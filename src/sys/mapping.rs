@@ -38,11 +38,22 @@ static REGIONS: AtomicPtr<Region> = AtomicPtr::new(null_mut());
 static BEFORE: OnceLock<libc::sigaction> = OnceLock::new();
 
 impl Mapping {
-    /// Maps the first `length` bytes of `file`, which nobody may write to: files that are only ever replaced by others.
+    /// Maps the first `length` bytes of `file`.
+    ///
+    /// The bytes are handed out as a slice, which must not change while it is used. So the file must be a regular one that
+    /// belongs to root or to this process's user and that nobody else may write. Those two could write into this process's
+    /// memory anyway; nobody who could not do that can change what the slice holds. A file that is shortened, by whomever,
+    /// reads as zeros ([`Self::is_broken`]).
     ///
     /// # Errors
-    /// Those of `mmap(2)`; `INVAL` for a length of 0.
+    /// `PERM`: the file is not such a one. `INVAL` for a length of 0. Others of `fstat(2)` and `mmap(2)`.
     pub fn new(file: BorrowedFd<'_>, length: usize) -> Result<Self, Errno> {
+        let stat = rustix::fs::fstat(file)?;
+        let is_regular = stat.st_mode & libc::S_IFMT == libc::S_IFREG;
+        let is_trusted = [0, rustix::process::geteuid().as_raw()].contains(&stat.st_uid);
+        if !is_regular || !is_trusted || stat.st_mode & 0o022 != 0 {
+            return Err(Errno::PERM);
+        }
         catch_faults();
         // SAFETY: asks for a new mapping at an address that the kernel chooses.
         let start = unsafe { libc::mmap(null_mut(), length, libc::PROT_READ, libc::MAP_SHARED, file.as_raw_fd(), 0) };
@@ -56,7 +67,7 @@ impl Mapping {
 
     /// The bytes. Whoever used them asks [`Self::is_broken`] afterwards.
     pub fn bytes(&self) -> &[u8] {
-        // SAFETY: the mapping is that long and is there as long as `self`; nobody writes to the file (see `new`).
+        // SAFETY: the mapping is that long and is there as long as `self`; only who may write to this process could write to the file (see `new`).
         unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.length) }
     }
 
@@ -75,9 +86,10 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
+        // First: once the memory is free, another mapping of this process may be there, whose faults are not ours.
+        self.region.start.store(0, Ordering::Release);
         // SAFETY: address and length are those of the mapping, and nothing borrows from it any more.
         unsafe { libc::munmap(self.start.as_ptr().cast(), self.length) };
-        self.region.start.store(0, Ordering::Release);
     }
 }
 
@@ -118,7 +130,9 @@ impl Region {
         while let Some(region) = unsafe { at.as_ref() } {
             let start = region.start.load(Ordering::Acquire);
             // 1 is one that is being claimed, whose end is still another's.
-            if start > 1 && (start..region.end.load(Ordering::Acquire)).contains(&address) {
+            let range = start..region.end.load(Ordering::Acquire);
+            // Looked at again: the region may have been let go and claimed for another mapping in between.
+            if start > 1 && range.contains(&address) && region.start.load(Ordering::Acquire) == start {
                 return Some(region);
             }
             at = region.next.load(Ordering::Acquire);
@@ -143,29 +157,54 @@ fn catch_faults() {
     });
 }
 
-/// Puts a page of zeros where the fault was, if that is in one of our mappings; else lets happen what would have.
-extern "C" fn on_fault(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
+/// Puts a page of zeros where the fault was, if that is in one of our mappings; otherwise defers to the previous handler.
+extern "C" fn on_fault(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
+    // SAFETY: the location of the calling thread's errno. The interrupted code may be about to read it.
+    let errno = unsafe { *libc::__errno_location() };
     // SAFETY: the kernel gives a valid `siginfo_t` for SIGBUS. Below, only atomics and system calls are used.
     let address = unsafe { (*info).si_addr() } as usize;
-    if let Some(region) = Region::of(address) {
-        // SAFETY: the page lies in a mapping of ours, which is only read; replacing it by zeros loses nothing.
-        let replaced = unsafe {
-            let page = libc::sysconf(libc::_SC_PAGESIZE) as usize;
-            let at = (address & !(page - 1)) as *mut libc::c_void;
-            let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
-            libc::mmap(at, page, libc::PROT_READ, flags, -1, 0) != libc::MAP_FAILED
-        };
-        if replaced {
-            region.broken.store(true, Ordering::Release);
-            return;
-        }
+    match Region::of(address) {
+        Some(region) if replace_page(address) => region.broken.store(true, Ordering::Release),
+        _ => defer(signal, info, context),
     }
-    // The instruction is tried again, and then goes the way that it would have gone.
-    // SAFETY: sets the action that the process had before; without one (the handler ran at once), the default.
+    // SAFETY: as above.
+    unsafe { *libc::__errno_location() = errno };
+}
+
+/// Puts zeros in the place of the page that holds `address`, which is in one of our mappings.
+fn replace_page(address: usize) -> bool {
+    // SAFETY: the page lies in a mapping of ours, which is only read; replacing it by zeros loses nothing. Both calls are
+    // async-signal-safe.
+    unsafe {
+        let page = libc::sysconf(libc::_SC_PAGESIZE) as usize;
+        let at = (address & !(page - 1)) as *mut libc::c_void;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
+        libc::mmap(at, page, libc::PROT_READ, flags, -1, 0) != libc::MAP_FAILED
+    }
+}
+
+/// Does what the process did about SIGBUS before: calls that handler, or lets the instruction fault again with the default
+/// action.
+fn defer(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
+    // SAFETY: all-zero is a valid `sigaction`, the default action; without `BEFORE` the handler ran at once. A handler that
+    // `sigaction` gave has the signature that its flags say.
     unsafe {
         let default: libc::sigaction = std::mem::zeroed();
         let before = BEFORE.get().unwrap_or(&default);
-        libc::sigaction(libc::SIGBUS, std::ptr::from_ref(before), null_mut());
+        match before.sa_sigaction {
+            libc::SIG_DFL | libc::SIG_IGN => {
+                libc::sigaction(signal, &raw const default, null_mut());
+            }
+            handler if before.sa_flags & libc::SA_SIGINFO != 0 => {
+                let handler: extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut libc::c_void) =
+                    std::mem::transmute(handler);
+                handler(signal, info, context);
+            }
+            handler => {
+                let handler: extern "C" fn(libc::c_int) = std::mem::transmute(handler);
+                handler(signal);
+            }
+        }
     }
 }
 
@@ -187,8 +226,44 @@ mod tests {
         assert_eq!((map.bytes()[8192], map.is_broken()), (0, true));
         assert_eq!((map.bytes()[19_999], map.bytes()[0]), (0, 7));
         assert_eq!((other.bytes()[4095], other.is_broken()), (7, false));
+        let slot = map.region;
         drop(map);
+        assert_eq!(slot.start.load(Ordering::Acquire), 0, "no longer registered");
         let again = Mapping::new(file.as_fd(), 8192).expect("mapped");
         assert!(again.bytes().iter().all(|&byte| byte == 7) && !again.is_broken());
+    }
+
+    /// The handler runs between two instructions of code that may be about to read errno.
+    #[test]
+    fn a_fault_leaves_errno_alone() {
+        let mut file = tempfile::tempfile_in("/tmp").expect("a file");
+        file.write_all(&[7; 8192]).expect("written");
+        let map = Mapping::new(file.as_fd(), 8192).expect("mapped");
+        file.set_len(0).expect("cut");
+        // SAFETY: the location of this thread's errno.
+        unsafe { *libc::__errno_location() = libc::EXDEV };
+        assert_eq!(std::hint::black_box(map.bytes())[4096], 0);
+        assert_eq!(std::io::Error::last_os_error().raw_os_error(), Some(libc::EXDEV));
+    }
+
+    #[test]
+    fn only_files_that_nobody_else_may_write() {
+        use std::os::unix::fs::PermissionsExt;
+        let file = tempfile::NamedTempFile::new_in("/tmp").expect("a file");
+        file.as_file().set_len(4096).expect("long enough");
+        for (mode, expected) in [(0o600, Ok(())), (0o644, Ok(())), (0o664, Err(Errno::PERM)), (0o602, Err(Errno::PERM))]
+        {
+            std::fs::set_permissions(file.path(), std::fs::Permissions::from_mode(mode)).expect("mode");
+            assert_eq!(Mapping::new(file.as_file().as_fd(), 4096).map(drop), expected, "{mode:o}");
+        }
+        let other = std::fs::File::open("/proc/self/status").expect("a file");
+        assert!(Mapping::new(other.as_fd(), 4096).is_err(), "no memory behind it");
+        let directory = std::fs::File::open("/tmp").expect("a directory");
+        assert_eq!(Mapping::new(directory.as_fd(), 4096).map(drop), Err(Errno::PERM));
+        if rustix::process::geteuid().is_root() {
+            std::fs::set_permissions(file.path(), std::fs::Permissions::from_mode(0o600)).expect("mode");
+            std::os::unix::fs::chown(file.path(), Some(1000), None).expect("owner");
+            assert_eq!(Mapping::new(file.as_file().as_fd(), 4096).map(drop), Err(Errno::PERM));
+        }
     }
 }

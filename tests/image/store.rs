@@ -272,3 +272,39 @@ fn a_path_is_traced_through_the_layers() {
     assert_eq!(traced("/nowhere"), Vec::<String>::new());
     assert!(stratafs::store::trace::trace(&layers, "/etc/../x".as_ref()).is_err());
 }
+
+/// `gc` follows indexes in indexes to any depth: what an image of another tool holds is never taken for unused.
+#[test]
+fn gc_keeps_what_a_deeply_nested_index_refers_to() {
+    let scratch = Scratch::new();
+    let root = scratch.store.root();
+    let place = |bytes: &[u8]| root.join("blobs/sha256").join(Digest::of(bytes).hex());
+    let put = |bytes: &[u8]| std::fs::write(place(bytes), bytes).unwrap();
+    let entry = |kind: &str, bytes: &[u8]| {
+        let digest = Digest::of(bytes).to_string();
+        serde_json::json!({"mediaType": format!("application/vnd.oci.image.{kind}.v1+json"), "digest": digest,
+            "size": bytes.len()})
+    };
+    let config = br#"{"architecture":"amd64","os":"linux","rootfs":{"type":"layers","diff_ids":[]}}"#;
+    let manifest = serde_json::json!({"schemaVersion": 2, "config": entry("config", config), "layers": []});
+    let manifest = manifest.to_string().into_bytes();
+    let mut blobs = vec![config.to_vec(), manifest.clone()];
+    let mut inner = entry("manifest", &manifest);
+    for _ in 0..40 {
+        // Named twice, once as a layer would be: neither hides the other.
+        let other = serde_json::json!({"mediaType": "application/octet-stream", "digest": inner["digest"], "size": 1});
+        let index = serde_json::json!({"schemaVersion": 2, "manifests": [inner, other]}).to_string().into_bytes();
+        inner = entry("index", &index);
+        blobs.push(index);
+    }
+    blobs.iter().for_each(|blob| put(blob));
+    let unused = b"nothing refers to this";
+    put(unused);
+    let outermost = serde_json::json!({"schemaVersion": 2, "manifests": [inner]});
+    std::fs::write(root.join("index.json"), outermost.to_string()).unwrap();
+    scratch.store.gc(false).unwrap();
+    assert!(!place(unused).exists());
+    for (number, blob) in blobs.iter().enumerate() {
+        assert!(place(blob).exists(), "blob {number} is gone");
+    }
+}

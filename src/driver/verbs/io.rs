@@ -322,7 +322,11 @@ impl Overlay {
         }
         let handle = self.open_handle(handle)?;
         let file = self.current(&handle)?;
-        if !handle.real.read().is_upper() && handle.node.has_upper() {
+        if !handle.real.read().is_upper() && !handle.node.has_upper() {
+            // A read-only file system refuses it, and nothing of a lower file is dirty (kernel: `ovl_fsync`).
+            return Ok(());
+        }
+        if !handle.real.read().is_upper() {
             // Its content is still below, and nothing is to be done for that; its attributes are not (kernel:
             // `ovl_fsync`).
             let attributes = self.on_upper(&handle.node, |dir, name| dir.open_writable(name, OFlags::RDONLY))?;
