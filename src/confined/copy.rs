@@ -6,13 +6,16 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use parking_lot::RwLock;
-use rustix::fs::SeekFrom;
+use rustix::fs::{FallocateFlags, SeekFrom};
 use rustix::io::Errno;
 
 use super::{Device, Stat};
+use crate::sys::extents;
 
 /// Bytes copied by one system call: large enough to be cheap, small enough for the process to be killed in between.
 const CHUNK: usize = 16 << 20;
+/// Files up to this size, in bytes, are not searched for holes unless they have some.
+const SMALL: u64 = 128 << 10;
 /// Buffer for copies through memory, in bytes.
 const BUFFER: usize = 256 << 10;
 
@@ -95,10 +98,13 @@ impl Copier {
             }
         }
         let range = Range { copier: self, device: stat.device, from, to, at: 0 };
-        if stat.blocks.saturating_mul(512) >= stat.size {
+        if stat.size <= SMALL && stat.blocks.saturating_mul(512) >= stat.size {
             return range.copy(0, length);
         }
-        range.copy_data(length)
+        // Where the file system does not tell, they count as data.
+        let unwritten = extents::unwritten(from).unwrap_or_default();
+        range.copy_data(length, &unwritten)?;
+        allocate_ahead(to, length, &unwritten)
     }
 }
 
@@ -112,7 +118,21 @@ pub(crate) fn copy_extents(source: &File, target: &File, at: u64, length: u64) -
     let device = Stat::of(source.as_fd(), c"")?.device;
     let copier = Copier::new(|| Ok(()));
     let range = Range { copier: &copier, device, from: source.as_fd(), to: target.as_fd(), at };
-    Ok(range.copy_data(length)?)
+    Ok(range.copy_data(length, &[])?)
+}
+
+/// Gives `to`, of `length` bytes, blocks in the ranges `unwritten`, as its source has them. Best effort: without them it has
+/// holes there (kernel: `ovl_copy_up_file` always makes holes).
+fn allocate_ahead(to: BorrowedFd<'_>, length: u64, unwritten: &[std::ops::Range<u64>]) -> Result<(), Errno> {
+    for range in unwritten.iter().filter(|range| range.start < length) {
+        let size = range.end.min(length) - range.start;
+        match rustix::fs::fallocate(to, FallocateFlags::empty(), range.start, size) {
+            Ok(()) => {}
+            Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL | Errno::NOSPC | Errno::DQUOT) => break,
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(())
 }
 
 /// A copy from the bytes of `from` to those of `to` that lie `at` behind them.
@@ -125,8 +145,10 @@ struct Range<'a> {
 }
 
 impl Range<'_> {
-    /// Copies what is not a hole of the first `length` bytes.
-    fn copy_data(&self, length: u64) -> Result<(), Errno> {
+    /// Copies what is neither a hole nor `unwritten` of the first `length` bytes. `SEEK_DATA` alone does not do: it takes what
+    /// was once read of an unwritten range, and so is in the page cache, for data.
+    fn copy_data(&self, length: u64, unwritten: &[std::ops::Range<u64>]) -> Result<(), Errno> {
+        let mut unwritten = unwritten.iter().peekable();
         let mut position = 0;
         while position < length {
             let start = match rustix::fs::seek(self.from, SeekFrom::Data(position)) {
@@ -138,7 +160,15 @@ impl Range<'_> {
             if start >= length {
                 break;
             }
-            let end = rustix::fs::seek(self.from, SeekFrom::Hole(start))?.min(length);
+            while unwritten.next_if(|range| range.end <= start).is_some() {}
+            if let Some(range) = unwritten.peek()
+                && range.start <= start
+            {
+                position = range.end;
+                continue;
+            }
+            let next = unwritten.peek().map_or(length, |range| range.start.min(length));
+            let end = rustix::fs::seek(self.from, SeekFrom::Hole(start))?.min(next);
             self.copy(start, end)?;
             position = end;
         }

@@ -4,6 +4,7 @@
 
 pub mod chmod;
 pub mod descriptors;
+pub mod extents;
 pub mod fork;
 pub mod forward;
 pub mod fuse_device;

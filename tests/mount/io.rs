@@ -410,6 +410,25 @@ on_both! {
 }
 
 on_stratafs! {
+    /// All of it was written where nothing had been. (The kernel does that too, once somebody has read the file.)
+    fn preallocated_files_are_not_written(driver) {
+        const SIZE: u64 = 64 << 20;
+        let mut layers = Stack::new().lower("file f \"start\"").build();
+        let file = sys::open(&layers.lowers[0].join("f"), OFlags::WRONLY, 0).unwrap();
+        rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, SIZE).unwrap();
+        layers.settle();
+        let mount = layers.mount(driver);
+        sys::chmod(&mount.at("f"), 0o600).unwrap();
+        let copy = sys::open(&mount.upper("f"), OFlags::RDONLY, 0).unwrap();
+        let data_end = rustix::fs::seek(&copy, SeekFrom::Hole(0)).unwrap();
+        assert!(data_end < 1 << 20, "data up to {data_end}");
+        let stat = sys::lstat(&mount.upper("f")).unwrap();
+        assert_eq!(stat.st_size.cast_unsigned(), SIZE);
+        assert!(stat.st_blocks.cast_unsigned() * 512 >= SIZE, "what was allocated ahead is");
+        let content = sys::read(&mount.at("f")).unwrap();
+        assert!(content.starts_with(b"start\0") && content.len() as u64 == SIZE);
+    }
+
     /// Without that, each of these reads waits for the disk, and so will each of all others.
     fn surroundings_of_random_reads_come_into_memory(driver) {
         const PAGES: u64 = 1024;
