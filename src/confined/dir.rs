@@ -7,7 +7,7 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, RawDir, RenameFlags, Timespec, Timestamps, Uid};
+use rustix::fs::{Access, AtFlags, CWD, Gid, Mode, OFlags, RawDir, RenameFlags, Timespec, Timestamps, Uid};
 use rustix::io::Errno;
 
 use super::xattr;
@@ -115,6 +115,20 @@ impl Dir {
             Err(Errno::PERM) => rustix::fs::openat(self, name, flags, Mode::empty()),
             opened => opened,
         }
+    }
+
+    /// True if `O_NOATIME`, which is for the owner and `CAP_FOWNER`, is refused for the file or directory `name`.
+    pub fn refuses_noatime(&self, name: &CStr) -> bool {
+        let name = if name.is_empty() { c"." } else { name };
+        let flags = OFlags::RDONLY | OFlags::NOATIME | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
+        rustix::fs::openat(self, name, flags, Mode::empty()).is_err_and(|errno| errno == Errno::PERM)
+    }
+
+    /// True if its permissions, and the capabilities that we have over it, do not let us write the file or directory `name`.
+    pub fn refuses_writing(&self, name: &CStr) -> bool {
+        let name = if name.is_empty() { c"." } else { name };
+        let access = rustix::fs::accessat(self, name, Access::WRITE_OK, AtFlags::EACCESS);
+        access.is_err_and(|errno| errno == Errno::ACCESS)
     }
 
     /// Opens `name` as a mere reference that survives its removal.

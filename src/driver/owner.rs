@@ -1,8 +1,12 @@
 //! Owners as the mount shows them and as they are on disk (`squash_to_*`, `uidmapping`, `gidmapping`).
 
+use std::ffi::CStr;
+
 use crate::config::IdRange;
 use crate::driver::Overlay;
-use crate::driver::types::Caller;
+use crate::driver::types::{Caller, Errno, Result};
+use crate::sys::namespace::OverflowIds;
+use crate::union::layer::{Dir, FileType, Stat};
 
 /// What an id without a mapping is shown as (`/proc/sys/kernel/overflowuid`'s default).
 const OVERFLOW: u32 = 65_534;
@@ -51,6 +55,33 @@ impl Overlay {
     /// Group id on disk for one that a caller gave.
     pub(in crate::driver) fn gid_on_disk(&self, gid: u32) -> u32 {
         on_disk(&self.config.gid_mapping, gid)
+    }
+
+    /// Refuses a file whose owner is not known here: its copy would belong to the overflow user, with its set-user-id bit
+    /// (CVE-2023-0386; kernel: `ovl_copy_up_one`). fuse-overlayfs copies such files.
+    ///
+    /// An owner who is shown as the overflow user may be that user. A call that takes capabilities over the file tells:
+    /// they reach no file of unmapped owners (kernel: `privileged_wrt_inode_uidgid`). Where none can be made without a
+    /// change, as on devices and symlinks, or over the group of a file of our own, the owner counts as known.
+    ///
+    /// # Errors
+    /// `OVERFLOW`.
+    pub(in crate::driver) fn check_owner_is_known(&self, dir: &Dir, name: &CStr, stat: &Stat) -> Result<()> {
+        let OverflowIds { uid, gid } = OverflowIds::get();
+        if (stat.uid != uid.0 && stat.gid != gid.0) || self.squashes() || !rustix::process::geteuid().is_root() {
+            return Ok(());
+        }
+        let unknown = |(id, is_mapped): (u32, bool), shown: u32, is_refused: &dyn Fn() -> bool| {
+            id == shown && (!is_mapped || is_refused())
+        };
+        let is_plain = matches!(stat.file_type(), FileType::Regular | FileType::Directory);
+        if unknown(uid, stat.uid, &|| is_plain && dir.refuses_noatime(name))
+            || unknown(gid, stat.gid, &|| is_plain && dir.refuses_writing(name))
+        {
+            tracing::warn!("{:?}: not copied up: its owner has no number here", dir.place(name));
+            return Err(Errno::OVERFLOW);
+        }
+        Ok(())
     }
 
     /// Where everything is shown as one owner's, ownership on disk is nobody's to change.

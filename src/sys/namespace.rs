@@ -14,6 +14,42 @@ pub fn has_everywhere(capabilities: CapabilitySet) -> bool {
     map.split_whitespace().eq(["0", "0", "4294967295"]) && held()
 }
 
+/// Ids as this process sees them: those of owners that its user namespace, or the mount, does not map are shown as the
+/// overflow ids.
+#[derive(Clone, Copy, Debug)]
+pub struct OverflowIds {
+    /// User id; `true`: some user is mapped to it, too.
+    pub uid: (u32, bool),
+    /// The same of groups.
+    pub gid: (u32, bool),
+}
+
+impl OverflowIds {
+    /// Those of this process, which stay the same while it lives.
+    pub fn get() -> Self {
+        static IDS: std::sync::OnceLock<OverflowIds> = std::sync::OnceLock::new();
+        *IDS.get_or_init(|| Self { uid: overflow("uid"), gid: overflow("gid") })
+    }
+}
+
+fn overflow(kind: &str) -> (u32, bool) {
+    let read = |path: String| std::fs::read_to_string(path).unwrap_or_default();
+    let id = read(format!("/proc/sys/kernel/overflow{kind}")).trim().parse().unwrap_or(65_534);
+    let map = read(format!("/proc/self/{kind}_map"));
+    (id, maps(&map, id))
+}
+
+/// True if a line of `map` (`INSIDE OUTSIDE COUNT`, `user_namespaces(7)`) has `id` inside.
+fn maps(map: &str, id: u32) -> bool {
+    map.lines().any(|line| {
+        let mut words = line.split_whitespace().map(str::parse::<u32>);
+        match (words.next(), words.next(), words.next()) {
+            (Some(Ok(inside)), Some(Ok(_)), Some(Ok(count))) => id.checked_sub(inside).is_some_and(|at| at < count),
+            _ => false,
+        }
+    })
+}
+
 /// Puts this process into a user namespace of its own, with all capabilities there and no ids yet, and into a mount
 /// namespace that belongs to it. Must be called before the first thread is started.
 ///
@@ -27,4 +63,17 @@ pub fn unshare_user_and_mounts() -> io::Result<()> {
     }
     // SAFETY: the table of file descriptors stays shared with nobody else, as there is one thread.
     Ok(unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWUSER | UnshareFlags::NEWNS) }?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn maps_of_ids() {
+        assert!(maps("         0          0 4294967295\n", 65_534));
+        assert!(!maps("0 1000 1\n1 100000 65533\n", 65_534));
+        assert!(maps("0 1000 1\n1 100000 65534\n", 65_534));
+        assert!(!maps("", 0));
+    }
 }

@@ -2,12 +2,13 @@
 
 use std::io::Write;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 
 use rustix::fs::OFlags;
 
-use crate::common::{Errno, Mount, Stack, sys, tree};
-use crate::on_stratafs;
+use crate::common::stack::Layers;
+use crate::common::{Driver, Errno, Mount, Stack, sys, tree};
+use crate::{on_both, on_stratafs};
 
 const CONTAINERS: &str = "user.containers.override_stat";
 const PRIVILEGED: &str = "security.fuseoverlayfs.override_stat";
@@ -23,6 +24,78 @@ fn kept(mount: &Mount, name: &str, key: &str) -> String {
 fn real(path: &Path) -> (u32, u32, u32) {
     let stat = sys::lstat(path).unwrap();
     (stat.st_mode, stat.st_uid, stat.st_gid)
+}
+
+/// Runs the shell script `script` as user 1000 in a user namespace with the maps `maps`, where that user is root. `ROOT` is
+/// the directory of `layers`, which belong to the user, and `BIN` the program. `None`: no such namespaces here.
+fn as_root_of_a_namespace(layers: &Layers, script: &str, maps: &str) -> Option<Output> {
+    let root = layers.directory.path();
+    let device = root.join("dev");
+    sys::mkdir(&device, 0o755).unwrap();
+    rustix::mount::mount("none", &device, "tmpfs", rustix::mount::MountFlags::empty(), Some(c"mode=755")).unwrap();
+    // The device is root's alone on some systems: this mount namespace gets one of its own.
+    sys::mknod(&device.join("fuse"), libc::S_IFCHR | 0o666, (10, 229)).unwrap();
+    sys::chmod(&device.join("fuse"), 0o666).unwrap();
+    rustix::mount::mount_bind(device.join("fuse"), "/dev/fuse").unwrap();
+    let own =
+        [layers.lowers[0].as_path(), layers.upper.as_ref().unwrap(), layers.work.as_ref().unwrap(), &layers.point];
+    for path in own {
+        assert!(Command::new("chown").args(["-R", "--from=0:0", "1000:1000"]).arg(path).status().unwrap().success());
+    }
+    let binary = root.join("stratafs");
+    std::fs::copy(env!("CARGO_BIN_EXE_stratafs"), &binary).unwrap();
+    let started = Command::new("setpriv")
+        .args(["--reuid=1000", "--regid=1000", "--clear-groups", "unshare", "-U", "sh", "-c"])
+        .arg("read ready; exec unshare -m sh -c \"$SCRIPT\"")
+        .env("SCRIPT", script)
+        .env("ROOT", root)
+        .env("BIN", &binary)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn();
+    let mut child = started.ok()?;
+    let process = format!("/proc/{}", child.id());
+    let own = std::fs::read_link("/proc/self/ns/user").unwrap();
+    while std::fs::read_link(format!("{process}/ns/user")).is_ok_and(|theirs| theirs == own) {
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    for map in ["uid_map", "gid_map"] {
+        std::fs::write(format!("{process}/{map}"), maps).unwrap();
+    }
+    child.stdin.take().unwrap().write_all(b"ready\n").unwrap();
+    let output = child.wait_with_output().unwrap();
+    rustix::mount::unmount("/dev/fuse", rustix::mount::UnmountFlags::DETACH).unwrap();
+    Some(output)
+}
+
+/// The kernel denies even the permission to write some of them. A copy would belong to nobody, with its set-user-id bit: both drivers refuse it (CVE-2023-0386), whether the namespace
+/// has a user `nobody` of its own or not.
+fn owners_without_a_number_are_not_copied_up(driver: Driver) {
+    const LOWER: &str = "file mapped \"x\" mode=644 uid=100005 gid=100005\nfile nobody \"x\" mode=644 uid=165533 gid=165533
+        file user \"x\" mode=6757 uid=7 gid=1000\nfile group \"x\" mode=6755 uid=100005 gid=7\nfile d/x uid=1000 gid=1000\ndir d uid=7 gid=7";
+    for (maps, nobody) in [("0 1000 1\n1 100000 65536\n", "done"), ("0 1000 1\n1 100000 65000\n", "refused")] {
+        let layers = Stack::new().lower(LOWER).build();
+        let mount = match driver {
+            Driver::Overlayfs => "mount -t overlay -o \"$O,userxattr\" none merged",
+            Driver::Stratafs => "\"$BIN\" -o \"$O\" merged",
+        };
+        let script = format!(
+            "cd \"$ROOT\"; O=lowerdir=lower0,upperdir=writable/upper,workdir=writable/work; E=writable/work/errors; {mount} || exit 1
+             for f in mapped nobody user group d/x; do
+                 if touch merged/$f 2>$E; then echo $f done
+                 elif grep -q 'Value too large\\|Permission denied' $E; then echo $f refused
+                 else echo $f \"$(cat $E)\"; fi
+             done
+             umount merged"
+        );
+        let Some(output) = as_root_of_a_namespace(&layers, &script, maps) else {
+            return crate::common::skip("permissions::owners_without_a_number", "no setpriv and unshare");
+        };
+        let (said, complained) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        let expected = format!("mapped done\nnobody {nobody}\nuser refused\ngroup refused\nd/x refused\n");
+        assert_eq!(said, expected, "{maps}: {complained}");
+    }
 }
 
 on_stratafs! {
@@ -257,17 +330,6 @@ on_stratafs! {
     fn as_an_ordinary_user(driver) {
         let layers = Stack::new().lower("file f \"f\" mode=644\ndir d/e\nfile d/gone").build();
         assert_eq!(driver, crate::common::Driver::Stratafs);
-        let root = layers.directory.path();
-        let device = root.join("dev");
-        sys::mkdir(&device, 0o755).unwrap();
-        rustix::mount::mount("none", &device, "tmpfs", rustix::mount::MountFlags::empty(), Some(c"mode=755")).unwrap();
-        // The device is root's alone on some systems: this mount namespace gets one of its own.
-        sys::mknod(&device.join("fuse"), libc::S_IFCHR | 0o666, (10, 229)).unwrap();
-        sys::chmod(&device.join("fuse"), 0o666).unwrap();
-        rustix::mount::mount_bind(device.join("fuse"), "/dev/fuse").unwrap();
-        for path in [layers.lowers[0].as_path(), layers.upper.as_ref().unwrap(), layers.work.as_ref().unwrap(), &layers.point] {
-            assert!(Command::new("chown").arg("-R").arg("1000:1000").arg(path).status().unwrap().success());
-        }
         let script = r#"
             set -eu
             cd "$ROOT"
@@ -286,33 +348,10 @@ on_stratafs! {
             ls d
             cd ..; umount merged
         "#;
-        let binary = root.join("stratafs");
-        std::fs::copy(env!("CARGO_BIN_EXE_stratafs"), &binary).unwrap();
-        let started = Command::new("setpriv")
-            .args(["--reuid=1000", "--regid=1000", "--clear-groups", "unshare", "-U", "sh", "-c"])
-            .arg("read ready; exec unshare -m sh -c \"$SCRIPT\"")
-            .env("SCRIPT", script)
-            .env("ROOT", root)
-            .env("BIN", &binary)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn();
-        let Ok(mut child) = started else {
+        let Some(output) = as_root_of_a_namespace(&layers, script, "0 1000 1\n1 100000 1000\n") else {
             return crate::common::skip("permissions::as_an_ordinary_user", "no setpriv and unshare");
         };
-        let process = format!("/proc/{}", child.id());
-        let own = std::fs::read_link("/proc/self/ns/user").unwrap();
-        while std::fs::read_link(format!("{process}/ns/user")).is_ok_and(|theirs| theirs == own) {
-            std::thread::sleep(std::time::Duration::from_millis(5));
-        }
-        for map in ["uid_map", "gid_map"] {
-            std::fs::write(format!("{process}/{map}"), "0 1000 1\n1 100000 1000\n").unwrap();
-        }
-        child.stdin.take().unwrap().write_all(b"ready\n").unwrap();
-        let output = child.wait_with_output().unwrap();
         let (said, complained) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-        rustix::mount::unmount("/dev/fuse", rustix::mount::UnmountFlags::DETACH).unwrap();
         assert!(output.status.success(), "{said}\n{complained}");
         let changed = "f regular file 4711 5:6\np fifo 644 7:8\nd directory 1770 7:8\nd/e directory 755 0:0\nd/g regular file 644 9:0\n";
         assert_eq!(said, format!("f regular file 644 0:0\nd directory 755 0:0\n{changed}{changed}e\ng\n"), "{complained}");
@@ -320,5 +359,11 @@ on_stratafs! {
         assert_eq!(real(&upper.join("f")), (libc::S_IFREG | 0o711, 1000, 1000));
         assert_eq!(real(&upper.join("p")), (libc::S_IFREG | 0o644, 1000, 1000));
         assert_eq!(sys::getxattr(&upper.join("f"), CONTAINERS).unwrap(), b"5:6:4711:file");
+    }
+}
+
+on_both! {
+    fn unmapped_owners_are_refused(driver) {
+        owners_without_a_number_are_not_copied_up(driver);
     }
 }

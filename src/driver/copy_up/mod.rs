@@ -88,6 +88,7 @@ impl Overlay {
             tracing::error!("{place:?}: not the file that it was: a lower layer changed while mounted");
             return Err(Errno::IO);
         };
+        self.check_owner_is_known(&source_dir, source_name, &stat)?;
         let indexed = self.indexed(node);
         let breaks_link = stat.nlink > 1 && !stat.is_dir() && indexed.is_none();
         let origin = if breaks_link { None } else { Some(self.origins.encode(fs, &source_dir, source_name)?) };
