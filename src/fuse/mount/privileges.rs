@@ -15,8 +15,12 @@ use std::io;
 use rustix::io::Errno;
 use rustix::thread::{CapabilitySet, CapabilitySets};
 
-/// What serving needs: files of any owner, their attributes and devices, handles, marks, passthrough, unmounting, the
-/// room that file systems keep for root, labels of security modules.
+/// What serving needs: files of any owner, their attributes and devices, handles, marks, passthrough, unmounting, labels of
+/// security modules.
+///
+/// Not `CAP_SYS_RESOURCE`: it would let every user of the mount write past quotas, and into the blocks that file systems
+/// reserve (kernel: `ovl_fill_super` lowers it in the mounter's credentials for the same reason). What passes through is
+/// written with the credentials of the thread that registered the backing file, which has not got it either.
 const NEEDED: CapabilitySet = CapabilitySet::CHOWN
     .union(CapabilitySet::DAC_OVERRIDE)
     .union(CapabilitySet::DAC_READ_SEARCH)
@@ -25,7 +29,6 @@ const NEEDED: CapabilitySet = CapabilitySet::CHOWN
     .union(CapabilitySet::MKNOD)
     .union(CapabilitySet::SETFCAP)
     .union(CapabilitySet::SYS_ADMIN)
-    .union(CapabilitySet::SYS_RESOURCE)
     .union(CapabilitySet::MAC_ADMIN)
     .union(CapabilitySet::MAC_OVERRIDE);
 
@@ -74,4 +77,15 @@ pub fn stay_when_memory_is_short() -> io::Result<()> {
         return Ok(());
     }
     fs::write(PATH, OOM_SCORE_ADJ.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The machine of the tests may not have the capability, so that no mount shows whether it is given up.
+    #[test]
+    fn quotas_and_reserved_blocks_hold() {
+        assert!(!NEEDED.contains(CapabilitySet::SYS_RESOURCE));
+    }
 }
