@@ -1,6 +1,7 @@
 //! Sixteen processes at once on one mount. Each runs random sequences in directories of its own, checked by the model
-//! after every few steps, while a second thread of it renames, exchanges, creates, removes and copies up files in
-//! directories that all share, and appends to lower files that all append to. Afterwards the whole tree is what all
+//! after every few steps, while a second thread of it renames, exchanges, makes and removes files and directories in
+//! directories that all share, renames directories that all make files in, removes, replaces and appends to lower files
+//! that all do this to, and uses its names of hard links that all have names of. Afterwards the whole tree is what all
 //! models together say: on the mount, and on a fresh one of each driver.
 //!
 //! A deadlock is found by the test's time limit. `STRATAFS_SOAK=1`: it goes on for a minute.
@@ -13,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use crate::backend::{Backend, Outcome, Place, Seen};
 use crate::common::sys::{self, RenameFlags};
-use crate::common::{Driver, Mount, Stack, run_test_within};
+use crate::common::{Driver, Errno, Mount, Stack, Upper, run_test_within, tree};
 use crate::ops::{self, Layer, Op};
 use crate::rng::Rng;
 use crate::union::Union;
@@ -21,11 +22,17 @@ use crate::{SEQUENCE, limit, number, run};
 
 const PROCESSES: u64 = 16;
 
-/// Directories that all processes move files through.
-const SHARED: u64 = 4;
+/// Files and directories of each process that move: the first half from the lower layer.
+const THINGS: u64 = 8;
 
-/// Files of each process there: the first half from the lower layer.
-const FILES: u64 = 6;
+/// Lower hard links, of which each process has a name.
+const LINKS: u64 = 16;
+
+/// Directories that all processes rename, make files in and list.
+const MOVING: u64 = 3;
+
+/// Lower files in each of them.
+const LOW: u64 = 5;
 
 /// Lower files that every process appends its line to: sixteen want to copy each of them up.
 const COMMON: u64 = 48;
@@ -51,11 +58,16 @@ fn rounds() -> u64 {
 const ROOT: &str = "STRATAFS_STORM_ROOT";
 /// And which of the sixteen it is.
 const WORKER: &str = "STRATAFS_STORM_WORKER";
+/// Set: by kernel overlayfs.
+const KERNEL: &str = "STRATAFS_STORM_KERNEL";
+/// Set: hard links stay one file.
+const INDEXED: &str = "STRATAFS_STORM_INDEXED";
 
 /// A directory of a mount that somebody else has made.
 struct Subtree {
     place: Place,
     driver: Driver,
+    indexed: bool,
 }
 
 impl Backend for Subtree {
@@ -69,6 +81,10 @@ impl Backend for Subtree {
 
     fn is_kernel(&self) -> bool {
         self.driver == Driver::Overlayfs
+    }
+
+    fn is_indexed(&self) -> bool {
+        self.indexed
     }
 
     fn finish(self: Box<Self>) {}
@@ -110,10 +126,10 @@ impl Sequence {
         text
     }
 
-    fn run(&self, root: &Path, driver: Driver) {
+    fn run(&self, root: &Path, driver: Driver, indexed: bool) {
         let make = |_: &[Layer]| {
             let place = Place::new(root.join(&self.directory));
-            Box::new(Subtree { place, driver }) as Box<dyn Backend>
+            Box::new(Subtree { place, driver, indexed }) as Box<dyn Backend>
         };
         if let Err(failure) = run::run(&self.layers, &self.ops, &make) {
             panic!("{}, step {}: {}", self.directory, failure.step, failure.message);
@@ -121,78 +137,171 @@ impl Sequence {
     }
 
     /// Compares what is left with what the model says; `begun`: the process has come to it.
-    fn check(&self, root: &Path, driver: Driver, begun: bool) {
-        let mut union = Union::new(&self.layers, false);
+    fn check(&self, mount: &Mount, begun: bool) {
+        let (driver, indexed) = (mount.driver(), is_indexed(mount));
+        let mut union = Union::new(&self.layers, indexed);
         for (seed, op) in self.ops.iter().filter(|_| begun) {
             drop(union.apply(op, *seed));
         }
-        let mut subtree = Subtree { place: Place::new(root.join(&self.directory)), driver };
+        let mut subtree = Subtree { place: Place::new(mount.at(&self.directory)), driver, indexed };
         if let Err(message) = run::compare(&union, &mut subtree, &mut BTreeMap::new()) {
             panic!("{} in the end, by {driver:?}: {message}", self.directory);
         }
     }
 }
 
-/// The file `number` of a worker in a shared directory.
-fn place(root: &Path, directory: u64, worker: u64, number: u64) -> PathBuf {
-    root.join(format!("shared{directory}/f{worker}-{number}"))
+/// Directories that all processes move their own files and directories through, from the lower layer.
+const SHARED: [&str; 5] = ["shared0", "shared1", "shared2", "shared0/in", "shared1/in/deep"];
+
+/// The name of the thing `number` of a worker.
+fn name_of(worker: u64, number: u64) -> String {
+    format!("t{worker}-{number}")
 }
 
-/// What a worker has in the shared directories, and does to it until told to stop.
+/// Where the thing is at first.
+fn first_place(worker: u64, number: u64) -> String {
+    format!("{}/{}", SHARED[number as usize % SHARED.len()], name_of(worker, number))
+}
+
+/// What a worker moves about, with its content.
+#[derive(Clone, Debug, PartialEq)]
+enum Thing {
+    File(String),
+    Directory(BTreeMap<String, String>),
+}
+
+impl Thing {
+    /// The thing `number`, as it is in the lower layer or is made at first.
+    fn new(number: u64) -> Self {
+        let origin = if number < THINGS / 2 { "low" } else { "made" };
+        match number % 2 {
+            0 => Self::File(origin.to_owned()),
+            _ => Self::Directory(["x", "y"].map(|name| (name.to_owned(), origin.to_owned())).into()),
+        }
+    }
+
+    fn make(&self, path: &Path) {
+        match self {
+            Self::File(content) => sys::create(path, content.as_bytes()).unwrap(),
+            Self::Directory(files) => {
+                sys::mkdir(path, 0o755).unwrap();
+                files.iter().for_each(|(name, content)| sys::create(&path.join(name), content.as_bytes()).unwrap());
+            }
+        }
+    }
+
+    fn layer_text(&self, path: &str) -> String {
+        match self {
+            Self::File(content) => format!("file {path} \"{content}\"\n"),
+            Self::Directory(files) => {
+                files.iter().map(|(name, content)| format!("file {path}/{name} \"{content}\"\n")).collect()
+            }
+        }
+    }
+
+    fn remove(&self, path: &Path) {
+        match self {
+            Self::File(_) => sys::unlink(path).unwrap(),
+            Self::Directory(_) => std::fs::remove_dir_all(path).unwrap_or_else(|e| panic!("{}: {e}", path.display())),
+        }
+    }
+
+    fn check(&self, path: &Path) {
+        let found = match self {
+            Self::File(_) => Self::File(sys::text(path)),
+            Self::Directory(_) => {
+                let text = |name: String| (name.clone(), sys::text(&path.join(name)));
+                Self::Directory(sys::names(path).into_iter().map(text).collect())
+            }
+        };
+        assert_eq!(found, *self, "{}", path.display());
+    }
+}
+
+/// What a worker does beside its sequences until told to stop.
 struct Wanderer<'a> {
     root: &'a Path,
     worker: u64,
     rng: Rng,
-    /// Where each of its files is now, and what is in it.
-    files: Vec<(PathBuf, String)>,
-    /// Common files that have its line.
+    /// Where each of its things is now, and what it is.
+    things: Vec<(PathBuf, Thing)>,
+    /// What of the common work it has done.
     appended: u64,
+    removed: u64,
+    linked: u64,
+    /// Files that it has made in each of the directories that move.
+    made: [u64; MOVING as usize],
 }
 
 impl<'a> Wanderer<'a> {
     fn new(root: &'a Path, worker: u64) -> Self {
-        let files = (0..FILES).map(|number| {
-            let path = place(root, number % SHARED, worker, number);
-            if number >= FILES / 2 {
-                sys::create(&path, b"made").unwrap();
+        let things = (0..THINGS).map(|number| {
+            let (path, thing) = (root.join(first_place(worker, number)), Thing::new(number));
+            if number >= THINGS / 2 {
+                thing.make(&path);
             }
-            (path, if number < FILES / 2 { "low".to_owned() } else { "made".to_owned() })
+            (path, thing)
         });
-        let files = files.collect();
-        Self { root, worker, rng: Rng::new(worker), files, appended: 0 }
+        let things = things.collect();
+        let made = [0; MOVING as usize];
+        Self { root, worker, rng: Rng::new(worker), things, appended: 0, removed: 0, linked: 0, made }
     }
 
     fn step(&mut self) {
-        let which = self.rng.below(FILES);
-        let at = which as usize;
-        match self.rng.below(8) {
-            0 => {
-                let other = self.rng.below(FILES) as usize;
-                if other != at {
-                    sys::rename_with(&self.files[at].0, &self.files[other].0, RenameFlags::EXCHANGE).unwrap();
-                    let content = std::mem::take(&mut self.files[at].1);
-                    self.files[at].1 = std::mem::replace(&mut self.files[other].1, content);
-                }
-            }
-            1 => drop(sys::readdir(&self.root.join(format!("shared{}", self.rng.below(SHARED)))).unwrap()),
-            2 => {
-                let (path, content) = &mut self.files[at];
-                sys::unlink(path).unwrap();
-                sys::create(path, b"new").unwrap();
-                *content = "new".to_owned();
-            }
-            3 => {
-                let (path, content) = &mut self.files[at];
-                sys::append(path, b".").unwrap();
-                content.push('.');
-            }
-            4 => self.append_to_common(),
-            _ => {
-                let to = place(self.root, self.rng.below(SHARED), self.worker, which);
-                sys::rename(&self.files[at].0, &to).unwrap();
-                self.files[at].0 = to;
-            }
+        let at = self.rng.below(THINGS) as usize;
+        match self.rng.below(14) {
+            0 | 1 => self.exchange(at),
+            2 => drop(sys::readdir(&self.root.join(*self.rng.pick(&SHARED))).unwrap()),
+            3 => self.make_again(at),
+            4 => self.change(at),
+            5 => self.append_to_common(),
+            6 => self.remove_common(),
+            7 => self.use_link(),
+            8 => self.move_common(),
+            9 => self.make_in_moving(),
+            10 => self.list_moving(),
+            _ => self.rename(at),
         }
+    }
+
+    fn rename(&mut self, at: usize) {
+        let to = self.root.join(*self.rng.pick(&SHARED)).join(name_of(self.worker, at as u64));
+        let from = std::mem::replace(&mut self.things[at].0, to.clone());
+        sys::rename(&from, &to).unwrap_or_else(|error| panic!("{} to {}: {error}", from.display(), to.display()));
+    }
+
+    /// Of two of its things, whatever they are.
+    fn exchange(&mut self, at: usize) {
+        let other = self.rng.below(THINGS) as usize;
+        if other == at {
+            return;
+        }
+        sys::rename_with(&self.things[at].0, &self.things[other].0, RenameFlags::EXCHANGE).unwrap();
+        let thing = self.things[at].1.clone();
+        self.things[at].1 = std::mem::replace(&mut self.things[other].1, thing);
+    }
+
+    fn make_again(&mut self, at: usize) {
+        let (path, thing) = &mut self.things[at];
+        thing.remove(path);
+        *thing = match thing {
+            Thing::File(_) => Thing::File("new".to_owned()),
+            Thing::Directory(_) => Thing::Directory([("new".to_owned(), "new".to_owned())].into()),
+        };
+        thing.make(path);
+    }
+
+    fn change(&mut self, at: usize) {
+        let (path, thing) = &mut self.things[at];
+        let (file, content) = match thing {
+            Thing::File(content) => (path.clone(), content),
+            Thing::Directory(files) => {
+                let Some((name, content)) = files.iter_mut().next() else { return };
+                (path.join(name), content)
+            }
+        };
+        sys::append(&file, b".").unwrap();
+        content.push('.');
     }
 
     /// The next one; the first of the processes that come to it copies it up.
@@ -204,15 +313,105 @@ impl<'a> Wanderer<'a> {
         }
     }
 
+    /// Lower files that every process wants to remove, or to replace: afterwards they are gone, or are somebody's.
+    fn remove_common(&mut self) {
+        if self.removed >= COMMON {
+            return;
+        }
+        let path = self.root.join(format!("common/u{}", self.removed));
+        if self.removed.is_multiple_of(2) {
+            match sys::unlink(&path) {
+                Ok(()) | Err(Errno::NOENT) => {}
+                Err(errno) => panic!("{}: {errno}", path.display()),
+            }
+        } else {
+            let own = self.root.join(format!("common/o{}-{}", self.worker, self.removed));
+            sys::create(&own, self.worker.to_string().as_bytes()).unwrap();
+            sys::rename(&own, &path).unwrap();
+        }
+        self.removed += 1;
+    }
+
+    /// Its own name of a lower hard link that every process has a name of.
+    fn use_link(&mut self) {
+        if self.linked >= LINKS {
+            return;
+        }
+        let path = self.root.join(link_name(self.linked, &self.worker.to_string()));
+        sys::append(&path, format!("{}\n", self.worker).as_bytes()).unwrap();
+        if self.linked.is_multiple_of(2) {
+            sys::unlink(&path).unwrap();
+        }
+        self.linked += 1;
+    }
+
+    /// Moves a directory that all processes move and make files in.
+    fn move_common(&mut self) {
+        let (number, from, to) = (self.rng.below(MOVING), self.rng.below(3), self.rng.below(3));
+        let [from, to] = [from, to].map(|at| self.root.join(&moving_places(number)[at as usize]));
+        if from != to {
+            match sys::rename(&from, &to) {
+                Ok(()) | Err(Errno::NOENT) => {}
+                Err(errno) => panic!("{} to {}: {errno}", from.display(), to.display()),
+            }
+        }
+    }
+
+    /// Calls `act` with the place of the directory `number` that moves until that is not another one meanwhile.
+    fn in_moving<T>(&self, number: u64, act: impl Fn(&Path) -> Result<T, Errno>) -> T {
+        for _ in 0..100_000 {
+            for place in moving_places(number) {
+                match act(&self.root.join(place)) {
+                    Err(Errno::NOENT) => {}
+                    done => return done.unwrap_or_else(|errno| panic!("directory {number} that moves: {errno}")),
+                }
+            }
+        }
+        panic!("the directory {number} that moves is nowhere");
+    }
+
+    fn make_in_moving(&mut self) {
+        let number = self.rng.below(MOVING);
+        let name = format!("{}-{}", self.worker, self.made[number as usize]);
+        self.in_moving(number, |place| sys::create(&place.join(&name), b"made"));
+        self.made[number as usize] += 1;
+    }
+
+    /// Nothing is missing in it at any moment.
+    fn list_moving(&mut self) {
+        let number = self.rng.below(MOVING);
+        let listed = self.in_moving(number, sys::readdir);
+        let names: std::collections::BTreeSet<String> =
+            listed.into_iter().map(|entry| entry.name.into_string().unwrap()).collect();
+        let own = (0..self.made[number as usize]).map(|at| format!("{}-{at}", self.worker));
+        let missing: Vec<String> =
+            own.chain((0..LOW).map(|at| format!("low{at}"))).filter(|n| !names.contains(n)).collect();
+        assert!(missing.is_empty(), "{missing:?} missing in directory {number} that moves: {names:?}");
+    }
+
     /// All that is left to do, and whether everything is where and what it should be.
     fn end(mut self) {
         while self.appended < COMMON {
             self.append_to_common();
         }
-        for (path, content) in &self.files {
-            assert_eq!(sys::text(path), *content, "{}", path.display());
+        while self.removed < COMMON {
+            self.remove_common();
         }
+        while self.linked < LINKS {
+            self.use_link();
+        }
+        self.things.iter().for_each(|(path, thing)| thing.check(path));
     }
+}
+
+/// The places of the directory `number` that moves; it is in one of them.
+fn moving_places(number: u64) -> [String; 3] {
+    [format!("moving/a{number}"), format!("moving/b{number}"), format!("moving/in/c{number}")]
+}
+
+/// A name of the lower hard link `number`: a worker's, or `keep`, which nobody touches.
+fn link_name(number: u64, whose: &str) -> String {
+    format!("links/h{number}-{whose}")
 }
 
 fn wander(root: &Path, worker: u64, stop: &AtomicBool) {
@@ -225,19 +424,21 @@ fn wander(root: &Path, worker: u64, stop: &AtomicBool) {
     wanderer.end();
 }
 
-/// Not a test: one of the sixteen processes, which the storm starts. Prints how many sequences it has run.
+/// One of the sixteen processes. Prints how many sequences it has run.
 #[test]
+#[ignore = "a process of another test"]
 fn storm_worker() {
-    let Some(root) = std::env::var_os(ROOT).map(PathBuf::from) else { return };
+    let root = std::env::var_os(ROOT).map(PathBuf::from).expect("started by the storm");
     let worker = number(WORKER, 0);
-    let driver = if std::env::var_os("STRATAFS_STORM_KERNEL").is_some() { Driver::Overlayfs } else { Driver::Stratafs };
+    let driver = if std::env::var_os(KERNEL).is_some() { Driver::Overlayfs } else { Driver::Stratafs };
+    let indexed = std::env::var_os(INDEXED).is_some();
     let stop = AtomicBool::new(false);
     let started = Instant::now();
     let is_time = || duration().is_zero() || started.elapsed() < duration();
     std::thread::scope(|scope| {
         let wanderer = scope.spawn(|| wander(&root, worker, &stop));
         let sequences = scope.spawn(|| {
-            let run = |sequence: Sequence| sequence.run(&root, driver);
+            let run = |sequence: Sequence| sequence.run(&root, driver, indexed);
             Sequence::all_of(worker).take_while(|_| is_time()).map(run).count()
         });
         let outcome = sequences.join();
@@ -261,10 +462,13 @@ impl Crowd {
     fn start(mount: &Mount) -> Self {
         let start = |worker: u64| {
             let mut command = Command::new(std::env::current_exe().unwrap());
-            command.args(["--exact", "storm::storm_worker", "--nocapture", "--test-threads=1"]);
+            command.args(["--exact", "storm::storm_worker", "--ignored", "--nocapture", "--test-threads=1"]);
             command.env(ROOT, mount.root()).env(WORKER, worker.to_string());
             if mount.driver() == Driver::Overlayfs {
-                command.env("STRATAFS_STORM_KERNEL", "1");
+                command.env(KERNEL, "1");
+            }
+            if is_indexed(mount) {
+                command.env(INDEXED, "1");
             }
             command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
         };
@@ -295,42 +499,100 @@ impl Drop for Crowd {
 }
 
 /// Compares everything with the models; what is in the shared directories. `ran`: sequences of each process.
-fn check_all(mount: &Mount, ran: &[u64]) -> BTreeMap<PathBuf, String> {
+fn check_all(mount: &Mount, ran: &[u64]) -> BTreeMap<String, String> {
     for (worker, &ran) in (0..).zip(ran) {
         for (round, sequence) in (0..).zip(Sequence::all_of(worker)) {
-            sequence.check(mount.root(), mount.driver(), round < ran);
+            sequence.check(mount, round < ran);
         }
     }
     for number in 0..COMMON {
         let text = sys::text(&mount.at(&format!("common/c{number}")));
-        let mut lines: Vec<&str> = text.strip_prefix("low\n").expect("the lower content").lines().collect();
-        lines.sort_by_key(|line| line.parse::<u64>().expect("a number"));
-        let all: Vec<String> = (0..PROCESSES).map(|worker| worker.to_string()).collect();
-        assert_eq!(lines, all, "common/c{number}");
+        assert_lines_of_all(&text, &format!("common/c{number}"));
+        let path = mount.at(&format!("common/u{number}"));
+        if number.is_multiple_of(2) {
+            assert_eq!(sys::lstat(&path).err(), Some(Errno::NOENT), "{}", path.display());
+        } else {
+            assert!(sys::text(&path).parse::<u64>().is_ok_and(|worker| worker < PROCESSES), "{}", path.display());
+        }
     }
-    let shared = (0..SHARED).map(|number| PathBuf::from(format!("shared{number}")));
-    let names = shared.flat_map(|dir| sys::names(&mount.root().join(&dir)).into_iter().map(move |name| dir.join(name)));
-    let files: BTreeMap<PathBuf, String> =
-        names.map(|path| (path.clone(), sys::text(&mount.root().join(path)))).collect();
-    assert_eq!(files.len() as u64, FILES * PROCESSES, "files in the shared directories");
-    files
+    (0..LINKS).for_each(|number| check_link(mount, number, is_indexed(mount)));
+    for number in 0..MOVING {
+        let places = moving_places(number);
+        assert_eq!(places.iter().filter(|place| sys::exists(&mount.at(place))).count(), 1, "{places:?}");
+    }
+    tree::snapshot(mount.root(), false)
+        .into_iter()
+        .filter(|(path, _)| ["shared", "common", "links", "moving"].iter().any(|part| path.starts_with(part)))
+        .map(|(path, line)| (path, line.split(' ').filter(|word| !word.starts_with("mtime=")).collect()))
+        .collect()
 }
 
-fn storm(driver: Driver) {
+fn is_indexed(mount: &Mount) -> bool {
+    mount.layers().options.iter().any(|option| option == "index=on")
+}
+
+fn assert_lines_of_all(text: &str, what: &str) {
+    let mut lines: Vec<&str> = text.strip_prefix("low\n").expect("the lower content").lines().collect();
+    lines.sort_by_key(|line| line.parse::<u64>().expect("a number"));
+    let all: Vec<String> = (0..PROCESSES).map(|worker| worker.to_string()).collect();
+    assert_eq!(lines, all, "{what}");
+}
+
+/// With an index all names are one file; else each that was written to is a file of its own.
+fn check_link(mount: &Mount, number: u64, indexed: bool) {
+    let keep = mount.at(&link_name(number, "keep"));
+    let left = if number.is_multiple_of(2) { 0 } else { PROCESSES };
+    if indexed {
+        assert_lines_of_all(&sys::text(&keep), &keep.display().to_string());
+        assert_eq!(sys::lstat(&keep).unwrap().st_nlink, left + 1, "{}", keep.display());
+    } else {
+        assert_eq!(sys::text(&keep), "low\n", "{}", keep.display());
+    }
+    for worker in 0..PROCESSES {
+        let path = mount.at(&link_name(number, &worker.to_string()));
+        if left == 0 {
+            assert_eq!(sys::lstat(&path).err(), Some(Errno::NOENT), "{}", path.display());
+        } else if indexed {
+            assert_eq!(sys::ino(&path), sys::ino(&keep), "{}", path.display());
+        } else {
+            assert_eq!(sys::text(&path), format!("low\n{worker}\n"), "{}", path.display());
+        }
+    }
+}
+
+/// The lower layer of what all share.
+fn shared_text() -> String {
+    let mut text: String = SHARED.iter().map(|shared| format!("dir {shared}\n")).collect();
+    for (worker, number) in (0..PROCESSES).flat_map(|worker| (0..THINGS / 2).map(move |number| (worker, number))) {
+        text.push_str(&Thing::new(number).layer_text(&first_place(worker, number)));
+    }
+    for number in 0..COMMON {
+        text.push_str(&format!("file common/c{number} \"low\\n\"\nfile common/u{number} \"low\\n\"\n"));
+    }
+    for number in 0..LINKS {
+        let keep = link_name(number, "keep");
+        text.push_str(&format!("file {keep} \"low\\n\"\n"));
+        for worker in 0..PROCESSES {
+            text.push_str(&format!("hard {} {keep}\n", link_name(number, &worker.to_string())));
+        }
+    }
+    text.push_str("dir moving/in\n");
+    for number in 0..MOVING {
+        let [first, ..] = moving_places(number);
+        text.push_str(&(0..LOW).map(|at| format!("file {first}/low{at} \"low\"\n")).collect::<String>());
+    }
+    text
+}
+
+/// The storm on a mount by `driver` with `options`, its upper reached through `upper`.
+fn storm(driver: Driver, options: &[&str], upper: Upper) {
     let deepest = (0..PROCESSES).flat_map(Sequence::all_of).map(|sequence| sequence.layers.len()).max().unwrap();
-    let mut stack = Stack::new();
+    let mut stack = options.iter().fold(Stack::new().upper_on(upper), |stack, option| stack.option(option));
     for number in 0..deepest {
         let mut text: String =
             (0..PROCESSES).flat_map(Sequence::all_of).map(|sequence| sequence.text(number)).collect();
         if number == 0 {
-            (0..SHARED).for_each(|shared| text.push_str(&format!("dir shared{shared}\n")));
-            for (worker, file) in (0..PROCESSES).flat_map(|worker| (0..FILES / 2).map(move |file| (worker, file))) {
-                text.push_str(&format!(
-                    "file {} \"low\"\n",
-                    place(Path::new(""), file % SHARED, worker, file).display()
-                ));
-            }
-            (0..COMMON).for_each(|number| text.push_str(&format!("file common/c{number} \"low\\n\"\n")));
+            text.push_str(&shared_text());
         }
         stack = stack.lower(&text);
     }
@@ -338,20 +600,37 @@ fn storm(driver: Driver) {
     let started = Instant::now();
     let ran = Crowd::start(&mount).join();
     eprintln!("{} sequences in {:?}", ran.iter().sum::<u64>(), started.elapsed());
-    let files = check_all(&mount, &ran);
+    let seen = check_all(&mount, &ran);
     let mount = mount.remount(driver);
-    assert_eq!(check_all(&mount, &ran), files);
+    assert_eq!(check_all(&mount, &ran), seen);
     if driver == Driver::Stratafs {
-        assert_eq!(check_all(&mount.remount(Driver::Overlayfs), &ran), files);
+        let layers = mount.unmount();
+        // Of an upper, the kernel lists whiteouts by attribute that are not next to its root; of a lower layer it does not.
+        let layers = if upper == Upper::XattrWhiteouts { layers.restack() } else { layers };
+        assert_eq!(check_all(&layers.mount(Driver::Overlayfs), &ran), seen);
     }
 }
 
-#[test]
-fn overlayfs() {
-    run_test_within(time_limit(), "model::storm::overlayfs", Driver::Overlayfs, storm);
+macro_rules! storms {
+    ($($test:ident $driver:ident $options:expr, $upper:ident $(, $inventories:ident)?;)*) => {$(
+        #[test]
+        fn $test() {
+            let name = concat!("model::storm::", stringify!($test));
+            run_test_within(time_limit(), name, Driver::$driver, |driver| {
+                $(crate::common::$inventories();)?
+                storm(driver, &$options, Upper::$upper);
+            });
+        }
+    )*};
 }
 
-#[test]
-fn stratafs() {
-    run_test_within(time_limit(), "model::storm::stratafs", Driver::Stratafs, storm);
+storms! {
+    overlayfs Overlayfs [], Plain;
+    overlayfs_indexed Overlayfs ["index=on", "metacopy=on"], Plain;
+    stratafs Stratafs [], Plain;
+    stratafs_indexed Stratafs ["index=on"], Plain;
+    stratafs_metacopy Stratafs ["metacopy=on"], Plain;
+    stratafs_indexed_metacopy Stratafs ["index=on", "metacopy=on"], Plain;
+    stratafs_with_inventories Stratafs ["index=on"], Plain, use_inventories;
+    stratafs_with_xattr_whiteouts Stratafs [], XattrWhiteouts;
 }
