@@ -103,10 +103,11 @@ fn many(name: &'static str, body: impl FnOnce() + Send + 'static) {
 /// The directory in which [`a_worker`] works, and how often; unset: this is no worker.
 const WORKER: &str = "STRATAFS_TEST_WORKER";
 
-/// Not a test: what each of the processes of [`creations_and_removals`] does.
+/// What each of the processes of [`creations_and_removals`] does.
 #[test]
+#[ignore = "a process of another test"]
 fn a_worker() {
-    let Some(order) = std::env::var_os(WORKER) else { return };
+    let order = std::env::var_os(WORKER).expect("started by creations_and_removals");
     let (rounds, path) = order.to_str().unwrap().split_once(' ').unwrap();
     let rounds: usize = rounds.parse().unwrap();
     for at in 0..rounds {
@@ -118,7 +119,7 @@ fn a_worker() {
 
 fn start_worker(directory: &Path, rounds: usize) -> Child {
     Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "a_worker"])
+        .args(["--exact", "a_worker", "--ignored"])
         .env(WORKER, format!("{rounds} {}", directory.display()))
         .stdout(Stdio::null())
         .spawn()
@@ -250,12 +251,10 @@ fn stopped_and_continued() {
     });
 }
 
-/// What the kernel has cached is dropped while it is dirty. Long form only: it is the whole machine's cache.
+/// What the kernel has cached is dropped while it is dirty. It is the whole machine's cache.
 #[test]
+#[ignore = "long: it drops the whole machine's cache, in scripts/soak"]
 fn caches_dropped_while_dirty() {
-    if amount(0, 1) == 0 {
-        return;
-    }
     many("caches_dropped_while_dirty", || {
         for option in ["writeback", "passthrough=off", "passthrough=upper"] {
             let mount = Stack::new().lower("file f fill=3000000").stratafs_option(option).mount(Driver::Stratafs);

@@ -18,7 +18,7 @@ pub enum Upper {
     BindfsWithoutXattrs,
     /// mergerfs with one branch: as bindfs.
     Mergerfs,
-    /// `mknod` of devices is refused, so whiteouts are attributes.
+    /// `mknod` of the device 0:0 is refused, so whiteouts are attributes.
     XattrWhiteouts,
 }
 
@@ -68,7 +68,7 @@ fn is_mountpoint(path: &Path) -> bool {
     device(path) != device(path.parent().expect("a parent"))
 }
 
-/// From now on `mknodat(2)` of a character device fails with EPERM.
+/// From now on `mknodat(2)` of a whiteout, the character device 0:0, fails with EPERM.
 fn refuse_devices() -> std::io::Result<()> {
     const DENY: u32 = libc::SECCOMP_RET_ERRNO | libc::EPERM as u32;
     let jump =
@@ -77,10 +77,12 @@ fn refuse_devices() -> std::io::Result<()> {
     // Offsets in `struct seccomp_data`: the number is at 0, the arguments are from 16 on.
     let program = [
         statement(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0),
-        jump(libc::SYS_mknodat as u32, 4),
+        jump(libc::SYS_mknodat as u32, 6),
         statement(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 16 + 2 * 8),
         statement(libc::BPF_ALU | libc::BPF_AND | libc::BPF_K, libc::S_IFMT),
-        jump(libc::S_IFCHR, 1),
+        jump(libc::S_IFCHR, 3),
+        statement(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 16 + 3 * 8),
+        jump(0, 1),
         statement(libc::BPF_RET | libc::BPF_K, DENY),
         statement(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ALLOW),
     ];

@@ -11,7 +11,7 @@ use rustix::mount::{UnmountFlags, unmount};
 
 use crate::common::stack::{Layers, Stack};
 use crate::common::{Driver, run_test_within, sys, unwatch_daemon, watch_daemon};
-use crate::gate::{Act, Gate, Order};
+use crate::gate::{Act, Counted, Gate, Order};
 
 /// Longer than a mount waits for an upper that somebody uses.
 const SLOW: Duration = Duration::from_secs(6);
@@ -38,7 +38,7 @@ impl Slow {
     }
 
     fn hold_up(&self) {
-        self.gate.give(Order { at: 0, act: Act::Wait(SLOW), looking: false });
+        self.gate.give(Order { at: 0, act: Act::Wait(SLOW), counted: Counted::Changes });
     }
 
     fn ended(mut self) {

@@ -6,14 +6,18 @@ use std::time::{Duration, Instant};
 use rustix::io::Errno;
 
 use crate::common::stack::{Mount, Stack};
-use crate::common::{Driver, run_test_within, sys, tree};
-use crate::gate::{Act, Call, Gate, Order};
+use crate::common::{Driver, Upper, run_test_within, skip, sys, tree};
+use crate::gate::{Act, Call, Counted, Gate, Order};
 use crate::verbs::{VERBS, Verb, scenes};
-use crate::{Tree, report, soaking, without_any_times, without_times};
+use crate::{Tree, refuses, report, soaking, without_any_times, without_times};
 
 /// Errors of calls that change something, and of all of them.
 const CHANGES: [Errno; 2] = [Errno::NOSPC, Errno::DQUOT];
 const ALL: [Errno; 3] = [Errno::IO, Errno::MFILE, Errno::NOMEM];
+
+/// Errors of a file system that does not know a flag of `renameat2(2)`, as it may turn out only when one is given.
+const REFUSALS: [Errno; 1] = [Errno::INVAL];
+const FLAGGED: Counted = Counted::Named("renameat2");
 
 /// Scenes of one mount; each has one fault.
 const SCENES: usize = 40;
@@ -31,8 +35,8 @@ fn difference(verb: &Verb, found: &Tree, expected: &Tree) -> String {
     tree::diff(found, expected)
 }
 
-fn mount(verb: &Verb, scene_count: usize, gate: &Gate) -> Mount {
-    let stack = Stack::new().lower(&scenes(scene_count));
+fn mount(verb: &Verb, upper: Upper, scene_count: usize, gate: &Gate) -> Mount {
+    let stack = Stack::new().lower(&scenes(scene_count)).upper_on(upper);
     let stack = verb.options.iter().fold(stack, |stack, option| stack.option(option));
     stack.build().mount_started_by(|command| gate.spawn(command))
 }
@@ -52,7 +56,7 @@ enum Outcome {
 struct Run<'a> {
     verb: &'a Verb,
     errno: Errno,
-    looking: bool,
+    counted: Counted,
     mount: &'a Mount,
     gate: &'a Gate,
 }
@@ -63,7 +67,7 @@ impl Run<'_> {
         let path = self.mount.at(&scene.to_string());
         (self.verb.prepare)(&path).unwrap();
         let old = scene_of(self.mount.root(), scene);
-        self.gate.give(Order { at, act: Act::Fail(self.errno), looking: self.looking });
+        self.gate.give(Order { at, act: Act::Fail(self.errno), counted: self.counted });
         let acted = (self.verb.act)(&path);
         let struck = self.gate.take();
         let now = scene_of(self.mount.root(), scene);
@@ -98,8 +102,8 @@ struct Control {
 }
 
 impl Control {
-    fn of(verb: &Verb) -> Self {
-        let mount = mount(verb, SCENES, &Gate::default());
+    fn of(verb: &Verb, upper: Upper) -> Self {
+        let mount = mount(verb, upper, SCENES, &Gate::default());
         let mut held = vec![descriptors(&mount)];
         for scene in 0..SCENES {
             let path = mount.at(&scene.to_string());
@@ -114,12 +118,12 @@ impl Control {
 }
 
 /// Has every call of the change fail with `errno`, in as many mounts as needed; the number of calls.
-fn fail_each(verb: &Verb, errno: Errno, looking: bool, control: &Control) -> usize {
+fn fail_each(verb: &Verb, upper: Upper, errno: Errno, counted: Counted, control: &Control) -> usize {
     let mut at = 0;
     loop {
         let gate = Gate::default();
-        let mount = mount(verb, SCENES, &gate);
-        let run = Run { verb, errno, looking, mount: &mount, gate: &gate };
+        let mount = mount(verb, upper, SCENES, &gate);
+        let run = Run { verb, errno, counted, mount: &mount, gate: &gate };
         let (mut done, mut used) = (false, 0);
         while used < SCENES && !done {
             match run.fail_at(used, at, &control.new) {
@@ -135,6 +139,10 @@ fn fail_each(verb: &Verb, errno: Errno, looking: bool, control: &Control) -> usi
             let difference = difference(verb, &scene_of(mount.root(), used), &control.new);
             assert!(difference.is_empty(), "{} with {errno:?} before call {at}:\n{difference}", verb.name);
             used += 1;
+        }
+        if at == 0 {
+            // No call of those was made, so nothing has failed.
+            return 0;
         }
         assert_descriptors_are_given_back(&mount, used, control, verb, errno);
         assert_no_stage_is_left(&mount, verb, errno);
@@ -164,7 +172,7 @@ fn assert_descriptors_are_given_back(mount: &Mount, used: usize, control: &Contr
         if descriptors(mount) <= held {
             return;
         }
-        held = held.max(Control::of(verb).held[used]);
+        held = held.max(Control::of(verb, mount.layers().upper_on).held[used]);
     }
     let now = descriptors(mount);
     assert!(now <= held, "{} with {errno:?}: {now} descriptors are open, {held} without faults", verb.name);
@@ -183,26 +191,52 @@ fn assert_no_stage_is_left(mount: &Mount, verb: &Verb, errno: Errno) {
 }
 
 fn is_whiteout(work: &Path, name: &str) -> bool {
-    sys::lstat(&work.join(name)).unwrap().st_mode & libc::S_IFMT == libc::S_IFCHR
+    let path = work.join(name);
+    let by_xattr = || sys::getxattr(&path, "trusted.overlay.whiteout").is_ok();
+    sys::lstat(&path).unwrap().st_mode & libc::S_IFMT == libc::S_IFCHR || by_xattr()
 }
 
-fn everywhere(name: &'static str) {
-    run_test_within(Duration::from_secs(1800), name, Driver::Stratafs, move |_| {
+fn everywhere_on(upper: Upper, name: &'static str) {
+    let test = format!("faults {upper:?} {name}");
+    run_test_within(Duration::from_secs(1800), &test, Driver::Stratafs, move |_| {
         let place = VERBS.iter().position(|verb| verb.name == name).unwrap();
         let verb = &VERBS[place];
-        let control = Control::of(verb);
+        if refuses(upper, verb) {
+            return skip(&format!("faults {name}"), &format!("{upper:?} refuses it"));
+        }
+        let control = Control::of(verb, upper);
         let (changes, all) = match (soaking(), place % 3) {
             (true, _) => (&CHANGES[..], &ALL[..]),
-            (false, 0) => (&CHANGES[..1], &ALL[..1]),
+            (false, 0) if upper == Upper::Plain => (&CHANGES[..1], &ALL[..1]),
             (false, _) => (&CHANGES[..1], &ALL[..0]),
         };
         let mut points = 0;
-        for (errnos, looking) in [(changes, false), (all, true)] {
-            points += errnos.iter().map(|&errno| fail_each(verb, errno, looking, &control)).sum::<usize>();
+        for (errnos, counted) in [(changes, Counted::Changes), (all, Counted::All), (&REFUSALS[..], FLAGGED)] {
+            points += errnos.iter().map(|&errno| fail_each(verb, upper, errno, counted, &control)).sum::<usize>();
         }
         assert!(points > 0, "{name} has no calls that could fail");
-        report("fault", name, points);
+        report("fault", upper, name, points);
     });
 }
 
+fn everywhere(name: &'static str) {
+    everywhere_on(Upper::Plain, name);
+}
+
 with_verbs!(test_each);
+
+mod behind_bindfs {
+    fn everywhere(name: &'static str) {
+        super::everywhere_on(super::Upper::Bindfs, name);
+    }
+
+    with_verbs!(test_each);
+}
+
+mod with_xattr_whiteouts {
+    fn everywhere(name: &'static str) {
+        super::everywhere_on(super::Upper::XattrWhiteouts, name);
+    }
+
+    with_verbs!(test_each);
+}

@@ -90,8 +90,29 @@ pub enum Act {
 pub struct Order {
     pub at: usize,
     pub act: Act,
-    /// Calls that only look are counted too.
-    pub looking: bool,
+    /// Which calls are counted.
+    pub counted: Counted,
+}
+
+/// Calls that an order counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Counted {
+    /// Those that change a file system.
+    Changes,
+    /// Those that only look, too.
+    All,
+    /// Those of one name.
+    Named(&'static str),
+}
+
+impl Counted {
+    fn counts(self, call: Call) -> bool {
+        match self {
+            Self::Changes => !call.looks,
+            Self::All => true,
+            Self::Named(name) => call.name == name,
+        }
+    }
 }
 
 /// The call at which an order was carried out.
@@ -215,7 +236,7 @@ impl State {
             None => Call { name: find(&LOOKING)?, looks: true },
         };
         self.reply_counts |= !call.looks;
-        (order.looking || !call.looks).then_some(call)
+        order.counted.counts(call).then_some(call)
     }
 }
 

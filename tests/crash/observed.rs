@@ -8,7 +8,7 @@ use rustix::io::Errno;
 
 use crate::common::stack::{Mount, Stack};
 use crate::common::{Driver, run_test_within, sys};
-use crate::gate::{Act, Gate, Order};
+use crate::gate::{Act, Counted, Gate, Order};
 
 /// A daemon that logs by `filter`, with its calls going through the gate.
 fn mount(gate: &Gate, filter: &str) -> Mount {
@@ -27,7 +27,7 @@ fn told(mount: &Mount) -> Vec<String> {
 }
 
 fn fail_once<T>(gate: &Gate, errno: Errno, act: impl FnOnce() -> T) -> T {
-    gate.give(Order { at: 0, act: Act::Fail(errno), looking: false });
+    gate.give(Order { at: 0, act: Act::Fail(errno), counted: Counted::Changes });
     let result = act();
     assert!(gate.take().is_some(), "no call was made to fail");
     result

@@ -21,10 +21,10 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use tempfile::TempDir;
 
 use crate::common::stack::{Layers, Mount, Stack};
-use crate::common::{Driver, run_test_within, sys, tree};
-use crate::gate::{Act, Gate, Order, shut_down};
+use crate::common::{Driver, Upper, run_test_within, sys, tree};
+use crate::gate::{Act, Counted, Gate, Order, shut_down};
 use crate::verbs::{ACKNOWLEDGED, VERBS, Verb, scenes};
-use crate::{Tree, check_crashed, report, soaking, without_times};
+use crate::{Tree, check_crashed, report, without_times};
 
 /// A file system of its own, on a loop device.
 struct Disk {
@@ -124,7 +124,7 @@ fn cut_at(verb: &Verb, at: usize, disk: &Disk, (old, new): &(Tree, Tree)) -> boo
     let gate = Gate::default();
     let mount = ready(verb, disk, &gate);
     let root = disk.open();
-    gate.give(Order { at, act: Act::Shutdown(root.as_raw_fd()), looking: false });
+    gate.give(Order { at, act: Act::Shutdown(root.as_raw_fd()), counted: Counted::Changes });
     let acted = (verb.act)(&mount.at("0"));
     let Some(call) = gate.take() else {
         acted.unwrap();
@@ -154,7 +154,7 @@ fn everywhere_on(kind: &'static str, name: &'static str) {
         let trees = before_and_after(verb, &disk);
         let points = (0..).take_while(|&at| cut_at(verb, at, &disk, &trees)).count();
         assert!(points > 1, "{name} has no calls");
-        report("power", &format!("{name} {kind}"), points);
+        report("power", Upper::Plain, &format!("{name} {kind}"), points);
     });
 }
 
@@ -165,7 +165,7 @@ fn acknowledged_on(kind: &'static str) {
             let (_, new) = before_and_after(verb, &disk);
             cut_after(verb, &disk, &new);
         }
-        report("power", &format!("acknowledged {kind}"), ACKNOWLEDGED.len());
+        report("power", Upper::Plain, &format!("acknowledged {kind}"), ACKNOWLEDGED.len());
     });
 }
 
@@ -198,12 +198,9 @@ cut! {
     metacopy_on_xfs "xfs" "metacopy_append";
 }
 
-/// Every verb on both file systems; for `scripts/soak`.
 #[test]
+#[ignore = "long: every verb on both file systems, in scripts/soak"]
 fn every_verb_in_the_long_form() {
-    if !soaking() {
-        return;
-    }
     for kind in ["ext4", "xfs"] {
         for verb in VERBS {
             everywhere_on(kind, verb.name);
