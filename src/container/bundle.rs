@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
+use super::paths::clean;
 use super::users::Identity;
 use crate::image::config::Process;
 
@@ -69,25 +70,30 @@ pub struct Volume {
 impl std::str::FromStr for Volume {
     type Err = crate::image::ImageError;
 
+    /// The last `:/` is between source and destination, so that a source may have colons in its name.
     fn from_str(text: &str) -> crate::image::Result<Self> {
         let bad = |reason: &str| crate::image::ImageError::malformed(text, reason);
-        let mut parts = text.split(':');
-        let (source, destination) =
-            parts.next().zip(parts.next()).ok_or_else(|| bad("a volume reads SOURCE:DESTINATION[:ro]"))?;
+        let form = "a volume reads SOURCE:DESTINATION[:ro], with an absolute destination";
+        let at = text.rfind(":/").ok_or_else(|| bad(form))?;
+        let (source, rest) = (&text[..at], &text[at + 1..]);
+        let (destination, options) = rest.split_once(':').unwrap_or((rest, "rw"));
         let mut read_only = false;
-        for option in parts.flat_map(|options| options.split(',')) {
+        for option in options.split(',') {
             match option {
                 "ro" => read_only = true,
                 "rw" | "z" | "Z" => {}
                 _ => return Err(bad("the options of a volume are ro and rw")),
             }
         }
-        let destination = Path::new(destination);
-        if !destination.is_absolute() || source.is_empty() {
-            return Err(bad("a volume reads SOURCE:DESTINATION[:ro], with an absolute destination"));
+        if source.is_empty() {
+            return Err(bad(form));
+        }
+        let destination = clean(Path::new(destination));
+        if destination == Path::new("/") {
+            return Err(bad("a volume cannot be the whole file system of a container"));
         }
         let source = std::path::absolute(source).map_err(|error| bad(&error.to_string()))?;
-        Ok(Self { source, destination: destination.to_owned(), read_only })
+        Ok(Self { source, destination, read_only })
     }
 }
 
@@ -305,7 +311,19 @@ mod tests {
     fn volumes() {
         let volume: Volume = "/a:/b:ro".parse().expect("volume");
         assert_eq!(volume, Volume { source: "/a".into(), destination: "/b".into(), read_only: true });
-        for bad in ["/a", "/a:b", ":/b", "/a:/b:x"] {
+        let table = [
+            ("/a:b:/c", "/a:b", "/c"),
+            ("/a:/b:/c", "/a:/b", "/c"),
+            ("/a\\:/c", "/a\\", "/c"),
+            ("/a b:/c d", "/a b", "/c d"),
+            ("/a:/b/../c//d/", "/a", "/c/d"),
+        ];
+        for (text, source, destination) in table {
+            let volume: Volume = text.parse().expect(text);
+            let expected = Volume { source: source.into(), destination: destination.into(), read_only: false };
+            assert_eq!(volume, expected, "{text}");
+        }
+        for bad in ["/a", "/a:b", ":/b", "/a:/b:x", "/a:/", "/a:/.", "/a://", "/a:/b/..", "/a:/:ro"] {
             assert!(bad.parse::<Volume>().is_err(), "{bad}");
         }
     }

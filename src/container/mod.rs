@@ -11,7 +11,9 @@
 //! ```
 
 pub mod bundle;
+mod damaged;
 mod mount;
+mod paths;
 mod program;
 pub mod rootless;
 mod run;
@@ -24,21 +26,23 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FlockOperation, Mode, OFlags, RenameFlags, flock, open, renameat_with};
+use rustix::fs::{CWD, FlockOperation, Mode, OFlags, RenameFlags, flock, fstat, open, renameat_with};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use crate::confined;
 use crate::image::config::ImageConfig;
 use crate::image::digest::Digest;
-use crate::image::files::{make_dir, remove_tree, sync_dir};
+use crate::image::files::{make_dir, sync_dir};
 use crate::image::reference::Reference;
 use crate::image::time::Timestamp;
 use crate::image::{ImageError, IoContext, Result, nearest, spec};
 use crate::marks::Namespace;
-use crate::store::{Image, Layer, Store, replace_file};
+use crate::store::{Image, Layer, Store, replace_file, retry_interrupted};
 
+pub use damaged::Damaged;
 pub use mount::{Driver, escaped_option, stratafs_program};
-pub use run::{Runtime, State, forwarding_signals};
+pub use run::{Runtime, State, refuse_if_interrupted};
 
 /// `container.json`: what a container is made of. The store's gc reads `image`, `layers` and `blobs`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -81,6 +85,41 @@ pub struct RunLock {
     _file: File,
 }
 
+impl RunLock {
+    /// The lock for another program: it is held as long as that has the file open.
+    pub fn into_file(self) -> File {
+        self._file
+    }
+
+    /// The lock that the process which started this one handed over as standard input.
+    ///
+    /// # Errors
+    /// Standard input is not this container's directory.
+    pub fn handed_over(container: &Container) -> Result<Self> {
+        let stdin = rustix::io::dup(rustix::stdio::stdin()).at(&container.dir)?;
+        let (given, own) = (fstat(&stdin).at(&container.dir)?, rustix::fs::stat(&container.dir).at(&container.dir)?);
+        if (given.st_dev, given.st_ino) != (own.st_dev, own.st_ino) {
+            return Err(ImageError::refused(&container.name, "was not handed over to be run"));
+        }
+        Ok(Self { _file: stdin.into() })
+    }
+}
+
+/// Held while a container is mounted, unmounted, read or removed.
+#[derive(Debug)]
+pub struct ChangeLock {
+    _file: File,
+}
+
+/// The containers of a store.
+#[derive(Debug, Default)]
+pub struct Listed {
+    /// Those that can be used, the oldest first.
+    pub containers: Vec<Container>,
+    /// Those that cannot.
+    pub damaged: Vec<Damaged>,
+}
+
 /// A container of a store.
 #[derive(Clone, Debug)]
 pub struct Container {
@@ -117,50 +156,59 @@ impl Container {
     /// # Errors
     /// When the name is taken or malformed, or a layer is missing.
     pub fn create(store: &Store, image: &Image, options: &CreateOptions) -> Result<Self> {
+        Self::create_locked(store, image, options).map(|(container, _)| container)
+    }
+
+    /// Makes a container that this process is about to run: no other process can run or remove it first.
+    ///
+    /// # Errors
+    /// As [`create`](Self::create).
+    pub fn create_locked(store: &Store, image: &Image, options: &CreateOptions) -> Result<(Self, RunLock)> {
         let _lock = store.lock_shared()?;
         // Its layers may still be there, being others', too; its configuration is not.
         store.refuse_if_gone(image)?;
         let layers = store.layers_of(image)?;
-        let name = match &options.name {
-            Some(name) => check_name(name)?.to_owned(),
-            None => unused_name(store, image)?,
+        let mut naming = match &options.name {
+            Some(name) => Naming::Chosen(check_name(name)?.to_owned()),
+            None => Naming::of_image(image),
         };
-        let dir = store.containers().join(&name);
-        let mountpoint = match &options.mountpoint {
-            Some(path) => fs::canonicalize(path).at(path)?,
-            None => dir.join("merged"),
-        };
-        let record = Record {
-            image: image.id(),
-            image_name: options.image_name.clone(),
-            layers: layers.iter().map(Layer::id).collect(),
-            blobs: vec![image.id(), image.descriptor.digest],
-            created: Timestamp::now().to_string(),
-            driver: options.driver,
-            read_only: options.read_only,
-            mountpoint,
-            command: options.command.clone(),
-            remove_at_exit: options.remove_at_exit,
-            rootless: options.rootless,
-            stubs: Vec::new(),
-        };
-        let stage =
-            tempfile::Builder::new().prefix("container-").tempdir_in(store.root().join("tmp")).at(store.root())?;
-        prepare(stage.path(), layers.last(), &record)?;
-        let stage = stage.keep();
-        match renameat_with(rustix::fs::CWD, &stage, rustix::fs::CWD, &dir, RenameFlags::NOREPLACE) {
-            Ok(()) => {
-                sync_dir(&store.containers())?;
-                Ok(Self { name, dir, record })
-            }
-            Err(error) => {
-                remove_tree(&stage)?;
-                match error {
-                    rustix::io::Errno::EXIST => {
-                        Err(ImageError::refused(name, "there is a container of that name already"))
-                    }
-                    error => Err(error).at(dir),
+        let elsewhere = options.mountpoint.as_ref().map(|path| fs::canonicalize(path).at(path)).transpose()?;
+        let tmp = store.root().join("tmp");
+        let stage = tempfile::Builder::new().prefix("container-").tempdir_in(&tmp).at(&tmp)?;
+        prepare(stage.path(), layers.last())?;
+        let lock = RunLock { _file: lock_dir(stage.path())? };
+        loop {
+            let name = naming.next(store)?;
+            let dir = store.containers().join(&name);
+            let mountpoint = elsewhere.clone().unwrap_or_else(|| dir.join("merged"));
+            let record = Record {
+                image: image.id(),
+                image_name: options.image_name.clone(),
+                layers: layers.iter().map(Layer::id).collect(),
+                blobs: vec![image.id(), image.descriptor.digest],
+                created: Timestamp::now().to_string(),
+                driver: options.driver,
+                read_only: options.read_only,
+                mountpoint,
+                command: options.command.clone(),
+                remove_at_exit: options.remove_at_exit,
+                rootless: options.rootless,
+                stubs: Vec::new(),
+            };
+            write_record(stage.path(), &record)?;
+            // The rename is what takes the name: of several processes that want it, one gets it.
+            match renameat_with(CWD, stage.path(), CWD, &dir, RenameFlags::NOREPLACE) {
+                Ok(()) => {
+                    // Not to be removed any more.
+                    drop(stage.keep());
+                    sync_dir(&store.containers())?;
+                    return Ok((Self { name, dir, record }, lock));
                 }
+                Err(Errno::EXIST) if matches!(naming, Naming::Numbered { .. }) => {}
+                Err(Errno::EXIST) => {
+                    return Err(ImageError::refused(name, "there is a container of that name already"));
+                }
+                Err(error) => return Err(error).at(dir),
             }
         }
     }
@@ -168,7 +216,7 @@ impl Container {
     /// The container of this name.
     ///
     /// # Errors
-    /// When there is none.
+    /// When there is none, or its record cannot be used.
     pub fn open(store: &Store, name: &str) -> Result<Self> {
         let dir = store.containers().join(check_name(name)?);
         let path = dir.join("container.json");
@@ -177,7 +225,7 @@ impl Container {
                 let record = spec::parse(&path.display().to_string(), &bytes)?;
                 Ok(Self { name: name.to_owned(), dir, record })
             }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            Err(error) if error.kind() == io::ErrorKind::NotFound && !damaged::is_there(&dir) => {
                 let names = names(store)?;
                 let near = nearest(name, names.iter().map(String::as_str));
                 Err(ImageError::NoSuchContainer { name: name.to_owned(), near })
@@ -186,17 +234,22 @@ impl Container {
         }
     }
 
-    /// All containers, the oldest first.
+    /// All containers, the oldest first, and those whose record cannot be used.
     ///
     /// # Errors
-    /// When a record cannot be read.
-    pub fn list(store: &Store) -> Result<Vec<Self>> {
-        let mut containers = Vec::new();
+    /// When the store cannot be listed.
+    pub fn list(store: &Store) -> Result<Listed> {
+        let mut listed = Listed::default();
         for name in names(store)? {
-            containers.push(Self::open(store, &name)?);
+            match Self::open(store, &name) {
+                Ok(container) => listed.containers.push(container),
+                // It was removed since the directory was read.
+                Err(ImageError::NoSuchContainer { .. }) => {}
+                Err(reason) => listed.damaged.push(Damaged { name, reason }),
+            }
         }
-        containers.sort_by(|a, b| a.record.created.cmp(&b.record.created));
-        Ok(containers)
+        listed.containers.sort_by(|a, b| a.record.created.cmp(&b.record.created));
+        Ok(listed)
     }
 
     /// Its name.
@@ -242,29 +295,78 @@ impl Container {
     /// # Errors
     /// When another process runs it.
     pub fn lock(&self) -> Result<RunLock> {
-        let file = File::open(&self.dir).at(&self.dir)?;
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(RunLock { _file: file }),
-            Err(rustix::io::Errno::WOULDBLOCK) => {
+        match lock_dir(&self.dir) {
+            Ok(file) => Ok(RunLock { _file: file }),
+            Err(ImageError::Io { source, .. }) if source.kind() == io::ErrorKind::WouldBlock => {
                 Err(ImageError::refused(&self.name, "is being run by another process"))
             }
-            Err(error) => Err(error).at(&self.dir),
+            Err(error) => Err(error),
         }
     }
 
     /// Removes it with all its changes.
     ///
     /// # Errors
-    /// When it is mounted.
+    /// When it is mounted or running.
     pub fn remove(self, store: &Store) -> Result<()> {
+        let lock = match self.lock() {
+            Err(ImageError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                return Err(ImageError::NoSuchContainer { name: self.name, near: None });
+            }
+            Err(ImageError::Refused { .. }) => return Err(self.in_use()),
+            lock => lock?,
+        };
+        self.remove_locked(store, &lock)
+    }
+
+    fn in_use(&self) -> ImageError {
+        ImageError::refused(&self.name, "is mounted or running; unmount or stop it first")
+    }
+
+    /// Removes a container that this process runs, with all its changes.
+    ///
+    /// # Errors
+    /// When it is mounted.
+    pub fn remove_locked(self, store: &Store, _lock: &RunLock) -> Result<()> {
+        // Nobody mounts it from here on.
+        let _change = self.lock_change()?;
         if self.is_mounted()? || self.record.rootless && self.holder()?.is_some() {
-            return Err(ImageError::refused(self.name, "is mounted or running; unmount or stop it first"));
+            return Err(self.in_use());
         }
-        // A writer that is alone empties `tmp`; it must not do so while this one does.
-        let _lock = store.lock_shared()?;
-        let doomed = store.root().join("tmp").join(format!("removed-{}-{}", self.name, std::process::id()));
-        fs::rename(&self.dir, &doomed).at(&self.dir)?;
-        remove_tree(&doomed)
+        damaged::discard(store, &self.dir)
+    }
+
+    /// Keeps others from mounting, unmounting, committing or removing it meanwhile.
+    fn lock_change(&self) -> Result<ChangeLock> {
+        self.change_lock(FlockOperation::LockExclusive)
+    }
+
+    /// Keeps others from mounting, unmounting or removing it while its changes are read.
+    ///
+    /// # Errors
+    /// When it was removed meanwhile.
+    pub fn lock_for_reading(&self) -> Result<ChangeLock> {
+        self.change_lock(FlockOperation::LockShared)
+    }
+
+    /// The lock is on a directory that nothing else locks: on `upper` the driver has one.
+    fn change_lock(&self, operation: FlockOperation) -> Result<ChangeLock> {
+        let path = self.dir.join("empty");
+        let gone = || ImageError::NoSuchContainer { name: self.name.clone(), near: None };
+        let file = match File::open(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(gone()),
+            file => file.at(&path)?,
+        };
+        retry_interrupted(|| flock(&file, operation)).at(&path)?;
+        // Whoever had the lock before may have removed it.
+        let locked = fstat(&file).at(&path)?;
+        match rustix::fs::stat(&path) {
+            Ok(there) if (there.st_dev, there.st_ino) == (locked.st_dev, locked.st_ino) => {
+                Ok(ChangeLock { _file: file })
+            }
+            Ok(_) | Err(Errno::NOENT | Errno::NOTDIR) => Err(gone()),
+            Err(error) => Err(error).at(&path),
+        }
     }
 
     fn save_record(&self) -> Result<()> {
@@ -275,7 +377,7 @@ impl Container {
 
 /// Fills a new container's directory. The upper directory becomes the root of the union, so it gets the
 /// attributes of the topmost layer's.
-fn prepare(dir: &Path, top: Option<&Layer>, record: &Record) -> Result<()> {
+fn prepare(dir: &Path, top: Option<&Layer>) -> Result<()> {
     for (name, mode) in [("upper", 0o755), ("work", 0o700), ("merged", 0o755), ("empty", 0o755)] {
         make_dir(&dir.join(name), mode)?;
     }
@@ -285,6 +387,10 @@ fn prepare(dir: &Path, top: Option<&Layer>, record: &Record) -> Result<()> {
         let to = File::open(&upper).at(&upper)?;
         confined::copy_attributes(layer.open_diff()?.as_fd(), to.as_fd(), |name| !is_mark(name)).at(&upper)?;
     }
+    Ok(())
+}
+
+fn write_record(dir: &Path, record: &Record) -> Result<()> {
     let path = dir.join("container.json");
     fs::write(&path, spec::serialize("container.json", record)?).at(&path)?;
     // An empty upper directory is worth no wait for all that other programs write (syncfs).
@@ -302,23 +408,51 @@ fn check_name(name: &str) -> Result<&str> {
     }
 }
 
+/// Names of everything that lies where containers do, in order. Others than this program makes are not named.
 fn names(store: &Store) -> Result<Vec<String>> {
     let mut names = Vec::new();
     for entry in fs::read_dir(store.containers()).at(store.containers())? {
-        let entry = entry.at(store.containers())?;
-        if entry.path().join("container.json").exists() {
-            names.extend(entry.file_name().into_string());
-        }
+        names.extend(entry.at(store.containers())?.file_name().into_string());
     }
+    names.retain(|name| check_name(name).is_ok());
     names.sort();
     Ok(names)
 }
 
-/// `debian-1`, `debian-2`, …: a name that says where the container comes from.
-fn unused_name(store: &Store, image: &Image) -> Result<String> {
-    let repository = image.names.first().map(Reference::repository).unwrap_or_else(|| "container".to_owned());
-    let base: String = repository.rsplit('/').next().unwrap_or("container").chars().take(48).collect();
-    let taken = names(store)?;
-    let free = (1..).map(|number| format!("{base}-{number}")).find(|name| !taken.contains(name));
-    free.ok_or_else(|| ImageError::refused(base, "no name is left"))
+/// Takes the lock on a directory, if nobody has it.
+fn lock_dir(path: &Path) -> Result<File> {
+    let file = File::open(path).at(path)?;
+    retry_interrupted(|| flock(&file, FlockOperation::NonBlockingLockExclusive)).at(path)?;
+    Ok(file)
+}
+
+/// Where a new container's name comes from.
+enum Naming {
+    /// The user chose it.
+    Chosen(String),
+    /// `debian-1`, `debian-2`, …: says where the container comes from.
+    Numbered { base: String, last: u64 },
+}
+
+impl Naming {
+    fn of_image(image: &Image) -> Self {
+        let repository = image.names.first().map(Reference::repository).unwrap_or_else(|| "container".to_owned());
+        let base = repository.rsplit('/').next().unwrap_or("container").chars().take(48).collect();
+        Self::Numbered { base, last: 0 }
+    }
+
+    /// The next name to try. Another process may be faster, so the rename that takes it decides.
+    fn next(&mut self, store: &Store) -> Result<String> {
+        let (base, last) = match self {
+            Self::Chosen(name) => return Ok(name.clone()),
+            Self::Numbered { base, last } => (base, last),
+        };
+        loop {
+            *last += 1;
+            let name = format!("{base}-{last}");
+            if !damaged::is_there(&store.containers().join(&name)) {
+                return Ok(name);
+            }
+        }
+    }
 }

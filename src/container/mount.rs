@@ -50,11 +50,12 @@ impl Container {
     /// # Errors
     /// When a directory is missing, or the driver reports failure.
     pub fn mount(&self, store: &Store) -> Result<&Path> {
+        let _change = self.lock_change()?;
         if self.is_alive()? {
             return Ok(&self.record.mountpoint);
         }
         if self.is_mounted()? {
-            self.unmount(true)?;
+            self.unmount_locked(true)?;
         }
         if self.record.rootless && self.holder()?.is_some() {
             return Err(ImageError::refused(&self.name, "is mounted in another namespace; use exec, or stop it first"));
@@ -82,6 +83,11 @@ impl Container {
     /// # Errors
     /// When it is not mounted, or stays in use for 3 seconds.
     pub fn unmount(&self, lazily: bool) -> Result<()> {
+        let _change = self.lock_change()?;
+        self.unmount_locked(lazily)
+    }
+
+    fn unmount_locked(&self, lazily: bool) -> Result<()> {
         if !self.is_mounted()? {
             return Err(ImageError::refused(&self.name, "is not mounted"));
         }
@@ -140,6 +146,16 @@ impl Container {
         Ok(is_mountpoint_in(&table, &self.record.mountpoint))
     }
 
+    /// True if a container is mounted, here or in the namespace of a user, even if its record is damaged.
+    pub fn is_in_use(store: &Store, name: &str) -> bool {
+        let Ok(container) = Self::open(store, name).or_else(|_| Self::without_record(store, name)) else {
+            return false;
+        };
+        let below = || mounts_below(container.dir()).map_or(true, |mounts| !mounts.is_empty());
+        // What cannot be found out is taken for true.
+        container.is_mounted().unwrap_or(true) || below() || container.holder().map_or(true, |holder| holder.is_some())
+    }
+
     /// True if it is mounted and its driver answers.
     ///
     /// # Errors
@@ -179,6 +195,15 @@ fn distinct(dirs: impl Iterator<Item = PathBuf>) -> Vec<PathBuf> {
     kept
 }
 
+/// Where something is mounted at or below `dir`, the innermost first.
+pub(super) fn mounts_below(dir: &Path) -> Result<Vec<PathBuf>> {
+    let table = fs::read(mountinfo::OWN).at(mountinfo::OWN)?;
+    let points = mountinfo::parse(&table).map(|mount| mount.point);
+    let mut mounts: Vec<PathBuf> = points.filter(|point| point.starts_with(dir)).collect();
+    mounts.reverse();
+    Ok(mounts)
+}
+
 /// Whether something is mounted at `path`, by the mount table of a process.
 pub(super) fn is_mountpoint_in(table: &[u8], path: &Path) -> bool {
     mountinfo::parse(table).any(|mount| mount.point == path)
@@ -212,7 +237,7 @@ fn mount_stratafs(stack: &Stack, record: &Record, name: &str) -> Result<()> {
     }
     let program = stratafs_program();
     let mut command = Command::new(&program);
-    command.arg("-o").arg(options).arg(&stack.mountpoint);
+    command.current_dir("/").arg("-o").arg(options).arg(&stack.mountpoint);
     succeed(command, &program.display().to_string())
 }
 

@@ -1,15 +1,21 @@
 //! Whether a container's program can be started at all: told before the runtime is, which would say it in the middle
-//! of the container's own output.
+//! of the container's own output, and with an exit code of its own.
 
-use std::os::fd::AsFd;
+use std::io::Read;
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FileType, OFlags, fstat};
+use rustix::fs::{FileType, fstat};
 use rustix::io::Errno;
 
-use crate::confined;
+use super::paths::{Place, View, reopen};
+use super::users::Identity;
 use crate::image::{ImageError, Result};
+
+/// Longest first line of a script that the kernel reads (`BINPRM_BUF_SIZE`).
+const HEAD: usize = 256;
 
 /// What a path leads to in the container.
 enum Leads {
@@ -18,68 +24,133 @@ enum Leads {
     Elsewhere(&'static str),
 }
 
-/// Checks the program `word` as execvp(3) would find it, on `path` (the variable's value), from `working_dir`.
-/// What lies below the destinations of `volumes` is not in the image and is left to the runtime.
+/// Checks the program `word` as execvp(3) would find it, on `path` (the variable's value), from `working_dir`, for a
+/// process with these ids.
 ///
 /// # Errors
 /// [`ImageError::CannotRun`]
-pub(super) fn check(root: impl AsFd, word: &str, path: &str, working_dir: &str, volumes: &[PathBuf]) -> Result<()> {
+pub(super) fn check(view: &View<'_>, word: &str, path: &str, working_dir: &str, identity: &Identity) -> Result<()> {
     let cannot = |reason: &str, missing| {
         Err(ImageError::CannotRun { program: word.to_owned(), reason: reason.to_owned(), missing })
     };
     let candidates: Vec<PathBuf> = match word.contains('/') {
         true => vec![Path::new(working_dir).join(word)],
+        false if word.is_empty() => Vec::new(),
         false => path.split(':').filter(|dir| !dir.is_empty()).map(|dir| Path::new(dir).join(word)).collect(),
     };
     let mut reason = None;
     for candidate in candidates {
-        if volumes.iter().any(|volume| candidate.starts_with(volume)) {
-            return Ok(());
-        }
-        match leads(&root, &candidate)? {
+        match leads(view, &candidate, identity)? {
             Leads::Program => return Ok(()),
             Leads::Nowhere => {}
             Leads::Elsewhere(why) => reason = Some(why),
         }
     }
     match reason {
+        Some(MISSING_INTERPRETER) => cannot(MISSING_INTERPRETER, true),
         Some(reason) => cannot(reason, false),
         None if word.contains('/') => cannot("no such file in the image", true),
         None => cannot("not found on the image's PATH", true),
     }
 }
 
+/// The kernel says ENOENT of such a program, as if it were not there itself.
+const MISSING_INTERPRETER: &str = "its interpreter is not in the image";
+
 /// Checks that the process can start in `working_dir`; the runtime makes one that is not there.
 ///
 /// # Errors
 /// [`ImageError::CannotRun`]
-pub(super) fn check_working_dir(root: impl AsFd, working_dir: &str) -> Result<()> {
-    match open(&root, Path::new(working_dir), OFlags::PATH | OFlags::DIRECTORY) {
-        Err(Errno::NOTDIR) => Err(ImageError::CannotRun {
+pub(super) fn check_working_dir(view: &View<'_>, working_dir: &str) -> Result<()> {
+    let is_none = match view.resolve(Path::new(working_dir)) {
+        Ok(Place::There(file, _)) => kind(&file)? != FileType::Directory,
+        Ok(Place::Missing(_) | Place::Kernel) => false,
+        Err(error) => error == Errno::NOTDIR,
+    };
+    match is_none {
+        true => Err(ImageError::CannotRun {
             program: working_dir.to_owned(),
             reason: "is no directory to start in".to_owned(),
             missing: false,
         }),
-        _ => Ok(()),
+        false => Ok(()),
     }
 }
 
-fn leads(root: impl AsFd, path: &Path) -> Result<Leads> {
-    match open(root, path, OFlags::PATH) {
-        Ok(file) => {
-            let stat = fstat(&file).map_err(|error| ImageError::refused(path.display().to_string(), error))?;
-            Ok(match FileType::from_raw_mode(stat.st_mode) {
-                FileType::RegularFile if stat.st_mode & 0o111 != 0 => Leads::Program,
-                FileType::RegularFile => Leads::Elsewhere("is not executable"),
-                FileType::Directory => Leads::Elsewhere("is a directory"),
-                _ => Leads::Elsewhere("is no program"),
-            })
+fn kind(file: &OwnedFd) -> Result<FileType> {
+    let stat = fstat(file).map_err(|error| ImageError::refused("fstat", error))?;
+    Ok(FileType::from_raw_mode(stat.st_mode))
+}
+
+fn leads(view: &View<'_>, path: &Path, identity: &Identity) -> Result<Leads> {
+    let file = match view.resolve(path) {
+        Ok(Place::There(file, _)) => file,
+        Ok(Place::Missing(_)) | Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(Leads::Nowhere),
+        // The runtime will see.
+        Ok(Place::Kernel) => return Ok(Leads::Program),
+        Err(error) => return Err(ImageError::refused(path.display().to_string(), error)),
+    };
+    let stat = fstat(&file).map_err(|error| ImageError::refused(path.display().to_string(), error))?;
+    Ok(match FileType::from_raw_mode(stat.st_mode) {
+        FileType::RegularFile if !may_execute(&stat, identity) => Leads::Elsewhere("is not executable"),
+        FileType::RegularFile => match interpreter(&file) {
+            Some(interpreter) if is_missing(view, &interpreter) => Leads::Elsewhere(MISSING_INTERPRETER),
+            _ => Leads::Program,
+        },
+        FileType::Directory => Leads::Elsewhere("is a directory"),
+        _ => Leads::Elsewhere("is no program"),
+    })
+}
+
+/// By the permission bits alone. Root needs one of them.
+fn may_execute(stat: &rustix::fs::Stat, identity: &Identity) -> bool {
+    let mask = if identity.uid == 0 {
+        0o111
+    } else if identity.uid == stat.st_uid {
+        0o100
+    } else if identity.gid == stat.st_gid || identity.additional_gids.contains(&stat.st_gid) {
+        0o010
+    } else {
+        0o001
+    };
+    stat.st_mode & mask != 0
+}
+
+fn is_missing(view: &View<'_>, interpreter: &Path) -> bool {
+    // A relative one starts from the working directory; nobody writes such.
+    interpreter.is_absolute()
+        && matches!(view.resolve(interpreter), Ok(Place::Missing(_)) | Err(Errno::NOTDIR | Errno::LOOP))
+}
+
+/// The program that the kernel starts instead of this one: of a script (execve(2), "Interpreter scripts"), or of a
+/// dynamically linked ELF file of 64 bits (elf(5), `PT_INTERP`).
+fn interpreter(file: &OwnedFd) -> Option<PathBuf> {
+    let mut file = reopen(file).ok()?;
+    let mut head = Vec::new();
+    (&mut file).take(HEAD as u64).read_to_end(&mut head).ok()?;
+    if let Some(line) = head.strip_prefix(b"#!") {
+        let line = line.split(|&b| b == b'\n').next()?;
+        let word = line.split(|&b| b == b' ' || b == b'\t').find(|word| !word.is_empty())?;
+        return Some(PathBuf::from(std::ffi::OsStr::from_bytes(word)));
+    }
+    const LITTLE_ENDIAN_64: &[u8] = b"\x7fELF\x02\x01";
+    if !head.starts_with(LITTLE_ENDIAN_64) {
+        return None;
+    }
+    let number = |bytes: &[u8], at: usize, size: usize| -> Option<u64> {
+        Some(bytes.get(at..at + size)?.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte)))
+    };
+    let (table, size, count) = (number(&head, 32, 8)?, number(&head, 54, 2)?, number(&head, 56, 2)?);
+    for entry in 0..count {
+        let mut header = [0; 56];
+        file.read_exact_at(&mut header, table.checked_add(entry * size)?).ok()?;
+        const PT_INTERP: u64 = 3;
+        if number(&header, 0, 4)? == PT_INTERP {
+            let mut name = vec![0; usize::try_from(number(&header, 32, 8)?.min(4096)).ok()?];
+            file.read_exact_at(&mut name, number(&header, 8, 8)?).ok()?;
+            let name = name.split(|&b| b == 0).next()?;
+            return Some(PathBuf::from(std::ffi::OsStr::from_bytes(name)));
         }
-        Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(Leads::Nowhere),
-        Err(error) => Err(ImageError::refused(path.display().to_string(), error)),
     }
-}
-
-fn open(root: impl AsFd, path: &Path, flags: OFlags) -> rustix::io::Result<std::os::fd::OwnedFd> {
-    confined::in_root(root.as_fd(), path.as_os_str().as_bytes(), flags)
+    None
 }

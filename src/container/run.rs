@@ -5,17 +5,20 @@ use std::io::Write;
 use std::os::fd::AsFd;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 
 use rustix::fs::Access;
+use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
 use serde::Deserialize;
 use serde_json::Value;
 
 use super::bundle::{Network, RunOptions, Setting, Volume, configuration, further_process};
+use super::paths::View;
+use super::users::Identity;
 use super::{Container, program, rootless, stubs, users};
 use crate::image::digest::Digest;
 use crate::image::{ImageError, IoContext, Result, spec};
-use crate::store::Store;
+use crate::store::{Store, retry_interrupted};
 use crate::sys::forward;
 
 /// An OCI runtime, and where it keeps the state of this store's containers.
@@ -52,7 +55,8 @@ impl Runtime {
 
     fn command(&self, verb: &str) -> Command {
         let mut command = Command::new(&self.program);
-        command.arg("--root").arg(&self.state).arg(verb);
+        // The caller's directory may be gone, and means nothing to a container.
+        command.current_dir("/").arg("--root").arg(&self.state).arg(verb);
         command
     }
 
@@ -83,7 +87,9 @@ impl Runtime {
         if !input {
             command.stdin(Stdio::null());
         }
-        forwarding_signals(command).at(&self.program).map(exit_code)
+        refuse_if_interrupted()?;
+        let child = command.spawn().at(&self.program)?;
+        waiting_for(child, true).at(&self.program).map(exit_code)
     }
 
     /// Runs one more process in a running container and returns its exit code: like its first one, but for what the
@@ -97,9 +103,10 @@ impl Runtime {
         }
         let path = container.dir().join("config.json");
         let document: Value = spec::parse(&path.display().to_string(), &fs::read(&path).at(&path)?)?;
-        let root = File::open(&container.record.mountpoint).at(&container.record.mountpoint)?;
-        let identity = options.user.as_ref().map(|user| users::resolve(root.as_fd(), user)).transpose()?;
-        let process = further_process(&document["process"], options, identity.as_ref());
+        let view = self.inside(container)?;
+        let user = options.user.as_ref().map(|user| users::resolve(view.as_fd(), user)).transpose()?;
+        let process = further_process(&document["process"], options, user.as_ref());
+        check_program(&View::new(view.as_fd(), std::iter::empty()).at("/")?, &process)?;
         let mut file = tempfile::NamedTempFile::new_in(container.dir()).at(container.dir())?;
         file.write_all(&spec::serialize("process", &process)?).at(file.path())?;
         let mut command = self.command("exec");
@@ -107,7 +114,16 @@ impl Runtime {
         if !input {
             command.stdin(Stdio::null());
         }
-        forwarding_signals(command).at(&self.program).map(exit_code)
+        refuse_if_interrupted()?;
+        let child = command.spawn().at(&self.program)?;
+        waiting_for(child, true).at(&self.program).map(exit_code)
+    }
+
+    /// Opens a running container's root as its processes see it, with all that is mounted there.
+    fn inside(&self, container: &Container) -> Result<File> {
+        let pid = self.state(container)?.map_or(0, |state| state.pid);
+        let root = PathBuf::from(format!("/proc/{pid}/root"));
+        File::open(&root).or_else(|_| File::open(&container.record.mountpoint)).at(&container.record.mountpoint)
     }
 
     /// Sends a signal to a container's first process.
@@ -136,14 +152,26 @@ impl Runtime {
     }
 }
 
-/// Runs a command to its end with this process's input and output; signals sent to this process go on to it.
+/// Waits for a child; signals sent to this process go on to it. With `shares_terminal` the child is in the terminal's
+/// process group too.
 ///
 /// # Errors
-/// When it cannot be started.
-pub fn forwarding_signals(mut command: Command) -> std::io::Result<ExitStatus> {
-    let mut child = command.spawn()?;
-    let _forwarding = forward::forward_to(child.id())?;
+/// When it cannot be waited for.
+pub fn waiting_for(mut child: Child, shares_terminal: bool) -> std::io::Result<ExitStatus> {
+    let forwarding = forward::forward_to(child.id(), shares_terminal)?;
+    let pid = Pid::from_child(&child);
+    // While the child is not reaped its number is its own, and a signal reaches nobody else.
+    retry_interrupted(|| waitid(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT))?;
+    drop(forwarding);
     child.wait()
+}
+
+/// For work that a signal may end, between its steps.
+///
+/// # Errors
+/// [`ImageError::Interrupted`] if a signal asked this process to end since [`forward::hold`].
+pub fn refuse_if_interrupted() -> Result<()> {
+    forward::interrupted().map_or(Ok(()), |signal| Err(ImageError::Interrupted { signal }))
 }
 
 /// As shells count: 128 and the signal's number.
@@ -162,9 +190,26 @@ fn state_base(store: &Store) -> PathBuf {
     of_user.unwrap_or_else(|| store.root().join("run"))
 }
 
+/// Checks that the program of a runtime's configuration can be started.
+fn check_program(view: &View<'_>, process: &Value) -> Result<()> {
+    let working_dir = process["cwd"].as_str().unwrap_or("/");
+    let env = process["env"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let path = env.iter().filter_map(|line| line.as_str()?.strip_prefix("PATH=")).next_back().unwrap_or_default();
+    let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
+    let user = &process["user"];
+    let identity = Identity {
+        uid: id(&user["uid"]).unwrap_or(0),
+        gid: id(&user["gid"]).unwrap_or(0),
+        additional_gids: user["additionalGids"].as_array().into_iter().flatten().filter_map(id).collect(),
+        home: String::new(),
+    };
+    program::check_working_dir(view, working_dir)?;
+    program::check(view, process["args"][0].as_str().unwrap_or_default(), path, working_dir, &identity)
+}
+
 fn in_path(name: &str) -> Option<PathBuf> {
     if name.contains('/') {
-        return Some(PathBuf::from(name)).filter(|path| path.is_file());
+        return std::path::absolute(name).ok().filter(|path| path.is_file());
     }
     let path = std::env::var_os("PATH").unwrap_or_default();
     let dirs = std::env::split_paths(&path).chain([PathBuf::from("/usr/sbin"), PathBuf::from("/sbin")]);
@@ -201,7 +246,7 @@ impl Container {
         if self.record.rootless {
             rootless::adapt(&mut document);
         }
-        self.check_startable(&root, options, &document)?;
+        self.check_startable(&root, options, &volumes, &document)?;
         let path = self.dir.join("config.json");
         fs::write(&path, spec::serialize("config.json", &document)?).at(&path)?;
         let mounts = document["mounts"].as_array().map(Vec::as_slice).unwrap_or_default();
@@ -209,17 +254,13 @@ impl Container {
         self.save_record()
     }
 
-    fn check_startable(&self, root: &File, options: &RunOptions, document: &Value) -> Result<()> {
+    fn check_startable(&self, root: &File, options: &RunOptions, own: &[Volume], document: &Value) -> Result<()> {
         for volume in &options.volumes {
             fs::symlink_metadata(&volume.source).at(&volume.source)?;
         }
-        let process = &document["process"];
-        let working_dir = process["cwd"].as_str().unwrap_or("/");
-        let env = process["env"].as_array().map(Vec::as_slice).unwrap_or_default();
-        let path = env.iter().filter_map(|line| line.as_str()?.strip_prefix("PATH=")).next_back().unwrap_or_default();
-        let volumes: Vec<PathBuf> = options.volumes.iter().map(|volume| volume.destination.clone()).collect();
-        program::check_working_dir(root.as_fd(), working_dir)?;
-        program::check(root.as_fd(), process["args"][0].as_str().unwrap_or_default(), path, working_dir, &volumes)
+        let volumes = own.iter().chain(&options.volumes);
+        let view = View::new(root.as_fd(), volumes.map(|volume| (&*volume.source, &*volume.destination)));
+        check_program(&view.at(&self.record.mountpoint)?, &document["process"])
     }
 
     /// The host's name resolution, for a container on the host's network: copies, so that a change in the container

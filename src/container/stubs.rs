@@ -10,6 +10,7 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags, fchmod, mkdirat, openat, stata
 use rustix::io::{Errno, Result};
 use serde_json::Value;
 
+use super::paths::{Place, View, is_kernels};
 use crate::confined;
 use crate::image::ImageError;
 
@@ -32,12 +33,17 @@ pub(super) fn check(root: &File, image: &str) -> crate::image::Result<()> {
 
 /// Makes what is missing for these mounts of an OCI runtime's configuration, below `root`; returns it, parents first.
 pub(super) fn make(root: &File, mounts: &[Value]) -> Result<Vec<PathBuf>> {
+    let view = View::new(root.as_fd(), std::iter::empty())?;
     let mut made = Vec::new();
     for mount in mounts {
         let Some(destination) = mount["destination"].as_str().map(Path::new) else { continue };
-        if !belongs_to_root(destination) {
-            continue;
-        }
+        // A link that leads nowhere, as /etc/resolv.conf often is: what it leads to is made, as the runtime would.
+        let destination = match view.resolve(destination) {
+            Ok(Place::Missing(path)) if !is_kernels(&path) => path,
+            Ok(_) | Err(Errno::NOTDIR | Errno::LOOP) => continue,
+            Err(error) => return Err(error),
+        };
+        let destination = destination.as_path();
         let bound = mount["type"] == "bind";
         let is_file = bound && mount["source"].as_str().is_some_and(|source| !Path::new(source).is_dir());
         let missing: Vec<&Path> =
@@ -49,11 +55,6 @@ pub(super) fn make(root: &File, mounts: &[Value]) -> Result<Vec<PathBuf>> {
         }
     }
     Ok(made)
-}
-
-/// What lies below these is made in the file systems that are mounted on them.
-fn belongs_to_root(path: &Path) -> bool {
-    ["/dev", "/proc", "/sys"].iter().all(|top| path == Path::new(top) || !path.starts_with(top))
 }
 
 /// False if its parent is no directory, or something that leads nowhere is in the way: the runtime will say so.
@@ -70,7 +71,11 @@ fn make_one(root: &File, path: &Path, is_file: bool) -> Result<bool> {
             openat(&parent, name, flags, Mode::from_raw_mode(0o644))
                 .map(|file| fchmod(file, Mode::from_raw_mode(0o644)))
         } else {
-            mkdirat(&parent, name, Mode::from_raw_mode(0o755)).map(Ok)
+            mkdirat(&parent, name, Mode::from_raw_mode(0o755)).map(|()| {
+                // Whatever the umask is.
+                let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                openat(&parent, name, flags, Mode::empty()).and_then(|dir| fchmod(dir, Mode::from_raw_mode(0o755)))
+            })
         };
         match made {
             Ok(result) => result.map(|()| true),

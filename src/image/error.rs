@@ -96,6 +96,12 @@ pub enum ImageError {
         /// It is not there at all, rather than no program.
         missing: bool,
     },
+    /// A signal asked this process to end before its work was done; what it had begun was undone.
+    #[error("interrupted")]
+    Interrupted {
+        /// The signal's number.
+        signal: i32,
+    },
     /// A registry cannot be reached, refuses, or does not keep its word.
     #[error("{}: {}", line(place), line(reason))]
     Registry {

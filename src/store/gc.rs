@@ -2,7 +2,6 @@
 
 use std::collections::HashSet;
 use std::fs::{self, File};
-use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
@@ -11,6 +10,7 @@ use crate::image::config::ImageConfig;
 use crate::image::digest::Digest;
 use crate::image::files::{read_limited, remove_tree};
 use crate::image::spec::{self, Descriptor, Index, IndexEntry, Manifest};
+use crate::text::shown_path;
 use crate::image::{ImageError, IoContext, Result};
 use crate::store::annotations::ORIGINAL_MANIFEST;
 use crate::store::{Layer, Store};
@@ -34,24 +34,35 @@ pub(super) struct ContainerRoot {
     #[serde(skip)]
     pub(super) name: String,
     pub(super) image: Digest,
-    layers: Vec<Digest>,
+    pub(super) layers: Vec<Digest>,
     /// The configuration's and manifest's digests, so that a commit still finds its parent after `rmi --force`.
     #[serde(default)]
     blobs: Vec<Digest>,
+}
+
+/// What containers refer to, as far as their records can be read.
+#[derive(Debug, Default)]
+pub(super) struct ContainerRoots {
+    pub(super) sound: Vec<ContainerRoot>,
+    /// Names of those whose records cannot be used, and why.
+    pub(super) damaged: Vec<(String, ImageError)>,
 }
 
 #[derive(Default)]
 struct Live {
     layers: HashSet<String>,
     blobs: HashSet<String>,
+    /// Something that refers to layers cannot be read: which layers it needs is not known.
+    incomplete: bool,
 }
 
 impl Store {
     /// Removes every layer and blob that neither an image nor a container refers to. Waits for writers at work.
-    /// With `untagged`, images without a name go first, unless a container is made of them.
+    /// With `untagged`, images without a name go first, unless a container is made of them. If something that refers to
+    /// layers cannot be read, that is told, and layers stay.
     ///
     /// # Errors
-    /// When something that may refer to layers cannot be read: then nothing is removed.
+    /// When the index cannot be read, or something cannot be removed.
     pub fn gc(&self, untagged: bool) -> Result<Freed> {
         let _lock = self.lock_exclusive()?;
         for entry in fs::read_dir(self.tmp()).at(self.tmp())? {
@@ -64,7 +75,12 @@ impl Store {
     }
 
     fn forget_untagged(&self) -> Result<()> {
-        let used: Vec<Digest> = self.container_roots()?.into_iter().map(|container| container.image).collect();
+        let roots = self.container_roots()?;
+        if !roots.damaged.is_empty() {
+            // Of which image they are made is not known.
+            return Ok(());
+        }
+        let used: Vec<Digest> = roots.sound.into_iter().map(|container| container.image).collect();
         let idle: Vec<Digest> = self
             .images()?
             .into_iter()
@@ -83,17 +99,17 @@ impl Store {
         let live = self.live()?;
         let mut freed = Freed::default();
         for (name, path) in entries(&self.layers_dir())? {
-            if !live.layers.contains(&name) {
+            if !live.incomplete && !live.layers.contains(&name) {
                 freed.layers += 1;
                 freed.bytes += Layer::load(path.clone()).map_or(0, |layer| layer.record.content_size);
-                self.discard(&name, &path)?;
+                self.discard(&path)?;
             }
         }
         for (name, path) in entries(&self.root.join("blobs/sha256"))? {
-            if !live.blobs.contains(&name) {
+            if !live.incomplete && !live.blobs.contains(&name) {
                 freed.blobs += 1;
                 freed.bytes += fs::symlink_metadata(&path).at(&path)?.len();
-                fs::remove_file(&path).at(&path)?;
+                remove_tree(&path)?;
             }
         }
         Ok(freed)
@@ -107,50 +123,56 @@ impl Store {
     }
 
     /// Removes a directory so that it is there whole or not at all.
-    pub(super) fn discard(&self, name: &str, path: &Path) -> Result<()> {
-        let doomed = self.tmp().join(format!("discarded-{name}"));
-        fs::rename(path, &doomed).at(path)?;
-        remove_tree(&doomed)
+    pub(super) fn discard(&self, path: &Path) -> Result<()> {
+        let doomed = tempfile::Builder::new().prefix("discarded-").tempdir_in(self.tmp()).at(self.tmp())?;
+        let inside = doomed.path().join("it");
+        fs::rename(path, &inside).at(path)?;
+        remove_tree(&inside)
     }
 
     fn live(&self) -> Result<Live> {
         let mut live = Live::default();
-        self.mark(&mut live, self.index()?.descriptors().cloned().collect())?;
-        for container in self.container_roots()? {
+        let mut read = HashSet::new();
+        let mut queue: Vec<Descriptor> = self.index()?.descriptors().cloned().collect();
+        while let Some(entry) = queue.pop() {
+            live.blobs.insert(entry.digest.hex());
+            // A blob may be named as a layer first and as an index later, so `live` does not tell what was read.
+            if !read.insert((entry.digest, entry.is_index(), entry.is_manifest())) {
+                continue;
+            }
+            match self.reach(&mut live, &entry) {
+                Ok(further) => queue.extend(further),
+                Err(error) => {
+                    tracing::warn!("{error}; no layers are removed (strata verify --repair)");
+                    live.incomplete = true;
+                }
+            }
+        }
+        let containers = self.container_roots()?;
+        for container in containers.sound {
             live.layers.extend(container.layers.iter().map(Digest::hex));
             live.blobs.extend(container.blobs.iter().map(Digest::hex));
+        }
+        for (name, error) in containers.damaged {
+            tracing::warn!("container {name} is damaged: {error}; no layers are removed until strata rm -f {name}");
+            live.incomplete = true;
         }
         Ok(live)
     }
 
-    /// Marks what descriptors reach, to any depth. Blobs that are not here (layers, or what another tool left out) reach
-    /// nothing.
-    ///
-    /// # Errors
-    /// When a document that may refer to others cannot be read.
-    fn mark(&self, live: &mut Live, mut waiting: Vec<Descriptor>) -> Result<()> {
-        // A blob may be named as a layer first and as an index later, so `live` does not tell what was read.
-        let mut read = HashSet::new();
-        while let Some(entry) = waiting.pop() {
-            live.blobs.insert(entry.digest.hex());
-            if self.kept_blob(&entry.digest).is_none()
-                || !read.insert((entry.digest, entry.is_index(), entry.is_manifest()))
-            {
-                continue;
-            }
-            if entry.is_index() {
-                let index: Index = spec::parse("index", &self.read_blob(&entry.digest)?)?;
-                waiting.extend(index.descriptors().cloned());
-            } else if entry.is_manifest() {
-                self.mark_manifest(live, &entry)?;
-                let original = entry.annotations.get(ORIGINAL_MANIFEST).and_then(|digest| digest.parse().ok());
-                waiting.extend(original.map(|digest| Descriptor::new(spec::MANIFEST, digest, 0)));
-            }
+    /// Marks what a descriptor reaches itself, and returns what that refers to. Blobs that are not here (layers, or what
+    /// another tool left out) reach nothing.
+    fn reach(&self, live: &mut Live, entry: &Descriptor) -> Result<Vec<Descriptor>> {
+        if self.kept_blob(&entry.digest).is_none() {
+            return Ok(Vec::new());
         }
-        Ok(())
-    }
-
-    fn mark_manifest(&self, live: &mut Live, entry: &Descriptor) -> Result<()> {
+        if entry.is_index() {
+            let index: Index = spec::parse("index", &self.read_blob(&entry.digest)?)?;
+            return Ok(index.descriptors().cloned().collect());
+        }
+        if !entry.is_manifest() {
+            return Ok(Vec::new());
+        }
         let name = format!("manifest {}", entry.digest);
         let manifest: Manifest = spec::parse(&name, &self.read_blob(&entry.digest)?)?;
         live.blobs.insert(manifest.config.digest.hex());
@@ -160,38 +182,41 @@ impl Store {
             live.layers.extend(config.diff_ids().iter().map(Digest::hex));
             live.layers.extend(crate::image::config::chain_ids(config.diff_ids()).iter().map(Digest::hex));
         }
-        Ok(())
+        let original = entry.annotations.get(ORIGINAL_MANIFEST).and_then(|digest| digest.parse().ok());
+        Ok(original.map(|digest| Descriptor::new(spec::MANIFEST, digest, 0)).into_iter().collect())
     }
 
     /// What the containers refer to.
-    pub(super) fn container_roots(&self) -> Result<Vec<ContainerRoot>> {
-        let mut roots = Vec::new();
+    pub(super) fn container_roots(&self) -> Result<ContainerRoots> {
+        let mut roots = ContainerRoots::default();
         for (name, path) in entries(&self.containers())? {
             let record = path.join("container.json");
-            match File::open(&record) {
-                Ok(mut file) => {
-                    let document = record.display().to_string();
-                    let bytes = read_limited(&mut file, &document)?;
-                    roots.push(ContainerRoot { name, ..spec::parse(&document, &bytes)? });
-                }
-                Err(error) if error.kind() == ErrorKind::NotFound => {}
-                Err(error) => return Err(error).at(&record),
+            let document = record.display().to_string();
+            let read = File::open(&record)
+                .at(&record)
+                .and_then(|mut file| read_limited(&mut file, &document))
+                .and_then(|bytes| spec::parse::<ContainerRoot>(&document, &bytes));
+            match read {
+                Ok(root) => roots.sound.push(ContainerRoot { name, ..root }),
+                // It was removed since the directory was read.
+                Err(_) if fs::symlink_metadata(&path).is_err() => {}
+                Err(error) => roots.damaged.push((name, error)),
             }
         }
         Ok(roots)
     }
 }
 
-/// The entries of a directory whose names are text, which is all that this program makes.
+/// The entries of a directory whose names are text, which is all that this program makes. Others are told and left out.
 pub(super) fn entries(dir: &Path) -> Result<Vec<(String, PathBuf)>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(dir).at(dir)? {
         let entry = entry.at(dir)?;
-        let name = entry
-            .file_name()
-            .into_string()
-            .map_err(|_| ImageError::refused(entry.path().display().to_string(), "does not belong into a store"))?;
-        found.push((name, entry.path()));
+        match entry.file_name().into_string() {
+            Ok(name) => found.push((name, entry.path())),
+            Err(_) => tracing::warn!("{} does not belong into a store", shown_path(&entry.path())),
+        }
     }
+    found.sort();
     Ok(found)
 }

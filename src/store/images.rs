@@ -4,7 +4,7 @@ use crate::image::config::ImageConfig;
 use crate::image::digest::Digest;
 use crate::image::nearest;
 use crate::image::reference::{ImageQuery, Reference};
-use crate::image::spec::{self, Descriptor, Index, IndexEntry, Manifest};
+use crate::image::spec::{self, Descriptor, Index, Manifest};
 use crate::image::{ImageError, Result};
 use crate::store::annotations::{ORIGINAL_MANIFEST, REPO_DIGESTS};
 use crate::store::index::{self, name_of};
@@ -26,8 +26,8 @@ pub struct Image {
 /// What a removal did.
 #[derive(Clone, Debug, Default)]
 pub struct Removed {
-    /// Names that were taken away.
-    pub untagged: Vec<Reference>,
+    /// Names that were taken away, in docker's short form; also `NAME@DIGEST`.
+    pub untagged: Vec<String>,
     /// The image, if it went with its last name.
     pub deleted: Option<Digest>,
     /// What that freed.
@@ -87,7 +87,12 @@ impl Store {
             }
             match self.read_image(entry) {
                 Ok(image) => images.push(Image { names: name.into_iter().collect(), ..image }),
-                Err(error) => tracing::warn!("image {}: {error}", entry.digest),
+                // It was removed since the index was read.
+                Err(_) if !self.index()?.descriptors().any(|known| known.digest == entry.digest) => {}
+                Err(error) => {
+                    let name = name.map_or_else(|| short_id(&entry.digest), |name| name.to_string());
+                    tracing::warn!("image {name} is damaged: {error}; load it again, or strata rmi {name}");
+                }
             }
         }
         images.iter_mut().for_each(|image| image.names.sort());
@@ -148,15 +153,22 @@ impl Store {
     }
 
     /// Takes away the name by which `text` means an image, and the image with its last name. Meant by its id, an
-    /// image goes with its only name; several need `force`, as does an image that a container is made of.
+    /// image goes with its only name; several need `force`, as does an image that a container is made of. `NAME@DIGEST`
+    /// takes away that reference alone. An entry of the index that cannot be read goes by its name, or by its digest.
     ///
     /// # Errors
     /// When there is no such image, or it is in use.
     pub fn remove(&self, text: &str, force: bool) -> Result<Removed> {
         let _lock = self.lock_exclusive()?;
-        let image = self.find(text)?;
-        let named = match text.parse()? {
-            ImageQuery::Named(name, _) | ImageQuery::NamedOrId(name, _) => {
+        let query: ImageQuery = text.parse()?;
+        let image = match self.find(text) {
+            Ok(image) => image,
+            Err(error @ ImageError::NoSuchImage { .. }) => return self.remove_unreadable(&query)?.ok_or(error),
+            Err(error) => return Err(error),
+        };
+        let named = match &query {
+            ImageQuery::Named(name, Some(digest)) => return self.remove_digest(&image, name, digest, force),
+            ImageQuery::Named(name, None) | ImageQuery::NamedOrId(name, _) => {
                 [Some(name.clone()), name.at_localhost()].into_iter().flatten().find(|name| image.names.contains(name))
             }
             ImageQuery::Id(_) => None,
@@ -173,27 +185,76 @@ impl Store {
             None => image.names.clone(),
         };
         let goes = untagged.len() == image.names.len();
-        if goes && !force {
-            self.refuse_if_used(&image)?;
+        if goes {
+            return self.delete(&image, untagged.iter().map(Reference::to_string).collect(), force);
         }
         self.update_index(|index| {
             for name in &untagged {
                 index::remove_name(index, name);
             }
-            if goes {
-                let entry_of_image = |entry: &IndexEntry| {
-                    entry.descriptor().is_some_and(|entry| entry.digest == image.descriptor.digest)
-                };
-                index.manifests.retain(|entry| !entry_of_image(entry));
-            }
             Ok(())
         })?;
-        let freed = if goes { self.sweep()? } else { Freed::default() };
-        Ok(Removed { untagged, deleted: goes.then(|| image.id()), freed })
+        let untagged = untagged.iter().map(Reference::to_string).collect();
+        Ok(Removed { untagged, deleted: None, freed: Freed::default() })
+    }
+
+    /// Removes an image with all its entries.
+    fn delete(&self, image: &Image, untagged: Vec<String>, force: bool) -> Result<Removed> {
+        if !force {
+            self.refuse_if_used(image)?;
+        }
+        self.update_index(|index| {
+            index::remove_entries(index, |entry| entry.digest == image.descriptor.digest);
+            Ok(())
+        })?;
+        Ok(Removed { untagged, deleted: Some(image.id()), freed: self.sweep()? })
+    }
+
+    /// Takes away `NAME@DIGEST`. An image that has neither a name nor another such reference goes with it.
+    fn remove_digest(&self, image: &Image, name: &Reference, digest: &Digest, force: bool) -> Result<Removed> {
+        let reference = name.at_digest(digest);
+        let left = image.repo_digests().into_iter().filter(|known| *known != reference).count();
+        if left == image.repo_digests().len() && !image.names.is_empty() {
+            let names = image.names.iter().map(Reference::to_string).collect::<Vec<_>>().join(", ");
+            let reason = format!("is no reference of its own; remove the image by its name ({names})");
+            return Err(ImageError::refused(reference, reason));
+        }
+        if left == 0 && image.names.is_empty() {
+            return self.delete(image, vec![reference], force);
+        }
+        self.update_index(|index| {
+            index::remove_word(index, &image.descriptor.digest, REPO_DIGESTS, &reference);
+            Ok(())
+        })?;
+        Ok(Removed { untagged: vec![reference], deleted: None, freed: Freed::default() })
+    }
+
+    /// Removes entries of the index whose image cannot be read; none if there is none that the user may mean.
+    fn remove_unreadable(&self, query: &ImageQuery) -> Result<Option<Removed>> {
+        let is_meant = |entry: &Descriptor| {
+            let named = |name: &Reference| {
+                let known = name_of(entry);
+                known.as_ref() == Some(name) || known.is_some() && known == name.at_localhost()
+            };
+            let begins = |id: &str| entry.digest.hex().starts_with(id);
+            match query {
+                ImageQuery::Named(name, None) => named(name),
+                ImageQuery::Named(name, Some(digest)) => named(name) && entry.digest == *digest,
+                ImageQuery::Id(id) => begins(id),
+                ImageQuery::NamedOrId(name, id) => named(name) || begins(id),
+            }
+        };
+        let removed = self.update_index(|index| Ok(index::remove_entries(index, |entry| is_meant(entry))))?;
+        if removed.is_empty() {
+            return Ok(None);
+        }
+        let call =
+            |entry: &Descriptor| name_of(entry).map_or_else(|| entry.digest.to_string(), |name| name.to_string());
+        Ok(Some(Removed { untagged: removed.iter().map(call).collect(), deleted: None, freed: self.sweep()? }))
     }
 
     fn refuse_if_used(&self, image: &Image) -> Result<()> {
-        match self.container_roots()?.into_iter().find(|container| container.image == image.id()) {
+        match self.container_roots()?.sound.into_iter().find(|container| container.image == image.id()) {
             Some(container) => {
                 let reason = format!("container {} is made of it; remove that first, or --force", container.name);
                 Err(ImageError::refused(image.label(), reason))

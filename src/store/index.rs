@@ -156,6 +156,31 @@ pub(super) fn remove_name(index: &mut Index, name: &Reference) -> Vec<Descriptor
     removed
 }
 
+/// Removes the entries that `goes` says, and returns them. Foreign ones stay.
+pub(super) fn remove_entries(index: &mut Index, goes: impl Fn(&Descriptor) -> bool) -> Vec<Descriptor> {
+    let mut removed = Vec::new();
+    index.manifests.retain(|entry| match entry.descriptor() {
+        Some(descriptor) if goes(descriptor) => {
+            removed.push(descriptor.clone());
+            false
+        }
+        _ => true,
+    });
+    removed
+}
+
+/// Takes a word from an annotation that is a list of them, in every entry of a manifest.
+pub(super) fn remove_word(index: &mut Index, manifest: &Digest, annotation: &str, word: &str) {
+    for entry in &mut index.manifests {
+        let IndexEntry::Known(entry) = entry else { continue };
+        let Some(list) = entry.annotations.get_mut(annotation).filter(|_| entry.digest == *manifest) else { continue };
+        *list = list.split(' ').filter(|known| *known != word).collect::<Vec<_>>().join(" ");
+        if list.is_empty() {
+            entry.annotations.remove(annotation);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -15,6 +15,7 @@ use crate::image::spec;
 use crate::image::{ImageError, IoContext, Result};
 use crate::inventory::{self, Inventory, Unusable};
 use crate::store::Store;
+use crate::store::gc::entries;
 
 /// `layer.json`: what is known of a layer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -179,16 +180,20 @@ impl Store {
         ids.iter().map(|id| Layer::load(self.layers_dir().join(id.hex()))).collect()
     }
 
-    /// Every layer of the store, in the order of their ids.
+    /// Every layer of the store, in the order of their ids. Those whose record cannot be used are told and left out.
     ///
     /// # Errors
-    /// When a record is unreadable.
+    /// When the store cannot be listed.
     pub fn all_layers(&self) -> Result<Vec<Layer>> {
-        let mut dirs = Vec::new();
-        for entry in std::fs::read_dir(self.layers_dir()).at(self.layers_dir())? {
-            dirs.push(entry.at(self.layers_dir())?.path());
+        let mut layers = Vec::new();
+        for (name, dir) in entries(&self.layers_dir())? {
+            match Layer::load(dir.clone()) {
+                Ok(layer) => layers.push(layer),
+                // It was removed since the directory was read.
+                Err(_) if std::fs::symlink_metadata(&dir).is_err() => {}
+                Err(error) => tracing::warn!("layer {name} is damaged: {error} (strata verify --repair)"),
+            }
         }
-        dirs.sort();
-        dirs.into_iter().map(Layer::load).collect()
+        Ok(layers)
     }
 }

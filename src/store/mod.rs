@@ -11,6 +11,7 @@
 //!     recipe             how to re-assemble the layer's tar, bit for bit
 //!     layer.json         a [`LayerRecord`]
 //!   containers/NAME/     a container; an OCI runtime bundle
+//!   lost/                what a repair has set aside: containers with a damaged record, an old index; for people to look at
 //!   tmp/                 what is not yet published; emptied by the next writer that is alone
 //!   lock                 held shared by every writer, exclusively by those that remove; who wants it first locks `layers/`
 //! ```
@@ -56,7 +57,7 @@ pub use layers::{Layer, LayerRecord};
 pub use together::{NewLayer, Slot, Step, rounds};
 pub(crate) use transaction::open_topmost_first;
 pub use transaction::{AddedLayer, Transaction};
-pub use verify::{Damage, Untrusted, Verification};
+pub use verify::{Damage, Repaired, Untrusted, Verification};
 
 /// How long one who removes has others wait while it waits itself: so long at first, twice as long each time, to the most.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -126,7 +127,9 @@ impl Store {
         }
         let index = spec::serialize("index.json", &spec::Index::new(vec![]))?;
         for (name, text) in [("lock", &b""[..]), ("index.json", &index), ("oci-layout", spec::OCI_LAYOUT.as_bytes())] {
-            if !self.root.join(name).exists() {
+            // A store that is whole otherwise has lost its index; an empty one would have all its images removed.
+            let is_lost = name == "index.json" && self.root.join("oci-layout").exists();
+            if !is_lost && !self.root.join(name).exists() {
                 self.replace(name, text)?;
             }
         }
@@ -137,7 +140,7 @@ impl Store {
     fn refuse_foreign_directory(&self) -> Result<()> {
         for entry in fs::read_dir(&self.root).at(&self.root)? {
             let name = entry.at(&self.root)?.file_name();
-            if !["blobs", "layers", "containers", "tmp", "lock", "index.json", "oci-layout"]
+            if !["blobs", "layers", "containers", "lost", "tmp", "lock", "index.json", "oci-layout"]
                 .iter()
                 .any(|own| name == *own)
             {
@@ -148,7 +151,9 @@ impl Store {
     }
 
     fn is_complete(&self) -> bool {
-        ["oci-layout", "layers", "lock"].iter().all(|name| self.root.join(name).exists())
+        ["oci-layout", "layers", "blobs/sha256", "containers", "tmp", "lock"]
+            .iter()
+            .all(|name| self.root.join(name).exists())
     }
 
     /// The store's directory.
@@ -294,7 +299,8 @@ impl StagedFile {
     }
 }
 
-fn retry_interrupted<T>(mut call: impl FnMut() -> rustix::io::Result<T>) -> rustix::io::Result<T> {
+/// Calls again if a signal came in between.
+pub(crate) fn retry_interrupted<T>(mut call: impl FnMut() -> rustix::io::Result<T>) -> rustix::io::Result<T> {
     loop {
         match call() {
             Err(rustix::io::Errno::INTR) => {}

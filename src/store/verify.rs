@@ -1,11 +1,16 @@
 //! Whether the store still holds what was put into it.
 
-use std::fs::File;
+use std::collections::HashMap;
+use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::image::digest::DigestWriter;
-use crate::image::files::remove_tree;
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::io::Errno;
+
+use crate::image::digest::{Digest, DigestWriter};
+use crate::image::files::{make_dir, remove_tree};
+use crate::image::spec::{self, Descriptor, Index};
 use crate::image::{IoContext, Result};
 use crate::inventory::Unusable;
 use crate::store::gc::entries;
@@ -20,13 +25,34 @@ pub struct Damage {
     pub untrusted: Option<Untrusted>,
 }
 
-/// What [`Store::repair`] removes, so that loading its image again brings it back.
+/// What [`Store::repair`] takes out of the store.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Untrusted {
-    /// A layer's directory.
+    /// A layer's directory. Loading its image again brings it back.
     Layer(PathBuf),
-    /// A blob's file.
+    /// A blob's file. Loading its image again brings it back.
     Blob(PathBuf),
+    /// Entries of the index that name a manifest which is not there or damaged.
+    Entry(Digest),
+    /// A container's directory. It may hold changes that are nowhere else, so it is set aside.
+    Container(PathBuf),
+    /// The index itself.
+    Index,
+}
+
+/// What a repair did.
+#[derive(Clone, Debug, Default)]
+pub struct Repaired {
+    /// Layers removed.
+    pub layers: u64,
+    /// Blobs removed.
+    pub blobs: u64,
+    /// Entries of the index removed.
+    pub entries: u64,
+    /// Where containers went.
+    pub set_aside: Vec<PathBuf>,
+    /// What is damaged and stays, and why, one line each.
+    pub kept: Vec<String>,
 }
 
 /// What a verification found.
@@ -47,7 +73,8 @@ impl Verification {
 }
 
 impl Store {
-    /// Re-hashes every layer and every blob, and looks for all parts of every image. Nothing is removed meanwhile.
+    /// Re-hashes every layer and every blob, and looks for all parts of every image and container. Nothing is removed
+    /// meanwhile.
     ///
     /// # Errors
     /// When the store cannot be listed.
@@ -62,13 +89,25 @@ impl Store {
         for (name, dir) in entries(&self.layers_dir())? {
             verify_layer(&name, &dir, &mut found);
         }
-        for entry in self.index()?.descriptors().filter(|entry| entry.is_manifest()) {
+        for (name, error) in self.container_roots()?.damaged {
+            let path = self.containers().join(&name);
+            found.add(format!("container {name}: {error}"), Some(Untrusted::Container(path)));
+        }
+        let index = match self.index() {
+            Ok(index) => index,
+            Err(error) => {
+                found.add(error.to_string(), Some(Untrusted::Index));
+                return Ok(found);
+            }
+        };
+        for entry in index.descriptors().filter(|entry| entry.is_manifest()) {
+            let name = index::name_of(entry);
             match self.read_image(entry) {
-                Ok(image) => {
-                    let names = index::name_of(entry).into_iter().collect();
-                    self.look_for_layers(&Image { names, ..image }, &mut found);
+                Ok(image) => self.look_for_layers(&Image { names: name.into_iter().collect(), ..image }, &mut found),
+                Err(error) => {
+                    let name = name.map_or_else(|| entry.digest.to_string(), |name| name.to_string());
+                    found.add(format!("image {name}: {error}"), Some(Untrusted::Entry(entry.digest)));
                 }
-                Err(error) => found.add(format!("image {}: {error}", entry.digest), None),
             }
         }
         Ok(found)
@@ -100,32 +139,151 @@ impl Store {
         }
     }
 
-    /// Removes what was found damaged. Gives the number of layers and of blobs.
+    /// Takes out of the store what was found damaged and still is: whoever loaded it again in between has put a sound one
+    /// in its place. What a mounted container uses stays.
     ///
     /// # Errors
     /// When one cannot be removed.
-    pub fn repair(&self, found: &Verification) -> Result<(u64, u64)> {
+    pub fn repair(&self, found: &Verification, is_in_use: &dyn Fn(&str) -> bool) -> Result<Repaired> {
         let _lock = self.lock_exclusive()?;
         let mut untrusted: Vec<&Untrusted> =
             found.damages.iter().filter_map(|damage| damage.untrusted.as_ref()).collect();
         untrusted.sort();
         untrusted.dedup();
-        let (mut layers, mut blobs) = (0, 0);
+        let used = self.layers_in_use(is_in_use)?;
+        let mut repaired = Repaired::default();
         for thing in untrusted {
             match thing {
                 Untrusted::Layer(dir) => {
                     let name = dir.file_name().unwrap_or_default().to_string_lossy();
-                    self.discard(&name, dir)?;
-                    layers += 1;
+                    let mut again = Verification::default();
+                    verify_layer(&name, dir, &mut again);
+                    if again.damages.is_empty() || !is_there(dir) {
+                        continue;
+                    }
+                    match used.get(name.as_ref()).or_else(|| used.get(ANY_LAYER)) {
+                        Some(user) => {
+                            repaired
+                                .kept
+                                .push(format!("layer {name}: container {user} has it mounted; unmount it first"));
+                        }
+                        None => {
+                            self.discard(dir)?;
+                            repaired.layers += 1;
+                        }
+                    }
                 }
                 Untrusted::Blob(file) => {
-                    remove_tree(file)?;
-                    blobs += 1;
+                    let name = file.file_name().unwrap_or_default().to_string_lossy();
+                    if is_there(file) && verify_blob(&name, file).is_err() {
+                        remove_tree(file)?;
+                        repaired.blobs += 1;
+                    }
                 }
+                // After the blobs, so that an entry whose manifest was just removed goes with it.
+                Untrusted::Entry(manifest) => repaired.entries += self.drop_unreadable(manifest)?,
+                Untrusted::Container(dir) => self.set_aside(dir, is_in_use, &mut repaired)?,
+                Untrusted::Index => self.rebuild_index(&mut repaired)?,
             }
         }
-        Ok((layers, blobs))
+        Ok(repaired)
     }
+
+    /// The layers that mounted containers have, by their directory's name, and which container it is.
+    fn layers_in_use(&self, is_in_use: &dyn Fn(&str) -> bool) -> Result<HashMap<String, String>> {
+        let roots = self.container_roots()?;
+        let mut used = HashMap::new();
+        for container in roots.sound.into_iter().filter(|container| is_in_use(&container.name)) {
+            used.extend(container.layers.iter().map(|layer| (layer.hex(), container.name.clone())));
+        }
+        // Which layers these have is not known.
+        let unknown = roots.damaged.into_iter().find(|(name, _)| is_in_use(name));
+        used.extend(unknown.map(|(name, _)| (ANY_LAYER.to_owned(), name)));
+        Ok(used)
+    }
+
+    /// Removes the entries of a manifest, unless its image can be read by now.
+    fn drop_unreadable(&self, manifest: &Digest) -> Result<u64> {
+        let removed = self.update_index(|index| {
+            let is_readable =
+                index.descriptors().any(|entry| entry.digest == *manifest && self.read_image(entry).is_ok());
+            match is_readable {
+                true => Ok(Vec::new()),
+                false => Ok(index::remove_entries(index, |entry| entry.digest == *manifest)),
+            }
+        })?;
+        Ok(removed.len() as u64)
+    }
+
+    /// Moves a container whose record is damaged out of the way.
+    fn set_aside(&self, dir: &Path, is_in_use: &dyn Fn(&str) -> bool, repaired: &mut Repaired) -> Result<()> {
+        let name = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if !self.container_roots()?.damaged.iter().any(|(damaged, _)| *damaged == name) {
+            return Ok(());
+        }
+        if is_in_use(&name) {
+            repaired.kept.push(format!("container {name}: is mounted; strata rm -f {name} removes it"));
+            return Ok(());
+        }
+        repaired.set_aside.push(self.move_to_lost(dir, &name)?);
+        Ok(())
+    }
+
+    /// Moves something to `lost/NAME`, or `lost/NAME.1`, …
+    fn move_to_lost(&self, path: &Path, name: &str) -> Result<PathBuf> {
+        let lost = self.root.join("lost");
+        make_dir(&lost, 0o700)?;
+        let mut place = lost.join(name);
+        for number in 1.. {
+            match renameat_with(CWD, path, CWD, &place, RenameFlags::NOREPLACE) {
+                Ok(()) => break,
+                Err(Errno::EXIST) => place = lost.join(format!("{name}.{number}")),
+                Err(error) => return Err(error).at(path),
+            }
+        }
+        Ok(place)
+    }
+
+    /// Makes a new index of the manifests that are here. What they were called was in the old one only.
+    fn rebuild_index(&self, repaired: &mut Repaired) -> Result<()> {
+        let _lock = self.lock_index()?;
+        if self.index().is_ok() {
+            return Ok(());
+        }
+        let mut manifests = Vec::new();
+        for (name, path) in entries(&self.root.join("blobs/sha256"))? {
+            let Ok(digest) = Digest::from_hex(&name) else { continue };
+            let size = fs::symlink_metadata(&path).at(&path)?.len();
+            let mut entry = Descriptor::new(spec::MANIFEST, digest, size);
+            if size > spec::DOCUMENT_LIMIT || self.kept_blob(&digest).is_none() {
+                continue;
+            }
+            // Manifests of other programs name compressed layers; the store's own name those that are here.
+            if let Ok(image) = self.read_image(&entry)
+                && manifest_names_layers(&image)
+            {
+                entry.platform = image.config.platform();
+                manifests.push(entry);
+            }
+        }
+        let path = self.root.join("index.json");
+        if is_there(&path) {
+            repaired.set_aside.push(self.move_to_lost(&path, "index.json")?);
+        }
+        repaired.kept.push(format!("index.json: made again of {} images, without their names", manifests.len()));
+        self.replace("index.json", &spec::serialize("index.json", &Index::new(manifests))?)
+    }
+}
+
+/// Stands for all layers: a container is mounted whose record does not say which it has.
+const ANY_LAYER: &str = "";
+
+fn manifest_names_layers(image: &Image) -> bool {
+    image.manifest.layers.iter().map(|layer| layer.digest).eq(image.config.diff_ids().iter().copied())
+}
+
+fn is_there(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok()
 }
 
 fn verify_blob(name: &str, path: &Path) -> std::result::Result<(), String> {

@@ -1,15 +1,24 @@
-//! Passing signals on to a child process.
+//! Signals of a process that must clean up before it ends: recorded, or passed on to a child.
 
 use std::io;
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 
 /// The child that gets the signals; 0: none.
 static CHILD: AtomicI32 = AtomicI32::new(0);
 
+/// The child is in the terminal's process group, so that what a terminal sends reaches it by itself.
+static SHARES_TERMINAL: AtomicBool = AtomicBool::new(true);
+
+/// Signals that came while there was no child, a bit for each number.
+static PENDING: AtomicU64 = AtomicU64::new(0);
+
 const FORWARDED: [libc::c_int; 6] =
     [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM, libc::SIGUSR1, libc::SIGUSR2];
 
-/// Ends the forwarding when dropped; signals that come later are swallowed.
+/// Those of them that ask a process to end.
+const ENDING: [libc::c_int; 4] = [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM];
+
+/// Ends the forwarding when dropped. Signals that come later are recorded.
 #[derive(Debug)]
 pub struct Forwarding(());
 
@@ -19,17 +28,48 @@ impl Drop for Forwarding {
     }
 }
 
-/// Sends every signal of the usual ones that this process gets on to the process `child`, instead of dying of it.
-/// What a terminal sends reaches the child by itself, as it is in the same process group, and is not sent twice.
+/// From now on the usual signals do not end this process: they are recorded until there is a child to pass them on to.
+/// A signal that the caller ignores (`nohup`) stays ignored.
 ///
 /// # Errors
 /// When a handler cannot be installed.
-pub fn forward_to(child: u32) -> io::Result<Forwarding> {
-    CHILD.store(i32::try_from(child).map_err(io::Error::other)?, Ordering::SeqCst);
+pub fn hold() -> io::Result<()> {
+    FORWARDED.into_iter().try_for_each(install)
+}
+
+/// The signal that asked this process to end while it had no child, if one did.
+pub fn interrupted() -> Option<i32> {
+    let pending = PENDING.load(Ordering::SeqCst);
+    ENDING.into_iter().find(|signal| pending & bit(*signal) != 0)
+}
+
+/// Passes every signal on to the process `child`, first those that were recorded since [`hold`]. With
+/// `shares_terminal` the child gets by itself what a terminal sends, and is not sent that twice.
+///
+/// # Errors
+/// When a handler cannot be installed.
+pub fn forward_to(child: u32, shares_terminal: bool) -> io::Result<Forwarding> {
+    hold()?;
+    SHARES_TERMINAL.store(shares_terminal, Ordering::SeqCst);
+    let child = i32::try_from(child).map_err(io::Error::other)?;
+    CHILD.store(child, Ordering::SeqCst);
+    // A handler records first and looks for a child afterwards: either it sees the child, or the signal is seen here.
     for signal in FORWARDED {
-        install(signal)?;
+        deliver(signal, child);
     }
     Ok(Forwarding(()))
+}
+
+const fn bit(signal: libc::c_int) -> u64 {
+    1 << (signal & 63)
+}
+
+/// Sends a recorded signal, once.
+fn deliver(signal: libc::c_int, child: i32) {
+    if PENDING.fetch_and(!bit(signal), Ordering::SeqCst) & bit(signal) != 0 {
+        // SAFETY: kill(2) takes any numbers. A child that has ended is not waited for yet, so its number is still its own.
+        unsafe { libc::kill(child, signal) };
+    }
 }
 
 fn install(signal: libc::c_int) -> io::Result<()> {
@@ -37,23 +77,31 @@ fn install(signal: libc::c_int) -> io::Result<()> {
     // SA_SIGINFO asks for and calls only async-signal-safe functions (kill(2)) and atomics.
     let installed = unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
+        let mut present: libc::sigaction = std::mem::zeroed();
+        if libc::sigaction(signal, std::ptr::null(), &raw mut present) == 0 && present.sa_sigaction == libc::SIG_IGN {
+            return Ok(());
+        }
         action.sa_sigaction = pass_on as *const () as libc::sighandler_t;
         action.sa_flags = libc::SA_SIGINFO | libc::SA_RESTART;
-        libc::sigaction(signal, &action, std::ptr::null_mut())
+        libc::sigaction(signal, &raw const action, std::ptr::null_mut())
     };
     if installed == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 extern "C" fn pass_on(signal: libc::c_int, origin: *mut libc::siginfo_t, _context: *mut libc::c_void) {
-    let child = CHILD.load(Ordering::SeqCst);
-    // SAFETY: with SA_SIGINFO the kernel passes a valid pointer; kill(2) takes any numbers. errno is restored, as
-    // the interrupted code may be about to read it.
+    // SAFETY: with SA_SIGINFO the kernel passes a valid pointer. errno is restored, as the interrupted code may be about
+    // to read it.
     unsafe {
+        let errno = *libc::__errno_location();
         let from_terminal = !origin.is_null() && (*origin).si_code == libc::SI_KERNEL;
-        if child > 0 && !from_terminal {
-            let errno = *libc::__errno_location();
-            libc::kill(child, signal);
-            *libc::__errno_location() = errno;
+        let reaches_child = from_terminal && SHARES_TERMINAL.load(Ordering::SeqCst);
+        if CHILD.load(Ordering::SeqCst) == 0 || !reaches_child {
+            PENDING.fetch_or(bit(signal), Ordering::SeqCst);
         }
+        let child = CHILD.load(Ordering::SeqCst);
+        if child > 0 {
+            deliver(signal, child);
+        }
+        *libc::__errno_location() = errno;
     }
 }

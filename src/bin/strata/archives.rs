@@ -278,6 +278,8 @@ pub fn commit(store: &Store, args: &Commit) -> Result<()> {
     let options = unpack_options(&LimitArgs { unlimited: true });
     enter_namespace_of(&container)?;
     let mut transaction = store.begin()?;
+    // Changes that vanish while they are read would make half a layer.
+    let _lock = container.lock_for_reading()?;
     container.sync()?;
     let upper = container.open_upper()?;
     let parent = container.config(store)?;

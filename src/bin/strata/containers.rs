@@ -1,26 +1,25 @@
 //! Verbs about containers.
 
 use std::fs::{self, File};
-use std::io::{self, IsTerminal, Seek, SeekFrom, Write};
+use std::io::{self, Seek, SeekFrom, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
-use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use serde_json::json;
-use stratafs::container::bundle::{Network, RunOptions};
-use stratafs::container::{Container, CreateOptions, Runtime, rootless};
+use stratafs::container::{Container, CreateOptions, Damaged, Runtime, refuse_if_interrupted};
 use stratafs::image::ImageError;
 use stratafs::image::layer;
 use stratafs::image::time::Timestamp;
 use stratafs::store::{Layer, Store};
+use stratafs::sys::forward;
 use stratafs::text::{shown_bytes, shown_path};
 
-use super::args::{Diff, Exec, Logs, Mount, NetworkArg, Ps, Rm, Run, Stop, Supervise, Umount};
-use super::output::{print_json, print_line, print_path, print_table, shorten};
+use super::args::{Diff, Logs, Mount, Ps, Rm, Stop, Umount};
+use super::output::{each, print_json, print_line, print_path, print_table, shorten, tell};
+use super::running::finish;
 
 pub fn mount(store: &Store, args: &Mount) -> Result<()> {
     let Some(image) = &args.image else {
@@ -42,10 +41,15 @@ pub fn mount(store: &Store, args: &Mount) -> Result<()> {
         rootless: !rustix::process::geteuid().is_root(),
         ..CreateOptions::default()
     };
+    forward::hold().context("signals")?;
     let container = Container::create(store, &store.find(image)?, &options)?;
-    match container.mount(store) {
+    let mounted = container.mount(store).and_then(|mountpoint| refuse_if_interrupted().map(|()| mountpoint));
+    match mounted {
         Ok(mountpoint) => Ok(print_path(mountpoint)?),
         Err(error) => {
+            if container.is_mounted()? {
+                container.unmount(false)?;
+            }
             container.clone().remove(store)?;
             Err(error.into())
         }
@@ -54,7 +58,7 @@ pub fn mount(store: &Store, args: &Mount) -> Result<()> {
 
 fn list_mounted(store: &Store, args: &Mount) -> Result<()> {
     let mut mounted = Vec::new();
-    for container in Container::list(store)? {
+    for container in listed(store)? {
         if container.is_mounted()? {
             mounted.push(container);
         }
@@ -73,156 +77,35 @@ fn list_mounted(store: &Store, args: &Mount) -> Result<()> {
 }
 
 pub fn umount(store: &Store, args: &Umount) -> Result<()> {
-    for name in &args.names {
+    each(&args.names, |name| {
         let container = by_name_or_mountpoint(store, name)?;
         container.unmount(args.lazy)?;
         if args.rm {
             container.remove(store)?;
         }
+        Ok(())
+    })
+}
+
+/// All containers. Those that are damaged are told, and left out.
+pub fn listed(store: &Store) -> Result<Vec<Container>> {
+    let listed = Container::list(store)?;
+    for Damaged { name, reason } in &listed.damaged {
+        tell(&format!("strata: container {name} is damaged: {reason}; strata rm -f {name} removes it"));
     }
-    Ok(())
+    Ok(listed.containers)
 }
 
 fn by_name_or_mountpoint(store: &Store, name: &str) -> Result<Container> {
     if name.contains('/') {
         let path = fs::canonicalize(name).unwrap_or_else(|_| name.into());
         let at = |container: &Container| container.record.mountpoint == path && container.is_mounted().unwrap_or(false);
-        if let Some(container) = Container::list(store)?.into_iter().find(at) {
+        if let Some(container) = listed(store)?.into_iter().find(at) {
             return Ok(container);
         }
         bail!("{name}: no container is mounted there");
     }
     Ok(Container::open(store, name)?)
-}
-
-pub fn run(store: &Store, args: Run) -> Result<ExitCode> {
-    let rootless = rootless::enter()?;
-    let runtime = Runtime::find(store, args.runtime.as_deref())?;
-    if args.tty && !io::stdin().is_terminal() {
-        bail!("-t needs a terminal as standard input");
-    }
-    let image = store.find(&args.image)?;
-    if let Some(Err(reason)) = image.config.platform().map(|platform| platform.check_runs_here()) {
-        return Err(ImageError::CannotRun { program: args.image, reason, missing: false }.into());
-    }
-    let options = RunOptions {
-        command: args.command,
-        entrypoint: args.entrypoint,
-        env: args.env,
-        working_dir: args.workdir,
-        user: args.user,
-        volumes: args.volume,
-        hostname: args.hostname,
-        network: match args.network {
-            NetworkArg::Host => Network::Host,
-            NetworkArg::None => Network::None,
-        },
-        terminal: args.tty,
-        read_only: args.read_only,
-        memory: args.memory,
-        pids: args.pids_limit,
-    };
-    let create = CreateOptions {
-        name: args.name,
-        image_name: args.image,
-        driver: args.driver.into(),
-        command: options.words(&image.config.process()),
-        remove_at_exit: args.rm,
-        rootless,
-        ..CreateOptions::default()
-    };
-    let mut container = Container::create(store, &image, &create)?;
-    let lock = container.lock()?;
-    let prepared = match container.mount(store).map(drop) {
-        Ok(()) => container.prepare_run(store, &options),
-        Err(error) => Err(error),
-    };
-    if let Err(error) = prepared {
-        if container.is_mounted()? {
-            container.unmount(false)?;
-        }
-        container.remove(store)?;
-        return Err(error.into());
-    }
-    if args.detach {
-        drop(lock);
-        return detach(store, &container, args.runtime.as_deref());
-    }
-    // Without -i the container must not eat the caller's input.
-    let code = runtime.run(&container, None, args.interactive || args.tty)?;
-    finish(store, container)?;
-    Ok(ExitCode::from(code))
-}
-
-/// After a container has ended: its mount goes, and with `--rm` all of it.
-fn finish(store: &Store, container: Container) -> Result<()> {
-    // Mounts again if the driver died.
-    container.mount(store)?;
-    container.remove_stubs()?;
-    container.unmount(false)?;
-    if container.record.remove_at_exit {
-        container.remove(store)?;
-    }
-    Ok(())
-}
-
-/// Starts this program again to watch the container, and waits until it runs.
-fn detach(store: &Store, container: &Container, runtime: Option<&str>) -> Result<ExitCode> {
-    let log = File::create(container.dir().join("log")).context("log")?;
-    let mut command = Command::new(std::env::current_exe()?);
-    command.arg("--root").arg(store.root()).arg("supervise");
-    if let Some(runtime) = runtime {
-        command.arg("--runtime").arg(runtime);
-    }
-    command.arg(container.name()).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-    let mut supervisor = command.spawn()?;
-    let (pid_file, exit_file) = (container.dir().join("pid"), container.dir().join("exit"));
-    loop {
-        if pid_file.exists() {
-            print_line(container.name())?;
-            return Ok(ExitCode::SUCCESS);
-        }
-        if supervisor.try_wait()?.is_some() {
-            // A short-lived container may be gone already, which is no failure.
-            if exit_file.exists() || !container.dir().exists() {
-                print_line(container.name())?;
-                return Ok(ExitCode::SUCCESS);
-            }
-            bail!("{}: {}", container.name(), last_line(&container.dir().join("log")));
-        }
-        std::thread::sleep(Duration::from_millis(10));
-    }
-}
-
-fn last_line(path: &Path) -> String {
-    let text = fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
-    text.lines().last().unwrap_or("the container did not start").to_owned()
-}
-
-pub fn supervise(store: &Store, args: &Supervise) -> Result<ExitCode> {
-    rustix::process::setsid().context("setsid")?;
-    let runtime = Runtime::find(store, args.runtime.as_deref())?;
-    let container = Container::open(store, &args.container)?;
-    let _lock = container.lock()?;
-    let code = runtime.run(&container, Some(&container.dir().join("pid")), false)?;
-    fs::write(container.dir().join("exit"), format!("{code}\n"))?;
-    finish(store, container)?;
-    Ok(ExitCode::from(code))
-}
-
-pub fn exec(store: &Store, args: Exec) -> Result<ExitCode> {
-    let runtime = Runtime::find(store, args.runtime.as_deref())?;
-    let container = Container::open(store, &args.container)?;
-    container.join()?;
-    let options = RunOptions {
-        command: args.command,
-        env: args.env,
-        working_dir: args.workdir,
-        user: args.user,
-        terminal: args.tty,
-        ..RunOptions::default()
-    };
-    Ok(ExitCode::from(runtime.exec(&container, &options, args.interactive || args.tty)?))
 }
 
 /// What `ps` says of a container.
@@ -246,8 +129,11 @@ pub fn list(store: &Store, args: &Ps) -> Result<()> {
     let runtime = Runtime::find(store, args.runtime.as_deref()).ok();
     let now = Timestamp::now();
     let (mut rows, mut values) = (Vec::new(), Vec::new());
-    for container in Container::list(store)? {
-        let status = status(runtime.as_ref(), &container)?;
+    for container in listed(store)? {
+        let status = status(runtime.as_ref(), &container).unwrap_or_else(|error| {
+            tell(&format!("strata: {}: {error:#}", container.name()));
+            "unknown".to_owned()
+        });
         if !args.all && (status == "stopped" || status.starts_with("exited")) {
             continue;
         }
@@ -269,15 +155,14 @@ pub fn list(store: &Store, args: &Ps) -> Result<()> {
 
 pub fn stop(store: &Store, args: &Stop) -> Result<()> {
     let runtime = Runtime::find(store, args.runtime.as_deref())?;
-    for name in &args.containers {
+    each(&args.containers, |name| {
         let container = Container::open(store, name)?;
         let signal = container.config(store)?.process().stop_signal;
         let signal = if signal.is_empty() { "TERM" } else { signal.trim_start_matches("SIG") };
         let patience = Duration::from_secs(args.time.into());
         in_its_namespace(&container, || end(store, &runtime, &container, signal, patience))?;
-        print_line(name)?;
-    }
-    Ok(())
+        Ok(print_line(name)?)
+    })
 }
 
 /// Does something where the container is mounted, which a user without privilege has done in a namespace of its own.
@@ -312,12 +197,12 @@ fn end(store: &Store, runtime: &Runtime, container: &Container, signal: &str, pa
     if gone() {
         return Ok(());
     }
-    let _lock = container.lock()?;
+    let lock = container.lock()?;
+    if container.is_mounted()? {
+        return finish(store, runtime, container.clone(), Some(lock), false);
+    }
     if runtime.state(container)?.is_some() {
         runtime.delete(container, true)?;
-    }
-    if container.is_mounted()? {
-        finish(store, container.clone())?;
     }
     Ok(())
 }
@@ -337,8 +222,15 @@ fn wait(patience: Duration, mut done: impl FnMut() -> Result<bool>) -> Result<bo
 }
 
 pub fn remove(store: &Store, args: &Rm) -> Result<()> {
-    for name in &args.containers {
-        let container = Container::open(store, name)?;
+    each(&args.containers, |name| {
+        let container = match Container::open(store, name) {
+            Ok(container) => container,
+            Err(error @ (ImageError::NoSuchContainer { .. } | ImageError::Malformed { .. })) => {
+                return Err(error.into());
+            }
+            Err(_) if args.force => return remove_damaged(store, name, args.runtime.as_deref()),
+            Err(error) => return Err(error).with_context(|| format!("{name}: is damaged; --force removes it")),
+        };
         if args.force {
             in_its_namespace(&container, || force_down(store, &container, args.runtime.as_deref()))?;
         }
@@ -346,9 +238,20 @@ pub fn remove(store: &Store, args: &Rm) -> Result<()> {
             container.clone().remove(store)?;
         }
         forget_state(store, &container, args.runtime.as_deref())?;
-        print_line(name)?;
+        Ok(print_line(name)?)
+    })
+}
+
+/// Kills what runs in a container whose record is lost, and removes what is left of it.
+fn remove_damaged(store: &Store, name: &str, runtime: Option<&str>) -> Result<()> {
+    let container = Container::without_record(store, name)?;
+    if let Ok(runtime) = Runtime::find(store, runtime)
+        && runtime.state(&container)?.is_some()
+    {
+        runtime.delete(&container, true)?;
     }
-    Ok(())
+    container.remove_damaged(store)?;
+    Ok(print_line(name)?)
 }
 
 /// What a crash left with the runtime would be in the way of the next container of that name.
@@ -441,6 +344,7 @@ pub fn diff(store: &Store, args: &Diff) -> Result<()> {
 fn container_diff(store: &Store, name: &str) -> Result<Vec<layer::Change>> {
     let container = Container::open(store, name)?;
     container.join()?;
+    let _lock = container.lock_for_reading()?;
     container.sync()?;
     let upper = container.open_upper()?;
     let lowers = open_topmost_first(&container.layers(store)?)?;

@@ -8,13 +8,15 @@ use serde_json::{Value, json};
 use stratafs::container::Container;
 use stratafs::image::digest::Digest;
 use stratafs::image::reference::Reference;
+use stratafs::image::text::shown_path;
 use stratafs::image::time::Timestamp;
 use stratafs::inventory::Unusable;
 use stratafs::store::trace::Step;
-use stratafs::store::{Image, Layer, Removed, Store, short_id};
+use stratafs::store::{Image, Layer, Removed, Repaired, Store, short_id};
 
 use super::args::{Df, Gc, History, Images, Inspect, Layers, Rmi, Tag, Verify, Which};
-use super::output::{print_document, print_json, print_line, print_table, shorten, size};
+use super::containers::listed;
+use super::output::{each, print_document, print_json, print_line, print_table, shorten, size};
 
 const NONE: &str = "<none>";
 
@@ -78,12 +80,12 @@ fn names(image: &Image) -> Vec<String> {
 
 pub fn inspect(store: &Store, args: &Inspect) -> Result<()> {
     let mut all = Vec::new();
-    for name in &args.names {
+    let found = each(&args.names, |name| {
         if let Ok(container) = Container::open(store, name)
             && !args.config
         {
             all.push(describe_container(&container)?);
-            continue;
+            return Ok(());
         }
         let image = store.find(name)?;
         if args.config {
@@ -91,8 +93,12 @@ pub fn inspect(store: &Store, args: &Inspect) -> Result<()> {
         } else {
             all.push(describe(store, &image));
         }
+        Ok(())
+    });
+    if !args.config && (found.is_ok() || !all.is_empty()) {
+        print_json(&Value::Array(all))?;
     }
-    if args.config { Ok(()) } else { Ok(print_json(&Value::Array(all))?) }
+    found
 }
 
 /// The fields of `docker image inspect` that mean something here, and where the layers are.
@@ -176,16 +182,13 @@ pub fn tag(store: &Store, args: &Tag) -> Result<()> {
 }
 
 pub fn remove(store: &Store, args: &Rmi) -> Result<()> {
-    for image in &args.images {
+    each(&args.images, |image| {
         let Removed { untagged, deleted, .. } = store.remove(image, args.force)?;
         for name in untagged {
             print_line(&format!("Untagged: {name}"))?;
         }
-        if let Some(id) = deleted {
-            print_line(&format!("Deleted: {id}"))?;
-        }
-    }
-    Ok(())
+        Ok(deleted.map_or(Ok(()), |id| print_line(&format!("Deleted: {id}")))?)
+    })
 }
 
 /// Which images have which layers.
@@ -246,8 +249,12 @@ pub fn verify(store: &Store, args: &Verify) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     if args.repair {
-        let (layers, blobs) = store.repair(&found)?;
-        print_line(&format!("Removed {layers} damaged layers and {blobs} blobs; load their images again"))?;
+        let repaired = store.repair(&found, &|name| Container::is_in_use(store, name))?;
+        repaired.set_aside.iter().try_for_each(|place| print_line(&format!("Moved to {}", shown_path(place))))?;
+        repaired.kept.iter().for_each(|told| super::output::tell(told));
+        let Repaired { layers, blobs, entries, .. } = repaired;
+        let entries = if entries > 0 { format!(" and {entries} names or entries") } else { String::new() };
+        print_line(&format!("Removed {layers} damaged layers and {blobs} blobs{entries}; load their images again"))?;
     }
     anyhow::bail!("{} faults were found; {} layers are sound", found.damages.len(), found.sound);
 }
@@ -275,7 +282,7 @@ pub fn usage(store: &Store, args: &Df) -> Result<()> {
     let (all, shared, unused) = (bytes(&|_| true), bytes(&|count| count > 1), bytes(&|count| count == 0));
     let inventories: Vec<u64> = layers.iter().map(Layer::inventory_size).filter(|&bytes| bytes > 0).collect();
     let images = store.images()?.len();
-    let containers = Container::list(store)?.len();
+    let containers = listed(store)?.len();
     if args.json {
         return Ok(print_json(&json!({"Images": images, "Containers": containers, "Layers": layers.len(),
             "Size": all, "Shared": shared, "Unused": unused,

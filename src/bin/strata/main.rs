@@ -12,6 +12,7 @@ mod images;
 mod output;
 mod progress;
 mod registry;
+mod running;
 mod stats;
 
 use std::io::IsTerminal;
@@ -65,6 +66,8 @@ fn failure_code(error: &anyhow::Error) -> ExitCode {
     match error.downcast_ref() {
         Some(ImageError::CannotRun { missing: true, .. }) => ExitCode::from(127),
         Some(ImageError::CannotRun { missing: false, .. }) => ExitCode::from(126),
+        // As a shell says of a program that a signal ended.
+        Some(ImageError::Interrupted { signal }) => ExitCode::from(u8::try_from(128 + signal).unwrap_or(1)),
         _ => ExitCode::FAILURE,
     }
 }
@@ -123,14 +126,14 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Verb::Df(df) => images::usage(&store, &df)?,
         Verb::Mount(mount) => containers::mount(&store, &mount)?,
         Verb::Umount(umount) => containers::umount(&store, &umount)?,
-        Verb::Run(run) => return containers::run(&store, *run),
-        Verb::Exec(exec) => return containers::exec(&store, exec),
+        Verb::Run(run) => return running::run(&store, *run),
+        Verb::Exec(exec) => return running::exec(&store, exec),
         Verb::Ps(ps) => containers::list(&store, &ps)?,
         Verb::Stop(stop) => containers::stop(&store, &stop)?,
         Verb::Rm(rm) => containers::remove(&store, &rm)?,
         Verb::Logs(logs) => containers::logs(&store, &logs)?,
         Verb::Diff(diff) => containers::diff(&store, &diff)?,
-        Verb::Supervise(supervise) => return containers::supervise(&store, &supervise),
+        Verb::Supervise(supervise) => return running::supervise(&store, &supervise),
         Verb::Which(which) => images::which(&store, &which)?,
         Verb::Login(_)
         | Verb::Logout(_)

@@ -43,6 +43,26 @@ pub fn print_path(path: &Path) -> io::Result<()> {
     out.write_all(&[path.as_os_str().as_bytes(), b"\n"].concat())
 }
 
+/// Does something with each of the things that the user named, whatever became of those before, and tells what went
+/// wrong.
+///
+/// # Errors
+/// The last one, which is for the caller to tell.
+pub fn each<T>(things: &[T], mut work: impl FnMut(&T) -> anyhow::Result<()>) -> anyhow::Result<()> {
+    let mut failed: Option<anyhow::Error> = None;
+    for thing in things {
+        if let Err(error) = work(thing) {
+            if error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe) {
+                return Err(error);
+            }
+            if let Some(earlier) = failed.replace(error) {
+                tell(&format!("strata: {}", super::one_line(&earlier)));
+            }
+        }
+    }
+    failed.map_or(Ok(()), Err)
+}
+
 /// Prints indented JSON, with what could harm a terminal escaped as JSON escapes it.
 pub fn print_json(value: &Value) -> io::Result<()> {
     writeln!(io::stdout(), "{}", text::json(&serde_json::to_string_pretty(value)?))

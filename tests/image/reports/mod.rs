@@ -3,13 +3,25 @@
 //!
 //! | kind | tests |
 //! |---|---|
+//! | words after IMAGE | `words_after_the_image_are_the_containers` |
+//! | check, then act | `names_that_are_chosen_for_containers_do_not_collide` `a_name_that_the_user_chose_is_taken_once` `one_container_mounted_unmounted_and_removed_by_many` `loads_tags_removals_and_collections_at_once` |
+//! | one bad item ends all | `a_damaged_container_ends_nothing_else` `a_running_container_whose_record_is_lost_is_removed_by_force` `a_damaged_image_ends_nothing_else` `a_damaged_layer_ends_nothing_else` `strangers_in_the_store_end_nothing` `a_lost_index_is_made_again` `what_was_asked_for_beside_a_mistake_is_done` |
+//! | a repair takes what is in use, or was mended meanwhile | `a_layer_that_is_mounted_is_not_repaired_away` `a_repair_looks_again` |
+//! | a run ends and its mount stays | `a_signal_at_any_moment_leaves_no_mount` `an_interrupt_of_the_whole_group_leaves_no_mount` `a_runtime_that_fails_leaves_no_mount` `a_signal_while_it_is_being_detached_ends_it` |
+//! | programs that cannot be started | `exit_codes_of_run_and_exec` `programs_are_found_by_links_into_volumes` |
+//! | references by digest | `a_reference_by_digest_is_removed_alone` |
 //! | text of others is printed raw | `nothing_harmful_is_printed` `json_output_is_the_same_text` `columns_are_as_wide_as_they_look` |
 //! | choice of platform | `a_single_image_of_another_platform_is_refused_unless_asked_for` `the_best_image_of_an_index_is_taken` `skopeo_takes_the_same_image_of_an_index` `run_says_why_it_cannot` |
 //! | one thing met in two places means two things | `an_entry_means_the_same_in_an_archive_and_in_a_layer` `sparse_archives_of_images` `every_compression_of_archives_and_layers` `zeros_are_no_bomb_anywhere` `the_same_layer_twice_in_one_image` |
 
+mod damage;
+mod ends;
 mod platform;
 mod printing;
+mod programs;
+mod races;
 mod same_everywhere;
+mod words;
 
 use std::path::Path;
 use std::process::{Command, Output, Stdio};

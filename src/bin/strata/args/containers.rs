@@ -127,11 +127,10 @@ pub struct Run {
     /// The OCI runtime [default: runc, else crun]
     #[arg(long, env = "STRATA_RUNTIME", value_name = "PROGRAM")]
     pub runtime: Option<String>,
-    /// A name or an id, or the beginning of one
-    pub image: String,
-    /// The command, or arguments of the entry point
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-    pub command: Vec<String>,
+    /// An image (a name or an id, or the beginning of one), then the command or the arguments of the entry point. Options
+    /// come before the image; all words after it are the container's
+    #[arg(required = true, trailing_var_arg = true, num_args = 1.., value_names = ["IMAGE", "COMMAND"])]
+    pub words: Vec<String>,
 }
 
 /// Run one more command in a running container
@@ -156,10 +155,9 @@ pub struct Exec {
     /// The OCI runtime [default: runc, else crun]
     #[arg(long, env = "STRATA_RUNTIME", value_name = "PROGRAM")]
     pub runtime: Option<String>,
-    /// The container's name
-    pub container: String,
-    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
-    pub command: Vec<String>,
+    /// A container's name, then the command. Options come before the name; all words after it are the container's
+    #[arg(required = true, trailing_var_arg = true, num_args = 2.., value_names = ["CONTAINER", "COMMAND"])]
+    pub words: Vec<String>,
 }
 
 /// List containers

@@ -1,0 +1,78 @@
+//! Containers whose record cannot be used: they can be named, set aside and removed, and nothing else.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use rustix::mount::{UnmountFlags, unmount};
+
+use super::mount::mounts_below;
+use super::{Container, Driver, Record, check_name};
+use crate::image::digest::Digest;
+use crate::image::files::remove_tree;
+use crate::image::{ImageError, IoContext, Result};
+use crate::store::Store;
+
+/// A container that is not as it was made.
+#[derive(Debug)]
+pub struct Damaged {
+    /// Its name.
+    pub name: String,
+    /// What is wrong with it.
+    pub reason: ImageError,
+}
+
+impl Container {
+    /// The container of this name without its record, which is damaged: enough to kill what runs in it and to remove it.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn without_record(store: &Store, name: &str) -> Result<Self> {
+        let dir = store.containers().join(check_name(name)?);
+        if !is_there(&dir) {
+            return Err(ImageError::NoSuchContainer { name: name.to_owned(), near: None });
+        }
+        let unknown = Digest::from_bytes([0; 32]);
+        let record = Record {
+            image: unknown,
+            image_name: String::new(),
+            layers: Vec::new(),
+            blobs: Vec::new(),
+            created: String::new(),
+            driver: Driver::default(),
+            read_only: false,
+            mountpoint: dir.join("merged"),
+            command: Vec::new(),
+            remove_at_exit: false,
+            rootless: false,
+            stubs: Vec::new(),
+        };
+        Ok(Self { name: name.to_owned(), dir, record })
+    }
+
+    /// Removes whatever lies in the container's place. What is mounted there goes first, even if it is in use.
+    ///
+    /// # Errors
+    /// When it cannot be unmounted or removed.
+    pub fn remove_damaged(self, store: &Store) -> Result<()> {
+        for mountpoint in mounts_below(&self.dir)? {
+            unmount(&mountpoint, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW).at(&mountpoint)?;
+        }
+        discard(store, &self.dir)
+    }
+}
+
+/// True if there is something at `path`, of whatever kind.
+pub(super) fn is_there(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok()
+}
+
+/// Removes a container's directory so that its name is free at once.
+pub(super) fn discard(store: &Store, dir: &Path) -> Result<()> {
+    // A writer that is alone empties `tmp`; it must not do so while this one does.
+    let _lock = store.lock_shared()?;
+    let tmp = store.root().join("tmp");
+    let doomed = tempfile::Builder::new().prefix("removed-").tempdir_in(&tmp).at(&tmp)?;
+    let inside: PathBuf = doomed.path().join("container");
+    fs::rename(dir, &inside).at(dir)?;
+    remove_tree(&inside)
+}

@@ -1,0 +1,202 @@
+//! Paths as a container sees them: its root file system, links resolved within it, volumes on top.
+
+use std::collections::VecDeque;
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Component, Path, PathBuf};
+
+use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, fstat, openat, openat2, readlinkat};
+use rustix::io::{Errno, Result};
+
+/// As many links as the kernel follows (path_resolution(7)).
+const MOST_LINKS: usize = 40;
+
+/// A container's file tree before it runs.
+pub(super) struct View<'a> {
+    root: BorrowedFd<'a>,
+    /// Where a file or directory of the host will be mounted, links resolved, and which.
+    volumes: Vec<(PathBuf, PathBuf)>,
+}
+
+/// What a path leads to.
+pub(super) enum Place {
+    /// A file or directory that is there, opened with O_PATH, and its path without links.
+    There(OwnedFd, PathBuf),
+    /// Nothing. Its path without links, as far as there is anything to resolve.
+    Missing(PathBuf),
+    /// Something in the kernel's file systems, which are not mounted yet.
+    Kernel,
+}
+
+impl<'a> View<'a> {
+    /// The tree at `root` with these volumes (source, destination).
+    ///
+    /// # Errors
+    /// When a destination cannot be resolved.
+    pub(super) fn new<'v>(root: BorrowedFd<'a>, volumes: impl Iterator<Item = (&'v Path, &'v Path)>) -> Result<Self> {
+        let mut view = Self { root, volumes: Vec::new() };
+        for (source, destination) in volumes {
+            let at = match view.resolve(destination)? {
+                Place::There(_, path) | Place::Missing(path) => path,
+                Place::Kernel => destination.to_owned(),
+            };
+            view.volumes.push((at, source.to_owned()));
+        }
+        Ok(view)
+    }
+
+    /// Follows an absolute path and the links on it.
+    ///
+    /// # Errors
+    /// `ENOTDIR`, `ELOOP`, `EACCES`, …
+    pub(super) fn resolve(&self, path: &Path) -> Result<Place> {
+        let mut todo: VecDeque<OsString> = steps(path);
+        let mut at = PathBuf::from("/");
+        let mut links = 0;
+        while let Some(step) = todo.pop_front() {
+            if step == ".." {
+                at.pop();
+                continue;
+            }
+            let next = at.join(&step);
+            if is_kernels(&next) {
+                return Ok(Place::Kernel);
+            }
+            let found = match self.open(&next) {
+                Ok(found) => found,
+                Err(Errno::NOENT) => {
+                    todo.push_front(step);
+                    return Ok(Place::Missing(lexically(at, todo)));
+                }
+                Err(error) => return Err(error),
+            };
+            let kind = FileType::from_raw_mode(fstat(&found)?.st_mode);
+            if kind == FileType::Symlink {
+                links += 1;
+                if links > MOST_LINKS {
+                    return Err(Errno::LOOP);
+                }
+                let target = OsString::from_vec(readlinkat(&found, "", Vec::new())?.into_bytes());
+                if Path::new(&target).is_absolute() {
+                    at = PathBuf::from("/");
+                }
+                steps(Path::new(&target)).into_iter().rev().for_each(|step| todo.push_front(step));
+                continue;
+            }
+            if kind != FileType::Directory && !todo.is_empty() {
+                return Err(Errno::NOTDIR);
+            }
+            at = next;
+        }
+        Ok(Place::There(self.open(&at)?, at))
+    }
+
+    /// Opens a path without links, by way of the volume that it lies in.
+    fn open(&self, path: &Path) -> Result<OwnedFd> {
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let below = |(at, source): &(PathBuf, PathBuf)| Some((path.strip_prefix(at).ok()?.to_owned(), source.clone()));
+        // The last one that fits: later mounts hide earlier ones.
+        if let Some((rest, source)) = self.volumes.iter().rev().find_map(below) {
+            let source = openat(rustix::fs::CWD, &source, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+            return match rest.as_os_str().is_empty() {
+                true => Ok(source),
+                false => {
+                    openat2(source, &rest, flags, Mode::empty(), ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS)
+                }
+            };
+        }
+        let relative = path.strip_prefix("/").unwrap_or(path);
+        let relative = if relative.as_os_str().is_empty() { Path::new(".") } else { relative };
+        openat2(self.root, relative, flags, Mode::empty(), ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS)
+    }
+}
+
+/// Opens for reading what was opened with O_PATH.
+pub(super) fn reopen(file: &OwnedFd) -> std::io::Result<File> {
+    use std::os::fd::AsRawFd;
+    File::open(format!("/proc/self/fd/{}", file.as_fd().as_raw_fd()))
+}
+
+/// Resolves `.`, `..` and repeated slashes of an absolute path without looking at any file.
+pub(super) fn clean(path: &Path) -> PathBuf {
+    lexically(PathBuf::from("/"), steps(path))
+}
+
+fn lexically(mut at: PathBuf, steps: VecDeque<OsString>) -> PathBuf {
+    for step in steps {
+        match step == ".." {
+            true => drop(at.pop()),
+            false => at.push(step),
+        }
+    }
+    at
+}
+
+fn steps(path: &Path) -> VecDeque<OsString> {
+    let step = |component: Component<'_>| match component {
+        Component::Normal(name) => Some(name.to_owned()),
+        Component::ParentDir => Some(OsStr::new("..").to_owned()),
+        _ => None,
+    };
+    path.components().filter_map(step).collect()
+}
+
+/// What lies below these is made in the file systems that are mounted on them.
+pub(super) fn is_kernels(path: &Path) -> bool {
+    ["/dev", "/proc", "/sys"].iter().any(|top| path != Path::new(top) && path.starts_with(top))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn links_stay_within_and_lead_into_volumes() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let (root, volume) = (dir.path().join("root"), dir.path().join("volume"));
+        for path in ["root/bin", "root/data", "volume/bin"] {
+            std::fs::create_dir_all(dir.path().join(path)).expect("mkdir");
+        }
+        std::fs::write(volume.join("bin/tool"), "").expect("write");
+        let link = |at: &str, to: &str| std::os::unix::fs::symlink(to, root.join(at)).expect("symlink");
+        link("bin/tool", "/data/bin/tool");
+        link("up", "../../../../data");
+        link("loop", "loop");
+        link("resolv", "../run/x/resolv.conf");
+        link("device", "/dev/null");
+        std::fs::write(root.join("file"), "").expect("write");
+        let fd = File::open(&root).expect("open");
+        let view = View::new(fd.as_fd(), [(volume.as_path(), Path::new("/up"))].into_iter()).expect("view");
+        let table = [
+            ("/bin/tool", "there /data/bin/tool"),
+            ("/up/bin/../bin/tool", "there /data/bin/tool"),
+            ("/", "there /"),
+            ("/bin/nothing", "missing /bin/nothing"),
+            ("/resolv", "missing /run/x/resolv.conf"),
+            ("/device", "kernel"),
+            ("/proc/self/exe", "kernel"),
+            ("/loop", "LOOP"),
+            ("/file/x", "NOTDIR"),
+        ];
+        for (path, expected) in table {
+            let found = match view.resolve(Path::new(path)) {
+                Ok(Place::There(_, at)) => format!("there {}", at.display()),
+                Ok(Place::Missing(at)) => format!("missing {}", at.display()),
+                Ok(Place::Kernel) => "kernel".to_owned(),
+                Err(Errno::LOOP) => "LOOP".to_owned(),
+                Err(Errno::NOTDIR) => "NOTDIR".to_owned(),
+                Err(error) => error.to_string(),
+            };
+            assert_eq!(found, expected, "{path}");
+        }
+    }
+
+    #[test]
+    fn cleaned() {
+        for (path, expected) in [("/a//b/./c/..", "/a/b"), ("/..", "/"), ("//", "/"), ("/a/../..", "/"), ("a", "/a")] {
+            assert_eq!(clean(Path::new(path)), Path::new(expected), "{path}");
+        }
+    }
+}
