@@ -128,11 +128,13 @@ pub struct RunOptions {
 
 impl RunOptions {
     /// The words to run: docker's rules for entry point and command.
+    ///
+    /// An image's command of one empty word is none.
     pub fn words(&self, image: &Process) -> Vec<String> {
         let (entrypoint, default) = match &self.entrypoint {
             Some(program) if program.is_empty() => (Vec::new(), Vec::new()),
             Some(program) => (vec![program.clone()], Vec::new()),
-            None => (image.entrypoint.clone(), image.cmd.clone()),
+            None => (named(&image.entrypoint), named(&image.cmd)),
         };
         let command = if self.command.is_empty() { default } else { self.command.clone() };
         entrypoint.into_iter().chain(command).collect()
@@ -154,6 +156,10 @@ impl RunOptions {
             false => std::env::var(assignment).ok().map(|value| format!("{assignment}={value}")),
         })
     }
+}
+
+fn named(words: &[String]) -> Vec<String> {
+    if words == [""] { Vec::new() } else { words.to_vec() }
 }
 
 /// Sets a variable; what comes later wins.

@@ -13,6 +13,9 @@ use crate::image::{ImageError, Result};
 /// Larger ones are not read to their end.
 const TABLE_LIMIT: u64 = 4 << 20;
 
+/// The largest id that runc takes.
+const MOST_ID: u32 = i32::MAX as u32;
+
 /// The ids of a container's process.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Identity {
@@ -38,8 +41,10 @@ pub fn resolve(root: impl AsFd, user: &str) -> Result<Identity> {
 
 fn resolve_in(passwd: &str, group: &str, user: &str) -> Result<Identity> {
     let (user, wanted_group) = user.split_once(':').map_or((user, None), |(user, group)| (user, Some(group)));
+    // As runc reads it: a part that is empty is as absent.
+    let wanted_group = wanted_group.filter(|group| !group.is_empty());
     let user = if user.is_empty() { "0" } else { user };
-    let number: Option<u32> = user.parse().ok();
+    let number = id_of(user)?;
     let entry = lines(passwd).find(|fields| match number {
         Some(number) => fields.get(2).and_then(|uid| uid.parse().ok()) == Some(number),
         None => fields.first() == Some(&user),
@@ -50,7 +55,7 @@ fn resolve_in(passwd: &str, group: &str, user: &str) -> Result<Identity> {
     let home = field(5).filter(|home| !home.is_empty()).unwrap_or("/").to_owned();
     if let Some(wanted) = wanted_group {
         let named = || lines(group).find(|fields| fields.first() == Some(&wanted))?.get(2)?.parse().ok();
-        let gid = wanted.parse().ok().or_else(named);
+        let gid = id_of(wanted)?.or_else(named);
         let gid = gid.ok_or_else(|| ImageError::malformed(wanted, "no such group in the image's /etc/group"))?;
         return Ok(Identity { uid, gid, additional_gids: Vec::new(), home });
     }
@@ -65,6 +70,20 @@ fn resolve_in(passwd: &str, group: &str, user: &str) -> Result<Identity> {
     additional_gids.sort_unstable();
     additional_gids.dedup();
     Ok(Identity { uid, gid, additional_gids, home })
+}
+
+/// A number as an id; none if it is a name.
+fn id_of(text: &str) -> Result<Option<u32>> {
+    match text.parse::<i64>() {
+        Ok(number) => match u32::try_from(number).ok().filter(|id| *id <= MOST_ID) {
+            Some(id) => Ok(Some(id)),
+            None => Err(ImageError::malformed(text, format!("not an id from 0 to {MOST_ID}"))),
+        },
+        Err(_) if !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()) => {
+            Err(ImageError::malformed(text, format!("not an id from 0 to {MOST_ID}")))
+        }
+        Err(_) => Ok(None),
+    }
 }
 
 fn lines(table: &str) -> impl Iterator<Item = Vec<&str>> {
@@ -105,11 +124,17 @@ mod tests {
             ("me:audio", identity(1000, 29, &[], "/home/me")),
             ("5000", identity(5000, 0, &[], "/")),
             ("5000:7", identity(5000, 7, &[], "/")),
+            ("me:", identity(1000, 1001, &[29, 44], "/home/me")),
+            ("1000:", identity(1000, 1001, &[29, 44], "/home/me")),
+            (":audio", identity(0, 29, &[], "/root")),
+            (":", identity(0, 0, &[], "/root")),
+            (":7", identity(0, 7, &[], "/root")),
+            ("2147483647", identity(2_147_483_647, 0, &[], "/")),
         ];
         for (user, expected) in table {
             assert_eq!(resolve_in(PASSWD, GROUP, user).expect(user), expected, "{user}");
         }
-        for bad in ["nobody", "me:nobody", "broken", ":x"] {
+        for bad in ["nobody", "me:nobody", "broken", ":x", "-1", "2147483648", "99999999999999999999", "0:-1", "0x1"] {
             assert!(resolve_in(PASSWD, GROUP, bad).is_err(), "{bad}");
         }
     }

@@ -5,11 +5,14 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use crate::image::digest::Digest;
+use crate::image::document;
 use crate::image::spec::Platform;
 use crate::image::time::Timestamp;
 use crate::image::{ImageError, Result};
 
 mod change;
+mod signal;
+mod words;
 pub use change::Change;
 
 /// A configuration, with the bytes that it was read from.
@@ -55,8 +58,8 @@ pub struct Process {
     pub working_dir: String,
     /// Directories that want to outlive the container.
     pub volumes: Vec<String>,
-    /// What asks it to end.
-    pub stop_signal: String,
+    /// What asks it to end: a signal's number.
+    pub stop_signal: i32,
 }
 
 impl ImageConfig {
@@ -65,12 +68,13 @@ impl ImageConfig {
     /// # Errors
     /// When it is not a JSON object, or `rootfs.diff_ids` is not a list of sha256 digests.
     pub fn parse(name: &str, bytes: Vec<u8>) -> Result<Self> {
-        let document: Map<String, Value> =
-            serde_json::from_slice(&bytes).map_err(|error| ImageError::document(name, error))?;
+        let bad = |reason: String| ImageError::document(name, reason);
+        let value = document::value(&bytes).map_err(|error| bad(error.to_string()))?;
+        let object = document::object(value).ok_or_else(|| bad("is not a JSON object".to_owned()))?;
+        let document = document::normal(object, document::CONFIG).map_err(bad)?;
         let diff_ids = match document.get("rootfs").and_then(|rootfs| rootfs.get("diff_ids")) {
-            None | Some(Value::Null) => Vec::new(),
-            Some(list) => Vec::<Digest>::deserialize(list)
-                .map_err(|error| ImageError::document(name, format!("rootfs.diff_ids: {error}")))?,
+            None => Vec::new(),
+            Some(list) => Vec::<Digest>::deserialize(list).map_err(|error| bad(format!("rootfs.diff_ids: {error}")))?,
         };
         Ok(Self { bytes, document, diff_ids })
     }
@@ -124,25 +128,30 @@ impl ImageConfig {
         history: &History,
         changes: &[Change],
     ) -> Result<Self> {
-        let misshapen =
-            |part: &str| ImageError::document("config", format!("{part} is not what the specification says"));
+        complete(&mut document);
         if let Some(created) = &history.created {
             document.insert("created".to_owned(), json!(created));
         }
         if let Some(author) = &history.author {
             document.insert("author".to_owned(), json!(author));
         }
-        let rootfs = entry_or(&mut document, "rootfs", json!({"type": "layers"}));
-        let rootfs = rootfs.as_object_mut().ok_or_else(|| misshapen("rootfs"))?;
-        let diff_ids = entry_or(rootfs, "diff_ids", json!([]));
-        diff_ids.as_array_mut().ok_or_else(|| misshapen("rootfs.diff_ids"))?.push(json!(diff_id));
+        let diff_ids = document.get_mut("rootfs").and_then(|rootfs| rootfs.get_mut("diff_ids"));
+        let Some(Value::Array(diff_ids)) = diff_ids else {
+            return Err(ImageError::document("config", "rootfs.diff_ids is not a list"));
+        };
+        let below = diff_ids.len();
+        diff_ids.push(json!(diff_id));
         let line = serde_json::to_value(history).map_err(|error| ImageError::document("history", error))?;
-        let lines = entry_or(&mut document, "history", json!([]));
-        lines.as_array_mut().ok_or_else(|| misshapen("history"))?.push(line);
+        let lines = document.entry("history").or_insert_with(|| json!([]));
+        let Value::Array(lines) = lines else { return Err(ImageError::document("config", "history is not a list")) };
+        match_layers(lines, below);
+        lines.push(line);
         if !changes.is_empty() {
-            let process = entry_or(&mut document, "config", json!({}));
-            let process = process.as_object_mut().ok_or_else(|| misshapen("config"))?;
-            changes.iter().for_each(|change| change.apply(process));
+            let process = document.entry("config").or_insert_with(|| json!({}));
+            let Value::Object(process) = process else {
+                return Err(ImageError::document("config", "config is not an object"));
+            };
+            Change::apply_all(changes, process)?;
         }
         Self::from_document(document)
     }
@@ -169,17 +178,20 @@ impl ImageConfig {
 
     /// When the image was made.
     pub fn created(&self) -> Option<Timestamp> {
+        // The zero of Go's times was left out when it was read.
         self.document.get("created").and_then(Value::as_str).and_then(Timestamp::parse)
     }
 
-    /// What it runs on.
+    /// What it runs on; none if it does not say.
     pub fn platform(&self) -> Option<Platform> {
-        Platform::deserialize(json!({
-            "architecture": self.document.get("architecture")?,
-            "os": self.document.get("os")?,
-            "variant": self.document.get("variant").cloned().unwrap_or_default(),
-        }))
-        .ok()
+        let field = |name: &str| self.document.get(name).and_then(Value::as_str).filter(|text| !text.is_empty());
+        let variant = field("variant").map(str::to_owned);
+        Some(Platform {
+            architecture: field("architecture")?.to_owned(),
+            os: field("os")?.to_owned(),
+            variant,
+            unknown: Map::new(),
+        })
     }
 
     /// The history, the oldest line first. Lines of another shape read as empty.
@@ -198,25 +210,80 @@ impl ImageConfig {
             items.iter().filter_map(Value::as_str).map(str::to_owned).collect()
         };
         let volumes = field("Volumes").and_then(Value::as_object);
+        let working_dir = text("WorkingDir");
         Process {
             user: text("User"),
             env: list("Env"),
             entrypoint: list("Entrypoint"),
             cmd: list("Cmd"),
-            working_dir: text("WorkingDir"),
+            // A relative one starts at the root.
+            working_dir: if working_dir.is_empty() { working_dir } else { absolute(&working_dir, "/") },
             volumes: volumes.map(|volumes| volumes.keys().cloned().collect()).unwrap_or_default(),
-            stop_signal: text("StopSignal"),
+            stop_signal: stop_signal(&text("StopSignal")),
         }
     }
 }
 
-/// The value of `key`, which becomes `default` if it is absent or null.
-fn entry_or<'a>(map: &'a mut Map<String, Value>, key: &str, default: Value) -> &'a mut Value {
-    let value = map.entry(key).or_insert(Value::Null);
-    if value.is_null() {
-        *value = default;
+/// The signal that asks a container to end; SIGTERM if the image names none that there is, as in moby.
+fn stop_signal(name: &str) -> i32 {
+    const TERM: i32 = 15;
+    match signal::number(name) {
+        Some(number) => number,
+        None => {
+            if !name.is_empty() {
+                tracing::warn!("{name}: the image's stop signal is none; SIGTERM is sent instead");
+            }
+            TERM
+        }
     }
-    value
+}
+
+/// A path that goes on from `from`, without `.`, `..` and repeated slashes.
+fn absolute(path: &str, from: &str) -> String {
+    let whole = if path.starts_with('/') { path.to_owned() } else { format!("/{from}/{path}") };
+    let mut steps: Vec<&str> = Vec::new();
+    for step in whole.split('/') {
+        match step {
+            "" | "." => {}
+            ".." => drop(steps.pop()),
+            step => steps.push(step),
+        }
+    }
+    format!("/{}", steps.join("/"))
+}
+
+/// Adds what the specification asks for and an old or careless tool left out.
+fn complete(document: &mut Map<String, Value>) {
+    let host = Platform::host();
+    for (name, ours) in [("architecture", host.architecture), ("os", host.os)] {
+        let value = document.entry(name).or_insert_with(|| json!(""));
+        if value == "" {
+            *value = json!(ours);
+        }
+    }
+    let rootfs = document.entry("rootfs").or_insert_with(|| json!({}));
+    if let Some(rootfs) = rootfs.as_object_mut() {
+        rootfs.entry("type").or_insert_with(|| json!("layers"));
+        rootfs.entry("diff_ids").or_insert_with(|| json!([]));
+    }
+}
+
+/// Makes as many lines tell of a layer as there are layers: podman and docker refuse a history that has more or less.
+/// Layers that nothing is known of are the upper ones, and so are lines whose layers are not there.
+fn match_layers(lines: &mut Vec<Value>, layers: usize) {
+    let mut told = 0;
+    for line in lines.iter_mut() {
+        let Some(line) = line.as_object_mut().filter(|line| line.get("empty_layer") != Some(&json!(true))) else {
+            continue;
+        };
+        told += 1;
+        if told > layers {
+            line.insert("empty_layer".to_owned(), json!(true));
+        }
+    }
+    for _ in told..layers {
+        lines.push(json!({"comment": "missing from the history"}));
+    }
 }
 
 /// The chain id of every layer, the lowest first (OCI image specification, "Layer ChainID").
@@ -240,7 +307,7 @@ mod tests {
     #[test]
     fn a_commit_keeps_order_and_unknown_fields() {
         let parent = format!(
-            r#"{{"zeta":{{"b":1,"a":[2]}},"config":{{"Odd":true,"Cmd":["x"]}},"rootfs":{{"type":"layers","diff_ids":["{A}"]}},"history":[{{"x-note":"kept"}}],"os":"linux"}}"#
+            r#"{{"zeta":{{"b":1,"a":[2]}},"config":{{"Odd":true,"Cmd":["x"]}},"rootfs":{{"type":"layers","diff_ids":["{A}"]}},"history":[{{"x-note":"kept"}}],"os":"linux","architecture":"amd64"}}"#
         );
         let config = ImageConfig::parse("c", parent.clone().into_bytes()).expect("parse");
         assert_eq!(config.bytes(), parent.as_bytes());
@@ -248,7 +315,7 @@ mod tests {
         let change: Change = r#"CMD ["y"]"#.parse().expect("change");
         let child = config.with_layer(Digest::of(b"layer"), &history, &[change]).expect("with_layer");
         let expected = format!(
-            r#"{{"zeta":{{"b":1,"a":[2]}},"config":{{"Odd":true,"Cmd":["y"]}},"rootfs":{{"type":"layers","diff_ids":["{A}","{}"]}},"history":[{{"x-note":"kept"}},{{"comment":"why"}}],"os":"linux"}}"#,
+            r#"{{"zeta":{{"b":1,"a":[2]}},"config":{{"Odd":true,"Cmd":["y"]}},"rootfs":{{"type":"layers","diff_ids":["{A}","{}"]}},"history":[{{"x-note":"kept"}},{{"comment":"why"}}],"os":"linux","architecture":"amd64"}}"#,
             Digest::of(b"layer")
         );
         assert_eq!(String::from_utf8_lossy(child.bytes()), expected);
@@ -260,9 +327,43 @@ mod tests {
         for bad in ["[]", "1", "{", r#"{"rootfs":{"diff_ids":["sha256:00"]}}"#, r#"{"rootfs":{"diff_ids":{}}}"#] {
             assert!(ImageConfig::parse("c", bad.as_bytes().to_vec()).is_err(), "{bad}");
         }
-        let odd = r#"{"config":{"Env":null,"Cmd":"x","User":5,"Volumes":{"/v":{}}},"rootfs":{"diff_ids":null}}"#;
-        let process = ImageConfig::parse("c", odd.as_bytes().to_vec()).expect("parse").process();
-        assert_eq!(process, Process { volumes: vec!["/v".to_owned()], ..Process::default() });
+        let odd = r#"{"config":{"Env":null,"Cmd":"x","User":5,"Volumes":{"/v":{}},"WorkingDir":"a/../b//c",
+            "StopSignal":"NONE"},"rootfs":{"diff_ids":null}}"#;
+        let config = ImageConfig::parse("c", odd.as_bytes().to_vec()).expect("parse");
+        assert_eq!(config.bytes(), odd.as_bytes(), "what is not changed keeps its bytes");
+        let expected = Process {
+            cmd: vec!["x".to_owned()],
+            user: "5".to_owned(),
+            working_dir: "/b/c".to_owned(),
+            volumes: vec!["/v".to_owned()],
+            stop_signal: 15,
+            ..Process::default()
+        };
+        assert_eq!(config.process(), expected);
+    }
+
+    /// `empty_layer` of each line after a commit; the layers below are two.
+    #[test]
+    fn a_commit_tells_of_each_layer_once() {
+        let table = [
+            ("null", vec![false, false, false]),
+            ("[]", vec![false, false, false]),
+            (r#"[{"created_by":"a"}]"#, vec![false, false, false]),
+            (r#"[{"empty_layer":true},{"created_by":"a"}]"#, vec![true, false, false, false]),
+            (r#"[{},{},{},{"empty_layer":true},{}]"#, vec![false, false, true, true, true, false]),
+            (r#"[null,1]"#, vec![false, false, false]),
+            ("{}", vec![false, false, false]),
+        ];
+        for (history, expected) in table {
+            let parent = format!(r#"{{"rootfs":{{"diff_ids":["{A}","{A}"]}},"history":{history}}}"#);
+            let config = ImageConfig::parse("c", parent.into_bytes()).expect(history);
+            let child = config.with_layer(Digest::of(b"layer"), &History::default(), &[]).expect(history);
+            let told: Vec<bool> = child.history().iter().map(|line| line.empty_layer == Some(true)).collect();
+            assert_eq!(told, expected, "{history}");
+            assert_eq!(child.diff_ids().len(), 3);
+            let platform = child.platform().expect("a platform");
+            assert_eq!((platform.os, platform.architecture), (Platform::host().os, Platform::host().architecture));
+        }
     }
 
     #[test]

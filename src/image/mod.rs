@@ -2,6 +2,7 @@
 //!
 //! | module | what it is for |
 //! |---|---|
+//! | `document` | reads all JSON documents as moby reads them |
 //! | [`digest`] | sha256 digests, hashing readers and writers |
 //! | [`layer`] | one layer's tar: unpack, re-assemble, snapshot, changes |
 //! | [`reference`](mod@reference) | image names: parse, normalise, show |
@@ -18,6 +19,7 @@
 pub mod archive;
 pub mod config;
 pub mod digest;
+pub(crate) mod document;
 mod error;
 pub(crate) mod files;
 pub mod layer;

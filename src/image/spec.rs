@@ -3,10 +3,12 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::de::{DeserializeOwned, Error as _};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Map, Value};
 
 use crate::image::digest::Digest;
+use crate::image::document;
 use crate::image::{ImageError, Result};
 
 /// Media type of an OCI manifest.
@@ -35,7 +37,7 @@ pub type Annotations = BTreeMap<String, String>;
 
 /// Points at a blob.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", remote = "Self")]
 pub struct Descriptor {
     /// What the blob is; docker-archives and some indexes leave it out.
     #[serde(default)]
@@ -48,7 +50,7 @@ pub struct Descriptor {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub platform: Option<Platform>,
     /// Free notes.
-    #[serde(default, skip_serializing_if = "Annotations::is_empty", deserialize_with = "null_is_default")]
+    #[serde(default, skip_serializing_if = "Annotations::is_empty")]
     pub annotations: Annotations,
     /// What this program does not know (`urls`, `artifactType`, …).
     #[serde(flatten)]
@@ -69,12 +71,17 @@ impl Descriptor {
 
     /// True for an index, OCI's or docker's.
     pub fn is_index(&self) -> bool {
-        matches!(self.media_type.as_str(), INDEX | DOCKER_INDEX)
+        matches!(essence(&self.media_type).as_str(), INDEX | DOCKER_INDEX)
     }
 
     /// True for an image's manifest, OCI's or docker's.
     pub fn is_manifest(&self) -> bool {
-        matches!(self.media_type.as_str(), MANIFEST | DOCKER_MANIFEST)
+        matches!(essence(&self.media_type).as_str(), MANIFEST | DOCKER_MANIFEST)
+    }
+
+    /// True for a type that servers and old tools give to anything: what it is, its content says.
+    pub fn is_of_any_type(&self) -> bool {
+        is_unspecific(&essence(&self.media_type))
     }
 
     /// True for the provenance records that buildkit adds to an index; they are not images.
@@ -103,9 +110,10 @@ pub struct Platform {
 
 /// An image's manifest.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", remote = "Self")]
 pub struct Manifest {
     /// Always 2.
+    #[serde(default = "two")]
     pub schema_version: u32,
     /// [`MANIFEST`] or docker's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -113,6 +121,7 @@ pub struct Manifest {
     /// The image's config.
     pub config: Descriptor,
     /// The layers, the lowest first.
+    #[serde(default)]
     pub layers: Vec<Descriptor>,
     /// What this program does not know.
     #[serde(flatten)]
@@ -154,15 +163,16 @@ impl IndexEntry {
 
 /// An index: `index.json` of a layout, or the choice of platforms of one image.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", remote = "Self")]
 pub struct Index {
     /// Always 2.
+    #[serde(default = "two")]
     pub schema_version: u32,
     /// [`INDEX`] or docker's manifest list.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub media_type: Option<String>,
     /// What it lists.
-    #[serde(default, deserialize_with = "null_is_default")]
+    #[serde(default)]
     pub manifests: Vec<IndexEntry>,
     /// What this program does not know.
     #[serde(flatten)]
@@ -182,10 +192,21 @@ impl Index {
     }
 }
 
+/// A media type without parameters, in lower case.
+fn essence(media_type: &str) -> String {
+    media_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
+}
+
+/// Types that registries and tools have written where they knew none (moby, `distribution`, `ImageTypes`).
+fn is_unspecific(essence: &str) -> bool {
+    matches!(essence, "" | "application/octet-stream" | "application/json" | "text/html" | "text/plain")
+}
+
 /// True for the types that configs of images are given; others belong to artifacts.
 pub fn is_image_config(media_type: &str) -> bool {
     let docker = "application/vnd.docker.container.image.v1+json";
-    matches!(media_type, "" | CONFIG | "application/octet-stream") || media_type == docker
+    let essence = essence(media_type);
+    is_unspecific(&essence) || essence == CONFIG || essence == docker
 }
 
 /// The file `oci-layout`.
@@ -195,8 +216,9 @@ pub const OCI_LAYOUT: &str = r#"{"imageLayoutVersion":"1.0.0"}"#;
 ///
 /// # Errors
 /// [`ImageError::Document`] naming `name`.
-pub fn parse<'de, T: Deserialize<'de>>(name: &str, bytes: &'de [u8]) -> Result<T> {
-    serde_json::from_slice(bytes).map_err(|error| ImageError::document(name, error))
+pub fn parse<T: DeserializeOwned>(name: &str, bytes: &[u8]) -> Result<T> {
+    let value = document::value(bytes).map_err(|error| ImageError::document(name, error))?;
+    T::deserialize(value).map_err(|error| ImageError::document(name, error))
 }
 
 /// Writes one of the documents above, without white space.
@@ -207,10 +229,31 @@ pub fn serialize(name: &str, document: &impl Serialize) -> Result<Vec<u8>> {
     serde_json::to_vec(document).map_err(|error| ImageError::document(name, error))
 }
 
-/// Docker writes `null` for empty lists and maps.
-fn null_is_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(deserializer: D) -> Result<T, D::Error> {
-    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
+/// The only version of manifests and indexes that there is.
+fn two() -> u32 {
+    2
 }
+
+/// Each of these is read as moby reads it, whoever reads it (see [`document`]), and written as it is.
+macro_rules! read_as_moby_reads {
+    ($($name:ident: $shape:ident),*) => {$(
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+                let object = Map::deserialize(deserializer)?;
+                let object = document::normal(object, document::$shape).map_err(D::Error::custom)?;
+                Self::deserialize(Value::Object(object)).map_err(D::Error::custom)
+            }
+        }
+
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+                Self::serialize(self, serializer)
+            }
+        }
+    )*};
+}
+
+read_as_moby_reads!(Descriptor: DESCRIPTOR, Manifest: MANIFEST, Index: INDEX);
 
 #[cfg(test)]
 mod tests {

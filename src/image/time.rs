@@ -11,6 +11,12 @@ pub struct Timestamp {
     pub nanoseconds: u32,
 }
 
+/// 0001-01-01T00:00:00Z.
+const GO_ZERO: i64 = -62_135_596_800;
+
+/// The first second of the year 0, and the last of 9999: what RFC 3339 can write.
+pub const WRITABLE: std::ops::RangeInclusive<i64> = -62_167_219_200..=253_402_300_799;
+
 impl Timestamp {
     /// The time to stamp a new image with: `source_date_epoch` if given, else now.
     pub fn now_or(source_date_epoch: Option<i64>) -> Self {
@@ -39,14 +45,28 @@ impl Timestamp {
         if !matches!(text.get(10..11), Some("T" | "t" | " ")) {
             return None;
         }
-        let days = days_from_civil(number(0..4)?, number(5..7)?, number(8..10)?);
-        let in_day = number(11..13)? * 3600 + number(14..16)? * 60 + number(17..19)?;
+        let (year, month, day) = (number(0..4)?, number(5..7)?, number(8..10)?);
+        let (hour, minute, second) = (number(11..13)?, number(14..16)?, number(17..19)?);
+        let days = days_from_civil(year, month, day);
+        // A day that the month does not have is another one when it is written again.
+        if !(1..=12).contains(&month) || civil_from_days(days) != (year, month, day) {
+            return None;
+        }
+        if hour > 23 || minute > 59 || second > 59 {
+            return None;
+        }
+        let in_day = hour * 3600 + minute * 60 + second;
         let rest = text.get(19..)?;
         let zone_at = rest.find(['Z', 'z', '+', '-'])?;
         let (fraction, zone) = rest.split_at(zone_at);
         let nanoseconds = parse_fraction(fraction)?;
         let offset = parse_offset(zone)?;
         Some(Self { seconds: days * 86_400 + in_day - offset, nanoseconds })
+    }
+
+    /// True for the zero of Go's times, the beginning of the year 1, which stands for no time at all.
+    pub fn is_zero(self) -> bool {
+        self == Self { seconds: GO_ZERO, nanoseconds: 0 }
     }
 
     /// How long ago this was, in docker's words ("3 days ago").
@@ -83,7 +103,7 @@ fn parse_fraction(text: &str) -> Option<u32> {
     if text.is_empty() {
         return Some(0);
     }
-    let digits = text.strip_prefix('.')?;
+    let digits = text.strip_prefix(['.', ','])?;
     if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {
         return None;
     }
@@ -97,7 +117,11 @@ fn parse_offset(zone: &str) -> Option<i64> {
     }
     let sign = if zone.starts_with('-') { -1 } else { 1 };
     let (hours, minutes) = zone.get(1..)?.split_once(':')?;
-    Some(sign * (hours.parse::<i64>().ok()? * 3600 + minutes.parse::<i64>().ok()? * 60))
+    let number = |digits: &str, most: i64| -> Option<i64> {
+        let plain = digits.len() == 2 && digits.bytes().all(|b| b.is_ascii_digit());
+        digits.parse().ok().filter(|number| plain && *number <= most)
+    };
+    Some(sign * (number(hours, 23)? * 3600 + number(minutes, 59)? * 60))
 }
 
 /// Days since 1970-01-01 of a date of the proleptic Gregorian calendar (Howard Hinnant, "chrono-compatible
@@ -135,6 +159,9 @@ mod tests {
             ("2024-02-29T12:34:56.789Z", 1_709_210_096, 789_000_000, "2024-02-29T12:34:56.789Z"),
             ("2024-02-29T14:34:56.000000001+02:00", 1_709_210_096, 1, "2024-02-29T12:34:56.000000001Z"),
             ("0001-01-01T00:00:00Z", -62_135_596_800, 0, "0001-01-01T00:00:00Z"),
+            ("0000-01-01T00:00:00Z", -62_167_219_200, 0, "0000-01-01T00:00:00Z"),
+            ("9999-12-31T23:59:59Z", 253_402_300_799, 0, "9999-12-31T23:59:59Z"),
+            ("2024-02-29T12:34:56,5Z", 1_709_210_096, 500_000_000, "2024-02-29T12:34:56.5Z"),
             ("1969-12-31T23:59:59.5Z", -1, 500_000_000, "1969-12-31T23:59:59.5Z"),
         ];
         for (text, seconds, nanoseconds, written) in table {
@@ -142,7 +169,25 @@ mod tests {
             assert_eq!(parsed, Timestamp { seconds, nanoseconds }, "{text}");
             assert_eq!(parsed.to_string(), written);
         }
-        for bad in ["", "2024", "2024-02-29", "2024-02-29T12:34:56", "2024-02-29T12:34:56.Z", "20xx-02-29T12:34:56Z"] {
+        for bad in [
+            "",
+            "2024",
+            "2024-02-29",
+            "2024-02-29T12:34:56",
+            "2024-02-29T12:34:56.Z",
+            "20xx-02-29T12:34:56Z",
+            "2023-02-29T12:34:56Z",
+            "2024-13-01T00:00:00Z",
+            "2024-00-01T00:00:00Z",
+            "2024-01-00T00:00:00Z",
+            "2024-04-31T00:00:00Z",
+            "2024-01-01T24:00:00Z",
+            "2024-01-01T00:60:00Z",
+            "2024-01-01T00:00:60Z",
+            "2024-01-01T00:00:00+24:00",
+            "2024-01-01T00:00:00+1:00",
+            "10000-01-01T00:00:00Z",
+        ] {
             assert_eq!(Timestamp::parse(bad), None, "{bad}");
         }
     }

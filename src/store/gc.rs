@@ -76,8 +76,9 @@ impl Store {
 
     fn forget_untagged(&self) -> Result<()> {
         let roots = self.container_roots()?;
-        if !roots.damaged.is_empty() {
-            // Of which image they are made is not known.
+        if let Some((name, error)) = roots.damaged.first() {
+            // Of which image it is made is not known.
+            tracing::warn!("container {name} is damaged: {error}; images without a name stay");
             return Ok(());
         }
         let used: Vec<Digest> = roots.sound.into_iter().map(|container| container.image).collect();

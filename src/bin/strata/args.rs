@@ -10,6 +10,7 @@ use stratafs::image::config::Change;
 use stratafs::image::layer::Compression;
 use stratafs::image::reference::Reference;
 use stratafs::image::spec::Platform;
+use stratafs::image::time::WRITABLE;
 use stratafs::store::save::Format;
 
 pub use containers::*;
@@ -127,7 +128,8 @@ pub struct AuthoringArgs {
     #[arg(short, long)]
     pub message: Option<String>,
     /// Stamp the image with this time in seconds since 1970, for the same bytes every time
-    #[arg(long, env = "SOURCE_DATE_EPOCH", value_name = "SECONDS", allow_negative_numbers = true)]
+    #[arg(long, env = "SOURCE_DATE_EPOCH", value_name = "SECONDS", allow_negative_numbers = true,
+        value_parser = clap::value_parser!(i64).range(WRITABLE))]
     pub source_date_epoch: Option<i64>,
 }
 
@@ -244,7 +246,8 @@ pub struct Snapshot {
     #[arg(long = "lower", value_name = "DIR")]
     pub lowers: Vec<PathBuf>,
     /// Set times later than this (seconds since 1970) back to it
-    #[arg(long, env = "SOURCE_DATE_EPOCH", value_name = "SECONDS", allow_negative_numbers = true)]
+    #[arg(long, env = "SOURCE_DATE_EPOCH", value_name = "SECONDS", allow_negative_numbers = true,
+        value_parser = clap::value_parser!(i64).range(WRITABLE))]
     pub source_date_epoch: Option<i64>,
 }
 

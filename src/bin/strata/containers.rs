@@ -157,10 +157,9 @@ pub fn stop(store: &Store, args: &Stop) -> Result<()> {
     let runtime = Runtime::find(store, args.runtime.as_deref())?;
     each(&args.containers, |name| {
         let container = Container::open(store, name)?;
-        let signal = container.config(store)?.process().stop_signal;
-        let signal = if signal.is_empty() { "TERM" } else { signal.trim_start_matches("SIG") };
+        let signal = container.config(store)?.process().stop_signal.to_string();
         let patience = Duration::from_secs(args.time.into());
-        in_its_namespace(&container, || end(store, &runtime, &container, signal, patience))?;
+        in_its_namespace(&container, || end(store, &runtime, &container, &signal, patience))?;
         Ok(print_line(name)?)
     })
 }

@@ -11,6 +11,7 @@ use crate::image::archive::docker::usable_names;
 use crate::image::archive::{Archive, FoundImage, FoundLayer};
 use crate::image::config::ImageConfig;
 use crate::image::digest::{Digest, DigestReader};
+use crate::image::document;
 use crate::image::spec;
 use crate::image::{ImageError, IoContext, Result};
 use crate::tar::compression::{decoder, sniff};
@@ -19,13 +20,13 @@ use crate::tar::limits::Bounded;
 /// More layers than docker ever allowed.
 const DEPTH: usize = 256;
 
-type Repositories = BTreeMap<String, BTreeMap<String, String>>;
+type Repositories = BTreeMap<String, Option<BTreeMap<String, String>>>;
 
 pub(crate) fn images(archive: &Archive) -> Result<Vec<FoundImage>> {
     let repositories: Repositories = spec::parse(&archive.locate("repositories"), &archive.document("repositories")?)?;
     let mut names: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for (repository, tags) in repositories {
-        for (tag, id) in tags {
+        for (tag, id) in tags.unwrap_or_default() {
             names.entry(id).or_default().push(format!("{repository}:{tag}"));
         }
     }
@@ -67,7 +68,10 @@ fn steps(archive: &Archive, top: &str) -> Result<Vec<(String, Map<String, Value>
             return Err(archive.error(format!("more than {DEPTH} layers, or one that is its own parent")));
         }
         let member = format!("{id}/json");
-        let step: Map<String, Value> = spec::parse(&archive.locate(&member), &archive.document(&member)?)?;
+        let bad = |reason: String| ImageError::document(archive.locate(&member), reason);
+        let value = document::value(&archive.document(&member)?).map_err(|error| bad(error.to_string()))?;
+        let step = document::object(value).ok_or_else(|| bad("is not a JSON object".to_owned()))?;
+        let step = document::normal(step, document::VERSION_1).map_err(bad)?;
         next = step.get("parent").and_then(Value::as_str).filter(|parent| !parent.is_empty()).map(str::to_owned);
         steps.push((id, step));
     }

@@ -69,28 +69,40 @@ fn no_platform(archive: &Archive, index: &Index, wanted: &Platform) -> ImageErro
     archive.error(format!("holds no image for {wanted}{has}"))
 }
 
-/// Reads what an entry points at; its media type decides, or where that is missing, its fields.
+/// Reads what an entry points at; its media type decides, or where that is missing or says nothing, its fields.
 fn document(archive: &Archive, entry: &Descriptor) -> Result<Option<Document>> {
-    #[derive(Deserialize)]
-    struct Shape {
-        #[serde(default)]
-        manifests: Option<serde::de::IgnoredAny>,
-    }
     let known = entry.is_index() || entry.is_manifest();
-    if !known && !entry.media_type.is_empty() {
+    if !known && !entry.is_of_any_type() {
         tracing::warn!("{}: {:?} is no image and is left out", archive.name(), entry.media_type);
         return Ok(None);
     }
     let bytes = archive.blob_document(entry)?;
     let location = archive.locate(&blob_member(&entry.digest));
-    let is_index = match known {
-        true => entry.is_index(),
-        false => spec::parse::<Shape>(&location, &bytes)?.manifests.is_some(),
-    };
+    let shape: Shape = spec::parse(&location, &bytes)?;
+    // What can be read as both would be one thing here and another elsewhere (CVE-2021-41190).
+    if shape.manifests.is_some() && (shape.config.is_some() || shape.layers.is_some()) {
+        return Err(ImageError::document(location, "is an index and a manifest at the same time"));
+    }
+    let is_index = if known { entry.is_index() } else { shape.manifests.is_some() };
     if is_index {
         return Ok(Some(Document::Index(spec::parse(&location, &bytes)?)));
     }
+    if !known && shape.config.is_none() {
+        tracing::warn!("{}: {location} is no image and is left out", archive.name());
+        return Ok(None);
+    }
     Ok(Some(Document::Manifest(Box::new(spec::parse(&location, &bytes)?), bytes)))
+}
+
+/// Which of the fields that tell an index from a manifest a document has.
+#[derive(Deserialize)]
+struct Shape {
+    #[serde(default)]
+    manifests: Option<serde::de::IgnoredAny>,
+    #[serde(default)]
+    config: Option<serde::de::IgnoredAny>,
+    #[serde(default)]
+    layers: Option<serde::de::IgnoredAny>,
 }
 
 fn from_manifest(archive: &Archive, manifest: &Manifest, bytes: Vec<u8>) -> Result<Option<FoundImage>> {

@@ -1,57 +1,155 @@
-//! `--change`: one instruction of a Dockerfile, applied to a configuration. Syntax: docker's "Dockerfile
-//! reference"; docker and podman take the same instructions in `commit --change` and `import --change`.
+//! `--change`: instructions of a Dockerfile, applied to a configuration. Syntax: docker's "Dockerfile reference"; docker
+//! takes the same instructions in `commit --change` and `import --change`, and applies them as a build would.
+//!
+//! podman differs: it replaces no variables, keeps `CMD` when `ENTRYPOINT` changes, and keeps a range of ports as one.
 
 use std::str::FromStr;
 
 use serde_json::{Map, Value, json};
 
+use super::signal;
+use super::words::{Env, expand, expand_words, split};
 use crate::image::{ImageError, Result};
 
-/// One instruction.
+/// Some instructions, one a line. Variables are replaced when they are applied, by the values that the configuration has
+/// then.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Change {
-    /// `CMD`
-    Cmd(Vec<String>),
-    /// `ENTRYPOINT`
-    Entrypoint(Vec<String>),
-    /// `ENV`: names and values.
-    Env(Vec<(String, String)>),
-    /// `LABEL`: names and values.
-    Label(Vec<(String, String)>),
-    /// `EXPOSE`: `PORT/PROTOCOL`.
-    Expose(Vec<String>),
-    /// `VOLUME`
-    Volume(Vec<String>),
-    /// `USER`
-    User(String),
-    /// `WORKDIR`; a relative one goes on from the present one.
-    WorkingDir(String),
-    /// `STOPSIGNAL`
-    StopSignal(String),
+pub struct Change {
+    /// A verb in upper case, and what follows it.
+    instructions: Vec<(Verb, String)>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verb {
+    Cmd,
+    Entrypoint,
+    Env,
+    Expose,
+    Label,
+    OnBuild,
+    StopSignal,
+    User,
+    Volume,
+    WorkingDir,
+}
+
+const VERBS: [(&str, Verb); 10] = [
+    ("CMD", Verb::Cmd),
+    ("ENTRYPOINT", Verb::Entrypoint),
+    ("ENV", Verb::Env),
+    ("EXPOSE", Verb::Expose),
+    ("LABEL", Verb::Label),
+    ("ONBUILD", Verb::OnBuild),
+    ("STOPSIGNAL", Verb::StopSignal),
+    ("USER", Verb::User),
+    ("VOLUME", Verb::Volume),
+    ("WORKDIR", Verb::WorkingDir),
+];
+
+impl FromStr for Change {
+    type Err = ImageError;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let bad = |reason: String| ImageError::malformed(text, reason);
+        // A backslash at a line's end goes on in the next.
+        let joined = text.replace("\\\r\n", "").replace("\\\n", "");
+        let mut instructions = Vec::new();
+        for line in joined.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')) {
+            let (verb, rest) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
+            let known = VERBS.iter().find(|(name, _)| name.eq_ignore_ascii_case(verb));
+            let (_, verb) = known.ok_or_else(|| {
+                let names = VERBS.map(|(name, _)| name).join(" ");
+                bad(format!("not an instruction that can be applied ({names})"))
+            })?;
+            instructions.push((*verb, rest.trim().to_owned()));
+        }
+        if instructions.is_empty() {
+            return Err(bad("an instruction is missing".to_owned()));
+        }
+        let change = Self { instructions };
+        // What is malformed whatever the variables are is told at once.
+        let mut trial = Map::new();
+        let unknown = |_: &str| Some("1".to_owned());
+        for (verb, rest) in &change.instructions {
+            apply(*verb, rest, &mut trial, &unknown).map_err(bad)?;
+        }
+        Ok(change)
+    }
 }
 
 impl Change {
-    /// Applies the instruction to the object `config` of an image's configuration.
-    pub(crate) fn apply(&self, process: &mut Map<String, Value>) {
-        match self {
-            Self::Cmd(words) => set(process, "Cmd", json!(words)),
-            Self::Entrypoint(words) => set(process, "Entrypoint", json!(words)),
-            Self::Env(pairs) => pairs.iter().for_each(|(name, value)| set_env(process, name, value)),
-            Self::Label(pairs) => pairs.iter().for_each(|(name, value)| insert(process, "Labels", name, json!(value))),
-            Self::Expose(ports) => ports.iter().for_each(|port| insert(process, "ExposedPorts", port, json!({}))),
-            Self::Volume(paths) => paths.iter().for_each(|path| insert(process, "Volumes", path, json!({}))),
-            Self::User(user) => set(process, "User", json!(user)),
-            Self::StopSignal(signal) => set(process, "StopSignal", json!(signal)),
-            Self::WorkingDir(path) => {
-                let present = process.get("WorkingDir").and_then(Value::as_str).unwrap_or("/");
-                let joined = match path.strip_prefix('/') {
-                    Some(_) => path.clone(),
-                    None => format!("{}/{path}", if present.is_empty() { "" } else { present.trim_end_matches('/') }),
-                };
-                set(process, "WorkingDir", json!(joined));
+    /// Applies changes to the object `config` of an image's configuration.
+    ///
+    /// # Errors
+    /// When an instruction is malformed with the variables that the configuration has.
+    pub(super) fn apply_all(changes: &[Self], process: &mut Map<String, Value>) -> Result<()> {
+        let mut has_command = false;
+        for (verb, rest) in changes.iter().flat_map(|change| &change.instructions) {
+            // A new entry point is not given the old one's arguments, unless these were named in the same breath.
+            if *verb == Verb::Entrypoint && !has_command {
+                process.remove("Cmd");
+            }
+            has_command |= *verb == Verb::Cmd;
+            // All of one instruction see the values of before it.
+            let list = process.get("Env").cloned();
+            let env = |name: &str| value_of(list.as_ref()?, name);
+            apply(*verb, rest, process, &env).map_err(|reason| ImageError::malformed(rest, reason))?;
+        }
+        Ok(())
+    }
+}
+
+fn value_of(list: &Value, name: &str) -> Option<String> {
+    let lines = list.as_array()?.iter().rev().filter_map(Value::as_str);
+    lines.filter_map(|line| line.split_once('=')).find(|(known, _)| *known == name).map(|(_, value)| value.to_owned())
+}
+
+fn apply(verb: Verb, rest: &str, process: &mut Map<String, Value>, env: &Env<'_>) -> Result<(), String> {
+    let missing = || "an argument is missing".to_owned();
+    let one = || if rest.is_empty() { Err(missing()) } else { expand(rest, env) };
+    match verb {
+        Verb::Cmd => set(process, "Cmd", json!(command_of(rest, process))),
+        Verb::Entrypoint => set(process, "Entrypoint", json!(command_of(rest, process))),
+        Verb::Env => pairs_of(rest, env, "ENV")?.iter().for_each(|(name, value)| set_env(process, name, value)),
+        Verb::Label => {
+            let pairs = pairs_of(rest, env, "LABEL")?;
+            pairs.iter().for_each(|(name, value)| insert(process, "Labels", name, json!(value)));
+        }
+        Verb::Expose => {
+            let words = Some(expand_words(rest, env)?).filter(|words| !words.is_empty()).ok_or_else(missing)?;
+            for port in ports_of(&words).ok_or("reads EXPOSE PORT[-PORT][/tcp|/udp|/sctp] …")? {
+                insert(process, "ExposedPorts", &port, json!({}));
             }
         }
+        Verb::Volume => {
+            let paths = match list_of(rest) {
+                Some(list) => list,
+                None => split(rest),
+            };
+            let paths = paths.iter().map(|path| expand(path, env)).collect::<Result<Vec<_>, _>>()?;
+            if paths.is_empty() || paths.iter().any(String::is_empty) {
+                return Err(missing());
+            }
+            paths.iter().for_each(|path| insert(process, "Volumes", path, json!({})));
+        }
+        Verb::OnBuild => {
+            let mut list = process.get("OnBuild").and_then(Value::as_array).cloned().unwrap_or_default();
+            list.push(json!(if rest.is_empty() { return Err(missing()) } else { rest }));
+            set(process, "OnBuild", json!(list));
+        }
+        Verb::User => set(process, "User", json!(one()?)),
+        Verb::StopSignal => {
+            let name = one()?;
+            signal::number(&name).ok_or_else(|| format!("{name}: not a signal"))?;
+            set(process, "StopSignal", json!(name));
+        }
+        Verb::WorkingDir => {
+            let present = process.get("WorkingDir").and_then(Value::as_str).unwrap_or("/");
+            let joined = super::absolute(&one()?, present);
+            set(process, "WorkingDir", json!(joined));
+        }
     }
+    Ok(())
 }
 
 fn set(process: &mut Map<String, Value>, key: &str, value: Value) {
@@ -76,142 +174,152 @@ fn set_env(process: &mut Map<String, Value>, name: &str, value: &str) {
         *list = json!([]);
     }
     let Some(list) = list.as_array_mut() else { return };
-    let names = |item: &Value| item.as_str().and_then(|item| item.split_once('=')).is_some_and(|(n, _)| n == name);
+    let names = |item: &Value| item.as_str().and_then(|item| item.split('=').next()).is_some_and(|n| n == name);
     match list.iter_mut().find(|item| names(item)) {
         Some(present) => *present = assignment,
         None => list.push(assignment),
     }
 }
 
-impl FromStr for Change {
-    type Err = ImageError;
-
-    fn from_str(text: &str) -> Result<Self> {
-        let bad = |reason: &str| ImageError::malformed(text, reason);
-        let (verb, rest) = text.trim().split_once(char::is_whitespace).unwrap_or((text.trim(), ""));
-        let rest = rest.trim();
-        let words = || words_of(rest).ok_or_else(|| bad("a quotation mark is not closed"));
-        let some = |list: Vec<String>| if list.is_empty() { Err(bad("an argument is missing")) } else { Ok(list) };
-        let one = || if rest.is_empty() { Err(bad("an argument is missing")) } else { Ok(rest.to_owned()) };
-        match verb.to_ascii_uppercase().as_str() {
-            "CMD" => Ok(Self::Cmd(command_of(rest))),
-            "ENTRYPOINT" => Ok(Self::Entrypoint(command_of(rest))),
-            "ENV" => pairs_of(rest).map(Self::Env).ok_or_else(|| bad("reads ENV NAME=VALUE …")),
-            "LABEL" => pairs_of(rest).map(Self::Label).ok_or_else(|| bad("reads LABEL NAME=VALUE …")),
-            "EXPOSE" => {
-                ports_of(&some(words()?)?).map(Self::Expose).ok_or_else(|| bad("reads EXPOSE PORT[/tcp|/udp|/sctp] …"))
-            }
-            "VOLUME" => match serde_json::from_str(rest) {
-                Ok(list) => some(list).map(Self::Volume),
-                Err(_) => some(words()?).map(Self::Volume),
-            },
-            "USER" => one().map(Self::User),
-            "WORKDIR" => one().map(Self::WorkingDir),
-            "STOPSIGNAL" => one().map(Self::StopSignal),
-            _ => Err(bad(
-                "not an instruction that can be applied (CMD ENTRYPOINT ENV EXPOSE LABEL STOPSIGNAL USER VOLUME WORKDIR)",
-            )),
-        }
-    }
+/// A JSON list of words.
+fn list_of(rest: &str) -> Option<Vec<String>> {
+    serde_json::from_str(rest).ok()
 }
 
-/// A JSON list of words, or a line for the shell.
-fn command_of(rest: &str) -> Vec<String> {
-    match serde_json::from_str(rest) {
-        Ok(words) => words,
-        Err(_) if rest.is_empty() => Vec::new(),
-        Err(_) => vec!["/bin/sh".to_owned(), "-c".to_owned(), rest.to_owned()],
+/// A JSON list of words, or a line for the shell, which an image may have chosen.
+fn command_of(rest: &str, process: &Map<String, Value>) -> Vec<String> {
+    if let Some(words) = list_of(rest) {
+        return words;
     }
+    if rest.is_empty() {
+        return Vec::new();
+    }
+    let chosen = process.get("Shell").and_then(|shell| serde_json::from_value::<Vec<String>>(shell.clone()).ok());
+    let mut words =
+        chosen.filter(|shell| !shell.is_empty()).unwrap_or_else(|| ["/bin/sh", "-c"].map(String::from).into());
+    words.push(rest.to_owned());
+    words
 }
 
 /// `NAME=VALUE …`, or the old form `NAME the rest`.
-fn pairs_of(rest: &str) -> Option<Vec<(String, String)>> {
-    let (first, old_value) = rest.split_once(char::is_whitespace).unwrap_or((rest, ""));
-    if first.is_empty() {
-        return None;
-    }
+fn pairs_of(rest: &str, env: &Env<'_>, verb: &str) -> Result<Vec<(String, String)>, String> {
+    let form = || format!("reads {verb} NAME=VALUE …");
+    let words = split(rest);
+    let first = words.first().ok_or_else(form)?;
     if !first.contains('=') {
-        return (!old_value.is_empty()).then(|| vec![(first.to_owned(), old_value.trim().to_owned())]);
+        let (name, value) = rest.split_once(char::is_whitespace).ok_or_else(form)?;
+        return Ok(vec![(expand(name, env)?, expand(value.trim(), env)?)]);
     }
-    let pair = |word: String| {
-        let (name, value) = word.split_once('=')?;
-        (!name.is_empty()).then(|| (name.to_owned(), value.to_owned()))
+    let pair = |word: &String| {
+        let (name, value) = word.split_once('=').ok_or_else(form)?;
+        let (name, value) = (expand(name, env)?, expand(value, env)?);
+        if name.is_empty() { Err(form()) } else { Ok((name, value)) }
     };
-    words_of(rest)?.into_iter().map(pair).collect()
+    words.iter().map(pair).collect()
 }
 
+/// Ranges are written out, as docker does.
 fn ports_of(words: &[String]) -> Option<Vec<String>> {
-    let port = |word: &String| {
-        let (number, protocol) = word.split_once('/').unwrap_or((word, "tcp"));
-        let numbers = number.split_once('-').map_or(vec![number], |(from, to)| vec![from, to]);
-        let valid =
-            numbers.iter().all(|number| number.parse::<u16>().is_ok()) && matches!(protocol, "tcp" | "udp" | "sctp");
-        valid.then(|| format!("{number}/{protocol}"))
-    };
-    words.iter().map(port).collect()
-}
-
-/// Splits at white space outside quotation marks; a backslash takes the next character as it is.
-fn words_of(text: &str) -> Option<Vec<String>> {
-    let mut words = Vec::new();
-    let mut word: Option<String> = None;
-    let mut quote: Option<char> = None;
-    let mut characters = text.chars();
-    while let Some(c) = characters.next() {
-        match (quote, c) {
-            (None, c) if c.is_whitespace() => words.extend(word.take()),
-            (None, '"' | '\'') => {
-                quote = Some(c);
-                word.get_or_insert_default();
-            }
-            (Some(open), c) if open == c => quote = None,
-            (None | Some('"'), '\\') => word.get_or_insert_default().extend(characters.next()),
-            (_, c) => word.get_or_insert_default().push(c),
+    let mut ports = Vec::new();
+    for word in words {
+        let (range, protocol) = word.split_once('/').unwrap_or((word, "tcp"));
+        let protocol = protocol.to_ascii_lowercase();
+        let (from, to) = range.split_once('-').unwrap_or((range, range));
+        let (from, to): (u16, u16) = (from.parse().ok()?, to.parse().ok()?);
+        if from > to || !matches!(protocol.as_str(), "tcp" | "udp" | "sctp") {
+            return None;
         }
+        ports.extend((from..=to).map(|port| format!("{port}/{protocol}")));
     }
-    words.extend(word);
-    quote.is_none().then_some(words)
+    Some(ports)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn instructions() {
-        let strings = |list: &[&str]| list.iter().map(|&s| s.to_owned()).collect::<Vec<_>>();
-        let pair = |n: &str, v: &str| (n.to_owned(), v.to_owned());
-        let table = [
-            (r#"CMD ["a","b c"]"#, Change::Cmd(strings(&["a", "b c"]))),
-            ("cmd a b", Change::Cmd(strings(&["/bin/sh", "-c", "a b"]))),
-            ("ENTRYPOINT []", Change::Entrypoint(vec![])),
-            (r#"ENV A=1 B="2 3" C=4\ 5"#, Change::Env(vec![pair("A", "1"), pair("B", "2 3"), pair("C", "4 5")])),
-            ("ENV A the rest", Change::Env(vec![pair("A", "the rest")])),
-            ("LABEL a.b=''", Change::Label(vec![pair("a.b", "")])),
-            ("EXPOSE 80 53/udp", Change::Expose(strings(&["80/tcp", "53/udp"]))),
-            (r#"VOLUME ["/a"]"#, Change::Volume(strings(&["/a"]))),
-            ("USER me:us", Change::User("me:us".to_owned())),
-            ("STOPSIGNAL SIGTERM", Change::StopSignal("SIGTERM".to_owned())),
-        ];
-        for (text, expected) in table {
-            assert_eq!(text.parse::<Change>().expect(text), expected, "{text}");
-        }
-        for bad in ["", "RUN x", "ENV", "ENV A", "ENV A=\"", "EXPOSE x", "EXPOSE", "USER", "ENV =x"] {
-            assert!(bad.parse::<Change>().is_err(), "{bad:?}");
-        }
+    /// The configuration after some changes to another.
+    fn changed(from: Value, changes: &[&str]) -> Value {
+        let Value::Object(mut process) = from else { unreachable!() };
+        let changes: Vec<Change> = changes.iter().map(|text| text.parse().expect(text)).collect();
+        Change::apply_all(&changes, &mut process).expect("apply");
+        Value::Object(process)
     }
 
     #[test]
-    fn applied() {
-        let Value::Object(mut process) = json!({"Env": ["PATH=/bin", "A=0"], "Labels": null, "WorkingDir": "/srv"})
-        else {
-            unreachable!()
-        };
-        for text in ["ENV A=1 B=2", "LABEL x=y", "WORKDIR sub", "EXPOSE 80"] {
-            text.parse::<Change>().expect(text).apply(&mut process);
+    fn instructions() {
+        let base = json!({"Env": ["PATH=/bin", "A=0", "N=80 81"], "WorkingDir": "/srv", "Cmd": ["old"]});
+        let table = [
+            (r#"CMD ["a","b c"]"#, "Cmd", json!(["a", "b c"])),
+            ("cmd a $A", "Cmd", json!(["/bin/sh", "-c", "a $A"])),
+            ("CMD []", "Cmd", json!([])),
+            ("ENTRYPOINT []", "Cmd", Value::Null),
+            (r#"ENTRYPOINT ["x"]"#, "Cmd", Value::Null),
+            ("CMD new\nENTRYPOINT [\"x\"]", "Cmd", json!(["/bin/sh", "-c", "new"])),
+            ("ENV PATH=/opt/x:$PATH", "Env", json!(["PATH=/opt/x:/bin", "A=0", "N=80 81"])),
+            (
+                r#"ENV A=1 B="2 $A" C=4\ 5 D='$A'"#,
+                "Env",
+                json!(["PATH=/bin", "A=1", "N=80 81", "B=2 0", "C=4 5", "D=$A"]),
+            ),
+            ("ENV A the ${A} rest", "Env", json!(["PATH=/bin", "A=the 0 rest", "N=80 81"])),
+            ("ENV B=${A:-x}${X:-y}${A:+z}\\\n C=d", "Env", json!(["PATH=/bin", "A=0", "N=80 81", "B=0yz", "C=d"])),
+            ("LABEL a.b='' \"c d\"=$A", "Labels", json!({"a.b": "", "c d": "0"})),
+            ("LABEL one=1 \\\n  two=2", "Labels", json!({"one": "1", "two": "2"})),
+            (
+                "EXPOSE 80 53/UDP 90-92",
+                "ExposedPorts",
+                json!({"80/tcp": {}, "53/udp": {}, "90/tcp": {}, "91/tcp": {}, "92/tcp": {}}),
+            ),
+            ("EXPOSE $N", "ExposedPorts", json!({"80/tcp": {}, "81/tcp": {}})),
+            (r#"VOLUME ["/a b","/$A"]"#, "Volumes", json!({"/a b": {}, "/0": {}})),
+            ("VOLUME /x${A} /y", "Volumes", json!({"/x0": {}, "/y": {}})),
+            ("USER me:$A", "User", json!("me:0")),
+            ("WORKDIR sub/../other//$A", "WorkingDir", json!("/srv/other/0")),
+            ("WORKDIR /a/b/..", "WorkingDir", json!("/a")),
+            ("WORKDIR a\nWORKDIR b", "WorkingDir", json!("/srv/a/b")),
+            ("STOPSIGNAL SIGRTMIN+3", "StopSignal", json!("SIGRTMIN+3")),
+            ("ONBUILD RUN x", "OnBuild", json!(["RUN x"])),
+            ("# comment\nUSER x", "User", json!("x")),
+        ];
+        for (text, field, expected) in table {
+            assert_eq!(changed(base.clone(), &[text])[field], expected, "{text}");
         }
-        let expected = json!({"Env": ["PATH=/bin", "A=1", "B=2"], "Labels": {"x": "y"}, "WorkingDir": "/srv/sub",
-            "ExposedPorts": {"80/tcp": {}}});
-        assert_eq!(Value::Object(process), expected);
+        let bad = [
+            "",
+            "RUN x",
+            "ENV",
+            "ENV A",
+            "ENV A=\"",
+            "EXPOSE x",
+            "EXPOSE",
+            "EXPOSE 9-8",
+            "USER",
+            "ENV =x",
+            "VOLUME",
+            "STOPSIGNAL NONE",
+            "ENV A=${",
+            "WORKDIR",
+            "LABEL x=1 y",
+        ];
+        for bad in bad {
+            assert!(bad.parse::<Change>().is_err(), "{bad:?}");
+        }
+        let later: Change = "EXPOSE $A".parse().expect("its variable may be a port");
+        assert!(Change::apply_all(&[later], &mut Map::new()).is_err());
+    }
+
+    #[test]
+    fn several_changes_see_each_other() {
+        let from = json!({"Env": ["A=0"], "Labels": null});
+        let to = changed(from, &["ENV A=1", "ENV B=$A", "LABEL x=$B", "ENTRYPOINT [\"e\"]", "CMD [\"c\"]"]);
+        let expected = json!({"Env": ["A=1", "B=1"], "Labels": {"x": "1"}, "Entrypoint": ["e"], "Cmd": ["c"]});
+        assert_eq!(to, expected);
+    }
+
+    #[test]
+    fn a_shell_that_the_image_chose() {
+        let to = changed(json!({"Shell": ["/bin/bash", "-ec"]}), &["CMD a b"]);
+        assert_eq!(to["Cmd"], json!(["/bin/bash", "-ec", "a b"]));
     }
 }

@@ -3,6 +3,8 @@
 //!
 //! | kind | tests |
 //! |---|---|
+//! | strict where the Go tools normalise | `careless_configurations` `careless_bytes_of_documents` `careless_lists_of_archives` `careless_manifests_and_indexes` |
+//! | changes of a Dockerfile | `changes_are_applied_as_a_dockerfile_is` |
 //! | words after IMAGE | `words_after_the_image_are_the_containers` |
 //! | check, then act | `names_that_are_chosen_for_containers_do_not_collide` `a_name_that_the_user_chose_is_taken_once` `one_container_mounted_unmounted_and_removed_by_many` `loads_tags_removals_and_collections_at_once` |
 //! | one bad item ends all | `a_damaged_container_ends_nothing_else` `a_running_container_whose_record_is_lost_is_removed_by_force` `a_damaged_image_ends_nothing_else` `a_damaged_layer_ends_nothing_else` `strangers_in_the_store_end_nothing` `a_lost_index_is_made_again` `what_was_asked_for_beside_a_mistake_is_done` |
@@ -15,6 +17,7 @@
 //! | one thing met in two places means two things | `an_entry_means_the_same_in_an_archive_and_in_a_layer` `sparse_archives_of_images` `every_compression_of_archives_and_layers` `zeros_are_no_bomb_anywhere` `the_same_layer_twice_in_one_image` |
 
 mod damage;
+mod documents;
 mod ends;
 mod platform;
 mod printing;
