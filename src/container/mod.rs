@@ -79,16 +79,29 @@ pub struct Record {
     pub stubs: Vec<PathBuf>,
 }
 
+/// A lock on an open directory. It ends when this is dropped, even if a child that was just forked, and has not executed
+/// its program yet, has the directory open too.
+#[derive(Debug)]
+struct DirLock(Option<File>);
+
+impl Drop for DirLock {
+    fn drop(&mut self) {
+        if let Some(file) = &self.0
+            && let Err(error) = flock(file, FlockOperation::Unlock)
+        {
+            tracing::debug!("a lock ends late: {error}");
+        }
+    }
+}
+
 /// Held by the process that runs a container.
 #[derive(Debug)]
-pub struct RunLock {
-    _file: File,
-}
+pub struct RunLock(DirLock);
 
 impl RunLock {
     /// The lock for another program: it is held as long as that has the file open.
-    pub fn into_file(self) -> File {
-        self._file
+    pub fn into_file(mut self) -> Option<File> {
+        self.0.0.take()
     }
 
     /// The lock that the process which started this one handed over as standard input.
@@ -101,14 +114,14 @@ impl RunLock {
         if (given.st_dev, given.st_ino) != (own.st_dev, own.st_ino) {
             return Err(ImageError::refused(&container.name, "was not handed over to be run"));
         }
-        Ok(Self { _file: stdin.into() })
+        Ok(Self(DirLock(Some(stdin.into()))))
     }
 }
 
 /// Held while a container is mounted, unmounted, read or removed.
 #[derive(Debug)]
 pub struct ChangeLock {
-    _file: File,
+    _lock: DirLock,
 }
 
 /// The containers of a store.
@@ -176,7 +189,7 @@ impl Container {
         let tmp = store.root().join("tmp");
         let stage = tempfile::Builder::new().prefix("container-").tempdir_in(&tmp).at(&tmp)?;
         prepare(stage.path(), layers.last())?;
-        let lock = RunLock { _file: lock_dir(stage.path())? };
+        let lock = RunLock(lock_dir(stage.path())?);
         loop {
             let name = naming.next(store)?;
             let dir = store.containers().join(&name);
@@ -296,7 +309,7 @@ impl Container {
     /// When another process runs it.
     pub fn lock(&self) -> Result<RunLock> {
         match lock_dir(&self.dir) {
-            Ok(file) => Ok(RunLock { _file: file }),
+            Ok(lock) => Ok(RunLock(lock)),
             Err(ImageError::Io { source, .. }) if source.kind() == io::ErrorKind::WouldBlock => {
                 Err(ImageError::refused(&self.name, "is being run by another process"))
             }
@@ -362,7 +375,7 @@ impl Container {
         let locked = fstat(&file).at(&path)?;
         match rustix::fs::stat(&path) {
             Ok(there) if (there.st_dev, there.st_ino) == (locked.st_dev, locked.st_ino) => {
-                Ok(ChangeLock { _file: file })
+                Ok(ChangeLock { _lock: DirLock(Some(file)) })
             }
             Ok(_) | Err(Errno::NOENT | Errno::NOTDIR) => Err(gone()),
             Err(error) => Err(error).at(&path),
@@ -420,10 +433,10 @@ fn names(store: &Store) -> Result<Vec<String>> {
 }
 
 /// Takes the lock on a directory, if nobody has it.
-fn lock_dir(path: &Path) -> Result<File> {
+fn lock_dir(path: &Path) -> Result<DirLock> {
     let file = File::open(path).at(path)?;
     retry_interrupted(|| flock(&file, FlockOperation::NonBlockingLockExclusive)).at(path)?;
-    Ok(file)
+    Ok(DirLock(Some(file)))
 }
 
 /// Where a new container's name comes from.

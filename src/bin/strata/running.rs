@@ -165,8 +165,8 @@ fn detach(mut stay: Stay<'_>, runtime: Option<&str>) -> Result<ExitCode> {
         command.arg("--runtime").arg(runtime);
     }
     command.arg(container.name()).stdout(log.try_clone()?).stderr(log);
-    let lock = stay.held.as_mut().and_then(|(_, lock)| lock.take()).context("the container has ended")?;
-    command.stdin(Stdio::from(lock.into_file()));
+    let lock = stay.held.as_mut().and_then(|(_, lock)| lock.take()).and_then(RunLock::into_file);
+    command.stdin(Stdio::from(lock.context("the container has ended")?));
     let mut supervisor = command.spawn()?;
     // The supervisor has it now.
     stay.held = None;

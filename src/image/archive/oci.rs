@@ -34,7 +34,10 @@ pub(crate) fn images(archive: &Archive, platform: Option<&Platform>) -> Result<V
             None => images.push(image),
         }
     }
-    if images.is_empty() && !entries.is_empty() {
+    if entries.is_empty() {
+        return Err(archive.error("index.json lists no image"));
+    }
+    if images.is_empty() {
         return Err(no_platform(archive, &index, &wanted));
     }
     Ok(images)

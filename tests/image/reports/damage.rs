@@ -6,8 +6,10 @@ use std::path::Path;
 use super::super::container::worlds;
 use super::*;
 
-/// Ways to damage a file.
-const WAYS: [(&str, fn(&Path)); 7] = [
+/// A way to damage a file, by name.
+type Way = (&'static str, fn(&Path));
+
+const WAYS: [Way; 7] = [
     ("empty", |path| fs::write(path, "").unwrap()),
     ("truncated", |path| {
         let bytes = fs::read(path).unwrap();
