@@ -4,11 +4,13 @@ use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::OsStringExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Component, Path, PathBuf};
 
-use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, fstat, openat, openat2, readlinkat};
+use rustix::fs::{FileType, Mode, OFlags, fstat, openat, readlinkat};
 use rustix::io::{Errno, Result};
+
+use crate::confined;
 
 /// As many links as the kernel follows (path_resolution(7)).
 const MOST_LINKS: usize = 40;
@@ -95,21 +97,18 @@ impl<'a> View<'a> {
 
     /// Opens a path without links, by way of the volume that it lies in.
     fn open(&self, path: &Path) -> Result<OwnedFd> {
-        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        // No component is a link: those before the last were resolved, and the last is not followed.
+        let flags = OFlags::PATH | OFlags::NOFOLLOW;
         let below = |(at, source): &(PathBuf, PathBuf)| Some((path.strip_prefix(at).ok()?.to_owned(), source.clone()));
         // The last one that fits: later mounts hide earlier ones.
         if let Some((rest, source)) = self.volumes.iter().rev().find_map(below) {
             let source = openat(rustix::fs::CWD, &source, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
             return match rest.as_os_str().is_empty() {
                 true => Ok(source),
-                false => {
-                    openat2(source, &rest, flags, Mode::empty(), ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS)
-                }
+                false => confined::in_root(source.as_fd(), rest.as_os_str().as_bytes(), flags),
             };
         }
-        let relative = path.strip_prefix("/").unwrap_or(path);
-        let relative = if relative.as_os_str().is_empty() { Path::new(".") } else { relative };
-        openat2(self.root, relative, flags, Mode::empty(), ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS)
+        confined::in_root(self.root, path.as_os_str().as_bytes(), flags)
     }
 }
 
