@@ -10,10 +10,10 @@ use crate::image::config::ImageConfig;
 use crate::image::digest::Digest;
 use crate::image::files::{read_limited, remove_tree};
 use crate::image::spec::{self, Descriptor, Index, IndexEntry, Manifest};
-use crate::text::shown_path;
 use crate::image::{ImageError, IoContext, Result};
 use crate::store::annotations::ORIGINAL_MANIFEST;
 use crate::store::{Layer, Store};
+use crate::text::shown_path;
 
 /// What a removal freed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -8,11 +8,11 @@ use serde_json::{Value, json};
 use stratafs::container::Container;
 use stratafs::image::digest::Digest;
 use stratafs::image::reference::Reference;
-use stratafs::image::text::shown_path;
 use stratafs::image::time::Timestamp;
 use stratafs::inventory::Unusable;
 use stratafs::store::trace::Step;
 use stratafs::store::{Image, Layer, Removed, Repaired, Store, short_id};
+use stratafs::text::shown_path;
 
 use super::args::{Df, Gc, History, Images, Inspect, Layers, Rmi, Tag, Verify, Which};
 use super::containers::listed;
