@@ -4,6 +4,10 @@
 //! Global headers (`g`) are skipped: Go's `archive/tar`, by which images are built and read, does not apply them,
 //! and applying one would let a first entry rename every other.
 
+use base64::Engine as _;
+use base64::alphabet::STANDARD;
+use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
+
 use crate::tar::acl;
 use crate::tar::header::Problem;
 
@@ -230,27 +234,8 @@ fn url_decoded(text: &[u8]) -> Vec<u8> {
 
 /// Undoes base64 (RFC 4648) with or without padding.
 fn base64_decoded(text: &[u8]) -> Option<Vec<u8>> {
-    let mut decoded = Vec::with_capacity(text.len() / 4 * 3);
-    let mut bits = 0_u32;
-    let mut count = 0;
-    for &byte in text.iter().filter(|byte| **byte != b'=') {
-        let value = match byte {
-            b'A'..=b'Z' => byte - b'A',
-            b'a'..=b'z' => byte - b'a' + 26,
-            b'0'..=b'9' => byte - b'0' + 52,
-            b'+' => 62,
-            b'/' => 63,
-            _ => return None,
-        };
-        bits = bits << 6 | u32::from(value);
-        count += 6;
-        if count >= 8 {
-            count -= 8;
-            decoded.push((bits >> count & 0xff) as u8);
-            bits &= (1 << count) - 1;
-        }
-    }
-    Some(decoded)
+    let config = GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent);
+    GeneralPurpose::new(&STANDARD, config.with_decode_allow_trailing_bits(true)).decode(text).ok()
 }
 
 #[cfg(test)]
