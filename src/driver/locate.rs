@@ -174,12 +174,14 @@ impl Overlay {
             listing = self.lower_listing(node)?;
         }
         let open_lower = |index: usize| self.lower_view(node, lowers.get(index).ok_or(Errno::IO)?);
+        let upper_xattr_whiteouts = dir.upper_part(|part| part.xattr_whiteouts);
         let done = act(&MergedDir {
             stack: &self.stack,
             upper: upper.map(|dir| dir.as_dir()),
             lowers: &lowers,
             open_lower: &open_lower,
             listing: listing.as_deref(),
+            upper_xattr_whiteouts,
             upper_may_have_marks: impure,
             follow_redirects: self.follows_redirects(),
             metacopy: self.config.metacopy,

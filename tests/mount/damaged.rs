@@ -341,6 +341,21 @@ on_stratafs! {
         assert_eq!(sys::names(&mount.at("d")), ["empty", "x"]);
         assert_eq!((sys::text(&mount.at("d/empty")), sys::text(&mount.at("d/x"))), (String::new(), String::new()));
         assert_unharmed(&mount);
+        // In the upper as well, whether it is listed first or looked up first.
+        for list_first in [false, true] {
+            let upper = "file d/empty trusted.overlay.whiteout=y\nfile d/x trusted.overlay.whiteout=y";
+            let mount = Stack::new().lower(&format!("{LOWER}\nfile d/empty \"low\"")).upper(upper).mount(driver);
+            let listed = || sys::names(&mount.at("d"));
+            if list_first {
+                assert_eq!(listed(), ["empty", "x"]);
+            }
+            assert_eq!((sys::text(&mount.at("d/empty")), sys::text(&mount.at("d/x"))), (String::new(), String::new()));
+            assert_eq!(listed(), ["empty", "x"]);
+            assert_eq!(sys::mkdir(&mount.at("d/x"), 0o755), Err(Errno::EXIST));
+            sys::append(&mount.at("d/x"), b"more").unwrap();
+            sys::unlink(&mount.at("d/empty")).unwrap();
+            assert_eq!((listed(), sys::text(&mount.at("d/x"))), (vec!["x".to_owned()], "more".to_owned()));
+        }
     }
 
     /// Somebody empties the work directory below the mount.

@@ -390,7 +390,6 @@ impl Overlay {
     pub(in crate::driver) fn is_whiteout_in_upper(&self, parent: &Node, dir: &UpperDir, name: &CStr) -> Result<bool> {
         let Some(stat) = dir.stat(name)? else { return Ok(false) };
         let by_xattr = parent.dir().is_some_and(|dir| dir.upper_part(|part| part.xattr_whiteouts));
-        let by_xattr = by_xattr || stat.may_be_xattr_whiteout();
         crate::union::merge::listing::is_whiteout(&LayerDir::Held(dir.as_dir().clone()), name, &stat, by_xattr)
     }
 }

@@ -29,6 +29,9 @@ pub struct MergedDir<'a> {
     pub open_lower: &'a dyn Fn(usize) -> Result<LayerDir<'a>, Errno>,
     /// The merged listing of the lower parts, where it has been read already.
     pub listing: Option<&'a Listing>,
+    /// Entries of the upper may be xattr whiteouts (opaque mark `x`). In a directory without that mark such a file is an
+    /// ordinary one. The kernel is of two minds there: it lists it, and does not find it.
+    pub upper_xattr_whiteouts: bool,
     /// Entries of the upper may have marks: it holds copied-up files (`impure`), or that is not known.
     pub upper_may_have_marks: bool,
     /// Redirects are followed (`redirect_dir` is not `nofollow`).
@@ -102,15 +105,12 @@ pub fn resolve(dir: &MergedDir<'_>, name: &CStr) -> Result<Resolution, Errno> {
             if stat.is_whiteout_device() {
                 return Ok(Resolution::WhiteoutInUpper);
             }
-            let marks = if dir.upper_may_have_marks || stat.may_be_xattr_whiteout() {
-                upper.marks(name)?
-            } else {
-                Marks::default()
-            };
-            if marks.whiteout && stat.may_be_xattr_whiteout() {
-                return Ok(Resolution::WhiteoutInUpper);
-            }
-            if marks.whiteout {
+            let may_be_whiteout = dir.upper_xattr_whiteouts && stat.file_type() == FileType::Regular;
+            let marks = if dir.upper_may_have_marks || may_be_whiteout { upper.marks(name)? } else { Marks::default() };
+            if marks.whiteout && may_be_whiteout {
+                if stat.may_be_xattr_whiteout() {
+                    return Ok(Resolution::WhiteoutInUpper);
+                }
                 tell_of_content(upper.place(name));
             }
             let data = if marks.metacopy { Some(metacopy::below_upper(dir, upper, name, &marks)?) } else { None };
