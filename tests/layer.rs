@@ -482,14 +482,22 @@ fn marks_in_the_image_are_escaped_never_obeyed() {
         .entry(
             spec("f", b'0')
                 .pax("SCHILY.xattr.user.fuseoverlayfs.whiteout", "y")
-                .pax("SCHILY.xattr.user.containers.override_stat", "0:0:4755"),
+                .pax("SCHILY.xattr.user.containers.override_stat", "0:0:4755")
+                .pax("SCHILY.xattr.user.containers.override_security.capability", "x"),
+        )
+        .entry(
+            spec("./", b'5')
+                .pax("SCHILY.xattr.security.fuseoverlayfs.override_stat", "0:0:755:dir")
+                .pax("SCHILY.xattr.user.fuseoverlayfs.override_stat", "0:0:755:dir")
+                .pax("SCHILY.xattr.user.containers.override_stat", "0:0:755:dir"),
         )
         .end();
     let layer = unpack(&tar);
     let names = |name: &str| xattrs(&layer.path().join(name)).into_keys().collect::<Vec<_>>();
     assert_eq!(names("d"), ["trusted.overlay.overlay.opaque", "user.overlay.overlay.redirect"]);
     assert_eq!(names("f"), ["user.fuseoverlayfs.overlay.whiteout"]);
-    assert_eq!(layer.unpacked.warnings.len(), 1);
+    assert_eq!(names(""), [""; 0]);
+    assert_eq!(layer.unpacked.warnings.len(), 5);
 }
 
 #[test]

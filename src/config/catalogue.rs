@@ -165,11 +165,11 @@ pub const GROUPS: &[Group] = &[
             entry(
                 &["xattr_permissions"],
                 "0|1|2",
-                "0",
+                "by the layers",
                 "Where owner, mode and device number are kept: `0` in the inode, `1` in \
                  `security.fuseoverlayfs.override_stat`, `2` in `user.containers.override_stat`, so that an \
-                 unprivileged driver can store any owner. A layer whose root has such an attribute switches it on. \
-                 POSIX ACLs are off then.",
+                 unprivileged driver can store any owner. POSIX ACLs are off then. Without the option, an attribute of \
+                 a layer's root says which; else `0`.",
             ),
         ],
     },

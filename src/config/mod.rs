@@ -103,8 +103,10 @@ pub enum Xino {
 /// `xattr_permissions=`
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum XattrPermissions {
-    /// In the inode.
+    /// In the inode, unless the root of a layer has such an attribute.
     #[default]
+    Auto,
+    /// In the inode, whatever a layer says (`0`).
     Inode,
     /// In `user.fuseoverlayfs.override_stat`-style attributes, for privileged processes (`1`).
     Privileged,

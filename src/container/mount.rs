@@ -227,8 +227,9 @@ fn mount_stratafs(stack: &Stack, record: &Record, name: &str) -> Result<()> {
     if rustix::process::geteuid().is_root() {
         options.push(",allow_other,default_permissions,suid,dev");
     }
+    // Said in either case: a layer's content must not choose.
+    options.push(if record.rootless { ",xattr_permissions=2" } else { ",xattr_permissions=0" });
     if record.rootless {
-        options.push(",xattr_permissions=2");
         if !rustix::process::geteuid().is_root() {
             // Outside of a namespace the user takes root's part, or could not change anything.
             let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());

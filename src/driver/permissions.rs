@@ -44,18 +44,15 @@ impl Permissions {
         match config.xattr_permissions {
             XattrPermissions::Privileged => return new(override_stat::PRIVILEGED, true),
             XattrPermissions::Containers => return new(override_stat::CONTAINERS, false),
-            XattrPermissions::Inode => {}
+            XattrPermissions::Inode => return Ok(None),
+            XattrPermissions::Auto => {}
         }
         let upper = stack.upper().map(|upper| upper.root().as_dir());
         for root in upper.into_iter().chain(stack.lowers().iter().map(|layer| layer.root())) {
             let names = root.list_xattrs(c"")?;
-            for (key, privileged) in [
-                (override_stat::PRIVILEGED, true),
-                (override_stat::CONTAINERS, false),
-                (override_stat::FUSE_OVERLAYFS, false),
-            ] {
+            for key in override_stat::NAMES {
                 if names.split(|&byte| byte == 0).any(|name| name == key.as_bytes()) {
-                    return new(key, privileged);
+                    return new(key, key == override_stat::PRIVILEGED);
                 }
             }
         }

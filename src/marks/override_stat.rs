@@ -10,6 +10,13 @@ pub const PRIVILEGED: &str = "security.fuseoverlayfs.override_stat";
 pub const FUSE_OVERLAYFS: &str = "user.fuseoverlayfs.override_stat";
 /// Prefix of an attribute that stands for one that ordinary users cannot set (`security.*`).
 pub const PREFIX: &str = "user.containers.override_";
+/// Every name of the attribute, in the order in which a reader tries them.
+pub const NAMES: [&str; 3] = [PRIVILEGED, CONTAINERS, FUSE_OVERLAYFS];
+
+/// True for a name that says what another attribute, owner or mode is to be: never an image's own.
+pub fn is_override(name: &[u8]) -> bool {
+    NAMES.iter().any(|known| name == known.as_bytes()) || name.starts_with(PREFIX.as_bytes())
+}
 
 /// Type of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

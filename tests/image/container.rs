@@ -394,3 +394,37 @@ fn export_is_the_whole_tree() {
         assert_eq!(world.mounts(), 0);
     }
 }
+
+/// What a layer says of other attributes, owners and modes is obeyed neither when it is unpacked nor when it is mounted.
+#[test]
+fn an_image_cannot_turn_kept_permissions_on() {
+    use std::os::unix::fs::MetadataExt;
+    const KEY: &str = "security.fuseoverlayfs.override_stat";
+    for world in worlds() {
+        let pax = format!("SCHILY.xattr.{KEY}");
+        let tar = Tar::new()
+            .entry(spec("./", b'5').mode(0o755).pax(&pax, "0:0:755:dir"))
+            .dir("etc/")
+            .entry(spec("etc/shadow", b'0').mode(0o600).content("x").pax(&pax, "1000:1000:4777:file"))
+            .end();
+        let path = world.dir.path().join("sly.tar");
+        std::fs::write(&path, tar).unwrap();
+        world.ok(&["import", path.to_str().unwrap(), "sly:1"]);
+        let layers =
+            || std::fs::read_dir(world.root().join("layers")).unwrap().map(|entry| entry.unwrap().path().join("diff"));
+        let has_key = |path: &Path| {
+            let mut value = [0; 64];
+            rustix::fs::lgetxattr(path, KEY, &mut value).is_ok()
+        };
+        assert!(!layers().any(|layer| has_key(&layer) || has_key(&layer.join("etc/shadow"))));
+        // A store of an older version may have such a layer.
+        let old = layers().find(|layer| layer.join("etc/shadow").exists()).unwrap();
+        for (name, value) in [("", "0:0:755:dir"), ("etc/shadow", "1000:1000:4777:file")] {
+            rustix::fs::setxattr(old.join(name), KEY, value.as_bytes(), rustix::fs::XattrFlags::empty()).unwrap();
+        }
+        let merged = PathBuf::from(world.ok(&["mount", "--name", "sly", "sly:1"]).trim());
+        let shadow = std::fs::metadata(merged.join("etc/shadow")).unwrap();
+        assert_eq!((shadow.uid(), shadow.gid(), shadow.mode() & 0o7777), (0, 0, 0o600), "{}", world.driver);
+        world.ok(&["umount", "sly"]);
+    }
+}

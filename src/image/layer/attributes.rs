@@ -6,7 +6,7 @@ use rustix::fs::{AtFlags, Gid, Mode, Stat, Timespec, Timestamps, Uid, XattrFlags
 use rustix::io::Errno;
 
 use crate::image::layer::error::{AtPath, LayerError, Result, printable};
-use crate::marks::override_stat::CONTAINERS as OVERRIDE_STAT;
+use crate::marks::override_stat::{CONTAINERS as OVERRIDE_STAT, NAMES as OVERRIDE_NAMES, is_override};
 use crate::marks::{Namespace, Visible, escape_xattr, unescape_xattr};
 pub(crate) use crate::tar::Attributes;
 use crate::tar::Time;
@@ -126,11 +126,9 @@ impl Target<'_> {
     fn set_xattrs(&self, xattrs: &[(Vec<u8>, Vec<u8>)], put: &Put) -> Result<Vec<String>> {
         let mut warnings = Vec::new();
         for (name, value) in xattrs {
-            if name == OVERRIDE_STAT.as_bytes() {
-                warnings.push(format!(
-                    "{}: attribute {OVERRIDE_STAT} is a mark of container engines; dropped",
-                    printable(self.path)
-                ));
+            if is_override(name) {
+                let (path, name) = (printable(self.path), printable(name));
+                warnings.push(format!("{path}: attribute {name} is a mark of container engines; dropped"));
                 continue;
             }
             let name = escaped(name);
@@ -335,16 +333,23 @@ pub(crate) fn read(dir: BorrowedFd<'_>, name: &[u8], stat: &Stat) -> rustix::io:
         xattrs: Vec::new(),
     };
     let path = proc_path(dir, name);
+    let mut kept: Option<(usize, Vec<u8>)> = None;
     for stored in names_by(|buffer| rustix::fs::llistxattr(path.as_slice(), buffer))? {
         let Some(value) = present(grown(|buffer| rustix::fs::lgetxattr(path.as_slice(), stored.as_slice(), buffer)))?
         else {
             continue;
         };
-        if stored == OVERRIDE_STAT.as_bytes() {
-            apply_override(&value, &mut kind, &mut attributes);
+        if let Some(rank) = OVERRIDE_NAMES.iter().position(|known| stored == known.as_bytes()) {
+            // As the driver shows it: the first of the names counts.
+            if kept.as_ref().is_none_or(|(other, _)| rank < *other) {
+                kept = Some((rank, value));
+            }
         } else if let Some(plain) = image_xattr(&stored) {
             attributes.xattrs.push((plain, value));
         }
+    }
+    if let Some((_, value)) = kept {
+        apply_override(&value, &mut kind, &mut attributes);
     }
     attributes.xattrs.sort_unstable();
     Ok((kind, attributes))
@@ -355,6 +360,7 @@ pub(crate) fn read(dir: BorrowedFd<'_>, name: &[u8], stat: &Stat) -> rustix::io:
 fn image_xattr(stored: &[u8]) -> Option<Vec<u8>> {
     match stored {
         b"security.selinux" | b"security.ima" | b"security.evm" | b"security.apparmor" => return None,
+        name if is_override(name) => return None,
         _ => {}
     }
     let known = [&b"user."[..], b"trusted.", b"security.", b"system.posix_acl_"];

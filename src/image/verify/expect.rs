@@ -16,6 +16,7 @@ use crate::image::layer::marks;
 use crate::image::layer::path::{components, is_at_or_below, join, normalise, split};
 use crate::image::unpack::entry::{attributes_of, device_of};
 use crate::image::verify::ledger::Ledger;
+use crate::marks::override_stat::is_override;
 use crate::marks::{AUFS_OPAQUE, AUFS_PREFIX, AufsName, decode_aufs_name};
 use crate::tar::Time;
 use crate::tar::acl;
@@ -225,7 +226,7 @@ impl<'a> Expectations<'a> {
         }
         for attribute in expected.keys().filter(|attribute| must_be_kept(attribute, kind, self.recorded)) {
             let is_there = found.xattrs.iter().any(|(name, _)| name == attribute);
-            if !is_there && **attribute != *RECORDED && lacks_xattr(dir, name, attribute)? {
+            if !is_there && !is_override(attribute) && lacks_xattr(dir, name, attribute)? {
                 return Ok(Some(format!("its attribute {} is gone", printable(attribute))));
             }
         }
