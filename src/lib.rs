@@ -16,11 +16,12 @@
 //! | [`driver::node`] | where each file is, and every change of it; inode table, lookup counts, open handles, kept descriptors and listings; no I/O | `union` |
 //! | [`container`] | OCI runtime bundles, running them | `store` `image` `confined` `marks` `sys` |
 //! | [`registry`] | pull and push. The only module naming `ureq` | `store` `image` |
-//! | [`store`] | the directory that holds images, layers and containers; loading, saving, committing | `image` `tar` `inventory` `confined` `marks` `sys` |
-//! | [`image`] | archives in and out, unpacking, snapshots, diff | `tar` `text` `inventory` `confined` `marks` `sys` |
+//! | [`store`] | the directory that holds images, layers and containers; loading, saving, committing | `image` `tar` `union` `inventory` `confined` `marks` `sys` |
+//! | [`image`] | archives in and out, unpacking, snapshots, diff | `tar` `text` `union` `inventory` `confined` `marks` `sys` |
 //! | [`tar`](mod@tar) | the tar format: one reader, one writer, compression | `text` |
 //! | [`union`] | what a name means, given layers | `confined` `inventory` `marks` `config` `sys` |
 //! | [`union::merge`] | resolve one name through the stack; merge one directory | `union::layer` `inventory` `marks` `sys` |
+//! | [`union::view`] | layers looked at without a mount, by the same rules | `union::layer` `union::merge` `confined` `marks` |
 //! | [`union::layer`] | [`union::layer::Layer`] (reads only), [`union::layer::UpperLayer`] (alone can write), work directory, stack | `confined` `inventory` `marks` `config` `sys` |
 //! | [`inventory`] | the file beside a layer that lists everything in it: format, writing, reading | `confined` `marks` `sys` |
 //! | [`confined`] | directories that nothing leads out of: opening, attributes, copying, removing; the table of mounts | `sys` |

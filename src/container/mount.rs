@@ -229,12 +229,10 @@ fn mount_stratafs(stack: &Stack, record: &Record, name: &str) -> Result<()> {
     }
     // Said in either case: a layer's content must not choose.
     options.push(if record.rootless { ",xattr_permissions=2" } else { ",xattr_permissions=0" });
-    if record.rootless {
-        if !rustix::process::geteuid().is_root() {
-            // Outside of a namespace the user takes root's part, or could not change anything.
-            let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
-            options.push(format!(",uidmapping=0:{uid}:1,gidmapping=0:{gid}:1"));
-        }
+    if record.rootless && !rustix::process::geteuid().is_root() {
+        // Outside of a namespace the user takes root's part, or could not change anything.
+        let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+        options.push(format!(",uidmapping=0:{uid}:1,gidmapping=0:{gid}:1"));
     }
     let program = stratafs_program();
     let mut command = Command::new(&program);

@@ -29,7 +29,8 @@ use crate::driver::node::{
 use crate::marks::{AufsName, Opaque, decode_aufs_name};
 use crate::sys::namespace::has_everywhere;
 pub use crate::union::layer::OpenError;
-use crate::union::layer::{LayerStack, LowerRef, OriginResolver, UpperLayer};
+use crate::union::layer::{LayerStack, OriginResolver, UpperLayer};
+use crate::union::merge::root_parts;
 use permissions::Permissions;
 use types::{Errno, Kernel, KernelRef, NodeId, Result};
 
@@ -219,7 +220,6 @@ fn creatable_name(name: &OsStr) -> Result<CString> {
 }
 
 fn open_root(stack: &LayerStack) -> Result<Node> {
-    let mut lowers = Vec::new();
     let mut opaque_above = false;
     let upper = match stack.upper() {
         None => UpperPart::default(),
@@ -234,15 +234,7 @@ fn open_root(stack: &LayerStack) -> Result<Node> {
             }
         }
     };
-    for id in stack.ids() {
-        if opaque_above {
-            break;
-        }
-        let layer = stack.lower(id)?;
-        let opaque = layer.root().marks(c"")?.opaque();
-        lowers.push(LowerRef::root(id, opaque == Opaque::XattrWhiteouts, layer.root_number()));
-        opaque_above = opaque == Opaque::Yes;
-    }
+    let lowers = if opaque_above { Vec::new() } else { root_parts(stack)? };
     let ino = match stack.lowers().first().filter(|_| !lowers.is_empty()) {
         Some(layer) => stack.shown_ino(&layer.root().stat_self()?),
         None => match stack.upper() {

@@ -1,19 +1,20 @@
 //! Which layer a path comes from, and what the layers below have there.
 
-use std::ffi::OsStr;
+use std::ffi::CString;
 use std::fmt;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path};
+use std::sync::Arc;
 
-use rustix::fs::{AtFlags, FileType, OFlags, fgetxattr, statat};
 use rustix::io::Errno;
 
-use crate::confined;
 use crate::image::digest::Digest;
 use crate::image::{ImageError, IoContext, Result};
-use crate::marks::{Mark, Namespace, Opaque, decode_opaque};
 use crate::store::Layer;
+use crate::union::layer::LowerRef;
+use crate::union::merge::Resolution;
+use crate::union::view::{Entry, UpperPart, View};
 
 /// What a layer has at a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,96 +68,111 @@ pub struct Step {
 /// Follows `path` down the layers, which are given the lowest first; layers that have nothing to say are left out.
 /// Symbolic links are not followed. The topmost layer comes first.
 ///
+/// The union decides what shows ([`View`]). What else a layer has under the path is told as hidden.
+///
 /// # Errors
 /// When the path is not plain, or a layer cannot be read.
 pub fn trace(layers: &[Layer], path: &Path) -> Result<Vec<Step>> {
-    let mut names: Vec<&OsStr> = Vec::new();
+    let mut names = Vec::new();
     for component in path.components() {
+        let malformed = |why: &str| ImageError::malformed(path.display().to_string(), why);
         match component {
-            Component::Normal(name) => names.push(name),
+            Component::Normal(name) => {
+                names.push(CString::new(name.as_bytes()).map_err(|_| malformed("it has a NUL in it"))?);
+            }
             Component::RootDir | Component::CurDir => {}
-            _ => return Err(ImageError::malformed(path.display().to_string(), "`..` cannot be part of it")),
+            _ => return Err(malformed("`..` cannot be part of it")),
         }
     }
-    let mut steps = Vec::new();
+    let roots: Vec<OwnedFd> = layers.iter().rev().map(Layer::open_diff).collect::<Result<_>>()?;
+    let fds: Vec<_> = roots.iter().map(AsFd::as_fd).collect();
+    let failed = |errno: Errno| ImageError::malformed(path.display().to_string(), errno.to_string());
+    let view = View::new(&fds).map_err(failed)?;
+    let shown = shown(&view, &names).map_err(failed)?;
+    let mut traced = Vec::new();
     let mut hidden = false;
-    for layer in layers.iter().rev() {
-        if let Some(what) = look(layer, &names)? {
-            steps.push(Step { diff_id: layer.record.diff_id, what, hidden });
+    for ((layer, root), id) in layers.iter().rev().zip(&roots).zip(view.stack().ids()) {
+        let part = shown.iter().find(|part| part.layer == id);
+        // A redirect leads to another path.
+        let own: Vec<CString> = match part {
+            Some(part) => components(&part.path).map_err(failed)?,
+            None => names.clone(),
+        };
+        let own_root = root.try_clone().at(layer.diff())?;
+        if let Some(what) = look(own_root, &own).map_err(failed)? {
+            let hidden_here = part.is_none() && (hidden || what.is_there());
+            traced.push(Step { diff_id: layer.record.diff_id, what, hidden: hidden_here });
             hidden |= what.hides_below();
         }
     }
-    Ok(steps)
+    Ok(traced)
 }
 
-fn look(layer: &Layer, names: &[&OsStr]) -> Result<Option<What>> {
-    let mut dir = layer.open_diff()?;
-    let Some((last, parents)) = names.split_last() else { return Ok(Some(What::Directory)) };
-    let mut opaque_parent = false;
-    for name in parents {
-        match kind(&dir, name).at(layer.diff())? {
-            None => return Ok(opaque_parent.then_some(What::HiddenByParent)),
-            Some(What::Directory) => {}
-            Some(What::OpaqueDirectory) => opaque_parent = true,
-            Some(_) => return Ok(Some(What::HiddenByParent)),
+fn components(path: &std::ffi::CStr) -> std::result::Result<Vec<CString>, Errno> {
+    let names = path.to_bytes().split(|&byte| byte == b'/').filter(|name| !name.is_empty());
+    names.map(|name| CString::new(name).map_err(|_| Errno::INVAL)).collect()
+}
+
+/// The parts of what the union shows at the path; none if there is nothing.
+fn shown(view: &View, names: &[CString]) -> std::result::Result<Vec<LowerRef>, Errno> {
+    let mut parts = view.root()?;
+    for (at, name) in names.iter().enumerate() {
+        match view.lookup(&parts, name)? {
+            Some(Entry::Directory(found)) => parts = found,
+            Some(Entry::Other(file)) if at + 1 == names.len() => {
+                let path: Arc<std::ffi::CStr> = file.path;
+                return Ok(vec![LowerRef { layer: file.layer, xattr_whiteouts: false, number: None, path }]);
+            }
+            Some(Entry::Other(_)) | None => return Ok(Vec::new()),
         }
-        dir = open(&dir, name).at(layer.diff())?;
     }
-    let found = kind(&dir, last).at(layer.diff())?;
-    Ok(match found {
-        Some(What::Directory) if opaque_parent => Some(What::OpaqueDirectory),
-        None => opaque_parent.then_some(What::HiddenByParent),
-        found => found,
+    Ok(parts)
+}
+
+/// What the layer itself has at a path, as an upper layer over nothing: a whiteout shows as one.
+fn look(root: OwnedFd, names: &[CString]) -> std::result::Result<Option<What>, Errno> {
+    let nothing = View::new(&[])?;
+    let mut dir = UpperPart::root(root)?;
+    let mut hides = dir.is_opaque();
+    let Some((last, parents)) = names.split_last() else {
+        return Ok(Some(if hides { What::OpaqueDirectory } else { What::Directory }));
+    };
+    for name in parents {
+        match has(&nothing, &dir, name)? {
+            Has::Nothing => return Ok(hides.then_some(What::HiddenByParent)),
+            Has::Directory(below) => {
+                hides |= below.is_opaque();
+                dir = below;
+            }
+            Has::File | Has::Whiteout => return Ok(Some(What::HiddenByParent)),
+        }
+    }
+    Ok(match has(&nothing, &dir, last)? {
+        Has::Nothing => hides.then_some(What::HiddenByParent),
+        Has::Directory(found) if hides || found.is_opaque() => Some(What::OpaqueDirectory),
+        Has::Directory(_) => Some(What::Directory),
+        Has::File => Some(What::File),
+        Has::Whiteout => Some(What::Whiteout),
     })
 }
 
-fn kind(dir: &OwnedFd, name: &OsStr) -> rustix::io::Result<Option<What>> {
-    let stat = match statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) {
-        Ok(stat) => stat,
-        Err(Errno::NOENT) => return Ok(None),
-        Err(error) => return Err(error),
-    };
-    Ok(Some(match FileType::from_raw_mode(stat.st_mode) {
-        FileType::CharacterDevice if stat.st_rdev == 0 => What::Whiteout,
-        FileType::Directory if is_opaque(&open(dir, name)?)? => What::OpaqueDirectory,
-        FileType::Directory => What::Directory,
-        FileType::RegularFile if stat.st_size == 0 && is_marked(dir, name)? => What::Whiteout,
-        _ => What::File,
-    }))
+/// What one directory has under a name.
+enum Has {
+    Nothing,
+    File,
+    Whiteout,
+    Directory(UpperPart),
 }
 
-fn open(dir: &OwnedFd, name: &OsStr) -> rustix::io::Result<OwnedFd> {
-    confined::open_dir(dir.as_fd(), name.as_bytes())
-}
-
-fn is_opaque(dir: &OwnedFd) -> rustix::io::Result<bool> {
-    for namespace in Namespace::ALL {
-        if attribute(dir, namespace.xattr(Mark::Opaque))?.is_some_and(|value| decode_opaque(&value) == Opaque::Yes) {
-            return Ok(true);
-        }
-    }
-    Ok(false)
-}
-
-/// An empty file that is a whiteout by its attribute.
-fn is_marked(dir: &OwnedFd, name: &OsStr) -> rustix::io::Result<bool> {
-    let file = confined::beneath(dir.as_fd(), name.as_bytes(), OFlags::RDONLY | OFlags::NONBLOCK)?;
-    for namespace in Namespace::ALL {
-        if attribute(&file, namespace.xattr(Mark::Whiteout))?.is_some() {
-            return Ok(true);
-        }
-    }
-    Ok(false)
-}
-
-fn attribute(file: &OwnedFd, name: &str) -> rustix::io::Result<Option<Vec<u8>>> {
-    let mut value = vec![0; 256];
-    match fgetxattr(file, name, &mut value) {
-        Ok(length) => {
-            value.truncate(length);
-            Ok(Some(value))
-        }
-        Err(Errno::NODATA | Errno::NOTSUP | Errno::RANGE) => Ok(None),
-        Err(error) => Err(error),
+fn has(nothing: &View, dir: &UpperPart, name: &CString) -> std::result::Result<Has, Errno> {
+    match nothing.resolve(Some(dir), &[], name) {
+        Ok(Resolution::Found(found)) if found.stat.is_dir() => Ok(Has::Directory(dir.child(name, &found)?)),
+        Ok(Resolution::Found(_)) => Ok(Has::File),
+        Ok(Resolution::WhiteoutInUpper) => Ok(Has::Whiteout),
+        Ok(Resolution::Absent) if dir.deletes_by_name(name)? => Ok(Has::Whiteout),
+        Ok(Resolution::Absent) | Err(Errno::NAMETOOLONG) => Ok(Has::Nothing),
+        // Its content is in another layer.
+        Err(Errno::IO) if dir.dir().marks(name).is_ok_and(|marks| marks.metacopy) => Ok(Has::File),
+        Err(errno) => Err(errno),
     }
 }

@@ -1,4 +1,6 @@
-//! What a name means, given layers: the layers themselves, and the rules of the union over them.
+//! What a name means, given layers: the layers themselves, the rules of the union over them, and a view of
+//! them by these rules without a mount.
 
 pub mod layer;
 pub mod merge;
+pub mod view;

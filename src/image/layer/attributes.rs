@@ -229,12 +229,6 @@ pub(crate) fn xattr(fd: BorrowedFd<'_>, name: &[u8]) -> rustix::io::Result<Optio
     present(grown(|buffer| rustix::fs::fgetxattr(fd, name, buffer)))
 }
 
-/// Value of one attribute of the entry `entry` of `dir` itself.
-pub(crate) fn xattr_at(dir: BorrowedFd<'_>, entry: &[u8], name: &[u8]) -> rustix::io::Result<Option<Vec<u8>>> {
-    let path = proc_path(dir, entry);
-    present(grown(|buffer| rustix::fs::lgetxattr(path.as_slice(), name, buffer)))
-}
-
 /// True if the entry `entry` of `dir` has no attribute `name`, an image's, but could have.
 pub(crate) fn lacks_xattr(dir: BorrowedFd<'_>, entry: &[u8], name: &[u8]) -> rustix::io::Result<bool> {
     match rustix::fs::lgetxattr_query(proc_path(dir, entry), escaped(name)) {

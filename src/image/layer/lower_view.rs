@@ -1,139 +1,107 @@
-//! The layers below, seen as one tree: enough of a union's rules to look names up and list directories, read only.
-//!
-//! The rules are the kernel's (`ovl_lookup`): the topmost layer that has a name decides; directories merge with
-//! those below until an opaque one, a non-directory or a whiteout; a redirect says where to go on below.
+//! The layers below, as unpacking, snapshots and comparisons look at them: a [`View`] with paths of bytes, and errors that
+//! name the path.
 
 use std::collections::BTreeSet;
+use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{OFlags, Stat};
+use rustix::fs::Stat;
+use rustix::io::Errno;
 
 use crate::confined;
-use crate::image::layer::attributes::FileKind;
 use crate::image::layer::error::{AtPath, LayerError, Result};
-use crate::image::layer::marks;
-use crate::image::layer::path::{components, join, split};
-use crate::marks::{AufsName, Redirect, decode_aufs_name};
-
-/// A directory in one layer.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Part {
-    pub(crate) layer: usize,
-    pub(crate) path: Vec<u8>,
-}
+use crate::image::layer::path::{components, split};
+use crate::union::layer::LowerRef;
+use crate::union::view::{Entry, File, View};
 
 /// A merged directory: its parts, topmost first; the first one has its attributes.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct LowerDir {
-    pub(crate) parts: Vec<Part>,
+    pub(crate) parts: Vec<LowerRef>,
 }
 
 /// Something that is no directory.
 #[derive(Clone, Debug)]
 pub(crate) struct LowerFile {
-    pub(crate) part: Part,
+    pub(crate) part: LowerRef,
     pub(crate) stat: Stat,
-    /// The directory it is in, without the layers down to its own.
-    below: LowerDir,
+    file: File,
 }
 
 /// What a name is.
 #[derive(Clone, Debug)]
 pub(crate) enum Found {
     Directory(LowerDir),
-    Other(LowerFile),
+    Other(Box<LowerFile>),
 }
 
 /// The stack, topmost first.
-#[derive(Clone, Copy)]
-pub(crate) struct LowerView<'a> {
-    layers: &'a [BorrowedFd<'a>],
+#[derive(Debug)]
+pub(crate) struct LowerView(View);
+
+/// Why the union cannot say what is at `path`.
+pub(crate) fn unknown(path: &[u8], errno: Errno) -> LayerError {
+    match errno {
+        Errno::IO => LayerError::entry(path, "a damaged mark, or a metacopy whose contents are in no lower layer"),
+        errno => LayerError::io(path, errno),
+    }
 }
 
-impl<'a> LowerView<'a> {
-    pub(crate) fn new(layers: &'a [BorrowedFd<'a>]) -> Self {
-        Self { layers }
+/// A name as system calls take it.
+pub(crate) fn c_name(name: &[u8]) -> Result<CString> {
+    CString::new(name).map_err(|_| LayerError::entry(name, "a name with a NUL"))
+}
+
+impl LowerView {
+    pub(crate) fn new(layers: &[BorrowedFd<'_>]) -> Result<Self> {
+        View::new(layers).map(Self).at(b"")
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.layers.is_empty()
+        self.0.is_empty()
+    }
+
+    /// The union that decides.
+    pub(crate) fn union(&self) -> &View {
+        &self.0
     }
 
     /// The root directory, merged from all layers.
     pub(crate) fn root(&self) -> Result<LowerDir> {
-        self.root_from(0)
-    }
-
-    fn root_from(&self, first: usize) -> Result<LowerDir> {
-        let mut parts = Vec::new();
-        for (layer, fd) in self.layers.iter().enumerate().skip(first) {
-            parts.push(Part { layer, path: Vec::new() });
-            if marks::hides_lower(*fd).at(b"")? {
-                break;
-            }
-        }
-        Ok(LowerDir { parts })
-    }
-
-    fn layer(&self, index: usize) -> Result<BorrowedFd<'a>> {
-        self.layers.get(index).copied().ok_or_else(|| LayerError::entry(b"", "no such layer"))
+        self.0.root().map(|parts| LowerDir { parts }).at(b"")
     }
 
     /// Opens the directory that `part` is in, and gives the name by which it is there.
-    pub(crate) fn open_parent<'p>(&self, part: &'p Part) -> Result<(OwnedFd, &'p [u8])> {
-        let (parent, name) = split(&part.path).unwrap_or((b"", b"."));
-        Ok((confined::open_dir(self.layer(part.layer)?, parent).at(parent)?, name))
+    pub(crate) fn open_parent<'p>(&self, part: &'p LowerRef) -> Result<(OwnedFd, &'p [u8])> {
+        let (parent, name) = split(part.path.to_bytes()).unwrap_or((b"", b"."));
+        let layer = self.0.stack().lower(part.layer).at(part.path.to_bytes())?;
+        Ok((confined::open_dir(layer.root().as_fd(), parent).at(parent)?, name))
     }
 
     /// Looks `name` up in a merged directory.
     pub(crate) fn lookup(&self, dir: &LowerDir, name: &[u8]) -> Result<Option<Found>> {
-        let mut parts = Vec::new();
-        let mut name = name.to_vec();
-        for (at, parent) in dir.parts.iter().enumerate() {
-            let path = join(&parent.path, &name);
-            let parent_fd = confined::open_dir(self.layer(parent.layer)?, &parent.path).at(&parent.path)?;
-            let deleted_below = marks::has_aufs_whiteout(parent_fd.as_fd(), &name).at(&path)?;
-            match confined::stat_entry(parent_fd.as_fd(), &name).at(&path)? {
-                None if deleted_below => break,
-                None => continue,
-                Some(stat) if marks::is_whiteout(parent_fd.as_fd(), &name, &stat).at(&path)? => break,
-                Some(stat) if FileKind::of(&stat) != FileKind::Directory => {
-                    if parts.is_empty() {
-                        let below = LowerDir { parts: dir.parts.get(at + 1..).unwrap_or_default().to_vec() };
-                        let part = Part { layer: parent.layer, path };
-                        return Ok(Some(Found::Other(LowerFile { part, stat, below })));
-                    }
-                    break;
-                }
-                Some(_) => {}
+        let found = match self.0.lookup(&dir.parts, &c_name(name)?) {
+            // No layer can have it.
+            Err(Errno::NAMETOOLONG) => None,
+            found => found.map_err(|errno| unknown(name, errno))?,
+        };
+        Ok(match found {
+            None => None,
+            Some(Entry::Directory(parts)) => Some(Found::Directory(LowerDir { parts })),
+            Some(Entry::Other(file)) => {
+                let part =
+                    LowerRef { layer: file.layer, xattr_whiteouts: false, number: None, path: file.path.clone() };
+                let (parent, name) = self.open_parent(&part)?;
+                let stat = confined::stat_entry(parent.as_fd(), name).at(part.path.to_bytes())?;
+                let stat = stat.ok_or_else(|| LayerError::io(part.path.to_bytes(), Errno::NOENT))?;
+                Some(Found::Other(Box::new(LowerFile { part, stat, file })))
             }
-            let fd = confined::open_dir(parent_fd.as_fd(), &name).at(&path)?;
-            let redirect = marks::redirect(parent_fd.as_fd(), &name, &path)?;
-            parts.push(Part { layer: parent.layer, path });
-            if deleted_below || marks::hides_lower(fd.as_fd()).at(&name)? {
-                break;
-            }
-            match redirect {
-                None => {}
-                Some(Redirect::Relative(other)) => name = other,
-                Some(Redirect::Absolute(other)) => {
-                    if let Some(Found::Directory(rest)) = self.lookup_path_from(parent.layer + 1, &other)? {
-                        parts.extend(rest.parts);
-                    }
-                    break;
-                }
-            }
-        }
-        Ok((!parts.is_empty()).then_some(Found::Directory(LowerDir { parts })))
+        })
     }
 
     /// Looks a path up from the root; symbolic links are not followed.
     pub(crate) fn lookup_path(&self, path: &[u8]) -> Result<Option<Found>> {
-        self.lookup_path_from(0, path)
-    }
-
-    fn lookup_path_from(&self, first: usize, path: &[u8]) -> Result<Option<Found>> {
-        let mut dir = self.root_from(first)?;
+        let mut dir = self.root()?;
         if dir.parts.is_empty() {
             return Ok(None);
         }
@@ -148,60 +116,15 @@ impl<'a> LowerView<'a> {
         Ok(Some(Found::Directory(dir)))
     }
 
-    /// Where the lower part of the entry `name` of a directory merged with `below` is, by the entry's redirect.
-    pub(crate) fn below_redirect(&self, redirect: &Redirect, below: Option<&LowerDir>) -> Result<Option<Found>> {
-        match (redirect, below) {
-            (Redirect::Absolute(path), _) => self.lookup_path(path),
-            (Redirect::Relative(name), Some(dir)) => self.lookup(dir, name),
-            (Redirect::Relative(_), None) => Ok(None),
-        }
-    }
-
     /// Names visible in the merged directory, sorted.
     pub(crate) fn names(&self, dir: &LowerDir) -> Result<BTreeSet<Vec<u8>>> {
-        let mut candidates = BTreeSet::new();
-        for part in &dir.parts {
-            let fd = confined::open_dir(self.layer(part.layer)?, &part.path).at(&part.path)?;
-            candidates.extend(confined::sorted_names(fd.as_fd()).at(&part.path)?);
-        }
-        let mut visible = BTreeSet::new();
-        for name in candidates {
-            let plain = decode_aufs_name(std::os::unix::ffi::OsStrExt::from_bytes(name.as_slice())) == AufsName::Plain;
-            if plain && self.lookup(dir, &name)?.is_some() {
-                visible.insert(name);
-            }
-        }
-        Ok(visible)
+        let path = dir.parts.first().map(|part| part.path.clone()).unwrap_or_default();
+        let listing = self.0.list(&dir.parts).map_err(|errno| unknown(path.to_bytes(), errno))?;
+        Ok(listing.iter().map(|listed| listed.name.to_bytes().to_vec()).collect())
     }
 
     /// Opens the contents of a regular file, which may be further down.
     pub(crate) fn open_contents(&self, file: &LowerFile) -> Result<OwnedFd> {
-        let (dir, name) = self.open_parent(&file.part)?;
-        self.open_contents_at(dir.as_fd(), name, &file.part.path, Some(&file.below), file.part.layer + 1)
-    }
-
-    /// Opens the contents of the regular file `name` of `dir`. If the file is a metacopy, they are below: by its
-    /// redirect, or by its name in `below`.
-    pub(crate) fn open_contents_at(
-        &self,
-        dir: BorrowedFd<'_>,
-        name: &[u8],
-        path: &[u8],
-        below: Option<&LowerDir>,
-        first_below: usize,
-    ) -> Result<OwnedFd> {
-        if !marks::is_metacopy(dir, name).at(path)? {
-            return confined::beneath(dir, name, OFlags::RDONLY | OFlags::NONBLOCK).at(path);
-        }
-        let found = match (marks::redirect(dir, name, path)?, below) {
-            (Some(Redirect::Absolute(target)), _) => self.lookup_path_from(first_below, &target)?,
-            (Some(Redirect::Relative(target)), Some(dir)) => self.lookup(dir, &target)?,
-            (None, Some(dir)) => self.lookup(dir, name)?,
-            (_, None) => None,
-        };
-        match found {
-            Some(Found::Other(file)) if FileKind::of(&file.stat) == FileKind::Regular => self.open_contents(&file),
-            _ => Err(LayerError::entry(path, "a metacopy whose contents are in no lower layer")),
-        }
+        self.0.open(&file.file).at(file.part.path.to_bytes())
     }
 }

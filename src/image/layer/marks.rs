@@ -1,14 +1,18 @@
 //! Reading a union's marks from a layer directory, and putting them there. The formats are in [`crate::marks`].
 
+use std::ffi::CString;
 use std::os::fd::BorrowedFd;
 
 use rustix::fs::{FileType, Mode, OFlags, Stat, XattrFlags};
 use rustix::io::Errno;
 
 use crate::confined;
-use crate::image::layer::attributes::{FileKind, xattr, xattr_at};
+use crate::image::layer::attributes::FileKind;
 use crate::image::layer::error::{AtPath, LayerError, Result};
-use crate::marks::{AUFS_OPAQUE, AUFS_PREFIX, Mark, Namespace, Opaque, Redirect, decode_opaque, decode_redirect};
+use crate::marks::{Mark, Namespace, Opaque};
+use crate::union;
+use crate::union::layer::Dir;
+use crate::union::view::UpperPart;
 
 /// How a layer directory says that a name is deleted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,69 +98,30 @@ fn remove_xattr_whiteouts(dir: BorrowedFd<'_>, path: &[u8]) -> Result<()> {
     Ok(())
 }
 
-/// Whether the entry is a whiteout by its inode: a character device 0:0, or an empty file with the attribute.
+/// The marks of `name` in `dir`, or of `dir` itself if that is empty, as the driver reads them.
+fn read(dir: BorrowedFd<'_>, name: &[u8]) -> rustix::io::Result<union::layer::Marks> {
+    let name = CString::new(name).map_err(|_| Errno::INVAL)?;
+    Dir::new(rustix::io::fcntl_dupfd_cloexec(dir, 0)?).marks(&name)
+}
+
+/// Whether the entry is a whiteout by its inode: a character device 0:0, or among xattr whiteouts (the directory's opaque
+/// mark is `x`) an empty file with the attribute.
 pub(crate) fn is_whiteout(dir: BorrowedFd<'_>, name: &[u8], stat: &Stat) -> rustix::io::Result<bool> {
     match FileKind::of(stat) {
         FileKind::CharDevice(0, 0) => Ok(true),
         FileKind::Regular if stat.st_size == 0 => {
-            for namespace in Namespace::ALL {
-                if xattr_at(dir, name, namespace.xattr(Mark::Whiteout).as_bytes())?.is_some() {
-                    return Ok(true);
-                }
-            }
-            Ok(false)
+            Ok(read(dir, name)?.whiteout && opaque(dir)? == Opaque::XattrWhiteouts)
         }
         _ => Ok(false),
     }
 }
 
-/// What the opaque attributes of the open directory say, in any name space.
+/// What the opaque attribute of the open directory says.
 pub(crate) fn opaque(dir: BorrowedFd<'_>) -> rustix::io::Result<Opaque> {
-    let mut found = Opaque::No;
-    for namespace in Namespace::ALL {
-        match xattr(dir, namespace.xattr(Mark::Opaque).as_bytes())?.map_or(Opaque::No, |value| decode_opaque(&value)) {
-            Opaque::Yes => return Ok(Opaque::Yes),
-            Opaque::XattrWhiteouts => found = Opaque::XattrWhiteouts,
-            Opaque::No => {}
-        }
-    }
-    Ok(found)
+    Ok(read(dir, b"")?.opaque())
 }
 
 /// Whether nothing below the open directory shows through, by its attributes or by an AUFS entry.
 pub(crate) fn hides_lower(dir: BorrowedFd<'_>) -> rustix::io::Result<bool> {
-    Ok(opaque(dir)? == Opaque::Yes || confined::stat_entry(dir, AUFS_OPAQUE)?.is_some())
-}
-
-/// Whether an AUFS entry deletes `name`.
-pub(crate) fn has_aufs_whiteout(dir: BorrowedFd<'_>, name: &[u8]) -> rustix::io::Result<bool> {
-    match confined::stat_entry(dir, &[AUFS_PREFIX, name].concat()) {
-        Ok(found) => Ok(found.is_some()),
-        // A name that is so long has no such whiteout.
-        Err(Errno::NAMETOOLONG) => Ok(false),
-        Err(error) => Err(error),
-    }
-}
-
-/// The entry's redirect, if it has one; a malformed one is an error, as in the kernel.
-pub(crate) fn redirect(dir: BorrowedFd<'_>, name: &[u8], path: &[u8]) -> Result<Option<Redirect>> {
-    for namespace in Namespace::ALL {
-        if let Some(value) = xattr_at(dir, name, namespace.xattr(Mark::Redirect).as_bytes()).at(path)? {
-            return match decode_redirect(&value) {
-                Ok(redirect) => Ok(Some(redirect)),
-                Err(malformed) => Err(LayerError::entry(path, malformed.to_string())),
-            };
-        }
-    }
-    Ok(None)
-}
-
-/// Whether the entry has its contents in a layer below.
-pub(crate) fn is_metacopy(dir: BorrowedFd<'_>, name: &[u8]) -> rustix::io::Result<bool> {
-    for namespace in Namespace::ALL {
-        if xattr_at(dir, name, namespace.xattr(Mark::Metacopy).as_bytes())?.is_some() {
-            return Ok(true);
-        }
-    }
-    Ok(false)
+    Ok(UpperPart::root(rustix::io::fcntl_dupfd_cloexec(dir, 0)?)?.is_opaque())
 }

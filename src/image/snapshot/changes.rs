@@ -49,17 +49,17 @@ pub struct Change {
 /// # Errors
 /// [`crate::image::layer::LayerError`], naming what cannot be read.
 pub fn changes(upper: BorrowedFd<'_>, lowers: &[BorrowedFd<'_>]) -> Result<Vec<Change>> {
-    let mut list = List { view: LowerView::new(lowers), found: BTreeMap::new() };
+    let mut list = List { view: LowerView::new(lowers)?, found: BTreeMap::new() };
     walk(upper, lowers, &mut list)?;
     Ok(list.found.into_iter().map(|(path, kind)| Change { kind, path: [b"/", path.as_slice()].concat() }).collect())
 }
 
-struct List<'a> {
-    view: LowerView<'a>,
+struct List {
+    view: LowerView,
     found: BTreeMap<Vec<u8>, ChangeKind>,
 }
 
-impl List<'_> {
+impl List {
     fn below(&self, path: &[u8]) -> Result<Option<Found>> {
         if self.view.is_empty() { Ok(None) } else { self.view.lookup_path(path) }
     }
@@ -74,11 +74,7 @@ impl List<'_> {
         }
     }
 
-    fn attributes_of(
-        &self,
-        part: &crate::image::layer::lower_view::Part,
-        path: &[u8],
-    ) -> Result<(FileKind, Attributes, i64)> {
+    fn attributes_of(&self, part: &crate::union::layer::LowerRef, path: &[u8]) -> Result<(FileKind, Attributes, i64)> {
         let (parent, name) = self.view.open_parent(part)?;
         let stat = rustix::fs::statat(&parent, name, AtFlags::SYMLINK_NOFOLLOW).at(path)?;
         let (kind, attributes) = attributes::read(parent.as_fd(), name, &stat).at(path)?;
@@ -136,7 +132,7 @@ impl List<'_> {
     }
 }
 
-impl Visit for List<'_> {
+impl Visit for List {
     fn visit(&mut self, path: &[u8], change: &walk::Change<'_>) -> Result<()> {
         match change {
             walk::Change::Directory { attributes, opaque, hides } => self.directory(path, attributes, *opaque, *hides),

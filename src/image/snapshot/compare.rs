@@ -7,9 +7,10 @@ use rustix::fs::AtFlags;
 
 use crate::image::layer::attributes::{self, Attributes, FileKind};
 use crate::image::layer::error::{AtPath, Result};
-use crate::image::layer::lower_view::{Found, LowerDir, LowerFile, LowerView, Part};
+use crate::image::layer::lower_view::{Found, LowerDir, LowerFile, LowerView};
 use crate::image::layer::path::{join, split};
 use crate::image::snapshot::changes::{Change, ChangeKind};
+use crate::union::layer::{FileId, LayerId, LowerRef};
 
 /// What has to be done to `old` to make it `new` (both topmost first), sorted by path: as
 /// [`changes`](crate::image::layer::changes()) tells it of an upper directory. Everything in an added directory is told, of a deleted
@@ -24,12 +25,10 @@ pub fn compare(old: &[BorrowedFd<'_>], new: &[BorrowedFd<'_>]) -> Result<Vec<Cha
     Ok(comparison.found.iter().map(|(path, kind)| change((path.as_slice(), *kind))).collect())
 }
 
-/// A layer directory, whichever stacks it is in.
-type LayerId = (u64, u64);
-
-struct Side<'a> {
-    view: LowerView<'a>,
-    ids: Vec<LayerId>,
+struct Side {
+    view: LowerView,
+    /// The layers' directories, whichever stacks they are in.
+    roots: BTreeMap<LayerId, FileId>,
 }
 
 /// Directories of one path that are to be compared, or one that is new.
@@ -39,43 +38,44 @@ struct Pending {
     new: LowerDir,
 }
 
-struct Comparison<'a> {
-    old: Side<'a>,
-    new: Side<'a>,
+struct Comparison {
+    old: Side,
+    new: Side,
     found: BTreeMap<Vec<u8>, ChangeKind>,
 }
 
-impl<'a> Side<'a> {
-    fn new(layers: &'a [BorrowedFd<'a>]) -> Result<Self> {
-        let mut ids = Vec::new();
-        for layer in layers {
-            let stat = rustix::fs::fstat(layer).at(b"")?;
-            ids.push((stat.st_dev, stat.st_ino));
+impl Side {
+    fn new(layers: &[BorrowedFd<'_>]) -> Result<Self> {
+        let view = LowerView::new(layers)?;
+        let mut roots = BTreeMap::new();
+        let stack = view.union().stack();
+        for (id, layer) in stack.ids().zip(stack.lowers()) {
+            roots.insert(id, layer.root().stat_self().at(b"")?.id());
         }
-        Ok(Self { view: LowerView::new(layers), ids })
+        Ok(Self { view, roots })
     }
 
-    fn id(&self, part: &Part) -> Option<LayerId> {
-        self.ids.get(part.layer).copied()
+    fn root(&self, part: &LowerRef) -> Option<FileId> {
+        self.roots.get(&part.layer).copied()
     }
 
     fn lookup(&self, dir: &LowerDir, name: &[u8]) -> Result<Option<Found>> {
         self.view.lookup(dir, name)
     }
 
-    fn attributes(&self, part: &Part) -> Result<(FileKind, Attributes)> {
+    fn attributes(&self, part: &LowerRef) -> Result<(FileKind, Attributes)> {
         let (parent, name) = self.view.open_parent(part)?;
-        let stat = rustix::fs::statat(&parent, name, AtFlags::SYMLINK_NOFOLLOW).at(&part.path)?;
-        attributes::read(parent.as_fd(), name, &stat).at(&part.path)
+        let stat = rustix::fs::statat(&parent, name, AtFlags::SYMLINK_NOFOLLOW).at(part.path.to_bytes())?;
+        attributes::read(parent.as_fd(), name, &stat).at(part.path.to_bytes())
     }
 
-    fn target(&self, part: &Part) -> Result<Vec<u8>> {
+    fn target(&self, part: &LowerRef) -> Result<Vec<u8>> {
         let (parent, name) = self.view.open_parent(part)?;
-        Ok(rustix::fs::readlinkat(&parent, name, Vec::new()).at(&part.path)?.into_bytes())
+        Ok(rustix::fs::readlinkat(&parent, name, Vec::new()).at(part.path.to_bytes())?.into_bytes())
     }
 }
 
-impl Comparison<'_> {
+impl Comparison {
     fn run(&mut self) -> Result<()> {
         let mut pending =
             vec![Pending { path: Vec::new(), old: Some(self.old.view.root()?), new: self.new.view.root()? }];
@@ -131,16 +131,16 @@ impl Comparison<'_> {
     }
 
     /// The same directories of the same layers: nothing below can differ.
-    fn are_one(&self, old: &[Part], new: &[Part]) -> bool {
+    fn are_one(&self, old: &[LowerRef], new: &[LowerRef]) -> bool {
         old.len() == new.len() && old.iter().zip(new).all(|(old, new)| self.is_one(old, new))
     }
 
-    fn is_one(&self, old: &Part, new: &Part) -> bool {
-        self.old.id(old) == self.new.id(new) && old.path == new.path
+    fn is_one(&self, old: &LowerRef, new: &LowerRef) -> bool {
+        self.old.root(old) == self.new.root(new) && old.path == new.path
     }
 
     /// Two merged directories have the attributes of their first parts.
-    fn alike(&self, old: &[Part], new: &[Part]) -> Result<bool> {
+    fn alike(&self, old: &[LowerRef], new: &[LowerRef]) -> Result<bool> {
         match (old.first(), new.first()) {
             (Some(old), Some(new)) if self.is_one(old, new) => Ok(true),
             (Some(old), Some(new)) => Ok(self.old.attributes(old)? == self.new.attributes(new)?),

@@ -2,20 +2,22 @@
 //! names sorted by bytes. Only the upper is walked; below a redirect, which says that a lower directory was renamed,
 //! everything that moved with it counts as changed.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::ffi::OsStr;
+use std::collections::BTreeMap;
+use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
 
-use rustix::fs::{AtFlags, Stat};
+use rustix::fs::{AtFlags, OFlags, Stat};
 
 use crate::confined;
 use crate::image::layer::attributes::{self, Attributes, FileKind};
 use crate::image::layer::error::{AtPath, LayerError, Result};
-use crate::image::layer::lower_view::{Found, LowerDir, LowerFile, LowerView};
-use crate::image::layer::marks;
-use crate::image::layer::path::{join, split};
-use crate::marks::{AUFS_PREFIX, AufsName, decode_aufs_name};
+use crate::image::layer::lower_view::{Found, LowerDir, LowerFile, LowerView, c_name, unknown};
+use crate::image::layer::path::join;
+use crate::marks::AUFS_PREFIX;
+use crate::union::layer::LayerId;
+use crate::union::merge::{self, Resolution};
+use crate::union::view::UpperPart;
 
 /// One change.
 pub(crate) enum Change<'c> {
@@ -38,28 +40,36 @@ pub(crate) struct Changed<'c> {
     pub(crate) kind: FileKind,
     pub(crate) attributes: Attributes,
     pub(crate) stat: Stat,
-    source: Source<'c>,
-    view: LowerView<'c>,
+    place: Place<'c>,
+    view: &'c LowerView,
 }
 
-enum Source<'c> {
-    Upper { dir: BorrowedFd<'c>, name: &'c [u8], path: &'c [u8], below: Option<&'c LowerDir> },
+/// Where a changed file is.
+enum Place<'c> {
+    /// In the upper directory; of a metacopy, the content is where `content` says.
+    Upper { dir: BorrowedFd<'c>, name: &'c [u8], path: &'c [u8], content: Option<&'c (LayerId, Arc<CStr>)> },
+    /// In a lower layer, and moved with a directory of the upper.
     Lower { dir: BorrowedFd<'c>, name: &'c [u8], file: &'c LowerFile },
 }
 
 impl Changed<'_> {
     /// Opens a regular file's contents.
     pub(crate) fn open(&self) -> Result<OwnedFd> {
-        match &self.source {
-            Source::Upper { dir, name, path, below } => self.view.open_contents_at(*dir, name, path, *below, 0),
-            Source::Lower { file, .. } => self.view.open_contents(file),
+        match &self.place {
+            Place::Upper { path, content: Some((layer, content)), .. } => {
+                self.view.union().open_content(*layer, content).at(path)
+            }
+            Place::Upper { dir, name, path, content: None } => {
+                confined::beneath(*dir, name, OFlags::RDONLY | OFlags::NONBLOCK).at(path)
+            }
+            Place::Lower { file, .. } => self.view.open_contents(file),
         }
     }
 
     /// A symbolic link's target.
     pub(crate) fn link(&self) -> rustix::io::Result<Vec<u8>> {
-        let (dir, name) = match &self.source {
-            Source::Upper { dir, name, .. } | Source::Lower { dir, name, .. } => (dir, name),
+        let (dir, name) = match &self.place {
+            Place::Upper { dir, name, .. } | Place::Lower { dir, name, .. } => (dir, name),
         };
         Ok(rustix::fs::readlinkat(dir, *name, Vec::new())?.into_bytes())
     }
@@ -75,8 +85,8 @@ pub(crate) trait Visit {
 struct Pending {
     /// Path in the merged tree.
     path: Vec<u8>,
-    /// Path in the upper directory; `None` below a redirect, where only lower layers have it.
-    upper: Option<Vec<u8>>,
+    /// Its part and path in the upper directory; `None` below a redirect, where only lower layers have it.
+    upper: Option<(UpperPart, Vec<u8>)>,
     /// What it merges with.
     lower: Option<LowerDir>,
     /// The lower directory of its name, when it does not merge with that.
@@ -88,14 +98,14 @@ struct Pending {
 
 /// An entry of a directory.
 enum Item {
-    Upper(Stat),
+    Upper,
     Lower(Found),
     Whiteout,
 }
 
 struct Walk<'a> {
     upper: BorrowedFd<'a>,
-    view: LowerView<'a>,
+    view: LowerView,
 }
 
 /// A directory's entries that are left, the first one last, and itself.
@@ -106,16 +116,23 @@ struct Level {
 
 /// Visits all changes that `upper` holds against `lowers`, topmost first.
 pub(crate) fn walk(upper: BorrowedFd<'_>, lowers: &[BorrowedFd<'_>], visitor: &mut dyn Visit) -> Result<()> {
-    let walk = Walk { upper, view: LowerView::new(lowers) };
+    let walk = Walk { upper, view: LowerView::new(lowers)? };
     let lower = if lowers.is_empty() { None } else { Some(walk.view.root()?) };
-    let root = Pending { path: Vec::new(), upper: Some(Vec::new()), lower, hidden: None, opaque: false, whole: false };
+    let part = UpperPart::root(
+        upper
+            .try_clone_to_owned()
+            .map_err(|error| LayerError::Io { place: "the upper directory".into(), source: error })?,
+    )
+    .at(b"")?;
+    let (opaque, hidden, lower) = if part.is_opaque() { (true, lower, None) } else { (false, None, lower) };
+    let root = Pending { path: Vec::new(), upper: Some((part, Vec::new())), lower, hidden, opaque, whole: false };
     walk.from(root, visitor)
 }
 
 /// Visits everything that `layers`, topmost first, show together.
 pub(crate) fn walk_whole(layers: &[BorrowedFd<'_>], visitor: &mut dyn Visit) -> Result<()> {
     let Some(&top) = layers.first() else { return Ok(()) };
-    let walk = Walk { upper: top, view: LowerView::new(layers) };
+    let walk = Walk { upper: top, view: LowerView::new(layers)? };
     let lower = Some(walk.view.root()?);
     walk.from(Pending { path: Vec::new(), upper: None, lower, hidden: None, opaque: false, whole: true }, visitor)
 }
@@ -139,20 +156,13 @@ impl Walk<'_> {
     }
 
     /// Visits the directory itself and lists it.
-    fn enter(&self, mut dir: Pending, visitor: &mut dyn Visit) -> Result<Level> {
+    fn enter(&self, dir: Pending, visitor: &mut dyn Visit) -> Result<Level> {
         let mut items = BTreeMap::new();
         let attributes = match &dir.upper {
-            Some(path) => {
+            Some((part, path)) => {
                 let fd = confined::open_dir(self.upper, path).at(path)?;
-                let opaque = marks::hides_lower(fd.as_fd()).at(path)?;
-                if opaque {
-                    // Where everything is written out anyway, one more mark would say nothing.
-                    dir.opaque = !dir.whole || dir.opaque;
-                    dir.hidden = dir.hidden.take().or(dir.lower.take());
-                    dir.lower = None;
-                }
                 let stat = rustix::fs::fstat(&fd).at(path)?;
-                list_upper(fd.as_fd(), path, opaque, &mut items)?;
+                list_upper(part, path, &mut items)?;
                 attributes::read(fd.as_fd(), b".", &stat).at(path)?.1
             }
             None => self.lower_attributes(dir.lower.as_ref(), &dir.path)?,
@@ -190,86 +200,76 @@ impl Walk<'_> {
             Item::Lower(Found::Other(file)) => {
                 let (fd, lower_name) = self.view.open_parent(&file.part)?;
                 let (kind, attributes) = attributes::read(fd.as_fd(), lower_name, &file.stat).at(&path)?;
-                let source = Source::Lower { dir: fd.as_fd(), name: lower_name, file: &file };
-                let changed = Changed { kind, attributes, stat: file.stat, source, view: self.view };
+                let place = Place::Lower { dir: fd.as_fd(), name: lower_name, file: &file };
+                let changed = Changed { kind, attributes, stat: file.stat, place, view: &self.view };
                 visitor.visit(&path, &Change::File(&changed)).map(|()| None)
             }
-            Item::Upper(stat) => {
-                let upper = join(dir.upper.as_deref().unwrap_or_default(), name);
-                let (parent, _) = split(&upper).unwrap_or((b"", name));
-                let fd = confined::open_dir(self.upper, parent).at(parent)?;
-                if FileKind::of(&stat) == FileKind::Directory {
-                    return self.upper_directory(dir, fd.as_fd(), name, path, upper).map(Some);
-                }
-                let (kind, attributes) = attributes::read(fd.as_fd(), name, &stat).at(&path)?;
-                let source = Source::Upper { dir: fd.as_fd(), name, path: &path, below: dir.lower.as_ref() };
-                let changed = Changed { kind, attributes, stat, source, view: self.view };
-                visitor.visit(&path, &Change::File(&changed)).map(|()| None)
-            }
+            Item::Upper => self.visit_upper(dir, name, path, visitor),
         }
     }
 
-    fn upper_directory(
+    /// Visits an entry of the upper directory; a directory is given back.
+    fn visit_upper(
         &self,
         dir: &Pending,
-        parent: BorrowedFd<'_>,
         name: &[u8],
         path: Vec<u8>,
-        upper: Vec<u8>,
-    ) -> Result<Pending> {
-        let directory = |found: Option<Found>| match found {
-            Some(Found::Directory(lower)) => Some(lower),
-            Some(Found::Other(_)) | None => None,
+        visitor: &mut dyn Visit,
+    ) -> Result<Option<Pending>> {
+        let (part, parent) = dir.upper.as_ref().ok_or_else(|| LayerError::entry(&path, "no such upper directory"))?;
+        let lowers = dir.lower.as_ref().map_or(&[][..], |lower| &lower.parts);
+        let c_name = c_name(name)?;
+        let resolved = self.view.union().resolve(Some(part), lowers, &c_name);
+        let Resolution::Found(found) = resolved.map_err(|errno| unknown(&path, errno))? else {
+            return Err(LayerError::entry(&path, "it vanished while it was read"));
         };
-        let look_up = |lower: &Option<LowerDir>, name: &[u8]| match lower {
-            Some(lower) => self.view.lookup(lower, name),
-            None => Ok(None),
+        if found.stat.is_dir() {
+            return self.upper_directory(dir, name, path, found).map(Some);
+        }
+        let fd = confined::open_dir(self.upper, parent).at(parent)?;
+        let stat = rustix::fs::statat(&fd, name, AtFlags::SYMLINK_NOFOLLOW).at(&path)?;
+        let (kind, attributes) = attributes::read(fd.as_fd(), name, &stat).at(&path)?;
+        let place = Place::Upper { dir: fd.as_fd(), name, path: &path, content: found.data.as_ref() };
+        let changed = Changed { kind, attributes, stat, place, view: &self.view };
+        visitor.visit(&path, &Change::File(&changed)).map(|()| None)
+    }
+
+    fn upper_directory(&self, dir: &Pending, name: &[u8], path: Vec<u8>, found: merge::Found) -> Result<Pending> {
+        let directory = |lower: &LowerDir| match self.view.lookup(lower, name) {
+            Ok(Some(Found::Directory(lower))) => Ok(Some(lower)),
+            Ok(Some(Found::Other(_)) | None) => Ok(None),
+            Err(error) => Err(error),
         };
-        let redirect = marks::redirect(parent, name, &path)?;
-        let below = match &redirect {
-            None => look_up(&dir.lower, name)?,
-            Some(redirect) => self.view.below_redirect(redirect, dir.lower.as_ref())?,
+        let (part, parent) = dir.upper.as_ref().ok_or_else(|| LayerError::entry(&path, "no such upper directory"))?;
+        let upper = (part.child(&c_name(name)?, &found).at(&path)?, join(parent, name));
+        let moved = found.marks.redirect.is_some();
+        // What the directory is put in the place of.
+        let hidden = match (&dir.hidden, &dir.lower) {
+            (Some(hidden), _) => directory(hidden)?,
+            (None, Some(lower)) if moved || found.closed => directory(lower)?,
+            (None, _) => None,
         };
-        let moved = redirect.is_some();
-        let hidden = match (&dir.hidden, moved) {
-            (None, false) => None,
-            (None, true) => directory(look_up(&dir.lower, name)?),
-            (hidden @ Some(_), _) => directory(look_up(hidden, name)?),
-        };
-        let opaque = moved && !dir.whole;
-        Ok(Pending { path, upper: Some(upper), lower: directory(below), hidden, opaque, whole: moved || dir.whole })
+        // Where everything is written out anyway, one more mark would say nothing.
+        let opaque = (moved || found.closed) && !dir.whole;
+        let lower = (!found.lowers.is_empty()).then_some(LowerDir { parts: found.lowers });
+        Ok(Pending { path, upper: Some(upper), lower, hidden, opaque, whole: moved || dir.whole })
     }
 }
 
 /// The entries of an upper directory; whiteouts under the names that they delete.
-fn list_upper(fd: BorrowedFd<'_>, path: &[u8], opaque: bool, items: &mut BTreeMap<Vec<u8>, Item>) -> Result<()> {
-    let names = confined::sorted_names(fd).at(path)?;
-    let mut deleted = BTreeSet::new();
-    for name in names {
-        let here = join(path, &name);
-        match decode_aufs_name(OsStr::from_bytes(&name)) {
-            AufsName::Opaque | AufsName::Bookkeeping => continue,
-            AufsName::Whiteout(target) => {
-                deleted.insert(target.as_bytes().to_vec());
-                continue;
-            }
-            AufsName::Plain if name.starts_with(AUFS_PREFIX) => {
-                return Err(LayerError::entry(
-                    &here,
-                    "a layer cannot hold a file of this name: it would be a whiteout",
-                ));
-            }
-            AufsName::Plain => {}
+fn list_upper(part: &UpperPart, path: &[u8], items: &mut BTreeMap<Vec<u8>, Item>) -> Result<()> {
+    for entry in part.entries().map_err(|errno| unknown(path, errno))? {
+        let name = entry.name.to_bytes();
+        if name.starts_with(AUFS_PREFIX) && !entry.whiteout {
+            let reason = "a layer cannot hold a file of this name: it would be a whiteout";
+            return Err(LayerError::entry(&join(path, name), reason));
         }
-        let stat = rustix::fs::statat(fd, name.as_slice(), AtFlags::SYMLINK_NOFOLLOW).at(&here)?;
-        let item = if marks::is_whiteout(fd, &name, &stat).at(&here)? { Item::Whiteout } else { Item::Upper(stat) };
-        items.insert(name, item);
-    }
-    for name in deleted {
-        items.entry(name).or_insert(Item::Whiteout);
-    }
-    if opaque {
-        items.retain(|_, item| !matches!(item, Item::Whiteout));
+        // In an opaque directory there is nothing to delete.
+        if !entry.whiteout {
+            items.insert(name.to_vec(), Item::Upper);
+        } else if !part.is_opaque() {
+            items.insert(name.to_vec(), Item::Whiteout);
+        }
     }
     Ok(())
 }

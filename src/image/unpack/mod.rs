@@ -151,7 +151,7 @@ impl Job<'_> {
         to_write_out: Option<SyncSender<File>>,
     ) -> Result<Extracted> {
         let mut reader = TarReader::new(input, &self.options.limits, recipe);
-        let mut extractor = Unpacking::new(self.dest, self.lowers, self.options, self.read_bytes);
+        let mut extractor = Unpacking::new(self.dest, self.lowers, self.options, self.read_bytes)?;
         extractor.to_write_out = to_write_out;
         let outcome = extractor.run(&mut reader)?;
         Ok(Extracted { outcome, entries: reader.entries(), recipe: reader.into_sink() })

@@ -38,7 +38,7 @@ pub(crate) struct Outcome {
 pub(crate) struct Unpacking<'a> {
     pub(crate) root: BorrowedFd<'a>,
     pub(crate) dirs: Dirs<'a>,
-    pub(crate) lowers: LowerView<'a>,
+    pub(crate) lowers: LowerView,
     pub(crate) options: &'a UnpackOptions,
     pub(crate) marks: Marks,
     pub(crate) put: Put,
@@ -59,11 +59,11 @@ impl<'a> Unpacking<'a> {
         lowers: &'a Lowers<'a>,
         options: &'a UnpackOptions,
         compressed: &'a AtomicU64,
-    ) -> Self {
-        Self {
+    ) -> Result<Self> {
+        Ok(Self {
             root,
             dirs: Dirs::new(root),
-            lowers: LowerView::new(lowers.dirs),
+            lowers: LowerView::new(lowers.dirs)?,
             options,
             marks: options.marks,
             put: Put { keep_ownership: options.keep_ownership },
@@ -73,7 +73,7 @@ impl<'a> Unpacking<'a> {
             lowers_ready: lowers.ready,
             to_write_out: None,
             root_named: false,
-        }
+        })
     }
 
     /// To be called before the lower layers are looked at.

@@ -31,7 +31,7 @@ pub use upper::{UpperDir, UpperLayer, WhiteoutForm};
 pub use whiteouts::{Cleared, Move, Place};
 pub use work::{Staged, WorkDir};
 
-use crate::config::OverlayConfig;
+use crate::config::{OverlayConfig, Xino};
 pub use crate::confined::{Device, Dir, FileId, FileType, RawEntry, Stat, TimeTo, Times, Timestamp};
 use crate::inventory::{DirNumber, Inventory};
 use nesting::Traps;
@@ -118,6 +118,11 @@ impl Layer {
         let stat = stat.map_err(|e| OpenError(format!("lower layer {}: {}", path.display(), describe(e))))?;
         let (device, mount) = (stat.device, stat.mount);
         Ok(Self { root, path: path.to_owned(), fs: 0, device, mount, inventory: None })
+    }
+
+    fn of_root(root: Dir) -> Result<Self, Errno> {
+        let stat = root.stat_self()?;
+        Ok(Self { path: root.place(c""), root, fs: 0, device: stat.device, mount: stat.mount, inventory: None })
     }
 
     /// Opens the directory `path` below the layer's root. No step follows a symlink or leaves the layer.
@@ -251,6 +256,22 @@ impl LayerStack {
             lowers.push(layer);
         }
         Ok(Self { lowers, visible: config.lowers.len(), upper, filesystems, traps })
+    }
+
+    /// A stack of read-only layers, whose roots are `roots`, topmost first. Their inventories are used.
+    ///
+    /// # Errors
+    /// Those of `statx(2)`.
+    pub fn of_roots(roots: Vec<OwnedFd>) -> Result<Self, Errno> {
+        let mut filesystems = FileSystems::new(Xino::Auto);
+        let mut lowers = Vec::with_capacity(roots.len());
+        for root in roots {
+            let mut layer = Layer::of_root(Dir::new(root))?;
+            layer.fs = filesystems.add_root(layer.device);
+            layer.find_inventory();
+            lowers.push(layer);
+        }
+        Ok(Self { visible: lowers.len(), lowers, upper: None, filesystems, traps: Traps::default() })
     }
 
     /// The read-only layers, topmost first.

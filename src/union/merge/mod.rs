@@ -66,6 +66,8 @@ pub struct Found {
     pub marks: Marks,
     /// Lower parts of a directory, topmost first.
     pub lowers: Vec<LowerRef>,
+    /// The upper part is a directory that hides what is below.
+    pub closed: bool,
     /// Where the content of a metacopy file is: layer and path.
     pub data: Option<(LayerId, std::sync::Arc<CStr>)>,
 }
@@ -73,7 +75,7 @@ pub struct Found {
 impl Found {
     /// A file or directory of one part.
     pub fn single(stat: Stat, source: Source) -> Self {
-        Self { stat, source, marks: Marks::default(), lowers: Vec::new(), data: None }
+        Self { stat, source, marks: Marks::default(), lowers: Vec::new(), closed: false, data: None }
     }
 }
 
@@ -93,13 +95,15 @@ pub fn resolve(dir: &MergedDir<'_>, name: &CStr) -> Result<Resolution, Errno> {
         }
         Some(stat) if stat.is_dir() => {
             let marks = upper.marks(name)?;
-            let is_opaque = marks.opaque() == Opaque::Yes || has_name(upper, name)?;
+            let is_opaque = marks.opaque() == Opaque::Yes || has_opaque_entry(upper, name)?;
             let mut lowers = if is_opaque { Vec::new() } else { lower_parts_below_upper(dir, upper, name, &marks)? };
             // `.wh.NAME` beside the directory closes it, as in a lower layer. A redirect says that it came from elsewhere.
+            let mut closed = is_opaque;
             if !lowers.is_empty() && marks.redirect.is_none() && is_deleted_by_name(upper, name)? {
                 lowers = Vec::new();
+                closed = true;
             }
-            Ok(Resolution::Found(Found { stat, source: Source::Upper, marks, lowers, data: None }))
+            Ok(Resolution::Found(Found { marks, lowers, closed, ..Found::single(stat, Source::Upper) }))
         }
         Some(stat) => {
             if stat.is_whiteout_device() {
@@ -114,9 +118,25 @@ pub fn resolve(dir: &MergedDir<'_>, name: &CStr) -> Result<Resolution, Errno> {
                 tell_of_content(upper.place(name));
             }
             let data = if marks.metacopy { Some(metacopy::below_upper(dir, upper, name, &marks)?) } else { None };
-            Ok(Resolution::Found(Found { stat, source: Source::Upper, marks, lowers: Vec::new(), data }))
+            Ok(Resolution::Found(Found { marks, data, ..Found::single(stat, Source::Upper) }))
         }
     }
+}
+
+/// Parts of the root directory, topmost first.
+///
+/// # Errors
+/// Those of reading the marks of the layers' roots.
+pub fn root_parts(stack: &LayerStack) -> Result<Vec<LowerRef>, Errno> {
+    let mut parts = Vec::new();
+    for (id, layer) in stack.ids().zip(stack.lowers()) {
+        let opaque = layer.root().marks(c"")?.opaque();
+        parts.push(LowerRef::root(id, opaque == Opaque::XattrWhiteouts, layer.root_number()));
+        if opaque == Opaque::Yes {
+            break;
+        }
+    }
+    Ok(parts)
 }
 
 /// A whiteout by attribute is an empty file; one with content was damaged, and the content may be somebody's.
@@ -129,10 +149,13 @@ fn tell_of_lost_way(place: PathBuf) {
     tracing::warn!("{place:?}: its redirect leads to no directory of the layers below");
 }
 
-/// True if the upper directory `name` is opaque by an entry in it (`.wh..wh..opq`).
-fn has_name(upper: &Dir, name: &CStr) -> Result<bool, Errno> {
+/// True if the directory `name` in `upper`, or `upper` itself if that is empty, is opaque by an entry in it
+/// (`.wh..wh..opq`).
+pub(crate) fn has_opaque_entry(upper: &Dir, name: &CStr) -> Result<bool, Errno> {
     let mut path = name.to_bytes().to_vec();
-    path.push(b'/');
+    if !path.is_empty() {
+        path.push(b'/');
+    }
     path.extend_from_slice(AUFS_OPAQUE);
     // A name with a NUL cannot come from a `CStr`.
     Ok(upper.stat(&CString::new(path).map_err(|_| Errno::INVAL)?)?.is_some())

@@ -8,6 +8,7 @@ use rustix::io::Errno;
 
 use crate::marks::{AufsName, decode_aufs_name};
 use crate::union::layer::{Device, FileType, LayerDir, Stat};
+use crate::union::merge::listing::name_at;
 use crate::union::merge::tell_of_content;
 
 /// Inode number of an entry that must be looked up to know its own.
@@ -140,6 +141,17 @@ impl Gathered {
         self.end_layer();
         Ok(opaque)
     }
+}
+
+/// Names in one directory of a layer; for each, whether it is a whiteout. In the order of the layer.
+///
+/// # Errors
+/// Those of listing.
+pub fn entries_of(dir: &LayerDir<'_>, xattr_whiteouts: bool) -> Result<Vec<(CString, bool)>, Errno> {
+    let mut gathered = Gathered::default();
+    gathered.read(dir, 0, xattr_whiteouts, true)?;
+    let entries = gathered.entries.iter();
+    Ok(entries.map(|entry| (name_at(&gathered.names, entry.name_at).to_owned(), entry.hidden)).collect())
 }
 
 /// `DT_*` of a file.

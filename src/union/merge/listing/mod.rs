@@ -18,7 +18,7 @@ use crate::inventory::position::{allot, place};
 use crate::inventory::{DirNumber, Directory, Inventory};
 use crate::union::layer::{Device, Dir, FileId, FileType, LayerDir, LowerRef};
 use gather::{Gathered, UNKNOWN_INO};
-pub use gather::{dirent_type, is_whiteout};
+pub use gather::{dirent_type, entries_of, is_whiteout};
 
 /// Where the file behind an entry is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

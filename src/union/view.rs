@@ -1,0 +1,211 @@
+//! Layer directories seen as the union that a mount of them shows, without mounting: what `strata diff`, `commit`,
+//! `which` and unpacking look at. The rules are those of [`crate::union::merge`]; here is only what they are asked with.
+
+use std::ffi::{CStr, CString};
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use rustix::io::Errno;
+
+use crate::marks::Opaque;
+use crate::union::layer::{Dir, LayerDir, LayerId, LayerStack, LowerRef, Stat};
+use crate::union::merge::listing::Moved;
+use crate::union::merge::{self, Found, Listing, MergedDir, Resolution, Source};
+
+/// A stack of read-only layers.
+#[derive(Debug)]
+pub struct View {
+    stack: LayerStack,
+}
+
+/// A directory of an upper layer that is looked at above a view.
+#[derive(Clone, Debug)]
+pub struct UpperPart {
+    dir: Dir,
+    /// Its entries may be xattr whiteouts.
+    xattr_whiteouts: bool,
+    /// Nothing below shows through.
+    opaque: bool,
+}
+
+/// An entry of one directory of an upper layer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UpperEntry {
+    /// The name; of a whiteout, the one that it deletes.
+    pub name: CString,
+    /// It deletes the name.
+    pub whiteout: bool,
+}
+
+/// Something that is no directory.
+#[derive(Clone, Debug)]
+pub struct File {
+    /// Its layer.
+    pub layer: LayerId,
+    /// Path below the layer's root.
+    pub path: Arc<CStr>,
+    /// Its attributes.
+    pub stat: Stat,
+    /// Where its content is, if that is in another layer (metacopy).
+    pub content: Option<(LayerId, Arc<CStr>)>,
+}
+
+/// What a name is.
+#[derive(Clone, Debug)]
+pub enum Entry {
+    /// A directory: its parts, topmost first; the first one has its attributes.
+    Directory(Vec<LowerRef>),
+    /// Anything else.
+    Other(File),
+}
+
+impl UpperPart {
+    /// The upper's root, or any directory that is looked at for itself.
+    ///
+    /// # Errors
+    /// Those of reading its marks.
+    pub fn root(dir: OwnedFd) -> Result<Self, Errno> {
+        let dir = Dir::new(dir);
+        let opaque = dir.marks(c"")?.opaque();
+        let is_opaque = opaque == Opaque::Yes || merge::has_opaque_entry(&dir, c"")?;
+        Ok(Self { dir, xattr_whiteouts: opaque == Opaque::XattrWhiteouts, opaque: is_opaque })
+    }
+
+    /// The subdirectory `name`, which was found to be `found`.
+    ///
+    /// # Errors
+    /// Those of opening it.
+    pub fn child(&self, name: &CStr, found: &Found) -> Result<Self, Errno> {
+        Ok(Self {
+            dir: self.dir.open_dir(name)?,
+            xattr_whiteouts: found.marks.opaque() == Opaque::XattrWhiteouts,
+            opaque: found.closed,
+        })
+    }
+
+    /// The directory.
+    pub fn dir(&self) -> &Dir {
+        &self.dir
+    }
+
+    /// True if an entry of it deletes `name` for the layers below (`.wh.NAME`).
+    ///
+    /// # Errors
+    /// Those of `statx(2)`.
+    pub fn deletes_by_name(&self, name: &CStr) -> Result<bool, Errno> {
+        merge::is_deleted_by_name(&self.dir, name)
+    }
+
+    /// True if nothing below shows through.
+    pub fn is_opaque(&self) -> bool {
+        self.opaque
+    }
+
+    /// Its entries and whiteouts, sorted by name.
+    ///
+    /// # Errors
+    /// Those of listing.
+    pub fn entries(&self) -> Result<Vec<UpperEntry>, Errno> {
+        let mut entries = merge::listing::entries_of(&LayerDir::Held(self.dir.clone()), self.xattr_whiteouts)?;
+        entries.sort_unstable();
+        Ok(entries.into_iter().map(|(name, whiteout)| UpperEntry { name, whiteout }).collect())
+    }
+}
+
+impl View {
+    /// The layers whose roots are `layers`, topmost first.
+    ///
+    /// # Errors
+    /// Those of `dup(2)` and `statx(2)`.
+    pub fn new(layers: &[BorrowedFd<'_>]) -> Result<Self, Errno> {
+        let roots = layers.iter().map(|layer| rustix::io::fcntl_dupfd_cloexec(layer, 0)).collect::<Result<_, _>>()?;
+        Ok(Self { stack: LayerStack::of_roots(roots)? })
+    }
+
+    /// True if there is no layer.
+    pub fn is_empty(&self) -> bool {
+        self.stack.lowers().is_empty()
+    }
+
+    /// The layers.
+    pub fn stack(&self) -> &LayerStack {
+        &self.stack
+    }
+
+    /// Parts of the root directory.
+    ///
+    /// # Errors
+    /// Those of reading its marks.
+    pub fn root(&self) -> Result<Vec<LowerRef>, Errno> {
+        merge::root_parts(&self.stack)
+    }
+
+    fn dir_of<'a>(&'a self, part: &'a LowerRef) -> Result<LayerDir<'a>, Errno> {
+        let layer = self.stack.lower(part.layer)?;
+        match layer.listed_dir(part) {
+            Some(listed) => Ok(listed),
+            None => layer.open_dir(&part.path).map(LayerDir::Held),
+        }
+    }
+
+    /// What `name` means in the directory of these parts.
+    ///
+    /// # Errors
+    /// Those of the layers; `IO` for a damaged mark and for a metacopy whose content is in no layer.
+    pub fn resolve(&self, upper: Option<&UpperPart>, lowers: &[LowerRef], name: &CStr) -> Result<Resolution, Errno> {
+        let open_lower = |index: usize| self.dir_of(lowers.get(index).ok_or(Errno::IO)?);
+        let dir = MergedDir {
+            stack: &self.stack,
+            upper: upper.map(|part| &part.dir),
+            lowers: if upper.is_some_and(|part| part.opaque) { &[] } else { lowers },
+            open_lower: &open_lower,
+            listing: None,
+            upper_xattr_whiteouts: upper.is_some_and(|part| part.xattr_whiteouts),
+            upper_may_have_marks: true,
+            follow_redirects: true,
+            metacopy: true,
+        };
+        merge::resolve(&dir, name)
+    }
+
+    /// What `name` is in the directory of these parts.
+    ///
+    /// # Errors
+    /// As for [`Self::resolve`].
+    pub fn lookup(&self, parts: &[LowerRef], name: &CStr) -> Result<Option<Entry>, Errno> {
+        let Resolution::Found(found) = self.resolve(None, parts, name)? else { return Ok(None) };
+        if found.stat.is_dir() {
+            return Ok(Some(Entry::Directory(found.lowers)));
+        }
+        let Source::Lower(index) = found.source else { return Err(Errno::IO) };
+        let part = parts.get(usize::from(index)).ok_or(Errno::IO)?;
+        let (layer, path) = (part.layer, part.child_path(name));
+        Ok(Some(Entry::Other(File { layer, path, stat: found.stat, content: found.data })))
+    }
+
+    /// The merged listing of the directory of these parts.
+    ///
+    /// # Errors
+    /// Those of listing.
+    pub fn list(&self, parts: &[LowerRef]) -> Result<Listing, Errno> {
+        let opened = parts.iter().map(|part| Ok((part, self.dir_of(part)?))).collect::<Result<Vec<_>, Errno>>()?;
+        Listing::of_lowers(&opened, &Moved::default())
+    }
+
+    /// Opens the content of a regular file.
+    ///
+    /// # Errors
+    /// Those of `openat(2)`.
+    pub fn open(&self, file: &File) -> Result<OwnedFd, Errno> {
+        let (layer, path) = file.content.as_ref().map_or((file.layer, &file.path), |(layer, path)| (*layer, path));
+        self.open_content(layer, path)
+    }
+
+    /// Opens the regular file `path` of `layer`.
+    ///
+    /// # Errors
+    /// Those of `openat(2)`.
+    pub fn open_content(&self, layer: LayerId, path: &CStr) -> Result<OwnedFd, Errno> {
+        self.stack.lower(layer)?.open_file(path)
+    }
+}
