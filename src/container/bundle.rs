@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use super::paths::clean;
 use super::users::Identity;
 use crate::image::config::Process;
+use crate::sys::environment::given;
 
 /// What docker leaves to root in a container.
 const CAPABILITIES: [&str; 14] = [
@@ -153,7 +154,7 @@ impl RunOptions {
     fn assignments(&self) -> impl Iterator<Item = String> {
         self.env.iter().filter_map(|assignment| match assignment.contains('=') {
             true => Some(assignment.clone()),
-            false => std::env::var(assignment).ok().map(|value| format!("{assignment}={value}")),
+            false => given(assignment).map(|value| format!("{assignment}={value}")),
         })
     }
 }

@@ -248,9 +248,14 @@ pub fn stratafs_program() -> PathBuf {
 
 /// A path as the value of a mount option: `\:`, `\,` and `\\`.
 pub fn escaped_option(path: &Path) -> OsString {
+    escaped(path, b":,\\")
+}
+
+/// A path with a backslash before each of these bytes.
+fn escaped(path: &Path, special: &[u8]) -> OsString {
     let mut bytes = Vec::new();
     for &byte in path.as_os_str().as_bytes() {
-        if matches!(byte, b':' | b',' | b'\\') {
+        if special.contains(&byte) {
             bytes.push(b'\\');
         }
         bytes.push(byte);
@@ -289,8 +294,9 @@ fn mount_overlay(stack: &Stack) -> Result<()> {
         set("lowerdir+", lower.as_os_str())?;
     }
     if let Some((upper, work)) = &stack.writable {
-        set("upperdir", upper.as_os_str())?;
-        set("workdir", work.as_os_str())?;
+        // Of these two the kernel takes a backslash as an escape (`ovl_mount_dir`), of `lowerdir+` not.
+        set("upperdir", &escaped(upper, b"\\"))?;
+        set("workdir", &escaped(work, b"\\"))?;
         set("redirect_dir", OsStr::new("on"))?;
     }
     fsconfig_create(&context).at(mountpoint)?;

@@ -4,6 +4,7 @@
 
 pub mod chmod;
 pub mod descriptors;
+pub mod environment;
 pub mod extents;
 pub mod fork;
 pub mod forward;

@@ -27,7 +27,34 @@ use tracing_subscriber::EnvFilter;
 
 use args::{Cli, Verb};
 
+/// Variables that this program reads. Scripts set them to nothing to unset them.
+const VARIABLES: [&str; 22] = [
+    "STRATA_ROOT",
+    "STRATA_DRIVER",
+    "STRATA_RUNTIME",
+    "STRATA_LOG",
+    "SOURCE_DATE_EPOCH",
+    "XDG_DATA_HOME",
+    "XDG_CONFIG_HOME",
+    "XDG_RUNTIME_DIR",
+    "HOME",
+    "TMPDIR",
+    "NO_COLOR",
+    "DOCKER_CONFIG",
+    "REGISTRY_AUTH_FILE",
+    "HTTP_PROXY",
+    "http_proxy",
+    "HTTPS_PROXY",
+    "https_proxy",
+    "ALL_PROXY",
+    "all_proxy",
+    "NO_PROXY",
+    "no_proxy",
+    "SSL_CERT_FILE",
+];
+
 fn main() -> ExitCode {
+    stratafs::sys::environment::forget_empty(&VARIABLES);
     let cli = Cli::parse();
     let filter = EnvFilter::try_from_env("STRATA_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
     tracing_subscriber::fmt()
@@ -83,6 +110,20 @@ fn one_line(error: &anyhow::Error) -> String {
     line.replace('\n', " ")
 }
 
+/// True for verbs that mount and run, and write no file for the user.
+fn is_about_containers(verb: &Verb) -> bool {
+    matches!(
+        verb,
+        Verb::Mount(_)
+            | Verb::Umount(_)
+            | Verb::Run(_)
+            | Verb::Exec(_)
+            | Verb::Stop(_)
+            | Verb::Rm(_)
+            | Verb::Supervise(_)
+    )
+}
+
 /// `strata images | head -1` is no failure.
 fn is_closed_pipe(error: &anyhow::Error) -> bool {
     error.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
@@ -106,6 +147,10 @@ fn run(cli: Cli) -> Result<ExitCode> {
     }
     let root = cli.root.map_or_else(Store::default_root, Ok)?;
     let store = Store::open(&root)?;
+    if is_about_containers(&cli.verb) {
+        // Of what is made for a container the caller's umask decides nothing.
+        rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+    }
     match cli.verb {
         Verb::Pull(pull) => registry::pull(&store, &pull)?,
         Verb::Push(push) => registry::push(&store, &push)?,

@@ -5,6 +5,8 @@
 //! |---|---|
 //! | strict where the Go tools normalise | `careless_configurations` `careless_bytes_of_documents` `careless_lists_of_archives` `careless_manifests_and_indexes` |
 //! | changes of a Dockerfile | `changes_are_applied_as_a_dockerfile_is` |
+//! | the caller's environment leaks in | `the_callers_umask_changes_nothing` `empty_variables_are_as_unset` `a_directory_that_is_gone_and_closed_streams` |
+//! | odd paths and links | `odd_characters_in_paths` `a_volume_on_the_root_is_refused_before_anything_is_made` `a_dangling_link_at_resolv_conf` |
 //! | words after IMAGE | `words_after_the_image_are_the_containers` |
 //! | check, then act | `names_that_are_chosen_for_containers_do_not_collide` `a_name_that_the_user_chose_is_taken_once` `one_container_mounted_unmounted_and_removed_by_many` `loads_tags_removals_and_collections_at_once` |
 //! | one bad item ends all | `a_damaged_container_ends_nothing_else` `a_running_container_whose_record_is_lost_is_removed_by_force` `a_damaged_image_ends_nothing_else` `a_damaged_layer_ends_nothing_else` `strangers_in_the_store_end_nothing` `a_lost_index_is_made_again` `what_was_asked_for_beside_a_mistake_is_done` |
@@ -19,6 +21,7 @@
 mod damage;
 mod documents;
 mod ends;
+mod environment;
 mod platform;
 mod printing;
 mod programs;
