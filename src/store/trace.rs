@@ -87,7 +87,7 @@ pub fn trace(layers: &[Layer], path: &Path) -> Result<Vec<Step>> {
     let roots: Vec<OwnedFd> = layers.iter().rev().map(Layer::open_diff).collect::<Result<_>>()?;
     let fds: Vec<_> = roots.iter().map(AsFd::as_fd).collect();
     let failed = |errno: Errno| ImageError::malformed(path.display().to_string(), errno.to_string());
-    let view = View::new(&fds).map_err(failed)?;
+    let view = View::new(&fds, true).map_err(failed)?;
     let shown = shown(&view, &names).map_err(failed)?;
     let mut traced = Vec::new();
     let mut hidden = false;
@@ -131,7 +131,7 @@ fn shown(view: &View, names: &[CString]) -> std::result::Result<Vec<LowerRef>, E
 
 /// What the layer itself has at a path, as an upper layer over nothing: a whiteout shows as one.
 fn look(root: OwnedFd, names: &[CString]) -> std::result::Result<Option<What>, Errno> {
-    let nothing = View::new(&[])?;
+    let nothing = View::new(&[], false)?;
     let mut dir = UpperPart::root(root)?;
     let mut hides = dir.is_opaque();
     let Some((last, parents)) = names.split_last() else {

@@ -113,13 +113,14 @@ impl UpperPart {
 }
 
 impl View {
-    /// The layers whose roots are `layers`, topmost first.
+    /// The layers whose roots are `layers`, topmost first. `inventories`: their inventories are used, so none of them may be
+    /// changing.
     ///
     /// # Errors
     /// Those of `dup(2)` and `statx(2)`.
-    pub fn new(layers: &[BorrowedFd<'_>]) -> Result<Self, Errno> {
+    pub fn new(layers: &[BorrowedFd<'_>], inventories: bool) -> Result<Self, Errno> {
         let roots = layers.iter().map(|layer| rustix::io::fcntl_dupfd_cloexec(layer, 0)).collect::<Result<_, _>>()?;
-        Ok(Self { stack: LayerStack::of_roots(roots)? })
+        Ok(Self { stack: LayerStack::of_roots(roots, inventories)? })
     }
 
     /// True if there is no layer.

@@ -53,8 +53,14 @@ pub(crate) fn c_name(name: &[u8]) -> Result<CString> {
 }
 
 impl LowerView {
+    /// Of layers that are complete.
     pub(crate) fn new(layers: &[BorrowedFd<'_>]) -> Result<Self> {
-        View::new(layers).map(Self).at(b"")
+        View::new(layers, true).map(Self).at(b"")
+    }
+
+    /// Of layers that may still be unpacked, which have no inventories that fit.
+    pub(crate) fn of_unfinished(layers: &[BorrowedFd<'_>]) -> Result<Self> {
+        View::new(layers, false).map(Self).at(b"")
     }
 
     pub(crate) fn is_empty(&self) -> bool {

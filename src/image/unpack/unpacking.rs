@@ -63,7 +63,7 @@ impl<'a> Unpacking<'a> {
         Ok(Self {
             root,
             dirs: Dirs::new(root),
-            lowers: LowerView::new(lowers.dirs)?,
+            lowers: LowerView::of_unfinished(lowers.dirs)?,
             options,
             marks: options.marks,
             put: Put { keep_ownership: options.keep_ownership },

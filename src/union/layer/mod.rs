@@ -258,17 +258,19 @@ impl LayerStack {
         Ok(Self { lowers, visible: config.lowers.len(), upper, filesystems, traps })
     }
 
-    /// A stack of read-only layers, whose roots are `roots`, topmost first. Their inventories are used.
+    /// A stack of read-only layers, whose roots are `roots`, topmost first.
     ///
     /// # Errors
     /// Those of `statx(2)`.
-    pub fn of_roots(roots: Vec<OwnedFd>) -> Result<Self, Errno> {
+    pub fn of_roots(roots: Vec<OwnedFd>, inventories: bool) -> Result<Self, Errno> {
         let mut filesystems = FileSystems::new(Xino::Auto);
         let mut lowers = Vec::with_capacity(roots.len());
         for root in roots {
             let mut layer = Layer::of_root(Dir::new(root))?;
             layer.fs = filesystems.add_root(layer.device);
-            layer.find_inventory();
+            if inventories {
+                layer.find_inventory();
+            }
             lowers.push(layer);
         }
         Ok(Self { visible: lowers.len(), lowers, upper: None, filesystems, traps: Traps::default() })
