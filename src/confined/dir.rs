@@ -1,15 +1,18 @@
 //! One directory of a tree, held by descriptor. [`Dir`] only reads; [`WritableDir`] also writes.
 
-use std::ffi::{CStr, OsString};
+use std::ffi::{CStr, OsStr, OsString};
 use std::ops::Deref;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::OsStringExt;
-use std::path::PathBuf;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::{Access, AtFlags, CWD, Gid, Mode, OFlags, RawDir, RenameFlags, Timespec, Timestamps, Uid};
+use rustix::fs::{
+    Access, AtFlags, CWD, Gid, Mode, OFlags, RawDir, RenameFlags, ResolveFlags, Timespec, Timestamps, Uid,
+};
 use rustix::io::Errno;
 
+use super::tree::{self, Tree};
 use super::xattr;
 use super::{Stat, Timestamp};
 use crate::sys;
@@ -20,7 +23,14 @@ use crate::sys::xattr::Target;
 /// Everything that takes a name also takes an empty one, which means the held file itself; that way it also holds
 /// files that have no name any more.
 #[derive(Clone, Debug)]
-pub struct Dir(Arc<OwnedFd>);
+pub struct Dir(Arc<Held>);
+
+/// An open file of a tree.
+#[derive(Debug)]
+struct Held {
+    fd: OwnedFd,
+    tree: Arc<Tree>,
+}
 
 /// One entry of a real directory.
 #[derive(Clone, Copy, Debug)]
@@ -40,14 +50,57 @@ pub(super) fn proc_path(file: BorrowedFd<'_>) -> String {
 
 impl AsFd for Dir {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.0.fd.as_fd()
     }
 }
 
 impl Dir {
-    /// Wraps an open directory, which may be `O_PATH`.
+    /// Wraps an open directory, which may be `O_PATH`, as the root of a tree. No step from it leaves its mount.
     pub(crate) fn new(fd: OwnedFd) -> Self {
-        Self(Arc::new(fd))
+        let tree = Arc::new(Tree::mounted(fd.as_fd()));
+        Self(Arc::new(Held { fd, tree }))
+    }
+
+    /// Opens the directory `path`, which may lead through symbolic links, as the root of a tree that is only read. What is
+    /// mounted in it is not part of it ([`super::tree`]).
+    ///
+    /// # Errors
+    /// Those of `open(2)`.
+    pub(crate) fn open_root(path: &Path) -> Result<Self, Errno> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        Ok(Self::root(rustix::fs::open(path, flags, Mode::empty())?))
+    }
+
+    /// The open directory `fd` as such a root.
+    pub(crate) fn root(fd: OwnedFd) -> Self {
+        let (fd, tree) = tree::to_read(fd);
+        Self(Arc::new(Held { fd, tree: Arc::new(tree) }))
+    }
+
+    /// Wraps an open file of the same tree.
+    fn hold(&self, fd: OwnedFd) -> Self {
+        Self(Arc::new(Held { fd, tree: self.0.tree.clone() }))
+    }
+
+    /// Where the root of the tree is, without symbolic links.
+    pub(crate) fn root_path(&self) -> &Path {
+        &self.0.tree.path
+    }
+
+    /// Opens the single name `name`, not following a symbolic link and not leaving the mount.
+    fn open_entry(&self, name: &CStr, flags: OFlags, mode: u32) -> Result<OwnedFd, Errno> {
+        let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        if self.0.tree.is_private() || name.is_empty() || name == c"." {
+            return rustix::fs::openat(self, name, flags, Mode::from_raw_mode(mode));
+        }
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_XDEV;
+        rustix::fs::openat2(self, name, flags, Mode::from_raw_mode(mode), resolve)
+    }
+
+    /// `name` as something that system calls are made on, unless it is a mount point.
+    pub(crate) fn inside<'a>(&'a self, name: &'a CStr) -> Result<Target<'a>, Errno> {
+        self.0.tree.guard(self.as_fd(), name)?;
+        Ok(self.target(name))
     }
 
     /// The held file itself as a path. What is held may be `O_PATH`, on which many calls work by path only.
@@ -55,13 +108,14 @@ impl Dir {
         proc_path(self.as_fd())
     }
 
-    pub(crate) fn target<'a>(&'a self, name: &'a CStr) -> Target<'a> {
+    fn target<'a>(&'a self, name: &'a CStr) -> Target<'a> {
         Target { dir: self.as_fd(), name }
     }
 
     /// Where `name` is, for a message.
     pub fn place(&self, name: &CStr) -> PathBuf {
-        self.target(name).place()
+        let dir = self.0.tree.place(self.as_fd());
+        if name.is_empty() { dir } else { dir.join(OsStr::from_bytes(name.to_bytes())) }
     }
 
     /// Attributes of `name`; `None` if there is no such name.
@@ -69,7 +123,7 @@ impl Dir {
     /// # Errors
     /// Those of `statx(2)`.
     pub fn stat(&self, name: &CStr) -> Result<Option<Stat>, Errno> {
-        match Stat::of(self.as_fd(), name) {
+        match self.inside(name).and_then(|_| Stat::of(self.as_fd(), name)) {
             Ok(stat) => Ok(Some(stat)),
             Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
             Err(errno) => Err(errno),
@@ -89,8 +143,7 @@ impl Dir {
     /// # Errors
     /// `NOTDIR` also for a symlink; others of `openat(2)`.
     pub fn open_dir(&self, name: &CStr) -> Result<Self, Errno> {
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        Ok(Self::new(rustix::fs::openat(self, name, flags, Mode::empty())?))
+        Ok(self.hold(self.open_entry(name, OFlags::PATH | OFlags::DIRECTORY, 0)?))
     }
 
     /// Opens the directory `path` below this one as a place to look names up in (`O_PATH`), however long the path is.
@@ -98,7 +151,7 @@ impl Dir {
     /// # Errors
     /// Those of [`super::beneath`].
     pub fn open_beneath(&self, path: &CStr) -> Result<Self, Errno> {
-        Ok(Self::new(super::beneath(self.as_fd(), path.to_bytes(), OFlags::PATH | OFlags::DIRECTORY)?))
+        Ok(self.hold(super::beneath(self.as_fd(), path.to_bytes(), OFlags::PATH | OFlags::DIRECTORY)?))
     }
 
     /// Opens the regular file `name` for reading, without a trace in its access time where that is permitted.
@@ -109,10 +162,10 @@ impl Dir {
         if name.is_empty() {
             return rustix::fs::open(self.proc_path(), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
         }
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
-        match rustix::fs::openat(self, name, flags | OFlags::NOATIME, Mode::empty()) {
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK;
+        match self.open_entry(name, flags | OFlags::NOATIME, 0) {
             // O_NOATIME is for the owner and CAP_FOWNER only.
-            Err(Errno::PERM) => rustix::fs::openat(self, name, flags, Mode::empty()),
+            Err(Errno::PERM) => self.open_entry(name, flags, 0),
             opened => opened,
         }
     }
@@ -136,7 +189,7 @@ impl Dir {
     /// # Errors
     /// Those of `openat(2)`.
     pub fn open_reference(&self, name: &CStr) -> Result<OwnedFd, Errno> {
-        rustix::fs::openat(self, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
+        self.open_entry(name, OFlags::PATH, 0)
     }
 
     /// Opens the directory itself for listing and `fsync`.
@@ -175,6 +228,7 @@ impl Dir {
     /// # Errors
     /// `INVAL` if it is no symlink; others of `readlinkat(2)`.
     pub fn read_link(&self, name: &CStr) -> Result<OsString, Errno> {
+        self.inside(name)?;
         // readlinkat(2) takes an empty name for the descriptor itself.
         Ok(OsString::from_vec(rustix::fs::readlinkat(self, name, Vec::with_capacity(256))?.into_bytes()))
     }
@@ -184,7 +238,7 @@ impl Dir {
     /// # Errors
     /// Those of `listxattr(2)`.
     pub fn list_xattrs(&self, name: &CStr) -> Result<Vec<u8>, Errno> {
-        xattr::list(self.target(name))
+        xattr::list(self.inside(name)?)
     }
 
     /// Value of an extended attribute of `name`.
@@ -192,7 +246,7 @@ impl Dir {
     /// # Errors
     /// Those of `getxattr(2)`, but a missing attribute is `None`.
     pub fn xattr(&self, name: &CStr, key: &CStr) -> Result<Option<Vec<u8>>, Errno> {
-        xattr::value(self.target(name), key)
+        xattr::value(self.inside(name)?, key)
     }
 
     /// File handle of `name`, or of the directory itself if it is empty.
@@ -200,6 +254,7 @@ impl Dir {
     /// # Errors
     /// Those of `name_to_handle_at(2)`.
     pub fn handle(&self, name: &CStr) -> Result<sys::handle::FileHandle, Errno> {
+        self.inside(name)?;
         sys::handle::name_to_handle(self.as_fd(), name)
     }
 }
@@ -279,9 +334,23 @@ pub(crate) fn set_times_of(file: BorrowedFd<'_>, times: &Times) -> Result<(), Er
 }
 
 impl WritableDir {
-    /// Wraps an open directory.
+    /// Wraps an open directory, as [`Dir::new`] does.
     pub(crate) fn new(fd: OwnedFd) -> Self {
         Self(Dir::new(fd))
+    }
+
+    /// Wraps an open file of the same tree, with or without a name.
+    pub(crate) fn hold(&self, fd: OwnedFd) -> Self {
+        Self(self.0.hold(fd))
+    }
+
+    /// The directories `dirs` of one mount, through one private copy of it ([`super::tree`]).
+    ///
+    /// # Errors
+    /// Why there is none; `dirs` serve as well then.
+    pub(crate) fn share_copy<const N: usize>(dirs: [&Self; N]) -> Result<[Self; N], Errno> {
+        let opened = tree::share_copy(dirs.map(AsFd::as_fd))?;
+        Ok(opened.map(|(fd, tree)| Self(Dir(Arc::new(Held { fd, tree: Arc::new(tree) })))))
     }
 
     /// The same directory, for reading.
@@ -309,7 +378,7 @@ impl WritableDir {
                 Mode::empty(),
             );
         }
-        match rustix::fs::openat(self, name, flags | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty()) {
+        match self.0.open_entry(name, flags, 0) {
             // For the owner and CAP_FOWNER only.
             Err(Errno::PERM) if flags.contains(OFlags::NOATIME) => self.open_writable(name, flags - OFlags::NOATIME),
             opened => opened,
@@ -321,8 +390,7 @@ impl WritableDir {
     /// # Errors
     /// `EXIST`; others of `openat(2)`.
     pub fn create_file(&self, name: &CStr, mode: u32, flags: OFlags) -> Result<OwnedFd, Errno> {
-        let flags = flags | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        rustix::fs::openat(self, name, flags, Mode::from_raw_mode(mode))
+        self.0.open_entry(name, flags | OFlags::CREATE | OFlags::EXCL, mode)
     }
 
     /// Creates a nameless file for reading and writing.
@@ -417,7 +485,7 @@ impl WritableDir {
     /// # Errors
     /// Those of `setxattr(2)`.
     pub fn set_xattr(&self, name: &CStr, key: &CStr, value: &[u8], flags: u32) -> Result<(), Errno> {
-        sys::xattr::set(self.0.target(name), key, value, flags)
+        sys::xattr::set(self.0.inside(name)?, key, value, flags)
     }
 
     /// Removes an extended attribute of `name`.
@@ -425,7 +493,7 @@ impl WritableDir {
     /// # Errors
     /// Those of `removexattr(2)`.
     pub fn remove_xattr(&self, name: &CStr, key: &CStr) -> Result<(), Errno> {
-        sys::xattr::remove(self.0.target(name), key)
+        sys::xattr::remove(self.0.inside(name)?, key)
     }
 
     /// Sets owner and group of `name`; `None` leaves one as it is.
@@ -433,6 +501,7 @@ impl WritableDir {
     /// # Errors
     /// Those of `fchownat(2)`.
     pub fn set_owner(&self, name: &CStr, uid: Option<u32>, gid: Option<u32>) -> Result<(), Errno> {
+        self.0.inside(name)?;
         let flags = if name.is_empty() { AtFlags::EMPTY_PATH } else { AtFlags::SYMLINK_NOFOLLOW };
         rustix::fs::chownat(self, name, uid.map(Uid::from_raw), gid.map(Gid::from_raw), flags)
     }
@@ -445,6 +514,7 @@ impl WritableDir {
         if name.is_empty() {
             return rustix::fs::chmod(self.proc_path(), Mode::from_raw_mode(mode));
         }
+        self.0.inside(name)?;
         sys::chmod::chmod_nofollow(self.as_fd(), name, mode)
     }
 
@@ -456,6 +526,7 @@ impl WritableDir {
         if name.is_empty() {
             return rustix::fs::utimensat(CWD, self.proc_path(), &times.timestamps(), AtFlags::empty());
         }
+        self.0.inside(name)?;
         rustix::fs::utimensat(self, name, &times.timestamps(), AtFlags::SYMLINK_NOFOLLOW)
     }
 }

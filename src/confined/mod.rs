@@ -17,6 +17,7 @@ pub mod mountinfo;
 mod open;
 mod remove;
 mod stat;
+mod tree;
 pub(crate) mod xattr;
 
 pub(crate) use attributes::{copy_attributes, keeping_times};

@@ -2,17 +2,21 @@
 
 use std::collections::VecDeque;
 use std::ffi::CString;
-use std::os::fd::BorrowedFd;
+use std::os::fd::AsFd;
+use std::path::Path;
 
 use super::read::record_of;
 use super::{DirNumber, Inventory, Unusable};
+use crate::confined::Dir;
 
-/// Compares every name in the inventory of the layer whose root is `root` with the layer.
+/// Compares every name in the inventory of the layer directory `dir` with the layer.
 ///
 /// # Errors
 /// Why the inventory cannot be used, or not for everything.
-pub fn check(root: BorrowedFd<'_>) -> Result<(), Unusable> {
-    let inventory = Inventory::open(root)?;
+pub fn check(dir: &Path) -> Result<(), Unusable> {
+    let root = Dir::open_root(dir).map_err(Unusable::Unreadable)?;
+    let root = root.as_fd();
+    let inventory = Inventory::open(root, dir)?;
     let mut waiting = VecDeque::from([(DirNumber::ROOT, CString::default())]);
     while let Some((number, path)) = waiting.pop_front() {
         inventory.judge(number, root, &path)?;

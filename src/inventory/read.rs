@@ -1,7 +1,7 @@
 //! Reading an inventory. Nothing in it is believed before its checksum and its directory were looked at.
 
 use std::ffi::CStr;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
@@ -77,14 +77,13 @@ pub(super) fn record_of(root: BorrowedFd<'_>, path: &CStr) -> Result<(Record, (u
 }
 
 impl Inventory {
-    /// Opens the inventory of the layer whose root is `root`.
+    /// Opens the inventory of the layer whose root is `root`, which is the directory `dir`.
     ///
     /// # Errors
     /// Why it cannot be used.
-    pub fn open(root: BorrowedFd<'_>) -> Result<Self, Unusable> {
-        let link = format!("/proc/self/fd/{}", root.as_raw_fd());
+    pub fn open(root: BorrowedFd<'_>, dir: &Path) -> Result<Self, Unusable> {
         // Without symbolic links: beside the directory itself, not beside one that leads to it.
-        let dir = std::fs::read_link(link).map_err(|_| Unusable::Absent)?;
+        let dir = dir.canonicalize().map_err(|_| Unusable::Absent)?;
         let path = super::path_of(&dir).ok_or(Unusable::Absent)?;
         Self::open_at(root, &path)
     }

@@ -9,13 +9,13 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rustix::fs::{AtFlags, Mode, OFlags, Statx, StatxFlags};
+use rustix::fs::{AtFlags, OFlags, Statx, StatxFlags};
 use rustix::io::Errno;
 
 use super::position::{Moved, allot};
 use super::record::Header;
 use super::{DirRecord, Record};
-use crate::confined;
+use crate::confined::{self, Dir};
 use crate::marks::{AufsName, Namespace, decode_aufs_name};
 use crate::sys::xattr::{self, Target};
 
@@ -48,8 +48,7 @@ pub fn write(dir: &Path) -> io::Result<Written> {
         .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "this directory has no place beside it"))?;
     let beside = dir.parent().unwrap_or(Path::new("/"));
     std::thread::sleep(TICK);
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let root = rustix::fs::open(&dir, flags, Mode::empty())?;
+    let root = Dir::open_root(&dir)?;
     // For its owner only: it tells what directories hold that others may not read.
     let stage = tempfile::Builder::new().prefix(".inventory-").tempfile_in(beside)?;
     let mut scan = Scan::new(root, BufWriter::with_capacity(1 << 18, stage.as_file()))?;
@@ -60,7 +59,8 @@ pub fn write(dir: &Path) -> io::Result<Written> {
 }
 
 struct Scan<'f> {
-    root: OwnedFd,
+    root: Dir,
+    mount: u64,
     device: (u32, u32),
     out: BufWriter<&'f File>,
     /// Length of what was written.
@@ -82,15 +82,17 @@ struct Scanned {
 
 fn statx(dir: BorrowedFd<'_>, name: &CStr) -> Result<Statx, Errno> {
     let flags = if name.is_empty() { AtFlags::EMPTY_PATH } else { AtFlags::SYMLINK_NOFOLLOW };
-    rustix::fs::statx(dir, name, flags | AtFlags::NO_AUTOMOUNT, StatxFlags::BASIC_STATS | StatxFlags::BTIME)
+    let mask = StatxFlags::BASIC_STATS | StatxFlags::BTIME | StatxFlags::MNT_ID;
+    rustix::fs::statx(dir, name, flags | AtFlags::NO_AUTOMOUNT, mask)
 }
 
 impl<'f> Scan<'f> {
-    fn new(root: OwnedFd, mut out: BufWriter<&'f File>) -> io::Result<Self> {
+    fn new(root: Dir, mut out: BufWriter<&'f File>) -> io::Result<Self> {
         let stat = statx(root.as_fd(), c"")?;
         out.write_all(&[0; Header::SIZE])?;
         Ok(Self {
             root,
+            mount: stat.stx_mnt_id,
             device: (stat.stx_dev_major, stat.stx_dev_minor),
             out,
             length: Header::SIZE as u64,
@@ -139,7 +141,8 @@ impl<'f> Scan<'f> {
 
     fn record(&self, dir: BorrowedFd<'_>, name: &CStr) -> io::Result<Record> {
         let stat = statx(dir, name)?;
-        let same_device = (stat.stx_dev_major, stat.stx_dev_minor) == self.device;
+        // What is mounted in the layer is not part of it.
+        let same_device = (stat.stx_dev_major, stat.stx_dev_minor) == self.device && stat.stx_mnt_id == self.mount;
         let mut names = [0; 1024];
         let (no_xattrs, no_marks) = match xattr::list(Target { dir, name }, &mut names) {
             Ok(length) => {

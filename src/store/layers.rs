@@ -102,7 +102,7 @@ impl Layer {
 
     /// Makes the layer's inventory if it has none that can be used. A layer is as good without.
     pub fn ensure_inventory(&self) {
-        let made = self.open_diff().and_then(|diff| match Inventory::open(diff.as_fd()) {
+        let made = self.open_diff().and_then(|diff| match Inventory::open(diff.as_fd(), &self.diff()) {
             Ok(_) => Ok(()),
             Err(_) => self.make_inventory(),
         });
@@ -125,7 +125,7 @@ impl Layer {
     /// # Errors
     /// What is wrong with it.
     pub fn check_inventory(&self) -> Result<std::result::Result<(), Unusable>> {
-        Ok(inventory::check(self.open_diff()?.as_fd()))
+        Ok(inventory::check(&self.diff()))
     }
 
     /// Bytes that the layer's inventory takes; 0 if it has none.

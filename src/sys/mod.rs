@@ -12,6 +12,7 @@ pub mod fuse_device;
 pub mod handle;
 pub mod mapping;
 pub mod memory;
+pub mod mount;
 pub mod namespace;
 pub mod signals;
 pub mod write_out;

@@ -124,7 +124,11 @@ on_both! {
             }
             layers.lowers[0].clone_from(&place);
             layers.originals.clear();
-            exercise(layers.mount(driver), driver);
+            let mount = layers.mount(driver);
+            let file = std::fs::File::open(mount.at("d/f")).unwrap();
+            assert_eq!((rustix::fs::fsync(&file), rustix::fs::fdatasync(&file)), (Ok(()), Ok(())), "{kind}");
+            drop(file);
+            exercise(mount, driver);
         }
     }
 
@@ -144,6 +148,36 @@ on_both! {
             layers.originals[0] = tree::snapshot(&place.join("lower"), true);
             exercise(layers.mount(driver), driver);
         }
+    }
+
+    /// xfs takes more attributes than listxattr(2) lists (64 KiB of names): the files are reachable, and their marks are
+    /// read by name.
+    fn more_attribute_names_than_can_be_listed(driver) {
+        let mut layers = Stack::new().lower("dir d\nfile d/below \"b\"").upper("dir d\nfile d/above \"a\"\nfile f \"f\"").build();
+        let place = layers.directory.path().join("image");
+        if !loop_mount(&place, "xfs", None) {
+            crate::common::skip("layers::xattr_names", "no xfs here");
+            return;
+        }
+        upper_on(&mut layers, &place);
+        let upper = place.join("upper");
+        tree::build(&upper, "dir d\nfile d/above \"a\"\nfile f \"f\"");
+        for path in [upper.join("d"), upper.join("f"), upper.clone()] {
+            for number in 0..321 {
+                sys::setxattr(&path, &format!("user.{number:0>215}"), b"").unwrap();
+            }
+        }
+        sys::setxattr(&upper.join("d"), "trusted.overlay.opaque", b"y").unwrap();
+        assert_eq!(sys::listxattr(&upper.join("f")), Err(Errno::TOOBIG));
+        let mount = layers.mount(driver);
+        assert_eq!(sys::names(&mount.at("d")), ["above"], "the opaque mark counts");
+        assert_eq!(sys::text(&mount.at("f")), "f");
+        assert_eq!(sys::getxattr(&mount.at("f"), &format!("user.{:0>215}", 320)), Ok(vec![]));
+        sys::append(&mount.at("f"), b"+").unwrap();
+        sys::rename(&mount.at("d/above"), &mount.at("moved")).unwrap();
+        sys::rmdir(&mount.at("d")).unwrap();
+        assert_eq!((sys::text(&mount.at("f")), sys::text(&mount.at("moved"))), ("f+".into(), "a".into()));
+        drop(mount);
     }
 
     fn lower_is_an_overlay(driver) {
@@ -189,6 +223,20 @@ on_stratafs! {
         assert_eq!(sys::unlink(&mount.at("up")), Err(Errno::ROFS));
         assert!(rustix::fs::statvfs(mount.root()).unwrap().f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY));
         drop(mount);
+    }
+
+    /// A mount that shows in its own layer never waits for itself, with one thread either.
+    fn mounted_in_its_own_layer(driver) {
+        let layers = Stack::new().lower("dir mp/inner\nfile f \"f\"").stratafs_option("threads=1").build();
+        let place = layers.lowers[0].join("mp");
+        let mount = layers.mount(driver);
+        rustix::mount::mount_bind(mount.root(), &place).unwrap();
+        let command = format!("ls -lR {0} && rmdir {0}/mp/inner {0}/mp && ls {0}", place.display());
+        let output = Command::new("timeout").args(["20", "sh", "-c", &command]).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        assert!(String::from_utf8_lossy(&output.stdout).ends_with("\nf\n"), "{output:?}");
+        rustix::mount::unmount(&place, rustix::mount::UnmountFlags::DETACH).unwrap();
+        mount.assert_upper("whiteout mp");
     }
 
     fn two_hundred_layers(driver) {

@@ -96,7 +96,11 @@ impl Overlay {
             node.note_bare();
             return Ok(true);
         }
-        let listed = self.on_real(node, |dir, name| dir.list_xattrs(name))?;
+        let listed = match self.on_real(node, |dir, name| dir.list_xattrs(name)) {
+            // More than can be listed.
+            Err(Errno::TOOBIG) => return Ok(false),
+            listed => listed?,
+        };
         let bare = listed.split(|&byte| byte == 0).all(|key| key.is_empty() || is_mark(key));
         if bare {
             node.note_bare();

@@ -229,7 +229,7 @@ fn timestamp(tick: Tick) -> Timestamp {
 impl Layer {
     /// Uses the layer's inventory, if it has one that can be believed.
     pub(super) fn find_inventory(&mut self) {
-        match Inventory::open(self.root.as_fd()) {
+        match Inventory::open(self.root.as_fd(), self.root.root_path()) {
             Ok(inventory) => self.inventory = Some(Arc::new(inventory)),
             Err(Unusable::Absent) => {}
             Err(why) => tracing::warn!("{}: its inventory is not used: {why}", self.path.display()),

@@ -5,7 +5,7 @@ use std::ffi::{CStr, CString};
 use rustix::io::Errno;
 
 use crate::confined::Dir;
-use crate::confined::xattr::{self, Target};
+use crate::confined::xattr;
 use crate::marks::{self, Mark, Namespace, Opaque};
 
 /// Bytes of a damaged mark that the log shows.
@@ -34,18 +34,18 @@ impl Marks {
         self.opaque.as_deref().map_or(Opaque::No, marks::decode_opaque)
     }
 
-    /// Reads `mark`, which `target` has as the attribute `key`.
-    fn read(&mut self, target: Target<'_>, key: &CStr, mark: Mark) -> Result<(), Errno> {
+    /// Reads `mark`, which `file` has as the attribute `key`.
+    fn read(&mut self, file: Entry<'_>, key: &CStr, mark: Mark) -> Result<(), Errno> {
         match mark {
-            Mark::Opaque => self.opaque = sound(target, key, mark)?.0,
-            Mark::Redirect => self.redirect = sound(target, key, mark)?.0,
-            Mark::Origin => self.origin = sound(target, key, mark)?.0,
-            Mark::Metacopy => match sound(target, key, mark)? {
+            Mark::Opaque => self.opaque = sound(file, key, mark)?.0,
+            Mark::Redirect => self.redirect = sound(file, key, mark)?.0,
+            Mark::Origin => self.origin = sound(file, key, mark)?.0,
+            Mark::Metacopy => match sound(file, key, mark)? {
                 (_, true) => self.metacopy = true,
                 // Nobody knows where the content is.
                 (_, false) => return Err(Errno::IO),
             },
-            Mark::Impure => self.impure = sound(target, key, mark)?.0.as_deref() == Some(b"y"),
+            Mark::Impure => self.impure = sound(file, key, mark)?.0.as_deref() == Some(b"y"),
             Mark::Whiteout => self.whiteout = true,
             Mark::Nlink | Mark::Upper | Mark::Uuid => {}
         }
@@ -79,13 +79,13 @@ impl Dir {
     /// Those of `listxattr(2)` and `getxattr(2)`.
     pub fn marks(&self, name: &CStr) -> Result<Marks, Errno> {
         let mut marks = Marks::default();
-        let target = self.target(name);
+        let target = self.inside(name)?;
         match xattr::list(target) {
             Ok(listed) => {
                 for key in listed.split_inclusive(|&b| b == 0) {
                     let Some((_, Some(mark))) = classify(key.strip_suffix(b"\0").unwrap_or(key)) else { continue };
                     let Ok(key) = CStr::from_bytes_with_nul(key) else { continue };
-                    marks.read(target, key, mark)?;
+                    marks.read((self, name), key, mark)?;
                 }
             }
             // More names than a system call lists: each mark is asked for. What is read last counts.
@@ -94,7 +94,7 @@ impl Dir {
                 {
                     let key = CString::new(namespace.xattr(mark)).unwrap_or_default();
                     if xattr::value(target, &key)?.is_some() {
-                        marks.read(target, &key, mark)?;
+                        marks.read((self, name), &key, mark)?;
                     }
                 }
             }
@@ -108,14 +108,18 @@ impl Dir {
 const FILE_MARKS: [Mark; 6] =
     [Mark::Opaque, Mark::Redirect, Mark::Origin, Mark::Metacopy, Mark::Impure, Mark::Whiteout];
 
+/// A name in a directory; the directory itself if it is empty.
+type Entry<'a> = (&'a Dir, &'a CStr);
+
 /// Value of the mark `key`, and whether it means anything; the log tells of one that does not.
-fn sound(target: Target<'_>, key: &CStr, mark: Mark) -> Result<(Option<Vec<u8>>, bool), Errno> {
-    let value = xattr::value(target, key)?;
+fn sound(file: Entry<'_>, key: &CStr, mark: Mark) -> Result<(Option<Vec<u8>>, bool), Errno> {
+    let (dir, name) = file;
+    let value = dir.xattr(name, key)?;
     let good = value.as_deref().is_none_or(|value| marks::is_good(mark, value));
     if !good {
         let shown = value.as_deref().unwrap_or_default();
         let start = shown.get(..SHOWN).unwrap_or(shown).escape_ascii();
-        tracing::warn!("{:?}: damaged mark {key:?} of {} bytes: \"{start}\"", target.place(), shown.len());
+        tracing::warn!("{:?}: damaged mark {key:?} of {} bytes: \"{start}\"", dir.place(name), shown.len());
     }
     Ok((value, good))
 }

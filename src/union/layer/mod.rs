@@ -113,7 +113,8 @@ pub fn join(parent: &CStr, name: &CStr) -> Arc<CStr> {
 
 impl Layer {
     fn open(path: &Path) -> Result<Self, OpenError> {
-        let root = open_root(path, "lower layer")?;
+        let root = Dir::open_root(path)
+            .map_err(|errno| OpenError(format!("lower layer {}: {}", path.display(), describe(errno))))?;
         let stat = root.stat_self();
         let stat = stat.map_err(|e| OpenError(format!("lower layer {}: {}", path.display(), describe(e))))?;
         let (device, mount) = (stat.device, stat.mount);
@@ -266,7 +267,7 @@ impl LayerStack {
         let mut filesystems = FileSystems::new(Xino::Auto);
         let mut lowers = Vec::with_capacity(roots.len());
         for root in roots {
-            let mut layer = Layer::of_root(Dir::new(root))?;
+            let mut layer = Layer::of_root(Dir::root(root))?;
             layer.fs = filesystems.add_root(layer.device);
             if inventories {
                 layer.find_inventory();

@@ -38,6 +38,22 @@ impl UpperDir {
         Self(WritableDir::new(fd))
     }
 
+    /// The upper and the work directory, through one private copy of their mount if this process may make one.
+    fn private(upper: Self, work: Self) -> (Self, Self) {
+        match WritableDir::share_copy([&upper.0, &work.0]) {
+            Ok([upper, work]) => (Self(upper), Self(work)),
+            Err(errno) => {
+                tracing::debug!("the upper has no mount of its own: {errno}");
+                (upper, work)
+            }
+        }
+    }
+
+    /// Wraps an open file of the layer.
+    fn hold(&self, file: OwnedFd) -> Self {
+        Self(self.0.hold(file))
+    }
+
     /// Opens the subdirectory `name`.
     ///
     /// # Errors
@@ -114,6 +130,8 @@ impl UpperLayer {
             return Err(fail("workdir", work, why));
         }
         layer.locks.push(lock("workdir", work)?);
+        let (root, parent) = UpperDir::private(layer.root, parent);
+        layer.root = root;
         let dir = prepare_work(&parent, config.volatile).map_err(|why| fail("workdir", work, why))?;
         let capabilities = Capabilities::probe(&dir, config.userxattr).map_err(|errno| match errno {
             Errno::OPNOTSUPP => fail(
@@ -174,7 +192,7 @@ impl UpperLayer {
 
     /// Takes an open file of this layer, with or without a name, as something that may be written.
     pub fn hold(&self, file: OwnedFd) -> UpperDir {
-        UpperDir::new(file)
+        self.root.hold(file)
     }
 
     /// Name space in which marks are written.

@@ -1,0 +1,54 @@
+//! Private copies of mounts (`open_tree(2)`, `mount_setattr(2)`, Linux 5.12).
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use rustix::io::Errno;
+use rustix::mount::{OpenTreeFlags, open_tree};
+
+/// `struct mount_attr` of `linux/mount.h`.
+#[repr(C)]
+struct MountAttr {
+    attr_set: u64,
+    attr_clr: u64,
+    propagation: u64,
+    userns_fd: u64,
+}
+
+/// The same on every architecture.
+const SYS_MOUNT_SETATTR: libc::c_long = 442;
+const MOUNT_ATTR_RDONLY: u64 = 0x1;
+const MOUNT_ATTR_NOATIME: u64 = 0x10;
+/// All bits of the one setting that NOATIME is a value of.
+const MOUNT_ATTR_ATIME: u64 = 0x70;
+
+/// A mount of its own for the directory `dir`, which no process sees: what is mounted inside the directory is not in it, and
+/// nothing can be mounted in it (kernel: `clone_private_mount`). Through it nothing can be written if it is `read_only`.
+///
+/// # Errors
+/// `PERM`: this process may not mount. `INVAL`: `dir` holds mounts of another user namespace, which must not be uncovered.
+/// `NOSYS`; others of `open_tree(2)` and `mount_setattr(2)`.
+pub fn private_copy(dir: BorrowedFd<'_>, read_only: bool) -> Result<OwnedFd, Errno> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+    let copy = open_tree(dir, c"", flags)?;
+    let attributes = MountAttr {
+        attr_set: if read_only { MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOATIME } else { 0 },
+        attr_clr: if read_only { MOUNT_ATTR_ATIME } else { 0 },
+        propagation: libc::MS_PRIVATE,
+        userns_fd: 0,
+    };
+    // SAFETY: the path is NUL-terminated, `attributes` is laid out as `struct mount_attr`, and both outlive the call.
+    let done = unsafe {
+        libc::syscall(
+            SYS_MOUNT_SETATTR,
+            copy.as_fd().as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            &raw const attributes,
+            size_of::<MountAttr>(),
+        )
+    };
+    match done {
+        0 => Ok(copy),
+        _ => Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)),
+    }
+}
