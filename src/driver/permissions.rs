@@ -7,6 +7,7 @@
 
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::path::PathBuf;
 
 use crate::config::{OverlayConfig, XattrPermissions};
 use crate::driver::copy_up::stage::Kept;
@@ -76,8 +77,8 @@ impl Permissions {
         })
     }
 
-    /// `stat` with what is kept beside the file in the place of what is really there.
-    fn apply(&self, target: Target<'_>, stat: Stat) -> Result<Stat> {
+    /// `stat` with what is kept beside the file, which is at `place`, instead of what is really there.
+    fn apply(&self, target: Target<'_>, stat: Stat, place: impl FnOnce() -> PathBuf) -> Result<Stat> {
         let mut value = [0; LONGEST];
         let length = match xattr::get(target, &self.key, &mut value) {
             Ok(length) => length,
@@ -86,7 +87,7 @@ impl Permissions {
             Err(errno) => return Err(errno),
         };
         let Some(kept) = OverrideStat::decode(value.get(..length).unwrap_or_default()) else {
-            tracing::warn!("{:?}: damaged mark {:?}: shown as it really is", target.place(), self.key);
+            tracing::warn!("{:?}: damaged mark {:?}: shown as it really is", place(), self.key);
             return Ok(stat);
         };
         let real_type = stat.mode & libc::S_IFMT;
@@ -180,7 +181,7 @@ impl Overlay {
     pub(in crate::driver) fn shown_stat(&self, dir: &Dir, name: &CStr, stat: Stat) -> Result<Stat> {
         match &self.permissions {
             None => Ok(stat),
-            Some(permissions) => permissions.apply(Target { dir: dir.as_fd(), name }, stat),
+            Some(permissions) => permissions.apply(Target { dir: dir.as_fd(), name }, stat, || dir.place(name)),
         }
     }
 
@@ -196,7 +197,10 @@ impl Overlay {
     pub(in crate::driver) fn shown_stat_of(&self, file: BorrowedFd<'_>, stat: Stat) -> Result<Stat> {
         match &self.permissions {
             None => Ok(stat),
-            Some(permissions) => permissions.apply(Target { dir: file, name: c"" }, stat),
+            Some(permissions) => {
+                let target = Target { dir: file, name: c"" };
+                permissions.apply(target, stat, || target.place())
+            }
         }
     }
 
