@@ -9,13 +9,16 @@ use std::os::unix::ffi::OsStrExt;
 use stratafs::image::archive::{Archive, Source, Spooling};
 use stratafs::image::config::{History, ImageConfig};
 use stratafs::image::digest::Digest;
-use stratafs::image::layer::{self, Limits, UnpackOptions};
+use stratafs::image::recipe;
 use stratafs::image::reference::{ImageQuery, Reference};
 use stratafs::image::spec::{self, Index, Manifest, Platform};
+use stratafs::image::unpack::{self, UnpackOptions};
+use stratafs::image::verify;
 use stratafs::marks::origin::{self, Decoded};
 use stratafs::marks::override_stat::OverrideStat;
 use stratafs::marks::{self, AufsName, Namespace, Redirect, Visible};
 use stratafs::store::LayerRecord;
+use stratafs::tar::Limits;
 
 /// Small enough that nothing takes long.
 fn limits() -> Limits {
@@ -42,7 +45,7 @@ pub fn layer_tar(bytes: &[u8]) {
     let layer = File::open(dir.path().join("layer")).expect("open");
     let options = UnpackOptions { limits: limits(), threads: false, ..UnpackOptions::default() };
     let mut recipe = Vec::new();
-    let unpacked = layer::unpack(&mut tar.as_slice(), layer.as_fd(), &[], Some(&mut recipe), &options);
+    let unpacked = unpack::unpack(&mut tar.as_slice(), layer.as_fd(), &[], Some(&mut recipe), &options);
     let beside: Vec<_> = std::fs::read_dir(dir.path()).expect("read_dir").collect();
     assert_eq!(beside.len(), 2, "something was made beside the layer");
     assert_eq!(std::fs::read(dir.path().join("witness")).expect("read"), b"untouched");
@@ -51,11 +54,11 @@ pub fn layer_tar(bytes: &[u8]) {
         Ok(unpacked) => {
             let mut again = Vec::new();
             let (digest, size) =
-                layer::reassemble(&mut recipe.as_slice(), layer.as_fd(), &mut again).expect("re-assembled");
+                recipe::reassemble(&mut recipe.as_slice(), layer.as_fd(), &mut again).expect("re-assembled");
             assert_eq!((digest, size), (unpacked.diff_id, unpacked.size));
             assert!(unpacked.compressed.is_some() || again == tar, "not the same tar again");
             let mut alarm = |damage| panic!("a false alarm: {damage}");
-            assert!(layer::verify(&mut recipe.as_slice(), layer.as_fd(), &mut alarm).expect("verified"));
+            assert!(verify::verify(&mut recipe.as_slice(), layer.as_fd(), &mut alarm).expect("verified"));
             // The reader of archives is the same one: what a layer may be, an archive may be too.
             let limits = limits();
             let spooling = Spooling { scratch: dir.path(), skip: &|_| false, limits: &limits };

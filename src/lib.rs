@@ -15,9 +15,15 @@
 //! | [`driver`] | the mounted union: one file per verb group; takes the locks | `union` `confined` `marks` `config` `sys` |
 //! | [`driver::node`] | where each file is, and every change of it; inode table, lookup counts, open handles, kept descriptors and listings; no I/O | `union` |
 //! | [`container`] | OCI runtime bundles, running them | `store` `image` `confined` `marks` `sys` |
-//! | [`registry`] | pull and push. The only module naming `ureq` | `store` `image` |
-//! | [`store`] | the directory that holds images, layers and containers; loading, saving, committing | `image` `tar` `union` `inventory` `confined` `marks` `sys` |
+//! | [`registry`] | pull and push. The only module naming `ureq` | `store` `image` `tar` |
+//! | [`store`] | the directory that holds images, layers and containers; loading, saving, committing | `image` `tar` `text` `union` `inventory` `confined` `marks` `sys` |
 //! | [`image`] | archives in and out, unpacking, snapshots, diff | `tar` `text` `union` `inventory` `confined` `marks` `sys` |
+//! | [`image::archive`] | what a docker-archive, OCI archive or OCI directory holds | `image::config` `image::digest` `image::document` `image::error` `image::files` `image::reference` `image::spec` `tar` `text` `confined` |
+//! | [`image::unpack`](mod@image::unpack) | a layer's tar to a directory; an archive to plain layer directories | `image::archive` `image::recipe` `image::layer` `image::digest` `image::error` `image::files` `image::spec` `tar` `union` `inventory` `confined` `marks` `sys` |
+//! | [`image::snapshot`](mod@image::snapshot) | an upper directory's changes as a layer's tar or a list | `image::layer` `image::digest` `tar` `union` `confined` `marks` |
+//! | [`image::verify`](mod@image::verify) | a layer directory compared with its recipe | `image::recipe` `image::unpack` `image::layer` `image::digest` `tar` `confined` `marks` |
+//! | [`image::recipe`] | what a layer's tar is made again from | `image::layer` `image::digest` `tar` `confined` |
+//! | [`image::layer`] | what these share: attributes, marks, paths, errors | `tar` `text` `union` `confined` `marks` |
 //! | [`tar`](mod@tar) | the tar format: one reader, one writer, compression | `text` |
 //! | [`union`] | what a name means, given layers | `confined` `inventory` `marks` `config` `sys` |
 //! | [`union::merge`] | resolve one name through the stack; merge one directory | `union::layer` `inventory` `marks` `sys` |

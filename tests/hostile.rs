@@ -14,7 +14,8 @@ use std::io::Write;
 
 use layer_dirs::*;
 use peak_alloc::PeakAlloc;
-use stratafs::image::layer::{Limits, UnpackOptions};
+use stratafs::image::unpack::UnpackOptions;
+use stratafs::tar::Limits;
 use tar_build::*;
 
 #[global_allocator]
@@ -90,7 +91,7 @@ fn run(cases: Vec<Case>) {
         let mut recipe = Vec::new();
         HEAP.reset_peak_usage();
         let before_it = HEAP.current_usage();
-        let result = stratafs::image::layer::unpack(
+        let result = stratafs::image::unpack::unpack(
             &mut case.stream.as_slice(),
             std::os::fd::AsFd::as_fd(&fd),
             &[lower.as_fd()],
@@ -114,11 +115,11 @@ fn run(cases: Vec<Case>) {
                     assert!(found.contains_key(*path), "{}: no {path} in {found:#?}", case.name);
                 }
                 let mut again = Vec::new();
-                stratafs::image::layer::reassemble(&mut recipe.as_slice(), std::os::fd::AsFd::as_fd(&fd), &mut again)
+                stratafs::image::recipe::reassemble(&mut recipe.as_slice(), std::os::fd::AsFd::as_fd(&fd), &mut again)
                     .unwrap_or_else(|error| panic!("{}: {error}", case.name));
                 let fd = std::os::fd::AsFd::as_fd(&fd);
                 let mut alarm = |damage| panic!("{}: a false alarm: {damage}", case.name);
-                assert!(stratafs::image::layer::verify(&mut recipe.as_slice(), fd, &mut alarm).unwrap());
+                assert!(stratafs::image::verify::verify(&mut recipe.as_slice(), fd, &mut alarm).unwrap());
                 assert_eq!(lower_marks(&found), 0, "{}: a mark was smuggled in: {found:#?}", case.name);
             }
             (Refused(reason), Ok(_)) => panic!("{}: unpacked, not refused with {reason:?}", case.name),
@@ -776,7 +777,7 @@ fn another_process_swapping_directories_and_links() {
                     .fold(tar.dir("d"), |tar, other| if index == 0 { tar.dir(format!("o{other}")) } else { tar });
                 other.file(format!("d/{round}-{index}"), "x").dir(format!("d/sub{index}"))
             });
-            drop(stratafs::image::layer::unpack(
+            drop(stratafs::image::unpack::unpack(
                 &mut tar.end().as_slice(),
                 std::os::fd::AsFd::as_fd(&fd),
                 &[],

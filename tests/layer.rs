@@ -27,7 +27,10 @@ mod layer_dirs;
 mod tar_build;
 
 use layer_dirs::*;
-use stratafs::image::layer::{self, SnapshotOptions};
+use stratafs::image::layer;
+use stratafs::image::snapshot::{self, SnapshotOptions};
+use stratafs::image::unpack;
+use stratafs::image::verify;
 use tar_build::*;
 
 fn lines(layer: &Layer) -> Vec<String> {
@@ -63,7 +66,7 @@ fn files_of_every_type() {
     );
     assert_eq!(reassembled(&layer).unwrap(), tar);
     let mut out = Vec::new();
-    let snapshot = layer::snapshot(layer.as_fd(), &[], &mut out, &SnapshotOptions::default()).unwrap();
+    let snapshot = snapshot::snapshot(layer.as_fd(), &[], &mut out, &SnapshotOptions::default()).unwrap();
     let again = unpack(&out);
     assert_eq!(again.tree(), layer.tree());
     assert_eq!(again.unpacked.diff_id, snapshot.diff_id);
@@ -153,7 +156,7 @@ fn opaque_markers_are_matched_exactly_and_aufs_bookkeeping_is_skipped() {
 #[test]
 fn xattr_whiteouts_where_devices_are_not_to_be_made() {
     let marks = layer::Marks { whiteouts: layer::WhiteoutForm::Xattr, ..layer::Marks::default() };
-    let options = layer::UnpackOptions { marks, ..Default::default() };
+    let options = unpack::UnpackOptions { marks, ..Default::default() };
     let layer = unpack_with(&Tar::new().dir("d/").file("d/.wh.a", "").end(), &[], &options).unwrap();
     assert!(at(&layer, "d").contains("trusted.overlay.opaque=x"));
     assert!(at(&layer, "d/a").contains("trusted.overlay.whiteout=y"));
@@ -632,7 +635,7 @@ fn global_headers_and_volume_labels_are_passed_over() {
 
 #[test]
 fn without_privileges_owners_and_devices_are_recorded() {
-    let options = layer::UnpackOptions::unprivileged();
+    let options = unpack::UnpackOptions::unprivileged();
     let tar = Tar::new()
         .entry(spec("d", b'5').owner(3, 4).mode(0o1500))
         .entry(spec("d/f", b'0').owner(1, 2).mode(0o4400).content("x"))
@@ -652,7 +655,7 @@ fn without_privileges_owners_and_devices_are_recorded() {
     assert_eq!(reassembled(&layer).unwrap(), tar);
     // A snapshot of it is what root would have unpacked.
     let mut out = Vec::new();
-    layer::snapshot(layer.as_fd(), &[], &mut out, &SnapshotOptions::default()).unwrap();
+    snapshot::snapshot(layer.as_fd(), &[], &mut out, &SnapshotOptions::default()).unwrap();
     let mut as_root = unpack(&tar).tree();
     as_root.remove("d/gone");
     assert_eq!(unpack(&out).tree(), as_root);
@@ -663,7 +666,7 @@ fn one_thread_gives_the_same_as_several() {
     let tar = (0..300)
         .fold(Tar::new().dir("d"), |tar, index| tar.file(format!("d/{index}"), vec![index as u8; index * 40]))
         .end();
-    let one = unpack_with(&tar, &[], &layer::UnpackOptions { threads: false, ..Default::default() }).unwrap();
+    let one = unpack_with(&tar, &[], &unpack::UnpackOptions { threads: false, ..Default::default() }).unwrap();
     let several = unpack(&tar);
     assert_eq!(one.unpacked, several.unpacked);
     assert_eq!(one.tree(), several.tree());
@@ -676,7 +679,7 @@ fn damage_is_found_file_by_file() {
     let layer = unpack(&tar);
     let check = || {
         let mut found = Vec::new();
-        let sound = layer::verify(&mut layer.recipe.as_slice(), layer.as_fd(), &mut |damage| {
+        let sound = verify::verify(&mut layer.recipe.as_slice(), layer.as_fd(), &mut |damage| {
             found.push(damage.to_string());
             Ok(())
         });
@@ -702,7 +705,7 @@ fn deep_trees_are_made_replaced_and_written_without_recursion() {
     let layer = unpack(&tar);
     assert_eq!(reassembled(&layer).unwrap(), tar);
     let mut out = Vec::new();
-    let snapshot = layer::snapshot(layer.as_fd(), &[], &mut out, &SnapshotOptions::default()).unwrap();
+    let snapshot = snapshot::snapshot(layer.as_fd(), &[], &mut out, &SnapshotOptions::default()).unwrap();
     assert_eq!(snapshot.entries, 2003);
     let replaced = unpack(&[&tar[..tar.len() - 1024], &Tar::new().file("d", "a file").end()].concat());
     assert_eq!(replaced.tree().len(), 2);

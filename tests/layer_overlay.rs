@@ -16,7 +16,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use layer_dirs::*;
-use stratafs::image::layer::{self, SnapshotOptions};
+use stratafs::image::layer;
+use stratafs::image::snapshot::{self, SnapshotOptions};
+use stratafs::image::unpack;
 use tar_build::*;
 
 /// A mounted overlay, unmounted when dropped.
@@ -138,7 +140,7 @@ fn an_opaque_root_hides_everything_below() {
 fn xattr_whiteouts_delete_in_the_kernel_too() {
     let bottom = base();
     let marks = layer::Marks { whiteouts: layer::WhiteoutForm::Xattr, ..layer::Marks::default() };
-    let options = layer::UnpackOptions { marks, ..Default::default() };
+    let options = unpack::UnpackOptions { marks, ..Default::default() };
     let tar = Tar::new().dir("etc/").file("etc/.wh.conf", "").file(".wh.usr", "").end();
     let top = unpack_with(&tar, &[&bottom], &options).unwrap();
     let found = seen(&[&top, &bottom]);
@@ -189,12 +191,14 @@ fn round_trip(options: &str, changes: &[fn(&Path)]) {
     overlay.unmount();
     let upper = fs::File::open(overlay.upper()).unwrap();
     let mut tar = Vec::new();
-    layer::snapshot(upper.as_fd(), &[middle.as_fd(), bottom.as_fd()], &mut tar, &SnapshotOptions::default()).unwrap();
+    snapshot::snapshot(upper.as_fd(), &[middle.as_fd(), bottom.as_fd()], &mut tar, &SnapshotOptions::default())
+        .unwrap();
     let top = unpack_over(&tar, &[&middle, &bottom]).unwrap();
     assert_eq!(seen(&[&top, &middle, &bottom]), shown);
     // And the layer says the same again.
     let mut again = Vec::new();
-    layer::snapshot(top.as_fd(), &[middle.as_fd(), bottom.as_fd()], &mut again, &SnapshotOptions::default()).unwrap();
+    snapshot::snapshot(top.as_fd(), &[middle.as_fd(), bottom.as_fd()], &mut again, &SnapshotOptions::default())
+        .unwrap();
     assert_eq!(again, tar);
 }
 

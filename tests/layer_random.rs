@@ -14,7 +14,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use dice::Dice;
 use layer_dirs::*;
 use proptest::prelude::*;
-use stratafs::image::layer::{self, Limits, SnapshotOptions, UnpackOptions};
+use stratafs::image::recipe;
+use stratafs::image::snapshot::{self, SnapshotOptions};
+use stratafs::image::unpack::UnpackOptions;
+use stratafs::tar::Limits;
 use tar_build::*;
 
 /// One entry of a random layer.
@@ -184,7 +187,7 @@ proptest! {
                 prop_assert_eq!(reassembled(&layer).unwrap(), tar);
                 // The directory says all that the tar said.
                 let mut out = Vec::new();
-                layer::snapshot(layer.as_fd(), &[], &mut out, &SnapshotOptions::default()).unwrap();
+                snapshot::snapshot(layer.as_fd(), &[], &mut out, &SnapshotOptions::default()).unwrap();
                 let mut again = words(&unpack(&out));
                 let mut before = words(&layer);
                 // A snapshot leaves out deletions in an opaque directory, which delete nothing.
@@ -247,7 +250,7 @@ fn damaged_recipes_are_errors() {
         let recipe = if round % 2 == 0 { bytes } else { zstd::encode_all(bytes.as_slice(), 1).unwrap() };
         let mut out = Vec::new();
         // A flipped bit that zstd does not notice may change nothing, but the wrong tar never passes.
-        if let Ok((digest, _)) = layer::reassemble(&mut recipe.as_slice(), layer.as_fd(), &mut out) {
+        if let Ok((digest, _)) = recipe::reassemble(&mut recipe.as_slice(), layer.as_fd(), &mut out) {
             assert_eq!(stratafs::image::digest::Digest::of(&out), digest);
             assert!(digest == layer.unpacked.diff_id || round % 2 == 1);
         }

@@ -11,13 +11,14 @@ mod tar_build;
 
 use dice::Dice;
 use layer_dirs::*;
-use stratafs::image::layer;
+use stratafs::image::unpack;
+use stratafs::image::verify;
 use tar_build::*;
 
 /// What `verify` says of the layer, one line each.
 fn damages(layer: &Layer) -> Vec<String> {
     let mut found = Vec::new();
-    let sound = layer::verify(&mut layer.recipe.as_slice(), layer.as_fd(), &mut |damage| {
+    let sound = verify::verify(&mut layer.recipe.as_slice(), layer.as_fd(), &mut |damage| {
         found.push(damage.to_string());
         Ok(())
     });
@@ -156,7 +157,7 @@ fn setfattr(path: &std::path::Path, args: &[&str]) {
 
 #[test]
 fn damage_to_a_layer_of_a_user_is_found() {
-    let unprivileged = layer::UnpackOptions::unprivileged();
+    let unprivileged = unpack::UnpackOptions::unprivileged();
     let unpack = || unpack_with(&one_of_each().end(), &[], &unprivileged).unwrap();
     let layer = unpack();
     assert_eq!(damages(&layer), [""; 0]);
@@ -210,7 +211,7 @@ fn no_false_alarms() {
     ];
     for (number, tar) in tars.into_iter().enumerate() {
         let tar = tar.end();
-        for options in [layer::UnpackOptions::default(), layer::UnpackOptions::unprivileged()] {
+        for options in [unpack::UnpackOptions::default(), unpack::UnpackOptions::unprivileged()] {
             let layer = unpack_with(&tar, &[&lower], &options).unwrap_or_else(|error| panic!("{number}: {error}"));
             assert_eq!(damages(&layer), [""; 0], "{number}, {options:?}");
         }
@@ -350,8 +351,8 @@ fn no_false_alarms_at_random() {
         let lower = unpack_over(&random_tar(&mut dice), &[]);
         let tar = random_tar(&mut dice);
         let options = match round % 3 {
-            0 => layer::UnpackOptions::unprivileged(),
-            _ => layer::UnpackOptions::default(),
+            0 => unpack::UnpackOptions::unprivileged(),
+            _ => unpack::UnpackOptions::default(),
         };
         let below: Vec<&Layer> = lower.iter().collect();
         let Ok(layer) = unpack_with(&tar, &below, &options) else { continue };

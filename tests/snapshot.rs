@@ -16,7 +16,7 @@ use std::path::Path;
 use layer_dirs::*;
 use rustix::fs::{FileType, Mode, XattrFlags};
 use stratafs::image::digest::Digest;
-use stratafs::image::layer::{self, Snapshot, SnapshotOptions};
+use stratafs::image::snapshot::{self, Snapshot, SnapshotOptions};
 use tar_build::*;
 
 fn xattr(path: &Path, name: &str, value: &[u8]) {
@@ -42,7 +42,7 @@ fn freeze(path: &Path) {
 fn snapshot_with(upper: &Path, lowers: &[&Layer], options: &SnapshotOptions) -> (Vec<u8>, Snapshot) {
     let fds: Vec<_> = lowers.iter().map(|lower| lower.as_fd()).collect();
     let mut out = Vec::new();
-    let snapshot = layer::snapshot(File::open(upper).unwrap().as_fd(), &fds, &mut out, options).unwrap();
+    let snapshot = snapshot::snapshot(File::open(upper).unwrap().as_fd(), &fds, &mut out, options).unwrap();
     assert_eq!((snapshot.diff_id, snapshot.size), (Digest::of(&out), out.len() as u64));
     (out, snapshot)
 }
@@ -69,7 +69,7 @@ fn snapshot(upper: &Path, lowers: &[&Layer]) -> Vec<String> {
 
 fn changes(upper: &Path, lowers: &[&Layer]) -> Vec<String> {
     let fds: Vec<_> = lowers.iter().map(|lower| lower.as_fd()).collect();
-    let list = layer::changes(File::open(upper).unwrap().as_fd(), &fds).unwrap();
+    let list = snapshot::changes(File::open(upper).unwrap().as_fd(), &fds).unwrap();
     list.iter().map(|change| format!("{} {}", change.kind, String::from_utf8_lossy(&change.path))).collect()
 }
 
@@ -196,7 +196,7 @@ fn metacopy_files_get_their_contents_from_below() {
     assert_eq!(snapshot(dir.path(), &[&lower]), ["0 away lower deep", "5 d/", "0 d/a lower a", "0 d/moved lower b"]);
     // Without the lower layer the contents are nowhere, and that is an error, not zeros.
     let error =
-        layer::snapshot(File::open(dir.path()).unwrap().as_fd(), &[], &mut Vec::new(), &SnapshotOptions::default());
+        snapshot::snapshot(File::open(dir.path()).unwrap().as_fd(), &[], &mut Vec::new(), &SnapshotOptions::default());
     assert!(error.unwrap_err().to_string().contains("metacopy"));
 }
 
@@ -334,12 +334,12 @@ fn names_that_a_layer_cannot_hold_are_refused() {
     let dir = upper();
     fs::write(dir.path().join(".wh."), "").unwrap();
     let refused =
-        layer::snapshot(File::open(dir.path()).unwrap().as_fd(), &[], &mut Vec::new(), &SnapshotOptions::default());
+        snapshot::snapshot(File::open(dir.path()).unwrap().as_fd(), &[], &mut Vec::new(), &SnapshotOptions::default());
     assert!(refused.unwrap_err().to_string().contains(".wh.: "));
     let dir = upper();
     whiteout(&dir.path().join("n".repeat(254)));
     let refused =
-        layer::snapshot(File::open(dir.path()).unwrap().as_fd(), &[], &mut Vec::new(), &SnapshotOptions::default());
+        snapshot::snapshot(File::open(dir.path()).unwrap().as_fd(), &[], &mut Vec::new(), &SnapshotOptions::default());
     assert!(refused.unwrap_err().to_string().contains("too long"));
 }
 

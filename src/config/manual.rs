@@ -1,5 +1,5 @@
 //! The manual of `stratafs` in the shapes in which people read it: man page, README table, help, completions. All of
-//! them come from the [`catalogue`].
+//! them come from the `catalogue`.
 
 use std::fmt::Write;
 

@@ -149,7 +149,7 @@ impl Dir {
     /// Opens the directory `path` below this one as a place to look names up in (`O_PATH`), however long the path is.
     ///
     /// # Errors
-    /// Those of [`super::beneath`].
+    /// Those of `super::beneath`.
     pub fn open_beneath(&self, path: &CStr) -> Result<Self, Errno> {
         Ok(self.hold(super::beneath(self.as_fd(), path.to_bytes(), OFlags::PATH | OFlags::DIRECTORY)?))
     }
@@ -460,10 +460,10 @@ impl WritableDir {
         rustix::fs::unlinkat(self, name, AtFlags::REMOVEDIR)
     }
 
-    /// Removes `name` and, if it is a directory, all that it holds ([`super::remove_tree`]).
+    /// Removes `name` and, if it is a directory, all that it holds (`super::remove_tree`).
     ///
     /// # Errors
-    /// Those of [`super::remove_tree`].
+    /// Those of `super::remove_tree`.
     pub fn remove_tree(&self, name: &CStr) -> Result<(), Errno> {
         super::remove_tree(self.as_fd(), name)
     }

@@ -3,11 +3,11 @@
 //! A tree of files that somebody else made (a layer, an unpacked image, a container's upper directory) is entered
 //! through a held descriptor of its root. Every further step goes through one of two openings:
 //!
-//! - [`beneath`]: no component is a symbolic link, and none leads above the root or into another mount.
-//! - [`in_root`]: symbolic links are followed as if the root were `/`, for paths that a container would resolve.
+//! - `beneath`: no component is a symbolic link, and none leads above the root or into another mount.
+//! - `in_root`: symbolic links are followed as if the root were `/`, for paths that a container would resolve.
 //!
-//! [`Dir`] and [`WritableDir`] hold one directory of such a tree and take single names. [`remove_tree`] removes a whole
-//! tree, [`Copier`] and [`copy_extents`] copy contents, [`copy_attributes`] copies the rest, [`mountinfo`] reads the
+//! [`Dir`] and [`WritableDir`] hold one directory of such a tree and take single names. `remove_tree` removes a whole
+//! tree, `Copier` and `copy_extents` copy contents, `copy_attributes` copies the rest, [`mountinfo`] reads the
 //! table of mounts.
 
 mod attributes;

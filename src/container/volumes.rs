@@ -15,7 +15,8 @@ use super::Container;
 use super::bundle::Volume;
 use crate::confined;
 use crate::image::files::{make_dir, open_dir};
-use crate::image::layer::{self, SnapshotOptions, UnpackOptions};
+use crate::image::snapshot::{self, SnapshotOptions};
+use crate::image::unpack::{self, UnpackOptions};
 use crate::image::{ImageError, IoContext, Result};
 
 impl Container {
@@ -61,13 +62,13 @@ fn fill(root: &File, destination: &Path, source: &Path, scratch: &Path) -> Resul
     };
     let named = |source| ImageError::Layer { layer: format!("volume {}", destination.display()), source };
     let mut tar = tempfile::tempfile_in(scratch).at(scratch)?;
-    layer::snapshot(from.as_fd(), &[], &mut tar, &SnapshotOptions::default()).map_err(named)?;
+    snapshot::snapshot(from.as_fd(), &[], &mut tar, &SnapshotOptions::default()).map_err(named)?;
     tar.rewind().at(scratch)?;
     let options = match rustix::process::geteuid().is_root() {
         true => UnpackOptions::default(),
         false => UnpackOptions::unprivileged(),
     };
-    layer::unpack(&mut tar, open_dir(source)?.as_fd(), &[], None, &options).map(drop).map_err(named)
+    unpack::unpack(&mut tar, open_dir(source)?.as_fd(), &[], None, &options).map(drop).map_err(named)
 }
 
 #[cfg(test)]

@@ -23,7 +23,7 @@ pub(crate) fn sync_dir(path: &Path) -> Result<()> {
 /// Reads a document to its end.
 ///
 /// # Errors
-/// When it is larger than [`DOCUMENT_LIMIT`], or reading fails.
+/// When it is larger than `DOCUMENT_LIMIT`, or reading fails.
 pub(crate) fn read_limited(input: &mut dyn Read, name: &str) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     input.take(DOCUMENT_LIMIT + 1).read_to_end(&mut bytes).at(name)?;

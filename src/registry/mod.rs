@@ -2,20 +2,20 @@
 //!
 //! | module | what it is for |
 //! |---|---|
-//! | [`http`] | one exchange: what may be connected to, by which way, how long to wait. Names `ureq`, as few others do |
-//! | [`address`] | where a `Location` leads; which addresses are one server |
-//! | [`certificates`] | which certificates are trusted |
-//! | [`proxy`], [`forward`] | the environment's proxies |
-//! | [`challenge`], [`auth`], [`realm`] | what a registry wants to see: `WWW-Authenticate`, tokens, who may get a password |
+//! | `http` | one exchange: what may be connected to, by which way, how long to wait. Names `ureq`, as few others do |
+//! | `address` | where a `Location` leads; which addresses are one server |
+//! | `certificates` | which certificates are trusted |
+//! | `proxy`, `forward` | the environment's proxies |
+//! | `challenge`, `auth`, `realm` | what a registry wants to see: `WWW-Authenticate`, tokens, who may get a password |
 //! | [`credentials`] | docker's and podman's files of passwords, and credential helpers |
-//! | [`retry`] | what is tried again, and after how long |
-//! | [`session`] | requests to one repository: the one function that knows all of the above |
-//! | [`blob`] | reading one blob, over cut connections, checked against its descriptor |
-//! | [`upload`] | sending one blob, over cut connections |
-//! | [`spool`] | a blob that is read while it is still arriving |
-//! | [`manifest`], [`artifact`] | the manifest for a platform; what is no image |
-//! | [`pull`](mod@pull) | registry to store |
-//! | [`push`](mod@push) | store to registry |
+//! | `retry` | what is tried again, and after how long |
+//! | `session` | requests to one repository: the one function that knows all of the above |
+//! | `blob` | reading one blob, over cut connections, checked against its descriptor |
+//! | `upload` | sending one blob, over cut connections |
+//! | `spool` | a blob that is read while it is still arriving |
+//! | `manifest`, `artifact` | the manifest for a platform; what is no image |
+//! | `pull` | registry to store |
+//! | `push` | store to registry |
 //!
 //! Nothing that a registry says is trusted: documents are bounded, every byte is hashed and counted while it arrives,
 //! and a layer goes through the same unpacking and publishing as one of an archive.
@@ -26,10 +26,10 @@
 //!
 //! | registry | what it does | what is done about it |
 //! |---|---|---|
-//! | Docker Hub | token server of another domain; `429` at the pull limit, with `Retry-After` | [`realm`], [`retry`] |
-//! | ECR | `429` and `503` when many push (containerd#10447); `Range` of an upload stands still (aws/containers-roadmap#2831) | [`retry`]; a `Range` is asked for only after a failure |
+//! | Docker Hub | token server of another domain; `429` at the pull limit, with `Retry-After` | `realm`, `retry` |
+//! | ECR | `429` and `503` when many push (containerd#10447); `Range` of an upload stands still (aws/containers-roadmap#2831) | `retry`; a `Range` is asked for only after a failure |
 //! | GHCR | knows no `GET` of an upload; `405` | the upload begins anew |
-//! | GitLab | token server beside it (`registry.` and `gitlab.` of one domain); grants less than is asked for | [`realm`]; a mount falls back to sending |
+//! | GitLab | token server beside it (`registry.` and `gitlab.` of one domain); grants less than is asked for | `realm`; a mount falls back to sending |
 //! | Harbor | `401` or `403` for a token that covers a second project | the same |
 //! | Artifactory | `access_token` beside an empty `token`; `Location` with `http://` behind a proxy that ends TLS | empty counts as absent; its own host is spoken to by TLS |
 //! | Nexus | challenge only at `/v2/`; relative `Location` | the root is asked; resolved against the request |

@@ -14,7 +14,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use ureq::http::Method;
 
 use crate::image::digest::Digest;
-use crate::image::layer::Compression;
 use crate::image::reference::Reference;
 use crate::image::spec::{self, Descriptor, Manifest};
 use crate::image::{ImageError, IoContext, Result};
@@ -24,6 +23,7 @@ use crate::registry::upload::upload;
 use crate::registry::{AT_ONCE, Options, Progress, blob_path};
 use crate::store::save::compress;
 use crate::store::{Image, Layer, Store, blob_mark};
+use crate::tar::compression::Compression;
 
 /// How to push.
 #[derive(Clone, Copy, Debug, Default)]

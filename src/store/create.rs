@@ -6,10 +6,12 @@ use std::os::fd::{AsFd, BorrowedFd};
 use crate::image::archive::check;
 use crate::image::config::{Change, History, ImageConfig};
 use crate::image::digest::Digest;
-use crate::image::layer::{self, LayerError, Snapshot, SnapshotOptions, UnpackOptions};
+use crate::image::layer::LayerError;
 use crate::image::reference::Reference;
+use crate::image::snapshot::{self, Snapshot, SnapshotOptions};
 use crate::image::spec::Platform;
 use crate::image::time::Timestamp;
+use crate::image::unpack::UnpackOptions;
 use crate::image::{ImageError, Result};
 use crate::store::{AddedLayer, Layer, Transaction, open_topmost_first};
 
@@ -76,7 +78,7 @@ pub fn commit(
 ) -> Result<Digest> {
     let lowers = open_topmost_first(stack)?;
     let lowers: Vec<BorrowedFd<'_>> = lowers.iter().map(AsFd::as_fd).collect();
-    let make = |out: &mut dyn Write, options: &_| layer::snapshot(upper, &lowers, out, options);
+    let make = |out: &mut dyn Write, options: &_| snapshot::snapshot(upper, &lowers, out, options);
     let added = add_made(into, stack, make, authoring, unpack)?;
     let config = parent.with_layer(added.layer.record.diff_id, &authoring.history(), &authoring.changes)?;
     let mut layers = stack.to_vec();
@@ -99,7 +101,7 @@ pub fn flatten(
 ) -> Result<Digest> {
     let layers = open_topmost_first(stack)?;
     let layers: Vec<BorrowedFd<'_>> = layers.iter().map(AsFd::as_fd).collect();
-    let make = |out: &mut dyn Write, options: &_| layer::flatten(&layers, out, options);
+    let make = |out: &mut dyn Write, options: &_| snapshot::flatten(&layers, out, options);
     let added = add_made(into, &[], make, authoring, unpack)?;
     let config = parent.with_only_layer(added.layer.record.diff_id, &authoring.history(), &authoring.changes)?;
     into.add_image(&config, &[added.layer], &authoring.names, None)?;

@@ -12,6 +12,7 @@ use crate::image::digest::Digest;
 use crate::image::files::{open_dir, read_limited};
 use crate::image::layer;
 use crate::image::spec;
+use crate::image::verify;
 use crate::image::{ImageError, IoContext, Result};
 use crate::inventory::{self, Inventory, Unusable};
 use crate::store::Store;
@@ -90,7 +91,7 @@ impl Layer {
             problems.push(error.to_string());
             Ok(())
         };
-        let sound = layer::verify(&mut recipe, diff.as_fd(), &mut report);
+        let sound = verify::verify(&mut recipe, diff.as_fd(), &mut report);
         match sound {
             Ok(true) => {}
             Ok(false) if problems.is_empty() => problems.push("its tar cannot be re-assembled".to_owned()),

@@ -5,9 +5,9 @@ use std::io;
 
 use crate::image::archive::{Archive, FoundImage, FoundLayer, Source, Spooling, check, digest_in_name, size};
 use crate::image::digest::Digest;
-use crate::image::layer::UnpackOptions;
 use crate::image::reference::Reference;
 use crate::image::spec::Platform;
+use crate::image::unpack::UnpackOptions;
 use crate::image::{IoContext, Result};
 use crate::store::{Layer, NewLayer, Slot, Step, Transaction, rounds};
 

@@ -246,7 +246,7 @@ impl Store {
         }
     }
 
-    /// The bytes of a blob of at most [`DOCUMENT_LIMIT`] bytes, checked against its digest.
+    /// The bytes of a blob of at most `DOCUMENT_LIMIT` bytes, checked against its digest.
     ///
     /// # Errors
     /// When it is absent, too large or damaged.

@@ -15,7 +15,7 @@ use std::time::Duration;
 use parking_lot::{Condvar, Mutex};
 
 use crate::image::digest::Digest;
-use crate::image::layer::{Lowers, UnpackOptions, Unpacked};
+use crate::image::unpack::{Lowers, UnpackOptions, Unpacked};
 use crate::store::transaction::{AddedLayer, Staged, Transaction, check_diff_id};
 use crate::store::{ImageError, Layer, Result};
 

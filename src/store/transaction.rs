@@ -12,9 +12,9 @@ use rustix::fs::{CWD, RenameFlags, renameat_with, syncfs};
 use crate::image::config::{ImageConfig, chain_ids};
 use crate::image::digest::Digest;
 use crate::image::files::{make_dir, sync_dir};
-use crate::image::layer::{self, Lowers, UnpackOptions, Unpacked};
 use crate::image::reference::Reference;
 use crate::image::spec::{self, Annotations, Descriptor, Manifest};
+use crate::image::unpack::{self, Lowers, UnpackOptions, Unpacked};
 use crate::image::{ImageError, IoContext, Result};
 use crate::inventory;
 use crate::store::annotations::{ORIGINAL_MANIFEST, REPO_DIGESTS, VERIFIED_BLOBS, blob_mark};
@@ -116,7 +116,7 @@ impl Staged {
         let recipe_path = self.0.join("recipe");
         let mut recipe = BufWriter::new(File::create(&recipe_path).at(&recipe_path)?);
         let options = UnpackOptions { write_out: true, ..options.clone() };
-        let unpacked = layer::unpack_above(input, self.open()?.as_fd(), lowers, Some(&mut recipe), &options)
+        let unpacked = unpack::unpack_above(input, self.open()?.as_fd(), lowers, Some(&mut recipe), &options)
             .map_err(|source| ImageError::Layer { layer: name.to_owned(), source })?;
         recipe.flush().at(&recipe_path)?;
         Ok(unpacked)

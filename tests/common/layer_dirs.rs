@@ -10,7 +10,9 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use stratafs::image::layer::{self, LayerError, UnpackOptions, Unpacked};
+use stratafs::image::layer::LayerError;
+use stratafs::image::recipe;
+use stratafs::image::unpack::{self, UnpackOptions, Unpacked};
 use tempfile::TempDir;
 
 /// A layer directory and what was told of it.
@@ -49,14 +51,14 @@ pub fn unpack_with(tar: &[u8], lowers: &[&Layer], options: &UnpackOptions) -> Re
     let fd = File::open(&path).expect("the layer's directory");
     let fds: Vec<BorrowedFd<'_>> = lowers.iter().map(|lower| lower.as_fd()).collect();
     let mut recipe = Vec::new();
-    let unpacked = layer::unpack(&mut &tar[..], fd.as_fd(), &fds, Some(&mut recipe), options)?;
+    let unpacked = unpack::unpack(&mut &tar[..], fd.as_fd(), &fds, Some(&mut recipe), options)?;
     Ok(Layer { dir, fd, unpacked, recipe })
 }
 
 /// The tar that the recipe gives.
 pub fn reassembled(layer: &Layer) -> Result<Vec<u8>, LayerError> {
     let mut bytes = Vec::new();
-    let (digest, size) = layer::reassemble(&mut layer.recipe.as_slice(), layer.as_fd(), &mut bytes)?;
+    let (digest, size) = recipe::reassemble(&mut layer.recipe.as_slice(), layer.as_fd(), &mut bytes)?;
     assert_eq!((digest, size), (layer.unpacked.diff_id, layer.unpacked.size));
     Ok(bytes)
 }

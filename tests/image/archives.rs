@@ -5,10 +5,11 @@ use std::collections::BTreeMap;
 use serde_json::json;
 use stratafs::image::archive::Source;
 use stratafs::image::digest::Digest;
-use stratafs::image::layer::{Compression, UnpackOptions};
 use stratafs::image::spec::Platform;
+use stratafs::image::unpack::UnpackOptions;
 use stratafs::store::load::{LoadOptions, Progress};
 use stratafs::store::save::{self, Format, SaveOptions, Target};
+use stratafs::tar::compression::Compression;
 
 use super::fixture::*;
 use super::tar_build::Tar;

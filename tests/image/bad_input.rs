@@ -295,7 +295,8 @@ fn a_name_in_an_annotation_that_is_none_is_left_out() {
 
 #[test]
 fn a_bomb_does_not_fill_the_disk() {
-    use stratafs::image::layer::{Limits, UnpackOptions};
+    use stratafs::image::unpack::UnpackOptions;
+    use stratafs::tar::Limits;
     let bomb = zstd(&Tar::new().file("ones", vec![1; 8 << 20]).file("index.json", "{}").end());
     assert!(bomb.len() < 8 << 10);
     let scratch = Scratch::new();

@@ -10,9 +10,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use stratafs::container::{Container, CreateOptions, Driver};
-use stratafs::image::layer::Compression;
 use stratafs::store::Store;
 use stratafs::store::save::Format;
+use stratafs::tar::compression::Compression;
 
 use super::fixture::*;
 use super::liar::{Image, Liar};

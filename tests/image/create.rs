@@ -5,8 +5,8 @@ use std::os::fd::AsFd;
 
 use stratafs::container::{Container, CreateOptions, Driver};
 use stratafs::image::digest::Digest;
-use stratafs::image::layer::UnpackOptions;
 use stratafs::image::spec::Platform;
+use stratafs::image::unpack::UnpackOptions;
 use stratafs::store::create::{self, Authoring};
 
 use super::fixture::*;
@@ -98,7 +98,7 @@ fn a_commit_is_one_more_layer() {
     let saved = scratch.save(
         &["child:1"],
         stratafs::store::save::Format::DockerArchive,
-        stratafs::image::layer::Compression::None,
+        stratafs::tar::compression::Compression::None,
     );
     let other = Scratch::new();
     assert_eq!(other.load(&saved).unwrap()[0].id, id);

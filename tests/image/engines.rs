@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use stratafs::image::archive::Source;
 use stratafs::image::config::chain_ids;
 use stratafs::image::digest::Digest;
-use stratafs::image::layer::Compression;
 use stratafs::store::load::LoadOptions;
 use stratafs::store::save::{self, Format, SaveOptions, Target};
+use stratafs::tar::compression::Compression;
 
 use super::fixture::*;
 use super::interop::{flattened, plain, run, saved, transport, without_directory_times};

@@ -8,10 +8,10 @@ use serde_json::{Value, json};
 use stratafs::image::Result;
 use stratafs::image::archive::Source;
 use stratafs::image::digest::Digest;
-use stratafs::image::layer::Compression;
 use stratafs::store::load::{self, LoadOptions, Loaded, Progress};
 use stratafs::store::save::{self, Format, SaveOptions, Target};
 use stratafs::store::{Image, Layer, Store};
+use stratafs::tar::compression::Compression;
 
 use super::layer_dirs::tree;
 use super::tar_build::{Tar, spec};

@@ -7,9 +7,9 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use stratafs::image::archive::Source;
-use stratafs::image::layer::Compression;
 use stratafs::store::load::LoadOptions;
 use stratafs::store::save::{self, Format, SaveOptions, Target};
+use stratafs::tar::compression::Compression;
 
 use super::fixture::*;
 use super::layer_dirs::tree;

@@ -4,10 +4,10 @@ use std::os::unix::fs::PermissionsExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use stratafs::image::digest::Digest;
-use stratafs::image::layer::Compression;
 use stratafs::image::reference::Reference;
 use stratafs::store::Store;
 use stratafs::store::save::Format;
+use stratafs::tar::compression::Compression;
 
 use super::fixture::*;
 use super::tar_build::Tar;

@@ -9,13 +9,16 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use stratafs::container::{Container, CreateOptions, Driver, escaped_option, rootless};
 use stratafs::image::archive::{Archive, Source, Spooling};
-use stratafs::image::layer::{self, Compression, Limits, SnapshotOptions, UnpackOptions};
 use stratafs::image::reference::Reference;
+use stratafs::image::snapshot::{self, SnapshotOptions};
 use stratafs::image::spec::Platform;
+use stratafs::image::unpack::UnpackOptions;
 use stratafs::store::create::{self, Authoring};
 use stratafs::store::load::{self, LoadOptions};
 use stratafs::store::save::{self, Format, SaveOptions, Target};
 use stratafs::store::{Image, Store};
+use stratafs::tar::Limits;
+use stratafs::tar::compression::Compression;
 
 use super::args::{AuthoringArgs, Commit, Export, Flatten, Import, Inventory, LimitArgs, Load, Save, Snapshot, Unpack};
 use super::output::{print_line, print_path, size};
@@ -195,7 +198,7 @@ fn export_layers(store: &Store, args: &Export) -> Result<()> {
     layers.extend(below.iter().rev().map(|layer| layer.open_diff()).collect::<Result<Vec<_>, _>>()?);
     let layers: Vec<BorrowedFd<'_>> = layers.iter().map(AsFd::as_fd).collect();
     write_to(args.output.as_deref(), &mut |out| {
-        let written = layer::flatten(&layers, out, &SnapshotOptions::default())?;
+        let written = snapshot::flatten(&layers, out, &SnapshotOptions::default())?;
         written.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
         Ok(())
     })
@@ -214,8 +217,8 @@ fn write_snapshot(
     lowers: &[BorrowedFd<'_>],
     out: &mut dyn Write,
     source_date_epoch: Option<i64>,
-) -> Result<layer::Snapshot> {
-    let snapshot = layer::snapshot(upper, lowers, out, &SnapshotOptions { source_date_epoch })?;
+) -> Result<snapshot::Snapshot> {
+    let snapshot = snapshot::snapshot(upper, lowers, out, &SnapshotOptions { source_date_epoch })?;
     snapshot.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
     Ok(snapshot)
 }

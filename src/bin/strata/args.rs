@@ -7,11 +7,11 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use stratafs::image::config::Change;
-use stratafs::image::layer::Compression;
 use stratafs::image::reference::Reference;
 use stratafs::image::spec::Platform;
 use stratafs::image::time::WRITABLE;
 use stratafs::store::save::Format;
+use stratafs::tar::compression::Compression;
 
 pub use containers::*;
 pub use registry::*;

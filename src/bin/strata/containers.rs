@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::json;
 use stratafs::container::{Container, CreateOptions, Damaged, Runtime, refuse_if_interrupted};
 use stratafs::image::ImageError;
-use stratafs::image::layer;
+use stratafs::image::snapshot;
 use stratafs::image::time::Timestamp;
 use stratafs::store::{Layer, Store};
 use stratafs::sys::forward;
@@ -331,7 +331,7 @@ pub fn diff(store: &Store, args: &Diff) -> Result<()> {
     };
     if args.json {
         let path = |bytes: &[u8]| std::ffi::OsStr::from_bytes(bytes).display().to_string();
-        let value = |change: &layer::Change| json!({"Kind": change.kind.to_string(), "Path": path(&change.path)});
+        let value = |change: &snapshot::Change| json!({"Kind": change.kind.to_string(), "Path": path(&change.path)});
         return Ok(print_json(&changes.iter().map(value).collect())?);
     }
     Ok(changes.iter().try_for_each(|change| match args.quiet {
@@ -340,7 +340,7 @@ pub fn diff(store: &Store, args: &Diff) -> Result<()> {
     })?)
 }
 
-fn container_diff(store: &Store, name: &str) -> Result<Vec<layer::Change>> {
+fn container_diff(store: &Store, name: &str) -> Result<Vec<snapshot::Change>> {
     let container = Container::open(store, name)?;
     container.join()?;
     let _lock = container.lock_for_reading()?;
@@ -348,16 +348,16 @@ fn container_diff(store: &Store, name: &str) -> Result<Vec<layer::Change>> {
     let upper = container.open_upper()?;
     let lowers = open_topmost_first(&container.layers(store)?)?;
     let lowers: Vec<BorrowedFd<'_>> = lowers.iter().map(AsFd::as_fd).collect();
-    Ok(layer::changes(upper.as_fd(), &lowers)?)
+    Ok(snapshot::changes(upper.as_fd(), &lowers)?)
 }
 
-fn image_diff(store: &Store, old: &str, new: &str) -> Result<Vec<layer::Change>> {
+fn image_diff(store: &Store, old: &str, new: &str) -> Result<Vec<snapshot::Change>> {
     let _lock = store.lock_shared()?;
     let open = |name: &str| open_topmost_first(&store.layers_of(&store.find(name)?)?);
     let (old, new) = (open(old)?, open(new)?);
     let old: Vec<BorrowedFd<'_>> = old.iter().map(AsFd::as_fd).collect();
     let new: Vec<BorrowedFd<'_>> = new.iter().map(AsFd::as_fd).collect();
-    Ok(layer::compare(&old, &new)?)
+    Ok(snapshot::compare(&old, &new)?)
 }
 
 fn open_topmost_first(layers: &[Layer]) -> Result<Vec<OwnedFd>> {

@@ -14,7 +14,7 @@
 //!
 //! # Lock order
 //!
-//! From first to last; a thread that holds one may only take those after it. [`guards`] makes that a matter of types: a
+//! From first to last; a thread that holds one may only take those after it. `guards` makes that a matter of types: a
 //! function that needs a later lock takes the guard of the earlier one.
 //!
 //! 1. [`CopyUpGuard`]: one node is copied up. Held over I/O. A thread holds one at a time: directories are copied up from the

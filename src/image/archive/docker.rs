@@ -8,8 +8,8 @@ use crate::image::archive::{Archive, FoundImage, FoundLayer, check, digest_in_na
 use crate::image::config::ImageConfig;
 use crate::image::digest::Digest;
 use crate::image::document;
+use crate::image::error::{ImageError, Result};
 use crate::image::reference::Reference;
-use crate::image::{ImageError, Result};
 
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase", default)]

@@ -12,8 +12,8 @@ use crate::image::archive::{Archive, FoundImage, FoundLayer};
 use crate::image::config::ImageConfig;
 use crate::image::digest::{Digest, DigestReader};
 use crate::image::document;
+use crate::image::error::{ImageError, IoContext, Result};
 use crate::image::spec;
-use crate::image::{ImageError, IoContext, Result};
 use crate::tar::compression::{decoder, sniff};
 use crate::tar::limits::Bounded;
 

@@ -8,7 +8,7 @@ use std::io::{BufReader, Read, Seek};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::image::archive::{MemberFile, MemberReader, Spooling};
-use crate::image::{ImageError, IoContext, Result};
+use crate::image::error::{ImageError, IoContext, Result};
 use crate::tar::compression::{self, Packing};
 use crate::tar::limits::{Bounded, Growth};
 use crate::tar::read::{Entry, Kind, TarReader};

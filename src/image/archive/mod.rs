@@ -20,10 +20,10 @@ use rustix::fs::{FileType, OFlags, fstat};
 use crate::confined;
 use crate::image::config::ImageConfig;
 use crate::image::digest::Digest;
+use crate::image::error::{ImageError, IoContext, Result};
 use crate::image::files::read_limited;
 use crate::image::reference::Reference;
 use crate::image::spec::{Descriptor, Platform};
-use crate::image::{ImageError, IoContext, Result};
 use crate::tar::Limits;
 use members::{Contents, Members};
 

@@ -5,9 +5,9 @@ use serde::Deserialize;
 use crate::image::archive::docker::usable_names;
 use crate::image::archive::{Archive, FoundImage, FoundLayer, blob_member};
 use crate::image::config::ImageConfig;
+use crate::image::error::{ImageError, Result};
 use crate::image::reference::Reference;
 use crate::image::spec::{self, Descriptor, IMAGE_NAME, Index, Manifest, Platform, REF_NAME};
-use crate::image::{ImageError, Result};
 
 /// Indexes nest; deeper than this they are refused.
 const INDEX_DEPTH: u32 = 8;

@@ -1,22 +1,19 @@
 //! One layer between its two forms: a tar stream, as images carry it, and a directory that overlay file systems
-//! mount as it is.
-//!
-//! * [`unpack`] extracts a stream into a directory and records what is needed to give the same stream again;
-//! * [`reassemble`] gives it, bit for bit; [`verify`] compares a layer directory with its recipe;
-//! * [`snapshot`] writes the changes held by an upper directory as a stream; [`changes`] lists them;
-//! * [`compare`] lists what differs between two stacks.
+//! mount as it is. This module holds what the modules that go from one form to the other share.
 //!
 //! # Map
 //!
 //! | module | what it is for |
 //! |---|---|
-//! | [`tar`](mod@crate::tar) | the tar format: parser, writer, compression |
-//! | [`image::unpack`](mod@crate::image::unpack) | a stream into a directory, confined to it |
-//! | `image::recipe` | the recipe: written while unpacking, read by `reassemble` and `verify` |
-//! | `image::verify` | a layer directory compared with its recipe |
-//! | `image::snapshot` | the changes that an upper directory holds: as a stream, as a list; what two stacks differ in |
+//! | [`image::unpack`](mod@crate::image::unpack) | extracts a stream into a directory, confined to it |
+//! | [`image::recipe`](mod@crate::image::recipe) | the recipe: written while unpacking; gives the same stream again, bit for bit |
+//! | [`image::verify`](mod@crate::image::verify) | compares a layer directory with its recipe |
+//! | [`image::snapshot`](mod@crate::image::snapshot) | the changes that an upper directory holds, as a stream or a list; what two stacks differ in |
+//! | `attributes` | owner, mode, times and extended attributes of a file, and of what kind it is |
 //! | `lower_view` | the layers below as one tree |
-//! | `attributes`, `marks`, `path`, `confined` | what all of them share |
+//! | `marks` | whiteouts and opaque directories in a layer directory |
+//! | `path` | names and paths of bytes |
+//! | `error` | why a layer is refused |
 //!
 //! # Rules
 //!
@@ -30,7 +27,7 @@
 //! * a hard link to a lower file copies that file into this layer first;
 //! * the last of several entries of one name wins, and a directory over a directory keeps its children.
 //!
-//! [`Unpacked::depends_on_lower`] tells whether any of this looked at the lower layers: such a layer directory is
+//! [`Unpacked::depends_on_lower`](crate::image::unpack::Unpacked::depends_on_lower) tells whether any of this looked at the lower layers: such a layer directory is
 //! right only above these.
 
 pub(crate) mod attributes;
@@ -39,11 +36,5 @@ pub(crate) mod lower_view;
 pub(crate) mod marks;
 pub(crate) mod path;
 
-pub use crate::image::recipe::reassemble;
-pub use crate::image::snapshot::{Change, ChangeKind, Snapshot, SnapshotOptions, changes, compare, flatten, snapshot};
-pub use crate::image::unpack::{Lowers, UnpackOptions, Unpacked, unpack, unpack_above};
-pub use crate::image::verify::verify;
-pub use crate::tar::compression::{Compression, Packing};
-pub use crate::tar::{Limits, TarError};
 pub use error::LayerError;
 pub use marks::{Marks, WhiteoutForm};

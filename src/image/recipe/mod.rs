@@ -1,7 +1,7 @@
 //! The recipe of a layer: all of its tar stream but the file contents that the layer directory holds, so that the
 //! original tar can be put together again bit for bit.
 //!
-//! Format: a zstd stream (of several frames) of [`MAGIC`] and records; numbers are LEB128:
+//! Format: a zstd stream (of several frames) of `MAGIC` and records; numbers are LEB128:
 //!
 //! * `R length bytes`: bytes of the tar stream as they are: headers, padding, contents that are in no file;
 //! * `F length path pairs (offset length)* crc`: parts of the contents of the layer's file at `path`, and the CRC-32

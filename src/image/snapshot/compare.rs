@@ -13,7 +13,7 @@ use crate::image::snapshot::changes::{Change, ChangeKind};
 use crate::union::layer::{FileId, LayerId, LowerRef};
 
 /// What has to be done to `old` to make it `new` (both topmost first), sorted by path: as
-/// [`changes`](crate::image::layer::changes()) tells it of an upper directory. Everything in an added directory is told, of a deleted
+/// [`changes`](crate::image::snapshot::changes()) tells it of an upper directory. Everything in an added directory is told, of a deleted
 /// one only itself. Size and time decide whether a file is the same, as in rsync: contents are not read.
 ///
 /// # Errors

@@ -5,10 +5,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use crate::image::archive::{Archive, check, size};
+use crate::image::error::{ImageError, IoContext, Result};
 use crate::image::files::{make_dir, open_dir};
 use crate::image::spec::Platform;
 use crate::image::unpack::{self, UnpackOptions};
-use crate::image::{ImageError, IoContext, Result};
 use crate::inventory;
 
 /// Unpacks the one image of an archive into `dir/1` (the lowest layer), `dir/2`, …, zero-padded to equal width,

@@ -16,11 +16,12 @@ use serde_json::json;
 
 use crate::image::archive::{blob_member, check};
 use crate::image::digest::{Digest, DigestWriter};
-use crate::image::layer::{self, Compression};
+use crate::image::recipe;
 use crate::image::reference::Reference;
 use crate::image::spec::{self, Annotations, Descriptor, IMAGE_NAME, Index, Manifest, REF_NAME};
 use crate::image::{ImageError, IoContext, Result};
 use crate::store::{Image, Layer, Store};
+use crate::tar::compression::Compression;
 pub use sink::Target;
 use sink::{Directory, Sink, Tar};
 
@@ -175,7 +176,7 @@ pub fn reassemble(layer: &Layer, out: &mut dyn Write) -> Result<()> {
     let name = format!("layer {}", layer.record.diff_id);
     let diff = layer.open_diff()?;
     let mut recipe = io::BufReader::new(layer.open_recipe()?);
-    let (digest, _) = layer::reassemble(&mut recipe, diff.as_fd(), out)
+    let (digest, _) = recipe::reassemble(&mut recipe, diff.as_fd(), out)
         .map_err(|source| ImageError::Layer { layer: name.clone(), source })?;
     check(&name, &layer.record.diff_id, &digest)
 }

@@ -9,8 +9,9 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use stratafs::image::archive::{Archive, Source, Spooling};
-use stratafs::image::layer::{self, Limits, UnpackOptions};
+use stratafs::image::unpack::{self, UnpackOptions};
 use stratafs::store::load::LoadOptions;
+use stratafs::tar::Limits;
 
 use super::super::container::worlds;
 use super::super::crashes::one_image;
@@ -59,7 +60,7 @@ fn files_of(mut read: impl FnMut(&str) -> Option<Vec<u8>>) -> BTreeMap<&'static 
 fn in_a_layer(tar: &[u8]) -> Held {
     let dir = tempfile::tempdir().unwrap();
     let fd = std::fs::File::open(dir.path()).unwrap();
-    layer::unpack(&mut &tar[..], fd.as_fd(), &[], None, &UnpackOptions::default()).ok()?;
+    unpack::unpack(&mut &tar[..], fd.as_fd(), &[], None, &UnpackOptions::default()).ok()?;
     Some(files_of(|name| std::fs::read(dir.path().join(name)).ok()))
 }
 
