@@ -6,7 +6,7 @@ use std::fs::File;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 
-use stratafs::image::archive::{Archive, Source, Spooling};
+use stratafs::image::archive::{Archive, ArchiveInput, Spooling};
 use stratafs::image::config::{History, ImageConfig};
 use stratafs::image::digest::Digest;
 use stratafs::image::recipe;
@@ -62,7 +62,7 @@ pub fn layer_tar(bytes: &[u8]) {
             // The reader of archives is the same one: what a layer may be, an archive may be too.
             let limits = limits();
             let spooling = Spooling { scratch: dir.path(), skip: &|_| false, limits: &limits };
-            let archive = Archive::open(Source::Stream(&mut tar.as_slice(), "fuzz"), &spooling);
+            let archive = Archive::open(ArchiveInput::Stream(&mut tar.as_slice(), "fuzz"), &spooling);
             assert!(unpacked.entries == 0 || archive.is_ok(), "refused as an archive only: {:?}", archive.err());
         }
     }
@@ -74,7 +74,7 @@ pub fn archive(bytes: &[u8]) {
     let scratch = tempfile::tempdir().expect("a temporary directory");
     let limits = limits();
     let spooling = Spooling { scratch: scratch.path(), skip: &|_| false, limits: &limits };
-    let images = Archive::open(Source::Stream(&mut tar.as_slice(), "fuzz"), &spooling)
+    let images = Archive::open(ArchiveInput::Stream(&mut tar.as_slice(), "fuzz"), &spooling)
         .and_then(|archive| archive.images(None, false).map(|images| (archive, images)));
     match images {
         Err(error) => assert_one_line(&error.to_string()),

@@ -155,7 +155,7 @@ fn opaque_markers_are_matched_exactly_and_aufs_bookkeeping_is_skipped() {
 
 #[test]
 fn xattr_whiteouts_where_devices_are_not_to_be_made() {
-    let marks = layer::Marks { whiteouts: layer::WhiteoutForm::Xattr, ..layer::Marks::default() };
+    let marks = layer::MarkStyle { whiteouts: layer::WhiteoutForm::Xattr, ..layer::MarkStyle::default() };
     let options = unpack::UnpackOptions { marks, ..Default::default() };
     let layer = unpack_with(&Tar::new().dir("d/").file("d/.wh.a", "").end(), &[], &options).unwrap();
     assert!(at(&layer, "d").contains("trusted.overlay.opaque=x"));

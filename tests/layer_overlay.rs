@@ -139,7 +139,7 @@ fn an_opaque_root_hides_everything_below() {
 #[test]
 fn xattr_whiteouts_delete_in_the_kernel_too() {
     let bottom = base();
-    let marks = layer::Marks { whiteouts: layer::WhiteoutForm::Xattr, ..layer::Marks::default() };
+    let marks = layer::MarkStyle { whiteouts: layer::WhiteoutForm::Xattr, ..layer::MarkStyle::default() };
     let options = unpack::UnpackOptions { marks, ..Default::default() };
     let tar = Tar::new().dir("etc/").file("etc/.wh.conf", "").file(".wh.usr", "").end();
     let top = unpack_with(&tar, &[&bottom], &options).unwrap();

@@ -33,10 +33,10 @@ pub(crate) fn remove_tree(dir: BorrowedFd<'_>, name: &CStr) -> Result<(), Errno>
     }
     while let Some(next) = removal.next_subdirectory()? {
         match next {
-            Next::Enter(subdirectory) => {
+            NextDir::Enter(subdirectory) => {
                 removal.enter(subdirectory)?;
             }
-            Next::Leave => removal.leave()?,
+            NextDir::Leave => removal.leave()?,
         }
     }
     Ok(())
@@ -72,7 +72,7 @@ struct Level {
 type Identity = (u64, super::Device, u64);
 
 /// What is to be done in the deepest directory.
-enum Next {
+enum NextDir {
     Enter(CString),
     Leave,
 }
@@ -118,10 +118,10 @@ impl Removal<'_> {
     }
 
     /// What comes next; `None` when all is gone.
-    fn next_subdirectory(&mut self) -> Result<Option<Next>, Errno> {
+    fn next_subdirectory(&mut self) -> Result<Option<NextDir>, Errno> {
         let Some(level) = self.levels.last_mut() else { return Ok(None) };
         let (_, subdirectories) = level.held.as_mut().ok_or(Errno::IO)?;
-        Ok(Some(subdirectories.pop().map_or(Next::Leave, Next::Enter)))
+        Ok(Some(subdirectories.pop().map_or(NextDir::Leave, NextDir::Enter)))
     }
 
     /// Goes up from the deepest level, which was emptied, and removes it.
@@ -272,8 +272,8 @@ mod tests {
         let mut most = 0;
         while let Some(next) = removal.next_subdirectory().expect("listed") {
             match next {
-                Next::Enter(name) => drop(removal.enter(name).expect("entered")),
-                Next::Leave => removal.leave().expect("removed"),
+                NextDir::Enter(name) => drop(removal.enter(name).expect("entered")),
+                NextDir::Leave => removal.leave().expect("removed"),
             }
             let held = removal.levels.iter().rev().take(2 * HELD).filter(|level| level.held.is_some()).count();
             most = held.max(most);
@@ -311,8 +311,8 @@ mod tests {
         let mut left = 0;
         let outcome = loop {
             match removal.next_subdirectory() {
-                Ok(Some(Next::Enter(name))) => drop(removal.enter(name).expect("removed")),
-                Ok(Some(Next::Leave)) => {
+                Ok(Some(NextDir::Enter(name))) => drop(removal.enter(name).expect("removed")),
+                Ok(Some(NextDir::Leave)) => {
                     fs::create_dir(dir.path().join(format!("t/{left}"))).expect("filled");
                     left += 1;
                     if let Err(errno) = removal.leave() {
@@ -372,8 +372,8 @@ mod tests {
         let mut moved = false;
         let outcome = loop {
             match removal.next_subdirectory() {
-                Ok(Some(Next::Enter(name))) => drop(removal.enter(name)),
-                Ok(Some(Next::Leave)) => {
+                Ok(Some(NextDir::Enter(name))) => drop(removal.enter(name)),
+                Ok(Some(NextDir::Leave)) => {
                     if !moved && removal.levels.first().is_some_and(|level| level.held.is_none()) {
                         // The level below the first one that was let go.
                         fs::rename(dir.path().join("t/d"), dir.path().join("kept/d")).expect("moved");

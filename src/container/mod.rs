@@ -42,7 +42,7 @@ use crate::store::{Image, Layer, Store, replace_file, retry_interrupted};
 
 pub use damaged::Damaged;
 pub use mount::{Driver, escaped_option, stratafs_program};
-pub use run::{Runtime, State, refuse_if_interrupted};
+pub use run::{Runtime, RuntimeState, refuse_if_interrupted};
 
 /// `container.json`: what a container is made of. The store's gc reads `image`, `layers` and `blobs`.
 #[derive(Clone, Debug, Serialize, Deserialize)]

@@ -30,7 +30,7 @@ pub struct Runtime {
 
 /// What the runtime says of a container.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-pub struct State {
+pub struct RuntimeState {
     /// `created`, `running`, `paused` or `stopped`.
     pub status: String,
     /// Its first process, as the host numbers it.
@@ -64,7 +64,7 @@ impl Runtime {
     ///
     /// # Errors
     /// When the runtime cannot be started.
-    pub fn state(&self, container: &Container) -> Result<Option<State>> {
+    pub fn state(&self, container: &Container) -> Result<Option<RuntimeState>> {
         let output = self.command("state").arg(container.name()).stderr(Stdio::null()).output().at(&self.program)?;
         if !output.status.success() {
             return Ok(None);

@@ -3,7 +3,7 @@
 
 mod acl;
 mod copy_up;
-mod index;
+mod hard_links;
 pub(crate) mod interrupt;
 mod locate;
 pub mod node;

@@ -9,7 +9,7 @@ use super::counters::Counters;
 use super::in_flight::{InFlight, Slot};
 use super::stats::{STATS_XATTR, describe};
 use super::wire::opcode::Opcode;
-use super::wire::reply::{Listing, Reply};
+use super::wire::reply::{DirReply, Reply};
 use super::wire::request::{CopyArgs, CreateArgs, Header, Malformed, Operation, ReadArgs};
 use crate::driver::Overlay;
 use crate::driver::types::{Caller, Errno, HandleId, NodeId, Result, SetAttr};
@@ -255,10 +255,10 @@ impl Server {
             Operation::OpenDir if self.no_opendir => Err(Errno::NOSYS),
             Operation::OpenDir => reply.opened_dir(HandleId(0)),
             Operation::ReadDir(ReadArgs { offset, size, .. }) => {
-                overlay.read_dir(node, offset, &mut Listing::new(reply, size, false))
+                overlay.read_dir(node, offset, &mut DirReply::new(reply, size, false))
             }
             Operation::ReadDirPlus(ReadArgs { offset, size, .. }) => {
-                overlay.read_dir_plus(node, offset, &mut Listing::new(reply, size, true))
+                overlay.read_dir_plus(node, offset, &mut DirReply::new(reply, size, true))
             }
             Operation::ReleaseDir => Ok(()),
             Operation::FsyncDir { data_only } => overlay.fsync_dir(node, data_only),

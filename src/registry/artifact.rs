@@ -13,7 +13,7 @@ use crate::image::files::sync_dir;
 use crate::image::spec::{self, Descriptor, Manifest, Platform};
 use crate::image::{ImageError, IoContext, Result};
 use crate::registry::blob::BlobReader;
-use crate::registry::pull::Source;
+use crate::registry::pull::RemoteImage;
 use crate::registry::session::{Access, Session};
 use crate::registry::{Options, Progress, manifest as manifests};
 
@@ -122,7 +122,7 @@ pub struct Written {
 /// When the registry cannot be reached or does not keep its word, or the directory cannot be written; then it stays as
 /// it was.
 pub fn pull_artifact(
-    source: &Source,
+    source: &RemoteImage,
     dir: &Path,
     platform: Option<&Platform>,
     registry: &Options,

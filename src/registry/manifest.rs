@@ -7,14 +7,14 @@ use crate::image::Result;
 use crate::image::digest::Digest;
 use crate::image::spec::{self, DOCKER_INDEX, DOCKER_MANIFEST, Descriptor, INDEX, Index, MANIFEST, Manifest, Platform};
 use crate::registry::artifact;
-use crate::registry::pull::Source;
+use crate::registry::pull::RemoteImage;
 use crate::registry::session::Session;
 
 /// Indexes in indexes deeper than this are refused.
 const INDEX_DEPTH: u32 = 4;
 
 /// The manifest of what was asked for.
-pub(super) struct Found {
+pub(super) struct FetchedManifest {
     pub(super) manifest: Box<Manifest>,
     pub(super) bytes: Vec<u8>,
     /// By which the registry has it: of the index, if there is one.
@@ -30,7 +30,7 @@ enum Document {
 ///
 /// # Errors
 /// When there is none; what is there instead is told.
-pub(super) fn find_image(session: &Session<'_>, source: &Source, platform: &Platform) -> Result<Found> {
+pub(super) fn find_image(session: &Session<'_>, source: &RemoteImage, platform: &Platform) -> Result<FetchedManifest> {
     let found = find(session, source, platform)?;
     match artifact::kind_of(&found.manifest) {
         None => Ok(found),
@@ -39,11 +39,11 @@ pub(super) fn find_image(session: &Session<'_>, source: &Source, platform: &Plat
 }
 
 /// The manifest for a platform, whatever it is of.
-pub(super) fn find(session: &Session<'_>, source: &Source, platform: &Platform) -> Result<Found> {
+pub(super) fn find(session: &Session<'_>, source: &RemoteImage, platform: &Platform) -> Result<FetchedManifest> {
     let (mut bytes, digest) = fetch(session, &source.reference(), source.digest)?;
     for _ in 0..INDEX_DEPTH {
         let index = match document(session, &bytes)? {
-            Document::Manifest(manifest) => return Ok(Found { manifest, bytes, digest }),
+            Document::Manifest(manifest) => return Ok(FetchedManifest { manifest, bytes, digest }),
             Document::Index(index) => index,
         };
         let chosen = match index.choose(platform).or_else(|| only_artifact(&index)) {

@@ -68,7 +68,7 @@ use crate::image::digest::Digest;
 use crate::image::spec::Descriptor;
 
 pub use artifact::{Written, pull_artifact};
-pub use pull::{Pulled, Source, pull};
+pub use pull::{Pulled, RemoteImage, pull};
 pub use push::{PushOptions, Pushed, push};
 pub use session::log_in;
 

@@ -23,14 +23,14 @@ use crate::registry::session::{Access, Session};
 use crate::registry::spool::Spool;
 use crate::registry::{AT_ONCE, Options, Progress, manifest};
 use crate::store::load::LoadOptions;
-use crate::store::{AddedLayer, Layer, NewLayer, Slot, Step, Transaction, blob_mark, rounds};
+use crate::store::{AddedLayer, Layer, LayerEvent, NewLayer, Slot, Transaction, blob_mark, rounds};
 
 /// Bytes that are passed on at once.
 const CHUNK: usize = 128 << 10;
 
 /// What to pull: a tag, or what has a digest.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Source {
+pub struct RemoteImage {
     /// Registry, repository and tag; the tag means nothing beside a digest.
     pub name: Reference,
     /// The digest of a manifest or index.
@@ -38,7 +38,7 @@ pub struct Source {
 }
 
 /// `NAME[:TAG][@DIGEST]`
-impl FromStr for Source {
+impl FromStr for RemoteImage {
     type Err = ImageError;
 
     fn from_str(text: &str) -> Result<Self> {
@@ -50,7 +50,7 @@ impl FromStr for Source {
     }
 }
 
-impl Source {
+impl RemoteImage {
     pub(super) fn reference(&self) -> String {
         self.digest.map_or_else(|| self.name.tag().to_owned(), |digest| digest.to_string())
     }
@@ -73,7 +73,7 @@ pub struct Pulled {
 /// When the registry cannot be reached, does not have it, or does not keep its word; nothing must then be published.
 pub fn pull(
     into: &mut Transaction<'_>,
-    source: &Source,
+    source: &RemoteImage,
     registry: &Options,
     options: &LoadOptions,
     progress: &dyn Progress,
@@ -293,11 +293,11 @@ impl<'t> Round<'t> {
     ) -> Result<Vec<AddedLayer>> {
         let mut trouble = Ok(());
         let added = into.add_layers(slots, &self.transfer.options.unpack, &mut |slot, step| match step {
-            Step::Begins | Step::Advances(_) => {}
-            Step::Ends if trouble.is_ok() => trouble = self.complete(slot - self.first),
-            Step::Ends => {}
+            LayerEvent::Begins | LayerEvent::Advances(_) => {}
+            LayerEvent::Ends if trouble.is_ok() => trouble = self.complete(slot - self.first),
+            LayerEvent::Ends => {}
             // Readers wait for blobs that nobody needs any more.
-            Step::Fails => cancelled.store(true, Ordering::Relaxed),
+            LayerEvent::Fails => cancelled.store(true, Ordering::Relaxed),
         });
         // Whether this or the blob's digest tells of a damaged blob depends on which thread comes first.
         let added = added.map_err(|error| self.transfer.session.error(error.to_string()))?;
@@ -330,11 +330,11 @@ mod tests {
             ("debian@DIGEST", "docker.io/library/debian:latest", true),
             ("a.example/b:1@DIGEST", "a.example/b:1", true),
         ] {
-            let source: Source = text.replace("DIGEST", &digest.to_string()).parse().expect(text);
+            let source: RemoteImage = text.replace("DIGEST", &digest.to_string()).parse().expect(text);
             assert_eq!((source.name.full().as_str(), source.digest.is_some()), (name, pinned), "{text}");
         }
         for bad in ["", "@", "debian@", "debian@sha256:00", "Debian"] {
-            assert!(bad.parse::<Source>().is_err(), "{bad}");
+            assert!(bad.parse::<RemoteImage>().is_err(), "{bad}");
         }
     }
 }

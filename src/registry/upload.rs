@@ -14,7 +14,7 @@ use crate::registry::retry::{self, Patience};
 use crate::registry::session::Session;
 
 /// How far an upload is.
-enum State {
+enum UploadState {
     /// Nothing is open at the registry.
     Closed,
     /// The registry takes bytes at this address; some may be there.
@@ -27,7 +27,7 @@ enum State {
 struct Upload<'u> {
     session: &'u Session<'u>,
     descriptor: &'u Descriptor,
-    state: State,
+    state: UploadState,
     /// The farthest that the registry has come.
     best: u64,
     /// True if some bytes were sent to an upload that was begun by an earlier attempt.
@@ -45,7 +45,7 @@ pub(super) fn upload(
     from: &mut (impl Read + Seek),
     reaches: &dyn Fn(u64),
 ) -> Result<()> {
-    let mut upload = Upload { session, descriptor, state: State::Closed, best: 0, resumed: false, reaches };
+    let mut upload = Upload { session, descriptor, state: UploadState::Closed, best: 0, resumed: false, reaches };
     let mut patience = session.patience();
     let named = |error: io::Error| session.error(format!("blob {}: {error}", descriptor.digest));
     loop {
@@ -58,9 +58,9 @@ pub(super) fn upload(
 
 impl Upload<'_> {
     fn attempt(&mut self, from: &mut (impl Read + Seek), patience: &mut Patience<'_>) -> io::Result<()> {
-        let place = match std::mem::replace(&mut self.state, State::Closed) {
-            State::Closed => self.send_from(self.begin(patience)?, 0, from)?,
-            State::Open(begun) => match self.resume(&begun, patience)? {
+        let place = match std::mem::replace(&mut self.state, UploadState::Closed) {
+            UploadState::Closed => self.send_from(self.begin(patience)?, 0, from)?,
+            UploadState::Open(begun) => match self.resume(&begun, patience)? {
                 Some((place, position)) => {
                     if position > self.best {
                         self.best = position;
@@ -71,7 +71,7 @@ impl Upload<'_> {
                 }
                 None => self.send_from(self.begin(patience)?, 0, from)?,
             },
-            State::Complete(place) => {
+            UploadState::Complete(place) => {
                 if self.is_there(patience)? {
                     return Ok(());
                 }
@@ -96,7 +96,7 @@ impl Upload<'_> {
         if left == 0 && position > 0 {
             return Ok(place);
         }
-        self.state = State::Open(place.clone());
+        self.state = UploadState::Open(place.clone());
         from.seek(SeekFrom::Start(position))?;
         let mut counted = Counted { inner: from, position, reaches: self.reaches };
         let mut request = Request::new(Method::PATCH, place.clone()).with("content-type", "application/octet-stream");
@@ -114,14 +114,14 @@ impl Upload<'_> {
 
     fn complete(&mut self, place: Uri) -> io::Result<()> {
         let whole = with_digest(&place, &self.descriptor.digest)?;
-        self.state = State::Complete(place);
+        self.state = UploadState::Complete(place);
         let request = Request::new(Method::PUT, whole).once();
         let response = self.session.send_patiently(request, &mut self.session.patience())?;
         match response.status {
             200..=299 => Ok(()),
             status => {
                 if !retry::is_passing(status) && status != 401 {
-                    self.state = State::Closed;
+                    self.state = UploadState::Closed;
                 }
                 // Where a registry was wrong about how far it was, all of it is sent again.
                 if status == 400 && std::mem::take(&mut self.resumed) {

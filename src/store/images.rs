@@ -7,7 +7,7 @@ use crate::image::reference::{ImageQuery, Reference};
 use crate::image::spec::{self, Descriptor, Index, Manifest};
 use crate::image::{ImageError, Result};
 use crate::store::annotations::{ORIGINAL_MANIFEST, REPO_DIGESTS};
-use crate::store::index::{self, name_of};
+use crate::store::image_index::{self, name_of};
 use crate::store::{Freed, Layer, Store};
 
 /// An image of the store.
@@ -139,7 +139,7 @@ impl Store {
         let _lock = self.lock_shared()?;
         self.update_index(|index| {
             refuse_if_gone(index, image)?;
-            index::add(index, &image.descriptor, std::slice::from_ref(name));
+            image_index::add(index, &image.descriptor, std::slice::from_ref(name));
             Ok(())
         })
     }
@@ -190,7 +190,7 @@ impl Store {
         }
         self.update_index(|index| {
             for name in &untagged {
-                index::remove_name(index, name);
+                image_index::remove_name(index, name);
             }
             Ok(())
         })?;
@@ -204,7 +204,7 @@ impl Store {
             self.refuse_if_used(image)?;
         }
         self.update_index(|index| {
-            index::remove_entries(index, |entry| entry.digest == image.descriptor.digest);
+            image_index::remove_entries(index, |entry| entry.digest == image.descriptor.digest);
             Ok(())
         })?;
         Ok(Removed { untagged, deleted: Some(image.id()), freed: self.sweep()? })
@@ -223,7 +223,7 @@ impl Store {
             return self.delete(image, vec![reference], force);
         }
         self.update_index(|index| {
-            index::remove_word(index, &image.descriptor.digest, REPO_DIGESTS, &reference);
+            image_index::remove_word(index, &image.descriptor.digest, REPO_DIGESTS, &reference);
             Ok(())
         })?;
         Ok(Removed { untagged: vec![reference], deleted: None, freed: Freed::default() })
@@ -244,7 +244,7 @@ impl Store {
                 ImageQuery::NamedOrId(name, id) => named(name) || begins(id),
             }
         };
-        let removed = self.update_index(|index| Ok(index::remove_entries(index, |entry| is_meant(entry))))?;
+        let removed = self.update_index(|index| Ok(image_index::remove_entries(index, |entry| is_meant(entry))))?;
         if removed.is_empty() {
             return Ok(None);
         }

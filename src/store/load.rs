@@ -3,13 +3,13 @@
 use std::fs::File;
 use std::io;
 
-use crate::image::archive::{Archive, FoundImage, FoundLayer, Source, Spooling, check, digest_in_name, size};
+use crate::image::archive::{Archive, ArchiveInput, FoundImage, FoundLayer, Spooling, check, digest_in_name, size};
 use crate::image::digest::Digest;
 use crate::image::reference::Reference;
 use crate::image::spec::Platform;
 use crate::image::unpack::UnpackOptions;
 use crate::image::{IoContext, Result};
-use crate::store::{Layer, NewLayer, Slot, Step, Transaction, rounds};
+use crate::store::{Layer, LayerEvent, NewLayer, Slot, Transaction, rounds};
 
 /// How to load.
 #[derive(Clone, Debug, Default)]
@@ -55,7 +55,7 @@ pub struct Loaded {
 ///
 /// # Errors
 /// When it cannot be read.
-pub fn open(into: &Transaction<'_>, source: Source<'_>, options: &LoadOptions) -> Result<Archive> {
+pub fn open(into: &Transaction<'_>, source: ArchiveInput<'_>, options: &LoadOptions) -> Result<Archive> {
     let known = |member: &str| {
         let digest = digest_in_name(member).filter(|_| !options.keep_blobs);
         digest.is_some_and(|digest| matches!(into.find_layer(&[], &digest), Ok(Some(_))))
@@ -146,10 +146,10 @@ fn add_some(
     let added = into.add_layers(slots, &options.unpack, &mut |slot, step| {
         let at = slot - offset;
         match step {
-            Step::Begins => progress.begins(&layers[at].diff_id, lengths[at]),
-            Step::Advances(bytes) => progress.advances(bytes),
-            Step::Ends => progress.ends(&layers[at].diff_id),
-            Step::Fails => {}
+            LayerEvent::Begins => progress.begins(&layers[at].diff_id, lengths[at]),
+            LayerEvent::Advances(bytes) => progress.advances(bytes),
+            LayerEvent::Ends => progress.ends(&layers[at].diff_id),
+            LayerEvent::Fails => {}
         }
     })?;
     let checked = layers.iter().zip(added.iter().zip(new).skip(offset)).filter(|(_, (_, new))| *new);

@@ -26,8 +26,8 @@
 mod annotations;
 pub mod create;
 mod gc;
+mod image_index;
 mod images;
-mod index;
 mod layers;
 pub mod load;
 pub mod save;
@@ -54,7 +54,7 @@ pub use gc::Freed;
 pub use images::short_id;
 pub use images::{Image, Removed};
 pub use layers::{Layer, LayerRecord};
-pub use together::{NewLayer, Slot, Step, rounds};
+pub use together::{LayerEvent, NewLayer, Slot, rounds};
 pub(crate) use transaction::open_topmost_first;
 pub use transaction::{AddedLayer, Transaction};
 pub use verify::{Damage, Repaired, Untrusted, Verification};

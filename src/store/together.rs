@@ -43,7 +43,7 @@ pub enum Slot<'a> {
 }
 
 /// What happens to a new layer, in the order of the stack.
-pub enum Step {
+pub enum LayerEvent {
     /// It is the next one of which is told.
     Begins,
     /// So many more bytes of its input were read.
@@ -73,7 +73,7 @@ pub fn rounds<'l, T>(layers: &'l [T], diff_id: impl Fn(&T) -> Digest, options: &
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum State {
+enum SlotState {
     Open,
     Complete,
     Failed,
@@ -82,12 +82,12 @@ enum State {
 /// How far each slot is.
 struct Board {
     /// Protects the states; whoever changes one wakes those who wait for it.
-    states: Mutex<Vec<State>>,
+    states: Mutex<Vec<SlotState>>,
     changed: Condvar,
 }
 
 impl Board {
-    fn set(&self, slot: usize, state: State) {
+    fn set(&self, slot: usize, state: SlotState) {
         if let Some(entry) = self.states.lock().get_mut(slot) {
             *entry = state;
         }
@@ -99,10 +99,10 @@ impl Board {
         let mut states = self.states.lock();
         loop {
             let below = states.get(..slot).unwrap_or_default();
-            if below.contains(&State::Failed) {
+            if below.contains(&SlotState::Failed) {
                 return false;
             }
-            if below.iter().all(|state| *state == State::Complete) {
+            if below.iter().all(|state| *state == SlotState::Complete) {
                 return true;
             }
             self.changed.wait(&mut states);
@@ -111,20 +111,20 @@ impl Board {
 
     /// Whether a slot below has failed.
     fn fails_below(&self, slot: usize) -> bool {
-        self.states.lock().iter().take(slot).any(|state| *state == State::Failed)
+        self.states.lock().iter().take(slot).any(|state| *state == SlotState::Failed)
     }
 
     /// Whether a slot is still being unpacked.
     fn is_at_work(&self) -> bool {
         let states = self.states.lock();
-        states.contains(&State::Open) && !states.contains(&State::Failed)
+        states.contains(&SlotState::Open) && !states.contains(&SlotState::Failed)
     }
 
     /// Waits a moment; the slot's state then.
-    fn look(&self, slot: usize) -> State {
+    fn look(&self, slot: usize) -> SlotState {
         let mut states = self.states.lock();
-        let state = |states: &Vec<State>| states.get(slot).copied().unwrap_or(State::Failed);
-        if state(&states) == State::Open {
+        let state = |states: &Vec<SlotState>| states.get(slot).copied().unwrap_or(SlotState::Failed);
+        if state(&states) == SlotState::Open {
             self.changed.wait_for(&mut states, TELL);
         }
         state(&states)
@@ -135,7 +135,7 @@ impl Board {
 struct Mark<'b> {
     board: &'b Board,
     slot: usize,
-    outcome: State,
+    outcome: SlotState,
 }
 
 impl Drop for Mark<'_> {
@@ -161,20 +161,20 @@ impl Transaction<'_> {
         &mut self,
         slots: Vec<Slot<'_>>,
         options: &UnpackOptions,
-        tell: &mut dyn FnMut(usize, Step),
+        tell: &mut dyn FnMut(usize, LayerEvent),
     ) -> Result<Vec<AddedLayer>> {
         let (mut fds, mut states, mut jobs, mut there) = (Vec::<OwnedFd>::new(), Vec::new(), Vec::new(), Vec::new());
         for (slot, content) in slots.into_iter().enumerate() {
             match content {
                 Slot::There(layer) => {
                     fds.push(layer.open_diff()?);
-                    states.push(State::Complete);
+                    states.push(SlotState::Complete);
                     there.push(Some(layer));
                 }
                 Slot::New(layer) => {
                     let staged = self.stage_layer()?;
                     fds.push(staged.open()?);
-                    states.push(State::Open);
+                    states.push(SlotState::Open);
                     there.push(None);
                     let layer = Mutex::new(layer);
                     jobs.push(Job { slot, staged, layer, read: AtomicU64::new(0), unpacked: Mutex::new(None) });
@@ -202,14 +202,14 @@ impl Transaction<'_> {
             let workers = std::thread::available_parallelism().map_or(1, usize::from).min(TOGETHER).min(jobs.len());
             (0..workers).for_each(|_| drop(scope.spawn(work)));
             for job in &jobs {
-                tell(job.slot, Step::Begins);
+                tell(job.slot, LayerEvent::Begins);
                 loop {
                     let state = board.look(job.slot);
-                    tell(job.slot, Step::Advances(job.read.swap(0, Ordering::Relaxed)));
+                    tell(job.slot, LayerEvent::Advances(job.read.swap(0, Ordering::Relaxed)));
                     match state {
-                        State::Open => {}
-                        State::Complete => break tell(job.slot, Step::Ends),
-                        State::Failed => break tell(job.slot, Step::Fails),
+                        SlotState::Open => {}
+                        SlotState::Complete => break tell(job.slot, LayerEvent::Ends),
+                        SlotState::Failed => break tell(job.slot, LayerEvent::Fails),
                     }
                 }
             }
@@ -238,7 +238,7 @@ impl Transaction<'_> {
 
 /// Unpacks one, unless one below it has failed already.
 fn run(job: &Job<'_>, board: &Board, fds: &[BorrowedFd<'_>], options: &UnpackOptions) {
-    let mut mark = Mark { board, slot: job.slot, outcome: State::Failed };
+    let mut mark = Mark { board, slot: job.slot, outcome: SlotState::Failed };
     let lowers: Vec<BorrowedFd<'_>> = fds.get(..job.slot).unwrap_or_default().iter().rev().copied().collect();
     let ready = || board.wait_below(job.slot);
     let mut layer = job.layer.lock();
@@ -250,7 +250,7 @@ fn run(job: &Job<'_>, board: &Board, fds: &[BorrowedFd<'_>], options: &UnpackOpt
     let unpacked = unpacked.and_then(|unpacked| check_diff_id(&name, &expected, &unpacked).map(|()| unpacked));
     let is_complete = unpacked.is_ok();
     if is_complete {
-        mark.outcome = State::Complete;
+        mark.outcome = SlotState::Complete;
     }
     *job.unpacked.lock() = Some(unpacked);
     drop(mark);

@@ -56,7 +56,7 @@ impl fmt::Display for What {
 
 /// One layer's part.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Step {
+pub struct Traced {
     /// The layer.
     pub diff_id: Digest,
     /// What it has there.
@@ -72,7 +72,7 @@ pub struct Step {
 ///
 /// # Errors
 /// When the path is not plain, or a layer cannot be read.
-pub fn trace(layers: &[Layer], path: &Path) -> Result<Vec<Step>> {
+pub fn trace(layers: &[Layer], path: &Path) -> Result<Vec<Traced>> {
     let mut names = Vec::new();
     for component in path.components() {
         let malformed = |why: &str| ImageError::malformed(path.display().to_string(), why);
@@ -101,7 +101,7 @@ pub fn trace(layers: &[Layer], path: &Path) -> Result<Vec<Step>> {
         let own_root = root.try_clone().at(layer.diff())?;
         if let Some(what) = look(own_root, &own).map_err(failed)? {
             let hidden_here = part.is_none() && (hidden || what.is_there());
-            traced.push(Step { diff_id: layer.record.diff_id, what, hidden: hidden_here });
+            traced.push(Traced { diff_id: layer.record.diff_id, what, hidden: hidden_here });
             hidden |= what.hides_below();
         }
     }

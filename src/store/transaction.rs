@@ -20,7 +20,7 @@ use crate::inventory;
 use crate::store::annotations::{ORIGINAL_MANIFEST, REPO_DIGESTS, VERIFIED_BLOBS, blob_mark};
 use crate::store::images::Image;
 use crate::store::layers::{Layer, LayerRecord};
-use crate::store::{Store, StoreLock, index};
+use crate::store::{Store, StoreLock, image_index};
 
 /// Layers, blobs and images that are about to be added. Dropped without [`publish`](Self::publish), it leaves
 /// the store as it was.
@@ -256,14 +256,14 @@ impl Transaction<'_> {
     /// Notes for an image that was added where it has been seen: `NAME@DIGEST`.
     pub fn add_repo_digest(&mut self, image: &Descriptor, repo_digest: &str) {
         for (descriptor, _) in self.images.iter_mut().filter(|(added, _)| added.digest == image.digest) {
-            index::add_words(descriptor, REPO_DIGESTS, repo_digest);
+            image_index::add_words(descriptor, REPO_DIGESTS, repo_digest);
         }
     }
 
     /// Notes for an image that was added which blobs were seen to be which layers.
     pub fn add_verified_blobs(&mut self, image: &Descriptor, marks: &[String]) {
         for (descriptor, _) in self.images.iter_mut().filter(|(added, _)| added.digest == image.digest) {
-            index::add_words(descriptor, VERIFIED_BLOBS, &marks.join(" "));
+            image_index::add_words(descriptor, VERIFIED_BLOBS, &marks.join(" "));
         }
     }
 
@@ -286,10 +286,10 @@ impl Transaction<'_> {
             let digest = self.add_blob(manifest)?;
             descriptor.annotations.insert(ORIGINAL_MANIFEST.to_owned(), digest.to_string());
         }
-        index::add_words(&mut descriptor, REPO_DIGESTS, repo_digest);
+        image_index::add_words(&mut descriptor, REPO_DIGESTS, repo_digest);
         let parsed: Manifest = spec::parse("manifest", manifest)?;
         for (blob, diff_id) in parsed.layers.iter().zip(image.config.diff_ids()) {
-            index::add_words(&mut descriptor, VERIFIED_BLOBS, &blob_mark(&blob.digest, diff_id));
+            image_index::add_words(&mut descriptor, VERIFIED_BLOBS, &blob_mark(&blob.digest, diff_id));
         }
         self.images.push((descriptor, Vec::new()));
         Ok(())
@@ -338,7 +338,7 @@ impl Transaction<'_> {
         self.sync()?;
         let add = |index: &mut spec::Index| {
             for (manifest, names) in &self.images {
-                index::add(index, manifest, names);
+                image_index::add(index, manifest, names);
             }
             Ok(())
         };

@@ -14,7 +14,7 @@ use crate::image::spec::{self, Descriptor, Index};
 use crate::image::{IoContext, Result};
 use crate::inventory::Unusable;
 use crate::store::gc::entries;
-use crate::store::{Image, Layer, Store, index};
+use crate::store::{Image, Layer, Store, image_index};
 
 /// Something that is not as it was.
 #[derive(Clone, Debug)]
@@ -101,7 +101,7 @@ impl Store {
             }
         };
         for entry in index.descriptors().filter(|entry| entry.is_manifest()) {
-            let name = index::name_of(entry);
+            let name = image_index::name_of(entry);
             match self.read_image(entry) {
                 Ok(image) => self.look_for_layers(&Image { names: name.into_iter().collect(), ..image }, &mut found),
                 Err(error) => {
@@ -209,7 +209,7 @@ impl Store {
                 index.descriptors().any(|entry| entry.digest == *manifest && self.read_image(entry).is_ok());
             match is_readable {
                 true => Ok(Vec::new()),
-                false => Ok(index::remove_entries(index, |entry| entry.digest == *manifest)),
+                false => Ok(image_index::remove_entries(index, |entry| entry.digest == *manifest)),
             }
         })?;
         Ok(removed.len() as u64)

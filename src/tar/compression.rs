@@ -109,10 +109,12 @@ pub(crate) fn sniff<R: Read>(mut input: R) -> io::Result<(Packing, Sniffed<R>)> 
 pub(crate) fn decoder<'a, R: BufRead + 'a>(input: R, packing: Packing) -> io::Result<Box<dyn Read + 'a>> {
     Ok(match packing {
         Packing::None => Box::new(input),
-        Packing::Gzip => Box::new(Members { state: State::Between(Peek::new(input)), open: open_gzip, packing }),
-        Packing::Zstd => Box::new(Members { state: State::Between(Peek::new(input)), open: open_zstd, packing }),
-        Packing::Xz => Box::new(Members { state: State::Between(Peek::new(input)), open: open_xz, packing }),
-        Packing::Bzip2 => Box::new(Members { state: State::Between(Peek::new(input)), open: open_bzip2, packing }),
+        Packing::Gzip => Box::new(Members { state: MemberState::Between(Peek::new(input)), open: open_gzip, packing }),
+        Packing::Zstd => Box::new(Members { state: MemberState::Between(Peek::new(input)), open: open_zstd, packing }),
+        Packing::Xz => Box::new(Members { state: MemberState::Between(Peek::new(input)), open: open_xz, packing }),
+        Packing::Bzip2 => {
+            Box::new(Members { state: MemberState::Between(Peek::new(input)), open: open_bzip2, packing })
+        }
     })
 }
 
@@ -163,7 +165,7 @@ fn open_bzip2<R: BufRead>(input: Peek<R>) -> io::Result<bzip2::bufread::BzDecode
     Ok(bzip2::bufread::BzDecoder::new(input))
 }
 
-enum State<R, M> {
+enum MemberState<R, M> {
     Between(Peek<R>),
     Inside(M),
     /// After the last member, or after an error.
@@ -172,7 +174,7 @@ enum State<R, M> {
 
 /// Members one after the other, then anything at all.
 struct Members<R, M> {
-    state: State<R, M>,
+    state: MemberState<R, M>,
     open: fn(Peek<R>) -> io::Result<M>,
     packing: Packing,
 }
@@ -183,26 +185,26 @@ impl<R: BufRead, M: Member<Peek<R>>> Read for Members<R, M> {
             return Ok(0);
         }
         loop {
-            match std::mem::replace(&mut self.state, State::Over) {
-                State::Between(mut input) => {
+            match std::mem::replace(&mut self.state, MemberState::Over) {
+                MemberState::Between(mut input) => {
                     if self.packing == Packing::Xz {
                         input.skip_zeros()?;
                     }
                     if Packing::sniff(input.peek()?) == self.packing {
-                        self.state = State::Inside((self.open)(input)?);
+                        self.state = MemberState::Inside((self.open)(input)?);
                     } else {
                         io::copy(&mut input, &mut io::sink())?;
                         return Ok(0);
                     }
                 }
-                State::Inside(mut member) => match member.read(buf)? {
-                    0 => self.state = State::Between(member.into_input()),
+                MemberState::Inside(mut member) => match member.read(buf)? {
+                    0 => self.state = MemberState::Between(member.into_input()),
                     count => {
-                        self.state = State::Inside(member);
+                        self.state = MemberState::Inside(member);
                         return Ok(count);
                     }
                 },
-                State::Over => return Ok(0),
+                MemberState::Over => return Ok(0),
             }
         }
     }

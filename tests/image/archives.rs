@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde_json::json;
-use stratafs::image::archive::Source;
+use stratafs::image::archive::ArchiveInput;
 use stratafs::image::digest::Digest;
 use stratafs::image::spec::Platform;
 use stratafs::image::unpack::UnpackOptions;
@@ -62,7 +62,8 @@ fn every_shape_by_every_way_gives_the_same_image() {
                 let path = scratch.dir.path().join("archive");
                 std::fs::write(&path, &bytes).unwrap();
                 let mut stream = &bytes[..];
-                let source = if from_file { Source::Path(&path) } else { Source::Stream(&mut stream, "stream") };
+                let source =
+                    if from_file { ArchiveInput::Path(&path) } else { ArchiveInput::Stream(&mut stream, "stream") };
                 let loaded = scratch.load_with(source, &LoadOptions::default(), &mut ()).expect(&what);
                 assert_eq!(loaded.len(), 1, "{what}");
                 assert_eq!(loaded[0].names[0].to_string(), "x:1", "{what}");
@@ -116,7 +117,7 @@ fn a_directory_too_with_blobs_that_are_links() {
     let blob = dir.join(blob_name(&gzip(&base_layer())));
     std::fs::rename(&blob, dir.join("elsewhere")).unwrap();
     std::os::unix::fs::symlink("../../elsewhere", &blob).unwrap();
-    scratch.load_with(Source::Path(&dir), &LoadOptions::default(), &mut ()).unwrap();
+    scratch.load_with(ArchiveInput::Path(&dir), &LoadOptions::default(), &mut ()).unwrap();
     assert_eq!(scratch.trees(&scratch.store.find("x:1").unwrap()).len(), 3);
 }
 
@@ -127,7 +128,7 @@ fn a_known_layer_is_not_read() {
         let path = scratch.dir.path().join("archive");
         std::fs::write(&path, &bytes).unwrap();
         let mut seen = Seen::default();
-        scratch.load_with(Source::Path(&path), &LoadOptions::default(), &mut seen).unwrap();
+        scratch.load_with(ArchiveInput::Path(&path), &LoadOptions::default(), &mut seen).unwrap();
         match shape {
             "docker hybrid" => assert_eq!((seen.begun.len(), seen.existing.len()), (3, 0), "{shape}"),
             _ => assert_eq!((seen.begun.len(), seen.existing.len(), seen.bytes), (0, 3, 0), "{shape}"),
@@ -190,7 +191,7 @@ fn saving_gives_back_what_was_loaded_in_every_format() {
     save::save(&scratch.store, &selection, Target::Path(&dir), options).unwrap();
     assert!(save::save(&scratch.store, &selection, Target::Path(&dir), options).is_err(), "not over what is there");
     let other = Scratch::new();
-    other.load_with(Source::Path(&dir), &LoadOptions::default(), &mut ()).unwrap();
+    other.load_with(ArchiveInput::Path(&dir), &LoadOptions::default(), &mut ()).unwrap();
     assert_eq!(other.trees(&other.store.find("x:1").unwrap()), trees);
 }
 
@@ -272,7 +273,7 @@ fn the_platform_is_chosen_from_an_index() {
         let scratch = Scratch::new();
         let options =
             LoadOptions { platform: platform.map(|p| p.parse::<Platform>().unwrap()), ..LoadOptions::default() };
-        scratch.load_with(Source::Stream(&mut &archive[..], "stream"), &options, &mut ())?;
+        scratch.load_with(ArchiveInput::Stream(&mut &archive[..], "stream"), &options, &mut ())?;
         let image = scratch.store.find("multi:1")?;
         Ok::<_, stratafs::image::ImageError>(image.config.platform().unwrap().architecture)
     };
@@ -290,7 +291,7 @@ fn kept_blobs_are_the_originals() {
     let files = oci("x:1", &gzip, "+gzip");
     let archive = tar_of(&files);
     let options = LoadOptions { keep_blobs: true, ..LoadOptions::default() };
-    scratch.load_with(Source::Stream(&mut &archive[..], "stream"), &options, &mut ()).unwrap();
+    scratch.load_with(ArchiveInput::Stream(&mut &archive[..], "stream"), &options, &mut ()).unwrap();
     let image = scratch.store.find("x:1").unwrap();
     let original = image.original_manifest().expect("an original manifest");
     assert!(String::from_utf8(scratch.store.read_blob(&original).unwrap()).unwrap().contains("kept"));
@@ -322,7 +323,7 @@ fn layers_unpacked_together_are_those_unpacked_one_by_one() {
         let scratch = Scratch::new();
         let unpack = UnpackOptions { threads, ..UnpackOptions::default() };
         let options = LoadOptions { unpack, ..LoadOptions::default() };
-        scratch.load_with(Source::Stream(&mut archive.as_slice(), "stream"), &options, &mut ()).unwrap();
+        scratch.load_with(ArchiveInput::Stream(&mut archive.as_slice(), "stream"), &options, &mut ()).unwrap();
         assert!(scratch.store.verify().unwrap().damages.is_empty());
         scratch.listing()
     };

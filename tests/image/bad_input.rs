@@ -1,7 +1,7 @@
 //! Archives that are broken or lie: one clear line, nothing stored, the store unharmed.
 
 use serde_json::json;
-use stratafs::image::archive::Source;
+use stratafs::image::archive::ArchiveInput;
 use stratafs::image::digest::Digest;
 use stratafs::store::load::LoadOptions;
 
@@ -17,7 +17,7 @@ fn refused(bytes: &[u8]) -> String {
     assert!(!error.contains('\n'), "{error}");
     let path = scratch.dir.path().join("archive");
     std::fs::write(&path, bytes).unwrap();
-    let from_file = scratch.load_with(Source::Path(&path), &LoadOptions::default(), &mut ());
+    let from_file = scratch.load_with(ArchiveInput::Path(&path), &LoadOptions::default(), &mut ());
     from_file.expect_err("must be refused from a file too");
     drop(scratch.store.begin().unwrap());
     assert_eq!(scratch.listing(), before, "{error}");
@@ -175,13 +175,13 @@ fn links_that_lead_out_or_round() {
     for target in ["/etc/passwd", "../outside", "index.json"] {
         std::fs::write(scratch.dir.path().join("outside"), r#"{"schemaVersion":2,"manifests":[]}"#).unwrap();
         std::os::unix::fs::symlink(target, dir.join("index.json")).unwrap();
-        let result = scratch.load_with(Source::Path(&dir), &LoadOptions::default(), &mut ());
+        let result = scratch.load_with(ArchiveInput::Path(&dir), &LoadOptions::default(), &mut ());
         assert!(result.is_err(), "{target}");
         std::fs::remove_file(dir.join("index.json")).unwrap();
     }
     let made = std::process::Command::new("mkfifo").arg(dir.join("index.json")).status().unwrap();
     assert!(made.success());
-    let error = scratch.load_with(Source::Path(&dir), &LoadOptions::default(), &mut ()).unwrap_err().to_string();
+    let error = scratch.load_with(ArchiveInput::Path(&dir), &LoadOptions::default(), &mut ()).unwrap_err().to_string();
     assert!(error.contains("index.json is not a regular file"), "{error}");
 }
 
@@ -303,7 +303,7 @@ fn a_bomb_does_not_fill_the_disk() {
     let load = |limits: Limits| {
         let options =
             LoadOptions { unpack: UnpackOptions { limits, ..UnpackOptions::default() }, ..LoadOptions::default() };
-        let error = scratch.load_with(Source::Stream(&mut &bomb[..], "stream"), &options, &mut ()).unwrap_err();
+        let error = scratch.load_with(ArchiveInput::Stream(&mut &bomb[..], "stream"), &options, &mut ()).unwrap_err();
         error.to_string()
     };
     let limited = load(Limits { ratio_from: 1 << 20, ..Limits::default() });

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use stratafs::image::archive::Source;
+use stratafs::image::archive::ArchiveInput;
 use stratafs::image::config::chain_ids;
 use stratafs::image::digest::Digest;
 use stratafs::store::load::LoadOptions;
@@ -114,7 +114,7 @@ impl Drop for Engine {
 /// Loads one image from an archive of another program into a store of its own: its id and its flattened tree.
 fn loaded_tree(path: &Path, name: &str) -> (Digest, BTreeMap<String, String>) {
     let scratch = Scratch::new();
-    let loaded = scratch.load_with(Source::Path(path), &LoadOptions::default(), &mut ()).expect(name);
+    let loaded = scratch.load_with(ArchiveInput::Path(path), &LoadOptions::default(), &mut ()).expect(name);
     let found = loaded.iter().find(|image| image.names.iter().any(|known| known.to_string() == name));
     let id = found.unwrap_or_else(|| panic!("no {name} in {loaded:?}")).id;
     (id, flattened(&scratch, name))

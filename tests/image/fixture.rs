@@ -6,7 +6,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 use stratafs::image::Result;
-use stratafs::image::archive::Source;
+use stratafs::image::archive::ArchiveInput;
 use stratafs::image::digest::Digest;
 use stratafs::store::load::{self, LoadOptions, Loaded, Progress};
 use stratafs::store::save::{self, Format, SaveOptions, Target};
@@ -187,12 +187,12 @@ impl Scratch {
     }
 
     pub fn load(&self, bytes: &[u8]) -> Result<Vec<Loaded>> {
-        self.load_with(Source::Stream(&mut &bytes[..], "stream"), &LoadOptions::default(), &mut ())
+        self.load_with(ArchiveInput::Stream(&mut &bytes[..], "stream"), &LoadOptions::default(), &mut ())
     }
 
     pub fn load_with(
         &self,
-        source: Source<'_>,
+        source: ArchiveInput<'_>,
         options: &LoadOptions,
         progress: &mut dyn Progress,
     ) -> Result<Vec<Loaded>> {

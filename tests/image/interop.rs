@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use stratafs::image::archive::Source;
+use stratafs::image::archive::ArchiveInput;
 use stratafs::store::load::LoadOptions;
 use stratafs::store::save::{self, Format, SaveOptions, Target};
 use stratafs::tar::compression::Compression;
@@ -91,7 +91,7 @@ fn skopeo_copies_what_we_save_and_we_load_its_copies() {
             run("skopeo", &["copy", "--quiet", "--insecure-policy", &source, &destination]);
             let other = Scratch::new();
             let what = format!("{source} to {destination}");
-            let loaded = other.load_with(Source::Path(&copy), &LoadOptions::default(), &mut ()).expect(&what);
+            let loaded = other.load_with(ArchiveInput::Path(&copy), &LoadOptions::default(), &mut ()).expect(&what);
             // From docker's world to OCI's skopeo writes the config anew.
             let converted = !kind.starts_with("docker") && format == Format::DockerArchive;
             assert_eq!(loaded[0].id == id, !converted, "{what}");
@@ -142,7 +142,7 @@ fn umoci_unpacks_what_we_save_to_the_same_tree() {
     std::fs::remove_file(bundle.join("rootfs/usr/new")).unwrap();
     run("umoci", &["repack", "--image", &image, bundle.to_str().unwrap()]);
     let other = Scratch::new();
-    other.load_with(Source::Path(&path), &LoadOptions::default(), &mut ()).unwrap();
+    other.load_with(ArchiveInput::Path(&path), &LoadOptions::default(), &mut ()).unwrap();
     let ours = flattened(&other, "x:1");
     assert_eq!(without_directory_times(ours), without_directory_times(plain(tree(&bundle.join("rootfs")))));
 }
@@ -211,7 +211,7 @@ fn podman_loads_what_we_save_and_we_load_what_it_saves() {
             let copy = scratch.dir.path().join("podman-saved");
             podman.run(&["save", "--quiet", "--format", kind, "-o", copy.to_str().unwrap(), "x:1"]);
             let other = Scratch::new();
-            let loaded = other.load_with(Source::Path(&copy), &LoadOptions::default(), &mut ()).expect(kind);
+            let loaded = other.load_with(ArchiveInput::Path(&copy), &LoadOptions::default(), &mut ()).expect(kind);
             assert_eq!(loaded[0].id, id, "{path} {kind}");
             assert_eq!(flattened(&other, &loaded[0].id.hex()), expected, "{path} {kind}");
             if copy.is_dir() { std::fs::remove_dir_all(&copy).unwrap() } else { std::fs::remove_file(&copy).unwrap() }

@@ -257,7 +257,7 @@ fn a_path_is_traced_through_the_layers() {
     let layers = scratch.store.layers_of(&scratch.store.find("x:1").unwrap()).unwrap();
     let traced = |path: &str| -> Vec<String> {
         let number = |diff_id| layers.iter().position(|layer| layer.record.diff_id == diff_id).unwrap() + 1;
-        let line = |step: stratafs::store::trace::Step| {
+        let line = |step: stratafs::store::trace::Traced| {
             format!("{} {}{}", number(step.diff_id), step.what, if step.hidden { ", hidden" } else { "" })
         };
         stratafs::store::trace::trace(&layers, path.as_ref()).unwrap().into_iter().map(line).collect()

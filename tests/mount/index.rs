@@ -367,7 +367,7 @@ on_both! {
         sys::rename_with(&index.join(&names[0]), &index.join(&names[1]), RenameFlags::EXCHANGE).unwrap();
         let mount = layers.mount(driver);
         assert_eq!(entries(&mount), Vec::<String>::new());
-        let told = |name: &String| mount.log().contains(&format!("WARN stratafs::union::layer::index: index entry \"{name}\""));
+        let told = |name: &String| mount.log().contains(&format!("WARN stratafs::union::layer::index_dir: index entry \"{name}\""));
         assert!(driver == Driver::Overlayfs || names.iter().all(told), "{}", mount.log());
         assert_eq!((sys::text(&mount.at("a")), sys::text(&mount.at("p"))), ("x+".to_owned(), "p+".to_owned()));
     }

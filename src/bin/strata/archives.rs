@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use stratafs::container::{Container, CreateOptions, Driver, escaped_option, rootless};
-use stratafs::image::archive::{Archive, Source, Spooling};
+use stratafs::image::archive::{Archive, ArchiveInput, Spooling};
 use stratafs::image::reference::Reference;
 use stratafs::image::snapshot::{self, SnapshotOptions};
 use stratafs::image::spec::Platform;
@@ -41,9 +41,9 @@ pub fn load(store: &Store, args: &Load) -> Result<()> {
     let mut transaction = store.begin()?;
     let mut stdin = io::stdin();
     let source = match &args.input {
-        Some(path) => Source::Path(path),
+        Some(path) => ArchiveInput::Path(path),
         None if stdin.is_terminal() => bail!("nothing to load: give -i FILE, or an archive on standard input"),
-        None => Source::Stream(&mut stdin, "standard input"),
+        None => ArchiveInput::Stream(&mut stdin, "standard input"),
     };
     let archive = load::open(&transaction, source, &options)?;
     let loaded = load::load(&mut transaction, &archive, &options, &mut Report::new(args.quiet))?;
@@ -226,8 +226,8 @@ fn write_snapshot(
 pub fn unpack(args: &Unpack) -> Result<()> {
     let mut stdin = io::stdin();
     let source = match args.archive.as_os_str() == "-" {
-        true => Source::Stream(&mut stdin, "standard input"),
-        false => Source::Path(&args.archive),
+        true => ArchiveInput::Stream(&mut stdin, "standard input"),
+        false => ArchiveInput::Path(&args.archive),
     };
     let dir = std::path::absolute(&args.dir)?;
     let scratch = dir.parent().unwrap_or(Path::new("/"));

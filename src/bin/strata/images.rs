@@ -10,7 +10,7 @@ use stratafs::image::digest::Digest;
 use stratafs::image::reference::Reference;
 use stratafs::image::time::Timestamp;
 use stratafs::inventory::Unusable;
-use stratafs::store::trace::Step;
+use stratafs::store::trace::Traced;
 use stratafs::store::{Image, Layer, Removed, Repaired, Store, short_id};
 use stratafs::text::shown_path;
 
@@ -313,7 +313,8 @@ pub fn which(store: &Store, args: &Which) -> Result<()> {
     let layers = store.layers_of(&image)?;
     let found = stratafs::store::trace::trace(&layers, &args.path)?;
     if args.json {
-        let value = |step: &Step| json!({"DiffId": step.diff_id, "What": step.what.to_string(), "Hidden": step.hidden});
+        let value =
+            |step: &Traced| json!({"DiffId": step.diff_id, "What": step.what.to_string(), "Hidden": step.hidden});
         return Ok(print_json(&found.iter().map(value).collect())?);
     }
     if !found.iter().any(|step| !step.hidden && step.what.is_there()) {
@@ -323,7 +324,7 @@ pub fn which(store: &Store, args: &Which) -> Result<()> {
         let visible = found.iter().find(|step| !step.hidden && step.what.is_there());
         return Ok(visible.map_or(Ok(()), |step| print_line(&step.diff_id.to_string()))?);
     }
-    let row = |step: &Step| {
+    let row = |step: &Traced| {
         let hidden = if step.hidden { "hidden" } else { "" };
         vec![short_id(&step.diff_id), step.what.to_string(), hidden.to_owned()]
     };

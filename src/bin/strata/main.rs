@@ -21,7 +21,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::Parser;
 use stratafs::image::ImageError;
-use stratafs::registry::Source;
+use stratafs::registry::RemoteImage;
 use stratafs::store::Store;
 use tracing_subscriber::EnvFilter;
 
@@ -80,7 +80,7 @@ fn remedy(error: &anyhow::Error) -> String {
     match error.downcast_ref() {
         // An id would parse as a name too.
         Some(ImageError::NoSuchImage { name, near: None })
-            if !name.starts_with("sha256:") && name.parse::<Source>().is_ok() =>
+            if !name.starts_with("sha256:") && name.parse::<RemoteImage>().is_ok() =>
         {
             format!("; strata pull {name} gets one")
         }

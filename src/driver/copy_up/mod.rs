@@ -14,7 +14,7 @@ use crate::driver::node::{ContentRef, CopyUpGuard, Indexed, NamesWrite, Node, No
 use crate::driver::types::{Errno, Result};
 use crate::marks::Mark;
 use crate::union::layer::{FileType, LayerId, Staged, Stat, TimeTo, Times, UpperDir};
-use stage::{Plan, Source, stage};
+use stage::{CopySource, Plan, stage};
 
 /// How much of a file a caller needs in the upper.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,7 +103,7 @@ impl Overlay {
             sync: !upper.is_volatile() && !self.config.ignore_fsync,
         };
         let content_fd = content.as_ref().map(|(_, file)| file.as_fd());
-        let source = Source { dir: &source_dir, name: source_name, stat: &stat, content: content_fd };
+        let source = CopySource { dir: &source_dir, name: source_name, stat: &stat, content: content_fd };
         let staged = stage(upper, &self.copier, &source, &plan)?;
         let keeps_below = plan.metacopy && stat.file_type() == FileType::Regular;
         let content = match content {

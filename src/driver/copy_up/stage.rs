@@ -16,7 +16,7 @@ use crate::sys::xattr::{self, Target};
 use crate::union::layer::{Dir, FileType, Staged, Stat, TimeTo, Times, UpperLayer, classify};
 
 /// What to copy.
-pub struct Source<'a> {
+pub struct CopySource<'a> {
     /// Directory in its layer.
     pub dir: &'a Dir,
     /// Name in that directory; empty: the directory itself.
@@ -72,7 +72,7 @@ impl Plan<'_> {
 pub fn stage<'u>(
     upper: &'u UpperLayer,
     copier: &Copier,
-    source: &Source<'_>,
+    source: &CopySource<'_>,
     plan: &Plan<'_>,
 ) -> Result<Staged<'u>, Errno> {
     let work = upper.work()?;
@@ -105,7 +105,7 @@ pub fn stage<'u>(
 ///
 /// # Errors
 /// Those of reading and writing.
-pub fn copy_content(copier: &Copier, source: &Source<'_>, to: BorrowedFd<'_>, length: u64) -> Result<(), Errno> {
+pub fn copy_content(copier: &Copier, source: &CopySource<'_>, to: BorrowedFd<'_>, length: u64) -> Result<(), Errno> {
     match source.content {
         Some(content) => copier.copy(content, to, &Stat::of(content, c"")?, length),
         None => copier.copy(source.dir.open_file(source.name)?.as_fd(), to, source.stat, length),
@@ -120,7 +120,12 @@ fn target<'a>(staged: &'a Staged<'_>) -> Result<Target<'a>, Errno> {
     }
 }
 
-fn copy_attributes(upper: &UpperLayer, staged: &Staged<'_>, source: &Source<'_>, plan: &Plan<'_>) -> Result<(), Errno> {
+fn copy_attributes(
+    upper: &UpperLayer,
+    staged: &Staged<'_>,
+    source: &CopySource<'_>,
+    plan: &Plan<'_>,
+) -> Result<(), Errno> {
     let stat = source.stat;
     let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
     let owner_in_inode = plan.kept.as_ref().is_none_or(|k| stat.file_type() == FileType::Symlink && !k.privileged);
@@ -185,7 +190,7 @@ pub fn is_mark(key: &[u8]) -> bool {
     })
 }
 
-fn copy_xattrs(to: Target<'_>, source: &Source<'_>, plan: &Plan<'_>) -> Result<(), Errno> {
+fn copy_xattrs(to: Target<'_>, source: &CopySource<'_>, plan: &Plan<'_>) -> Result<(), Errno> {
     for key in source.dir.list_xattrs(source.name)?.split(|&b| b == 0).filter(|k| !k.is_empty()) {
         let is_acl = key.starts_with(b"system.posix_acl_");
         if is_mark(key) || (is_acl && !plan.acls) || (!is_acl && !plan.xattrs) {

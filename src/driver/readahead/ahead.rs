@@ -51,7 +51,7 @@ const SORTED: usize = 4096;
 #[derive(Debug, Default)]
 pub(in crate::driver) struct ReadAhead {
     /// Leaf lock.
-    state: Mutex<State>,
+    state: Mutex<AheadState>,
     work: Condvar,
     /// A thread is there.
     attended: AtomicBool,
@@ -60,7 +60,7 @@ pub(in crate::driver) struct ReadAhead {
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct AheadState {
     runs: VecDeque<Run>,
     jobs: VecDeque<Job>,
     /// The order of the last run that was believed.
@@ -129,7 +129,7 @@ struct Job {
     run: Run,
 }
 
-impl State {
+impl AheadState {
     fn find(&mut self, dir: NodeId, order: Order) -> Option<&mut Run> {
         self.runs.iter_mut().find(|run| run.dir == dir && run.first.order() == order)
     }
@@ -428,37 +428,37 @@ mod tests {
     const DIR: NodeId = NodeId(7);
 
     /// Reads files at positions; for which the thread is called: the last position, and how many files.
-    fn read(state: &mut State, positions: impl IntoIterator<Item = u64>, waits: bool) -> Vec<(u64, u32)> {
+    fn read(state: &mut AheadState, positions: impl IntoIterator<Item = u64>, waits: bool) -> Vec<(u64, u32)> {
         let asked = positions.into_iter().filter_map(|position| state.note(DIR, Rank::Listed(position), waits));
         asked.map(|run| (if let Rank::Listed(last) = run.last { last } else { 0 }, run.count)).collect()
     }
 
     /// The thread's answer about the run as it is.
-    fn settle(state: &mut State, next: Option<Due>) {
+    fn settle(state: &mut AheadState, next: Option<Due>) {
         let run = state.find(DIR, Order::Listing).expect("it is remembered").clone();
         state.settle(&run, next);
     }
 
     #[test]
     fn what_is_in_memory_begins_nothing() {
-        let mut state = State::default();
+        let mut state = AheadState::default();
         assert_eq!(read(&mut state, 1..100, false), []);
         assert!(state.runs.is_empty());
     }
 
     #[test]
     fn some_files_in_order_that_wait_are_a_run() {
-        let mut state = State::default();
+        let mut state = AheadState::default();
         assert_eq!(read(&mut state, [10, 20, 30, 40, 50], true), [(30, 3)], "and the thread is called once");
         assert_eq!(read(&mut state, [90, 80, 70, 60, 50, 40], true), [], "it is at work");
-        let mut other = State::default();
+        let mut other = AheadState::default();
         assert_eq!(read(&mut other, (0..100).rev(), true), [], "against the order");
         assert_eq!(read(&mut other, [10, 10, 10, 10], true), [], "the same again");
     }
 
     #[test]
     fn a_run_goes_on_where_the_thread_said() {
-        let mut state = State::default();
+        let mut state = AheadState::default();
         read(&mut state, [10, 20, 30], true);
         settle(&mut state, Some(Due::Behind(Rank::Listed(100))));
         assert_eq!(read(&mut state, [40, 60, 80, 100], false), []);
@@ -470,7 +470,7 @@ mod tests {
 
     #[test]
     fn after_what_was_no_run_it_is_careful_again() {
-        let mut state = State { believed: Some(Order::Listing), ..State::default() };
+        let mut state = AheadState { believed: Some(Order::Listing), ..AheadState::default() };
         assert_eq!(read(&mut state, [10], true), [(10, 1)]);
         settle(&mut state, None);
         state.runs.clear();
@@ -479,7 +479,7 @@ mod tests {
 
     #[test]
     fn what_was_no_run_must_be_a_long_one() {
-        let mut state = State::default();
+        let mut state = AheadState::default();
         read(&mut state, [10, 20, 30], true);
         settle(&mut state, None);
         assert_eq!(read(&mut state, [1, 2, 3, 4], true), []);
@@ -489,7 +489,7 @@ mod tests {
 
     #[test]
     fn belief_ends_with_runs_that_are_none() {
-        let mut state = State { believed: Some(Order::Listing), ..State::default() };
+        let mut state = AheadState { believed: Some(Order::Listing), ..AheadState::default() };
         for dir in 0..100 {
             let run = state.note(NodeId(dir), Rank::Listed(10), true);
             assert!(run.is_none_or(|run| run.window() == FIRST_WINDOW));
@@ -499,7 +499,7 @@ mod tests {
 
     #[test]
     fn runs_lapse_when_all_is_in_memory() {
-        let mut state = State::default();
+        let mut state = AheadState::default();
         read(&mut state, [10], true);
         assert!((0..LAPSE).all(|_| state.is_running(false, false)));
         assert!(!state.is_running(false, false));
@@ -508,7 +508,7 @@ mod tests {
 
     #[test]
     fn the_orders_have_nothing_to_do_with_each_other() {
-        let mut state = State { believed: Some(Order::Listing), ..State::default() };
+        let mut state = AheadState { believed: Some(Order::Listing), ..AheadState::default() };
         let mut named = |name: &CStr| state.note(DIR, Rank::Named(Name::from(name)), true).map(|run| run.count);
         assert_eq!([c"a", c"b", c"c"].map(&mut named), [None, None, Some(3)]);
         assert_eq!(read(&mut state, [10], true), [(10, 1)]);
@@ -516,7 +516,7 @@ mod tests {
 
     #[test]
     fn only_some_directories_are_remembered() {
-        let mut state = State::default();
+        let mut state = AheadState::default();
         for dir in 0..100 {
             state.note(NodeId(dir), Rank::Listed(10), true);
             assert!(state.runs.len() <= RUNS);

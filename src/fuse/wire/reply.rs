@@ -219,14 +219,14 @@ const FUSE_ENTRY_OUT: usize = 40 + FUSE_ATTR;
 const FUSE_DIRENT: usize = 24;
 
 /// Takes a listing for `READDIR` or `READDIRPLUS`.
-pub(in crate::fuse) struct Listing<'a> {
+pub(in crate::fuse) struct DirReply<'a> {
     reply: &'a mut Reply,
     /// The payload must not grow past this.
     limit: usize,
     plus: bool,
 }
 
-impl<'a> Listing<'a> {
+impl<'a> DirReply<'a> {
     /// `size`: the room that the kernel has; `plus`: with looked-up entries.
     pub(in crate::fuse) fn new(reply: &'a mut Reply, size: u32, plus: bool) -> Self {
         let limit = usize::try_from(size).map_or(reply.bytes.len(), |size| reply.bytes.len().min(HEADER + size));
@@ -250,7 +250,7 @@ impl<'a> Listing<'a> {
     }
 }
 
-impl DirSink for Listing<'_> {
+impl DirSink for DirReply<'_> {
     fn push(&mut self, name: &DirEntry<'_>, entry: Option<&Entry>) -> bool {
         let start = self.reply.end;
         let before_name = if self.plus { FUSE_ENTRY_OUT + FUSE_DIRENT } else { FUSE_DIRENT };

@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::time::Duration;
 
 use super::opcode::Opcode;
-use super::reply::{Listing, Reply, Ttl};
+use super::reply::{DirReply, Reply, Ttl};
 use super::request::{CreateArgs, Header, Malformed, OpenArgs, Operation};
 use crate::driver::node::{NodeId, Timestamp};
 use crate::driver::types::{
@@ -472,7 +472,7 @@ fn listings() {
     let name = |name| DirEntry { name: OsStr::new(name), ino: 11, kind: 8, next: 1 };
     let mut reply = reply();
     // Room for two entries of 24 + 8 bytes; the third must be refused whole.
-    let mut listing = Listing::new(&mut reply, 64 + 31, false);
+    let mut listing = DirReply::new(&mut reply, 64 + 31, false);
     assert!(listing.push(&name("a"), None) && listing.push(&name("12345678"), None));
     assert!(!listing.push(&name("c"), None));
     let mut kernel = Kernel(reply.finish(7, Ok(())));
@@ -487,7 +487,7 @@ fn listings() {
 #[test]
 fn listings_with_entries() {
     let mut reply = reply();
-    let mut listing = Listing::new(&mut reply, 1 << 20, true);
+    let mut listing = DirReply::new(&mut reply, 1 << 20, true);
     let dot = DirEntry { name: OsStr::new("."), ino: 10, kind: 4, next: 1 };
     let file = DirEntry { name: OsStr::new("f"), ino: 11, kind: 8, next: 2 };
     assert!(listing.push(&dot, None) && listing.push(&file, Some(&entry())));
@@ -503,7 +503,7 @@ fn listings_with_entries() {
 #[test]
 fn listings_end_at_the_buffer() {
     let mut reply = Reply::new(100, Ttl::new(None));
-    let mut listing = Listing::new(&mut reply, u32::MAX, false);
+    let mut listing = DirReply::new(&mut reply, u32::MAX, false);
     let name = DirEntry { name: OsStr::new("a"), ino: 11, kind: 8, next: 1 };
     let taken = (0..10).filter(|_| listing.push(&name, None)).count();
     assert_eq!(taken, 3);

@@ -42,7 +42,7 @@ enum Backing {
 }
 
 /// Where an archive comes from.
-pub enum Source<'a> {
+pub enum ArchiveInput<'a> {
     /// A file or a directory.
     Path(&'a Path),
     /// A stream, and what to call it in messages.
@@ -161,10 +161,10 @@ impl Archive {
     ///
     /// # Errors
     /// When it cannot be read, or is neither a tar, nor a compressed tar, nor a directory.
-    pub fn open(source: Source<'_>, spooling: &Spooling<'_>) -> Result<Self> {
+    pub fn open(source: ArchiveInput<'_>, spooling: &Spooling<'_>) -> Result<Self> {
         let limits = spooling.limits.clone();
         match source {
-            Source::Path(path) => {
+            ArchiveInput::Path(path) => {
                 let name = path.display().to_string();
                 let file = File::open(path).at(path)?;
                 let backing = match FileType::from_raw_mode(fstat(&file).at(path)?.st_mode) {
@@ -174,7 +174,7 @@ impl Archive {
                 };
                 Ok(Self { name, limits, backing })
             }
-            Source::Stream(stream, name) => {
+            ArchiveInput::Stream(stream, name) => {
                 let backing = Backing::Members(Members::of_stream(name, stream, spooling)?);
                 Ok(Self { name: name.to_owned(), limits, backing })
             }

@@ -30,7 +30,7 @@ pub(crate) struct LowerFile {
 
 /// What a name is.
 #[derive(Clone, Debug)]
-pub(crate) enum Found {
+pub(crate) enum LowerEntry {
     Directory(LowerDir),
     Other(Box<LowerFile>),
 }
@@ -85,7 +85,7 @@ impl LowerView {
     }
 
     /// Looks `name` up in a merged directory.
-    pub(crate) fn lookup(&self, dir: &LowerDir, name: &[u8]) -> Result<Option<Found>> {
+    pub(crate) fn lookup(&self, dir: &LowerDir, name: &[u8]) -> Result<Option<LowerEntry>> {
         let found = match self.0.lookup(&dir.parts, &c_name(name)?) {
             // No layer can have it.
             Err(Errno::NAMETOOLONG) => None,
@@ -93,20 +93,20 @@ impl LowerView {
         };
         Ok(match found {
             None => None,
-            Some(Entry::Directory(parts)) => Some(Found::Directory(LowerDir { parts })),
+            Some(Entry::Directory(parts)) => Some(LowerEntry::Directory(LowerDir { parts })),
             Some(Entry::Other(file)) => {
                 let part =
                     LowerRef { layer: file.layer, xattr_whiteouts: false, number: None, path: file.path.clone() };
                 let (parent, name) = self.open_parent(&part)?;
                 let stat = confined::stat_entry(parent.as_fd(), name).at(part.path.to_bytes())?;
                 let stat = stat.ok_or_else(|| LayerError::io(part.path.to_bytes(), Errno::NOENT))?;
-                Some(Found::Other(Box::new(LowerFile { part, stat, file })))
+                Some(LowerEntry::Other(Box::new(LowerFile { part, stat, file })))
             }
         })
     }
 
     /// Looks a path up from the root; symbolic links are not followed.
-    pub(crate) fn lookup_path(&self, path: &[u8]) -> Result<Option<Found>> {
+    pub(crate) fn lookup_path(&self, path: &[u8]) -> Result<Option<LowerEntry>> {
         let mut dir = self.root()?;
         if dir.parts.is_empty() {
             return Ok(None);
@@ -114,12 +114,12 @@ impl LowerView {
         let mut names = components(path).peekable();
         while let Some(name) = names.next() {
             match self.lookup(&dir, name)? {
-                Some(Found::Directory(found)) => dir = found,
+                Some(LowerEntry::Directory(found)) => dir = found,
                 Some(other) if names.peek().is_none() => return Ok(Some(other)),
-                Some(Found::Other(_)) | None => return Ok(None),
+                Some(LowerEntry::Other(_)) | None => return Ok(None),
             }
         }
-        Ok(Some(Found::Directory(dir)))
+        Ok(Some(LowerEntry::Directory(dir)))
     }
 
     /// Names visible in the merged directory, sorted.

@@ -25,21 +25,21 @@ pub enum WhiteoutForm {
 
 /// The marks that unpacking writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Marks {
+pub struct MarkStyle {
     /// Where attributes go.
     pub namespace: Namespace,
     /// Form of whiteouts; where devices are not permitted, [`WhiteoutForm::Xattr`] is used all the same.
     pub whiteouts: WhiteoutForm,
 }
 
-impl Default for Marks {
+impl Default for MarkStyle {
     /// What the kernel writes for root.
     fn default() -> Self {
         Self { namespace: Namespace::Trusted, whiteouts: WhiteoutForm::Device }
     }
 }
 
-impl Marks {
+impl MarkStyle {
     /// What the kernel writes with `userxattr`, for users without privileges.
     pub const fn unprivileged() -> Self {
         Self { namespace: Namespace::User, whiteouts: WhiteoutForm::Device }

@@ -37,4 +37,4 @@ pub(crate) mod marks;
 pub(crate) mod path;
 
 pub use error::LayerError;
-pub use marks::{Marks, WhiteoutForm};
+pub use marks::{MarkStyle, WhiteoutForm};

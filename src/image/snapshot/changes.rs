@@ -8,7 +8,7 @@ use rustix::fs::AtFlags;
 
 use crate::image::layer::attributes::{self, Attributes, FileKind};
 use crate::image::layer::error::{AtPath, Result};
-use crate::image::layer::lower_view::{Found, LowerDir, LowerView};
+use crate::image::layer::lower_view::{LowerDir, LowerEntry, LowerView};
 use crate::image::layer::path::{join, split};
 use crate::image::snapshot::walk::{self, Visit, walk};
 
@@ -60,7 +60,7 @@ struct List {
 }
 
 impl List {
-    fn below(&self, path: &[u8]) -> Result<Option<Found>> {
+    fn below(&self, path: &[u8]) -> Result<Option<LowerEntry>> {
         if self.view.is_empty() { Ok(None) } else { self.view.lookup_path(path) }
     }
 
@@ -94,8 +94,8 @@ impl List {
                     self.record(path, ChangeKind::Added);
                     return Ok(());
                 }
-                Some(Found::Other(_)) => false,
-                Some(Found::Directory(dir)) => match dir.parts.first() {
+                Some(LowerEntry::Other(_)) => false,
+                Some(LowerEntry::Directory(dir)) => match dir.parts.first() {
                     Some(part) => !opaque && self.attributes_of(part, path)?.1 == *attributes,
                     None => false,
                 },
@@ -116,8 +116,8 @@ impl List {
     fn file(&mut self, path: &[u8], changed: &walk::Changed<'_>) -> Result<()> {
         let kind = match self.below(path)? {
             None => ChangeKind::Added,
-            Some(Found::Directory(_)) => ChangeKind::Changed,
-            Some(Found::Other(file)) => {
+            Some(LowerEntry::Directory(_)) => ChangeKind::Changed,
+            Some(LowerEntry::Other(file)) => {
                 let (kind, attributes, size) = self.attributes_of(&file.part, path)?;
                 // Size and time decide, as in rsync: contents are not read.
                 if (kind, &attributes, size) == (changed.kind, &changed.attributes, changed.stat.st_size) {

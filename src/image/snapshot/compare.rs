@@ -7,7 +7,7 @@ use rustix::fs::AtFlags;
 
 use crate::image::layer::attributes::{self, Attributes, FileKind};
 use crate::image::layer::error::{AtPath, Result};
-use crate::image::layer::lower_view::{Found, LowerDir, LowerFile, LowerView};
+use crate::image::layer::lower_view::{LowerDir, LowerEntry, LowerFile, LowerView};
 use crate::image::layer::path::{join, split};
 use crate::image::snapshot::changes::{Change, ChangeKind};
 use crate::union::layer::{FileId, LayerId, LowerRef};
@@ -59,7 +59,7 @@ impl Side {
         self.roots.get(&part.layer).copied()
     }
 
-    fn lookup(&self, dir: &LowerDir, name: &[u8]) -> Result<Option<Found>> {
+    fn lookup(&self, dir: &LowerDir, name: &[u8]) -> Result<Option<LowerEntry>> {
         self.view.lookup(dir, name)
     }
 
@@ -100,7 +100,12 @@ impl Comparison {
     }
 
     /// Compares what is at a path; directories in both, or in the new stack only, are still to be gone through.
-    fn compare(&mut self, path: Vec<u8>, before: Option<Found>, after: Option<Found>) -> Result<Option<Pending>> {
+    fn compare(
+        &mut self,
+        path: Vec<u8>,
+        before: Option<LowerEntry>,
+        after: Option<LowerEntry>,
+    ) -> Result<Option<Pending>> {
         match (before, after) {
             (None, None) => Ok(None),
             (Some(_), None) => {
@@ -111,13 +116,13 @@ impl Comparison {
                 self.record(&path, ChangeKind::Added);
                 Ok(directory(after).map(|new| Pending { path, old: None, new }))
             }
-            (Some(Found::Directory(old)), Some(Found::Directory(new))) => {
+            (Some(LowerEntry::Directory(old)), Some(LowerEntry::Directory(new))) => {
                 if !self.alike(&old.parts, &new.parts)? {
                     self.record(&path, ChangeKind::Changed);
                 }
                 Ok(Some(Pending { path, old: Some(old), new }))
             }
-            (Some(Found::Other(old)), Some(Found::Other(new))) => {
+            (Some(LowerEntry::Other(old)), Some(LowerEntry::Other(new))) => {
                 if !self.same_file(&old, &new)? {
                     self.record(&path, ChangeKind::Changed);
                 }
@@ -168,9 +173,9 @@ impl Comparison {
     }
 }
 
-fn directory(found: Found) -> Option<LowerDir> {
+fn directory(found: LowerEntry) -> Option<LowerDir> {
     match found {
-        Found::Directory(dir) => Some(dir),
-        Found::Other(_) => None,
+        LowerEntry::Directory(dir) => Some(dir),
+        LowerEntry::Other(_) => None,
     }
 }

@@ -12,7 +12,7 @@ use rustix::fs::{AtFlags, OFlags, Stat};
 use crate::confined;
 use crate::image::layer::attributes::{self, Attributes, FileKind};
 use crate::image::layer::error::{AtPath, LayerError, Result};
-use crate::image::layer::lower_view::{Found, LowerDir, LowerFile, LowerView, c_name, unknown};
+use crate::image::layer::lower_view::{LowerDir, LowerEntry, LowerFile, LowerView, c_name, unknown};
 use crate::image::layer::path::join;
 use crate::marks::AUFS_PREFIX;
 use crate::union::layer::LayerId;
@@ -99,7 +99,7 @@ struct Pending {
 /// An entry of a directory.
 enum Item {
     Upper,
-    Lower(Found),
+    Lower(LowerEntry),
     Whiteout,
 }
 
@@ -194,10 +194,10 @@ impl Walk<'_> {
         let path = join(&dir.path, name);
         match item {
             Item::Whiteout => visitor.visit(&path, &Change::Whiteout).map(|()| None),
-            Item::Lower(Found::Directory(lower)) => {
+            Item::Lower(LowerEntry::Directory(lower)) => {
                 Ok(Some(Pending { path, upper: None, lower: Some(lower), hidden: None, opaque: false, whole: true }))
             }
-            Item::Lower(Found::Other(file)) => {
+            Item::Lower(LowerEntry::Other(file)) => {
                 let (fd, lower_name) = self.view.open_parent(&file.part)?;
                 let (kind, attributes) = attributes::read(fd.as_fd(), lower_name, &file.stat).at(&path)?;
                 let place = Place::Lower { dir: fd.as_fd(), name: lower_name, file: &file };
@@ -236,8 +236,8 @@ impl Walk<'_> {
 
     fn upper_directory(&self, dir: &Pending, name: &[u8], path: Vec<u8>, found: merge::Found) -> Result<Pending> {
         let directory = |lower: &LowerDir| match self.view.lookup(lower, name) {
-            Ok(Some(Found::Directory(lower))) => Ok(Some(lower)),
-            Ok(Some(Found::Other(_)) | None) => Ok(None),
+            Ok(Some(LowerEntry::Directory(lower))) => Ok(Some(lower)),
+            Ok(Some(LowerEntry::Other(_)) | None) => Ok(None),
             Err(error) => Err(error),
         };
         let (part, parent) = dir.upper.as_ref().ok_or_else(|| LayerError::entry(&path, "no such upper directory"))?;

@@ -8,7 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use crate::confined;
 use crate::image::layer::attributes::{self, Attributes};
 use crate::image::layer::error::{AtPath, LayerError, Result, printable};
-use crate::image::layer::lower_view::Found;
+use crate::image::layer::lower_view::LowerEntry;
 use crate::image::layer::marks;
 use crate::image::layer::path::{components, join, normalise, split};
 use crate::image::unpack::entry::attributes_of;
@@ -84,7 +84,7 @@ impl Unpacking<'_> {
     fn imply_root(&mut self) -> Result<()> {
         let depended = self.outcome.depends_on_lower;
         let attributes = match self.found_below(b"")? {
-            Some(Found::Directory(dir)) => match dir.parts.first() {
+            Some(LowerEntry::Directory(dir)) => match dir.parts.first() {
                 Some(part) => {
                     let (fd, name) = self.lowers.open_parent(part)?;
                     let stat = rustix::fs::fstat(&fd).at(b"")?;
@@ -92,7 +92,7 @@ impl Unpacking<'_> {
                 }
                 None => Attributes::of_implied_directory(),
             },
-            Some(Found::Other(_)) | None => Attributes::of_implied_directory(),
+            Some(LowerEntry::Other(_)) | None => Attributes::of_implied_directory(),
         };
         let usual = Attributes::of_implied_directory();
         let unusual = Attributes { mtime: usual.mtime, ..attributes.clone() } != usual;

@@ -10,7 +10,7 @@ use rustix::io::Errno;
 use crate::confined;
 use crate::image::layer::attributes::{self, Attributes, FileKind, Target};
 use crate::image::layer::error::{AtPath, LayerError, Result, printable};
-use crate::image::layer::lower_view::{Found, LowerFile};
+use crate::image::layer::lower_view::{LowerEntry, LowerFile};
 use crate::image::layer::marks;
 use crate::image::layer::path::{is_at_or_below, join, normalise, split};
 use crate::image::recipe::RecipeWriter;
@@ -220,8 +220,8 @@ impl Unpacking<'_> {
         let source_stat = match in_layer {
             Some(stat) => stat,
             None => match self.found_below(&source_path)? {
-                Some(Found::Other(file)) => self.copy_from_lower(&parent, name, &source_path, &file)?,
-                Some(Found::Directory(_)) => return Err(refused("a directory")),
+                Some(LowerEntry::Other(file)) => self.copy_from_lower(&parent, name, &source_path, &file)?,
+                Some(LowerEntry::Directory(_)) => return Err(refused("a directory")),
                 None => return Err(refused("no such file")),
             },
         };

@@ -2,14 +2,14 @@
 
 use std::os::fd::BorrowedFd;
 
-use crate::image::layer::marks::Marks;
+use crate::image::layer::marks::MarkStyle;
 use crate::tar::Limits;
 
 /// How a layer is unpacked. The default is right for root.
 #[derive(Clone, Debug)]
 pub struct UnpackOptions {
     /// The marks that whiteouts and opaque directories become.
-    pub marks: Marks,
+    pub marks: MarkStyle,
     /// How much to accept.
     pub limits: Limits,
     /// Give files their owner, mode and device numbers. Without it (the caller is not root) they are recorded in
@@ -24,7 +24,7 @@ pub struct UnpackOptions {
 impl Default for UnpackOptions {
     fn default() -> Self {
         Self {
-            marks: Marks::default(),
+            marks: MarkStyle::default(),
             limits: Limits::default(),
             keep_ownership: true,
             threads: true,
@@ -36,7 +36,7 @@ impl Default for UnpackOptions {
 impl UnpackOptions {
     /// For users without privileges.
     pub fn unprivileged() -> Self {
-        Self { marks: Marks::unprivileged(), keep_ownership: false, ..Self::default() }
+        Self { marks: MarkStyle::unprivileged(), keep_ownership: false, ..Self::default() }
     }
 }
 

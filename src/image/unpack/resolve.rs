@@ -10,7 +10,7 @@ use rustix::io::Errno;
 use crate::confined;
 use crate::image::layer::attributes::{self, Attributes, FileKind};
 use crate::image::layer::error::{AtPath, LayerError, Result, printable};
-use crate::image::layer::lower_view::Found;
+use crate::image::layer::lower_view::LowerEntry;
 use crate::image::layer::marks;
 use crate::image::layer::path::{components, join, pop, push};
 use crate::image::unpack::unpacking::Unpacking;
@@ -164,7 +164,7 @@ impl Unpacking<'_> {
 
     fn below(&mut self, path: &[u8]) -> Result<Below> {
         Ok(match self.found_below(path)? {
-            Some(Found::Directory(dir)) => match dir.parts.first() {
+            Some(LowerEntry::Directory(dir)) => match dir.parts.first() {
                 Some(part) => {
                     let (parent, name) = self.lowers.open_parent(part)?;
                     let stat = rustix::fs::statat(&parent, name, AtFlags::SYMLINK_NOFOLLOW).at(path)?;
@@ -172,11 +172,11 @@ impl Unpacking<'_> {
                 }
                 None => Below::Nothing,
             },
-            Some(Found::Other(file)) if FileKind::of(&file.stat) == FileKind::Symlink => {
+            Some(LowerEntry::Other(file)) if FileKind::of(&file.stat) == FileKind::Symlink => {
                 let (parent, name) = self.lowers.open_parent(&file.part)?;
                 Below::Link(rustix::fs::readlinkat(&parent, name, Vec::new()).at(path)?.into_bytes())
             }
-            Some(Found::Other(_)) | None => Below::Nothing,
+            Some(LowerEntry::Other(_)) | None => Below::Nothing,
         })
     }
 }

@@ -11,8 +11,8 @@ use rustix::io::Errno;
 use crate::confined;
 use crate::image::layer::attributes::{Attributes, Put, Target};
 use crate::image::layer::error::{AtPath, LayerError, Result};
-use crate::image::layer::lower_view::{Found, LowerView};
-use crate::image::layer::marks::{self, Marks};
+use crate::image::layer::lower_view::{LowerEntry, LowerView};
+use crate::image::layer::marks::{self, MarkStyle};
 use crate::image::layer::path::pop;
 use crate::image::recipe::RecipeWriter;
 use crate::image::unpack::dirs::{Dir, Dirs};
@@ -40,7 +40,7 @@ pub(crate) struct Unpacking<'a> {
     pub(crate) dirs: Dirs<'a>,
     pub(crate) lowers: LowerView,
     pub(crate) options: &'a UnpackOptions,
-    pub(crate) marks: Marks,
+    pub(crate) marks: MarkStyle,
     pub(crate) put: Put,
     pub(crate) outcome: Outcome,
     pub(crate) growth: Growth<'a>,
@@ -113,7 +113,7 @@ impl<'a> Unpacking<'a> {
     }
 
     /// What the lower layers show at `path`, unless this layer hides it.
-    pub(crate) fn found_below(&mut self, path: &[u8]) -> Result<Option<Found>> {
+    pub(crate) fn found_below(&mut self, path: &[u8]) -> Result<Option<LowerEntry>> {
         self.outcome.depends_on_lower = true;
         if self.lowers.is_empty() {
             return Ok(None);

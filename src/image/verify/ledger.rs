@@ -51,13 +51,13 @@ impl Names {
 }
 
 /// A directory that was found.
-pub(crate) struct Found {
+pub(crate) struct LedgerDir {
     /// Its path without symbolic links.
     pub(crate) path: Vec<u8>,
     pub(crate) dir: OwnedFd,
 }
 
-impl Found {
+impl LedgerDir {
     fn try_clone(&self) -> std::io::Result<Self> {
         Ok(Self { path: self.path.clone(), dir: self.dir.try_clone()? })
     }
@@ -75,7 +75,7 @@ pub(crate) struct Ledger<'a> {
     /// One of them made a directory opaque.
     opaque_astray: bool,
     /// The directory of the last entry, by the path it was named by.
-    last: Option<(Vec<u8>, Found)>,
+    last: Option<(Vec<u8>, LedgerDir)>,
 }
 
 impl<'a> Ledger<'a> {
@@ -148,7 +148,7 @@ impl<'a> Ledger<'a> {
     }
 
     /// The directory that `path` names at this point of the stream; `None` where the layer alone does not tell.
-    pub(crate) fn find(&mut self, path: &[u8]) -> Result<Option<Found>> {
+    pub(crate) fn find(&mut self, path: &[u8]) -> Result<Option<LedgerDir>> {
         if let Some((last, found)) = &self.last
             && last == path
         {
@@ -164,10 +164,10 @@ impl<'a> Ledger<'a> {
         Ok(Some(found))
     }
 
-    fn open(&self, path: &[u8]) -> Result<Option<Found>> {
+    fn open(&self, path: &[u8]) -> Result<Option<LedgerDir>> {
         if !self.former_links.keys().any(|link| is_at_or_below(path, link)) {
             match confined::open_dir(self.layer, path) {
-                Ok(dir) => return Ok(Some(Found { path: path.to_vec(), dir })),
+                Ok(dir) => return Ok(Some(LedgerDir { path: path.to_vec(), dir })),
                 Err(Errno::NOENT) => return Ok(None),
                 Err(Errno::LOOP | Errno::NOTDIR) if !self.links.is_empty() => {}
                 Err(Errno::LOOP | Errno::NOTDIR) => return Ok(None),
@@ -176,7 +176,7 @@ impl<'a> Ledger<'a> {
         }
         let Some(path) = self.follow(path)? else { return Ok(None) };
         match confined::open_dir(self.layer, &path) {
-            Ok(dir) => Ok(Some(Found { path, dir })),
+            Ok(dir) => Ok(Some(LedgerDir { path, dir })),
             Err(Errno::NOENT | Errno::LOOP | Errno::NOTDIR) => Ok(None),
             Err(error) => Err(error).at(&path),
         }

@@ -3,7 +3,7 @@
 
 mod capabilities;
 pub mod fd_cache;
-mod index;
+mod index_dir;
 mod layer_dir;
 mod marks;
 mod nesting;

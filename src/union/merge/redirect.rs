@@ -10,7 +10,7 @@ use crate::union::layer::{Dir, LayerId, Marks, Stat};
 use crate::union::merge::MergedDir;
 
 /// Where a path led in one layer.
-pub(super) struct Step {
+pub(super) struct Followed {
     /// What it names there, if anything.
     pub(super) end: Option<End>,
     /// No layer below may be asked: something on the way hides them.
@@ -47,10 +47,10 @@ pub(super) fn c_name(name: &[u8]) -> Result<CString, Errno> {
 
 /// Follows `path` in layer `layer`. Directories on the way count as everywhere: whiteouts and files end the search,
 /// opaque ones end it for the layers below, redirected ones change the path for them.
-pub(super) fn follow(dir: &MergedDir<'_>, layer: LayerId, path: &[u8]) -> Result<Step, Errno> {
+pub(super) fn follow(dir: &MergedDir<'_>, layer: LayerId, path: &[u8]) -> Result<Followed, Errno> {
     let mut current = dir.stack.lower(layer)?.root().clone();
     let mut real: Arc<CStr> = Arc::from(c"");
-    let mut step = Step { end: None, stop: false, path: path.to_vec() };
+    let mut step = Followed { end: None, stop: false, path: path.to_vec() };
     let components: Vec<CString> = path.split(|&b| b == b'/').map(c_name).collect::<Result<_, _>>()?;
     let is_lowest = dir.stack.is_lowest(layer);
     for (at, name) in components.iter().enumerate() {

@@ -8,7 +8,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use stratafs::image::archive::{Archive, Source, Spooling};
+use stratafs::image::archive::{Archive, ArchiveInput, Spooling};
 use stratafs::image::unpack::{self, UnpackOptions};
 use stratafs::store::load::LoadOptions;
 use stratafs::tar::Limits;
@@ -73,7 +73,7 @@ fn in_an_archive(tar: &[u8], way: &str) -> Held {
     let path = dir.path().join("archive");
     std::fs::write(&path, &bytes).unwrap();
     let mut stream = &bytes[..];
-    let source = if way == "file" { Source::Path(&path) } else { Source::Stream(&mut stream, "stream") };
+    let source = if way == "file" { ArchiveInput::Path(&path) } else { ArchiveInput::Stream(&mut stream, "stream") };
     let archive = Archive::open(source, &spooling).ok()?;
     Some(files_of(|name| {
         let mut bytes = Vec::new();
@@ -238,7 +238,7 @@ fn sparse_archives_of_images() {
         let loaded = scratch.load(&sparse).unwrap_or_else(|error| panic!("{format}: {error}"));
         let from_file = Scratch::new();
         let source = dir.path().join("sparse.tar");
-        let again = from_file.load_with(Source::Path(&source), &LoadOptions::default(), &mut ()).expect(format);
+        let again = from_file.load_with(ArchiveInput::Path(&source), &LoadOptions::default(), &mut ()).expect(format);
         assert_eq!((loaded[0].id, again[0].id), (plain_id(&plain), plain_id(&plain)), "{format}");
         run(
             "skopeo",
@@ -291,7 +291,7 @@ fn every_compression_of_archives_and_layers() {
             let path = dir.path().join("archive");
             std::fs::write(&path, archive).unwrap();
             let from_file = Scratch::new();
-            from_file.load_with(Source::Path(&path), &LoadOptions::default(), &mut ()).expect(tool);
+            from_file.load_with(ArchiveInput::Path(&path), &LoadOptions::default(), &mut ()).expect(tool);
             // Cut short anywhere, it is refused.
             for part in 1..7 {
                 let error = Scratch::new().load(&archive[..archive.len() * part / 8]).err();
@@ -318,7 +318,7 @@ fn zeros_are_no_bomb_anywhere() {
     let options = LoadOptions { unpack, ..LoadOptions::default() };
     let load = |bytes: &[u8]| {
         let scratch = Scratch::new();
-        let loaded = scratch.load_with(Source::Stream(&mut &bytes[..], "stream"), &options, &mut ());
+        let loaded = scratch.load_with(ArchiveInput::Stream(&mut &bytes[..], "stream"), &options, &mut ());
         loaded.map(drop).map_err(|error| error.to_string())
     };
     for (fill, is_bomb) in [(0, false), (1, true)] {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use stratafs::image::reference::Reference;
 use stratafs::image::spec::Platform;
-use stratafs::registry::Source;
+use stratafs::registry::RemoteImage;
 
 use super::{CompressionArg, LimitArgs};
 
@@ -49,7 +49,7 @@ pub struct Pull {
     pub limits: LimitArgs,
     /// The image; without a registry it is docker.io's, without a tag `latest`
     #[arg(value_name = "NAME[:TAG][@DIGEST]")]
-    pub name: Source,
+    pub name: RemoteImage,
 }
 
 /// Send an image to a registry; layers that are there are not transferred
