@@ -202,6 +202,24 @@ static void rename_all(const char *prefix, int directories, int each)
         }
 }
 
+/* Takes the first file of a directory, again and again. */
+static void take_first(const char *path, int wanted)
+{
+    for (int taken = 0; taken < wanted; taken++) {
+        DIR *directory = opendir(path);
+        struct dirent *entry;
+
+        if (!directory)
+            die(path);
+        while ((entry = readdir(directory)) && entry->d_name[0] == '.')
+            ;
+        if (!entry || unlinkat(dirfd(directory), entry->d_name, 0))
+            die(path);
+        closedir(directory);
+        files++;
+    }
+}
+
 int main(int count, char **words)
 {
     const char *verb = count > 1 ? words[1] : "";
@@ -232,6 +250,8 @@ int main(int count, char **words)
         untar(first, second, third);
     else if (!strcmp(verb, "rename"))
         rename_all(first, second, third);
+    else if (!strcmp(verb, "spool"))
+        take_first(first, second);
     else {
         fprintf(stderr, "ops: no such work: '%s'\n", verb);
         return 2;

@@ -88,6 +88,16 @@ COMPILE = (
     "&& ar rc libzstd.a *.o && [ $(ls *.o | wc -l) = $(cat {base}/count) ] && echo built"
 )
 
+
+
+def spool(count, text):
+    """Takes the first file of a directory of the upper a thousand times: as fast however many there are."""
+    return Row(
+        f"spool-{count}", f"take the first of {text} files, 1,000 times", "main", "{ops} spool spool 1000", said(0, 1000, 0), "fresh",
+        prepare=f"mkdir spool && cd spool && seq {count} | xargs touch", check="ls spool | wc -l", check_expect=str(count - 1000),
+    )
+
+
 ROWS = [
     Row("walk-cold", "walk with stat, cold", "main", "{ops} walk .", MAIN_WALK, target=1.3),
     Row("walk-warm", "walk with stat, warm", "main", "{ops} walk .", MAIN_WALK, "warm", target=0.7),
@@ -165,6 +175,9 @@ ROWS = [
         prepare_expect=said(0, 5120, 0),
         check="ls u0 u319 | grep -c g", check_expect="32", target=2,
     ),
+    spool(1_000, "1,000"),
+    spool(10_000, "10,000"),
+    spool(40_000, "40,000"),
     Row(
         "git", "git clone and status of 8,000 files", "sources",
         "git clone -q --no-hardlinks {base}/repository clone && git -C clone status --porcelain | wc -l", "0", "fresh",

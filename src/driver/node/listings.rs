@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use crate::driver::node::dir::{Dir, DirState, Lowers};
 use crate::driver::node::sync::{AtomicUsize, Mutex, Ordering};
-use crate::driver::node::{Names, NamesRead, NamesWrite, Node, NodeId, NodeTable};
-use crate::union::layer::FileId;
+use crate::driver::node::{Name, Names, NamesRead, NamesWrite, Node, NodeId, NodeTable};
+use crate::union::layer::{FileId, FileType};
 use crate::union::merge::listing::Moved;
 use crate::union::merge::{Listing, Source};
 
@@ -20,6 +20,9 @@ pub const BUDGET: usize = 24 << 20;
 /// Lookups without a listing after which it is worth making one: a directory of several layers, and of one.
 const PROBES_MERGED: u32 = 1;
 const PROBES_SINGLE: u32 = 16;
+
+/// Changes that a listing may lack while a reader holds it; with more, a new listing is made.
+const MOST_BEHIND: usize = 1024;
 
 /// The listings of one directory.
 #[derive(Debug, Default)]
@@ -35,9 +38,8 @@ pub(super) struct Listings {
     moved: Moved,
     /// Of the lower parts.
     lower: Option<Arc<Listing>>,
-    /// Of everything, and the version that it shows. One that only lacks removals still serves those who are in the
-    /// middle of it.
-    merged: Option<(u64, Arc<Listing>)>,
+    /// Of everything.
+    merged: Option<MergedListing>,
     /// One of them was used since the budget last looked.
     used: bool,
     /// The budget's queue has the directory.
@@ -47,25 +49,65 @@ pub(super) struct Listings {
 impl Listings {
     fn memory(&self) -> usize {
         let lower = self.lower.as_ref().map_or(0, |listing| listing.memory());
-        lower + self.merged.as_ref().map_or(0, |(_, listing)| listing.memory())
+        lower + self.merged.as_ref().map_or(0, |merged| merged.listing.memory())
     }
 
-    /// The names have changed. `change` makes the listing of everything show it, where that can be done in place.
-    fn note_change(&mut self, grows: bool, change: impl FnOnce(&mut Listing) -> bool) {
+    /// The names have changed: by `change`, or in a way that only a new listing shows.
+    fn note_change(&mut self, grows: bool, change: Option<Change>) {
         let before = self.version;
         self.version += 1;
         if grows {
             self.grown = self.version;
         }
-        if let Some((shown, listing)) = &mut self.merged
-            && *shown == before
-            // One that is being read is left alone.
-            && let Some(listing) = Arc::get_mut(listing)
-            && change(listing)
+        let Some(merged) = &mut self.merged else { return };
+        if merged.version == before
+            && let Some(change) = change
+            && merged.behind.len() < MOST_BEHIND
         {
-            *shown = self.version;
+            merged.behind.push(change);
+            merged.version = self.version;
+            if Arc::get_mut(&mut merged.listing).is_some() {
+                self.catch_up();
+            }
         }
     }
+
+    /// Makes the changes that the listing of everything lacks. A reader that holds the listing keeps it as it was: the changes
+    /// are then made to a copy.
+    fn catch_up(&mut self) {
+        let Some(merged) = &mut self.merged else { return };
+        if merged.behind.is_empty() {
+            return;
+        }
+        let listing = Arc::make_mut(&mut merged.listing);
+        let made = merged.behind.drain(..).all(|change| match change {
+            Change::Removed(name) => listing.remove(&name),
+            Change::Added(name, NewEntry { id, kind }) => listing.add(&name, id, kind, Source::Upper),
+        });
+        // Names that had to give way keep their positions in the next listing.
+        self.moved = listing.moved();
+        if !made {
+            self.merged = None;
+        }
+    }
+}
+
+/// The listing of everything in a directory.
+#[derive(Debug)]
+struct MergedListing {
+    /// The version that `listing` shows once the changes `behind` are made. A listing that only lacks removals still serves
+    /// readers that are in the middle of it.
+    version: u64,
+    listing: Arc<Listing>,
+    /// Changes that came while a reader held the listing, oldest first.
+    behind: Vec<Change>,
+}
+
+/// A change of the names that a listing can follow.
+#[derive(Debug)]
+enum Change {
+    Removed(Name),
+    Added(Name, NewEntry),
 }
 
 /// Counts the memory of all listings, and drops those that were not used for the longest time (second chance).
@@ -133,56 +175,61 @@ impl Dir {
     pub fn moved_names(&self) -> Moved {
         self.state.lock().listings.moved.clone()
     }
-
-    /// The merged listing of everything, to read from the start (`in_progress` is false) or to read on in: for that, one
-    /// that still has names that were removed is good enough. The caller holds the names.
-    pub fn merged_listing(&self, _names: &NamesRead<'_>, in_progress: bool) -> Option<Arc<Listing>> {
-        let listings = &mut self.state.lock().listings;
-        let (version, listing) = listings.merged.as_ref()?;
-        let oldest = if in_progress { listings.grown } else { listings.version };
-        if *version < oldest {
-            return None;
-        }
-        let listing = listing.clone();
-        listings.used = true;
-        Some(listing)
-    }
 }
 
 /// A new entry of the upper.
 #[derive(Clone, Copy, Debug)]
 pub struct NewEntry {
-    /// The file.
-    pub id: FileId,
+    /// The file; `None`: its number is looked up when the entry is listed.
+    pub id: Option<FileId>,
     /// `DT_*`.
     pub kind: u8,
 }
 
+impl NewEntry {
+    /// That of a known node; `None` if its type does not say how it is listed.
+    pub(super) fn of(node: &Node) -> Option<Self> {
+        let kind = match node.file_type {
+            FileType::Regular => libc::DT_REG,
+            FileType::Directory => libc::DT_DIR,
+            FileType::Symlink => libc::DT_LNK,
+            FileType::Special => return None,
+        };
+        Some(Self { id: None, kind })
+    }
+}
+
 impl NodeTable {
+    /// The merged listing of everything, to read from the start (`in_progress` is false) or to read on in: for that, one
+    /// that still has names that were removed is good enough.
+    pub fn merged_listing(&self, names: &NamesRead<'_>, in_progress: bool) -> Option<Arc<Listing>> {
+        let listings = &mut names.parent().dir()?.state.lock().listings;
+        let oldest = if in_progress { listings.grown } else { listings.version };
+        if listings.merged.as_ref()?.version < oldest {
+            return None;
+        }
+        let before = listings.memory();
+        listings.catch_up();
+        self.budget.settle(before, listings.memory());
+        listings.used = true;
+        listings.merged.as_ref().map(|merged| merged.listing.clone())
+    }
+
     /// Takes note that a name came in. `entry`: what it is, where that is known; then the listing is changed, else made anew
     /// when it is next read.
     pub fn note_addition(&self, names: &NamesWrite<'_>, name: &CStr, entry: Option<NewEntry>) {
-        let add = |listing: &mut Listing| {
-            entry.is_some_and(|NewEntry { id, kind }| listing.add(name, Some(id), kind, Source::Upper))
-        };
-        self.note_change(names, true, add);
+        self.note_change(names, true, entry.map(|entry| Change::Added(Name::from(name), entry)));
     }
 
     /// Takes note that a name went.
     pub(super) fn note_removal(&self, names: &NamesWrite<'_>, name: &CStr) {
-        self.note_change(names, false, |listing| listing.remove(name));
+        self.note_change(names, false, Some(Change::Removed(Name::from(name))));
     }
 
-    fn note_change(&self, names: &NamesWrite<'_>, grows: bool, change: impl FnOnce(&mut Listing) -> bool) {
+    fn note_change(&self, names: &NamesWrite<'_>, grows: bool, change: Option<Change>) {
         let listings = &mut names.dir().state.lock().listings;
         let before = listings.memory();
         listings.note_change(grows, change);
-        if grows {
-            // Names that had to give way keep their positions in the next listing.
-            if let Some((_, listing)) = &listings.merged {
-                listings.moved = listing.moved();
-            }
-        }
         self.budget.settle(before, listings.memory());
     }
 
@@ -201,7 +248,7 @@ impl NodeTable {
     pub fn keep_merged_listing(&self, names: &NamesRead<'_>, listing: Arc<Listing>) {
         self.change_listings(names.parent(), |listings| {
             listings.moved = listing.moved();
-            listings.merged = Some((listings.version, listing));
+            listings.merged = Some(MergedListing { version: listings.version, listing, behind: Vec::new() });
         });
     }
 
@@ -296,8 +343,8 @@ impl NodeTable {
 mod tests {
     use super::*;
     use crate::config::OverlayConfig;
-    use crate::driver::node::{Descriptors, Name, NodeRef, Residence, State, UpperPart};
-    use crate::union::layer::{FileType, LayerDir, LayerStack, UpperDir};
+    use crate::driver::node::{Descriptors, NamesPair, NodeRef, Residence, State, UpperPart};
+    use crate::union::layer::{LayerDir, LayerStack, UpperDir};
 
     fn directory(id: NodeId, residence: Residence) -> NodeRef {
         let dir = Some(Box::new(Dir::new(Lowers::default(), UpperPart::default())));
@@ -339,9 +386,8 @@ mod tests {
         table.keep_merged_listing(&NamesRead::lock(node).expect("a directory"), Arc::new(listing));
     }
 
-    fn has_listing(node: &NodeRef) -> bool {
-        let dir = node.dir().expect("a directory");
-        dir.merged_listing(&NamesRead::lock(node).expect("a directory"), true).is_some()
+    fn has_listing(table: &NodeTable, node: &NodeRef) -> bool {
+        table.merged_listing(&NamesRead::lock(node).expect("a directory"), true).is_some()
     }
 
     #[test]
@@ -355,8 +401,8 @@ mod tests {
         for n in 1..200 {
             let node = add(&table, &root, n);
             keep(&table, &node, listing.clone());
-            assert!(has_listing(&used), "read all the time, dropped after {n}");
-            assert!(has_listing(&node), "just made");
+            assert!(has_listing(&table, &used), "read all the time, dropped after {n}");
+            assert!(has_listing(&table, &node), "just made");
             assert!(table.listing_memory() <= 11 * one, "{} of {one} each after {n}", table.listing_memory());
         }
         for n in 0..200 {
@@ -377,26 +423,44 @@ mod tests {
             let names = NamesWrite::lock(&node).expect("a directory");
             table.unlink(&names, c"file-7", &made, UpperDir::stand_in());
         }
-        let seen = |name: &CStr| {
-            let names = NamesRead::lock(&node).expect("a directory");
-            let listing = node.dir().expect("a directory").merged_listing(&names, false).expect("still shows it");
-            listing.get(name).is_some()
-        };
+        let current = || table.merged_listing(&NamesRead::lock(&node).expect("a directory"), false);
+        let seen = |name: &CStr| current().expect("still shows it").get(name).is_some();
         assert!(!seen(c"file-7") && seen(c"file-8"));
-        let entry = NewEntry { id: listing().iter().next().and_then(|listed| listed.id).expect("an id"), kind: 8 };
-        table.note_addition(&NamesWrite::lock(&node).expect("a directory"), c"new", Some(entry));
+        let id = listing().iter().next().and_then(|listed| listed.id);
+        let add = |name: &CStr| {
+            let names = NamesWrite::lock(&node).expect("a directory");
+            table.note_addition(&names, name, Some(NewEntry { id, kind: 8 }));
+        };
+        add(c"new");
         assert!(seen(c"new") && !seen(c"file-7"));
-        // One that is being read stays as it is, and is made anew for the next reader.
-        let names = NamesRead::lock(&node).expect("a directory");
-        let reading = node.dir().expect("a directory").merged_listing(&names, false).expect("kept");
-        drop(names);
+        // One that is being read stays as it is; the next reader gets one that shows all changes.
+        let reading = current().expect("kept");
         let other = add_file(&table, &node, c"file-8");
         table.unlink(&NamesWrite::lock(&node).expect("a directory"), c"file-8", &other, UpperDir::stand_in());
-        assert!(reading.get(c"file-8").is_some());
-        let names = NamesRead::lock(&node).expect("a directory");
-        let dir = node.dir().expect("a directory");
-        assert!(dir.merged_listing(&names, false).is_none());
-        assert!(dir.merged_listing(&names, true).is_some(), "it only has a name too many");
+        add(c"newer");
+        assert!(reading.get(c"file-8").is_some() && reading.get(c"newer").is_none());
+        assert!(!seen(c"file-8") && seen(c"newer"));
+        assert_eq!(table.listing_memory(), current().expect("kept").memory());
+        // A name whose kind is not known needs a new listing.
+        table.note_addition(&NamesWrite::lock(&node).expect("a directory"), c"special", None);
+        assert!(current().is_none());
+    }
+
+    #[test]
+    fn a_listing_follows_renames_and_links() {
+        let (table, root) = table(BUDGET);
+        let node = add(&table, &root, 0);
+        keep(&table, &node, listing());
+        let moved = add_file(&table, &node, c"file-1");
+        let name = |text: &CStr| Name::from(text);
+        {
+            let names = NamesPair::within(&node).expect("a directory");
+            table.rename(&names, &moved, &name(c"file-1"), &name(c"taken"), None);
+        }
+        let found = table.child(&node, c"taken").expect("known");
+        table.link(&NamesWrite::lock(&node).expect("a directory"), &name(c"linked"), &found);
+        let listing = table.merged_listing(&NamesRead::lock(&node).expect("a directory"), false).expect("kept");
+        assert_eq!([c"file-1", c"taken", c"linked"].map(|name| listing.get(name).is_some()), [false, true, true]);
     }
 
     fn add_file(table: &NodeTable, parent: &NodeRef, name: &CStr) -> NodeRef {

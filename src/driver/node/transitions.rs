@@ -4,7 +4,7 @@
 use std::ffi::CStr;
 
 use crate::driver::node::{
-    ContentRef, CopyUpGuard, LinksGuard, LookupRef, Name, Names, NamesPair, NamesWrite, NodeRef, NodeTable,
+    ContentRef, CopyUpGuard, LinksGuard, LookupRef, Name, Names, NamesPair, NamesWrite, NewEntry, NodeRef, NodeTable,
 };
 use crate::union::layer::UpperDir;
 
@@ -44,7 +44,7 @@ impl NodeTable {
     /// `node` got the further name `name`.
     pub fn link(&self, names: &NamesWrite<'_>, name: &Name, node: &LookupRef<'_>) {
         self.add_name(names, name, node);
-        self.note_addition(names, name, None);
+        self.note_addition(names, name, NewEntry::of(node));
     }
 
     /// `node` was moved from the name `from` to `to`.
@@ -68,7 +68,7 @@ impl NodeTable {
         node.state.lock().replace_name((source.parent(), from), (target.parent(), to));
         Self::detach(source.parent(), from, node);
         self.note_removal(source, from);
-        self.note_addition(target, to, None);
+        self.note_addition(target, to, NewEntry::of(node));
     }
 
     /// `a`, called `name_a` in the first directory, and `b`, called `name_b` in the second, have changed places.
@@ -76,7 +76,7 @@ impl NodeTable {
         let (first, second) = (names.source(), names.target());
         let place = |names: &NamesWrite<'_>, name: &Name, node: &NodeRef| {
             names.dir().state.lock().children.insert(name.clone(), node.clone());
-            self.note_addition(names, name, None);
+            self.note_addition(names, name, NewEntry::of(node));
         };
         place(first, a.1, b.0);
         place(second, b.1, a.0);

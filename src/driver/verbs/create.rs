@@ -147,7 +147,7 @@ impl Overlay {
                 (file, stat, false)
             }
         };
-        self.nodes.note_addition(&names, &name, Some(NewEntry { id: stat.id(), kind: (stat.mode >> 12) as u8 }));
+        self.nodes.note_addition(&names, &name, Some(NewEntry { id: Some(stat.id()), kind: (stat.mode >> 12) as u8 }));
         let found = Found::single(stat, Source::Upper);
         let node = self.admit(&names, &name, found)?;
         if owner.inherited.default_acl.is_none() {

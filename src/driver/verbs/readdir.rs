@@ -130,7 +130,7 @@ impl Overlay {
             return Ok(self.lower_listing(node)?.unwrap_or_default());
         };
         let names = NamesRead::lock(node)?;
-        if let Some(listing) = dir.merged_listing(&names, offset > 0) {
+        if let Some(listing) = self.nodes.merged_listing(&names, offset > 0) {
             return Ok(listing);
         }
         let lowers = self.lower_listing(node)?;
