@@ -92,10 +92,12 @@ impl Overlay {
         // Half of the descriptors for directories, an eighth for files that were open, the rest for those that are.
         let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(1024);
         let capacity = usize::try_from(limit / 4).unwrap_or(1024).min(16_384);
+        // The kernel reads these files by itself; the driver's descriptors only save a later open.
+        let files = if config.passthrough == Passthrough::All { (capacity / 2).min(256) } else { capacity / 2 };
         Ok(Self {
             origins,
             copier: Copier::new(interrupt::check),
-            nodes: NodeTable::new(NodeRef::new(root), Descriptors::new(capacity)),
+            nodes: NodeTable::new(NodeRef::new(root), Descriptors::with_files(capacity, files)),
             handles: HandleTable::default(),
             rename: RenameLock::default(),
             kernel: OnceLock::new(),
@@ -136,6 +138,12 @@ impl Overlay {
     /// Number of nodes that the kernel knows, and of open handles.
     pub fn population(&self) -> (usize, usize) {
         (self.nodes.len(), self.handles.len())
+    }
+
+    /// Closes the descriptors that are kept for later: the process or the system has no more of them.
+    pub fn free_descriptors(&self) {
+        tracing::debug!("out of descriptors: those that are kept for later are closed");
+        self.nodes.descriptors().clear();
     }
 
     /// Flushes everything to the disk.

@@ -14,7 +14,9 @@
 //! - attributes are those of the file now: requests under either number reach the same node, and the kernel is told to
 //!   keep none under the old one;
 //! - locks and watches belong to the kernel's inode, so those that he holds are not seen by who opens the file later;
-//! - opening his descriptor again through `/proc` gives ESTALE, for there is no name to look up.
+//! - opening the inode again without a name to look up (his descriptor through `/proc`, a file that is bind-mounted) gives
+//!   ESTALE while somebody reads the lower file through it. After that it is opened straight from the upper file, as the new
+//!   inode is.
 
 use crate::config::Passthrough;
 use crate::driver::Overlay;
@@ -30,8 +32,9 @@ impl Overlay {
 
     /// Fails with `STALE` if the inode that the kernel has under the number `asked` can serve no further open.
     pub(in crate::driver) fn check_inode(&self, node: &NodeRef, asked: NodeId) -> Result<()> {
-        let Some(must_part) = node.file_state().map(|state| state.must_part()) else { return Ok(()) };
-        let usable = asked == node.id() && !must_part;
+        let Some(state) = node.file_state() else { return Ok(()) };
+        let usable = state.can_open_under(asked == node.id());
+        drop(state);
         if usable { Ok(()) } else { Err(self.turn_away(node, asked)) }
     }
 

@@ -132,8 +132,20 @@ impl Server {
         is_kernels_own || header.uid == 0 || header.uid == owner
     }
 
-    /// Calls the verb. A panic in it is a bug; it costs this one request, not the mount.
+    /// Calls the verb; if there are no descriptors left for it, once more when those that are only kept were closed.
     fn call(&self, header: &Header, operation: &Operation<'_>, reply: &mut Reply) -> Result<()> {
+        match self.try_call(header, operation, reply) {
+            Err(Errno::MFILE | Errno::NFILE) => {
+                self.overlay.free_descriptors();
+                reply.clear();
+                self.try_call(header, operation, reply)
+            }
+            outcome => outcome,
+        }
+    }
+
+    /// Calls the verb. A panic in it is a bug; it costs this one request, not the mount.
+    fn try_call(&self, header: &Header, operation: &Operation<'_>, reply: &mut Reply) -> Result<()> {
         guard(header.request(), || {
             debug_assert!(!is_trapped(header.request()), "STRATAFS_TEST_PANIC names this request");
             self.perform(header, operation, reply)

@@ -22,6 +22,8 @@ pub struct FileHandle {
     pub mappable: bool,
     /// It is a program that is being executed.
     pub executing: bool,
+    /// Of how many failed flushes its user was told.
+    pub failed_flushes: std::sync::atomic::AtomicU32,
     /// How it is read.
     pub pattern: ReadPattern,
 }
@@ -33,7 +35,7 @@ pub enum RealFile {
     Unopened,
     /// A lower layer's. Handles may share it, for it has no position of its own.
     Lower(Arc<OwnedFd>),
-    /// The upper's.
+    /// The upper's. Handles of one access mode share it.
     Upper(Arc<OwnedFd>),
 }
 

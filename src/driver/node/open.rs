@@ -1,7 +1,11 @@
 //! How a file is open.
 
-use std::sync::Arc;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Weak};
 
+use rustix::fs::OFlags;
+use rustix::io::Errno;
 use smallvec::SmallVec;
 
 use crate::driver::node::{FileHandle, State};
@@ -21,11 +25,42 @@ pub struct OpenState {
     pub backing_is_upper: bool,
     /// The open files, for requests that name no handle.
     pub handles: SmallVec<[Arc<FileHandle>; 1]>,
+    /// Descriptors of the upper's file, by access mode, which handles share as long as one has them.
+    shared: SmallVec<[(OFlags, Weak<OwnedFd>); 1]>,
+    /// How many flushes of the upper's file have failed, and how the last one did.
+    failed_flushes: (u32, Option<Errno>),
     /// How it is open under the number that it had before.
     pub former: Option<Box<OpenState>>,
 }
 
 impl OpenState {
+    /// An open descriptor of the upper's file with the access mode `access`.
+    pub fn shared(&self, access: OFlags) -> Option<Arc<OwnedFd>> {
+        self.shared.iter().find(|(of, _)| *of == access)?.1.upgrade()
+    }
+
+    /// Lets later handles share the descriptor `file`, which has the access mode `access`.
+    pub fn share(&mut self, access: OFlags, file: &Arc<OwnedFd>) {
+        self.shared.retain(|(of, _)| *of != access);
+        self.shared.push((access, Arc::downgrade(file)));
+    }
+
+    /// How many flushes of the upper's file have failed.
+    pub fn failed_flushes(&self) -> u32 {
+        self.failed_flushes.0
+    }
+
+    /// What a flush tells its caller, where the handle was told of the first `seen` failures. The kernel tells a
+    /// failed write-back once for each descriptor (`errseq_t`), and these handles share one.
+    pub fn note_flush(&mut self, flushed: Result<(), Errno>, seen: &AtomicU32) -> Result<(), Errno> {
+        if let Err(errno) = flushed {
+            self.failed_flushes = (self.failed_flushes.0.wrapping_add(1), Some(errno));
+        }
+        let (count, last) = self.failed_flushes;
+        let before = seen.swap(count, Ordering::Relaxed);
+        last.filter(|_| before != count).map_or(Ok(()), Err)
+    }
+
     pub(super) fn close(&mut self, handle: &Arc<FileHandle>) -> Option<u32> {
         let before = self.handles.len();
         self.handles.retain(|other| !Arc::ptr_eq(other, handle));
@@ -44,6 +79,16 @@ impl OpenState {
         if self.passthrough == 0 { self.backing.take() } else { None }
     }
 
+    /// How the file is open under the node's number (`current`), or under the one before.
+    pub fn under(&mut self, current: bool) -> &mut Self {
+        if current { self } else { self.former.get_or_insert_default() }
+    }
+
+    /// True if a handle can be mapped for writing.
+    pub fn is_mappable(&self) -> bool {
+        self.mappable > 0 || self.former.as_ref().is_some_and(|former| former.mappable > 0)
+    }
+
     /// True if no handle is open.
     pub(super) fn is_unused(&self) -> bool {
         self.handles.is_empty() && self.former.is_none()
@@ -51,6 +96,18 @@ impl OpenState {
 }
 
 impl State {
+    /// True if the kernel's inode of the node's number (`current`), or of the one before, can serve a further open. That of
+    /// the number before can once nobody reads the lower file through it: if both inodes go straight to the upper file, they
+    /// show the same.
+    pub fn can_open_under(&self, current: bool) -> bool {
+        if current {
+            return !self.must_part();
+        }
+        let lower_backing = |former: &OpenState| former.passthrough > 0 && !former.backing_is_upper;
+        self.has_upper_content()
+            && self.open().is_none_or(|open| open.cached == 0 && !open.former.as_deref().is_some_and(lower_backing))
+    }
+
     /// True if it is a program that is being executed.
     pub fn is_executed(&self) -> bool {
         self.open().is_some_and(|open| open.handles.iter().any(|handle| handle.executing))
@@ -67,5 +124,25 @@ impl State {
     pub fn part_from_readers(&mut self) {
         let former = self.take_open();
         *self.open_mut() = OpenState { former, ..OpenState::default() };
+    }
+}
+
+#[cfg(test)]
+#[cfg(not(feature = "shuttle"))]
+mod tests {
+    use super::*;
+
+    /// Handles that share a descriptor are each told of a failed write-back, once.
+    #[test]
+    fn every_handle_is_told_of_a_failed_flush() {
+        let mut open = OpenState::default();
+        let [a, b] = [AtomicU32::new(0), AtomicU32::new(0)];
+        assert_eq!(open.note_flush(Ok(()), &a), Ok(()));
+        assert_eq!(open.note_flush(Err(Errno::IO), &a), Err(Errno::IO));
+        assert_eq!(open.note_flush(Ok(()), &a), Ok(()));
+        assert_eq!(open.note_flush(Ok(()), &b), Err(Errno::IO));
+        assert_eq!(open.note_flush(Ok(()), &b), Ok(()));
+        let late = AtomicU32::new(open.failed_flushes());
+        assert_eq!(open.note_flush(Ok(()), &late), Ok(()));
     }
 }

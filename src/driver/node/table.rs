@@ -45,11 +45,23 @@ pub struct Descriptors {
 impl Descriptors {
     /// Room for twice `capacity` directories and half as many files.
     pub fn new(capacity: usize) -> Self {
+        Self::with_files(capacity, capacity / 2)
+    }
+
+    /// Room for twice `directories` directories and for `files` files.
+    pub fn with_files(directories: usize, files: usize) -> Self {
         Self {
-            lower_dirs: FdCache::new(capacity),
-            upper_dirs: FdCache::new(capacity),
-            lower_files: FdCache::new(capacity / 2),
+            lower_dirs: FdCache::new(directories),
+            upper_dirs: FdCache::new(directories),
+            lower_files: FdCache::new(files),
         }
+    }
+
+    /// Closes all that nobody uses just now. What is needed again is opened again.
+    pub fn clear(&self) {
+        self.lower_dirs.clear();
+        self.upper_dirs.clear();
+        self.lower_files.clear();
     }
 
     /// Closes what is kept for a node that has left the table.

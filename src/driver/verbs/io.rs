@@ -100,12 +100,23 @@ impl Overlay {
             && node.file_state().is_some_and(|state| state.lower().is_some())
     }
 
-    /// Opens the real file; whether it is the upper's.
+    /// Opens the real file; whether it is the upper's. Handles share the descriptor of an upper file, so that a file takes one
+    /// for each access mode, however often it is open.
     fn open_real(&self, node: &NodeRef, flags: OFlags) -> Result<(Arc<OwnedFd>, bool)> {
-        let (is_lower, content) = {
+        let (is_lower, content, shared) = {
             let state = node.file_state().ok_or(Errno::ISDIR)?;
-            (state.lower().is_some(), state.content().cloned())
+            let shared = state.open().and_then(|open| open.shared(flags & OFlags::ACCMODE));
+            (state.lower().is_some(), state.content().cloned(), shared.filter(|_| state.has_upper_content()))
         };
+        if let Some(file) = shared {
+            if flags.contains(OFlags::TRUNC) && flags & OFlags::ACCMODE != OFlags::RDONLY {
+                rustix::fs::ftruncate(&file, 0)?;
+                return Ok((file, true));
+            }
+            if !flags.contains(OFlags::TRUNC) {
+                return Ok((file, true));
+            }
+        }
         if let Some(content) = content {
             return Ok((Arc::new(self.open_content(&content)?), false));
         }
@@ -155,12 +166,20 @@ impl Overlay {
         // Copied up since it was opened.
         let upper = file.is_upper();
         let outdated = !upper && state.has_upper_content();
-        if asked != node.id() || state.must_part() {
+        let current = asked == node.id();
+        let set_id = writable && mode & (libc::S_ISUID | libc::S_ISGID) != 0;
+        // Under the number before, only what the kernel reads and writes by itself.
+        let usable = state.can_open_under(current) && (current || (self.may_pass_through(upper) && upper && !set_id));
+        if !usable {
             drop(state);
             return Err(self.turn_away(node, asked));
         }
-        let open = state.open_mut();
-        let set_id = writable && mode & (libc::S_ISUID | libc::S_ISGID) != 0;
+        let access = self.backing_flags(flags) & OFlags::ACCMODE;
+        if let RealFile::Upper(file) = &file {
+            state.open_mut().share(access, file);
+        }
+        let failed_flushes = state.open_mut().failed_flushes();
+        let open = state.open_mut().under(current);
         let (backing, keep) = if open.passthrough > 0 {
             (open.backing, true)
         } else if open.cached == 0 && self.may_pass_through(upper) && !set_id && !outdated {
@@ -177,6 +196,7 @@ impl Overlay {
             passthrough,
             mappable: passthrough && mappable,
             executing: flags & EXECUTE != 0,
+            failed_flushes: failed_flushes.into(),
             pattern: ReadPattern::default(),
         });
         let mut newly_mappable = false;
@@ -196,6 +216,7 @@ impl Overlay {
         if newly_mappable && let Some(kernel) = self.kernel() {
             // What it remembers of size and times may change by a mapping from now on.
             kernel.invalidate_attr(node.id());
+            self.changed_under(node, asked);
         }
         let id = HandleId(self.handles.insert(handle));
         let mode = match backing {
@@ -249,6 +270,9 @@ impl Overlay {
             opened => opened?,
         };
         *handle.real.write() = RealFile::opened(fd.clone(), upper);
+        if upper && let Some(mut state) = handle.node.file_state() {
+            state.open_mut().share(OFlags::RDONLY, &fd);
+        }
         Ok(fd)
     }
 
@@ -332,7 +356,9 @@ impl Overlay {
             let attributes = self.on_upper(&handle.node, |dir, name| dir.open_writable(name, OFlags::RDONLY))?;
             return rustix::fs::fsync(attributes);
         }
-        if data_only { rustix::fs::fdatasync(file) } else { rustix::fs::fsync(file) }
+        let flushed = if data_only { rustix::fs::fdatasync(file) } else { rustix::fs::fsync(file) };
+        let mut state = handle.node.file_state().ok_or(Errno::ISDIR)?;
+        state.open_mut().note_flush(flushed, &handle.failed_flushes)
     }
 
     /// True unless the mount was asked not to flush.

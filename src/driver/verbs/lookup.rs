@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use crate::driver::node::{
-    self, ContentRef, Indexed, LookupRef, Name, Names, NamesRead, Node, NodeRef, Residence, State, UpperPart,
+    self, ContentRef, Indexed, LookupRef, Name, Names, NamesRead, Node, NodeRef, OpenState, Residence, State, UpperPart,
 };
 use crate::driver::types::{Attr, Entry, Errno, NodeId, Result, Validity};
 use crate::driver::{Overlay, checked_name, is_reserved};
@@ -255,7 +255,7 @@ impl Overlay {
 
     /// Attributes change behind the kernel's back while a backing file may be mapped for writing.
     pub(in crate::driver) fn validity(node: &Node) -> Validity {
-        let mapped = node.file_state().is_some_and(|state| state.open().is_some_and(|open| open.mappable > 0));
+        let mapped = node.file_state().is_some_and(|state| state.open().is_some_and(OpenState::is_mappable));
         if mapped { Validity::None } else { Validity::Forever }
     }
 

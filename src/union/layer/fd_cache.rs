@@ -76,6 +76,15 @@ impl<T: Clone> FdCache<T> {
         }
     }
 
+    /// Closes everything.
+    pub fn clear(&self) {
+        for shard in &self.shards {
+            let mut shard = shard.lock();
+            shard.open.clear();
+            shard.hand.clear();
+        }
+    }
+
     /// Closes a directory that will not be used again.
     pub fn remove(&self, key: Key) {
         if let Some(shard) = self.shard(key) {
@@ -102,5 +111,7 @@ mod tests {
         assert!(queued <= SHARDS * 17, "{queued}");
         cache.remove((0, 0));
         assert_eq!(cache.get((0, 0)), None);
+        cache.clear();
+        assert_eq!(cache.shards.iter().map(|s| s.lock().open.len()).sum::<usize>(), 0);
     }
 }
