@@ -42,6 +42,18 @@ pub(crate) fn make_dir(path: &Path, mode: u32) -> Result<()> {
     }
 }
 
+/// True if nothing has this name. A name that cannot be looked up, as in a directory that may not be searched, may be there.
+///
+/// # Errors
+/// When it cannot be looked up.
+pub(crate) fn is_gone(path: &Path) -> Result<bool> {
+    match fs::symlink_metadata(path) {
+        Ok(_) => Ok(false),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(true),
+        Err(error) => Err(error).at(path),
+    }
+}
+
 /// Removes a file or a whole directory; being gone already is no error.
 pub(crate) fn remove_tree(path: &Path) -> Result<()> {
     let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return Err(Errno::INVAL).at(path) };

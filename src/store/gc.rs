@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use crate::image::config::ImageConfig;
 use crate::image::digest::Digest;
-use crate::image::files::{read_limited, remove_tree};
+use crate::image::files::{is_gone, read_limited, remove_tree};
 use crate::image::spec::{self, Descriptor, Index, IndexEntry, Manifest};
 use crate::image::{ImageError, IoContext, Result};
 use crate::store::annotations::ORIGINAL_MANIFEST;
@@ -99,14 +99,15 @@ impl Store {
     pub(super) fn sweep(&self) -> Result<Freed> {
         let live = self.live()?;
         let mut freed = Freed::default();
-        for (name, path) in entries(&self.layers_dir())? {
+        let (layers, blobs) = (entries(&self.layers_dir())?, entries(&self.root.join("blobs/sha256"))?);
+        for (name, path) in layers {
             if !live.incomplete && !live.layers.contains(&name) {
                 freed.layers += 1;
                 freed.bytes += Layer::load(path.clone()).map_or(0, |layer| layer.record.content_size);
                 self.discard(&path)?;
             }
         }
-        for (name, path) in entries(&self.root.join("blobs/sha256"))? {
+        for (name, path) in blobs {
             if !live.incomplete && !live.blobs.contains(&name) {
                 freed.blobs += 1;
                 freed.bytes += fs::symlink_metadata(&path).at(&path)?.len();
@@ -164,7 +165,7 @@ impl Store {
     /// Marks what a descriptor reaches itself, and returns what that refers to. Blobs that are not here (layers, or what
     /// another tool left out) reach nothing.
     fn reach(&self, live: &mut Live, entry: &Descriptor) -> Result<Vec<Descriptor>> {
-        if self.kept_blob(&entry.digest).is_none() {
+        if is_gone(&self.blob_path(&entry.digest))? {
             return Ok(Vec::new());
         }
         if entry.is_index() {
@@ -178,7 +179,7 @@ impl Store {
         let manifest: Manifest = spec::parse(&name, &self.read_blob(&entry.digest)?)?;
         live.blobs.insert(manifest.config.digest.hex());
         live.blobs.extend(manifest.layers.iter().map(|layer| layer.digest.hex()));
-        if self.kept_blob(&manifest.config.digest).is_some() {
+        if !is_gone(&self.blob_path(&manifest.config.digest))? {
             let config = ImageConfig::parse("config", self.read_blob(&manifest.config.digest)?)?;
             live.layers.extend(config.diff_ids().iter().map(Digest::hex));
             live.layers.extend(crate::image::config::chain_ids(config.diff_ids()).iter().map(Digest::hex));
@@ -200,7 +201,7 @@ impl Store {
             match read {
                 Ok(root) => roots.sound.push(ContainerRoot { name, ..root }),
                 // It was removed since the directory was read.
-                Err(_) if fs::symlink_metadata(&path).is_err() => {}
+                Err(_) if is_gone(&path).unwrap_or(false) => {}
                 Err(error) => roots.damaged.push((name, error)),
             }
         }

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::image::config::{ImageConfig, chain_ids};
 use crate::image::digest::Digest;
-use crate::image::files::{open_dir, read_limited};
+use crate::image::files::{is_gone, open_dir, read_limited};
 use crate::image::layer;
 use crate::image::spec;
 use crate::image::verify;
@@ -148,7 +148,7 @@ impl Store {
     pub(super) fn find_layer(&self, diff_id: &Digest, chain_id: &Digest) -> Result<Option<Layer>> {
         for id in [diff_id, chain_id] {
             let dir = self.layers_dir().join(id.hex());
-            if !dir.exists() {
+            if is_gone(&dir)? {
                 continue;
             }
             let layer = Layer::load(dir)?;
@@ -191,7 +191,7 @@ impl Store {
             match Layer::load(dir.clone()) {
                 Ok(layer) => layers.push(layer),
                 // It was removed since the directory was read.
-                Err(_) if std::fs::symlink_metadata(&dir).is_err() => {}
+                Err(_) if is_gone(&dir).unwrap_or(false) => {}
                 Err(error) => tracing::warn!("layer {name} is damaged: {error} (strata verify --repair)"),
             }
         }

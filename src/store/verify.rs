@@ -11,7 +11,7 @@ use rustix::io::Errno;
 use crate::image::digest::{Digest, DigestWriter};
 use crate::image::files::{make_dir, remove_tree};
 use crate::image::spec::{self, Descriptor, Index};
-use crate::image::{IoContext, Result};
+use crate::image::{ImageError, IoContext, Result};
 use crate::inventory::Unusable;
 use crate::store::gc::entries;
 use crate::store::{Image, Layer, Store, image_index};
@@ -67,6 +67,13 @@ pub struct Verification {
 }
 
 impl Verification {
+    /// Adds what cannot be read. What may not be read is told and not distrusted: nothing is known to be wrong with it.
+    fn add_unreadable(&mut self, told: String, error: &ImageError, untrusted: Untrusted) {
+        let is_refused =
+            matches!(error, ImageError::Io { source, .. } if source.kind() == io::ErrorKind::PermissionDenied);
+        self.add(told, Some(untrusted).filter(|_| !is_refused));
+    }
+
     fn add(&mut self, told: String, untrusted: Option<Untrusted>) {
         self.damages.push(Damage { told, untrusted });
     }
@@ -82,8 +89,8 @@ impl Store {
         let _lock = self.lock_shared()?;
         let mut found = Verification::default();
         for (name, path) in entries(&self.root.join("blobs/sha256"))? {
-            if let Err(told) = verify_blob(&name, &path) {
-                found.add(told, Some(Untrusted::Blob(path)));
+            if let Err(error) = verify_blob(&name, &path) {
+                found.add_unreadable(error.to_string(), &error, Untrusted::Blob(path));
             }
         }
         for (name, dir) in entries(&self.layers_dir())? {
@@ -91,12 +98,12 @@ impl Store {
         }
         for (name, error) in self.container_roots()?.damaged {
             let path = self.containers().join(&name);
-            found.add(format!("container {name}: {error}"), Some(Untrusted::Container(path)));
+            found.add_unreadable(format!("container {name}: {error}"), &error, Untrusted::Container(path));
         }
         let index = match self.index() {
             Ok(index) => index,
             Err(error) => {
-                found.add(error.to_string(), Some(Untrusted::Index));
+                found.add_unreadable(error.to_string(), &error, Untrusted::Index);
                 return Ok(found);
             }
         };
@@ -106,7 +113,7 @@ impl Store {
                 Ok(image) => self.look_for_layers(&Image { names: name.into_iter().collect(), ..image }, &mut found),
                 Err(error) => {
                     let name = name.map_or_else(|| entry.digest.to_string(), |name| name.to_string());
-                    found.add(format!("image {name}: {error}"), Some(Untrusted::Entry(entry.digest)));
+                    found.add_unreadable(format!("image {name}: {error}"), &error, Untrusted::Entry(entry.digest));
                 }
             }
         }
@@ -286,14 +293,14 @@ fn is_there(path: &Path) -> bool {
     fs::symlink_metadata(path).is_ok()
 }
 
-fn verify_blob(name: &str, path: &Path) -> std::result::Result<(), String> {
+fn verify_blob(name: &str, path: &Path) -> Result<()> {
     let mut hashed = DigestWriter::new(io::sink());
-    File::open(path)
-        .and_then(|mut file| io::copy(&mut file, &mut hashed))
-        .at(path)
-        .map_err(|error| error.to_string())?;
+    File::open(path).and_then(|mut file| io::copy(&mut file, &mut hashed)).at(path)?;
     let (_, digest, _) = hashed.finish();
-    if digest.hex() == name { Ok(()) } else { Err(format!("{}: its bytes are {digest}", path.display())) }
+    if digest.hex() == name {
+        return Ok(());
+    }
+    Err(ImageError::refused(path.display().to_string(), format!("its bytes are {digest}")))
 }
 
 fn verify_layer(name: &str, dir: &Path, found: &mut Verification) {
@@ -304,11 +311,14 @@ fn verify_layer(name: &str, dir: &Path, found: &mut Verification) {
             let told = format!("{}: its record is that of layer {}", dir.display(), layer.id());
             return found.add(told, untrusted());
         }
-        Err(error) => return found.add(error.to_string(), untrusted()),
+        Err(error) => return found.add_unreadable(error.to_string(), &error, Untrusted::Layer(dir.to_owned())),
     };
     let problems = match layer.verify() {
         Ok(problems) => problems,
-        Err(error) => vec![error.to_string()],
+        Err(error) => {
+            let told = format!("layer {}: {error}", layer.record.diff_id);
+            return found.add_unreadable(told, &error, Untrusted::Layer(dir.to_owned()));
+        }
     };
     if problems.is_empty() {
         found.sound += 1;

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use serde_json::{Value, json};
-use stratafs::container::Container;
+use stratafs::container::{Container, rootless};
 use stratafs::image::digest::Digest;
 use stratafs::image::reference::Reference;
 use stratafs::image::time::Timestamp;
@@ -241,14 +241,7 @@ pub fn verify(store: &Store, args: &Verify) -> Result<ExitCode> {
         names => store.verify_images(&names.iter().map(|name| store.find(name)).collect::<Result<Vec<_>, _>>()?)?,
     };
     found.damages.iter().for_each(|damage| super::output::tell(&damage.told));
-    for (layer, why) in &found.without_inventory {
-        verify_inventory(layer, why, args.repair)?;
-    }
-    if found.damages.is_empty() {
-        print_line(&format!("{} layers are sound", found.sound))?;
-        return Ok(ExitCode::SUCCESS);
-    }
-    if args.repair {
+    if args.repair && !found.damages.is_empty() {
         let repaired = store.repair(&found, &|name| Container::is_in_use(store, name))?;
         repaired.set_aside.iter().try_for_each(|place| print_line(&format!("Moved to {}", shown_path(place))))?;
         repaired.kept.iter().for_each(|told| super::output::tell(told));
@@ -256,19 +249,35 @@ pub fn verify(store: &Store, args: &Verify) -> Result<ExitCode> {
         let entries = if entries > 0 { format!(" and {entries} names or entries") } else { String::new() };
         print_line(&format!("Removed {layers} damaged layers and {blobs} blobs{entries}; load their images again"))?;
     }
+    verify_inventories(&found.without_inventory, args.repair)?;
+    if found.damages.is_empty() {
+        print_line(&format!("{} layers are sound", found.sound))?;
+        return Ok(ExitCode::SUCCESS);
+    }
     anyhow::bail!("{} faults were found; {} layers are sound", found.damages.len(), found.sound);
 }
 
-/// Tells of an inventory that does not fit, or makes it again.
-fn verify_inventory(layer: &Layer, why: &Unusable, repair: bool) -> Result<()> {
-    if repair {
-        layer.make_inventory()?;
-        return Ok(print_line(&format!("layer {}: made its inventory again ({why})", layer.record.diff_id))?);
+/// Tells of inventories that do not fit, or makes them again. An inventory fits in one user namespace: a user without
+/// privilege may have them for its own, where `mount` works, or for the one that its containers run in. Those that do not
+/// fit here are looked at and made there. There is no way back, so this is the last thing that a process does.
+fn verify_inventories(unfit: &[(Layer, Unusable)], repair: bool) -> Result<()> {
+    if unfit.is_empty() {
+        return Ok(());
     }
-    super::output::tell(&format!(
-        "layer {}: its inventory is not used: {why}; --repair makes it again",
-        layer.record.diff_id
-    ));
+    if let Err(error) = rootless::enter() {
+        // No container can run there either.
+        tracing::debug!("{error}");
+    }
+    for (layer, _) in unfit {
+        let Err(why) = layer.check_inventory()? else { continue };
+        if repair {
+            layer.make_inventory()?;
+            print_line(&format!("layer {}: made its inventory again ({why})", layer.record.diff_id))?;
+        } else {
+            let told = "its inventory is not used";
+            super::output::tell(&format!("layer {}: {told}: {why}; --repair makes it again", layer.record.diff_id));
+        }
+    }
     Ok(())
 }
 

@@ -291,3 +291,91 @@ fn a_reference_by_digest_is_removed_alone() {
     assert!(!strata(&root, &["rmi", &one]).status.success(), "it is gone");
     ok(&root, &["verify"]);
 }
+
+/// Runs the program as a user without privilege, who owns the store.
+fn as_user(root: &Path, args: &[&str]) -> Output {
+    use std::os::unix::process::CommandExt;
+    command(root, args).uid(4242).gid(4242).env("HOME", root).env_remove("XDG_RUNTIME_DIR").output().unwrap()
+}
+
+/// A user's store with `x:1`, or none where tests do not run as root.
+fn store_of_user() -> Option<tempfile::TempDir> {
+    if !rustix::process::geteuid().is_root() {
+        return None;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    std::os::unix::fs::chown(dir.path(), Some(4242), Some(4242)).unwrap();
+    fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let archive = dir.path().join("in.tar");
+    fs::write(&archive, docker_old("x:1")).unwrap();
+    let loaded = as_user(&dir.path().join("store"), &["load", "-qi", archive.to_str().unwrap()]);
+    assert!(loaded.status.success(), "{}", told(&loaded));
+    Some(dir)
+}
+
+/// What a user may not read is not known to be damaged or gone: nothing is removed for it, by no verb. In a layer's content
+/// the modes are part of what is verified, so such a mode is damage there.
+#[test]
+fn what_may_not_be_read_is_not_removed() {
+    use std::os::unix::fs::PermissionsExt;
+    let Some(dir) = store_of_user() else { return };
+    let root = dir.path().join("store");
+    let first = |dir: &str| fs::read_dir(root.join(dir)).unwrap().next().unwrap().unwrap().path();
+    let blobs: Vec<_> = fs::read_dir(root.join("blobs/sha256")).unwrap().map(|blob| blob.unwrap().path()).collect();
+    let mut places = vec![
+        root.join("blobs/sha256"),
+        root.join("blobs"),
+        root.join("layers"),
+        root.join("containers"),
+        first("layers"),
+    ];
+    places.push(first("layers").join("layer.json"));
+    places.push(first("layers").join("recipe"));
+    places.push(root.join("index.json"));
+    places.extend(blobs);
+    for place in places {
+        let permissions = fs::metadata(&place).unwrap().permissions();
+        // To be listed and not searched is not the same as neither.
+        for mode in [0o000, 0o400] {
+            if mode == 0o400 && place.is_file() {
+                continue;
+            }
+            fs::set_permissions(&place, fs::Permissions::from_mode(mode)).unwrap();
+            let mut said = String::new();
+            for args in [&["gc"][..], &["gc", "--untagged"], &["verify", "--repair"], &["rmi", "none:1"], &["gc"]] {
+                said += &told(&as_user(&root, args));
+            }
+            fs::set_permissions(&place, permissions.clone()).unwrap();
+            let verified = as_user(&root, &["verify"]);
+            assert!(verified.status.success(), "{} {mode:o}: {}; {said}", place.display(), told(&verified));
+            let listed = as_user(&root, &["images"]);
+            assert!(String::from_utf8_lossy(&listed.stdout).contains("x "), "{} {mode:o}: {said}", place.display());
+            // There is no container whose record could be missed.
+            let is_told = said.contains("Permission denied") || (mode == 0o400 && place.ends_with("containers"));
+            assert!(is_told, "{} {mode:o}: it is told: {said}", place.display());
+        }
+    }
+}
+
+/// Containers of a user run in a namespace of their own, and an inventory fits in one: `verify` looks at those that were
+/// made there as `run` does.
+#[test]
+fn inventories_that_a_users_repair_made_stay_used() {
+    let Some(dir) = store_of_user() else { return };
+    let root = dir.path().join("store");
+    let inode = |path: &Path| std::os::unix::fs::MetadataExt::ino(&fs::metadata(path).unwrap());
+    let made: Vec<_> =
+        fs::read_dir(root.join("layers")).unwrap().map(|dir| dir.unwrap().path().join("diff.inventory")).collect();
+    made.iter().for_each(|path| fs::remove_file(path).unwrap());
+    let repaired = as_user(&root, &["verify", "--repair"]);
+    let said = String::from_utf8_lossy(&repaired.stdout).into_owned();
+    assert_eq!(said.matches("made its inventory again").count(), made.len(), "{said} {}", told(&repaired));
+    let before: Vec<_> = made.iter().map(|path| inode(path)).collect();
+    // Whether a user may mount here or not, `run` makes inventories that it cannot use before it mounts.
+    as_user(&root, &["run", "--rm", "x:1", "/true"]);
+    assert_eq!(made.iter().map(|path| inode(path)).collect::<Vec<_>>(), before, "run uses those of the repair");
+    let verified = as_user(&root, &["verify"]);
+    assert_eq!(told(&verified), "", "verify believes them too");
+    as_user(&root, &["verify", "--repair"]);
+    assert_eq!(made.iter().map(|path| inode(path)).collect::<Vec<_>>(), before, "a second repair leaves them");
+}
