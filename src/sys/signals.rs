@@ -62,23 +62,9 @@ impl SignalQueue {
 /// # Errors
 /// Those of `sigaction(2)`, `sigprocmask(2)` and `setitimer(2)`; none is expected.
 pub fn start_afresh() -> io::Result<()> {
-    for (signal, disposition) in
-        [(libc::SIGXFSZ, libc::SIG_IGN), (libc::SIGXCPU, libc::SIG_IGN), (libc::SIGCHLD, libc::SIG_DFL)]
-    {
-        // SAFETY: neither disposition is a function, so that no code of ours runs on a signal.
-        if unsafe { libc::signal(signal, disposition) } == libc::SIG_ERR {
-            return Err(io::Error::last_os_error());
-        }
-    }
-    let mut none = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
-    // SAFETY: sigemptyset initialises the set before it is read; no old mask is asked for.
-    let unblocked = unsafe {
-        libc::sigemptyset(none.as_mut_ptr());
-        libc::pthread_sigmask(libc::SIG_SETMASK, none.as_ptr(), std::ptr::null_mut())
-    };
-    if unblocked != 0 {
-        return Err(io::Error::from_raw_os_error(unblocked));
-    }
+    dispose(libc::SIGXFSZ, libc::SIG_IGN)?;
+    dispose(libc::SIGXCPU, libc::SIG_IGN)?;
+    receive()?;
     let zero = libc::timeval { tv_sec: 0, tv_usec: 0 };
     let off = libc::itimerval { it_interval: zero, it_value: zero };
     for timer in [libc::ITIMER_REAL, libc::ITIMER_VIRTUAL, libc::ITIMER_PROF] {
@@ -88,6 +74,42 @@ pub fn start_afresh() -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Undoes what the caller's masks and dispositions would do to a program that runs others. A write beyond the caller's
+/// `RLIMIT_FSIZE` fails with `EFBIG` and does not end the process; no signal is blocked; children can be waited for.
+/// Programs that this one starts have the default dispositions.
+///
+/// # Errors
+/// Those of `sigaction(2)` and `sigprocmask(2)`; none is expected.
+pub fn start_program() -> io::Result<()> {
+    // A handler, as an ignored signal stays ignored in the programs that are started.
+    dispose(libc::SIGXFSZ, too_large as *const () as libc::sighandler_t)?;
+    dispose(libc::SIGXCPU, libc::SIG_DFL)?;
+    receive()
+}
+
+/// The system call that raised the signal fails, and that says enough.
+extern "C" fn too_large(_signal: libc::c_int) {}
+
+fn dispose(signal: libc::c_int, disposition: libc::sighandler_t) -> io::Result<()> {
+    // SAFETY: the disposition is SIG_IGN, SIG_DFL or `too_large`, which does nothing.
+    match unsafe { libc::signal(signal, disposition) } {
+        libc::SIG_ERR => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    }
+}
+
+/// Blocks no signal and lets children be waited for.
+fn receive() -> io::Result<()> {
+    dispose(libc::SIGCHLD, libc::SIG_DFL)?;
+    let mut none = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: sigemptyset initialises the set before it is read; no old mask is asked for.
+    let unblocked = unsafe {
+        libc::sigemptyset(none.as_mut_ptr());
+        libc::pthread_sigmask(libc::SIG_SETMASK, none.as_ptr(), std::ptr::null_mut())
+    };
+    if unblocked == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(unblocked)) }
 }
 
 /// True if the process ignores `signal`, as `nohup(1)` has its program ignore `SIGHUP`.

@@ -55,6 +55,10 @@ const VARIABLES: [&str; 22] = [
 
 fn main() -> ExitCode {
     stratafs::sys::environment::forget_empty(&VARIABLES);
+    if let Err(error) = stratafs::sys::signals::start_program() {
+        output::tell(&format!("strata: signals: {error}"));
+        return ExitCode::FAILURE;
+    }
     let cli = Cli::parse();
     let filter = EnvFilter::try_from_env("STRATA_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
     tracing_subscriber::fmt()
