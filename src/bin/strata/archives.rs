@@ -7,21 +7,24 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use stratafs::container::{Container, CreateOptions, Driver, escaped_option, rootless};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use stratafs::container::{Container, CreateOptions, escaped_option, refuse_if_interrupted, rootless};
 use stratafs::image::archive::{Archive, ArchiveInput, Spooling};
 use stratafs::image::reference::Reference;
 use stratafs::image::snapshot::{self, SnapshotOptions};
 use stratafs::image::spec::Platform;
 use stratafs::image::unpack::UnpackOptions;
+use stratafs::store::Store;
 use stratafs::store::create::{self, Authoring};
 use stratafs::store::load::{self, LoadOptions};
 use stratafs::store::save::{self, Format, SaveOptions, Target};
-use stratafs::store::{Image, Store};
+use stratafs::sys::forward;
 use stratafs::tar::Limits;
 use stratafs::tar::compression::Compression;
 
 use super::args::{AuthoringArgs, Commit, Export, Flatten, Import, Inventory, LimitArgs, Load, Save, Snapshot, Unpack};
-use super::output::{print_line, print_path, size};
+use super::output::{print_line, print_path, size, tell};
 use super::progress::Report;
 
 pub fn unpack_options(limits: &LimitArgs) -> UnpackOptions {
@@ -107,10 +110,36 @@ fn stdout() -> Result<io::Stdout> {
     Ok(stdout)
 }
 
+/// Output whose writes fail once a signal has asked this process to end.
+struct UntilInterrupted(File);
+
+impl Write for UntilInterrupted {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        // Waits where a signal can be noticed: a write to a full pipe would go on after it.
+        let mut waiting = [PollFd::new(&self.0, PollFlags::OUT)];
+        let moment = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+        loop {
+            refuse_if_interrupted().map_err(io::Error::other)?;
+            match poll(&mut waiting, Some(&moment)) {
+                Ok(0) | Err(Errno::INTR) => {}
+                Ok(_) => return self.0.write(bytes),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 /// Runs `write` on a file that appears when it is complete, or on standard output.
 fn write_to(output: Option<&Path>, write: &mut dyn FnMut(&mut dyn Write) -> Result<()>) -> Result<()> {
+    forward::hold().context("signals")?;
     let Some(path) = output else {
-        let mut out = BufWriter::with_capacity(1 << 18, stdout()?);
+        // Without the buffer of `Stdout`, which would write again after a signal.
+        let stdout = File::from(stdout()?.as_fd().try_clone_to_owned()?);
+        let mut out = BufWriter::with_capacity(1 << 18, UntilInterrupted(stdout));
         write(&mut out)?;
         return Ok(out.flush()?);
     };
@@ -119,9 +148,10 @@ fn write_to(output: Option<&Path>, write: &mut dyn FnMut(&mut dyn Write) -> Resu
     let permissions = std::os::unix::fs::PermissionsExt::from_mode(0o666);
     let file =
         tempfile::Builder::new().prefix(".strata-").permissions(permissions).tempfile_in(dir).with_context(name)?;
-    let mut out = BufWriter::with_capacity(1 << 18, file);
+    let mut out = BufWriter::with_capacity(1 << 18, UntilInterrupted(file.as_file().try_clone()?));
     write(&mut out)?;
-    let file = out.into_inner().map_err(io::IntoInnerError::into_error).with_context(name)?;
+    out.flush().with_context(name)?;
+    refuse_if_interrupted()?;
     file.as_file().sync_all().with_context(name)?;
     file.persist(path).map_err(|error| error.error).with_context(name)?;
     Ok(())
@@ -136,34 +166,69 @@ pub fn export(store: &Store, args: &Export) -> Result<()> {
     let write = |tree: BorrowedFd<'_>| {
         write_to(args.output.as_deref(), &mut |out| write_snapshot(tree, &[], out, None).map(drop))
     };
-    match Container::open(store, &args.name) {
-        Ok(container) => with_mounted(store, &container, write),
-        Err(_) => with_mounted_image(store, &store.find(&args.name)?, args.driver.into(), write),
+    forward::hold().context("signals")?;
+    let (container, is_new) = match Container::open(store, &args.name) {
+        Ok(container) => (container, false),
+        Err(_) => {
+            let image = store.find(&args.name)?;
+            let driver = args.driver.into();
+            let options =
+                CreateOptions { image_name: image.label(), driver, read_only: true, ..CreateOptions::default() };
+            (Container::create(store, &image, &options)?, true)
+        }
+    };
+    let unmounts = !container.is_mounted()?;
+    let borrowed = Borrowed { store, container: Some(container), unmounts, is_new };
+    let outcome = borrowed.read(write);
+    let ended = borrowed.end();
+    // What an interrupt made fail is told as one.
+    outcome.and(ended).map_err(|error| refuse_if_interrupted().err().map_or(error, Into::into))
+}
+
+/// A container whose file tree is read. However this process leaves it, it is unmounted if it was not mounted before,
+/// and removed if it is new.
+struct Borrowed<'s> {
+    store: &'s Store,
+    /// None once it was ended.
+    container: Option<Container>,
+    unmounts: bool,
+    is_new: bool,
+}
+
+impl Borrowed<'_> {
+    fn read(&self, read: impl FnOnce(BorrowedFd<'_>) -> Result<()>) -> Result<()> {
+        let container = self.container.as_ref().context("the container has ended")?;
+        refuse_if_interrupted()?;
+        let mountpoint = container.mount(self.store)?;
+        refuse_if_interrupted()?;
+        read(File::open(mountpoint)?.as_fd())
+    }
+
+    fn end(mut self) -> Result<()> {
+        self.restore()
+    }
+
+    fn restore(&mut self) -> Result<()> {
+        let Some(container) = self.container.take() else { return Ok(()) };
+        let unmounted = match self.unmounts && container.is_mounted()? {
+            // Nobody else knows of a new one, so what still uses it is of no interest.
+            true => container.unmount(false).or_else(|error| match self.is_new {
+                true => container.unmount(true),
+                false => Err(error),
+            }),
+            false => Ok(()),
+        };
+        let removed = if self.is_new { container.remove(self.store) } else { Ok(()) };
+        Ok(unmounted.and(removed)?)
     }
 }
 
-/// Mounts an image as a container that is gone afterwards.
-fn with_mounted_image<T>(
-    store: &Store,
-    image: &Image,
-    driver: Driver,
-    read: impl FnOnce(BorrowedFd<'_>) -> Result<T>,
-) -> Result<T> {
-    let options = CreateOptions { image_name: image.label(), driver, read_only: true, ..CreateOptions::default() };
-    let container = Container::create(store, image, &options)?;
-    let outcome = with_mounted(store, &container, read);
-    container.remove(store)?;
-    outcome
-}
-
-/// Lends the file tree of a container, mounted if it was not.
-fn with_mounted<T>(store: &Store, container: &Container, read: impl FnOnce(BorrowedFd<'_>) -> Result<T>) -> Result<T> {
-    let was_mounted = container.is_mounted()?;
-    let outcome = container.mount(store).map_err(Into::into).and_then(|path| read(File::open(path)?.as_fd()));
-    if !was_mounted && container.is_mounted()? {
-        container.unmount(false)?;
+impl Drop for Borrowed<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = self.restore() {
+            tell(&format!("strata: {error:#}"));
+        }
     }
-    outcome
 }
 
 pub fn flatten(store: &Store, args: &Flatten) -> Result<()> {

@@ -96,3 +96,58 @@ fn a_signal_while_it_is_being_detached_ends_it() {
         }
     }
 }
+
+/// `export` mounts an image or a container for a while.
+#[test]
+fn an_interrupted_export_leaves_no_mount() {
+    for world in worlds() {
+        let driver = world.driver;
+        world.ok(&["mount", "--name", "c", "tool:1"]);
+        world.ok(&["umount", "c"]);
+        let out = world.dir.path().join("out.tar");
+        for step in 0..24 {
+            let after = Duration::from_millis(step * 10);
+            let name = ["c", "tool:1"][usize::from(step % 2 == 0)];
+            let signal = ["-TERM", "-INT", "-HUP"][usize::try_from(step % 3).unwrap()];
+            let args = ["export", "-o", out.to_str().unwrap(), name];
+            let mut child = world.command(&args).stderr(Stdio::null()).spawn().unwrap();
+            std::thread::sleep(after);
+            Command::new("kill").args([signal, &child.id().to_string()]).stderr(Stdio::null()).status().unwrap();
+            let status = child.wait().unwrap();
+            let context = format!("{driver}: {name}: {signal} at {after:?}");
+            assert_eq!(status.success(), out.exists(), "{context}: the file is there, or not at all");
+            wait_until(&context, || world.mounts() == 0);
+            assert_eq!(world.ok(&["ps", "-aq"]), "c\n", "{context}");
+            std::fs::remove_file(&out)
+                .or_else(|error| match error.kind() {
+                    std::io::ErrorKind::NotFound => Ok(()),
+                    _ => Err(error),
+                })
+                .unwrap();
+            let left = std::fs::read_dir(world.dir.path()).unwrap().count();
+            assert_eq!(left, 2, "{context}: rootfs.tar and store");
+        }
+    }
+}
+
+/// Whoever reads the output has stopped to, and keeps the pipe open.
+#[test]
+fn an_export_into_a_full_pipe_can_be_interrupted() {
+    for world in worlds() {
+        let driver = world.driver;
+        for name in ["tool:1", "c"] {
+            if name == "c" {
+                world.ok(&["mount", "--name", "c", "tool:1"]);
+                world.ok(&["umount", "c"]);
+            }
+            let mut child = world.command(&["export", name]).stdout(Stdio::piped()).spawn().unwrap();
+            wait_until("it is mounted", || world.mounts() == 1);
+            std::thread::sleep(Duration::from_millis(200));
+            Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap();
+            wait_until(&format!("{driver}: {name}: it ends"), || child.try_wait().unwrap().is_some());
+            assert_eq!(child.wait().unwrap().code(), Some(128 + 15), "{driver}: {name}");
+            assert_eq!(world.mounts(), 0, "{driver}: {name}");
+        }
+        assert_eq!(world.ok(&["ps", "-aq"]), "c\n", "{driver}");
+    }
+}
