@@ -1,7 +1,9 @@
 //! `--change`: instructions of a Dockerfile, applied to a configuration. Syntax: docker's "Dockerfile reference"; docker
 //! takes the same instructions in `commit --change` and `import --change`, and applies them as a build would.
 //!
-//! podman differs: it replaces no variables, keeps `CMD` when `ENTRYPOINT` changes, and keeps a range of ports as one.
+//! podman (`podman commit --change`, seen with 4.3) differs: it replaces no variables, keeps `CMD` when `ENTRYPOINT`
+//! changes, takes one pair in `ENV` and one port in `EXPOSE`, refuses ranges of ports, keeps a relative `WORKDIR` as it
+//! is, writes `STOPSIGNAL` as a number, and drops `ONBUILD` from OCI images.
 
 use std::str::FromStr;
 
