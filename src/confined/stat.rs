@@ -3,7 +3,7 @@
 use std::ffi::CStr;
 use std::os::fd::BorrowedFd;
 
-use rustix::fs::{AtFlags, StatxFlags};
+use rustix::fs::{AtFlags, StatxAttributes, StatxFlags};
 use rustix::io::Errno;
 
 /// Identity of a file system: `st_dev`.
@@ -60,6 +60,10 @@ pub struct Stat {
     pub btime: Option<Timestamp>,
     /// Mount that the file was reached through.
     pub mount: u64,
+    /// It is immutable itself. An inventory does not tell.
+    pub immutable: bool,
+    /// It is append-only itself. An inventory does not tell.
+    pub append_only: bool,
 }
 
 /// Type of a file, from its mode.
@@ -84,6 +88,7 @@ impl Stat {
         let flags = if name.is_empty() { AtFlags::EMPTY_PATH } else { AtFlags::SYMLINK_NOFOLLOW };
         let mask = StatxFlags::BASIC_STATS | StatxFlags::BTIME | StatxFlags::MNT_ID;
         let stx = rustix::fs::statx(dir, name, flags | AtFlags::NO_AUTOMOUNT, mask)?;
+        let has = |attribute: StatxAttributes| stx.stx_attributes.contains(attribute);
         let time = |t: rustix::fs::StatxTimestamp| Timestamp { sec: t.tv_sec, nsec: t.tv_nsec };
         Ok(Self {
             ino: stx.stx_ino,
@@ -101,6 +106,8 @@ impl Stat {
             ctime: time(stx.stx_ctime),
             btime: (stx.stx_mask & StatxFlags::BTIME.bits() != 0).then(|| time(stx.stx_btime)),
             mount: stx.stx_mnt_id,
+            immutable: has(StatxAttributes::IMMUTABLE),
+            append_only: has(StatxAttributes::APPEND),
         })
     }
 

@@ -10,10 +10,11 @@ use std::ffi::CStr;
 use crate::driver::Overlay;
 use crate::driver::copy_up::keep_mtime;
 use crate::driver::node::{Indexed, LinksGuard, Name, Names, NamesWrite, Node, NodeRef};
+use crate::driver::protection::marked;
 use crate::driver::types::{Errno, Result};
 use crate::marks::Mark;
 use crate::marks::index::{decode_nlink, encode_nlink, entry_name};
-use crate::union::layer::{Stat, UpperDir};
+use crate::union::layer::{Marks, Stat, UpperDir};
 use crate::union::merge::{Found, Source};
 
 /// A change of a file's link count that has begun. Others of the same file wait for its end.
@@ -81,7 +82,8 @@ impl Overlay {
                 kept.unwrap_or(stat.nlink)
             }
         };
-        let metacopy = stat.is_some() && index.marks(&entry)?.metacopy;
+        let marks = if stat.is_some() { index.marks(&entry)? } else { Marks::default() };
+        let (metacopy, stat) = (marks.metacopy, stat.map(|stat| marked(stat, marks.protection)));
         Ok(Some((Indexed { name: entry, nlink, lower_nlink, metacopy }, stat)))
     }
 

@@ -10,6 +10,7 @@ pub mod node;
 mod owner;
 mod passthrough;
 mod permissions;
+mod protection;
 mod readahead;
 pub mod types;
 mod verbs;
@@ -26,7 +27,7 @@ use crate::confined::Copier;
 use crate::driver::node::{
     Descriptors, HandleTable, Node, NodeRef, NodeTable, RenameLock, Residence, State, UpperPart,
 };
-use crate::marks::{AufsName, Opaque, decode_aufs_name};
+use crate::marks::{AufsName, Opaque, Protection, decode_aufs_name};
 use crate::sys::namespace::has_everywhere;
 pub use crate::union::layer::OpenError;
 use crate::union::layer::{LayerStack, OriginResolver, UpperLayer};
@@ -229,10 +230,12 @@ fn creatable_name(name: &OsStr) -> Result<CString> {
 
 fn open_root(stack: &LayerStack) -> Result<Node> {
     let mut opaque_above = false;
+    let mut protection = Protection::NONE;
     let upper = match stack.upper() {
         None => UpperPart::default(),
         Some(upper) => {
             let marks = upper.root().marks(c"")?;
+            protection = upper.root().stat_self()?.protection().with(marks.protection);
             opaque_above = marks.opaque() == Opaque::Yes;
             UpperPart {
                 impure: marks.impure,
@@ -252,5 +255,7 @@ fn open_root(stack: &LayerStack) -> Result<Node> {
     };
     let dir = node::Dir::new(lowers.into(), upper);
     let own = State::new(Residence::Root { upper: stack.upper().is_some() });
-    Ok(Node::new(NodeId::ROOT, ino, crate::union::layer::FileType::Directory, own, Some(Box::new(dir))))
+    let node = Node::new(NodeId::ROOT, ino, crate::union::layer::FileType::Directory, own, Some(Box::new(dir)));
+    node.protect(protection);
+    Ok(node)
 }

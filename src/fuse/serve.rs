@@ -10,7 +10,7 @@ use super::in_flight::{InFlight, Slot};
 use super::stats::{STATS_XATTR, describe};
 use super::wire::opcode::Opcode;
 use super::wire::reply::{DirReply, Reply};
-use super::wire::request::{CopyArgs, CreateArgs, Header, Malformed, Operation, ReadArgs};
+use super::wire::request::{CopyArgs, CreateArgs, Header, IoctlArgs, Malformed, Operation, ReadArgs};
 use crate::driver::Overlay;
 use crate::driver::types::{Caller, Errno, HandleId, NodeId, Result, SetAttr};
 
@@ -260,7 +260,7 @@ impl Server {
             Operation::Fallocate { handle, mode, offset, length } => overlay.fallocate(handle, mode, offset, length),
             Operation::Lseek { handle, offset, whence } => reply.number(overlay.lseek(handle, offset, whence)?),
             Operation::CopyFileRange(arguments) => self.copy_file_range(arguments, reply),
-            Operation::Ioctl => Err(Errno::NOTTY),
+            Operation::Ioctl(arguments) => self.ioctl(node, arguments, reply),
 
             // Directories. If they need not be opened, the kernel sends neither OPENDIR nor RELEASEDIR after one ENOSYS,
             // and keeps listings all the same.
@@ -300,6 +300,30 @@ impl Server {
         let length = if wide { length } else { length.min(0x7fff_f000) };
         let copied = self.overlay.copy_file_range(from, from_offset, to, to_offset, length)?;
         if wide { reply.number(u64::try_from(copied).map_err(|_| Errno::OVERFLOW)?) } else { reply.written(copied) }
+    }
+
+    /// The ioctls that the kernel passes on after its own checks (`fuse_fileattr_get`, `fuse_fileattr_set`).
+    fn ioctl(&self, node: NodeId, arguments: IoctlArgs<'_>, reply: &mut Reply) -> Result<()> {
+        const FS_IOC_GETFLAGS: u32 = 0x8008_6601;
+        const FS_IOC_SETFLAGS: u32 = 0x4008_6602;
+        const FS_IOC_FSGETXATTR: u32 = 0x801c_581f;
+        const FS_IOC_FSSETXATTR: u32 = 0x401c_5820;
+        let IoctlArgs { command, input, room } = arguments;
+        let overlay = &*self.overlay;
+        match command {
+            FS_IOC_GETFLAGS => reply.ioctl(&overlay.flags(node)?.to_ne_bytes(), room),
+            FS_IOC_SETFLAGS => {
+                let flags = input.first_chunk().ok_or(Errno::INVAL)?;
+                overlay.set_flags(node, u32::from_ne_bytes(*flags))?;
+                reply.ioctl(&[], room)
+            }
+            FS_IOC_FSGETXATTR => reply.ioctl(&overlay.extended_flags(node)?, room),
+            FS_IOC_FSSETXATTR => {
+                overlay.set_extended_flags(node, *input.first_chunk().ok_or(Errno::INVAL)?)?;
+                reply.ioctl(&[], room)
+            }
+            _ => Err(Errno::NOTTY),
+        }
     }
 
     fn may_see_stats(&self, header: &Header) -> bool {

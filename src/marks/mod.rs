@@ -8,8 +8,10 @@
 pub mod index;
 pub mod origin;
 pub mod override_stat;
+pub mod protection;
 
 pub use override_stat::CONTAINERS as OVERRIDE_STAT;
+pub use protection::Protection;
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -57,6 +59,7 @@ impl Namespace {
             (Self::Trusted, Mark::Uuid) => "trusted.overlay.uuid",
             (Self::Trusted, Mark::Metacopy) => "trusted.overlay.metacopy",
             (Self::Trusted, Mark::Whiteout) => "trusted.overlay.whiteout",
+            (Self::Trusted, Mark::Protattr) => "trusted.overlay.protattr",
             (Self::User, Mark::Opaque) => "user.overlay.opaque",
             (Self::User, Mark::Redirect) => "user.overlay.redirect",
             (Self::User, Mark::Origin) => "user.overlay.origin",
@@ -66,6 +69,7 @@ impl Namespace {
             (Self::User, Mark::Uuid) => "user.overlay.uuid",
             (Self::User, Mark::Metacopy) => "user.overlay.metacopy",
             (Self::User, Mark::Whiteout) => "user.overlay.whiteout",
+            (Self::User, Mark::Protattr) => "user.overlay.protattr",
             (Self::FuseOverlayfs, Mark::Opaque) => "user.fuseoverlayfs.opaque",
             (Self::FuseOverlayfs, Mark::Redirect) => "user.fuseoverlayfs.redirect",
             (Self::FuseOverlayfs, Mark::Origin) => "user.fuseoverlayfs.origin",
@@ -75,6 +79,7 @@ impl Namespace {
             (Self::FuseOverlayfs, Mark::Uuid) => "user.fuseoverlayfs.uuid",
             (Self::FuseOverlayfs, Mark::Metacopy) => "user.fuseoverlayfs.metacopy",
             (Self::FuseOverlayfs, Mark::Whiteout) => "user.fuseoverlayfs.whiteout",
+            (Self::FuseOverlayfs, Mark::Protattr) => "user.fuseoverlayfs.protattr",
         }
     }
 }
@@ -100,6 +105,8 @@ pub enum Mark {
     Metacopy,
     /// On an empty regular file: the file is a whiteout.
     Whiteout,
+    /// The file is immutable or append-only ([`Protection`]); the upper's inode does not have these flags.
+    Protattr,
 }
 
 /// How a directory's opaque attribute reads.
@@ -131,6 +138,7 @@ pub fn is_good(mark: Mark, value: &[u8]) -> bool {
         Mark::Origin => origin::decode(value) != origin::Decoded::Damaged,
         Mark::Metacopy => is_metacopy(value),
         Mark::Impure => value == b"y",
+        Mark::Protattr => Protection::is_good(value),
         Mark::Whiteout | Mark::Nlink | Mark::Upper | Mark::Uuid => true,
     }
 }

@@ -6,6 +6,7 @@ pub mod chmod;
 pub mod descriptors;
 pub mod environment;
 pub mod extents;
+pub mod flags;
 pub mod fork;
 pub mod forward;
 pub mod fuse_device;

@@ -6,6 +6,7 @@
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, BorrowedFd};
 
+use rustix::fs::IFlags;
 use rustix::io::Errno;
 
 use crate::confined::{Copier, set_times_of};
@@ -95,6 +96,7 @@ pub fn stage<'u>(
         FileType::Special => work.stage_node(source.stat.mode & !0o7000, source.stat.rdev)?,
     };
     copy_attributes(upper, &staged, source, plan)?;
+    copy_flags(upper, &staged, source)?;
     if plan.sync && !plan.metacopy && source.stat.file_type() == FileType::Regular {
         upper.settle(staged.file()?, interrupt::check)?;
     }
@@ -162,6 +164,47 @@ fn copy_attributes(
     match staged.place() {
         Some((dir, name)) => dir.set_times(name, &times),
         None => set_times_of(staged.file()?, &times),
+    }
+}
+
+/// Keeps the flags of the inode that its users rely on (kernel: `ovl_copy_fileattr`): immutable and append-only as a mark,
+/// for nobody could give the copy its name otherwise.
+fn copy_flags(upper: &UpperLayer, staged: &Staged<'_>, source: &CopySource<'_>) -> Result<(), Errno> {
+    if !matches!(source.stat.file_type(), FileType::Regular | FileType::Directory) {
+        return Ok(());
+    }
+    let protection = source.stat.protection();
+    if protection.is_any() {
+        match xattr::set(target(staged)?, &upper.mark_key(Mark::Protattr), protection.encode(), 0) {
+            Err(Errno::OPNOTSUPP | Errno::PERM) => {
+                tracing::warn!(
+                    "{:?}: the copy is not protected: the upper keeps no marks",
+                    source.dir.place(source.name)
+                );
+            }
+            done => done?,
+        }
+    }
+    let kept = match source.dir.open_file(source.name).and_then(rustix::fs::ioctl_getflags) {
+        Ok(flags) => flags.intersection(IFlags::SYNC | IFlags::NOATIME),
+        // The file system has none, or shows none to an ordinary user.
+        Err(Errno::NOTTY | Errno::INVAL | Errno::OPNOTSUPP | Errno::NOSYS | Errno::ACCESS | Errno::PERM) => {
+            return Ok(());
+        }
+        Err(errno) => return Err(errno),
+    };
+    if kept.is_empty() {
+        return Ok(());
+    }
+    let set = |file: BorrowedFd<'_>| rustix::fs::ioctl_setflags(file, rustix::fs::ioctl_getflags(file)?.union(kept));
+    let done = match staged.place() {
+        Some((dir, name)) => dir.open_file(name).and_then(|file| set(file.as_fd())),
+        None => set(staged.file()?),
+    };
+    match done {
+        // The upper's file system has none.
+        Err(Errno::NOTTY | Errno::INVAL | Errno::OPNOTSUPP | Errno::NOSYS | Errno::ACCESS) => Ok(()),
+        done => done,
     }
 }
 

@@ -51,8 +51,8 @@ mod transitions;
 
 use std::ffi::CStr;
 
-use crate::union::layer::FileType;
 pub use crate::union::layer::Timestamp;
+use crate::union::layer::{FileType, Protection};
 pub use dir::{Dir, Inheritance, Lowers, UpperPart};
 pub use guards::{CopyUpGuard, LinksGuard, Names, NamesPair, NamesRead, NamesWrite, RenameGuard, RenameLock};
 pub use handle::{FileHandle, HandleTable};
@@ -86,6 +86,9 @@ const UNKNOWN: u8 = 0;
 const BARE: u8 = 1;
 const ATTRIBUTED: u8 = 2;
 
+const IMMUTABLE: u8 = 1;
+const APPEND_ONLY: u8 = 2;
+
 /// One inode of the mount. 80 bytes: what few of them have is elsewhere, in boxes.
 #[derive(Debug)]
 pub struct Node {
@@ -112,6 +115,8 @@ pub struct Node {
     bypassed: AtomicBool,
     /// Of a lower file: it was opened once, and was what is known of it.
     confirmed: AtomicBool,
+    /// Its flags that forbid changes: [`IMMUTABLE`], [`APPEND_ONLY`].
+    protection: AtomicU8,
 }
 
 impl Node {
@@ -129,6 +134,7 @@ impl Node {
             attributes: AtomicU8::new(UNKNOWN),
             bypassed: AtomicBool::new(false),
             confirmed: AtomicBool::new(false),
+            protection: AtomicU8::new(0),
         }
     }
 
@@ -161,6 +167,19 @@ impl Node {
     /// To be called before an extended attribute is set.
     pub fn note_attributed(&self) {
         self.attributes.store(ATTRIBUTED, Ordering::Release);
+    }
+
+    /// What may not be changed of it.
+    pub fn protection(&self) -> Protection {
+        let bits = self.protection.load(Ordering::Relaxed);
+        Protection { immutable: bits & IMMUTABLE != 0, append_only: bits & APPEND_ONLY != 0 }
+    }
+
+    /// Notes what may not be changed of it. A copy-up keeps it.
+    pub fn protect(&self, protection: Protection) {
+        let immutable = if protection.immutable { IMMUTABLE } else { 0 };
+        let append_only = if protection.append_only { APPEND_ONLY } else { 0 };
+        self.protection.store(immutable | append_only, Ordering::Relaxed);
     }
 
     /// The directory part, if it is one.

@@ -50,6 +50,7 @@ impl Overlay {
     ) -> Result<(Attr, Validity)> {
         let asked = node;
         let node = self.node(asked)?;
+        node.check_attributes(set, handle.is_some())?;
         match set.size {
             Some(size) => self.copy_up_to(&node, Some(size))?,
             None => self.copy_up_attributes(&node)?,

@@ -102,6 +102,7 @@ impl Overlay {
     /// `OPNOTSUPP` where the upper's file system has no such files; as [`Self::mknod`].
     pub fn tmpfile(&self, caller: &Caller, parent: NodeId, mode: u32, flags: u32) -> Result<(Entry, Opened)> {
         let parent = self.dir_node(parent)?;
+        parent.check_addition()?;
         self.copy_up(&parent)?;
         let dir = self.upper_dir(&parent)?;
         let owner = self.ownership(caller, &parent, &dir, libc::S_IFREG | (mode & 0o7777))?;
@@ -127,6 +128,7 @@ impl Overlay {
         self.upper()?;
         let parent = self.dir_node(parent)?;
         let name = creatable_name(name)?;
+        parent.check_addition()?;
         self.copy_up(&parent)?;
         let dir = self.upper_dir(&parent)?;
         let mut owner = self.ownership(caller, &parent, &dir, mode)?;

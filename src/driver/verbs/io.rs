@@ -65,6 +65,7 @@ impl Overlay {
             return Err(Errno::TXTBSY);
         }
         if writes {
+            node.check_writing(flags & libc::O_APPEND as u32 != 0 && !truncates)?;
             self.copy_up_to(&node, truncates.then_some(0))?;
         }
         self.check_inode(&node, asked)?;
@@ -375,6 +376,7 @@ impl Overlay {
         if !handle.writable {
             return Err(Errno::BADF);
         }
+        handle.node.check_writing(mode & !FallocateFlags::KEEP_SIZE.bits() == 0)?;
         rustix::fs::fallocate(self.current(&handle)?, FallocateFlags::from_bits_retain(mode), offset, length)
     }
 
@@ -408,6 +410,7 @@ impl Overlay {
         if !to.writable {
             return Err(Errno::BADF);
         }
+        to.node.check_writing(true)?;
         let (source, target) = (self.current(&*self.open_handle(from)?)?, self.current(&to)?);
         let (mut read_at, mut write_at) = (from_offset, to_offset);
         // The reply's counter has 32 bits, and a process that is killed waits for the end of the call.

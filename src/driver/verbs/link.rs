@@ -23,6 +23,8 @@ impl Overlay {
         if node.dir().is_some() {
             return Err(Errno::PERM);
         }
+        node.check_unprotected()?;
+        parent.check_addition()?;
         let node = self.nodes.count(&node).ok_or(Errno::STALE)?;
         self.copy_up(&node)?;
         self.copy_up(&parent)?;

@@ -143,6 +143,10 @@ impl Overlay {
         let ino = self.ino_of(parent, name, &found)?;
         let id = self.nodes.next_id();
         let file_type = found.stat.file_type();
+        let protection = match indexed {
+            Some((_, Some(entry))) => entry.protection(),
+            _ => found.stat.protection().with(found.marks.protection),
+        };
         let at = (parent.clone(), name.clone());
         let layer = match (found.source, found.lowers.first()) {
             (Source::Upper, _) => None,
@@ -176,7 +180,9 @@ impl Overlay {
             };
             Box::new(node::Dir::new(found.lowers.into(), upper))
         });
-        Ok(Node::new(id, ino, file_type, state, dir))
+        let node = Node::new(id, ino, file_type, state, dir);
+        node.protect(protection);
+        Ok(node)
     }
 
     /// `st_ino` (kernel: `ovl_getattr`): that of the lower file that it came from, so that copy-up does not change

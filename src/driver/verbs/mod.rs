@@ -2,6 +2,7 @@
 
 pub(in crate::driver) mod attr;
 mod create;
+mod flags;
 mod io;
 mod link;
 mod lookup;

@@ -51,6 +51,7 @@ impl Overlay {
         if node.dir().is_some() {
             return Err(Errno::ISDIR);
         }
+        parent.check_removal(node)?;
         self.copy_up(parent)?;
         let dir = self.upper_dir(parent)?;
         if self.indexed(node).is_some() {
@@ -137,6 +138,7 @@ impl Overlay {
         if node.dir().is_none() {
             return Err(Errno::NOTDIR);
         }
+        parent.check_removal(node)?;
         self.copy_up(parent)?;
         let dir = self.upper_dir(parent)?;
         let held = self.upper_dir_if_any(node)?;

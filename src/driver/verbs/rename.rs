@@ -107,6 +107,8 @@ impl Overlay {
         if new.is_some_and(|new| NodeRef::ptr_eq(new, old)) {
             return Ok(Attempt::Done);
         }
+        from.check_removal(old)?;
+        new.map_or_else(|| to.check_addition(), |new| to.check_removal(new))?;
         self.check_types(old, new, exchange)?;
         self.copy_up(old)?;
         self.copy_up(from)?;

@@ -196,6 +196,7 @@ impl Overlay {
         let asked = node;
         let node = self.node(asked)?;
         let key = self.stored_key(key)?;
+        node.check_unprotected()?;
         node.note_attributed();
         self.copy_up_attributes(&node)?;
         self.on_upper(&node, |dir, name| {
@@ -222,6 +223,7 @@ impl Overlay {
         let asked = node;
         let node = self.node(asked)?;
         let stored = self.stored_key(key)?;
+        node.check_unprotected()?;
         // Nothing is copied up for an attribute that is not there.
         if !node.has_upper() && self.stored_value(&node, key, &stored)?.is_none() {
             return Err(Errno::NODATA);

@@ -190,6 +190,13 @@ impl Reply {
         self.u32s([u32::try_from(count).map_err(|_| Errno::OVERFLOW)?, 0])
     }
 
+    /// `struct fuse_ioctl_out`, and `output`, of which the kernel wants `room` bytes.
+    pub(in crate::fuse) fn ioctl(&mut self, output: &[u8], room: u32) -> Result<()> {
+        let room = usize::try_from(room).map_err(|_| Errno::INVAL)?;
+        self.u32s([0; 4])?;
+        self.bytes(output.get(..room).ok_or(Errno::INVAL)?)
+    }
+
     /// `struct fuse_lseek_out`, `struct fuse_copy_file_range_out`
     pub(in crate::fuse) fn number(&mut self, number: u64) -> Result<()> {
         self.u64(number)

@@ -59,6 +59,17 @@ pub(in crate::fuse) struct CopyArgs {
     pub(in crate::fuse) wide: bool,
 }
 
+/// Arguments of `IOCTL`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::fuse) struct IoctlArgs<'a> {
+    /// The number of the ioctl.
+    pub(in crate::fuse) command: u32,
+    /// What the caller hands in.
+    pub(in crate::fuse) input: &'a [u8],
+    /// Bytes that the kernel wants back.
+    pub(in crate::fuse) room: u32,
+}
+
 /// Arguments of `READ`, `READDIR` and `READDIRPLUS`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::fuse) struct ReadArgs {
@@ -158,7 +169,7 @@ pub(in crate::fuse) enum Operation<'a> {
     },
     CopyFileRange(CopyArgs),
     SyncFs,
-    Ioctl,
+    Ioctl(IoctlArgs<'a>),
     /// The requester of another request was sent a signal.
     Interrupt {
         unique: u64,
@@ -264,7 +275,7 @@ impl<'a> Operation<'a> {
             Opcode::FsyncDir => fields.handle().and_then(|_none| fields.data_only().map(Self::fsync_dir))?,
             Opcode::StatFs => Self::StatFs,
             Opcode::SyncFs => Self::SyncFs,
-            Opcode::Ioctl => Self::Ioctl,
+            Opcode::Ioctl => Self::Ioctl(fields.ioctl()?),
             Opcode::Interrupt => Self::Interrupt { unique: fields.u64()? },
             Opcode::Destroy => Self::Destroy,
             Opcode::NotifyReply => Self::NotifyReply,
@@ -384,6 +395,13 @@ impl<'a> Fields<'a> {
     fn fallocate(&mut self) -> Result<Operation<'a>, Malformed> {
         let (handle, offset, length) = (self.handle()?, self.u64()?, self.u64()?);
         Ok(Operation::Fallocate { handle, offset, length, mode: self.u32()? })
+    }
+
+    /// `struct fuse_ioctl_in`, and what is handed in.
+    fn ioctl(&mut self) -> Result<IoctlArgs<'a>, Malformed> {
+        let (_handle, _flags, command) = (self.handle()?, self.u32()?, self.u32()?);
+        let (_pointer, size, room) = (self.u64()?, self.u32()?, self.u32()?);
+        Ok(IoctlArgs { command, room, input: self.bytes(usize::try_from(size).map_err(|_| Malformed::Arguments)?)? })
     }
 
     fn forgets(&mut self) -> Result<Operation<'a>, Malformed> {

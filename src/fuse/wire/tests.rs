@@ -150,7 +150,11 @@ fn requests() -> Vec<(u32, Vec<u8>, &'static str)> {
         (Opcode::Destroy as u32, vec![], "Destroy"),
         (Opcode::Flush as u32, arguments().u64(9).0, "Flush"),
         (Opcode::Access as u32, arguments().u64(9).0, "Access"),
-        (Opcode::Ioctl as u32, vec![], "Ioctl"),
+        (
+            Opcode::Ioctl as u32,
+            arguments().u64(9).u32(0).u32(0x4008_6602).u64(0).u32(3).u32(4).raw(b"abc").0,
+            "Ioctl(IoctlArgs { command: 1074292226, input: [97, 98, 99], room: 4 })",
+        ),
         (7, vec![], "Unknown"),
         (4096, vec![], "Unknown"),
         (u32::MAX, vec![], "Unknown"),

@@ -217,6 +217,8 @@ impl<'a> ListedDir<'a> {
             ctime: timestamp(record.ctime),
             btime: record.has_btime().then(|| timestamp(record.btime)),
             mount: self.layer.mount,
+            immutable: false,
+            append_only: false,
         }
     }
 }

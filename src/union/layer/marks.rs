@@ -4,9 +4,9 @@ use std::ffi::{CStr, CString};
 
 use rustix::io::Errno;
 
-use crate::confined::Dir;
 use crate::confined::xattr;
-use crate::marks::{self, Mark, Namespace, Opaque};
+use crate::confined::{Dir, Stat};
+use crate::marks::{self, Mark, Namespace, Opaque, Protection};
 
 /// Bytes of a damaged mark that the log shows.
 const SHOWN: usize = 64;
@@ -26,6 +26,8 @@ pub struct Marks {
     pub impure: bool,
     /// The (empty, regular) file is a whiteout.
     pub whiteout: bool,
+    /// The file is immutable or append-only.
+    pub protection: Protection,
 }
 
 impl Marks {
@@ -47,9 +49,19 @@ impl Marks {
             },
             Mark::Impure => self.impure = sound(file, key, mark)?.0.as_deref() == Some(b"y"),
             Mark::Whiteout => self.whiteout = true,
+            Mark::Protattr => {
+                self.protection = sound(file, key, mark)?.0.as_deref().map_or(Protection::NONE, Protection::decode);
+            }
             Mark::Nlink | Mark::Upper | Mark::Uuid => {}
         }
         Ok(())
+    }
+}
+
+impl Stat {
+    /// What may not be changed of the file, by its own flags.
+    pub fn protection(&self) -> Protection {
+        Protection { immutable: self.immutable, append_only: self.append_only }
     }
 }
 
@@ -67,6 +79,7 @@ pub fn classify(key: &[u8]) -> Option<(Namespace, Option<Mark>)> {
         b"uuid" => Mark::Uuid,
         b"metacopy" => Mark::Metacopy,
         b"whiteout" => Mark::Whiteout,
+        b"protattr" => Mark::Protattr,
         _ => return Some((namespace, None)),
     };
     Some((namespace, Some(mark)))
@@ -105,8 +118,8 @@ impl Dir {
 }
 
 /// The marks that [`Marks`] knows.
-const FILE_MARKS: [Mark; 6] =
-    [Mark::Opaque, Mark::Redirect, Mark::Origin, Mark::Metacopy, Mark::Impure, Mark::Whiteout];
+const FILE_MARKS: [Mark; 7] =
+    [Mark::Opaque, Mark::Redirect, Mark::Origin, Mark::Metacopy, Mark::Impure, Mark::Whiteout, Mark::Protattr];
 
 /// A name in a directory; the directory itself if it is empty.
 type Entry<'a> = (&'a Dir, &'a CStr);

@@ -34,6 +34,7 @@ pub use work::{Staged, WorkDir};
 use crate::config::{OverlayConfig, Xino};
 pub use crate::confined::{Device, Dir, FileId, FileType, RawEntry, Stat, TimeTo, Times, Timestamp};
 use crate::inventory::{DirNumber, Inventory};
+pub use crate::marks::Protection;
 use nesting::Traps;
 
 /// Why a stack of layers cannot be mounted: one line naming the layer.
