@@ -157,7 +157,7 @@ impl Runtime {
 ///
 /// # Errors
 /// When it cannot be waited for.
-pub fn waiting_for(mut child: Child, shares_terminal: bool) -> std::io::Result<ExitStatus> {
+pub(crate) fn waiting_for(mut child: Child, shares_terminal: bool) -> std::io::Result<ExitStatus> {
     let forwarding = forward::forward_to(child.id(), shares_terminal)?;
     let pid = Pid::from_child(&child);
     // While the child is not reaped its number is its own, and a signal reaches nobody else.

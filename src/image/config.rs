@@ -115,7 +115,7 @@ impl ImageConfig {
     ///
     /// # Errors
     /// As [`with_layer`](Self::with_layer).
-    pub fn with_only_layer(&self, diff_id: Digest, history: &History, changes: &[Change]) -> Result<Self> {
+    pub(crate) fn with_only_layer(&self, diff_id: Digest, history: &History, changes: &[Change]) -> Result<Self> {
         let mut document = self.document.clone();
         document.insert("history".to_owned(), json!([]));
         document.insert("rootfs".to_owned(), json!({"type": "layers", "diff_ids": []}));

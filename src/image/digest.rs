@@ -54,7 +54,7 @@ impl Digest {
     ///
     /// # Errors
     /// [`ParseDigestError::Malformed`] unless there are exactly 64 lower-case digits.
-    pub fn from_hex(hex: &str) -> Result<Self, ParseDigestError> {
+    pub(crate) fn from_hex(hex: &str) -> Result<Self, ParseDigestError> {
         let malformed = || ParseDigestError::Malformed(hex.chars().take(80).collect());
         let digits = hex.as_bytes();
         if digits.len() != 64 {

@@ -45,7 +45,7 @@ impl Platform {
 
     /// The same in the normal form of its names.
     #[must_use]
-    pub fn normalized(&self) -> Self {
+    pub(crate) fn normalized(&self) -> Self {
         let os = match self.os.to_lowercase().as_str() {
             "macos" => "darwin".to_owned(),
             os => os.to_owned(),
@@ -76,7 +76,7 @@ impl Platform {
     }
 
     /// True if it says nothing: indexes and configs of odd tools leave it empty.
-    pub fn is_unnamed(&self) -> bool {
+    pub(crate) fn is_unnamed(&self) -> bool {
         self.os.is_empty() && self.architecture.is_empty()
     }
 
@@ -135,7 +135,7 @@ impl Platform {
     ///
     /// # Errors
     /// The reason why not, with the option that takes it all the same.
-    pub fn check_serves(&self, wanted: &Self) -> Result<(), String> {
+    pub(crate) fn check_serves(&self, wanted: &Self) -> Result<(), String> {
         if self.is_unnamed() || self.serves(wanted) {
             return Ok(());
         }
@@ -208,7 +208,7 @@ fn arm64_order<'a>(own: &'a str, variant: &str) -> Vec<(&'a str, String)> {
 
 impl Index {
     /// The entry that runs best on a platform; where entries do not say what they are for, the first of those.
-    pub fn choose(&self, wanted: &Platform) -> Option<&Descriptor> {
+    pub(crate) fn choose(&self, wanted: &Platform) -> Option<&Descriptor> {
         let candidates = || self.descriptors().filter(|entry| !entry.is_attestation());
         let named = |entry: &Descriptor| entry.platform.clone().filter(|platform| !platform.is_unnamed());
         let ranked = candidates().filter_map(|entry| Some((named(entry)?.rank(wanted)?, entry)));

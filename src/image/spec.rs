@@ -20,17 +20,17 @@ pub const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 /// Media type of a layer that is not compressed; `+gzip` and `+zstd` follow for those that are.
 pub const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 /// Media type of docker's manifest, schema 2.
-pub const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
+pub(crate) const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
 /// Media type of docker's manifest list.
-pub const DOCKER_INDEX: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
+pub(crate) const DOCKER_INDEX: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
 
 /// Annotation: the name of an entry in an image layout.
-pub const REF_NAME: &str = "org.opencontainers.image.ref.name";
+pub(crate) const REF_NAME: &str = "org.opencontainers.image.ref.name";
 /// Annotation: the full name of an image, as containerd and docker write it.
-pub const IMAGE_NAME: &str = "io.containerd.image.name";
+pub(crate) const IMAGE_NAME: &str = "io.containerd.image.name";
 
 /// Documents larger than this are refused; registries refuse manifests of more than 4 MiB.
-pub const DOCUMENT_LIMIT: u64 = 8 << 20;
+pub(crate) const DOCUMENT_LIMIT: u64 = 8 << 20;
 
 /// Annotations, in the order of their names.
 pub type Annotations = BTreeMap<String, String>;
@@ -70,22 +70,22 @@ impl Descriptor {
     }
 
     /// True for an index, OCI's or docker's.
-    pub fn is_index(&self) -> bool {
+    pub(crate) fn is_index(&self) -> bool {
         matches!(essence(&self.media_type).as_str(), INDEX | DOCKER_INDEX)
     }
 
     /// True for an image's manifest, OCI's or docker's.
-    pub fn is_manifest(&self) -> bool {
+    pub(crate) fn is_manifest(&self) -> bool {
         matches!(essence(&self.media_type).as_str(), MANIFEST | DOCKER_MANIFEST)
     }
 
     /// True for a type that servers and old tools give to anything: what it is, its content says.
-    pub fn is_of_any_type(&self) -> bool {
+    pub(crate) fn is_of_any_type(&self) -> bool {
         is_unspecific(&essence(&self.media_type))
     }
 
     /// True for the provenance records that buildkit adds to an index; they are not images.
-    pub fn is_attestation(&self) -> bool {
+    pub(crate) fn is_attestation(&self) -> bool {
         self.annotations.get("vnd.docker.reference.type").is_some_and(|kind| kind == "attestation-manifest")
             || self.platform.as_ref().is_some_and(|platform| platform.os == "unknown")
     }
@@ -203,14 +203,14 @@ fn is_unspecific(essence: &str) -> bool {
 }
 
 /// True for the types that configs of images are given; others belong to artifacts.
-pub fn is_image_config(media_type: &str) -> bool {
+pub(crate) fn is_image_config(media_type: &str) -> bool {
     let docker = "application/vnd.docker.container.image.v1+json";
     let essence = essence(media_type);
     is_unspecific(&essence) || essence == CONFIG || essence == docker
 }
 
 /// The file `oci-layout`.
-pub const OCI_LAYOUT: &str = r#"{"imageLayoutVersion":"1.0.0"}"#;
+pub(crate) const OCI_LAYOUT: &str = r#"{"imageLayoutVersion":"1.0.0"}"#;
 
 /// Reads one of the documents above.
 ///

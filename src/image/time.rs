@@ -19,7 +19,7 @@ pub const WRITABLE: std::ops::RangeInclusive<i64> = -62_167_219_200..=253_402_30
 
 impl Timestamp {
     /// The time to stamp a new image with: `source_date_epoch` if given, else now.
-    pub fn now_or(source_date_epoch: Option<i64>) -> Self {
+    pub(crate) fn now_or(source_date_epoch: Option<i64>) -> Self {
         match source_date_epoch {
             Some(seconds) => Self { seconds, nanoseconds: 0 },
             None => Self::now(),

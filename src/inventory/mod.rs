@@ -93,7 +93,7 @@ pub enum Unusable {
 }
 
 /// Where the inventory of the layer directory `dir` is.
-pub fn path_of(dir: &Path) -> Option<PathBuf> {
+pub(crate) fn path_of(dir: &Path) -> Option<PathBuf> {
     let mut name = OsString::from(dir.file_name()?);
     name.push(".inventory");
     Some(dir.with_file_name(name))

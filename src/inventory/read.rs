@@ -159,7 +159,7 @@ impl Inventory {
     }
 
     /// What it says of extended attributes' absence is so for this process: it may see no more than its maker.
-    pub fn knows_xattrs(&self) -> bool {
+    pub(crate) fn knows_xattrs(&self) -> bool {
         self.knows_xattrs
     }
 
@@ -187,7 +187,7 @@ impl Inventory {
 
     /// True if a part of the file could not be read since it was opened. Whoever used something of it asks this
     /// afterwards: what was used may be nothing but zeros.
-    pub fn is_broken(&self) -> bool {
+    pub(crate) fn is_broken(&self) -> bool {
         let broken = self.map.is_broken();
         if broken && !self.told.swap(true, Ordering::Relaxed) {
             tracing::warn!("{}: cannot be read any more, and is not used from now on", self.path.display());
@@ -201,7 +201,7 @@ impl Inventory {
     }
 
     /// From now on the layer is asked about directory `number`, because of `why`.
-    pub fn disbelieve(&self, number: DirNumber, why: &Unusable) {
+    pub(crate) fn disbelieve(&self, number: DirNumber, why: &Unusable) {
         if let Some(belief) = self.beliefs.get(number.index()) {
             belief.store(DISBELIEVED, Ordering::Release);
         }
@@ -260,7 +260,7 @@ impl<'a> Directory<'a> {
     }
 
     /// True if no name is a whiteout by its device number, nor speaks of another (`.wh.…`).
-    pub fn is_plain(&self) -> bool {
+    pub(crate) fn is_plain(&self) -> bool {
         self.record.plain
     }
 
@@ -281,7 +281,7 @@ impl<'a> Directory<'a> {
     }
 
     /// Index of the first entry at or behind `position`.
-    pub fn first_at(&self, position: u64) -> usize {
+    pub(crate) fn first_at(&self, position: u64) -> usize {
         let (mut low, mut high) = (0, self.len());
         while low < high {
             let middle = low + (high - low) / 2;

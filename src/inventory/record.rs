@@ -130,7 +130,7 @@ pub struct Record {
     pub ctime: Tick,
     /// Last access, when the inventory was made.
     pub atime: Tick,
-    /// Creation; 0 unless [`Self::has_btime`].
+    /// Creation; 0 unless `Self::has_btime`.
     pub btime: Tick,
     /// Allocated size in units of 512 bytes.
     pub blocks: u32,
@@ -235,27 +235,27 @@ impl Record {
     }
 
     /// True if only the layer knows the attributes.
-    pub fn must_ask(&self) -> bool {
+    pub(crate) fn must_ask(&self) -> bool {
         self.flags & ASK != 0
     }
 
     /// True if the file has no extended attributes.
-    pub fn has_no_xattrs(&self) -> bool {
+    pub(crate) fn has_no_xattrs(&self) -> bool {
         self.flags & NO_XATTRS != 0
     }
 
     /// True if the file has no marks.
-    pub fn has_no_marks(&self) -> bool {
+    pub(crate) fn has_no_marks(&self) -> bool {
         self.flags & NO_MARKS != 0
     }
 
     /// True if its time of creation is known.
-    pub fn has_btime(&self) -> bool {
+    pub(crate) fn has_btime(&self) -> bool {
         self.flags & HAS_BTIME != 0
     }
 
     /// Preferred I/O size in bytes.
-    pub fn blksize(&self) -> u32 {
+    pub(crate) fn blksize(&self) -> u32 {
         1u32.checked_shl(u32::from(self.flags) >> BLKSIZE_SHIFT).unwrap_or(4096)
     }
 
@@ -270,7 +270,7 @@ impl Record {
     }
 
     /// True if it is the same file as `other` and unchanged, as far as that can be seen: access times are left out.
-    pub fn is_unchanged(&self, other: &Self) -> bool {
+    pub(crate) fn is_unchanged(&self, other: &Self) -> bool {
         let seen = |r: &Self| (r.ino, r.size, r.mtime, r.ctime, r.uid, r.gid, r.nlink, r.mode);
         !self.must_ask() && !other.must_ask() && seen(self) == seen(other)
     }

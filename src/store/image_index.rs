@@ -24,7 +24,7 @@ impl Store {
     ///
     /// # Errors
     /// When the index cannot be read.
-    pub fn verified_blobs(&self) -> Result<HashSet<String>> {
+    pub(crate) fn verified_blobs(&self) -> Result<HashSet<String>> {
         let index = self.index()?;
         let lists = index.descriptors().filter_map(|entry| entry.annotations.get(VERIFIED_BLOBS));
         Ok(lists.flat_map(|list| list.split(' ')).map(str::to_owned).collect())

@@ -148,7 +148,7 @@ impl Store {
     ///
     /// # Errors
     /// When it is gone, or the index cannot be read.
-    pub fn refuse_if_gone(&self, image: &Image) -> Result<()> {
+    pub(crate) fn refuse_if_gone(&self, image: &Image) -> Result<()> {
         refuse_if_gone(&self.index()?, image)
     }
 

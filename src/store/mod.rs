@@ -262,7 +262,7 @@ impl Store {
     }
 
     /// The path of a kept blob, if it is there.
-    pub fn kept_blob(&self, digest: &Digest) -> Option<PathBuf> {
+    pub(crate) fn kept_blob(&self, digest: &Digest) -> Option<PathBuf> {
         Some(self.blob_path(digest)).filter(|path| path.exists())
     }
 
@@ -277,7 +277,7 @@ impl Store {
 ///
 /// # Errors
 /// When a step fails; the old file is then still there.
-pub fn replace_file(stage: &Path, path: &Path, bytes: &[u8]) -> Result<()> {
+pub(crate) fn replace_file(stage: &Path, path: &Path, bytes: &[u8]) -> Result<()> {
     StagedFile::new(stage, bytes)?.publish(path)
 }
 

@@ -157,7 +157,7 @@ impl Transaction<'_> {
     ///
     /// # Errors
     /// Those of [`Transaction::add_layer`]; then nothing of them must be published.
-    pub fn add_layers(
+    pub(crate) fn add_layers(
         &mut self,
         slots: Vec<Slot<'_>>,
         options: &UnpackOptions,

@@ -140,7 +140,7 @@ impl Transaction<'_> {
     ///
     /// # Errors
     /// When the store's record of it is unreadable.
-    pub fn find_layer(&self, below: &[Layer], diff_id: &Digest) -> Result<Option<Layer>> {
+    pub(crate) fn find_layer(&self, below: &[Layer], diff_id: &Digest) -> Result<Option<Layer>> {
         let below: Vec<Digest> = diff_ids_of(below).collect();
         self.find_layer_on(&below, diff_id)
     }
@@ -149,7 +149,7 @@ impl Transaction<'_> {
     ///
     /// # Errors
     /// When the store's record of it is unreadable.
-    pub fn find_layer_on(&self, below: &[Digest], diff_id: &Digest) -> Result<Option<Layer>> {
+    pub(crate) fn find_layer_on(&self, below: &[Digest], diff_id: &Digest) -> Result<Option<Layer>> {
         let chain_id = chain_of(below.iter().copied(), diff_id);
         let staged = self.layers.iter().find(|layer| {
             let id = layer.id();
@@ -165,7 +165,7 @@ impl Transaction<'_> {
     ///
     /// # Errors
     /// When the stream is bad, or is not `expected`.
-    pub fn add_layer(
+    pub(crate) fn add_layer(
         &mut self,
         name: &str,
         below: &[Layer],
@@ -226,7 +226,7 @@ impl Transaction<'_> {
     ///
     /// # Errors
     /// When it cannot be written.
-    pub fn add_blob(&mut self, bytes: &[u8]) -> Result<Digest> {
+    pub(crate) fn add_blob(&mut self, bytes: &[u8]) -> Result<Digest> {
         let digest = Digest::of(bytes);
         if !self.blobs.contains(&digest) && self.store.kept_blob(&digest).is_none() {
             let path = self.staged_blob(&digest);
@@ -240,7 +240,7 @@ impl Transaction<'_> {
     ///
     /// # Errors
     /// When it cannot be moved.
-    pub fn add_blob_file(&mut self, digest: Digest, file: &Path) -> Result<()> {
+    pub(crate) fn add_blob_file(&mut self, digest: Digest, file: &Path) -> Result<()> {
         if !self.blobs.contains(&digest) {
             fs::rename(file, self.staged_blob(&digest)).at(file)?;
             self.blobs.push(digest);
@@ -249,19 +249,19 @@ impl Transaction<'_> {
     }
 
     /// True if the blob is staged or in the store.
-    pub fn has_blob(&self, digest: &Digest) -> bool {
+    pub(crate) fn has_blob(&self, digest: &Digest) -> bool {
         self.blobs.contains(digest) || self.store.kept_blob(digest).is_some()
     }
 
     /// Notes for an image that was added where it has been seen: `NAME@DIGEST`.
-    pub fn add_repo_digest(&mut self, image: &Descriptor, repo_digest: &str) {
+    pub(crate) fn add_repo_digest(&mut self, image: &Descriptor, repo_digest: &str) {
         for (descriptor, _) in self.images.iter_mut().filter(|(added, _)| added.digest == image.digest) {
             image_index::add_words(descriptor, REPO_DIGESTS, repo_digest);
         }
     }
 
     /// Notes for an image that was added which blobs were seen to be which layers.
-    pub fn add_verified_blobs(&mut self, image: &Descriptor, marks: &[String]) {
+    pub(crate) fn add_verified_blobs(&mut self, image: &Descriptor, marks: &[String]) {
         for (descriptor, _) in self.images.iter_mut().filter(|(added, _)| added.digest == image.digest) {
             image_index::add_words(descriptor, VERIFIED_BLOBS, &marks.join(" "));
         }
@@ -271,7 +271,7 @@ impl Transaction<'_> {
     ///
     /// # Errors
     /// When the index cannot be read.
-    pub fn verified_blobs(&self) -> Result<HashSet<String>> {
+    pub(crate) fn verified_blobs(&self) -> Result<HashSet<String>> {
         self.store.verified_blobs()
     }
 
@@ -280,7 +280,7 @@ impl Transaction<'_> {
     ///
     /// # Errors
     /// When the manifest cannot be written.
-    pub fn remember(&mut self, image: &Image, manifest: &[u8], repo_digest: &str) -> Result<()> {
+    pub(crate) fn remember(&mut self, image: &Image, manifest: &[u8], repo_digest: &str) -> Result<()> {
         let mut descriptor = image.descriptor.clone();
         if image.original_manifest().is_none() {
             let digest = self.add_blob(manifest)?;
@@ -304,7 +304,7 @@ impl Transaction<'_> {
     ///
     /// # Errors
     /// When the layers are not those that the config names.
-    pub fn add_image(
+    pub(crate) fn add_image(
         &mut self,
         config: &ImageConfig,
         layers: &[Layer],

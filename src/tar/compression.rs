@@ -34,7 +34,7 @@ pub enum Compression {
 }
 
 /// Bytes that [`Packing::sniff`] needs.
-pub const SNIFF_LEN: usize = 10;
+pub(crate) const SNIFF_LEN: usize = 10;
 
 /// Most memory for one xz stream. `xz -9` needs 65 MiB; zstd's window has the same limit.
 const XZ_MEMORY: u64 = 128 << 20;
@@ -47,7 +47,7 @@ const BZIP2_END: &[u8] = b"\x17\x72\x45\x38\x50\x90";
 impl Packing {
     /// Tells the compression by the first [`SNIFF_LEN`] bytes of a stream (fewer if it is shorter). A name of a tar's
     /// first member may begin with `BZh`, so bzip2 has to show more.
-    pub fn sniff(start: &[u8]) -> Self {
+    pub(crate) fn sniff(start: &[u8]) -> Self {
         match start {
             [0x1f, 0x8b, 0x08, ..] => Self::Gzip,
             [0x28, 0xb5, 0x2f, 0xfd, ..] => Self::Zstd,

@@ -92,7 +92,7 @@ impl UpperPart {
     ///
     /// # Errors
     /// Those of `statx(2)`.
-    pub fn deletes_by_name(&self, name: &CStr) -> Result<bool, Errno> {
+    pub(crate) fn deletes_by_name(&self, name: &CStr) -> Result<bool, Errno> {
         merge::is_deleted_by_name(&self.dir, name)
     }
 
@@ -206,7 +206,7 @@ impl View {
     ///
     /// # Errors
     /// Those of `openat(2)`.
-    pub fn open_content(&self, layer: LayerId, path: &CStr) -> Result<OwnedFd, Errno> {
+    pub(crate) fn open_content(&self, layer: LayerId, path: &CStr) -> Result<OwnedFd, Errno> {
         self.stack.lower(layer)?.open_file(path)
     }
 }

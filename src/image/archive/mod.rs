@@ -110,7 +110,7 @@ impl<'a> MemberReader<'a> {
     }
 
     /// Bytes that are left.
-    pub fn remaining(&self) -> u64 {
+    pub(crate) fn remaining(&self) -> u64 {
         self.end - self.position
     }
 
@@ -262,7 +262,7 @@ impl Archive {
     }
 
     /// Archive and member in one, for messages.
-    pub fn locate(&self, member: &str) -> String {
+    pub(crate) fn locate(&self, member: &str) -> String {
         format!("{}: {member}", self.name)
     }
 

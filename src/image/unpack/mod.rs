@@ -94,7 +94,7 @@ pub fn unpack(
 ///
 /// # Errors
 /// Those of [`unpack`], and when the layers below are needed and will not be complete.
-pub fn unpack_above(
+pub(crate) fn unpack_above(
     input: &mut dyn Read,
     dest: BorrowedFd<'_>,
     lowers: &Lowers<'_>,

@@ -31,7 +31,7 @@ impl LayerStack {
     ///
     /// # Errors
     /// One line: the index or the upper belongs to other layers, or holds what is no index entry.
-    pub fn prepare_index(&mut self, origins: &OriginResolver) -> Result<bool, OpenError> {
+    pub(crate) fn prepare_index(&mut self, origins: &OriginResolver) -> Result<bool, OpenError> {
         let upper = match self.upper() {
             Some(upper) if !upper.is_read_only() => upper,
             _ => return Ok(false),

@@ -58,7 +58,7 @@ impl UpperDir {
     ///
     /// # Errors
     /// Those of `openat(2)`; `NOTDIR` also for a symlink.
-    pub fn open_upper_dir(&self, name: &CStr) -> Result<Self, Errno> {
+    pub(crate) fn open_upper_dir(&self, name: &CStr) -> Result<Self, Errno> {
         Ok(Self(self.0.open_writable_dir(name)?))
     }
 }
@@ -186,7 +186,7 @@ impl UpperLayer {
     }
 
     /// True if nothing may be written.
-    pub fn is_read_only(&self) -> bool {
+    pub(crate) fn is_read_only(&self) -> bool {
         self.work.is_none()
     }
 
@@ -201,27 +201,27 @@ impl UpperLayer {
     }
 
     /// Full name of the attribute that holds `mark`.
-    pub fn mark_key(&self, mark: Mark) -> CString {
+    pub(crate) fn mark_key(&self, mark: Mark) -> CString {
         CString::new(self.namespace.xattr(mark)).unwrap_or_default()
     }
 
     /// True if a new file that inherits no ACL has no extended attributes.
-    pub fn makes_bare_files(&self) -> bool {
+    pub(crate) fn makes_bare_files(&self) -> bool {
         self.capabilities.as_ref().is_some_and(|can| can.bare_files)
     }
 
     /// How whiteouts are written.
-    pub fn whiteout_form(&self) -> WhiteoutForm {
+    pub(crate) fn whiteout_form(&self) -> WhiteoutForm {
         self.capabilities.as_ref().map_or(WhiteoutForm::Device, |can| can.whiteouts)
     }
 
     /// True if the file system keeps marks.
-    pub fn keeps_marks(&self) -> bool {
+    pub(crate) fn keeps_marks(&self) -> bool {
         self.capabilities.as_ref().is_none_or(|can| can.marks.is_some())
     }
 
     /// The file system keeps POSIX ACLs, and the mount shows them.
-    pub fn has_acls(&self) -> bool {
+    pub(crate) fn has_acls(&self) -> bool {
         self.acls
     }
 
@@ -230,7 +230,7 @@ impl UpperLayer {
     }
 
     /// Nothing is ever flushed.
-    pub fn is_volatile(&self) -> bool {
+    pub(crate) fn is_volatile(&self) -> bool {
         self.volatile
     }
 
@@ -252,7 +252,7 @@ impl UpperLayer {
     }
 
     /// Lets who waits for the upper know that this mount is gone and its end only a matter of time. The upper stays ours.
-    pub fn announce_end(&self) {
+    pub(crate) fn announce_end(&self) {
         for lock in &self.locks {
             if let Err(errno) = rustix::fs::flock(lock, FlockOperation::NonBlockingLockShared) {
                 tracing::debug!("a lock stays as it was: {errno}");

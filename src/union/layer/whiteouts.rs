@@ -112,7 +112,7 @@ impl WorkDir {
     ///
     /// # Errors
     /// Those of `linkat(2)` and of making the shared one.
-    pub fn stage_whiteout(&self) -> Result<Staged<'_>, Errno> {
+    pub(crate) fn stage_whiteout(&self) -> Result<Staged<'_>, Errno> {
         let name = self.temporary_name();
         self.link_whiteout(self.dir(), &name)?;
         Ok(self.staged(name))
@@ -122,7 +122,7 @@ impl WorkDir {
     ///
     /// # Errors
     /// `EXIST`; others of `linkat(2)` and of making the shared one.
-    pub fn link_whiteout(&self, dir: &UpperDir, name: &CStr) -> Result<(), Errno> {
+    pub(crate) fn link_whiteout(&self, dir: &UpperDir, name: &CStr) -> Result<(), Errno> {
         let mut shared = self.whiteout.lock();
         if let Some(existing) = shared.as_ref() {
             match dir.link(self.dir(), existing, name) {
@@ -172,7 +172,7 @@ impl WorkDir {
     ///
     /// # Errors
     /// Those of `renameat2(2)` and of making the whiteout. Nothing has changed then.
-    pub fn whiteout_over_dir(&self, place: Place<'_>) -> Result<(), Errno> {
+    pub(crate) fn whiteout_over_dir(&self, place: Place<'_>) -> Result<(), Errno> {
         let whiteout = self.stage_whiteout()?;
         if self.capabilities().exchange {
             match whiteout.swap(place.dir, place.name) {
@@ -208,7 +208,7 @@ impl WorkDir {
     ///
     /// # Errors
     /// Those of `renameat2(2)`. Nothing has changed then.
-    pub fn move_to(&self, from: Place<'_>, to: Place<'_>, how: Move) -> Result<(), Errno> {
+    pub(crate) fn move_to(&self, from: Place<'_>, to: Place<'_>, how: Move) -> Result<(), Errno> {
         let Move { whiteout_behind, over_whiteout, is_dir } = how;
         let dir_over_whiteout = is_dir && over_whiteout;
         if whiteout_behind && !dir_over_whiteout && self.capabilities().rename_whiteout {
@@ -274,7 +274,7 @@ impl WorkDir {
     ///
     /// # Errors
     /// Those of listing and `unlinkat(2)`. The directory is what it was then.
-    pub fn empty_in_place(&self, place: Place<'_>, held: &UpperDir) -> Result<Cleared<'static>, Errno> {
+    pub(crate) fn empty_in_place(&self, place: Place<'_>, held: &UpperDir) -> Result<Cleared<'static>, Errno> {
         let mut names: Vec<CString> = Vec::new();
         held.list(|entry| {
             names.push(entry.name.to_owned());
@@ -306,7 +306,7 @@ impl WorkDir {
     }
 
     /// What was cleared has been replaced.
-    pub fn end_cleared(&self, cleared: Cleared<'_>, place: Place<'_>) {
+    pub(crate) fn end_cleared(&self, cleared: Cleared<'_>, place: Place<'_>) {
         match cleared {
             // With its name, which removes it.
             Cleared::Swapped(staged) => drop(staged),
@@ -318,7 +318,7 @@ impl WorkDir {
     ///
     /// # Errors
     /// Those of `renameat2(2)` and of making whiteouts. What is below stays hidden, on disk.
-    pub fn put_back(&self, cleared: &Cleared<'_>, place: Place<'_>, held: &UpperDir) -> Result<(), Errno> {
+    pub(crate) fn put_back(&self, cleared: &Cleared<'_>, place: Place<'_>, held: &UpperDir) -> Result<(), Errno> {
         match cleared {
             Cleared::Swapped(staged) => staged.swap(place.dir, place.name),
             Cleared::Emptied(names) => self.refill(place, held, names),
@@ -331,7 +331,7 @@ impl Staged<'_> {
     ///
     /// # Errors
     /// Those of `renameat2(2)`. Nothing has changed then.
-    pub fn publish_over_whiteout(self, dir: &UpperDir, name: &CStr) -> Result<(), Errno> {
+    pub(crate) fn publish_over_whiteout(self, dir: &UpperDir, name: &CStr) -> Result<(), Errno> {
         let (work, place) = (self.work(), Place::new(dir, name));
         if work.capabilities().exchange {
             match self.swap(dir, name) {

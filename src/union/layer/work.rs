@@ -77,7 +77,7 @@ impl WorkDir {
     ///
     /// # Errors
     /// Those of `openat(2)`.
-    pub fn stage_file(&self, mode: u32, nameless: bool) -> Result<Staged<'_>, Errno> {
+    pub(crate) fn stage_file(&self, mode: u32, nameless: bool) -> Result<Staged<'_>, Errno> {
         if nameless && self.capabilities.nameless_files {
             let file = self.dir.create_tmpfile(mode)?;
             return Ok(Staged { work: self, name: None, file: Some(file) });
@@ -91,7 +91,7 @@ impl WorkDir {
     ///
     /// # Errors
     /// Those of `mkdirat(2)`.
-    pub fn stage_dir(&self, mode: u32) -> Result<Staged<'_>, Errno> {
+    pub(crate) fn stage_dir(&self, mode: u32) -> Result<Staged<'_>, Errno> {
         let name = self.temporary_name();
         self.dir.make_dir(&name, mode)?;
         Ok(Staged { work: self, name: Some(name), file: None })
@@ -101,7 +101,7 @@ impl WorkDir {
     ///
     /// # Errors
     /// Those of `symlinkat(2)`.
-    pub fn stage_symlink(&self, target: &std::ffi::OsStr) -> Result<Staged<'_>, Errno> {
+    pub(crate) fn stage_symlink(&self, target: &std::ffi::OsStr) -> Result<Staged<'_>, Errno> {
         let name = self.temporary_name();
         self.dir.make_symlink(&name, target)?;
         Ok(Staged { work: self, name: Some(name), file: None })
@@ -111,7 +111,7 @@ impl WorkDir {
     ///
     /// # Errors
     /// Those of `mknodat(2)`.
-    pub fn stage_node(&self, mode: u32, rdev: (u32, u32)) -> Result<Staged<'_>, Errno> {
+    pub(crate) fn stage_node(&self, mode: u32, rdev: (u32, u32)) -> Result<Staged<'_>, Errno> {
         let name = self.temporary_name();
         self.dir.make_node(&name, mode, rdev)?;
         Ok(Staged { work: self, name: Some(name), file: None })
@@ -121,7 +121,7 @@ impl WorkDir {
     ///
     /// # Errors
     /// Those of `linkat(2)`.
-    pub fn stage_link(&self, dir: &UpperDir, name: &CStr) -> Result<Staged<'_>, Errno> {
+    pub(crate) fn stage_link(&self, dir: &UpperDir, name: &CStr) -> Result<Staged<'_>, Errno> {
         let staged = self.temporary_name();
         self.dir.link(dir, name, &staged)?;
         Ok(Staged { work: self, name: Some(staged), file: None })
@@ -131,7 +131,7 @@ impl WorkDir {
     ///
     /// # Errors
     /// Those of `linkat(2)`.
-    pub fn stage_open_file(&self, file: BorrowedFd<'_>) -> Result<Staged<'_>, Errno> {
+    pub(crate) fn stage_open_file(&self, file: BorrowedFd<'_>) -> Result<Staged<'_>, Errno> {
         let staged = self.temporary_name();
         self.dir.link_open_file(file, &staged)?;
         Ok(Staged { work: self, name: Some(staged), file: None })
@@ -141,7 +141,7 @@ impl WorkDir {
     ///
     /// # Errors
     /// Those of `renameat(2)`. What cannot be removed after that stays in the work directory until the next mount.
-    pub fn discard(&self, dir: &UpperDir, name: &CStr) -> Result<(), Errno> {
+    pub(crate) fn discard(&self, dir: &UpperDir, name: &CStr) -> Result<(), Errno> {
         let staged = self.temporary_name();
         dir.rename(name, &self.dir, &staged, RenameFlags::empty())?;
         drop(Staged { work: self, name: Some(staged), file: None });
@@ -202,7 +202,7 @@ impl<'a> Staged<'a> {
     ///
     /// # Errors
     /// Those of `setxattr(2)`.
-    pub fn set_xattr(&self, key: &CStr, value: &[u8]) -> Result<(), Errno> {
+    pub(crate) fn set_xattr(&self, key: &CStr, value: &[u8]) -> Result<(), Errno> {
         let target = match (&self.name, &self.file) {
             (Some(name), _) => Target { dir: self.work.dir.as_fd(), name },
             (None, Some(file)) => Target { dir: file.as_fd(), name: c"" },
@@ -215,7 +215,7 @@ impl<'a> Staged<'a> {
     ///
     /// # Errors
     /// `EXIST`; others of `linkat(2)` and `renameat2(2)`. Nothing was changed then.
-    pub fn publish_new(mut self, dir: &UpperDir, name: &CStr) -> Result<Option<OwnedFd>, Errno> {
+    pub(crate) fn publish_new(mut self, dir: &UpperDir, name: &CStr) -> Result<Option<OwnedFd>, Errno> {
         match (&self.name, &self.file) {
             (None, Some(file)) => dir.link_open_file(file.as_fd(), name)?,
             (Some(staged), _) if self.work.capabilities.noreplace => {
@@ -234,7 +234,7 @@ impl<'a> Staged<'a> {
     ///
     /// # Errors
     /// Those of `renameat(2)`. Nothing was changed then.
-    pub fn publish_over(mut self, dir: &UpperDir, name: &CStr) -> Result<Option<OwnedFd>, Errno> {
+    pub(crate) fn publish_over(mut self, dir: &UpperDir, name: &CStr) -> Result<Option<OwnedFd>, Errno> {
         if self.name.is_none() {
             let staged = self.work.temporary_name();
             self.work.dir.link_open_file(self.file()?, &staged)?;
@@ -260,7 +260,7 @@ impl<'a> Staged<'a> {
     ///
     /// # Errors
     /// Those of `openat(2)`.
-    pub fn into_nameless(mut self) -> Result<OwnedFd, Errno> {
+    pub(crate) fn into_nameless(mut self) -> Result<OwnedFd, Errno> {
         match (self.file.take(), &self.name) {
             (Some(file), _) => Ok(file),
             (None, Some(name)) => self.work.dir.open_reference(name),

@@ -236,7 +236,7 @@ impl Listing {
     ///
     /// # Errors
     /// Those of listing; an unreadable layer fails the whole, rather than showing what it may hide.
-    pub fn of_lowers(parts: &[(&LowerRef, LayerDir<'_>)], kept: &Moved) -> Result<Self, Errno> {
+    pub(crate) fn of_lowers(parts: &[(&LowerRef, LayerDir<'_>)], kept: &Moved) -> Result<Self, Errno> {
         if let [(part, dir)] = parts
             && !part.xattr_whiteouts
             && let Some((inventory, number)) = dir.shown_by_inventory()
@@ -259,7 +259,12 @@ impl Listing {
     ///
     /// # Errors
     /// Those of listing.
-    pub fn with_upper(upper: &Dir, xattr_whiteouts: bool, lowers: Option<&Self>, kept: &Moved) -> Result<Self, Errno> {
+    pub(crate) fn with_upper(
+        upper: &Dir,
+        xattr_whiteouts: bool,
+        lowers: Option<&Self>,
+        kept: &Moved,
+    ) -> Result<Self, Errno> {
         let mut gathered = Gathered::default();
         let opaque = gathered.read(&LayerDir::Held(upper.clone()), UPPER, xattr_whiteouts, lowers.is_some())?;
         let mut kept = kept.clone();
@@ -282,7 +287,7 @@ impl Listing {
     ///
     /// # Errors
     /// Those of listing.
-    pub fn has_entries(upper: &Dir, xattr_whiteouts: bool) -> Result<bool, Errno> {
+    pub(crate) fn has_entries(upper: &Dir, xattr_whiteouts: bool) -> Result<bool, Errno> {
         let mut gathered = Gathered::default();
         gathered.read(&LayerDir::Held(upper.clone()), UPPER, xattr_whiteouts, true)?;
         Ok(gathered.entries.iter().any(|e| !e.hidden))
@@ -333,7 +338,7 @@ impl Listing {
 
     /// True if it can be used no longer, and what it gave may have lacked names: the inventory behind it cannot be
     /// read any more.
-    pub fn is_broken(&self) -> bool {
+    pub(crate) fn is_broken(&self) -> bool {
         matches!(&self.0, Form::Inventory(inventory, _) if inventory.is_broken())
     }
 
@@ -377,7 +382,7 @@ impl Listing {
     }
 
     /// The lower parts that make up the directory `name`, as indices into those of its parent, topmost first.
-    pub fn lower_parts(&self, name: &CStr) -> &[u16] {
+    pub(crate) fn lower_parts(&self, name: &CStr) -> &[u16] {
         match &self.0 {
             Form::Merged(merged) => merged.lower_parts(name),
             Form::Inventory(..) if self.get(name).is_some() => &[0],
