@@ -70,7 +70,8 @@ impl<'a> View<'a> {
                 Ok(found) => found,
                 Err(Errno::NOENT) => {
                     todo.push_front(step);
-                    return Ok(Place::Missing(lexically(at, todo)));
+                    let missing = lexically(at, todo);
+                    return Ok(if is_kernels(&missing) { Place::Kernel } else { Place::Missing(missing) });
                 }
                 Err(error) => return Err(error),
             };

@@ -214,9 +214,17 @@ mod tests {
     use std::io::Write;
     use std::os::fd::AsFd;
 
+    /// A file that nobody else may write, whatever umask another test of this process has set.
+    fn file_of_ours() -> std::fs::File {
+        use std::os::unix::fs::PermissionsExt;
+        let file = tempfile::tempfile_in("/tmp").expect("a file");
+        file.set_permissions(std::fs::Permissions::from_mode(0o600)).expect("mode");
+        file
+    }
+
     #[test]
     fn what_is_cut_off_reads_as_zeros_and_says_so() {
-        let mut file = tempfile::tempfile_in("/tmp").expect("a file");
+        let mut file = file_of_ours();
         file.write_all(&[7; 20_000]).expect("written");
         let map = Mapping::new(file.as_fd(), 20_000).expect("mapped");
         let other = Mapping::new(file.as_fd(), 4096).expect("mapped");
@@ -236,7 +244,7 @@ mod tests {
     /// The handler runs between two instructions of code that may be about to read errno.
     #[test]
     fn a_fault_leaves_errno_alone() {
-        let mut file = tempfile::tempfile_in("/tmp").expect("a file");
+        let mut file = file_of_ours();
         file.write_all(&[7; 8192]).expect("written");
         let map = Mapping::new(file.as_fd(), 8192).expect("mapped");
         file.set_len(0).expect("cut");

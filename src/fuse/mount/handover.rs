@@ -40,8 +40,8 @@ pub fn request(config: &OverlayConfig) -> Result<(), String> {
         if start.elapsed() >= PATIENCE {
             let (upper, file) = (upper.display(), file.display());
             return Err(format!(
-                "upperdir {upper} is in use by a mount in another mount namespace, where '{file}' is open for writing \
-                 (process {})",
+                "upperdir {upper} is in use by another mount, which is not visible here and has '{file}' open for \
+                 writing (process {})",
                 holder.pid.as_raw_pid()
             ));
         }
