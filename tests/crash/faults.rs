@@ -230,7 +230,7 @@ mod behind_bindfs {
         super::everywhere_on(super::Upper::Bindfs, name);
     }
 
-    with_verbs!(test_each);
+    with_fallback_verbs!(test_fallbacks);
 }
 
 mod with_xattr_whiteouts {
@@ -238,5 +238,5 @@ mod with_xattr_whiteouts {
         super::everywhere_on(super::Upper::XattrWhiteouts, name);
     }
 
-    with_verbs!(test_each);
+    with_fallback_verbs!(test_fallbacks);
 }

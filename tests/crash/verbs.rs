@@ -187,6 +187,40 @@ macro_rules! test_each {
     )*};
 }
 
+/// Verbs that take other steps on an upper that can do less: they leave whiteouts, go over them, or replace something.
+macro_rules! with_fallback_verbs {
+    ($then:ident) => {
+        $then! {
+            unlink_lower unlink_copied rmdir_lower rmdir_emptied create_over_whiteout
+            mkdir_over_whiteout symlink_over_whiteout link_over_whiteout rename_lower
+            rename_lower_over_lower rename_upper_over_lower rename_upper_over_whiteout
+            rename_directory rename_directory_over_lower rename_directory_over_emptied
+            rename_directory_over_whiteout rename_new_directory_over_lower write_and_rename
+        }
+    };
+}
+
+/// Defines a test for each verb with a fallback, and one of all the others for the long form.
+macro_rules! test_fallbacks {
+    ($($name:ident)*) => {
+        $(
+            #[test]
+            fn $name() {
+                everywhere(stringify!($name));
+            }
+        )*
+
+        #[test]
+        #[ignore = "long: the verbs that do the same on every upper, in scripts/soak"]
+        fn the_other_verbs() {
+            let here = [$(stringify!($name)),*];
+            for verb in crate::verbs::VERBS.iter().filter(|verb| !here.contains(&verb.name)) {
+                everywhere(verb.name);
+            }
+        }
+    };
+}
+
 /// Changes of several steps that are only compared where all of it was acknowledged.
 pub const ACKNOWLEDGED: &[Verb] = &[
     Verb { name: "write_sync_rename", options: PLAIN, prepare: nothing, act: write_sync_rename },
