@@ -18,12 +18,14 @@ mod open;
 mod remove;
 mod stat;
 mod tree;
+mod writable;
 pub(crate) mod xattr;
 
 pub(crate) use attributes::{copy_attributes, keeping_times};
 pub(crate) use copy::{Copier, copy_extents};
-pub(crate) use dir::set_times_of;
-pub use dir::{Dir, RawEntry, TimeTo, Times, WritableDir};
+pub use dir::{Dir, RawEntry};
 pub(crate) use open::{beneath, in_root, open_dir, sorted_names, stat_entry};
 pub(crate) use remove::remove_tree;
 pub use stat::{Device, FileId, FileType, Stat, Timestamp};
+pub(crate) use writable::set_times_of;
+pub use writable::{TimeTo, Times, WritableDir};
