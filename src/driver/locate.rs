@@ -169,7 +169,7 @@ impl Overlay {
         act: impl FnOnce(&MergedDir<'_>) -> Result<R>,
     ) -> Result<R> {
         let dir = node.dir().ok_or(Errno::NOTDIR)?;
-        let Surroundings { lowers, mut listing, wants_listing, impure } = dir.surroundings();
+        let Surroundings { lowers, mut listing, wants_listing, impure } = dir.surroundings(self.config.timeout);
         if wants_listing {
             listing = self.lower_listing(node)?;
         }

@@ -6,6 +6,7 @@
 use std::collections::VecDeque;
 use std::ffi::CStr;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use crate::driver::node::dir::{Dir, DirState, Lowers};
 use crate::driver::node::sync::{AtomicUsize, Mutex, Ordering};
@@ -38,6 +39,8 @@ pub(super) struct Listings {
     moved: Moved,
     /// Of the lower parts.
     lower: Option<Arc<Listing>>,
+    /// When the layers were last listed for `lower` and `merged`.
+    made: Option<Instant>,
     /// Of everything.
     merged: Option<MergedListing>,
     /// One of them was used since the budget last looked.
@@ -47,6 +50,11 @@ pub(super) struct Listings {
 }
 
 impl Listings {
+    /// True if the listings are not older than `most`; without it, any age will do.
+    fn are_recent(&self, most: Option<Duration>) -> bool {
+        most.is_none_or(|most| self.made.is_some_and(|made| made.elapsed() < most))
+    }
+
     fn memory(&self) -> usize {
         let lower = self.lower.as_ref().map_or(0, |listing| listing.memory());
         lower + self.merged.as_ref().map_or(0, |merged| merged.listing.memory())
@@ -148,17 +156,18 @@ pub struct Surroundings {
 }
 
 impl Dir {
-    /// What a lookup needs to know. Counts it, if there is no listing.
-    pub fn surroundings(&self) -> Surroundings {
+    /// What a lookup needs to know. Counts it, if there is no listing. A listing older than `most_age` is left out.
+    pub fn surroundings(&self, most_age: Option<Duration>) -> Surroundings {
         let DirState { lowers, listings, upper, .. } = &mut *self.state.lock();
-        let listing = listings.lower.clone().filter(|listing| !listing.is_broken());
+        let recent = listings.are_recent(most_age);
+        let listing = listings.lower.clone().filter(|listing| recent && !listing.is_broken());
         let mut wants_listing = false;
         if listing.is_some() {
             listings.used = true;
         } else {
             listings.probes = listings.probes.saturating_add(1);
             let enough = if lowers.len() > 1 { PROBES_MERGED } else { PROBES_SINGLE };
-            wants_listing = !lowers.is_empty() && listings.probes > enough;
+            wants_listing = !lowers.is_empty() && listings.probes > enough && most_age.is_none();
         }
         Surroundings { lowers: lowers.clone(), listing, wants_listing, impure: upper.impure }
     }
@@ -241,6 +250,7 @@ impl NodeTable {
                 listings.moved = listing.moved();
             }
             listings.lower = Some(listing);
+            listings.made = Some(Instant::now());
         });
     }
 
@@ -250,6 +260,17 @@ impl NodeTable {
             listings.moved = listing.moved();
             listings.merged = Some(MergedListing { version: listings.version, listing, behind: Vec::new() });
         });
+    }
+
+    /// Lets go of the listings of a directory that are older than `most_age`: a lower layer may have changed since.
+    pub fn drop_outdated_listings(&self, node: &Node, most_age: Duration) {
+        let Some(dir) = node.dir() else { return };
+        let listings = &mut dir.state.lock().listings;
+        if !listings.are_recent(Some(most_age)) {
+            let before = listings.memory();
+            (listings.lower, listings.merged) = (None, None);
+            self.budget.settle(before, 0);
+        }
     }
 
     /// Lets go of the listing of the lower parts, if there is only one.

@@ -187,7 +187,8 @@ impl Overlay {
             open.backing_is_upper = upper;
             (file.fd().and_then(|file| self.register(file)), true)
         } else {
-            (None, !bypassed)
+            // Somebody may have changed the lower file.
+            (None, !bypassed && (upper || self.config.timeout.is_none()))
         };
         let passthrough = backing.is_some();
         let handle = Arc::new(FileHandle {
@@ -214,7 +215,9 @@ impl Overlay {
         open.handles.push(handle.clone());
         node.set_bypassed(&mut state, passthrough || (bypassed && keep));
         drop(state);
-        if newly_mappable && let Some(kernel) = self.kernel() {
+        if (newly_mappable || (!upper && self.config.timeout.is_some()))
+            && let Some(kernel) = self.kernel()
+        {
             // What it remembers of size and times may change by a mapping from now on.
             kernel.invalidate_attr(node.id());
             self.changed_under(node, asked);

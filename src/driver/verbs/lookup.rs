@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use crate::driver::node::{
-    self, ContentRef, Indexed, LookupRef, Name, Names, NamesRead, Node, NodeRef, OpenState, Residence, State, UpperPart,
+    self, ContentRef, Indexed, LookupRef, Name, Names, NamesRead, NamesWrite, Node, NodeRef, OpenState, Residence,
+    State, UpperPart,
 };
 use crate::driver::types::{Attr, Entry, Errno, NodeId, Result, Validity};
 use crate::driver::{Overlay, checked_name, is_reserved};
@@ -32,7 +33,9 @@ impl Overlay {
         if is_reserved(name) {
             return Ok(None);
         }
-        if let Some(node) = self.nodes.child(parent, name) {
+        if let Some(node) = self.nodes.child(parent, name)
+            && !self.was_replaced(parent, name, &node)?
+        {
             let attr = self.attr(&node)?;
             return Ok(Some((node, attr)));
         }
@@ -44,6 +47,36 @@ impl Overlay {
                 return self.find_unknown(&names, upper.as_ref(), name);
             }
         }
+    }
+
+    /// With `timeout`, somebody may have changed a lower layer: true if the known `node` is not what `name` means any more. It has
+    /// lost the name then.
+    fn was_replaced(&self, parent: &NodeRef, name: &CStr, node: &NodeRef) -> Result<bool> {
+        let Some((_, layer)) = node.state().lower().map(|(at, layer)| (at.clone(), layer)) else { return Ok(false) };
+        if self.config.timeout.is_none() {
+            return Ok(false);
+        }
+        let upper = self.upper_dir_if_any(parent)?;
+        let names = NamesWrite::lock(parent)?;
+        if upper.is_some() != parent.has_upper() || node.has_upper() || !node.is_named(parent, name) {
+            return Ok(false);
+        }
+        let is_same = match self.resolve(parent, upper.as_ref(), name)? {
+            Resolution::Absent | Resolution::WhiteoutInUpper => false,
+            Resolution::Found(found) => {
+                let of = match (found.source, found.lowers.first()) {
+                    (Source::Upper, _) => None,
+                    (Source::Lower(_), Some(top)) => Some(top.layer),
+                    (Source::Lower(at), None) => names.dir().lowers().get(usize::from(at)).map(|part| part.layer),
+                };
+                of == Some(layer) && self.stack.shown_ino(&found.stat) == node.ino()
+            }
+        };
+        if !is_same {
+            // Those who have it open keep what they have, as if it had been removed.
+            self.nodes.hide(&names, name, node);
+        }
+        Ok(!is_same)
     }
 
     /// As [`Self::find`], for a name without a node in the directory whose names are held.

@@ -126,6 +126,11 @@ impl Overlay {
             return Ok(Arc::default());
         }
         let dir = node.dir().ok_or(Errno::NOTDIR)?;
+        if offset == 0
+            && let Some(timeout) = self.config.timeout
+        {
+            self.nodes.drop_outdated_listings(node, timeout);
+        }
         let Some(upper) = self.upper_dir_if_any(node)? else {
             return Ok(self.lower_listing(node)?.unwrap_or_default());
         };
@@ -179,6 +184,9 @@ impl Overlay {
         upper: Option<&UpperDir>,
         listed: &Listed<'_>,
     ) -> Result<Option<(LookupRef<'_>, Attr)>> {
+        if self.config.timeout.is_some() {
+            return self.find(parent, listed.name);
+        }
         if let Some(node) = self.nodes.child(parent, listed.name) {
             let attr = self.attr(&node)?;
             return Ok(Some((node, attr)));

@@ -171,6 +171,9 @@ impl Overlay {
     /// True if the directory has no entries for its users. The caller holds its `names` lock or knows that nothing
     /// is created in it.
     pub(in crate::driver) fn is_empty_dir(&self, node: &NodeRef, upper: Option<&UpperDir>) -> Result<bool> {
+        if let Some(timeout) = self.config.timeout {
+            self.nodes.drop_outdated_listings(node, timeout);
+        }
         let lowers = self.lower_listing(node)?;
         match upper {
             None => Ok(lowers.is_none_or(|listing| listing.is_empty())),

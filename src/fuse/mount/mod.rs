@@ -179,7 +179,8 @@ fn start(
             Access::RootAndOwner => Door::RootAnd(rustix::process::geteuid().as_raw()),
         },
         setxattr_ext: agreed.setxattr_ext,
-        no_opendir: agreed.no_opendir,
+        // The kernel keeps the listing of a directory that it need not open for ever.
+        no_opendir: agreed.no_opendir && options.overlay.timeout.is_none(),
     });
     let transport = Crew::start(Arc::clone(&server), device, Ttl::new(options.overlay.timeout), options.mount.threads)?;
     // Not by asking the mount: who waits for an answer of his own process cannot even be killed, since the kernel

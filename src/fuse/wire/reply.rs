@@ -182,7 +182,8 @@ impl Reply {
     /// `struct fuse_open_out` of a directory.
     pub(in crate::fuse) fn opened_dir(&mut self, handle: HandleId) -> Result<()> {
         self.u64(handle.0)?;
-        self.u32s([fopen::CACHE_DIR | fopen::KEEP_CACHE, 0])
+        let flags = if self.ttl == Ttl::FOREVER { fopen::CACHE_DIR | fopen::KEEP_CACHE } else { 0 };
+        self.u32s([flags, 0])
     }
 
     /// `struct fuse_write_out`
