@@ -27,11 +27,11 @@ use crate::confined::Copier;
 use crate::driver::node::{
     Descriptors, HandleTable, Node, NodeRef, NodeTable, RenameLock, Residence, State, UpperPart,
 };
-use crate::marks::{AufsName, Opaque, Protection, decode_aufs_name};
+use crate::marks::{Opaque, Protection};
 use crate::sys::namespace::has_everywhere;
 pub use crate::union::layer::OpenError;
 use crate::union::layer::{LayerStack, OriginResolver, UpperLayer};
-use crate::union::merge::root_parts;
+use crate::union::merge::{has_opaque_entry, is_mark_name, root_parts};
 use permissions::Permissions;
 use types::{Errno, Kernel, KernelRef, NodeId, Result};
 
@@ -216,16 +216,11 @@ fn checked_name(name: &OsStr) -> Result<CString> {
     }
 }
 
-/// True for names that mean deletions in some layers (`.wh.…`). They are never shown, and cannot be created: that
-/// would delete another file for every reader of the layer that obeys the OCI rules.
-fn is_reserved(name: &std::ffi::CStr) -> bool {
-    decode_aufs_name(OsStr::from_bytes(name.to_bytes())) != AufsName::Plain
-}
-
-/// Checks a name that is about to be created.
+/// Checks a name that is about to be created. A name of a mark (`.wh.…`) is refused: it would delete another file for every
+/// reader of the layer that obeys the OCI rules.
 fn creatable_name(name: &OsStr) -> Result<CString> {
     let name = checked_name(name)?;
-    if is_reserved(&name) { Err(Errno::PERM) } else { Ok(name) }
+    if is_mark_name(&name) { Err(Errno::PERM) } else { Ok(name) }
 }
 
 fn open_root(stack: &LayerStack) -> Result<Node> {
@@ -236,7 +231,7 @@ fn open_root(stack: &LayerStack) -> Result<Node> {
         Some(upper) => {
             let marks = upper.root().marks(c"")?;
             protection = upper.root().stat_self()?.protection().with(marks.protection);
-            opaque_above = marks.opaque() == Opaque::Yes;
+            opaque_above = marks.opaque() == Opaque::Yes || has_opaque_entry(upper.root().as_dir(), c"")?;
             UpperPart {
                 impure: marks.impure,
                 xattr_whiteouts: marks.opaque() == Opaque::XattrWhiteouts,

@@ -29,6 +29,11 @@ pub fn candidate(name: &[u8], attempt: u64) -> u64 {
 ///
 /// While a directory is in use, it keeps these from one listing to the next, so that a name keeps its position when the
 /// one that moved it is gone.
+///
+/// Known limit: a name that is made while no listing of the directory is kept is not compared with the names that have their
+/// first candidate. If it shares that of another one (one in 2^31 for each pair) and is the lesser, [`allot`] gives it the
+/// position when the listing is built again, and moves the other one, of which a reader may hold the old position: `seekdir`
+/// to it then comes to the new name. Nothing is unreachable by name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Moved(Option<Arc<BTreeMap<Box<[u8]>, u64>>>);
 

@@ -99,7 +99,12 @@ pub fn trace(layers: &[Layer], path: &Path) -> Result<Vec<Traced>> {
             None => names.clone(),
         };
         let own_root = root.try_clone().at(layer.diff())?;
-        if let Some(what) = look(own_root, &own).map_err(failed)? {
+        let looked = match look(own_root, &own) {
+            // The union has said what shows, and does not need this layer for it: its damaged mark is no matter here.
+            Err(Errno::IO) if part.is_none() => None,
+            looked => looked.map_err(failed)?,
+        };
+        if let Some(what) = looked {
             let hidden_here = part.is_none() && (hidden || what.is_there());
             traced.push(Traced { diff_id: layer.record.diff_id, what, hidden: hidden_here });
             hidden |= what.hides_below();

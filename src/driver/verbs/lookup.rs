@@ -9,10 +9,10 @@ use crate::driver::node::{
     State, UpperPart,
 };
 use crate::driver::types::{Attr, Entry, Errno, NodeId, Result, Validity};
-use crate::driver::{Overlay, checked_name, is_reserved};
+use crate::driver::{Overlay, checked_name};
 use crate::marks::Opaque;
 use crate::union::layer::{FileId, Stat, UpperDir};
-use crate::union::merge::{Resolution, Source};
+use crate::union::merge::{Resolution, Source, is_mark_name};
 
 impl Overlay {
     /// Resolves `name` in `parent`; `None`: there is no such name, and there will be none until somebody creates it.
@@ -30,7 +30,7 @@ impl Overlay {
 
     /// The node and attributes of `name`.
     pub(in crate::driver) fn find(&self, parent: &NodeRef, name: &CStr) -> Result<Option<(LookupRef<'_>, Attr)>> {
-        if is_reserved(name) {
+        if is_mark_name(name) {
             return Ok(None);
         }
         if let Some(node) = self.nodes.child(parent, name)

@@ -4,11 +4,11 @@ use std::ffi::{CStr, CString, OsStr};
 
 use crate::driver::node::{LookupRef, NamesPair, NamesWrite, Node, NodeRef};
 use crate::driver::types::{Errno, NodeId, Result};
-use crate::driver::{Overlay, checked_name, is_reserved};
+use crate::driver::{Overlay, checked_name};
 use crate::marks::Mark;
 use crate::union::layer::{Cleared, Place, UpperDir, WhiteoutForm};
-use crate::union::merge::Listing;
 use crate::union::merge::listing::Moved;
+use crate::union::merge::{Listing, is_mark_name};
 
 /// What came of a change whose names were looked up before they were held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,7 +41,7 @@ impl Overlay {
         if let Some(node) = self.nodes.child(parent, name) {
             return Ok(node);
         }
-        if is_reserved(name) {
+        if is_mark_name(name) {
             return Err(Errno::NOENT);
         }
         self.find(parent, name)?.map(|(node, _)| node).ok_or(Errno::NOENT)

@@ -237,7 +237,8 @@ impl Walk<'_> {
     fn upper_directory(&self, dir: &Pending, name: &[u8], path: Vec<u8>, found: merge::Found) -> Result<Pending> {
         let directory = |lower: &LowerDir| match self.view.lookup(lower, name) {
             Ok(Some(LowerEntry::Directory(lower))) => Ok(Some(lower)),
-            Ok(Some(LowerEntry::Other(_)) | None) => Ok(None),
+            // A damaged mark does not say what is hidden, and nothing of it shows.
+            Ok(Some(LowerEntry::Other(_)) | None) | Err(LayerError::Entry { .. }) => Ok(None),
             Err(error) => Err(error),
         };
         let (part, parent) = dir.upper.as_ref().ok_or_else(|| LayerError::entry(&path, "no such upper directory"))?;

@@ -14,7 +14,7 @@ use rustix::io::Errno;
 pub use listing::{Listing, Source};
 use redirect::{c_name, follow, redirect_of, redirected_end};
 
-use crate::marks::{AUFS_OPAQUE, AUFS_PREFIX, Opaque, Redirect};
+use crate::marks::{AUFS_OPAQUE, AUFS_PREFIX, AufsName, Opaque, Redirect, decode_aufs_name};
 use crate::union::layer::{Dir, FileType, LayerDir, LayerId, LayerStack, LowerRef, Marks, Stat};
 
 /// A directory to look names up in.
@@ -79,11 +79,19 @@ impl Found {
     }
 }
 
+/// True for names that mean deletions in some layers (`.wh.…`). No directory shows them.
+pub fn is_mark_name(name: &CStr) -> bool {
+    decode_aufs_name(OsStr::from_bytes(name.to_bytes())) != AufsName::Plain
+}
+
 /// Resolves `name`.
 ///
 /// # Errors
 /// Those of the layers; `IO` for a damaged mark.
 pub fn resolve(dir: &MergedDir<'_>, name: &CStr) -> Result<Resolution, Errno> {
+    if is_mark_name(name) {
+        return Ok(Resolution::Absent);
+    }
     let Some(upper) = dir.upper else { return resolve_lower(dir, name) };
     match upper.stat(name)? {
         None => {
@@ -132,7 +140,7 @@ pub fn root_parts(stack: &LayerStack) -> Result<Vec<LowerRef>, Errno> {
     for (id, layer) in stack.ids().zip(stack.lowers()) {
         let opaque = layer.root().marks(c"")?.opaque();
         parts.push(LowerRef::root(id, opaque == Opaque::XattrWhiteouts, layer.root_number()));
-        if opaque == Opaque::Yes {
+        if opaque == Opaque::Yes || has_opaque_entry(layer.root(), c"")? {
             break;
         }
     }

@@ -35,6 +35,8 @@ pub(super) struct Entry {
     pub(super) hidden: bool,
     /// Nothing further down belongs to this entry.
     closed: bool,
+    /// As `closed`, once the layer has been read: `.wh.NAME` does not hide NAME of its own layer.
+    closing: bool,
     /// Lower parts after the first, of a directory.
     pub(super) more: Vec<u16>,
 }
@@ -54,13 +56,13 @@ impl Gathered {
             if existing.closed {
                 return Ok(());
             }
-            // A whiteout by name (`.wh.x`) does not hide `x` of its own layer, and closes it to what is below.
-            let same_layer = existing.source == source || existing.more.last() == Some(&source);
-            if existing.hidden && same_layer && !hidden {
+            // A whiteout by name (`.wh.x`) does not hide `x` of its own layer, whichever of them is listed first, and closes it
+            // to what is below.
+            if existing.hidden && existing.source == source && !hidden {
                 (existing.kind, existing.ino, existing.hidden, existing.closed) = (kind, ino, false, true);
-            } else if hidden && same_layer {
-                existing.closed = true;
-            } else if kind == libc::DT_DIR && !hidden && !existing.hidden {
+            } else if hidden {
+                existing.closing = true;
+            } else if kind == libc::DT_DIR && !existing.hidden {
                 existing.more.push(source);
             } else {
                 existing.closed = true;
@@ -74,7 +76,7 @@ impl Gathered {
             self.by_name.insert(name.to_bytes().into(), at);
         }
         let closed = kind != libc::DT_DIR && !hidden;
-        self.entries.push(Entry { name_at, ino, source, kind, hidden, closed, more: Vec::new() });
+        self.entries.push(Entry { name_at, ino, source, kind, hidden, closed, closing: hidden, more: Vec::new() });
         Ok(())
     }
 
@@ -84,9 +86,9 @@ impl Gathered {
         }
     }
 
-    /// A hidden entry closes once its own layer has been read.
+    /// A whiteout closes its entry once its own layer has been read.
     fn end_layer(&mut self) {
-        for entry in self.entries.iter_mut().filter(|e| e.hidden) {
+        for entry in self.entries.iter_mut().filter(|e| e.closing) {
             entry.closed = true;
         }
     }
