@@ -12,8 +12,12 @@ pub const OWN: &str = "/proc/self/mountinfo";
 /// One line of the table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mount {
+    /// Number of the mount, as `statx(2)` gives it.
+    pub id: u64,
     /// The file system.
     pub device: Device,
+    /// Which directory of the file system is mounted.
+    pub root: PathBuf,
     /// Where it is mounted.
     pub point: PathBuf,
     /// Type of the file system.
@@ -30,11 +34,13 @@ pub fn parse(table: &[u8]) -> impl Iterator<Item = Mount> {
 /// `36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw,errors=continue`
 fn parse_line(line: &[u8]) -> Option<Mount> {
     let mut fields = line.split(|&byte| byte == b' ');
-    let device = std::str::from_utf8(fields.nth(2)?).ok()?.split_once(':')?;
-    let point = PathBuf::from(unescape(fields.nth(1)?));
+    let id = str::from_utf8(fields.next()?).ok()?.parse().ok()?;
+    let device = str::from_utf8(fields.nth(1)?).ok()?.split_once(':')?;
+    let root = PathBuf::from(unescape(fields.next()?));
+    let point = PathBuf::from(unescape(fields.next()?));
     let kind = fields.by_ref().skip_while(|&field| field != b"-").nth(1)?.to_vec();
     let options = fields.nth(1).unwrap_or_default().to_vec();
-    Some(Mount { device: (device.0.parse().ok()?, device.1.parse().ok()?), point, kind, options })
+    Some(Mount { id, device: (device.0.parse().ok()?, device.1.parse().ok()?), root, point, kind, options })
 }
 
 /// Space, tab, newline and backslash are written as three octal digits.
@@ -75,16 +81,18 @@ mod tests {
         let table = b"40 28 0:38 / /mnt/a\\040b rw,nosuid master:3 propagate_from:2 - fuse.stratafs stratafs rw,x=1\n\
             28 1 8:1 / / rw - ext4 /dev/root rw\n\nrubbish\n41 28 0:39 / /\xff rw shared:1 - tmpfs  rw\n";
         let found: Vec<Mount> = parse(table).collect();
-        let line = |device, point: &[u8], kind: &[u8], options: &[u8]| Mount {
+        let line = |id, device, point: &[u8], kind: &[u8], options: &[u8]| Mount {
+            id,
             device,
+            root: "/".into(),
             point: OsString::from_vec(point.to_vec()).into(),
             kind: kind.to_vec(),
             options: options.to_vec(),
         };
         let expected = [
-            line((0, 38), b"/mnt/a b", b"fuse.stratafs", b"rw,x=1"),
-            line((8, 1), b"/", b"ext4", b"rw"),
-            line((0, 39), b"/\xff", b"tmpfs", b"rw"),
+            line(40, (0, 38), b"/mnt/a b", b"fuse.stratafs", b"rw,x=1"),
+            line(28, (8, 1), b"/", b"ext4", b"rw"),
+            line(41, (0, 39), b"/\xff", b"tmpfs", b"rw"),
         ];
         assert_eq!(found, expected);
     }

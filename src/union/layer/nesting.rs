@@ -7,10 +7,10 @@
 
 use std::fs;
 use std::os::fd::AsRawFd;
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use crate::config::OverlayConfig;
+use crate::confined::{Device, mountinfo};
 use crate::union::layer::{Dir, FileId, OpenError, describe, open_root};
 
 /// What a walk through the lower layers must not enter.
@@ -29,7 +29,7 @@ impl Traps {
     /// Two overlap that must not.
     pub(super) fn of(config: &OverlayConfig) -> Result<Self, OpenError> {
         let Some(upper) = &config.upper else { return Ok(Self::default()) };
-        let mounts = fs::read("/proc/self/mountinfo").unwrap_or_default();
+        let mounts = fs::read(mountinfo::OWN).unwrap_or_default();
         let place = |what: &str, path: &Path| -> Result<(FileId, Place), OpenError> {
             let dir = open_root(path, what)?;
             let stat = dir.stat_self().map_err(|e| OpenError(format!("{what} {}: {}", path.display(), describe(e))))?;
@@ -75,8 +75,8 @@ impl Traps {
 /// Where a directory is in its file system, whatever it was mounted on.
 #[derive(Debug, PartialEq, Eq)]
 struct Place {
-    /// `major:minor` of `proc_pid_mountinfo(5)`; empty if the mount is not shown.
-    filesystem: Vec<u8>,
+    /// Its file system; none if the mount is not shown.
+    filesystem: Option<Device>,
     path: PathBuf,
 }
 
@@ -85,16 +85,11 @@ impl Place {
         use std::os::fd::AsFd;
         let path = fs::read_link(format!("/proc/self/fd/{}", dir.as_fd().as_raw_fd()))
             .unwrap_or_else(|_| given.canonicalize().unwrap_or_else(|_| given.to_owned()));
-        let id = mount.to_string();
-        let shown = mounts.split(|&byte| byte == b'\n').find_map(|line| {
-            let mut fields = line.split(|&byte| byte == b' ');
-            (fields.next()? == id.as_bytes()).then_some(())?;
-            let (filesystem, root, mountpoint) = (fields.nth(1)?, fields.next()?, fields.next()?);
-            // Both are escaped alike in the parts that matter here, and a name with a space compares by itself.
-            let below = path.strip_prefix(unescaped(mountpoint)).ok()?;
-            Some(Self { filesystem: filesystem.to_vec(), path: unescaped(root).join(below) })
+        let shown = mountinfo::parse(mounts).find(|shown| shown.id == mount).and_then(|shown| {
+            let below = path.strip_prefix(&shown.point).ok()?;
+            Some(Self { filesystem: Some(shown.device), path: shown.root.join(below) })
         });
-        shown.unwrap_or(Self { filesystem: Vec::new(), path })
+        shown.unwrap_or(Self { filesystem: None, path })
     }
 
     /// True if this directory is `outer` or inside it.
@@ -103,36 +98,23 @@ impl Place {
     }
 }
 
-/// A path of a mountinfo file without its octal escapes (`\040`).
-fn unescaped(field: &[u8]) -> PathBuf {
-    let mut plain = Vec::with_capacity(field.len());
-    let mut rest = field;
-    while let Some((&byte, after)) = rest.split_first() {
-        let digits = after.first_chunk::<3>().filter(|_| byte == b'\\');
-        let octal = digits.and_then(|digits| u8::from_str_radix(str::from_utf8(digits).ok()?, 8).ok());
-        plain.push(octal.unwrap_or(byte));
-        rest = if octal.is_some() { after.get(3..).unwrap_or_default() } else { after };
-    }
-    PathBuf::from(std::ffi::OsStr::from_bytes(&plain))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn place(filesystem: &str, path: &str) -> Place {
-        Place { filesystem: filesystem.into(), path: path.into() }
+    fn place(filesystem: Device, path: &str) -> Place {
+        Place { filesystem: Some(filesystem), path: path.into() }
     }
 
     #[test]
     fn inside_is_by_file_system_and_components() {
-        let outer = place("0:1", "/a/b");
+        let outer = place((0, 1), "/a/b");
         for (inner, expected) in [
-            (place("0:1", "/a/b"), true),
-            (place("0:1", "/a/b/c"), true),
-            (place("0:1", "/a/bc"), false),
-            (place("0:1", "/a"), false),
-            (place("0:2", "/a/b/c"), false),
+            (place((0, 1), "/a/b"), true),
+            (place((0, 1), "/a/b/c"), true),
+            (place((0, 1), "/a/bc"), false),
+            (place((0, 1), "/a"), false),
+            (place((0, 2), "/a/b/c"), false),
         ] {
             assert_eq!(inner.is_inside(&outer), expected, "{inner:?}");
         }
@@ -148,7 +130,7 @@ mod tests {
         let line = format!("7 1 0:9 /root\\040of/it {} rw - ext4 x rw\n", path.parent().expect("a parent").display());
         let expected = Path::new("/root of/it").join(path.file_name().expect("a name"));
         let place = Place::of(&opened, 7, dir.path(), line.as_bytes());
-        assert_eq!((place.filesystem.as_slice(), place.path), (&b"0:9"[..], expected));
-        assert_eq!(Place::of(&opened, 8, dir.path(), line.as_bytes()).filesystem, b"");
+        assert_eq!((place.filesystem, place.path), (Some((0, 9)), expected));
+        assert_eq!(Place::of(&opened, 8, dir.path(), line.as_bytes()).filesystem, None);
     }
 }
