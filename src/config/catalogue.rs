@@ -130,8 +130,9 @@ pub const GROUPS: &[Group] = &[
                 &["timeout"],
                 "SECONDS",
                 "for ever",
-                "How long the kernel trusts names and attributes. Needed only if somebody changes a layer behind the \
-                 mount.",
+                "How long the kernel and the driver trust names and attributes of lower layers. Needed only if somebody \
+                 changes a layer behind the mount. Inventories are not used then, and opening a lower file drops what is \
+                 cached of it.",
             ),
             entry(
                 &["passthrough"],
