@@ -268,3 +268,59 @@ impl<'a> Staged<'a> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+
+    use super::*;
+
+    fn names(path: &Path) -> Vec<String> {
+        let mut names: Vec<String> = fs::read_dir(path)
+            .expect("a directory")
+            .map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned())
+            .collect();
+        names.sort();
+        names
+    }
+
+    fn open(path: &Path) -> UpperDir {
+        fs::create_dir(path).expect("a directory");
+        UpperDir::new(fs::File::open(path).expect("a directory").into())
+    }
+
+    /// What is staged is published whole or leaves nothing, with everything the upper can do and with less.
+    #[test]
+    fn staged_files_are_published_or_vanish() {
+        for (nameless_files, noreplace) in [(true, true), (false, true), (false, false)] {
+            let base = std::env::var_os("STRATAFS_TEST_DIR").unwrap_or_else(|| "/var/tmp".into());
+            let directory = tempfile::Builder::new().prefix("stratafs-work-").tempdir_in(base).expect("a directory");
+            let (work_path, upper_path) = (directory.path().join("work"), directory.path().join("upper"));
+            let (dir, upper) = (open(&work_path), open(&upper_path));
+            let probed = Capabilities::probe(&dir, true).expect("probed");
+            let capabilities =
+                Capabilities { nameless_files: nameless_files && probed.nameless_files, noreplace, ..probed };
+            let work = WorkDir::new(dir, capabilities);
+
+            drop(work.stage_file(0o600, true).expect("staged"));
+            drop(work.stage_dir(0o700).expect("staged"));
+            assert!(names(&work_path).is_empty(), "dropped stages are removed");
+
+            let staged = work.stage_file(0o600, true).expect("staged");
+            staged.publish_new(&upper, c"new").expect("published");
+            let again = work.stage_file(0o600, true).expect("staged");
+            assert_eq!(again.publish_new(&upper, c"new").err(), Some(Errno::EXIST));
+
+            fs::write(upper_path.join("new"), "old content").expect("written");
+            let staged = work.stage_file(0o600, true).expect("staged");
+            staged.publish_over(&upper, c"new").expect("published");
+            assert_eq!(fs::read(upper_path.join("new")).expect("read"), b"");
+
+            fs::create_dir_all(upper_path.join("full/of/things")).expect("directories");
+            work.discard(&upper, c"full").expect("discarded");
+            assert_eq!(names(&upper_path), ["new"]);
+            assert!(names(&work_path).is_empty(), "{:?}", names(&work_path));
+        }
+    }
+}

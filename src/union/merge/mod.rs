@@ -4,6 +4,8 @@
 pub mod listing;
 mod metacopy;
 mod redirect;
+#[cfg(test)]
+mod tests;
 
 use std::ffi::{CStr, CString, OsStr};
 use std::os::unix::ffi::OsStrExt;

@@ -1,5 +1,4 @@
 use std::ffi::CString;
-use std::time::Instant;
 
 use super::*;
 use crate::inventory::position::LAST_POSITION;
@@ -118,20 +117,26 @@ fn an_entry_says_its_file_if_that_is_known() {
     assert_eq!((id(c"a"), id(c"sub"), id(c"b")), (Some(FileId { device: here, ino: 7 }), None, None));
 }
 
-/// Take the first, remove it, again: the time for each does not grow with the number of names.
+/// Take the first, remove it, again: the processor time for each does not grow with the number of names. Building a listing
+/// anew each time takes thirty times as long for the larger one.
 #[test]
 fn taking_the_first_again_and_again_is_flat() {
+    let now = || {
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+        now.tv_sec as f64 + now.tv_nsec as f64 / 1e9
+    };
     let time = |count: usize| {
         let all: Vec<String> = (0..count).map(|n| format!("mail-{n:06}")).collect();
         let mut spool = listing(&all.iter().map(String::as_str).collect::<Vec<_>>());
-        let start = Instant::now();
+        let start = now();
         loop {
             let Some(first) = spool.iter().next().map(|listed| listed.name.to_owned()) else { break };
             assert!(spool.remove(&first));
         }
-        start.elapsed().as_secs_f64() / count as f64
+        (now() - start) / count as f64
     };
-    time(1000);
-    let (small, large) = (time(2000), time(60_000));
+    // The best of three: on a busy machine the others wait for memory.
+    let best = |count: usize| (0..3).map(|_| time(count)).fold(f64::INFINITY, f64::min);
+    let (small, large) = (best(2000), best(60_000));
     assert!(large < small * 8.0 + 2e-6, "{small} s each of 2,000, {large} s each of 60,000");
 }
