@@ -11,7 +11,7 @@
 //! | module | what it is for | may use |
 //! |---|---|---|
 //! | `bin/stratafs`, `bin/strata` | arguments, logging, exit codes | everything public |
-//! | [`fuse`] | mount, read requests from `/dev/fuse`, decode, call, reply; threads; passthrough ids. The only module naming `fuser` | `driver` `config` `sys` |
+//! | [`fuse`] | mount, read requests from `/dev/fuse`, decode, call, reply; threads; passthrough ids. The only module naming `fuser` | `driver` `confined` `config` `sys` |
 //! | [`driver`] | the mounted union: one file per verb group; takes the locks | `union` `confined` `marks` `config` `sys` |
 //! | [`driver::node`] | where each file is, and every change of it; inode table, lookup counts, open handles, kept descriptors and listings; no I/O | `union` |
 //! | [`container`] | OCI runtime bundles, running them | `store` `image` `confined` `marks` `sys` |

@@ -20,6 +20,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::mountpoint::is_mounted;
 use crate::config::OverlayConfig;
+use crate::confined::mountinfo;
 
 /// How long files that are open for writing in the old mount are waited for.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -99,12 +100,28 @@ impl Holder {
     }
 
     /// A file below one of `directories` that it has open for writing.
+    ///
+    /// It reaches them by a copy of their mount where it may make one. Paths of descriptors begin at the root of that copy
+    /// then, so that the copy itself tells what belongs to them.
     fn writes_below(&self, directories: &[&Path]) -> Option<PathBuf> {
+        let id = |stat: fs::Metadata| (stat.dev(), stat.ino());
+        let wanted: Vec<_> = directories.iter().filter_map(|path| fs::metadata(path).ok().map(id)).collect();
+        let shown = fs::read(format!("/proc/{}/mountinfo", self.pid.as_raw_pid())).unwrap_or_default();
+        let shown: Vec<String> = mountinfo::parse(&shown).map(|mount| mount.id.to_string()).collect();
+        let copies: Vec<String> = self
+            .files()
+            .filter(|(_, link)| fs::metadata(link).is_ok_and(|stat| wanted.contains(&id(stat))))
+            .filter_map(|(number, _)| field(&self.fdinfo(&number), "mnt_id:"))
+            .filter(|mount| !shown.contains(mount))
+            .collect();
         self.files().find_map(|(number, link)| {
             let path = fs::read_link(link).ok()?;
-            let flags = u32::from_str_radix(&field(&self.fdinfo(&number), "flags:")?, 8).ok()?;
+            let details = self.fdinfo(&number);
+            let flags = u32::from_str_radix(&field(&details, "flags:")?, 8).ok()?;
             let writes = flags & libc::O_ACCMODE.cast_unsigned() != libc::O_RDONLY.cast_unsigned();
-            (writes && directories.iter().any(|directory| path.starts_with(directory))).then_some(path)
+            let is_below = directories.iter().any(|directory| path.starts_with(directory))
+                || field(&details, "mnt_id:").is_some_and(|mount| copies.contains(&mount));
+            (writes && is_below).then_some(path)
         })
     }
 }

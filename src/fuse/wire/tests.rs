@@ -415,11 +415,14 @@ fn open_flags() {
         kernel.header(16, 0);
         assert_eq!((kernel.u64(), kernel.u32s()), (9, [flags, 0]));
     }
-    let mut reply = reply();
-    reply.opened_dir(HandleId(9)).unwrap();
-    let mut kernel = Kernel(reply.finish(7, Ok(())));
-    kernel.header(16, 0);
-    assert_eq!((kernel.u64(), kernel.u32s()), (9, [2 | 8, 0]));
+    // With `timeout` the kernel keeps no listings.
+    for (timeout, flags) in [(None, 2 | 8), (Some(Duration::ZERO), 0)] {
+        let mut reply = Reply::new(4096, Ttl::new(timeout));
+        reply.opened_dir(HandleId(9)).unwrap();
+        let mut kernel = Kernel(reply.finish(7, Ok(())));
+        kernel.header(16, 0);
+        assert_eq!((kernel.u64(), kernel.u32s()), (9, [flags, 0]));
+    }
 }
 
 #[test]
