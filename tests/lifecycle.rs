@@ -473,8 +473,10 @@ fn killing_the_caller_does_not_kill_the_mount() {
 fn in_the_foreground_it_stays_until_a_signal() {
     needs_fuse!();
     let scene = Scene::new();
-    let mut command = scene.command(env!("CARGO_BIN_EXE_stratafs"));
-    let mut child = command.args(["-f", "-o", "lowerdir=lower", "mnt"]).spawn().unwrap();
+    // What the caller ignores stays ignored, and whoever runs the tests in the background ignores SIGINT.
+    let mut command = scene.command("env");
+    command.args(["--default-signal=INT", env!("CARGO_BIN_EXE_stratafs"), "-f", "-o", "lowerdir=lower", "mnt"]);
+    let mut child = command.spawn().unwrap();
     let start = Instant::now();
     while scene.mounts().is_empty() {
         assert!(start.elapsed() < PATIENCE && child.try_wait().unwrap().is_none());
