@@ -106,7 +106,8 @@ impl Stat {
             ctime: time(stx.stx_ctime),
             btime: (stx.stx_mask & StatxFlags::BTIME.bits() != 0).then(|| time(stx.stx_btime)),
             mount: stx.stx_mnt_id,
-            immutable: has(StatxAttributes::IMMUTABLE),
+            // A file system that does not tell APPEND (erofs) calls every file immutable because it is read-only itself.
+            immutable: has(StatxAttributes::IMMUTABLE) && stx.stx_attributes_mask.contains(StatxAttributes::APPEND),
             append_only: has(StatxAttributes::APPEND),
         })
     }

@@ -243,6 +243,8 @@ fn read(value: Value, kind: Kind) -> Result<Option<Value>, String> {
     Ok(match kind {
         Kind::Text => text(value).map(Value::String),
         Kind::Time => text(value).filter(|text| is_time(text)).map(Value::String),
+        // A size beyond 63 bits stays what it is: whoever uses it says that it is too large.
+        Kind::Size if value.as_u64().is_some() => Some(value),
         Kind::Size => number(&value).filter(|&number| number >= 0).map(|number| json!(number)),
         Kind::Number => number(&value).map(|number| json!(number)),
         Kind::Flag => flag(&value).map(Value::Bool),
