@@ -60,9 +60,10 @@ impl Overlay {
     /// Refuses a file whose owner is not known here: its copy would belong to the overflow user, with its set-user-id bit
     /// (CVE-2023-0386; kernel: `ovl_copy_up_one`). fuse-overlayfs copies such files.
     ///
-    /// An owner who is shown as the overflow user may be that user. A call that takes capabilities over the file tells:
-    /// they reach no file of unmapped owners (kernel: `privileged_wrt_inode_uidgid`). Where none can be made without a
-    /// change, as on devices and symlinks, or over the group of a file of our own, the owner counts as known.
+    /// A file that is shown as owned by the overflow user may really be owned by that user. A call that needs a capability
+    /// over the file tells the two apart: capabilities do not reach files of unmapped owners (kernel:
+    /// `privileged_wrt_inode_uidgid`). Devices, symlinks and the group of the driver's own files offer no such call that
+    /// changes nothing, so their owner counts as known.
     ///
     /// # Errors
     /// `OVERFLOW`.

@@ -13,8 +13,9 @@
 //! - reads and mappings go on showing the lower file (the kernel's overlayfs shows them so in mappings only);
 //! - attributes are those of the file now: requests under either number reach the same node, and the kernel is told to
 //!   keep none under the old one;
-//! - locks and watches belong to the kernel's inode, so those that he holds are not seen by who opens the file later;
-//! - opening the inode again without a name to look up (his descriptor through `/proc`, a file that is bind-mounted) gives
+//! - locks and watches belong to the kernel's inode, so those on the old inode are not seen by processes that open the
+//!   file later;
+//! - opening the inode again without a name to look up (a descriptor through `/proc`, a file that is bind-mounted) gives
 //!   ESTALE while somebody reads the lower file through it. After that it is opened straight from the upper file, as the new
 //!   inode is.
 

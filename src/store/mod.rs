@@ -59,7 +59,7 @@ pub(crate) use transaction::open_topmost_first;
 pub use transaction::{AddedLayer, Transaction};
 pub use verify::{Damage, Repaired, Untrusted, Verification};
 
-/// How long one who removes has others wait while it waits itself: so long at first, twice as long each time, to the most.
+/// Exclusive-lock back-off: starts at `PATIENCE` and doubles up to `MOST_PATIENCE`.
 const PATIENCE: Duration = Duration::from_secs(1);
 const MOST_PATIENCE: Duration = Duration::from_secs(64);
 /// How often it looks whether the store is free.

@@ -163,7 +163,7 @@ impl Overlay {
 pub(in crate::driver) fn mode_without_set_id(caller: &Caller, stat: &Stat) -> Option<u32> {
     let mode = stat.mode & 0o7777;
     let mut kept = mode & !libc::S_ISUID;
-    // Without group execution the bit only means something for who is not in the group.
+    // Without group execution the bit matters only to processes outside the group.
     if mode & libc::S_ISGID != 0 && (mode & libc::S_IXGRP != 0 || !crate::driver::owner::is_in_group(caller, stat.gid))
     {
         kept &= !libc::S_ISGID;
