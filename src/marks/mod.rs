@@ -5,6 +5,7 @@
 //! `userxattr`, nested escapes), `fs/overlayfs/overlayfs.h` (`struct ovl_fb`), the OCI image specification,
 //! section "Whiteouts" (`.wh.NAME`, `.wh..wh..opq`), and fuse-overlayfs' own `user.fuseoverlayfs.*`.
 
+pub mod chain;
 pub mod index;
 pub mod origin;
 pub mod override_stat;

@@ -2,6 +2,7 @@
 //! all of a mount.
 
 mod capabilities;
+pub mod chain;
 pub mod fd_cache;
 mod index_dir;
 mod layer_dir;
