@@ -20,7 +20,7 @@
 //!
 //! # Format
 //!
-//! Numbers are little-endian. A header; for each directory a block, holding its [`Record`]s in the order of
+//! Numbers are in the machine's byte order. A header; for each directory a block, holding its [`Record`]s in the order of
 //! their positions (see [`position::allot`]) and then their names, each ended by a NUL; then one [`DirRecord`] for each
 //! directory, number 1 (the root) first. The header and each directory (record and block together) have a checksum
 //! (CRC-32) of their own, so that a mount does not read what it does not use.

@@ -10,6 +10,8 @@ use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
 use rustix::io::Errno;
 
 use super::position::candidate;
+use zerocopy::FromBytes;
+
 use super::record::{BadHeader, Header};
 use super::{DirNumber, DirRecord, Record, Unusable};
 use crate::confined;
@@ -125,7 +127,7 @@ impl Inventory {
         }
         let (_, device) = record_of(root, c"").map_err(Unusable::Unreadable)?;
         let beliefs = (0..header.dirs).map(|_| AtomicU8::new(UNKNOWN)).collect();
-        let knows_xattrs = header.saw_trusted || !super::sees_trusted();
+        let knows_xattrs = header.saw_trusted() || !super::sees_trusted();
         let path = path.to_owned();
         let inventory = Self {
             map,
@@ -211,9 +213,8 @@ impl Inventory {
     }
 
     pub(super) fn judge(&self, number: DirNumber, root: BorrowedFd<'_>, path: &CStr) -> Result<(), Unusable> {
-        let (bytes, directory) = self.raw(number).ok_or(Unusable::Damaged("a directory"))?;
-        let block = self.block(&directory.record).ok_or(Unusable::Damaged("a directory"))?;
-        if !DirRecord::is_sound(bytes, number.get(), block) {
+        let (block, directory) = self.raw(number).ok_or(Unusable::Damaged("a directory"))?;
+        if !directory.record.is_sound(number.get(), block) {
             return Err(Unusable::Damaged("a directory"));
         }
         let (found, device) = record_of(root, path).map_err(|_| Unusable::Stale)?;
@@ -225,21 +226,16 @@ impl Inventory {
         if same { Ok(()) } else { Err(Unusable::Stale) }
     }
 
-    fn block(&self, record: &DirRecord) -> Option<&[u8]> {
-        let at = usize::try_from(record.block_at).ok()?;
-        self.map.bytes().get(at..at.checked_add(record.block_length()?)?)
-    }
-
+    /// The block of directory `number`, and the directory.
     fn raw(&self, number: DirNumber) -> Option<(&[u8], Directory<'_>)> {
         if number.index() >= self.beliefs.len() {
             return None;
         }
         let at = usize::try_from(self.header.dirs_at).ok()?.checked_add(number.index() * DirRecord::SIZE)?;
-        let bytes = self.map.bytes().get(at..at.checked_add(DirRecord::SIZE)?)?;
-        let record = DirRecord::decode(bytes)?;
-        let block = self.block(&record)?;
+        let (record, _) = DirRecord::read_from_prefix(self.map.bytes().get(at..)?).ok()?;
+        let block = record.block(self.map.bytes())?;
         let (records, names) = block.split_at_checked(record.entries as usize * Record::SIZE)?;
-        Some((bytes, Directory { record, records, names }))
+        Some((block, Directory { record, records, names }))
     }
 }
 
@@ -261,7 +257,7 @@ impl<'a> Directory<'a> {
 
     /// True if no name is a whiteout by its device number, nor speaks of another (`.wh.…`).
     pub(crate) fn is_plain(&self) -> bool {
-        self.record.plain
+        self.record.is_plain()
     }
 
     fn bytes_at(&self, index: usize) -> Option<&'a [u8]> {
@@ -270,7 +266,7 @@ impl<'a> Directory<'a> {
 
     /// The entry at `index`, in the order of positions.
     pub fn at(&self, index: usize) -> Option<Entry<'a>> {
-        let record = Record::decode(self.bytes_at(index)?)?;
+        let record = Record::read_from_bytes(self.bytes_at(index)?).ok()?;
         let name = CStr::from_bytes_until_nul(self.names.get(record.name_at as usize..)?).ok()?;
         Some(Entry { name, record })
     }
@@ -285,7 +281,11 @@ impl<'a> Directory<'a> {
         let (mut low, mut high) = (0, self.len());
         while low < high {
             let middle = low + (high - low) / 2;
-            match self.bytes_at(middle).and_then(Record::position_in) {
+            match self
+                .bytes_at(middle)
+                .and_then(|record| Record::read_from_bytes(record).ok())
+                .map(|record| record.position)
+            {
                 Some(found) if found < position => low = middle + 1,
                 _ => high = middle,
             }

@@ -1,6 +1,7 @@
 //! The fixed parts of the format.
 
 use rustix::fs::{Statx, StatxFlags, StatxTimestamp};
+use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// First bytes of the file.
 const MAGIC: &[u8; 8] = b"stratinv";
@@ -21,41 +22,31 @@ const HAS_BTIME: u16 = 1 << 3;
 /// Where in the flags the preferred I/O size is, as a power of two.
 const BLKSIZE_SHIFT: u32 = 8;
 
-/// The bytes of `from` at `at`.
-fn bytes<const N: usize>(from: &[u8], at: usize) -> Option<[u8; N]> {
-    from.get(at..at.checked_add(N)?)?.try_into().ok()
-}
-
-fn u32_at(from: &[u8], at: usize) -> Option<u32> {
-    bytes(from, at).map(u32::from_le_bytes)
-}
-
-fn u64_at(from: &[u8], at: usize) -> Option<u64> {
-    bytes(from, at).map(u64::from_le_bytes)
-}
-
-fn i64_at(from: &[u8], at: usize) -> Option<i64> {
-    bytes(from, at).map(i64::from_le_bytes)
-}
-
-/// The first bytes of the file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The first bytes of the file. Its numbers, as all numbers of the file, are in the byte order of the machine that made
+/// it: on a machine of the other order the version does not match.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
+#[repr(C)]
 pub(super) struct Header {
-    /// `trusted.*` attributes showed to who made it.
-    pub(super) saw_trusted: bool,
+    magic: [u8; 8],
+    version: u32,
+    /// Not 0 if `trusted.*` attributes were visible to the process that made the file.
+    saw_trusted: u32,
     /// Length of the file.
     pub(super) length: u64,
-    /// Where the [`DirRecord`]s begin.
+    /// Offset of the [`DirRecord`]s.
     pub(super) dirs_at: u64,
-    /// How many there are.
+    /// Number of [`DirRecord`]s.
     pub(super) dirs: u32,
-    /// The user namespace that it was made in.
+    /// The user namespace of the process that made the file.
     pub(super) namespace: u32,
     /// Number of names in the layer.
     pub(super) entries: u64,
+    unused: [u8; 12],
+    /// Checksum of the bytes before it.
+    sum: u32,
 }
 
-/// Why a header is none.
+/// Why a header cannot be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum BadHeader {
     Version,
@@ -63,60 +54,48 @@ pub(super) enum BadHeader {
 }
 
 impl Header {
-    pub(super) const SIZE: usize = 64;
-    /// Where its checksum is.
-    const SUM_AT: usize = 60;
+    pub(super) const SIZE: usize = size_of::<Self>();
 
-    pub(super) fn encode(&self) -> [u8; Self::SIZE] {
-        let mut out = Vec::with_capacity(Self::SIZE);
-        out.extend_from_slice(MAGIC);
-        out.extend_from_slice(&VERSION.to_le_bytes());
-        out.extend_from_slice(&u32::from(self.saw_trusted).to_le_bytes());
-        out.extend_from_slice(&self.length.to_le_bytes());
-        out.extend_from_slice(&self.dirs_at.to_le_bytes());
-        out.extend_from_slice(&self.dirs.to_le_bytes());
-        out.extend_from_slice(&self.namespace.to_le_bytes());
-        out.extend_from_slice(&self.entries.to_le_bytes());
-        out.resize(Self::SUM_AT, 0);
-        let sum = super::checksum(&[&out]);
-        out.extend_from_slice(&sum.to_le_bytes());
-        fixed(&out)
-    }
-
-    pub(super) fn decode(from: &[u8]) -> Result<Self, BadHeader> {
-        if from.get(..MAGIC.len()) != Some(MAGIC) {
-            return Err(BadHeader::Damaged);
-        }
-        let summed = from.get(..Self::SUM_AT).ok_or(BadHeader::Damaged)?;
-        if u32_at(from, Self::SUM_AT) != Some(super::checksum(&[summed])) {
-            return Err(BadHeader::Damaged);
-        }
-        if u32_at(from, 8) != Some(VERSION) {
-            return Err(BadHeader::Version);
-        }
-        let header = || {
-            Some(Self {
-                saw_trusted: u32_at(from, 12)? != 0,
-                length: u64_at(from, 16)?,
-                dirs_at: u64_at(from, 24)?,
-                dirs: u32_at(from, 32)?,
-                namespace: u32_at(from, 36)?,
-                entries: u64_at(from, 40)?,
-            })
+    /// The header of a file of `length` bytes whose `dirs` directory records begin at `dirs_at`.
+    pub(super) fn new(saw_trusted: bool, length: u64, dirs_at: u64, dirs: u32, namespace: u32, entries: u64) -> Self {
+        let mut header = Self {
+            magic: *MAGIC,
+            version: VERSION,
+            saw_trusted: saw_trusted.into(),
+            length,
+            dirs_at,
+            dirs,
+            namespace,
+            entries,
+            unused: [0; 12],
+            sum: 0,
         };
-        header().ok_or(BadHeader::Damaged)
+        header.sum = header.checksum();
+        header
     }
-}
 
-/// `from`, which has this many bytes.
-fn fixed<const N: usize>(from: &[u8]) -> [u8; N] {
-    let mut out = [0; N];
-    out.iter_mut().zip(from).for_each(|(to, from)| *to = *from);
-    out
+    /// Reads the header at the start of `from`.
+    pub(super) fn decode(from: &[u8]) -> Result<Self, BadHeader> {
+        let (header, _) = Self::read_from_prefix(from).map_err(|_| BadHeader::Damaged)?;
+        if header.magic != *MAGIC || header.sum != header.checksum() {
+            return Err(BadHeader::Damaged);
+        }
+        if header.version == VERSION { Ok(header) } else { Err(BadHeader::Version) }
+    }
+
+    /// True if `trusted.*` attributes were visible to the process that made the file.
+    pub(super) fn saw_trusted(&self) -> bool {
+        self.saw_trusted != 0
+    }
+
+    fn checksum(&self) -> u32 {
+        super::checksum(&[self.as_bytes().get(..Self::SIZE - size_of::<u32>()).unwrap_or_default()])
+    }
 }
 
 /// What is known of one name.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
+#[repr(C)]
 pub struct Record {
     /// Position in listings; unique in the directory.
     pub position: u64,
@@ -141,7 +120,7 @@ pub struct Record {
     /// Number of names.
     pub nlink: u32,
     /// Of a device file: its number. Of a directory: its number in the inventory, 0 if it is not in it, and 0.
-    pub special: (u32, u32),
+    pub special: [u32; 2],
     /// Type and permission bits.
     pub mode: u16,
     flags: u16,
@@ -150,9 +129,9 @@ pub struct Record {
 }
 
 impl Record {
-    pub(super) const SIZE: usize = 88;
+    pub(super) const SIZE: usize = size_of::<Self>();
 
-    /// What `statx(2)` says; `None` of `no_xattrs` and `no_marks` means unknown is not known to be absent.
+    /// The record of a file with these attributes. `no_xattrs` and `no_marks`: `false` means unknown.
     pub(super) fn of(stat: &Statx, same_device: bool, no_xattrs: bool, no_marks: bool) -> Self {
         let mut flags = if no_xattrs { NO_XATTRS } else { 0 } | if no_marks { NO_MARKS } else { 0 };
         let has_btime = stat.stx_mask & StatxFlags::BTIME.bits() != 0;
@@ -185,53 +164,11 @@ impl Record {
             uid: stat.stx_uid,
             gid: stat.stx_gid,
             nlink: stat.stx_nlink,
-            special: (stat.stx_rdev_major, stat.stx_rdev_minor),
+            special: [stat.stx_rdev_major, stat.stx_rdev_minor],
             mode: stat.stx_mode,
             flags,
             name_at: 0,
         }
-    }
-
-    pub(super) fn encode(&self, out: &mut Vec<u8>) {
-        for word in [self.position, self.ino, self.size] {
-            out.extend_from_slice(&word.to_le_bytes());
-        }
-        for time in [self.mtime, self.ctime, self.atime, self.btime] {
-            out.extend_from_slice(&time.to_le_bytes());
-        }
-        for word in [self.blocks, self.uid, self.gid, self.nlink, self.special.0, self.special.1] {
-            out.extend_from_slice(&word.to_le_bytes());
-        }
-        out.extend_from_slice(&self.mode.to_le_bytes());
-        out.extend_from_slice(&self.flags.to_le_bytes());
-        out.extend_from_slice(&self.name_at.to_le_bytes());
-    }
-
-    /// Reads one from the first bytes of `from`.
-    pub(super) fn decode(from: &[u8]) -> Option<Self> {
-        let u16_at = |at| bytes(from, at).map(u16::from_le_bytes);
-        Some(Self {
-            position: u64_at(from, 0)?,
-            ino: u64_at(from, 8)?,
-            size: u64_at(from, 16)?,
-            mtime: i64_at(from, 24)?,
-            ctime: i64_at(from, 32)?,
-            atime: i64_at(from, 40)?,
-            btime: i64_at(from, 48)?,
-            blocks: u32_at(from, 56)?,
-            uid: u32_at(from, 60)?,
-            gid: u32_at(from, 64)?,
-            nlink: u32_at(from, 68)?,
-            special: (u32_at(from, 72)?, u32_at(from, 76)?),
-            mode: u16_at(80)?,
-            flags: u16_at(82)?,
-            name_at: u32_at(from, 84)?,
-        })
-    }
-
-    /// The position alone, of the record that begins `from`.
-    pub(super) fn position_in(from: &[u8]) -> Option<u64> {
-        u64_at(from, 0)
     }
 
     /// True if only the layer knows the attributes.
@@ -266,7 +203,7 @@ impl Record {
 
     /// Its number in the inventory, of a directory that is in it.
     pub fn directory(&self) -> Option<super::DirNumber> {
-        if self.kind() == libc::DT_DIR { super::DirNumber::new(self.special.0) } else { None }
+        if self.kind() == libc::DT_DIR { super::DirNumber::new(self.special[0]) } else { None }
     }
 
     /// True if it is the same file as `other` and unchanged, as far as that can be seen: access times are left out.
@@ -277,59 +214,58 @@ impl Record {
 }
 
 /// What is known of one directory.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
+#[repr(C)]
 pub struct DirRecord {
-    /// Where its block is.
-    pub(super) block_at: u64,
+    /// Checksum of the directory's number, of the rest of this record and of its block.
+    sum: u32,
+    /// Not 0 if none of its names is a whiteout, or may be one, or is a `.wh.…` name.
+    plain: u32,
+    /// Offset of its block.
+    block_at: u64,
     /// Number of names in it.
     pub(super) entries: u32,
     /// Length of the names.
-    pub(super) names: u32,
-    /// None of its names is a whiteout, or may be one, or speaks of another (`.wh.…`).
-    pub(super) plain: bool,
+    names: u32,
     /// The directory itself.
     pub own: Record,
 }
 
 impl DirRecord {
-    pub(super) const SIZE: usize = 24 + Record::SIZE;
+    pub(super) const SIZE: usize = size_of::<Self>();
 
-    /// The record as directory `number` with this block, and its checksum.
-    pub(super) fn encode(&self, number: u32, block: &[u8]) -> [u8; Self::SIZE] {
-        let fields = self.fields();
-        let sum = super::checksum(&[&number.to_le_bytes(), &fields, block]);
-        fixed(&[&sum.to_le_bytes()[..], &fields].concat())
+    /// The record of directory `number`, whose block of `entries` records and `names` bytes of names is at `block_at`.
+    pub(super) fn new(
+        own: Record,
+        plain: bool,
+        (number, entries, names): (u32, u32, u32),
+        at: u64,
+        block: &[u8],
+    ) -> Self {
+        let mut record = Self { sum: 0, plain: plain.into(), block_at: at, entries, names, own };
+        record.sum = record.checksum(number, block);
+        record
     }
 
-    fn fields(&self) -> Vec<u8> {
-        let mut out = Vec::with_capacity(Self::SIZE);
-        out.extend_from_slice(&u32::from(self.plain).to_le_bytes());
-        out.extend_from_slice(&self.block_at.to_le_bytes());
-        out.extend_from_slice(&self.entries.to_le_bytes());
-        out.extend_from_slice(&self.names.to_le_bytes());
-        self.own.encode(&mut out);
-        out
+    /// Where its block is in `file`; `None` if it is not within it. The record may be damaged.
+    pub(super) fn block<'a>(&self, file: &'a [u8]) -> Option<&'a [u8]> {
+        let length = (self.entries as usize).checked_mul(Record::SIZE)?.checked_add(self.names as usize)?;
+        let at = usize::try_from(self.block_at).ok()?;
+        file.get(at..at.checked_add(length)?)
     }
 
-    /// Reads the record that begins `from`, without believing it.
-    pub(super) fn decode(from: &[u8]) -> Option<Self> {
-        Some(Self {
-            plain: u32_at(from, 4)? != 0,
-            block_at: u64_at(from, 8)?,
-            entries: u32_at(from, 16)?,
-            names: u32_at(from, 20)?,
-            own: Record::decode(from.get(24..)?)?,
-        })
+    /// True if none of the names is a whiteout, or may be one, or is a `.wh.…` name.
+    pub(super) fn is_plain(&self) -> bool {
+        self.plain != 0
     }
 
-    /// Length of its block.
-    pub(super) fn block_length(&self) -> Option<usize> {
-        (self.entries as usize).checked_mul(Record::SIZE)?.checked_add(self.names as usize)
+    /// True if the checksum is right for directory `number` with this block.
+    pub(super) fn is_sound(&self, number: u32, block: &[u8]) -> bool {
+        self.sum == self.checksum(number, block)
     }
 
-    /// True if the record that begins `from`, number `number`, has the right checksum with this block.
-    pub(super) fn is_sound(from: &[u8], number: u32, block: &[u8]) -> bool {
-        let Some(fields) = from.get(4..Self::SIZE) else { return false };
-        u32_at(from, 0) == Some(super::checksum(&[&number.to_le_bytes(), fields, block]))
+    fn checksum(&self, number: u32, block: &[u8]) -> u32 {
+        let fields = self.as_bytes().get(size_of::<u32>()..).unwrap_or_default();
+        super::checksum(&[&number.to_ne_bytes(), fields, block])
     }
 }

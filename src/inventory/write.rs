@@ -13,6 +13,8 @@ use rustix::fs::{AtFlags, OFlags, Statx, StatxFlags};
 use rustix::io::Errno;
 
 use super::position::{Moved, allot};
+use zerocopy::IntoBytes;
+
 use super::record::Header;
 use super::{DirRecord, Record};
 use crate::confined::{self, Dir};
@@ -66,7 +68,7 @@ struct Scan<'f> {
     /// Length of what was written.
     length: u64,
     /// Encoded, in the order of their numbers.
-    dirs: Vec<[u8; DirRecord::SIZE]>,
+    dirs: Vec<DirRecord>,
     /// Paths of the directories that are to be read, in the order of their numbers.
     waiting: VecDeque<CString>,
     /// Number of the last directory that was given one.
@@ -112,19 +114,14 @@ impl<'f> Scan<'f> {
 
     /// Writes the directory records and the header; how many directories, names and bytes.
     fn finish(mut self) -> io::Result<(u32, u64, u64)> {
-        let header = Header {
-            saw_trusted: super::sees_trusted(),
-            length: self.length + (self.dirs.len() * DirRecord::SIZE) as u64,
-            dirs_at: self.length,
-            dirs: self.last,
-            namespace: super::namespace(),
-            entries: self.entries,
-        };
+        let length = self.length + (self.dirs.len() * DirRecord::SIZE) as u64;
+        let header =
+            Header::new(super::sees_trusted(), length, self.length, self.last, super::namespace(), self.entries);
         for record in &self.dirs {
-            self.out.write_all(record)?;
+            self.out.write_all(record.as_bytes())?;
         }
         self.out.seek(SeekFrom::Start(0))?;
-        self.out.write_all(&header.encode())?;
+        self.out.write_all(header.as_bytes())?;
         self.out.flush()?;
         Ok((self.last, self.entries, header.length))
     }
@@ -181,33 +178,28 @@ impl<'f> Scan<'f> {
 
     fn write_block(&mut self, path: &CStr, own: Record, scanned: Vec<Scanned>) -> io::Result<()> {
         let too_many = |_| io::Error::new(io::ErrorKind::FileTooLarge, "too many names in one directory");
-        let mut dir = DirRecord {
-            block_at: self.length,
-            entries: u32::try_from(scanned.len()).map_err(too_many)?,
-            plain: true,
-            own,
-            ..DirRecord::default()
-        };
+        let entries = u32::try_from(scanned.len()).map_err(too_many)?;
+        let mut plain = true;
         let mut block = Vec::with_capacity(scanned.len() * (Record::SIZE + 16));
         let mut names = Vec::new();
         for Scanned { name, mut record } in scanned {
             record.name_at = u32::try_from(names.len()).map_err(too_many)?;
             names.extend_from_slice(name.to_bytes_with_nul());
-            let is_whiteout = record.kind() == libc::DT_CHR && record.special == (0, 0);
+            let is_whiteout = record.kind() == libc::DT_CHR && record.special == [0, 0];
             let is_special = decode_aufs_name(OsStr::from_bytes(name.to_bytes())) != AufsName::Plain;
-            dir.plain &= !is_whiteout && !is_special;
+            plain &= !is_whiteout && !is_special;
             if record.kind() == libc::DT_DIR {
-                record.special = (self.number(path, &name, &record), 0);
+                record.special = [self.number(path, &name, &record), 0];
             }
-            record.encode(&mut block);
+            block.extend_from_slice(record.as_bytes());
         }
-        dir.names = u32::try_from(names.len()).map_err(too_many)?;
+        let length_of_names = u32::try_from(names.len()).map_err(too_many)?;
         block.extend_from_slice(&names);
         self.out.write_all(&block)?;
-        self.length += block.len() as u64;
-        self.entries += u64::from(dir.entries);
         let number = u32::try_from(self.dirs.len() + 1).map_err(too_many)?;
-        self.dirs.push(dir.encode(number, &block));
+        self.dirs.push(DirRecord::new(own, plain, (number, entries, length_of_names), self.length, &block));
+        self.length += block.len() as u64;
+        self.entries += u64::from(entries);
         Ok(())
     }
 

@@ -200,7 +200,7 @@ impl<'a> ListedDir<'a> {
     }
 
     fn stat_of(&self, record: &Record) -> Stat {
-        let rdev = if record.kind() == libc::DT_DIR { (0, 0) } else { record.special };
+        let rdev = if record.kind() == libc::DT_DIR { (0, 0) } else { record.special.into() };
         Stat {
             ino: record.ino,
             device: self.layer.device,
