@@ -254,6 +254,9 @@ impl MountOptions {
             | b"max_idle_threads" | b"idle_threads" | b"max_threads" | b"big_writes" | b"max_read" | b"blkdev"
             | b"threaded" | b"fast_ino" | b"max_write" | b"max_readahead" | b"splice_read" | b"splice_write"
             | b"splice_move" => {}
+            // Propagation, which mount(8) sets by itself once the mount is there.
+            b"private" | b"shared" | b"slave" | b"unbindable" | b"rprivate" | b"rshared" | b"rslave"
+            | b"runbindable" => {}
             // Who gives them would see another behaviour than he asked for.
             b"auto_unmount" => self.warn(word, "is not supported: a mount whose process was killed stays"),
             b"strictatime" | b"lazytime" | b"nodiratime" => {

@@ -177,16 +177,17 @@ pub(super) fn seconds(word: &Word<'_>) -> Result<Duration, OptionError> {
 }
 
 /// `ON-DISK:SHOWN:COUNT`, any number of them, as fuse-overlayfs reads them (its manual calls them
-/// `UID:MAPPED-UID:LEN`).
+/// `UID:MAPPED-UID:LEN`). Empty fields are skipped: containers/storage writes a colon before each range.
 pub(super) fn id_ranges(word: &Word<'_>) -> Result<Vec<IdRange>, OptionError> {
     let wrong = || word.wrong("a list ON-DISK:SHOWN:COUNT[:ON-DISK:SHOWN:COUNT…]");
     let numbers = word
         .given_str("a list of ids")?
         .split(':')
+        .filter(|number| !number.is_empty())
         .map(|number| number.parse::<u32>().map_err(|_| wrong()))
         .collect::<Result<Vec<u32>, OptionError>>()?;
     let (triples, rest) = numbers.as_chunks::<3>();
-    if !rest.is_empty() {
+    if triples.is_empty() || !rest.is_empty() {
         return Err(wrong());
     }
     triples

@@ -14,7 +14,7 @@
 //! | `noacl`, `noxattrs` | `no_acl` `no_xattrs` `no_xattrs_but_the_marks` |
 //! | `fsync=0`, `volatile` | `fsync_off` `volatile` `volatile_after_a_crash` |
 //! | `squash_to_root`, `squash_to_uid`, `squash_to_gid` | `squash_to_root` `squashed_owners` `squash_to_an_id_and_to_root` |
-//! | `uidmapping`, `gidmapping` | `mapped_owners` `unmapped_owners` |
+//! | `uidmapping`, `gidmapping` | `mapped_owners` `unmapped_owners` `mappings_with_empty_fields` |
 //! | `xattr_permissions=` | `attributes_of_a_lower_layer_are_shown` `changes_are_kept` `kept_permissions` `as_an_ordinary_user` |
 //! | `context=` | `security_context` |
 //! | `inventory=` | `off` `stratafs_with_inventories` |

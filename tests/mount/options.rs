@@ -246,6 +246,15 @@ on_stratafs! {
         }
     }
 
+    /// containers/storage writes a colon before each range.
+    fn mappings_with_empty_fields(driver) {
+        let mount = Stack::new()
+            .lower("file f uid=5 gid=2005\nfile g uid=3000 gid=7")
+            .stratafs_option("uidmapping=:0:1000:2000:3000:5000:1,gidmapping=:2000:0:10::0:100:10:")
+            .mount(driver);
+        mount.assert_tree("dir . uid=1000 gid=100\nfile f uid=1005 gid=5\nfile g uid=5000 gid=107");
+    }
+
     /// Ids outside of every range are nobody's.
     fn unmapped_owners(driver) {
         let mount = Stack::new().lower("file f uid=7 gid=200005").stratafs_option("uidmapping=1000:0:1:100000:1:10,gidmapping=200000:0:10").mount(driver);

@@ -141,6 +141,10 @@ fn flags() {
             let first = IdRange { shown: 1000, on_disk: 0, count: 1 };
             o.overlay.uid_mapping == [first, IdRange { shown: 110_000, on_disk: 1, count: 65536 }]
         }),
+        ("uidmapping=:0:1000:2000:3000:5000:1", |o| {
+            let first = IdRange { shown: 1000, on_disk: 0, count: 2000 };
+            o.overlay.uid_mapping == [first, IdRange { shown: 5000, on_disk: 3000, count: 1 }]
+        }),
         ("gidmapping=0:10:100", |o| o.overlay.gid_mapping == [IdRange { shown: 10, on_disk: 0, count: 100 }]),
     ];
     for (text, test) in table {
@@ -170,6 +174,7 @@ fn wrong_values_name_option_and_value() {
         "uidmapping=0:1",
         "uidmapping=0:1:0",
         "uidmapping=a:b:c",
+        "uidmapping=::",
         "gidmapping=4294967295:0:2",
         "uuid=what",
         "nfs_export=perhaps",
@@ -207,6 +212,7 @@ fn unsupported_options_warn_only_when_they_ask_for_something() {
         ("x-gvfs-show,X-mount.mkdir=0755,_netdev,nofail,user,noauto,nonempty,clone_fd", 0),
         ("max_idle_threads=10,nolazytime,defaults,async,threaded=0,fast_ino=1", 0),
         ("auto_unmount", 1),
+        ("private,shared,slave,unbindable,rprivate,rshared,rslave,runbindable", 0),
         ("ino32_t", 1),
         ("strictatime,lazytime,nodiratime,iversion,mand", 5),
     ] {
