@@ -75,20 +75,25 @@ impl Scene {
 
     /// The process that serves `mnt`.
     fn daemon(&self) -> Daemon {
+        let mut daemons = self.daemons();
+        match (daemons.pop(), daemons.as_slice()) {
+            (Some(daemon), []) => daemon,
+            (_, others) => panic!("daemons: {:?}", others.iter().map(|daemon| daemon.0).collect::<Vec<_>>()),
+        }
+    }
+
+    /// The processes of our program that were started in this scene.
+    fn daemons(&self) -> Vec<Daemon> {
         let binary = fs::canonicalize(env!("CARGO_BIN_EXE_stratafs")).unwrap();
         let mark = format!("{MARK}={}\0", self.0.path().display());
         let pids = fs::read_dir("/proc").unwrap().filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
-        let ours: Vec<u32> = pids
-            .filter(|pid| fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe == binary))
+        pids.filter(|pid| fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe == binary))
             .filter(|pid| {
                 fs::read(format!("/proc/{pid}/environ"))
                     .is_ok_and(|environment| String::from_utf8_lossy(&environment).contains(&mark))
             })
-            .collect();
-        match ours.as_slice() {
-            [pid] => Daemon(*pid),
-            _ => panic!("daemons: {ours:?}"),
-        }
+            .map(Daemon)
+            .collect()
     }
 
     /// The mounts on `mnt`: type and source.
@@ -125,6 +130,11 @@ impl Daemon {
     fn runs(&self) -> bool {
         fs::read_to_string(format!("/proc/{}/stat", self.0))
             .is_ok_and(|stat| !stat.rsplit(") ").next().unwrap().starts_with('Z'))
+    }
+
+    fn parent(&self) -> u32 {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.0)).unwrap();
+        stat.rsplit(") ").next().unwrap().split(' ').nth(1).unwrap().parse().unwrap()
     }
 
     fn ends_within(&self, limit: Duration) {
@@ -410,9 +420,7 @@ fn statfs_says_fuse() {
 #[test]
 fn unsupported_options_of_engines_warn_and_mount() {
     needs_fuse!();
-    for (option, said) in
-        [("auto_unmount", "'auto_unmount'"), ("nfs_export=on", "'nfs_export'"), ("ino32_t", "64 bits")]
-    {
+    for (option, said) in [("iversion", "'iversion'"), ("nfs_export=on", "'nfs_export'"), ("ino32_t", "64 bits")] {
         let scene = Scene::new();
         let output = scene.stratafs(&["-o", &format!("lowerdir=lower,{option}"), "mnt"]);
         let stderr = String::from_utf8(output.stderr).unwrap();
@@ -469,6 +477,61 @@ fn killing_the_caller_does_not_kill_the_mount() {
     assert!(fs::read(scene.path("mnt/file")).is_ok());
 }
 
+/// With `auto_unmount` a second process unmounts after a `kill -9`, also a mount that was moved, and nothing else.
+#[test]
+fn killed_with_auto_unmount() {
+    needs_fuse!();
+    let scene = Scene::new();
+    let start = |foreground: bool| {
+        let options = "lowerdir=lower,upperdir=upper,workdir=work,auto_unmount";
+        if foreground {
+            let mut child = scene.command(env!("CARGO_BIN_EXE_stratafs"));
+            child.args(["-f", "-o", options, "mnt"]).stdout(Stdio::piped()).spawn().map(Some).unwrap()
+        } else {
+            let output = scene.stratafs(&["-o", options, "mnt"]);
+            assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+            None
+        }
+    };
+    let mounted = |is: bool| {
+        let start = Instant::now();
+        while scene.mounts().is_empty() == is {
+            assert!(start.elapsed() < PATIENCE, "mounted: {:?}", scene.mounts());
+            std::thread::sleep(SECOND / 100);
+        }
+    };
+    for foreground in [false, true] {
+        let child = start(foreground);
+        mounted(true);
+        // Forked first, the watcher has the higher number, unless the numbers wrapped; its parent tells.
+        let both = scene.daemons();
+        let (watcher, daemon) = match both.as_slice() {
+            [a, b] if a.parent() == b.0 => (a, b),
+            [a, b] if b.parent() == a.0 => (b, a),
+            _ => panic!("{:?}", both.iter().map(|one| one.0).collect::<Vec<_>>()),
+        };
+        assert!(scene.path("mnt/file").exists());
+        daemon.signal("KILL");
+        mounted(false);
+        watcher.ends_within(PATIENCE);
+        // Standard output was let go of, or the caller would wait.
+        if let Some(child) = child {
+            child.wait_with_output().unwrap();
+        }
+    }
+    // A mount that ends by itself leaves nothing to do: another one at the path stays.
+    start(false);
+    assert!(scene.run("umount", &["mnt"]).status.success());
+    let output = scene.stratafs(&["-o", "lowerdir=lower", "mnt"]);
+    assert!(output.status.success(), "{output:?}");
+    let start = Instant::now();
+    while scene.daemons().len() > 1 {
+        assert!(start.elapsed() < PATIENCE);
+        std::thread::sleep(SECOND / 100);
+    }
+    assert_eq!(scene.mounts().len(), 1);
+}
+
 #[test]
 fn in_the_foreground_it_stays_until_a_signal() {
     needs_fuse!();
@@ -485,4 +548,18 @@ fn in_the_foreground_it_stays_until_a_signal() {
     Daemon(child.id()).signal("INT");
     assert!(child.wait().unwrap().success());
     assert_eq!(scene.mounts(), []);
+}
+
+/// One line, although fuser logs the same.
+#[test]
+fn without_the_device_one_line_says_so() {
+    needs_fuse!();
+    let scene = Scene::new();
+    let script = r#"mount -t tmpfs none upper && mount --bind upper /dev && exec "$1" -o lowerdir=lower mnt"#;
+    let program = env!("CARGO_BIN_EXE_stratafs");
+    let output = scene.run("unshare", &["-m", "--propagation", "private", "sh", "-c", script, "sh", program]);
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(stderr.starts_with("stratafs: cannot mount on") && stderr.contains("/dev/fuse"), "{stderr}");
+    assert_eq!(stderr.lines().count(), 1, "{stderr}");
 }

@@ -236,14 +236,18 @@ impl Order {
     /// Mounts, calls `ready`, and serves until somebody unmounts.
     fn serve(&self, ready: impl FnOnce() -> Result<(), Failure>) -> Result<(), Failure> {
         start_logging(self.options.mount.debug)?;
+        let watcher = self.options.mount.auto_unmount.then(fuse::Watcher::start).transpose();
+        let watcher = watcher.map_err(|error| Failure::new(format!("auto_unmount: {}", reason(&error))))?;
         std::panic::set_hook(Box::new(|panic| tracing::error!("{panic}")));
         // Before the mount is made and before the first thread is: a signal that comes from now on unmounts.
         let signals = take_signals().map_err(|error| Failure::new(format!("cannot wait for signals: {error}")))?;
         reduce_privileges();
         fuse::handover::request(&self.options.overlay).map_err(Failure::new)?;
         let overlay = Overlay::open(self.options.overlay.clone()).map_err(Failure::new)?;
-        let mounted = fuse::mount(overlay, &self.target, &self.options).map_err(Failure::new)?;
-        match ready() {
+        let mut mounted = fuse::mount(overlay, &self.target, &self.options).map_err(Failure::new)?;
+        let watched = watcher.map_or(Ok(()), |watcher| mounted.watch_by(watcher));
+        match watched.map_err(|error| Failure::new(format!("auto_unmount: {}", reason(&error)))).and_then(|()| ready())
+        {
             Ok(()) => finish(mounted.serve(&signals)),
             Err(failure) => finish(mounted.end()).and(Err(failure)),
         }
@@ -317,7 +321,8 @@ fn reduce_privileges() {
 
 /// To `STRATAFS_LOG_FILE`, else to stderr, which is the caller's until the mount is ready and the null device after.
 fn start_logging(debug: bool) -> Result<(), Failure> {
-    let default = if debug { "stratafs=trace,fuser=debug" } else { "warn,stratafs::requests=info" };
+    // What fuser says of a mount that fails is said by our own message.
+    let default = if debug { "stratafs=trace,fuser=debug" } else { "warn,fuser=off,stratafs::requests=info" };
     let filter = match std::env::var("STRATAFS_LOG") {
         Ok(given) => {
             EnvFilter::try_new(&given).map_err(|error| Failure::new(format!("STRATAFS_LOG '{given}': {error}")))?

@@ -203,6 +203,12 @@ pub const GROUPS: &[Group] = &[
                 "Labels of SELinux, for the kernel; quotes protect commas.",
             ),
             entry(&["threads"], "N", "by processors", "At most this many threads answer requests (1 to 1024)."),
+            entry(
+                &["auto_unmount"],
+                "",
+                "",
+                "A second process waits for the end of the one that serves the mount, and unmounts if that was killed.",
+            ),
             entry(&["debug"], "", "", "Stay in the foreground and log every request."),
         ],
     },

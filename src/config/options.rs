@@ -55,6 +55,8 @@ pub struct MountConfig {
     pub threads: Option<usize>,
     /// `debug`: stay in the foreground and log every request.
     pub debug: bool,
+    /// `auto_unmount`: a second process unmounts if the one that serves the mount is killed.
+    pub auto_unmount: bool,
 }
 
 /// Whose requests are served.
@@ -103,6 +105,7 @@ impl MountOptions {
                 security: Vec::new(),
                 threads: None,
                 debug: false,
+                auto_unmount: false,
             },
             warnings: Vec::new(),
             warned: BTreeSet::new(),
@@ -235,6 +238,7 @@ impl MountOptions {
             b"allow_other" => mount.access = Access::Everybody,
             b"allow_root" => mount.access = Access::RootAndOwner,
             b"debug" => mount.debug = true,
+            b"auto_unmount" => mount.auto_unmount = true,
             // Always on.
             b"default_permissions" => {}
             // Not an option of a mount: `config::remount` reads it first.
@@ -257,8 +261,7 @@ impl MountOptions {
             // Propagation, which mount(8) sets by itself once the mount is there.
             b"private" | b"shared" | b"slave" | b"unbindable" | b"rprivate" | b"rshared" | b"rslave"
             | b"runbindable" => {}
-            // Who gives them would see another behaviour than he asked for.
-            b"auto_unmount" => self.warn(word, "is not supported: a mount whose process was killed stays"),
+            // Options that ask for another behaviour than they would get.
             b"strictatime" | b"lazytime" | b"nodiratime" => {
                 self.warn(word, "has no effect: access times are those of the layers' file systems");
             }

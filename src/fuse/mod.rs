@@ -2,7 +2,7 @@
 //!
 //! | part | does |
 //! |---|---|
-//! | `mount` | mounts, waits, unmounts: `handshake` (what is agreed in `INIT`), `kernel` (passthrough, invalidation), `mountpoint` (which mount is ours), `handover` (an old mount of the same upper), `privileges` (what the process gives up), `inherited` (what it does not take over from its caller), `remount` |
+//! | `mount` | mounts, waits, unmounts: `handshake` (what is agreed in `INIT`), `kernel` (passthrough, invalidation), `mountpoint` (which mount is ours), `handover` (an old mount of the same upper), `privileges` (what the process gives up), `inherited` (what it does not take over from its caller), `remount`, `watcher` (unmounts when the process is killed) |
 //! | `transport` | how requests come and answers go: `device` reads `/dev/fuse` with a crew of threads (`shift`: how many of them wait, `spin`: waiting awake) |
 //! | `serve` | one request: decode, call, encode; errno; panics |
 //! | `wire` | the bytes of requests and replies; pure |
@@ -48,7 +48,7 @@ pub mod stats;
 mod transport;
 mod wire;
 
-pub use mount::{MountError, Mounted, Target, handover, inherited, mount, privileges, remount};
+pub use mount::{MountError, Mounted, Target, Watcher, handover, inherited, mount, privileges, remount};
 
 /// Version of the FUSE protocol that we speak.
 pub const PROTOCOL: &str = "7.40";

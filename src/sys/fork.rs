@@ -2,7 +2,9 @@
 
 #![allow(unsafe_code)]
 
+use std::fs::File;
 use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
 
 /// Which side of a fork this is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,4 +32,41 @@ pub fn fork() -> io::Result<Forked> {
         None => Ok(Forked::Child),
         Some(_) => Err(io::Error::last_os_error()),
     }
+}
+
+/// Makes a second process that runs `body`, in a session of its own, in `/`, with the null device as standard input, output
+/// and error, and with no other open file than `kept`. To be called before the first thread is started.
+///
+/// # Errors
+/// As for [`fork`].
+pub fn fork_apart(kept: OwnedFd, body: fn(OwnedFd) -> !) -> io::Result<()> {
+    match fork()? {
+        Forked::Parent(_) => Ok(()),
+        Forked::Child => {
+            if set_apart(&kept).is_err() {
+                std::process::exit(1);
+            }
+            body(kept)
+        }
+    }
+}
+
+fn set_apart(kept: &OwnedFd) -> io::Result<()> {
+    rustix::process::setsid()?;
+    std::env::set_current_dir("/")?;
+    let null = File::options().read(true).write(true).open("/dev/null")?;
+    rustix::stdio::dup2_stdin(&null)?;
+    rustix::stdio::dup2_stdout(&null)?;
+    rustix::stdio::dup2_stderr(&null)?;
+    drop(null);
+    let kept = kept.as_raw_fd().cast_unsigned();
+    let first = libc::STDERR_FILENO.cast_unsigned() + 1;
+    for (from, to) in [(first, kept.saturating_sub(1)), (kept.max(first - 1) + 1, u32::MAX)] {
+        // SAFETY: the process runs nothing but a function without captures, so that nobody uses the descriptors again, and
+        // it ends without dropping what owned them.
+        if from <= to && unsafe { libc::syscall(libc::SYS_close_range, from, to, 0) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
 }

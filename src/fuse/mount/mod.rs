@@ -8,6 +8,7 @@ mod kernel;
 mod mountpoint;
 pub mod privileges;
 mod remount;
+mod watcher;
 
 use std::fs;
 use std::io;
@@ -39,6 +40,7 @@ use kernel::Connection;
 use mountpoint::{Mountpoint, Unmounted};
 
 pub use remount::remount;
+pub use watcher::Watcher;
 
 /// How long files that are in use after a lazy unmount are still served before the process ends.
 const GRACE: Duration = Duration::from_secs(1);
@@ -84,6 +86,8 @@ pub struct Mounted {
     /// `None`: mounted by somebody else where we cannot see it.
     mountpoint: Option<Mountpoint>,
     unmounter: SessionUnmounter,
+    /// Unmounts when this process is killed.
+    watcher: Option<Watcher>,
     /// Kept for its descriptor. Its `Drop` would unmount by path, see `mountpoint`.
     _session: ManuallyDrop<Session<Handshake>>,
 }
@@ -186,7 +190,15 @@ fn start(
     // Not by asking the mount: who waits for an answer of his own process cannot even be killed, since the kernel
     // gives up on the request only when the device is closed, and that is when the last thread has ended.
     overlay.getattr(NodeId::ROOT, None)?;
-    Ok(Mounted { overlay: Arc::clone(overlay), transport, server, mountpoint, unmounter, _session: session })
+    Ok(Mounted {
+        overlay: Arc::clone(overlay),
+        transport,
+        server,
+        mountpoint,
+        unmounter,
+        watcher: None,
+        _session: session,
+    })
 }
 
 /// The kernel takes passthrough files only from `CAP_SYS_ADMIN` in the first user namespace
@@ -237,6 +249,18 @@ fn session_config(options: &MountOptions, read_only: bool) -> Config {
 }
 
 impl Mounted {
+    /// Has `watcher` unmount when this process ends without having done so. To no effect if the mount is not visible here.
+    ///
+    /// # Errors
+    /// The watcher is gone.
+    pub fn watch_by(&mut self, mut watcher: Watcher) -> io::Result<()> {
+        if let Some(path) = self.mountpoint.as_ref().map(Mountpoint::path).transpose()?.flatten() {
+            watcher.guard(&path)?;
+            self.watcher = Some(watcher);
+        }
+        Ok(())
+    }
+
     /// Waits until somebody unmounts, or until a signal from `signals` asks us to: `SIGUSR1` logs the counters of
     /// requests, every other one unmounts (lazily if the mount is in use). Then closes the overlay.
     ///
