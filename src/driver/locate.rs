@@ -35,7 +35,7 @@ impl Overlay {
             return Ok(layer.root().clone());
         }
         let (cache, key) = (&self.nodes.descriptors().lower_dirs, (node.id().0, part.layer.number()));
-        if let Some(dir) = cache.get(key) {
+        if let Some(dir) = cache.get(&key) {
             return Ok(dir);
         }
         let dir = layer.open_dir(&part.path)?;
@@ -68,7 +68,7 @@ impl Overlay {
             return self.stack.upper().map(|upper| upper.root().clone()).ok_or(Errno::ROFS);
         }
         let (cache, key) = (&self.nodes.descriptors().upper_dirs, (node.id().0, 0));
-        if let Some(dir) = cache.get(key) {
+        if let Some(dir) = cache.get(&key) {
             return Ok(dir);
         }
         loop {

@@ -6,12 +6,12 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use dashmap::DashMap;
+use quick_cache::sync::Cache;
 
 use crate::driver::node::listings::{BUDGET, Budget};
 use crate::driver::node::numbered::Numbered;
 use crate::driver::node::sync::{AtomicU64, Mutex, MutexGuard, Ordering};
 use crate::driver::node::{Name, Names, Node, NodeId, NodeRef};
-use crate::union::layer::fd_cache::FdCache;
 use crate::union::layer::{Dir as LayerDir, FileId, UpperDir};
 
 /// All nodes that the kernel knows, by number; and those with several names in the upper, by inode.
@@ -31,15 +31,18 @@ pub struct NodeTable {
     pub(super) budget: Budget,
 }
 
+/// The number of a node, and of one of its layers.
+type Key = (u64, u32);
+
 /// Descriptors that are kept for nodes, as many as there is room for.
 #[derive(Debug)]
 pub struct Descriptors {
     /// Open lower directories: node, number of the layer.
-    pub lower_dirs: FdCache<LayerDir>,
+    pub lower_dirs: Cache<Key, LayerDir>,
     /// Open upper directories: node, 0.
-    pub upper_dirs: FdCache<UpperDir>,
+    pub upper_dirs: Cache<Key, UpperDir>,
     /// Lower files that were read lately: node, 0. Programs open the same ones again and again.
-    pub lower_files: FdCache<Arc<OwnedFd>>,
+    pub lower_files: Cache<Key, Arc<OwnedFd>>,
 }
 
 impl Descriptors {
@@ -51,9 +54,9 @@ impl Descriptors {
     /// Room for twice `directories` directories and for `files` files.
     pub fn with_files(directories: usize, files: usize) -> Self {
         Self {
-            lower_dirs: FdCache::new(directories),
-            upper_dirs: FdCache::new(directories),
-            lower_files: FdCache::new(files),
+            lower_dirs: Cache::new(directories),
+            upper_dirs: Cache::new(directories),
+            lower_files: Cache::new(files),
         }
     }
 
@@ -68,12 +71,12 @@ impl Descriptors {
     fn close(&self, node: &Node) {
         let id = node.id().0;
         let Some(dir) = node.dir() else {
-            self.lower_files.remove((id, 0));
+            self.lower_files.remove(&(id, 0));
             return;
         };
-        self.upper_dirs.remove((id, 0));
+        self.upper_dirs.remove(&(id, 0));
         for part in dir.lowers().iter() {
-            self.lower_dirs.remove((id, part.layer.number()));
+            self.lower_dirs.remove(&(id, part.layer.number()));
         }
     }
 }

@@ -70,7 +70,7 @@ impl Overlay {
         }
         self.check_inode(&node, asked)?;
         if !writes && flags & EXECUTE == 0 && self.opens_when_read(&node) {
-            let known = self.nodes.descriptors().lower_files.get((node.id().0, 0));
+            let known = self.nodes.descriptors().lower_files.get(&(node.id().0, 0));
             return self.install(&node, asked, known.map_or(RealFile::Unopened, RealFile::Lower), flags, 0);
         }
         let (file, upper) = self.open_real(&node, self.backing_flags(flags))?;
@@ -122,7 +122,7 @@ impl Overlay {
             return Ok((Arc::new(self.open_content(&content)?), false));
         }
         let (cache, key) = (&self.nodes.descriptors().lower_files, (node.id().0, 0));
-        if is_lower && let Some(file) = cache.get(key) {
+        if is_lower && let Some(file) = cache.get(&key) {
             return Ok((file, false));
         }
         let Some(place) = LowerPlace::of(node)? else {

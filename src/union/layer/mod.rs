@@ -3,7 +3,6 @@
 
 mod capabilities;
 pub mod chain;
-pub mod fd_cache;
 mod index_dir;
 mod layer_dir;
 mod marks;
