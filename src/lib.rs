@@ -11,6 +11,7 @@
 //! | module | what it is for | may use |
 //! |---|---|---|
 //! | `bin/stratafs`, `bin/strata` | arguments, logging, exit codes | everything public |
+//! | [`mount`] | [`Mount`]: a union mounted by this process, for programs that use the library | `fuse` `driver` `config` `sys` |
 //! | [`fuse`] | mount, read requests from `/dev/fuse`, decode, call, reply; threads; passthrough ids. The only module naming `fuser` | `driver` `confined` `config` `sys` |
 //! | [`driver`] | the mounted union: one file per verb group; takes the locks | `union` `confined` `marks` `config` `sys` |
 //! | [`driver::node`] | where each file is, and every change of it; inode table, lookup counts, open handles, kept descriptors and listings; no I/O | `union` |
@@ -62,9 +63,15 @@ pub mod fuse;
 pub mod image;
 pub mod inventory;
 pub mod marks;
+mod mount;
 pub mod registry;
 pub mod store;
 pub mod sys;
 pub mod tar;
 pub mod text;
 pub mod union;
+
+pub use config::error::OptionError;
+pub use config::options::Access;
+pub use config::{IdRange, Passthrough, RedirectDir, XattrPermissions, Xino};
+pub use mount::{Builder, Error, Mount};

@@ -249,6 +249,7 @@ fn driver(dirs: &[PathBuf], work: &Path, writable: bool, names: &BTreeSet<String
         config.work = Some(work.to_owned());
     }
     config.lowers = lowers;
+    rustix::process::umask(rustix::fs::Mode::empty());
     let overlay = Overlay::open(config).unwrap_or_else(|error| panic!("{what}: does not open: {error}"));
     tree(&overlay, names, what)
 }

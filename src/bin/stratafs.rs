@@ -21,6 +21,7 @@ use stratafs::driver::Overlay;
 use stratafs::fuse::{self, Target};
 use stratafs::sys::descriptors::Inherited;
 use stratafs::sys::fork::{Forked, fork};
+use stratafs::sys::memory::share_pool;
 use stratafs::sys::signals::SignalQueue;
 use tracing_subscriber::EnvFilter;
 
@@ -116,7 +117,8 @@ impl From<OptionError> for Failure {
     fn from(error: OptionError) -> Self {
         match error {
             OptionError::Usage(message) => Self { code: 2, message },
-            OptionError::Combination(message) => Self { code: 1, message },
+            // Each option is right; they do not go together.
+            error => Self::new(error),
         }
     }
 }
@@ -242,6 +244,9 @@ impl Order {
         // Before the mount is made and before the first thread is: a signal that comes from now on unmounts.
         let signals = take_signals().map_err(|error| Failure::new(format!("cannot wait for signals: {error}")))?;
         reduce_privileges();
+        // The kernel sends every caller's umask with the request.
+        rustix::process::umask(rustix::fs::Mode::empty());
+        share_pool();
         fuse::handover::request(&self.options.overlay).map_err(Failure::new)?;
         let overlay = Overlay::open(self.options.overlay.clone()).map_err(Failure::new)?;
         let mut mounted = fuse::mount(overlay, &self.target, &self.options).map_err(Failure::new)?;
@@ -260,10 +265,7 @@ fn finish(served: io::Result<()>) -> Result<(), Failure> {
 
 /// The daemon works in `/`: relative layers are those of the caller's directory.
 fn resolve_layers(options: &mut MountOptions) -> Result<(), Failure> {
-    let overlay = &mut options.overlay;
-    let layers =
-        overlay.lowers.iter_mut().chain(&mut overlay.data_only).chain(&mut overlay.upper).chain(&mut overlay.work);
-    for layer in layers {
+    for layer in options.overlay.directories_mut() {
         *layer = std::path::absolute(&*layer)
             .map_err(|error| Failure::new(format!("layer '{}': {error}", layer.display())))?;
     }

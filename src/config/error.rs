@@ -2,6 +2,7 @@
 
 /// A wrong option string.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum OptionError {
     /// An option cannot be understood: an error of usage.
     #[error("{0}")]

@@ -65,6 +65,13 @@ pub struct OverlayConfig {
     pub timeout: Option<Duration>,
 }
 
+impl OverlayConfig {
+    /// The paths of all layers and of the work directory.
+    pub fn directories_mut(&mut self) -> impl Iterator<Item = &mut PathBuf> {
+        self.lowers.iter_mut().chain(&mut self.data_only).chain(&mut self.upper).chain(&mut self.work)
+    }
+}
+
 /// A range of ids that is shown under other numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct IdRange {
@@ -78,6 +85,7 @@ pub struct IdRange {
 
 /// `redirect_dir=`
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum RedirectDir {
     /// Renames work and leave a redirect; redirects are followed.
     #[default]
@@ -90,6 +98,7 @@ pub enum RedirectDir {
 
 /// `xino=`
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Xino {
     /// Fold the layer's file system into the high bits where they are free.
     #[default]
@@ -102,6 +111,7 @@ pub enum Xino {
 
 /// `xattr_permissions=`
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum XattrPermissions {
     /// In the inode, unless the root of a layer has such an attribute.
     #[default]
@@ -116,6 +126,7 @@ pub enum XattrPermissions {
 
 /// `passthrough=`
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Passthrough {
     /// None.
     Off,

@@ -79,17 +79,22 @@ impl MountOptions {
     pub fn parse<S: AsRef<OsStr>>(groups: impl IntoIterator<Item = S>, privileged: bool) -> Result<Self, OptionError> {
         let mut options = Self::defaults(privileged);
         for group in groups {
-            for piece in value::split(group.as_ref().as_bytes(), b',') {
-                if !piece.is_empty() {
-                    options.set(&Word::new(piece))?;
-                }
-            }
+            options.add(group.as_ref())?;
         }
-        options.check()?;
+        options.complete()?;
         Ok(options)
     }
 
-    fn defaults(privileged: bool) -> Self {
+    /// Reads one option string. Its options override earlier ones.
+    pub(crate) fn add(&mut self, group: &OsStr) -> Result<(), OptionError> {
+        value::split(group.as_bytes(), b',')
+            .into_iter()
+            .filter(|piece| !piece.is_empty())
+            .try_for_each(|piece| self.set(&Word::new(piece)))
+    }
+
+    /// No layers yet; else what is right for root (`privileged`), or for a user.
+    pub(crate) fn defaults(privileged: bool) -> Self {
         Self {
             overlay: OverlayConfig::default(),
             mount: MountConfig {
@@ -300,7 +305,8 @@ impl MountOptions {
         }
     }
 
-    fn check(&mut self) -> Result<(), OptionError> {
+    /// Checks that the options go together. Called once, after the last option.
+    pub(crate) fn complete(&mut self) -> Result<(), OptionError> {
         let overlay = &mut self.overlay;
         if overlay.lowers.is_empty() {
             return Err(OptionError::Usage("no layers: give them as -o lowerdir=DIR[:DIR…]".to_owned()));

@@ -70,7 +70,7 @@ struct Attached {
 impl Overlay {
     /// Opens and checks the layers, empties the work directory, finds out what the upper can do.
     ///
-    /// The process's umask becomes 0: modes are the callers' business.
+    /// Threads that call the verbs must have a umask of 0 (see `umask(2)`): the kernel sends every caller's umask.
     ///
     /// # Errors
     /// One line naming the layer and what is wrong with it.
@@ -89,7 +89,6 @@ impl Overlay {
             stack.disable_acls();
         }
         let root = open_root(&stack).map_err(unreadable)?;
-        rustix::process::umask(rustix::fs::Mode::empty());
         // Half of the descriptors for directories, an eighth for files that were open, the rest for those that are.
         let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(1024);
         let capacity = usize::try_from(limit / 4).unwrap_or(1024).min(16_384);

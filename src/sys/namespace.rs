@@ -50,6 +50,16 @@ fn maps(map: &str, id: u32) -> bool {
     })
 }
 
+/// Gives the calling thread, and the threads that it starts from now on, a working directory and a umask of their own. The
+/// other threads of the process keep sharing theirs.
+///
+/// # Errors
+/// Those of `unshare(2)`; `EPERM` where a seccomp filter forbids it.
+pub fn unshare_directory_and_umask() -> io::Result<()> {
+    // SAFETY: the table of file descriptors stays shared.
+    Ok(unsafe { rustix::thread::unshare_unsafe(UnshareFlags::FS) }?)
+}
+
 /// Puts this process into a user namespace of its own, with all capabilities there and no ids yet, and into a mount
 /// namespace that belongs to it. Must be called before the first thread is started.
 ///

@@ -55,6 +55,20 @@ impl SignalQueue {
     }
 }
 
+/// Blocks all signals in the calling thread and in those that it starts from now on: other threads of the process take them.
+///
+/// # Errors
+/// Those of `pthread_sigmask(3)`; none is expected.
+pub fn block_all() -> io::Result<()> {
+    let mut all = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: sigfillset initialises the set before it is read; no old mask is asked for.
+    let blocked = unsafe {
+        libc::sigfillset(all.as_mut_ptr());
+        libc::pthread_sigmask(libc::SIG_BLOCK, all.as_ptr(), std::ptr::null_mut())
+    };
+    if blocked == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(blocked)) }
+}
+
 /// Undoes what the caller's masks, dispositions and timers would do to a daemon. Signals that report a resource limit are
 /// ignored, so that the system call fails instead of the process; no signal is blocked; children can be waited for; no
 /// timer is pending. A program takes all of this over from the one that executes it (`execve(2)`).

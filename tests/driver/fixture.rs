@@ -36,6 +36,7 @@ impl Union {
             ..OverlayConfig::default()
         };
         set(&mut config);
+        rustix::process::umask(rustix::fs::Mode::empty());
         let overlay = Overlay::open(config).unwrap_or_else(|error| panic!("does not open: {error}"));
         Self { overlay, directory }
     }

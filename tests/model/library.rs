@@ -211,6 +211,7 @@ impl Library {
             volatile: true,
             ..OverlayConfig::default()
         };
+        rustix::process::umask(rustix::fs::Mode::empty());
         Overlay::open(config).unwrap_or_else(|error| panic!("does not open: {error}"))
     }
 

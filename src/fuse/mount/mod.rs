@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 
 use fuser::{Config, MountOption, Session, SessionACL, SessionUnmounter};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::Errno;
+use rustix::io::{Errno, retry_on_intr};
 use rustix::thread::CapabilitySet;
 
 use crate::config::Passthrough;
@@ -54,6 +54,7 @@ const READAHEAD: u32 = 512;
 #[error("cannot mount on '{}': {cause}", mountpoint.display())]
 pub struct MountError {
     mountpoint: PathBuf,
+    #[source]
     cause: io::Error,
 }
 
@@ -94,7 +95,8 @@ pub struct Mounted {
 
 /// Serves `overlay` on `target`: mounts it there unless it is mounted, and answers requests in threads of their own.
 ///
-/// Sets the umask of the process to 0: the kernel sends every caller's with the request.
+/// The driver's threads are started by the calling thread, whose umask must be 0: the kernel sends every caller's umask with
+/// the request.
 ///
 /// # Errors
 /// The directory, the options or the user's rights do not allow it, or the root of the mount cannot be read. Nothing
@@ -108,8 +110,6 @@ pub fn mount(overlay: Overlay, target: &Target, options: &MountOptions) -> Resul
 }
 
 fn try_mount(overlay: &Arc<Overlay>, target: &Target, options: &MountOptions) -> io::Result<Mounted> {
-    rustix::process::umask(rustix::fs::Mode::empty());
-    crate::sys::memory::share_pool();
     let read_only = overlay.is_read_only();
     let (handshake, agreed) = Handshake::new(Wishes {
         acls: overlay.has_acls(),
@@ -284,6 +284,13 @@ impl Mounted {
             }
         }
         self.end()
+    }
+
+    /// Blocks until the mount is gone.
+    pub(crate) fn wait_for_end(&self) -> io::Result<()> {
+        let ended = self.transport.ended();
+        let mut watched = [PollFd::new(&ended, PollFlags::IN)];
+        Ok(retry_on_intr(|| poll(&mut watched, None))?).map(|_ready| ())
     }
 
     /// Unmounts what is still mounted, refuses what is still asked and closes the overlay.

@@ -157,6 +157,23 @@ impl Read for MemberReader<'_> {
 }
 
 impl Archive {
+    /// Opens the archive or image directory `path` with the default limits. A compressed archive is inflated into a temporary
+    /// file in [`std::env::temp_dir`].
+    ///
+    /// ```
+    /// # use stratafs::image::archive::Archive;
+    /// let error = Archive::open_file("/no/such/image.tar".as_ref()).unwrap_err();
+    /// assert_eq!(error.to_string(), "/no/such/image.tar: No such file or directory (os error 2)");
+    /// ```
+    ///
+    /// # Errors
+    /// Those of [`Archive::open`].
+    pub fn open_file(path: &Path) -> Result<Self> {
+        let scratch = std::env::temp_dir();
+        let spooling = Spooling { scratch: &scratch, skip: &|_| false, limits: &Limits::default() };
+        Self::open(ArchiveInput::Path(path), &spooling)
+    }
+
     /// Opens an archive.
     ///
     /// # Errors

@@ -34,6 +34,11 @@ impl Default for UnpackOptions {
 }
 
 impl UnpackOptions {
+    /// The default for root, else [`UnpackOptions::unprivileged`].
+    pub fn for_this_user() -> Self {
+        if rustix::process::geteuid().is_root() { Self::default() } else { Self::unprivileged() }
+    }
+
     /// For users without privileges.
     pub fn unprivileged() -> Self {
         Self { marks: MarkStyle::unprivileged(), keep_ownership: false, ..Self::default() }

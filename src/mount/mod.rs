@@ -1,0 +1,192 @@
+//! A union that this process mounts and serves: [`Mount`].
+
+mod builder;
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::config::error::OptionError;
+use crate::config::options::MountOptions;
+use crate::driver::{OpenError, Overlay};
+use crate::fuse::{self, Mounted, Target};
+use crate::sys::{namespace, signals};
+
+pub use builder::Builder;
+
+/// A mounted union, served by threads of this process.
+///
+/// Dropping it unmounts. [`Mount::unmount`] does the same and reports errors. If files of the mount are still open then, the
+/// mount is detached: the name is free at once, and requests for the open files fail with `ENOTCONN` or `ENODEV`.
+///
+/// The mount ends with the process. If the process is killed, the mountpoint answers `ENOTCONN` until somebody unmounts it
+/// (`umount -l`, `fusermount3 -uz`); the upper directory is whole, and can be mounted again.
+///
+/// `Mount` is `Send` and `Sync`. The process may use its own mount like any other. It must not be killed by a signal that
+/// all its threads wait for while one of them waits for an answer of the mount.
+///
+/// # Example
+///
+/// ```no_run
+/// let mount = stratafs::Mount::builder().lower("top").lower("base").upper("upper", "work").mount("merged")?;
+/// std::fs::write(mount.mountpoint().join("file"), "the upper directory has it\n")?;
+/// mount.unmount()?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[must_use = "dropping the mount unmounts it"]
+pub struct Mount {
+    /// `None` once it was unmounted.
+    mounted: Option<Mounted>,
+    mountpoint: PathBuf,
+}
+
+/// Why a union cannot be mounted or unmounted. Each message is one line and names the option or the path.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The options contradict each other, or an option that was given as text is wrong.
+    #[error(transparent)]
+    Options(#[from] OptionError),
+    /// The path of a layer is empty, or relative to a directory that is gone.
+    #[error("layer '{}': {source}", path.display())]
+    Layer {
+        /// The path as it was given.
+        path: PathBuf,
+        /// The reason.
+        source: io::Error,
+    },
+    /// A layer or the work directory cannot be used.
+    #[error(transparent)]
+    Layers(#[from] OpenError),
+    /// The upper directory is in use by a mount that does not end.
+    #[error("{0}")]
+    InUse(String),
+    /// The mountpoint is not a directory, or cannot be reached.
+    #[error("mountpoint '{}': {source}", path.display())]
+    Mountpoint {
+        /// The mountpoint as it was given.
+        path: PathBuf,
+        /// The reason.
+        source: io::Error,
+    },
+    /// The kernel, or `fusermount3`, refused the mount.
+    #[error(transparent)]
+    Mount(#[from] fuse::MountError),
+    /// The mount cannot be removed or waited for.
+    #[error("cannot unmount '{}': {source}", mountpoint.display())]
+    Unmount {
+        /// Where it is mounted.
+        mountpoint: PathBuf,
+        /// The reason.
+        source: io::Error,
+    },
+    /// No thread can be started.
+    #[error("cannot start a thread: {0}")]
+    Thread(io::Error),
+}
+
+impl Mount {
+    /// The layers and options of a mount to be.
+    pub fn builder() -> Builder {
+        Builder::default()
+    }
+
+    /// Where it was mounted: an absolute path without symbolic links.
+    pub fn mountpoint(&self) -> &Path {
+        &self.mountpoint
+    }
+
+    /// Blocks until somebody unmounts it from outside (`umount`, `fusermount3 -u`).
+    ///
+    /// # Errors
+    /// [`Error::Unmount`] if waiting fails, or if what is left of the mount cannot be removed.
+    pub fn wait(mut self) -> Result<(), Error> {
+        let ended = self.mounted.as_ref().map_or(Ok(()), Mounted::wait_for_end);
+        ended.and_then(|()| self.end()).map_err(|source| self.unmount_error(source))
+    }
+
+    /// Unmounts it. A mount that is in use is detached, see [`Mount`].
+    ///
+    /// # Errors
+    /// [`Error::Unmount`]; the mount may still be there.
+    pub fn unmount(mut self) -> Result<(), Error> {
+        self.end().map_err(|source| self.unmount_error(source))
+    }
+
+    fn unmount_error(&self, source: io::Error) -> Error {
+        Error::Unmount { mountpoint: self.mountpoint.clone(), source }
+    }
+
+    /// A no-op the second time.
+    fn end(&mut self) -> io::Result<()> {
+        self.mounted.take().map_or(Ok(()), Mounted::end)
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        if let Err(error) = self.end() {
+            tracing::error!(mountpoint = %self.mountpoint.display(), %error, "cannot unmount");
+        }
+    }
+}
+
+impl std::fmt::Debug for Mount {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Mount").field("mountpoint", &self.mountpoint).finish_non_exhaustive()
+    }
+}
+
+/// Mounts in a thread of its own. The driver's threads are started by that thread and share its umask, working directory and
+/// signal mask, so that those of the rest of the process stay as they are.
+fn mount(options: MountOptions, mountpoint: &Path) -> Result<Mount, Error> {
+    let wrong = |source| Error::Mountpoint { path: mountpoint.to_owned(), source };
+    let path = mountpoint.canonicalize().map_err(wrong)?;
+    if !path.is_dir() {
+        return Err(wrong(io::ErrorKind::NotADirectory.into()));
+    }
+    let target = Target::Directory(path.clone());
+    let thread = std::thread::Builder::new().name("stratafs-mount".to_owned());
+    let started = thread.spawn(move || start(&options, &target)).map_err(Error::Thread)?.join();
+    let mounted = started.unwrap_or_else(|_panic| Err(Error::Thread(io::Error::other("mounting panicked"))))?;
+    Ok(Mount { mounted: Some(mounted), mountpoint: path })
+}
+
+fn start(options: &MountOptions, target: &Target) -> Result<Mounted, Error> {
+    signals::block_all().map_err(Error::Thread)?;
+    match namespace::unshare_directory_and_umask() {
+        // The directory that the caller works in can be unmounted or removed while the driver runs.
+        Ok(()) => std::env::set_current_dir("/").map_err(Error::Thread)?,
+        // A seccomp filter forbids it. The umask of the process is then the driver's.
+        Err(error) => tracing::warn!(%error, "the umask of the whole process becomes 0"),
+    }
+    rustix::process::umask(rustix::fs::Mode::empty());
+    fuse::handover::request(&options.overlay).map_err(Error::InUse)?;
+    let overlay = Overlay::open(options.overlay.clone())?;
+    Ok(fuse::mount(overlay, target, options)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mount_can_be_shared_and_sent() {
+        fn is_send_and_sync<T: Send + Sync>() {}
+        is_send_and_sync::<Mount>();
+        is_send_and_sync::<Builder>();
+        is_send_and_sync::<Error>();
+    }
+
+    #[test]
+    fn errors_name_what_is_wrong_and_have_sources() {
+        let error = Mount::builder().lower("/").mount("/no/such/place").expect_err("no mountpoint");
+        assert_eq!(error.to_string(), "mountpoint '/no/such/place': No such file or directory (os error 2)");
+        assert!(std::error::Error::source(&error).is_some());
+        let error = Mount::builder().mount("/").expect_err("no layers");
+        assert!(matches!(error, Error::Options(OptionError::Usage(_))), "{error:?}");
+        let error = Mount::builder().lower("/no/such/layer").mount("/").expect_err("no layer");
+        assert!(matches!(error, Error::Layers(_)), "{error:?}");
+        let error = Mount::builder().lower("/").options("index=perhaps").mount("/").expect_err("a wrong option");
+        assert!(error.to_string().contains("perhaps"), "{error}");
+    }
+}
