@@ -66,7 +66,7 @@ struct Arguments {
     #[arg(value_name = "[SOURCE] MOUNTPOINT", required_unless_present = "generate", num_args = 1..=2)]
     places: Vec<OsString>,
 
-    /// Print the man page, README's table of options, or a shell's completions
+    /// Print the man page, the tables of docs/options.md, or a shell's completions
     #[arg(long, value_name = "WHAT", hide = true)]
     generate: Option<Text>,
 }
@@ -74,7 +74,7 @@ struct Arguments {
 const ENVIRONMENT: &str =
     "Environment: STRATAFS_LOG (a filter such as 'debug' or 'stratafs::fuse=trace'), STRATAFS_LOG_FILE.";
 
-/// Text that is made from the options: for packages and for README.
+/// Text that is made from the options: for packages and documentation.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Text {
     Man,

@@ -1,4 +1,4 @@
-//! The manual of `stratafs` in the shapes in which people read it: man page, README table, help, completions. All of
+//! The manual of `stratafs` in the shapes in which people read it: man page, tables of `docs/options.md`, help, completions. All of
 //! them come from the `catalogue`.
 
 use std::fmt::Write;
@@ -149,7 +149,7 @@ fn in_bold(text: &str) -> String {
     })
 }
 
-/// The tables of README, one a group.
+/// The tables of `docs/options.md`, one a group.
 pub fn markdown() -> String {
     let mut text = String::new();
     for group in catalogue::GROUPS {
@@ -302,13 +302,13 @@ mod tests {
     }
 
     #[test]
-    fn readme_has_the_table() {
-        let readme = include_str!("../../README.md");
-        let (_, rest) = readme.split_once("<!-- options -->\n").expect("README.md has no <!-- options -->");
-        let (shown, _) = rest.split_once("<!-- /options -->").expect("README.md has no <!-- /options -->");
+    fn the_documentation_has_the_tables() {
+        let page = include_str!("../../docs/options.md");
+        let (_, rest) = page.split_once("<!-- options -->\n").expect("docs/options.md has no <!-- options -->");
+        let (shown, _) = rest.split_once("<!-- /options -->").expect("docs/options.md has no <!-- /options -->");
         assert!(
             shown.trim() == markdown().trim(),
-            "README.md differs: put what `stratafs --generate markdown` prints between the marks"
+            "docs/options.md differs: put what `stratafs --generate markdown` prints between the marks"
         );
     }
 }
