@@ -343,6 +343,21 @@ fn names_that_a_layer_cannot_hold_are_refused() {
     assert!(refused.unwrap_err().to_string().contains("too long"));
 }
 
+/// A device 0:0 that a user made through a mount is listed, and is no whiteout in a layer.
+#[test]
+fn devices_of_users_are_refused() {
+    let (lower, dir) = (base(), upper());
+    let path = dir.path().join("zero");
+    let mode = Mode::from_raw_mode(0o1600);
+    rustix::fs::mknodat(rustix::fs::CWD, &path, FileType::CharacterDevice, mode, 0).unwrap();
+    let root = File::open(dir.path()).unwrap();
+    let refused = snapshot::snapshot(root.as_fd(), &[lower.as_fd()], &mut Vec::new(), &SnapshotOptions::default());
+    let message = refused.unwrap_err().to_string();
+    assert!(message.contains("zero: ") && message.contains("0:0"), "{message}");
+    let changes = snapshot::changes(root.as_fd(), &[lower.as_fd()]).unwrap();
+    assert!(changes.iter().any(|change| change.path == b"/zero" && change.kind == snapshot::ChangeKind::Added));
+}
+
 #[test]
 fn snapshot_and_unpack_are_each_other_s_inverse() {
     let lower = base();

@@ -132,13 +132,29 @@ impl Stat {
         self.file_type() == FileType::Directory
     }
 
-    /// True for a character device 0:0, which is a whiteout.
+    /// True for a character device 0:0 that is a whiteout: it does not have the mark of [`Self::is_users_device`].
     pub fn is_whiteout_device(&self) -> bool {
-        self.mode & libc::S_IFMT == libc::S_IFCHR && self.rdev == (0, 0)
+        is_whiteout_device(self.mode, self.rdev)
+    }
+
+    /// True for a character device 0:0 that a user made through a mount. Its sticky bit says so on disk: the bit means nothing
+    /// to a device, and no whiteout has it. The mount does not show the bit.
+    pub fn is_users_device(&self) -> bool {
+        is_zero_device(self.mode, self.rdev) && self.mode & libc::S_ISVTX != 0
     }
 
     /// True for what may be an xattr whiteout: an empty regular file.
     pub fn may_be_xattr_whiteout(&self) -> bool {
         self.file_type() == FileType::Regular && self.size == 0
     }
+}
+
+/// True for the mode and device number of a character device 0:0, a whiteout or not.
+pub(crate) fn is_zero_device(mode: u32, rdev: (u32, u32)) -> bool {
+    mode & libc::S_IFMT == libc::S_IFCHR && rdev == (0, 0)
+}
+
+/// True for the mode and device number of a whiteout device.
+pub(crate) fn is_whiteout_device(mode: u32, rdev: (u32, u32)) -> bool {
+    is_zero_device(mode, rdev) && mode & libc::S_ISVTX == 0
 }

@@ -214,6 +214,9 @@ impl Server {
             }
             Operation::Unlink(name) => overlay.unlink(node, name),
             Operation::Rmdir(name) => overlay.rmdir(node, name),
+            Operation::Rename { name, to, new_name, flags } if flags & libc::RENAME_WHITEOUT != 0 => {
+                overlay.rename_with_whiteout(&caller(header, 0), (node, name), (to, new_name), flags)
+            }
             Operation::Rename { name, to, new_name, flags } => overlay.rename(node, name, to, new_name, flags),
             Operation::Link { node: linked, name } => reply.entry(&overlay.link(linked, node, name)?),
 

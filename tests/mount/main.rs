@@ -65,6 +65,7 @@ mod link;
 mod locks;
 mod lookup;
 mod metacopy;
+mod nested;
 mod opaque;
 mod options;
 mod ownership;

@@ -4,7 +4,7 @@ use rustix::fs::OFlags;
 
 use crate::common::sys::{self, RenameFlags};
 use crate::common::{Errno, Stack};
-use crate::{on_both, on_stratafs};
+use crate::on_both;
 
 on_both! {
     fn lower_file(driver) {
@@ -297,17 +297,5 @@ on_both! {
         assert_eq!(sys::mtime(&mount.at("b/d")), (4000, 0));
         assert!(sys::mtime(&mount.at("a")).0 > 1000);
         assert!(sys::mtime(&mount.at("b")).0 > 3000);
-    }
-}
-
-on_stratafs! {
-    /// `RENAME_WHITEOUT` leaves a whiteout, which the mount does not show.
-    fn whiteout_flag(driver) {
-        let mount = Stack::new().lower("file a \"a\"").mount(driver);
-        match sys::rename_with(&mount.at("a"), &mount.at("b"), RenameFlags::WHITEOUT) {
-            Ok(()) => mount.assert_tree("file b \"a\""),
-            // What the kernel's overlayfs answers.
-            Err(error) => assert_eq!(error, Errno::INVAL),
-        }
     }
 }

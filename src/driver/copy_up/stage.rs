@@ -11,6 +11,7 @@ use rustix::io::Errno;
 
 use crate::confined::{Copier, set_times_of};
 use crate::driver::interrupt;
+use crate::driver::verbs::create::mode_at_first;
 use crate::marks::Mark;
 use crate::marks::override_stat::PREFIX;
 use crate::sys::xattr::{self, Target};
@@ -93,7 +94,7 @@ pub fn stage<'u>(
         FileType::Directory => work.stage_dir(plan.mode(source.stat) & 0o777)?,
         FileType::Symlink => work.stage_symlink(&source.dir.read_link(source.name)?)?,
         FileType::Special if plan.kept.is_some() => work.stage_file(plan.mode(source.stat) & 0o777, true)?,
-        FileType::Special => work.stage_node(source.stat.mode & !0o7000, source.stat.rdev)?,
+        FileType::Special => work.stage_node(mode_at_first(source.stat.mode, source.stat.rdev), source.stat.rdev)?,
     };
     copy_attributes(upper, &staged, source, plan)?;
     copy_flags(upper, &staged, source)?;

@@ -80,7 +80,7 @@ impl Overlay {
         }
         self.on_upper(node, |dir, name| {
             match &self.permissions {
-                None => self.set_owner_and_mode(caller, dir, name, set)?,
+                None => self.set_owner_and_mode(caller, node, dir, name, set)?,
                 Some(permissions) => self.set_kept(permissions, caller, dir, name, set)?,
             }
             if set.atime.is_some() || set.mtime.is_some() {
@@ -96,13 +96,22 @@ impl Overlay {
         })
     }
 
-    fn set_owner_and_mode(&self, caller: &Caller, dir: &UpperDir, name: &CStr, set: &SetAttr) -> Result<()> {
+    fn set_owner_and_mode(
+        &self,
+        caller: &Caller,
+        node: &NodeRef,
+        dir: &UpperDir,
+        name: &CStr,
+        set: &SetAttr,
+    ) -> Result<()> {
         if (set.uid.is_some() || set.gid.is_some()) && !self.squashes() {
             let (uid, gid) = (set.uid.map(|u| self.uid_on_disk(u)), set.gid.map(|g| self.gid_on_disk(g)));
             dir.set_owner(name, uid, gid)?;
         }
         if let Some(mode) = set.mode {
-            dir.set_mode(name, mode & 0o7777)?;
+            let is_special = node.file_type == FileType::Special;
+            let is_users = is_special && dir.stat(name)?.is_some_and(|stat| stat.is_users_device());
+            dir.set_mode(name, (mode & 0o7777) | if is_users { libc::S_ISVTX } else { 0 })?;
         } else if set.kill_suidgid && set.uid.is_none() && set.gid.is_none() {
             let stat = dir.stat(name)?.ok_or(Errno::STALE)?;
             if let Some(mode) = mode_without_set_id(caller, &stat) {

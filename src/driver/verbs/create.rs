@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use rustix::fs::OFlags;
 
+use crate::confined::is_zero_device;
 use crate::driver::acl;
 use crate::driver::node::handle::RealFile;
 use crate::driver::node::{Inheritance, LookupRef, NamesWrite, NewEntry, Node, NodeRef};
@@ -18,6 +19,11 @@ use crate::driver::{Overlay, creatable_name, permissions};
 use crate::marks::{AUFS_OPAQUE, Mark};
 use crate::union::layer::{LayerDir, Staged, Stat, UpperDir};
 use crate::union::merge::{Found, Source};
+
+/// Mode with which a device is made, before its owner is right.
+pub(in crate::driver) fn mode_at_first(mode: u32, rdev: (u32, u32)) -> u32 {
+    if is_zero_device(mode, rdev) { mode & !(libc::S_ISUID | libc::S_ISGID) } else { mode & !0o7000 }
+}
 
 /// What to make.
 enum New<'a> {
@@ -44,14 +50,12 @@ impl Overlay {
     /// # Errors
     /// `EXIST`, `ROFS`, `PERM` for reserved names; those of the upper.
     pub fn mknod(&self, caller: &Caller, parent: NodeId, name: &OsStr, mode: u32, rdev: (u32, u32)) -> Result<Entry> {
-        // A device 0:0 is a whiteout to every reader of the layer (kernel: the same check in `ovl_mknod`).
-        if mode & libc::S_IFMT == libc::S_IFCHR && rdev == (0, 0) {
-            return Err(Errno::PERM);
-        }
         if mode & libc::S_IFMT == libc::S_IFREG {
             let (node, attr, _) = self.make(caller, parent, name, mode, &New::Regular { flags: OFlags::RDWR })?;
             return Ok(self.entry(node, attr));
         }
+        // Without its sticky bit a device 0:0 is a whiteout.
+        let mode = if is_zero_device(mode, rdev) { mode | libc::S_ISVTX } else { mode };
         let (node, attr, _) = self.make(caller, parent, name, mode, &New::Special { rdev })?;
         Ok(self.entry(node, attr))
     }
@@ -314,7 +318,7 @@ impl Overlay {
             New::Directory => work.stage_dir(mode)?,
             New::Symlink(target) => work.stage_symlink(target)?,
             New::Special { .. } if self.permissions.is_some() => work.stage_file(mode, false)?,
-            New::Special { rdev } => work.stage_node(owner.mode & !0o7000, *rdev)?,
+            New::Special { rdev } => work.stage_node(mode_at_first(owner.mode, *rdev), *rdev)?,
         };
         self.finish_staged(&staged, owner, new, hides)?;
         // All that can fail comes before it is published.
@@ -331,6 +335,24 @@ impl Overlay {
             (true, _) => drop(staged.publish_over(dir, name)?),
         }
         Ok((file, stat, hides))
+    }
+
+    /// Prepares a character device 0:0 with no permissions, as `caller` would make it in `parent`.
+    pub(in crate::driver) fn stage_device(
+        &self,
+        caller: &Caller,
+        parent: &NodeRef,
+        dir: &UpperDir,
+    ) -> Result<Staged<'_>> {
+        let rdev = (0, 0);
+        let owner = Ownership { rdev, ..self.ownership(caller, parent, dir, libc::S_IFCHR | libc::S_ISVTX)? };
+        let work = self.upper()?.work()?;
+        let staged = match self.permissions {
+            Some(_) => work.stage_file(self.mode_at_first(&owner) & 0o777, false)?,
+            None => work.stage_node(mode_at_first(owner.mode, rdev), rdev)?,
+        };
+        self.finish_staged(&staged, &owner, &New::Special { rdev }, false)?;
+        Ok(staged)
     }
 
     /// Gives a staged file what the file system would have given it in its directory.

@@ -258,7 +258,7 @@ impl Overlay {
         let merged = node.dir().is_some_and(|dir| dir.lowers().len() + usize::from(is_upper) > 1);
         Attr {
             ino: node.ino(),
-            mode: stat.mode,
+            mode: if stat.is_users_device() { stat.mode & !libc::S_ISVTX } else { stat.mode },
             // Subdirectories of a merged directory are not counted (kernel: `ovl_getattr`).
             nlink: if merged || self.config.static_nlink { 1 } else { indexed.unwrap_or(stat.nlink) },
             uid,

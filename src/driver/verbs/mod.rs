@@ -1,7 +1,7 @@
 //! One file per group of operations, each an `impl` of [`crate::driver::Overlay`].
 
 pub(in crate::driver) mod attr;
-mod create;
+pub(in crate::driver) mod create;
 mod flags;
 mod io;
 mod link;

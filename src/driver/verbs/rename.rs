@@ -8,12 +8,12 @@ use std::sync::Arc;
 use rustix::fs::RenameFlags;
 
 use crate::config::RedirectDir;
-use crate::driver::node::{LookupRef, Name, NamesPair, Node, NodeRef, RenameGuard, Replaced, path_in_lowers};
-use crate::driver::types::{Errno, NodeId, Result};
+use crate::driver::node::{LookupRef, Name, NamesPair, NewEntry, Node, NodeRef, RenameGuard, Replaced, path_in_lowers};
+use crate::driver::types::{Caller, Errno, NodeId, Result};
 use crate::driver::verbs::remove::Attempt;
 use crate::driver::{Overlay, checked_name, creatable_name};
 use crate::marks::Mark;
-use crate::union::layer::{Cleared, Move, Place, UpperDir};
+use crate::union::layer::{Cleared, Move, Place, Staged, UpperDir};
 
 /// Longest redirect written, in bytes; what is deeper gives EXDEV. Fits in the attribute space of one ext4 block.
 const REDIRECT_MAX: usize = 3000;
@@ -55,8 +55,36 @@ impl Overlay {
     /// `NOENT`, `EXIST`, `NOTEMPTY`, `ISDIR`, `NOTDIR`, `ROFS`; `XDEV` for a directory with lower parts when
     /// `redirect_dir` is not `on`; `INVAL` for other flags; those of copy-up and of the upper.
     pub fn rename(&self, from: NodeId, name: &OsStr, to: NodeId, new_name: &OsStr, flags: u32) -> Result<()> {
-        self.upper()?;
         let flags = RenameFlags::from_bits(flags).ok_or(Errno::INVAL)?;
+        self.rename_with((from, name), (to, new_name), flags, None)
+    }
+
+    /// As [`Self::rename`], and a character device 0:0 of `caller` takes the place of `name` (`RENAME_WHITEOUT`).
+    ///
+    /// # Errors
+    /// As [`Self::rename`] and [`Self::mknod`].
+    pub fn rename_with_whiteout(
+        &self,
+        caller: &Caller,
+        (from, name): (NodeId, &OsStr),
+        (to, new_name): (NodeId, &OsStr),
+        flags: u32,
+    ) -> Result<()> {
+        let flags = RenameFlags::from_bits(flags).ok_or(Errno::INVAL)?.difference(RenameFlags::WHITEOUT);
+        if flags.contains(RenameFlags::EXCHANGE) {
+            return Err(Errno::INVAL);
+        }
+        self.rename_with((from, name), (to, new_name), flags, Some(caller))
+    }
+
+    fn rename_with(
+        &self,
+        (from, name): (NodeId, &OsStr),
+        (to, new_name): (NodeId, &OsStr),
+        flags: RenameFlags,
+        leaves: Option<&Caller>,
+    ) -> Result<()> {
+        self.upper()?;
         if flags != RenameFlags::empty() && flags != RenameFlags::NOREPLACE && flags != RenameFlags::EXCHANGE {
             return Err(Errno::INVAL);
         }
@@ -67,7 +95,7 @@ impl Overlay {
             let old = self.known(&from, &name)?;
             let new = self.target(&to, &new_name)?;
             let new = new.as_deref();
-            if self.rename_nodes((&from, &name), (&to, &new_name), &old, new, flags)? == Attempt::Done {
+            if self.rename_nodes((&from, &name), (&to, &new_name), (&old, new), flags, leaves)? == Attempt::Done {
                 return Ok(());
             }
         }
@@ -90,9 +118,9 @@ impl Overlay {
         &self,
         (from, name): (&NodeRef, &Name),
         (to, new_name): (&NodeRef, &Name),
-        old: &NodeRef,
-        new: Option<&NodeRef>,
+        (old, new): (&NodeRef, Option<&NodeRef>),
         flags: RenameFlags,
+        leaves: Option<&Caller>,
     ) -> Result<Attempt> {
         let exchange = flags.contains(RenameFlags::EXCHANGE);
         if exchange && !self.upper()?.work()?.capabilities().exchange {
@@ -117,6 +145,7 @@ impl Overlay {
             self.copy_up(new)?;
         }
         let (dir, to_dir) = (self.upper_dir(from)?, self.upper_dir(to)?);
+        let left = leaves.map(|caller| self.stage_device(caller, from, &dir)).transpose()?;
         let source =
             Side { parent: from.clone(), dir, name: name.clone(), node: Some(old.clone()), held: self.held(old)? };
         let held = new.map(|new| self.held(new)).transpose()?.flatten();
@@ -139,9 +168,25 @@ impl Overlay {
         if exchange {
             self.swap(&moving, &source, &target)?
         } else {
-            self.replace(&moving, &source, &target)?
+            self.replace(&moving, &source, &target)?;
+            if let Some(left) = left {
+                self.leave_device(&moving, &source, left);
+            }
         }
         Ok(Attempt::Done)
+    }
+
+    /// Puts the staged device under the name that was moved away. No system call does both: a crash in between leaves the name
+    /// free, and so does an error, because the rename cannot be undone.
+    fn leave_device(&self, moving: &Moving<'_>, source: &Side, left: Staged<'_>) {
+        let published = left.stat().and_then(|stat| {
+            left.publish_over(&source.dir, &source.name)?;
+            Ok(NewEntry { id: Some(stat.id()), kind: libc::DT_CHR })
+        });
+        match published {
+            Ok(entry) => self.nodes.note_addition(moving.names.source(), &source.name, Some(entry)),
+            Err(errno) => tracing::error!("{:?}: no device left: {errno}", source.dir.place(&source.name)),
+        }
     }
 
     /// True if what was looked up before the names were held is still so.

@@ -108,7 +108,7 @@ fn read(dir: BorrowedFd<'_>, name: &[u8]) -> rustix::io::Result<union::layer::Ma
 /// mark is `x`) an empty file with the attribute.
 pub(crate) fn is_whiteout(dir: BorrowedFd<'_>, name: &[u8], stat: &Stat) -> rustix::io::Result<bool> {
     match FileKind::of(stat) {
-        FileKind::CharDevice(0, 0) => Ok(true),
+        FileKind::CharDevice(0, 0) => Ok(confined::is_whiteout_device(stat.st_mode, (0, 0))),
         FileKind::Regular if stat.st_size == 0 => {
             Ok(read(dir, name)?.whiteout && opaque(dir)? == Opaque::XattrWhiteouts)
         }

@@ -175,6 +175,9 @@ impl<'w> Writer<'w> {
                 let link = changed.link().at(path)?;
                 self.header(path, EntryType::Symlink(&link), &changed.attributes)
             }
+            FileKind::CharDevice(0, 0) => {
+                Err(LayerError::entry(path, "a layer cannot hold a character device 0:0: it would be a whiteout"))
+            }
             FileKind::CharDevice(major, minor) => {
                 self.header(path, EntryType::CharDevice(major, minor), &changed.attributes)
             }

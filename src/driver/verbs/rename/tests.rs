@@ -81,7 +81,7 @@ impl Union {
         let root = self.at("");
         let name = |name: &str| Name::from(std::ffi::CString::new(name).expect("no NUL").as_c_str());
         let flags = RenameFlags::empty();
-        self.overlay.rename_nodes((&root, &name(from.0)), (&root, &name(to.0)), from.1, to.1, flags)
+        self.overlay.rename_nodes((&root, &name(from.0)), (&root, &name(to.0)), (from.1, to.1), flags, None)
     }
 }
 
