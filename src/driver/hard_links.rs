@@ -7,7 +7,7 @@
 
 use std::ffi::CStr;
 
-use crate::driver::Overlay;
+use crate::driver::Union;
 use crate::driver::copy_up::keep_mtime;
 use crate::driver::node::{Indexed, LinksGuard, Name, Names, NamesWrite, Node, NodeRef};
 use crate::driver::protection::marked;
@@ -22,7 +22,7 @@ pub(in crate::driver) struct NlinkChange<'n> {
     links: LinksGuard<'n>,
 }
 
-impl Overlay {
+impl Union {
     /// The index directory, on a mount that has one.
     fn index_dir(&self) -> Option<&UpperDir> {
         self.stack.upper().and_then(|upper| upper.index())

@@ -5,13 +5,13 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::driver::Overlay;
+use crate::driver::Union;
 use crate::driver::node::{LinksGuard, Lowers, Name, NamesRead, Node, NodeId, NodeRef, Residence, Surroundings};
 use crate::driver::types::{Errno, Result};
 use crate::union::layer::{Dir, LayerDir, LayerId, LowerRef, Stat, UpperDir};
 use crate::union::merge::{self, Listing, MergedDir, Resolution};
 
-impl Overlay {
+impl Union {
     /// Where a node is in the mount, for messages: its first known name; nothing if it has none any more.
     pub fn path_of(&self, node: NodeId) -> PathBuf {
         let mut names = Vec::new();
@@ -67,7 +67,7 @@ impl Overlay {
         if node.id() == NodeId::ROOT {
             return self.stack.upper().map(|upper| upper.root().clone()).ok_or(Errno::ROFS);
         }
-        let (cache, key) = (&self.nodes.descriptors().upper_dirs, (node.id().0, 0));
+        let (cache, key) = (&self.nodes.descriptors().upper_dirs, (node.id().0, self.stack.upper_id().number()));
         if let Some(dir) = cache.get(&key) {
             return Ok(dir);
         }
@@ -262,8 +262,8 @@ enum UpperPlace {
 impl UpperPlace {
     fn of(node: &Node) -> Result<Self> {
         match node.state().residence() {
-            Residence::Upper { at: (parent, name) } => Ok(Self::Named(parent.clone(), name.clone())),
-            Residence::Orphan { held } => Ok(Self::Held(held.clone())),
+            Residence::Upper { at: (parent, name), .. } => Ok(Self::Named(parent.clone(), name.clone())),
+            Residence::Orphan { held, .. } => Ok(Self::Held(held.clone())),
             Residence::Root { .. } | Residence::Lower { .. } | Residence::Hidden { .. } | Residence::Gone => {
                 Err(Errno::STALE)
             }

@@ -7,6 +7,7 @@ mod hard_links;
 pub(crate) mod interrupt;
 mod locate;
 pub mod node;
+mod overlay;
 mod owner;
 mod passthrough;
 mod permissions;
@@ -16,31 +17,34 @@ pub mod types;
 mod verbs;
 
 use std::ffi::{CString, OsStr};
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
-use std::sync::OnceLock;
 use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, OnceLock};
 
 use rustix::thread::CapabilitySet;
 
 use crate::config::{OverlayConfig, Passthrough, RedirectDir};
 use crate::confined::Copier;
 use crate::driver::node::{
-    Descriptors, HandleTable, Node, NodeRef, NodeTable, RenameLock, Residence, State, UpperPart,
+    Descriptors, HandleTable, Node, NodeRef, NodeTable, RenameLock, Residence, State, UpperId, UpperPart,
 };
 use crate::marks::{Opaque, Protection};
 use crate::sys::namespace::has_everywhere;
 pub use crate::union::layer::OpenError;
 use crate::union::layer::{LayerStack, OriginResolver, UpperLayer};
 use crate::union::merge::{has_opaque_entry, is_mark_name, root_parts};
+pub use overlay::Overlay;
 use permissions::Permissions;
 use types::{Errno, Kernel, KernelRef, NodeId, Result};
 
-/// A mounted union: the layers, the inode table and the open handles.
-///
-/// Every verb may be called from any thread at any time.
-pub struct Overlay {
+/// A mounted union: the layers, the inode table and the open handles. Verbs reach it through [`Overlay`], whose gate they
+/// hold, so that the stack of layers stays what it is for the length of a verb.
+struct Union {
     config: OverlayConfig,
     stack: LayerStack,
+    /// The id of the upper, as all directories know it.
+    upper_id: UpperId,
     origins: OriginResolver,
     copier: Copier,
     nodes: NodeTable,
@@ -58,7 +62,7 @@ pub struct Overlay {
     privileged: bool,
     /// Whether it pays to find out that a file has no extended attributes at all.
     bare: verbs::xattr::Bare,
-    read_ahead: readahead::ReadAhead,
+    read_ahead: Arc<readahead::ReadAhead>,
 }
 
 /// The kernel's side of the mount.
@@ -67,7 +71,7 @@ struct Attached {
     passthrough: bool,
 }
 
-impl Overlay {
+impl Union {
     /// Opens and checks the layers, empties the work directory, finds out what the upper can do.
     ///
     /// Threads that call the verbs must have a umask of 0 (see `umask(2)`): the kernel sends every caller's umask.
@@ -88,7 +92,8 @@ impl Overlay {
             config.no_acl = true;
             stack.disable_acls();
         }
-        let root = open_root(&stack).map_err(unreadable)?;
+        let upper_id = UpperId::new(stack.upper_id());
+        let root = open_root(&stack, &upper_id).map_err(unreadable)?;
         // Half of the descriptors for directories, an eighth for files that were open, the rest for those that are.
         let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(1024);
         let capacity = usize::try_from(limit / 4).unwrap_or(1024).min(16_384);
@@ -106,9 +111,10 @@ impl Overlay {
             own_ids: (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw()),
             privileged: has_everywhere(CapabilitySet::DAC_READ_SEARCH),
             bare: verbs::xattr::Bare::new(),
-            read_ahead: readahead::ReadAhead::default(),
+            read_ahead: Arc::default(),
             config,
             stack,
+            upper_id,
         })
     }
 
@@ -146,14 +152,14 @@ impl Overlay {
         self.nodes.descriptors().clear();
     }
 
-    /// Flushes everything to the disk.
+    /// What to flush in order to have everything on the disk; `None` for a mount that flushes nothing.
     ///
     /// # Errors
-    /// Those of `syncfs(2)`.
-    pub fn sync(&self) -> Result<()> {
+    /// Those of `openat(2)`.
+    fn to_sync(&self) -> Result<Option<OwnedFd>> {
         match self.stack.upper() {
-            Some(upper) if !upper.is_volatile() && !self.config.ignore_fsync => upper.sync(),
-            _ => Ok(()),
+            Some(upper) if self.flushes() => upper.root().open_self().map(Some),
+            _ => Ok(None),
         }
     }
 
@@ -222,7 +228,7 @@ fn creatable_name(name: &OsStr) -> Result<CString> {
     if is_mark_name(&name) { Err(Errno::PERM) } else { Ok(name) }
 }
 
-fn open_root(stack: &LayerStack) -> Result<Node> {
+fn open_root(stack: &LayerStack, upper_id: &UpperId) -> Result<Node> {
     let mut opaque_above = false;
     let mut protection = Protection::NONE;
     let upper = match stack.upper() {
@@ -247,7 +253,7 @@ fn open_root(stack: &LayerStack) -> Result<Node> {
             None => 1,
         },
     };
-    let dir = node::Dir::new(lowers.into(), upper);
+    let dir = node::Dir::new(lowers.into(), upper, upper_id);
     let own = State::new(Residence::Root { upper: stack.upper().is_some() });
     let node = Node::new(NodeId::ROOT, ino, crate::union::layer::FileType::Directory, own, Some(Box::new(dir)));
     node.protect(protection);

@@ -3,7 +3,7 @@
 use std::ffi::CStr;
 
 use crate::config::IdRange;
-use crate::driver::Overlay;
+use crate::driver::Union;
 use crate::driver::types::{Caller, Errno, Result};
 use crate::sys::namespace::OverflowIds;
 use crate::union::layer::{Dir, FileType, Stat};
@@ -37,7 +37,7 @@ pub(in crate::driver) fn is_in_group(caller: &Caller, gid: u32) -> bool {
     groups.split_whitespace().any(|group| group.parse() == Ok(gid))
 }
 
-impl Overlay {
+impl Union {
     /// Owner and group to show for those on disk.
     pub(in crate::driver) fn shown_owner(&self, uid: u32, gid: u32) -> (u32, u32) {
         let config = &self.config;

@@ -20,11 +20,11 @@
 //!   inode is.
 
 use crate::config::Passthrough;
-use crate::driver::Overlay;
+use crate::driver::Union;
 use crate::driver::node::{Node, NodeRef};
 use crate::driver::types::{Errno, NodeId, Result, Validity};
 
-impl Overlay {
+impl Union {
     /// Whether the kernel may read a real file itself, and write it if it is the upper's.
     pub(in crate::driver) fn may_pass_through(&self, upper: bool) -> bool {
         self.kernel.get().is_some_and(|attached| attached.passthrough)

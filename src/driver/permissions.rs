@@ -13,7 +13,7 @@ use crate::config::{OverlayConfig, XattrPermissions};
 use crate::driver::copy_up::stage::Kept;
 use crate::driver::types::{Caller, Errno, Result, SetAttr};
 use crate::driver::verbs::attr::mode_without_set_id;
-use crate::driver::{OpenError, Overlay};
+use crate::driver::{OpenError, Union};
 use crate::marks::override_stat::{self, Kind, OverrideStat};
 use crate::sys::xattr::{self, Target};
 use crate::union::layer::{Dir, FileType, LayerDir, LayerStack, Stat, UpperDir, describe};
@@ -176,7 +176,7 @@ fn mode_after_chown(stat: &Stat) -> u32 {
     stat.mode & !(libc::S_ISUID | if executable { libc::S_ISGID } else { 0 })
 }
 
-impl Overlay {
+impl Union {
     /// What to show for `name` in `dir`, whose real attributes are `stat`.
     pub(in crate::driver) fn shown_stat(&self, dir: &Dir, name: &CStr, stat: Stat) -> Result<Stat> {
         match &self.permissions {

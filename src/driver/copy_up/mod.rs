@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::OFlags;
 
-use crate::driver::Overlay;
+use crate::driver::Union;
 use crate::driver::interrupt;
 use crate::driver::locate::LowerPlace;
 use crate::driver::node::{ContentRef, CopyUpGuard, Indexed, NamesWrite, Node, NodeRef, Published};
@@ -25,7 +25,7 @@ enum Extent {
     Content(Option<u64>),
 }
 
-impl Overlay {
+impl Union {
     /// Makes sure that the node and its content are in the upper, and so its parents.
     ///
     /// # Errors

@@ -3,6 +3,9 @@
 use std::collections::HashMap;
 use std::ffi::CStr;
 use std::sync::Arc;
+// Not of `sync`: they change while nobody else is in the table, or are read under the lock of a state, where the scheduler of
+// the tests must not switch.
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::driver::node::listings::Listings;
 use crate::driver::node::sync::{Mutex, RwLock};
@@ -16,6 +19,32 @@ pub struct Dir {
     pub(super) names: RwLock<()>,
     /// Leaf lock.
     pub(super) state: Mutex<DirState>,
+    /// The id that the upper has now.
+    pub(super) upper: UpperId,
+    /// The id that it had when the directory was last found to be up to date.
+    pub(super) seen: AtomicU32,
+}
+
+/// The id of the upper, which all directories of a mount share: it changes when the upper becomes a lower layer, and another
+/// directory the upper.
+#[derive(Clone, Debug)]
+pub struct UpperId(Arc<AtomicU32>);
+
+impl UpperId {
+    /// The upper of id `id`.
+    pub fn new(id: LayerId) -> Self {
+        Self(Arc::new(AtomicU32::new(id.number())))
+    }
+
+    /// The id that the upper has now.
+    pub fn get(&self) -> LayerId {
+        LayerId::of_number(self.0.load(Ordering::Acquire))
+    }
+
+    /// Another directory, whose id is `id`, is the upper. The caller holds the gate for writing.
+    pub fn set(&self, id: LayerId) {
+        self.0.store(id.number(), Ordering::Release);
+    }
 }
 
 /// What changes of a directory.
@@ -83,9 +112,40 @@ pub struct Inheritance {
 
 impl Dir {
     /// A directory of which the kernel knows no names yet.
-    pub fn new(lowers: Lowers, upper: UpperPart) -> Self {
+    pub fn new(lowers: Lowers, upper: UpperPart, upper_id: &UpperId) -> Self {
         let state = DirState { lowers, upper, ..DirState::default() };
-        Self { names: RwLock::new(()), state: Mutex::new(state) }
+        let seen = AtomicU32::new(upper_id.get().number());
+        Self { names: RwLock::new(()), state: Mutex::new(state), upper: upper_id.clone(), seen }
+    }
+
+    /// The id that the upper has now, for a directory that comes into the table.
+    pub fn upper_id(&self) -> &UpperId {
+        &self.upper
+    }
+
+    /// True if the upper is the one that it was when the directory was last found to be up to date.
+    pub(super) fn is_up_to_date(&self) -> bool {
+        self.seen.load(Ordering::Acquire) == self.upper.get().number()
+    }
+
+    /// Notes that it is.
+    pub(super) fn note_up_to_date(&self) {
+        self.seen.store(self.upper.get().number(), Ordering::Release);
+    }
+
+    /// The upper part has become a lower part, the topmost, in the layer `layer` under `path`. A no-op if it is one already.
+    pub(super) fn become_lower(&self, layer: LayerId, path: Arc<CStr>) {
+        let state = &mut *self.state.lock();
+        if state.lowers.of_layer(layer).is_some() {
+            return;
+        }
+        let UpperPart { xattr_whiteouts, opaque, .. } = std::mem::take(&mut state.upper);
+        let mut parts = vec![LowerRef { layer, xattr_whiteouts, number: None, path }];
+        if !opaque {
+            parts.extend_from_slice(&state.lowers);
+        }
+        state.lowers = parts.into();
+        state.listings.outdate();
     }
 
     /// Its lower parts.

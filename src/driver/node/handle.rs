@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::driver::node::sync::{AtomicU64, Ordering, RwLock};
 use crate::driver::node::{NodeRef, ReadPattern};
+use crate::union::layer::LayerId;
 use dashmap::DashMap;
 
 /// An open file.
@@ -28,34 +29,47 @@ pub struct FileHandle {
     pub pattern: ReadPattern,
 }
 
-/// The real file behind an open one.
-#[derive(Debug)]
+/// The real file behind an open one. Handles may share it, for it has no position of its own.
+#[derive(Clone, Debug)]
 pub enum RealFile {
     /// A lower layer's, to be opened when it is read.
     Unopened,
-    /// A lower layer's. Handles may share it, for it has no position of its own.
-    Lower(Arc<OwnedFd>),
-    /// The upper's. Handles of one access mode share it.
-    Upper(Arc<OwnedFd>),
+    /// A lower layer's.
+    Lower(Arc<OwnedFd>, LayerId),
+    /// The upper's; its layer may be a lower one by now. Handles of one access mode share it.
+    Upper(Arc<OwnedFd>, LayerId),
 }
 
 impl RealFile {
-    /// A file that has been opened, of the upper or of a lower layer.
-    pub fn opened(fd: Arc<OwnedFd>, upper: bool) -> Self {
-        if upper { Self::Upper(fd) } else { Self::Lower(fd) }
+    /// A file of `layer` that has been opened; `upper`: that is the upper.
+    pub fn opened(fd: Arc<OwnedFd>, layer: LayerId, upper: bool) -> Self {
+        if upper { Self::Upper(fd, layer) } else { Self::Lower(fd, layer) }
+    }
+
+    /// Its descriptor, if it is a file of `layer`.
+    pub fn of_layer(&self, layer: Option<LayerId>) -> Option<&Arc<OwnedFd>> {
+        self.fd().filter(|_| self.layer() == layer)
     }
 
     /// Its descriptor.
     pub fn fd(&self) -> Option<&Arc<OwnedFd>> {
         match self {
             Self::Unopened => None,
-            Self::Lower(fd) | Self::Upper(fd) => Some(fd),
+            Self::Lower(fd, _) | Self::Upper(fd, _) => Some(fd),
         }
     }
 
-    /// It is the upper's.
+    /// The layer that it is a file of.
+    pub fn layer(&self) -> Option<LayerId> {
+        match self {
+            Self::Unopened => None,
+            Self::Lower(_, layer) | Self::Upper(_, layer) => Some(*layer),
+        }
+    }
+
+    /// It was in the upper when it was opened.
     pub fn is_upper(&self) -> bool {
-        matches!(self, Self::Upper(_))
+        matches!(self, Self::Upper(..))
     }
 }
 

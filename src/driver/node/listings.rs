@@ -47,9 +47,22 @@ pub(super) struct Listings {
     used: bool,
     /// The budget's queue has the directory.
     queued: bool,
+    /// The directory has other lower parts than the listings say. They only count as memory then.
+    outdated: bool,
 }
 
 impl Listings {
+    /// The directory has got another lower part.
+    pub(super) fn outdate(&mut self) {
+        self.outdated = self.lower.is_some() || self.merged.is_some();
+        self.probes = 0;
+    }
+
+    /// The listing of the lower parts.
+    fn lower(&self) -> Option<&Arc<Listing>> {
+        self.lower.as_ref().filter(|_| !self.outdated)
+    }
+
     /// True if the listings are not older than `most`; without it, any age will do.
     fn are_recent(&self, most: Option<Duration>) -> bool {
         most.is_none_or(|most| self.made.is_some_and(|made| made.elapsed() < most))
@@ -160,7 +173,7 @@ impl Dir {
     pub fn surroundings(&self, most_age: Option<Duration>) -> Surroundings {
         let DirState { lowers, listings, upper, .. } = &mut *self.state.lock();
         let recent = listings.are_recent(most_age);
-        let listing = listings.lower.clone().filter(|listing| recent && !listing.is_broken());
+        let listing = listings.lower().cloned().filter(|listing| recent && !listing.is_broken());
         let mut wants_listing = false;
         if listing.is_some() {
             listings.used = true;
@@ -175,7 +188,7 @@ impl Dir {
     /// The merged listing of the lower parts, if it is kept and can be used.
     pub fn lower_listing(&self) -> Option<Arc<Listing>> {
         let listings = &mut self.state.lock().listings;
-        let listing = listings.lower.clone().filter(|listing| !listing.is_broken())?;
+        let listing = listings.lower().cloned().filter(|listing| !listing.is_broken())?;
         listings.used = true;
         Some(listing)
     }
@@ -214,7 +227,7 @@ impl NodeTable {
     pub fn merged_listing(&self, names: &NamesRead<'_>, in_progress: bool) -> Option<Arc<Listing>> {
         let listings = &mut names.parent().dir()?.state.lock().listings;
         let oldest = if in_progress { listings.grown } else { listings.version };
-        if listings.merged.as_ref()?.version < oldest {
+        if listings.outdated || listings.merged.as_ref()?.version < oldest {
             return None;
         }
         let before = listings.memory();
@@ -313,6 +326,9 @@ impl NodeTable {
                 return;
             }
             let before = listings.memory();
+            if std::mem::take(&mut listings.outdated) {
+                (listings.lower, listings.merged) = (None, None);
+            }
             change(listings);
             self.budget.settle(before, listings.memory());
             listings.used = true;
@@ -364,11 +380,11 @@ impl NodeTable {
 mod tests {
     use super::*;
     use crate::config::OverlayConfig;
-    use crate::driver::node::{Descriptors, NamesPair, NodeRef, Residence, State, UpperPart};
-    use crate::union::layer::{LayerDir, LayerStack, UpperDir};
+    use crate::driver::node::{Descriptors, NamesPair, NodeRef, Residence, State, UpperId, UpperPart};
+    use crate::union::layer::{LayerDir, LayerId, LayerStack, UpperDir};
 
     fn directory(id: NodeId, residence: Residence) -> NodeRef {
-        let dir = Some(Box::new(Dir::new(Lowers::default(), UpperPart::default())));
+        let dir = Some(Box::new(Dir::new(Lowers::default(), UpperPart::default(), &UpperId::new(LayerId::LOWEST))));
         NodeRef::new(Node::new(id, 1, FileType::Directory, State::new(residence), dir))
     }
 
@@ -396,7 +412,8 @@ mod tests {
     fn add(table: &NodeTable, root: &NodeRef, n: usize) -> NodeRef {
         let name = std::ffi::CString::new(format!("dir-{n}")).expect("no NUL");
         let name = Name::from(name.as_c_str());
-        let node = directory(table.next_id(), Residence::Upper { at: (root.clone(), name.clone()) });
+        let node =
+            directory(table.next_id(), Residence::Upper { at: (root.clone(), name.clone()), layer: LayerId::LOWEST });
         let lookup = table.adopt(&NamesRead::lock(root).expect("a directory"), &name, node);
         let node = NodeRef::clone(&lookup);
         lookup.hand_over();
@@ -486,7 +503,7 @@ mod tests {
 
     fn add_file(table: &NodeTable, parent: &NodeRef, name: &CStr) -> NodeRef {
         let at = (parent.clone(), Name::from(name));
-        let state = State::new(Residence::Upper { at });
+        let state = State::new(Residence::Upper { at, layer: LayerId::LOWEST });
         let node = NodeRef::new(Node::new(table.next_id(), 2, FileType::Regular, state, None));
         let lookup = table.adopt(&NamesRead::lock(parent).expect("a directory"), &Name::from(name), node);
         let node = NodeRef::clone(&lookup);

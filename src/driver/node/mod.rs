@@ -42,6 +42,7 @@ mod numbered;
 mod open;
 mod paths;
 mod pattern;
+mod settle;
 pub mod state;
 pub mod sync;
 pub mod table;
@@ -53,7 +54,7 @@ use std::ffi::CStr;
 
 pub use crate::union::layer::Timestamp;
 use crate::union::layer::{FileType, Protection};
-pub use dir::{Dir, Inheritance, Lowers, UpperPart};
+pub use dir::{Dir, Inheritance, Lowers, UpperId, UpperPart};
 pub use guards::{CopyUpGuard, LinksGuard, Names, NamesPair, NamesRead, NamesWrite, RenameGuard, RenameLock};
 pub use handle::{FileHandle, HandleTable};
 pub use listings::{NewEntry, Surroundings};
@@ -182,19 +183,29 @@ impl Node {
         self.protection.store(immutable | append_only, Ordering::Relaxed);
     }
 
-    /// The directory part, if it is one.
+    /// The directory part, if it is one. Up to date ([`settle`]). Takes leaf locks.
     pub fn dir(&self) -> Option<&Dir> {
-        self.dir.as_deref()
+        let dir = self.dir.as_deref()?;
+        if !dir.is_up_to_date() {
+            self.settle();
+        }
+        Some(dir)
     }
 
-    /// The state, for as long as the guard is held. It is a leaf lock.
+    /// The state, for as long as the guard is held. It is a leaf lock. Up to date ([`settle`]).
     pub fn state(&self) -> MutexGuard<'_, State> {
+        let state = self.state.lock();
+        if state.outdated().is_none() {
+            return state;
+        }
+        drop(state);
+        self.settle();
         self.state.lock()
     }
 
     /// The state, if it is not a directory.
     pub fn file_state(&self) -> Option<MutexGuard<'_, State>> {
-        if self.dir.is_none() { Some(self.state.lock()) } else { None }
+        if self.dir.is_none() { Some(self.state()) } else { None }
     }
 
     /// True if the kernel was told to go straight to the backing file once.
@@ -244,27 +255,27 @@ impl Node {
 
     /// True if the node has an upper part.
     pub fn has_upper(&self) -> bool {
-        self.state.lock().is_upper()
+        self.state().is_upper()
     }
 
     /// True if the node's content is in the upper as well.
     pub fn has_upper_content(&self) -> bool {
-        self.state.lock().has_upper_content()
+        self.state().has_upper_content()
     }
 
     /// One directory and name of the node; `None` for the root and for what was removed from the upper.
     pub fn name(&self) -> Option<(NodeRef, Name)> {
-        self.state.lock().first_name().cloned()
+        self.state().first_name().cloned()
     }
 
     /// True if `name` in `parent` is one of the node's names.
     pub fn is_named(&self, parent: &NodeRef, name: &CStr) -> bool {
-        self.state.lock().is_named(parent, name)
+        self.state().is_named(parent, name)
     }
 
     /// True if its last name was removed.
     pub fn is_removed(&self) -> bool {
-        self.state.lock().is_removed()
+        self.state().is_removed()
     }
 }
 

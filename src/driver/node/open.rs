@@ -9,6 +9,7 @@ use rustix::io::Errno;
 use smallvec::SmallVec;
 
 use crate::driver::node::{FileHandle, State};
+use crate::union::layer::LayerId;
 
 /// How a file is open.
 #[derive(Debug, Default)]
@@ -21,12 +22,12 @@ pub struct OpenState {
     pub mappable: u32,
     /// The registration that they share.
     pub backing: Option<u32>,
-    /// It is of the upper's file.
-    pub backing_is_upper: bool,
+    /// The layer that has the file which is registered.
+    pub backing_layer: Option<LayerId>,
     /// The open files, for requests that name no handle.
     pub handles: SmallVec<[Arc<FileHandle>; 1]>,
-    /// Descriptors of the upper's file, by access mode, which handles share as long as one has them.
-    shared: SmallVec<[(OFlags, Weak<OwnedFd>); 1]>,
+    /// Descriptors of files in the upper, by access mode, which handles share as long as one has them.
+    shared: SmallVec<[(OFlags, LayerId, Weak<OwnedFd>); 1]>,
     /// How many flushes of the upper's file have failed, and how the last one did.
     failed_flushes: (u32, Option<Errno>),
     /// How it is open under the number that it had before.
@@ -34,15 +35,15 @@ pub struct OpenState {
 }
 
 impl OpenState {
-    /// An open descriptor of the upper's file with the access mode `access`.
-    pub fn shared(&self, access: OFlags) -> Option<Arc<OwnedFd>> {
-        self.shared.iter().find(|(of, _)| *of == access)?.1.upgrade()
+    /// An open descriptor of the file in `layer`, with the access mode `access`.
+    pub fn shared(&self, access: OFlags, layer: LayerId) -> Option<Arc<OwnedFd>> {
+        self.shared.iter().find(|(of, within, _)| *of == access && *within == layer)?.2.upgrade()
     }
 
-    /// Lets later handles share the descriptor `file`, which has the access mode `access`.
-    pub fn share(&mut self, access: OFlags, file: &Arc<OwnedFd>) {
-        self.shared.retain(|(of, _)| *of != access);
-        self.shared.push((access, Arc::downgrade(file)));
+    /// Lets later handles share the descriptor `file` of the file in `layer`, which has the access mode `access`.
+    pub fn share(&mut self, access: OFlags, layer: LayerId, file: &Arc<OwnedFd>) {
+        self.shared.retain(|(of, ..)| *of != access);
+        self.shared.push((access, layer, Arc::downgrade(file)));
     }
 
     /// How many flushes of the upper's file have failed.
@@ -103,9 +104,9 @@ impl State {
         if current {
             return !self.must_part();
         }
-        let lower_backing = |former: &OpenState| former.passthrough > 0 && !former.backing_is_upper;
+        let other_backing = |former: &OpenState| self.has_other_backing(former);
         self.has_upper_content()
-            && self.open().is_none_or(|open| open.cached == 0 && !open.former.as_deref().is_some_and(lower_backing))
+            && self.open().is_none_or(|open| open.cached == 0 && !open.former.as_deref().is_some_and(other_backing))
     }
 
     /// True if it is a program that is being executed.
@@ -116,8 +117,12 @@ impl State {
     /// True if the kernel's inode can serve no further open: the file is in the upper, and readers make the kernel read
     /// it from a lower layer.
     pub fn must_part(&self) -> bool {
-        let lower_backing = |open: &OpenState| open.passthrough > 0 && !open.backing_is_upper;
-        self.has_upper_content() && self.open().is_some_and(lower_backing)
+        self.has_upper_content() && self.open().is_some_and(|open| self.has_other_backing(open))
+    }
+
+    /// True if handles make the kernel read the file of another layer than has the content now.
+    fn has_other_backing(&self, open: &OpenState) -> bool {
+        open.passthrough > 0 && open.backing_layer != self.content_layer()
     }
 
     /// Counts the open handles as those of another inode of the kernel's.

@@ -39,15 +39,20 @@ pub enum Residence {
         /// Which layer.
         layer: LayerId,
     },
-    /// In the upper, under `at` and the further names; of a directory the upper part.
+    /// In the upper, under `at` and the further names; of a directory the upper part. If the upper has become a lower layer
+    /// since, this is what `Lower` says, and is changed to that at the next look ([`crate::driver::node::settle`]).
     Upper {
         /// Its first name.
         at: Dentry,
+        /// The id that the upper had.
+        layer: LayerId,
     },
-    /// In the upper without a known name, held by descriptor.
+    /// In the upper, or in a layer that was the upper, without a known name; held by descriptor.
     Orphan {
         /// The file or directory.
         held: UpperDir,
+        /// The id that the upper had.
+        layer: LayerId,
     },
     /// The node has left the table.
     Gone,
@@ -145,7 +150,7 @@ impl State {
     /// One directory and name; that of a removed lower file is the one under which its layer still has it.
     pub fn first_name(&self) -> Option<&Dentry> {
         match &self.residence {
-            Residence::Lower { at, .. } | Residence::Hidden { at, .. } | Residence::Upper { at } => Some(at),
+            Residence::Lower { at, .. } | Residence::Hidden { at, .. } | Residence::Upper { at, .. } => Some(at),
             Residence::Root { .. } | Residence::Orphan { .. } | Residence::Gone => None,
         }
     }
@@ -153,7 +158,7 @@ impl State {
     /// True if `name` in `parent` is one of the names.
     pub fn is_named(&self, parent: &NodeRef, name: &CStr) -> bool {
         let first = match &self.residence {
-            Residence::Lower { at, .. } | Residence::Upper { at } => Some(at),
+            Residence::Lower { at, .. } | Residence::Upper { at, .. } => Some(at),
             _ => None,
         };
         let further = self.rare.as_ref().map_or(&[][..], |rare| &rare.names);
@@ -180,7 +185,31 @@ impl State {
 
     /// The upper file or directory that is held because it has no known name.
     pub fn orphan(&self) -> Option<&UpperDir> {
-        if let Residence::Orphan { held } = &self.residence { Some(held) } else { None }
+        if let Residence::Orphan { held, .. } = &self.residence { Some(held) } else { None }
+    }
+
+    /// The layer that has the file's attributes; `None` for the root and for what has left the table.
+    pub fn layer(&self) -> Option<LayerId> {
+        match &self.residence {
+            Residence::Lower { layer, .. }
+            | Residence::Hidden { layer, .. }
+            | Residence::Upper { layer, .. }
+            | Residence::Orphan { layer, .. } => Some(*layer),
+            Residence::Root { .. } | Residence::Gone => None,
+        }
+    }
+
+    /// The layer that has the file's content.
+    pub fn content_layer(&self) -> Option<LayerId> {
+        self.content().map(|content| content.layer).or_else(|| self.layer())
+    }
+
+    /// First name and layer of what is in the upper, if that has become a lower layer since.
+    pub(super) fn outdated(&self) -> Option<(&Dentry, LayerId)> {
+        match &self.residence {
+            Residence::Upper { at, layer } if at.0.current_upper() != Some(*layer) => Some((at, *layer)),
+            _ => None,
+        }
     }
 
     /// True if the content is in the upper, too.
@@ -217,7 +246,7 @@ impl State {
         let at = (parent.clone(), name.clone());
         match &mut self.residence {
             Residence::Lower { .. } | Residence::Upper { .. } => self.rare_mut().names.push(at),
-            Residence::Orphan { .. } => self.residence = Residence::Upper { at },
+            Residence::Orphan { layer, .. } => self.residence = Residence::Upper { layer: *layer, at },
             // A whited-out name is not found, nor is the root, nor what has left the table.
             Residence::Root { .. } | Residence::Hidden { .. } | Residence::Gone => {}
         }
@@ -226,12 +255,13 @@ impl State {
     /// An upper file or directory loses a name. `held` is the file, kept if that was the last known one.
     pub(super) fn remove_name(&mut self, parent: &NodeRef, name: &CStr, held: UpperDir) {
         self.change_rare(|rare| rare.names.retain(|at| !is_at(at, parent, name)));
-        let Residence::Upper { at } = &self.residence else { return };
+        let Residence::Upper { at, layer } = &self.residence else { return };
+        let layer = *layer;
         if is_at(at, parent, name) {
             let next = self.change_rare(|rare| (!rare.names.is_empty()).then(|| rare.names.remove(0)));
             self.residence = match next.flatten() {
-                Some(at) => Residence::Upper { at },
-                None => Residence::Orphan { held },
+                Some(at) => Residence::Upper { at, layer },
+                None => Residence::Orphan { held, layer },
             };
         }
     }
@@ -248,7 +278,7 @@ impl State {
     pub(super) fn replace_name(&mut self, from: (&NodeRef, &CStr), to: (&NodeRef, &Name)) {
         let further = self.rare.as_deref_mut().map_or(&mut [][..], |rare| &mut rare.names);
         let first = match &mut self.residence {
-            Residence::Upper { at } | Residence::Lower { at, .. } => Some(at),
+            Residence::Upper { at, .. } | Residence::Lower { at, .. } => Some(at),
             _ => None,
         };
         if let Some(at) = first.into_iter().chain(further).find(|at| is_at(at, from.0, from.1)) {
@@ -257,20 +287,28 @@ impl State {
     }
 
     /// The copy of a lower file or directory has taken its name in the upper. `content`: that stays where it is.
-    pub(super) fn publish(&mut self, content: Option<ContentRef>) {
+    pub(super) fn publish(&mut self, upper: LayerId, content: Option<ContentRef>) {
         self.residence = match std::mem::replace(&mut self.residence, Residence::Gone) {
-            Residence::Lower { at, .. } => Residence::Upper { at },
+            Residence::Lower { at, .. } => Residence::Upper { at, layer: upper },
             other => other,
         };
         self.replace_content(content);
     }
 
     /// The copy of a whited-out lower file or directory is in the upper, without a name.
-    pub(super) fn publish_nameless(&mut self, held: UpperDir, content: Option<ContentRef>) {
+    pub(super) fn publish_nameless(&mut self, held: UpperDir, upper: LayerId, content: Option<ContentRef>) {
         if matches!(self.residence, Residence::Hidden { .. }) {
-            self.residence = Residence::Orphan { held };
+            self.residence = Residence::Orphan { held, layer: upper };
         }
         self.replace_content(content);
+    }
+
+    /// The upper `layer`, in which the file is, has become a lower layer.
+    pub(super) fn become_lower(&mut self, layer: LayerId) {
+        self.residence = match std::mem::replace(&mut self.residence, Residence::Gone) {
+            Residence::Upper { at, layer: of } if of == layer => Residence::Lower { at, layer },
+            other => other,
+        };
     }
 
     /// The content is in the upper as well (`None`), or in another lower file.
@@ -297,7 +335,7 @@ impl State {
     pub(super) fn bury(&mut self) -> SmallVec<[Dentry; 1]> {
         let further = self.change_rare(|rare| std::mem::take(&mut rare.names)).unwrap_or_default();
         let first = match std::mem::replace(&mut self.residence, Residence::Gone) {
-            Residence::Lower { at, .. } | Residence::Hidden { at, .. } | Residence::Upper { at } => Some(at),
+            Residence::Lower { at, .. } | Residence::Hidden { at, .. } | Residence::Upper { at, .. } => Some(at),
             Residence::Root { .. } | Residence::Orphan { .. } | Residence::Gone => None,
         };
         first.into_iter().chain(further).collect()

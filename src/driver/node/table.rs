@@ -12,7 +12,7 @@ use crate::driver::node::listings::{BUDGET, Budget};
 use crate::driver::node::numbered::Numbered;
 use crate::driver::node::sync::{AtomicU64, Mutex, MutexGuard, Ordering};
 use crate::driver::node::{Name, Names, Node, NodeId, NodeRef};
-use crate::union::layer::{Dir as LayerDir, FileId, UpperDir};
+use crate::union::layer::{Dir as LayerDir, FileId, LayerId, UpperDir};
 
 /// All nodes that the kernel knows, by number; and those with several names in the upper, by inode.
 #[derive(Debug)]
@@ -39,9 +39,9 @@ type Key = (u64, u32);
 pub struct Descriptors {
     /// Open lower directories: node, number of the layer.
     pub lower_dirs: Cache<Key, LayerDir>,
-    /// Open upper directories: node, 0.
+    /// Open upper directories: node, id of the upper.
     pub upper_dirs: Cache<Key, UpperDir>,
-    /// Lower files that were read lately: node, 0. Programs open the same ones again and again.
+    /// Lower files that were read lately: node, number of the layer. Programs open the same ones again and again.
     pub lower_files: Cache<Key, Arc<OwnedFd>>,
 }
 
@@ -67,16 +67,18 @@ impl Descriptors {
         self.lower_files.clear();
     }
 
-    /// Closes what is kept for a node that has left the table.
-    fn close(&self, node: &Node) {
+    /// Closes what is kept for a node that has left the table; `layer` had it.
+    fn close(&self, node: &Node, layer: Option<LayerId>) {
         let id = node.id().0;
         let Some(dir) = node.dir() else {
-            self.lower_files.remove(&(id, 0));
+            if let Some(layer) = layer {
+                self.lower_files.remove(&(id, layer.number()));
+            }
             return;
         };
-        self.upper_dirs.remove(&(id, 0));
-        for part in dir.lowers().iter() {
-            self.lower_dirs.remove(&(id, part.layer.number()));
+        for layer in dir.lowers().iter().map(|part| part.layer).chain(layer) {
+            self.lower_dirs.remove(&(id, layer.number()));
+            self.upper_dirs.remove(&(id, layer.number()));
         }
     }
 }
@@ -260,8 +262,9 @@ impl NodeTable {
         // A directory stays while children of it are known, so its last child takes it along.
         let mut candidates = vec![node.clone()];
         while let Some(node) = candidates.pop() {
+            let layer = node.state().layer();
             if self.drop_unused(&node, &mut candidates) {
-                self.descriptors.close(&node);
+                self.descriptors.close(&node, layer);
                 gone += 1;
             }
         }

@@ -10,6 +10,9 @@ use super::sync::Mutex;
 use super::*;
 use crate::union::layer::{LayerId, UpperDir};
 
+/// The id of the upper.
+const UPPER: LayerId = LayerId::of_number(1);
+
 /// Orders tried for each test.
 const ORDERS: usize = 3000;
 
@@ -23,7 +26,7 @@ struct Fixture {
 impl Fixture {
     fn new() -> Arc<Self> {
         let state = State::new(Residence::Root { upper: true });
-        let dir = Some(Box::new(Dir::new(Lowers::default(), UpperPart::default())));
+        let dir = Some(Box::new(Dir::new(Lowers::default(), UpperPart::default(), &UpperId::new(UPPER))));
         let root = NodeRef::new(Node::new(NodeId::ROOT, 1, FileType::Directory, state, dir));
         let table = NodeTable::new(root.clone(), Descriptors::new(64));
         Arc::new(Self { table, root, rename: RenameLock::default() })
@@ -43,10 +46,13 @@ impl Fixture {
         index: Option<Indexed>,
     ) -> NodeRef {
         let at = (names.parent().clone(), Name::from(name));
-        let residence =
-            if is_upper { Residence::Upper { at } } else { Residence::Lower { at, layer: LayerId::LOWEST } };
+        let residence = if is_upper {
+            Residence::Upper { at, layer: UPPER }
+        } else {
+            Residence::Lower { at, layer: LayerId::LOWEST }
+        };
         let is_dir = file_type == FileType::Directory;
-        let dir = is_dir.then(|| Box::new(Dir::new(Lowers::default(), UpperPart::default())));
+        let dir = is_dir.then(|| Box::new(Dir::new(Lowers::default(), UpperPart::default(), &UpperId::new(UPPER))));
         let node = Node::new(self.table.next_id(), 7, file_type, State::new(residence).with_index(index), dir);
         let lookup = self.table.adopt(names, &Name::from(name), NodeRef::new(node));
         let node = NodeRef::clone(&lookup);

@@ -91,18 +91,18 @@ impl NodeTable {
             // The listing says another number.
             self.drop_merged_listing(names.dir());
         }
-        node.state.lock().publish(published.content);
+        node.state.lock().publish(names.dir().upper_id().get(), published.content);
     }
 
     /// The copy of `node`, whose name was whited out, is held without a name.
     pub fn publish_nameless(
         &self,
-        _names: &NamesWrite<'_>,
+        names: &NamesWrite<'_>,
         node: &NodeRef,
         held: UpperDir,
         content: Option<ContentRef>,
     ) {
-        node.state.lock().publish_nameless(held, content);
+        node.state.lock().publish_nameless(held, names.dir().upper_id().get(), content);
     }
 
     /// The content of a file that had only its attributes in the upper was copied up.

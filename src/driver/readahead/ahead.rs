@@ -18,7 +18,7 @@ use parking_lot::{Condvar, Mutex};
 use rustix::fs::Advice;
 use rustix::io::ReadWriteFlags;
 
-use crate::driver::Overlay;
+use crate::driver::Union;
 use crate::driver::node::{FileHandle, Name, NodeId, NodeRef};
 use crate::driver::types::{Errno, Result};
 use crate::union::layer::Dir;
@@ -124,9 +124,18 @@ enum Due {
 
 /// What the thread is to do.
 #[derive(Debug)]
-struct Job {
+pub(in crate::driver) struct Job {
     dir: NodeRef,
     run: Run,
+}
+
+/// The listing of the last directory, as long as its files are read: that of a large one is not to be made for each window.
+#[derive(Debug)]
+pub(in crate::driver) struct Kept {
+    dir: NodeId,
+    /// The listing names the parts of the directory as they were in this generation of the stack.
+    generation: u64,
+    listing: Arc<Listing>,
 }
 
 impl AheadState {
@@ -267,8 +276,13 @@ fn is_file(listed: &Listed<'_>) -> bool {
 }
 
 impl ReadAhead {
+    /// Takes note that a thread is there.
+    pub(in crate::driver) fn attend(&self) {
+        self.attended.store(true, Ordering::Relaxed);
+    }
+
     /// The next thing to do; `None` at the end.
-    fn wait(&self) -> Option<Job> {
+    pub(in crate::driver) fn wait(&self) -> Option<Job> {
         let mut state = self.state.lock();
         loop {
             if state.over {
@@ -315,22 +329,17 @@ impl ReadAhead {
     }
 }
 
-impl Overlay {
-    /// Reads ahead until [`Self::announce_end`]. To be called by a thread of its own; without one, nothing is read ahead.
-    pub fn read_ahead(&self) {
-        self.read_ahead.attended.store(true, Ordering::Relaxed);
-        // The last directory's, as long as its files are read: that of a large one is not to be made for each window.
-        let mut kept = None;
-        while let Some(job) = self.read_ahead.wait() {
-            let next = self.follow(&job, &mut kept).unwrap_or_else(|errno| {
-                tracing::debug!("not read ahead: {errno}");
-                None
-            });
-            if !matches!(next, Some(Due::Behind(_))) {
-                kept = None;
-            }
-            self.read_ahead.settle(&job.run, next);
+impl Union {
+    /// Does one job of the thread that reads ahead. `kept`: a directory's listing.
+    pub(in crate::driver) fn read_ahead(&self, job: &Job, kept: &mut Option<Kept>) {
+        let next = self.follow(job, kept).unwrap_or_else(|errno| {
+            tracing::debug!("not read ahead: {errno}");
+            None
+        });
+        if !matches!(next, Some(Due::Behind(_))) {
+            *kept = None;
         }
+        self.read_ahead.settle(&job.run, next);
     }
 
     /// The first read of a lower file, from its start: what is in memory goes into `buffer`. How many bytes.
@@ -354,10 +363,10 @@ impl Overlay {
     }
 
     /// Has the next files of a run read; when to go on. `None`: it is no run. `kept`: a directory's listing.
-    fn follow(&self, job: &Job, kept: &mut Option<(NodeId, Arc<Listing>)>) -> Result<Option<Due>> {
-        let known = kept.take().filter(|(dir, listing)| *dir == job.run.dir && !listing.is_broken());
-        let listing = match known {
-            Some((_, listing)) => Some(listing),
+    fn follow(&self, job: &Job, kept: &mut Option<Kept>) -> Result<Option<Due>> {
+        let is_current = |kept: &Kept| kept.dir == job.run.dir && kept.generation == self.stack.generation();
+        let listing = match kept.take().filter(|kept| is_current(kept) && !kept.listing.is_broken()) {
+            Some(kept) => Some(kept.listing),
             None => {
                 let is_listed = job.dir.dir().is_some_and(|dir| dir.lower_listing().is_some());
                 let listing = self.lower_listing(&job.dir)?;
@@ -369,7 +378,7 @@ impl Overlay {
         };
         let Some(listing) = listing else { return Ok(None) };
         let next = self.follow_in(job, &listing);
-        *kept = Some((job.run.dir, listing));
+        *kept = Some(Kept { dir: job.run.dir, generation: self.stack.generation(), listing });
         next
     }
 

@@ -1,7 +1,7 @@
 //! Bytes of lower files that are read from the disk before they are asked for.
 //!
 //! [`ahead`] finds files of a directory that are read one after the other, [`around`] reads here and there in one file.
-//! Verbs call [`Overlay::read_ready`]; the mount runs [`Overlay::read_ahead`] in a thread of its own.
+//! Verbs call [`Union::read_ready`]; the mount runs [`Union::read_ahead`] in a thread of its own.
 
 mod ahead;
 mod around;
@@ -10,11 +10,11 @@ use std::os::fd::OwnedFd;
 
 pub(in crate::driver) use ahead::ReadAhead;
 
-use crate::driver::Overlay;
+use crate::driver::Union;
 use crate::driver::node::{FileHandle, Reading};
 use crate::driver::types::Result;
 
-impl Overlay {
+impl Union {
     /// Takes note of a read of `file` at `offset`. Fills `buffer` with what is in memory, where that has to be found out
     /// anyway; how many bytes.
     ///

@@ -5,13 +5,12 @@ use std::os::fd::AsFd;
 
 use rustix::fs::OFlags;
 
-use crate::driver::Overlay;
+use crate::driver::Union;
 use crate::driver::node::NodeRef;
-use crate::driver::node::handle::RealFile;
 use crate::driver::types::{Attr, Caller, Errno, HandleId, NodeId, Result, SetAttr, SetTime, StatFs, Validity};
 use crate::union::layer::{FileType, Stat, TimeTo, Times, UpperDir};
 
-impl Overlay {
+impl Union {
     /// Attributes of a node.
     pub(in crate::driver) fn attr(&self, node: &NodeRef) -> Result<Attr> {
         Ok(self.show(node, &self.real_stat(node)?))
@@ -28,7 +27,8 @@ impl Overlay {
         if let Some(open) = open {
             let real = open.real.read();
             // A lower file that was copied up since has other attributes there.
-            if let Some(fd) = real.fd().filter(|_| real.is_upper() || !node.has_upper()) {
+            let layer = node.state().layer();
+            if let Some(fd) = real.of_layer(layer) {
                 let stat = self.shown_stat_of(fd.as_fd(), Stat::of(fd.as_fd(), c"")?)?;
                 return Ok((self.show(&node, &stat), Self::validity_for(&node, asked)));
             }
@@ -126,8 +126,8 @@ impl Overlay {
             return Err(if node.file_type == FileType::Directory { Errno::ISDIR } else { Errno::INVAL });
         }
         if let Some(open) = handle.and_then(|id| self.handles.get(id.0))
-            && let RealFile::Upper(fd) = &*open.real.read()
             && open.writable
+            && let Some(fd) = open.real.read().of_layer(node.state().layer())
         {
             return rustix::fs::ftruncate(fd, size);
         }

@@ -15,7 +15,7 @@ use crate::driver::acl;
 use crate::driver::node::handle::RealFile;
 use crate::driver::node::{Inheritance, LookupRef, NamesWrite, NewEntry, Node, NodeRef};
 use crate::driver::types::{Attr, Caller, Entry, Errno, NodeId, Opened, Result};
-use crate::driver::{Overlay, creatable_name, permissions};
+use crate::driver::{Union, creatable_name, permissions};
 use crate::marks::{AUFS_OPAQUE, Mark};
 use crate::union::layer::{LayerDir, Staged, Stat, UpperDir};
 use crate::union::merge::{Found, Source};
@@ -44,7 +44,7 @@ struct Ownership {
     inherited: Inheritance,
 }
 
-impl Overlay {
+impl Union {
     /// Makes a device, fifo, socket or empty regular file. `mode` holds type and permission bits, before the umask.
     ///
     /// # Errors
@@ -95,7 +95,7 @@ impl Overlay {
         let mode = libc::S_IFREG | (mode & 0o7777);
         let new = New::Regular { flags: self.backing_flags(flags) };
         let (node, attr, file) = self.make(caller, parent, name, mode, &new)?;
-        let file = RealFile::Upper(Arc::new(file.ok_or(Errno::IO)?));
+        let file = RealFile::Upper(Arc::new(file.ok_or(Errno::IO)?), self.stack.upper_id());
         let opened = self.install(&node, node.id(), file, flags, attr.mode)?;
         Ok((self.entry(node, attr), opened))
     }
@@ -117,7 +117,8 @@ impl Overlay {
         let found = Found::single(stat, Source::Upper);
         let node = self.admit_nameless(found, held);
         let attr = self.show(&node, &stat);
-        let opened = self.install(&node, node.id(), RealFile::Upper(Arc::new(file)), flags, attr.mode)?;
+        let opened =
+            self.install(&node, node.id(), RealFile::Upper(Arc::new(file), self.stack.upper_id()), flags, attr.mode)?;
         Ok((self.entry(node, attr), opened))
     }
 

@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::IFlags;
 
-use crate::driver::Overlay;
+use crate::driver::Union;
 use crate::driver::node::NodeRef;
 use crate::driver::types::{Errno, NodeId, Result};
 use crate::marks::{Mark, Protection};
@@ -19,7 +19,7 @@ const XFLAGS: [u32; 2] = [1 << 3, 1 << 4];
 /// The flags that a mark keeps.
 const KEPT: IFlags = IFlags::IMMUTABLE.union(IFlags::APPEND);
 
-impl Overlay {
+impl Union {
     /// Flags of a file or directory (`FS_IOC_GETFLAGS`).
     ///
     /// # Errors

@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use rustix::fs::{FallocateFlags, OFlags, SeekFrom};
 
-use crate::driver::Overlay;
+use crate::driver::Union;
 use crate::driver::locate::LowerPlace;
 use crate::driver::node::handle::RealFile;
 use crate::driver::node::sync::RwLock;
@@ -31,7 +31,27 @@ fn access_mode(flags: u32) -> u32 {
     flags & libc::O_ACCMODE as u32
 }
 
-impl Overlay {
+/// A file to flush. Flushing may take long, so no lock is held meanwhile.
+pub(in crate::driver) struct Flush {
+    file: Arc<OwnedFd>,
+    /// The open file that is told of a failure, if its content is flushed.
+    handle: Option<Arc<FileHandle>>,
+}
+
+impl Flush {
+    /// Flushes the file.
+    ///
+    /// # Errors
+    /// Those of `fsync(2)`, also of an earlier flush that the handle was not told of.
+    pub(in crate::driver) fn run(self, data_only: bool) -> Result<()> {
+        let flushed = if data_only { rustix::fs::fdatasync(self.file) } else { rustix::fs::fsync(self.file) };
+        let Some(handle) = self.handle else { return flushed };
+        let mut state = handle.node.file_state().ok_or(Errno::ISDIR)?;
+        state.open_mut().note_flush(flushed, &handle.failed_flushes)
+    }
+}
+
+impl Union {
     /// Flags with which the real file is opened: what the kernel does itself (append, sync, direct) is left out.
     pub(in crate::driver) fn backing_flags(&self, flags: u32) -> OFlags {
         let access = match access_mode(flags) {
@@ -70,12 +90,15 @@ impl Overlay {
         }
         self.check_inode(&node, asked)?;
         if !writes && flags & EXECUTE == 0 && self.opens_when_read(&node) {
-            let known = self.nodes.descriptors().lower_files.get(&(node.id().0, 0));
-            return self.install(&node, asked, known.map_or(RealFile::Unopened, RealFile::Lower), flags, 0);
+            let kept = node.state().layer().and_then(|layer| {
+                let known = self.nodes.descriptors().lower_files.get(&(node.id().0, layer.number()))?;
+                Some(RealFile::Lower(known, layer))
+            });
+            return self.install(&node, asked, kept.unwrap_or(RealFile::Unopened), flags, 0);
         }
-        let (file, upper) = self.open_real(&node, self.backing_flags(flags))?;
+        let real = self.open_real(&node, self.backing_flags(flags))?;
         let mut mode = 0;
-        if upper && writes {
+        if writes && let RealFile::Upper(file, _) = &real {
             let stat = self.shown_stat_of(file.as_fd(), Stat::of(file.as_fd(), c"")?)?;
             mode = stat.mode;
             if self.permissions.is_some() {
@@ -89,7 +112,7 @@ impl Overlay {
                 mode = kept;
             }
         }
-        self.install(&node, asked, RealFile::opened(file, upper), flags, mode)
+        self.install(&node, asked, real, flags, mode)
     }
 
     /// True if a file need not be opened before it is read: a lower one, which keeps its place whatever becomes of its
@@ -101,32 +124,35 @@ impl Overlay {
             && node.file_state().is_some_and(|state| state.lower().is_some())
     }
 
-    /// Opens the real file; whether it is the upper's. Handles share the descriptor of an upper file, so that a file takes one
-    /// for each access mode, however often it is open.
-    fn open_real(&self, node: &NodeRef, flags: OFlags) -> Result<(Arc<OwnedFd>, bool)> {
-        let (is_lower, content, shared) = {
+    /// Opens the real file. Handles share the descriptor of an upper file, so that a file takes one for each access mode,
+    /// however often it is open.
+    fn open_real(&self, node: &NodeRef, flags: OFlags) -> Result<RealFile> {
+        let (is_lower, layer, content, shared) = {
             let state = node.file_state().ok_or(Errno::ISDIR)?;
-            let shared = state.open().and_then(|open| open.shared(flags & OFlags::ACCMODE));
-            (state.lower().is_some(), state.content().cloned(), shared.filter(|_| state.has_upper_content()))
+            let layer = state.layer().ok_or(Errno::STALE)?;
+            let shared = state.open().and_then(|open| open.shared(flags & OFlags::ACCMODE, layer));
+            let is_lower = state.lower().is_some();
+            (is_lower, layer, state.content().cloned(), shared.filter(|_| state.has_upper_content()))
         };
         if let Some(file) = shared {
             if flags.contains(OFlags::TRUNC) && flags & OFlags::ACCMODE != OFlags::RDONLY {
                 rustix::fs::ftruncate(&file, 0)?;
-                return Ok((file, true));
+                return Ok(RealFile::Upper(file, layer));
             }
             if !flags.contains(OFlags::TRUNC) {
-                return Ok((file, true));
+                return Ok(RealFile::Upper(file, layer));
             }
         }
         if let Some(content) = content {
-            return Ok((Arc::new(self.open_content(&content)?), false));
+            return Ok(RealFile::Lower(Arc::new(self.open_content(&content)?), content.layer));
         }
-        let (cache, key) = (&self.nodes.descriptors().lower_files, (node.id().0, 0));
+        let (cache, key) = (&self.nodes.descriptors().lower_files, (node.id().0, layer.number()));
         if is_lower && let Some(file) = cache.get(&key) {
-            return Ok((file, false));
+            return Ok(RealFile::Lower(file, layer));
         }
         let Some(place) = LowerPlace::of(node)? else {
-            return Ok((Arc::new(self.on_upper(node, |dir, name| dir.open_writable(name, flags))?), true));
+            let file = self.on_upper(node, |dir, name| dir.open_writable(name, flags))?;
+            return Ok(RealFile::Upper(Arc::new(file), layer));
         };
         let (part, name) = (place.part()?, place.name());
         let view = self.lower_view(&place.dir, part)?;
@@ -145,9 +171,9 @@ impl Overlay {
             return changed("not the file that it was", Errno::IO);
         }
         view.confirm(name, &opened)?;
-        cache.insert(key, file.clone());
+        cache.insert((node.id().0, part.layer.number()), file.clone());
         node.confirm();
-        Ok((file, false))
+        Ok(RealFile::Lower(file, part.layer))
     }
 
     /// Makes a handle of an opened real file, for the inode that the kernel has under the number `asked`. `mode`: that
@@ -166,7 +192,8 @@ impl Overlay {
         let bypassed = node.is_bypassed();
         // Copied up since it was opened.
         let upper = file.is_upper();
-        let outdated = !upper && state.has_upper_content();
+        let outdated = file.layer().is_some_and(|layer| state.content_layer() != Some(layer))
+            || (!upper && state.has_upper_content());
         let current = asked == node.id();
         let set_id = writable && mode & (libc::S_ISUID | libc::S_ISGID) != 0;
         // Under the number before, only what the kernel reads and writes by itself.
@@ -176,15 +203,15 @@ impl Overlay {
             return Err(self.turn_away(node, asked));
         }
         let access = self.backing_flags(flags) & OFlags::ACCMODE;
-        if let RealFile::Upper(file) = &file {
-            state.open_mut().share(access, file);
+        if let RealFile::Upper(file, layer) = &file {
+            state.open_mut().share(access, *layer, file);
         }
         let failed_flushes = state.open_mut().failed_flushes();
         let open = state.open_mut().under(current);
         let (backing, keep) = if open.passthrough > 0 {
             (open.backing, true)
         } else if open.cached == 0 && self.may_pass_through(upper) && !set_id && !outdated {
-            open.backing_is_upper = upper;
+            open.backing_layer = file.layer();
             (file.fd().and_then(|file| self.register(file)), true)
         } else {
             // Somebody may have changed the lower file.
@@ -257,13 +284,11 @@ impl Overlay {
 
     /// The real file to read from or write to now.
     fn current(&self, handle: &FileHandle) -> Result<Arc<OwnedFd>> {
-        {
-            let real = handle.real.read();
-            if let Some(fd) = real.fd().filter(|_| real.is_upper() || !handle.node.has_upper_content()) {
-                return Ok(fd.clone());
-            }
+        let layer = handle.node.state().content_layer();
+        if let Some(fd) = handle.real.read().of_layer(layer) {
+            return Ok(fd.clone());
         }
-        let (fd, upper) = match self.open_real(&handle.node, OFlags::RDONLY) {
+        let real = match self.open_real(&handle.node, OFlags::RDONLY) {
             // It has changed in its layer, whose inventory is not believed any more.
             Err(Errno::STALE) => {
                 if let Some(kernel) = self.kernel() {
@@ -273,9 +298,10 @@ impl Overlay {
             }
             opened => opened?,
         };
-        *handle.real.write() = RealFile::opened(fd.clone(), upper);
-        if upper && let Some(mut state) = handle.node.file_state() {
-            state.open_mut().share(OFlags::RDONLY, &fd);
+        let fd = real.fd().ok_or(Errno::IO)?.clone();
+        *handle.real.write() = real.clone();
+        if let (RealFile::Upper(fd, layer), Some(mut state)) = (&real, handle.node.file_state()) {
+            state.open_mut().share(OFlags::RDONLY, *layer, fd);
         }
         Ok(fd)
     }
@@ -340,29 +366,27 @@ impl Overlay {
         Ok(done)
     }
 
-    /// Writes the file to the disk, unless the mount is volatile.
+    /// What to flush for an fsync of an open file; `None` if there is nothing to flush.
     ///
     /// # Errors
-    /// Those of `fsync(2)`.
-    pub fn fsync(&self, handle: HandleId, data_only: bool) -> Result<()> {
+    /// `BADF`; those of opening the real file.
+    pub fn to_fsync(&self, handle: HandleId) -> Result<Option<Flush>> {
         if !self.flushes() {
-            return Ok(());
+            return Ok(None);
         }
         let handle = self.open_handle(handle)?;
         let file = self.current(&handle)?;
         if !handle.real.read().is_upper() && !handle.node.has_upper() {
             // A read-only file system refuses it, and nothing of a lower file is dirty (kernel: `ovl_fsync`).
-            return Ok(());
+            return Ok(None);
         }
         if !handle.real.read().is_upper() {
             // Its content is still below, and nothing is to be done for that; its attributes are not (kernel:
             // `ovl_fsync`).
             let attributes = self.on_upper(&handle.node, |dir, name| dir.open_writable(name, OFlags::RDONLY))?;
-            return rustix::fs::fsync(attributes);
+            return Ok(Some(Flush { file: Arc::new(attributes), handle: None }));
         }
-        let flushed = if data_only { rustix::fs::fdatasync(file) } else { rustix::fs::fsync(file) };
-        let mut state = handle.node.file_state().ok_or(Errno::ISDIR)?;
-        state.open_mut().note_flush(flushed, &handle.failed_flushes)
+        Ok(Some(Flush { file, handle: Some(handle) }))
     }
 
     /// True unless the mount was asked not to flush.

@@ -5,11 +5,11 @@ use std::os::fd::AsFd;
 
 use crate::driver::node::{LookupRef, Name, NamesPair, Node, NodeRef, Residence, State};
 use crate::driver::types::{Entry, Errno, NodeId, Result};
-use crate::driver::{Overlay, creatable_name};
+use crate::driver::{Union, creatable_name};
 use crate::union::layer::{Stat, UpperDir};
 use crate::union::merge::Found;
 
-impl Overlay {
+impl Union {
     /// Gives `node` the further name `name` in `parent`.
     ///
     /// # Errors
@@ -103,7 +103,7 @@ impl Overlay {
 
     /// Puts an upper file without a name into the table.
     pub(in crate::driver) fn admit_nameless(&self, found: Found, held: UpperDir) -> LookupRef<'_> {
-        let state = State::new(Residence::Orphan { held });
+        let state = State::new(Residence::Orphan { held, layer: self.stack.upper_id() });
         let ino = self.stack.shown_ino(&found.stat);
         let node = Node::new(self.nodes.next_id(), ino, found.stat.file_type(), state, None);
         self.nodes.adopt_nameless(NodeRef::new(node))

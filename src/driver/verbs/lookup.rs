@@ -9,12 +9,12 @@ use crate::driver::node::{
     State, UpperPart,
 };
 use crate::driver::types::{Attr, Entry, Errno, NodeId, Result, Validity};
-use crate::driver::{Overlay, checked_name};
+use crate::driver::{Union, checked_name};
 use crate::marks::Opaque;
 use crate::union::layer::{FileId, Stat, UpperDir};
 use crate::union::merge::{Resolution, Source, is_mark_name};
 
-impl Overlay {
+impl Union {
     /// Resolves `name` in `parent`; `None`: there is no such name, and there will be none until somebody creates it.
     ///
     /// # Errors
@@ -194,10 +194,10 @@ impl Overlay {
             // The index has it, whatever this name still is.
             (Some(layer), Some((entry, Some(_)))) => {
                 content = content.or(self.own_content(parent, layer, name)).filter(|_| entry.metacopy);
-                Residence::Upper { at }
+                Residence::Upper { at, layer: self.stack.upper_id() }
             }
             (Some(layer), _) => Residence::Lower { at, layer },
-            (None, _) => Residence::Upper { at },
+            (None, _) => Residence::Upper { at, layer: self.stack.upper_id() },
         };
         let state = State::new(place).with_content(content).with_index(indexed.map(|(entry, _)| entry.clone()));
         let dir = found.stat.is_dir().then(|| {
@@ -211,7 +211,7 @@ impl Overlay {
                     inheritance: None,
                 },
             };
-            Box::new(node::Dir::new(found.lowers.into(), upper))
+            Box::new(node::Dir::new(found.lowers.into(), upper, &self.upper_id))
         });
         let node = Node::new(id, ino, file_type, state, dir);
         node.protect(protection);

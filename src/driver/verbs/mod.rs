@@ -1,4 +1,4 @@
-//! One file per group of operations, each an `impl` of [`crate::driver::Overlay`].
+//! One file per group of operations, each an `impl` of the union behind [`crate::driver::Overlay`].
 
 pub(in crate::driver) mod attr;
 pub(in crate::driver) mod create;

@@ -1,10 +1,11 @@
 //! Directory listings.
 
 use std::ffi::{CStr, OsStr};
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
-use crate::driver::Overlay;
+use crate::driver::Union;
 use crate::driver::node::{LookupRef, NamesRead, NodeId as Id, NodeRef};
 use crate::driver::types::{Attr, DirEntry, DirSink, Errno, NodeId, Result};
 use crate::union::layer::UpperDir;
@@ -19,7 +20,7 @@ fn complete(listing: &Listing, offset: u64, last: u64) -> Result<()> {
     if offset > 0 && last == offset && listing.is_broken() { Err(Errno::IO) } else { Ok(()) }
 }
 
-impl Overlay {
+impl Union {
     /// Gives the entries behind position `offset` to `sink`. Positions outlive everything, so there are no open
     /// directories to keep.
     ///
@@ -105,17 +106,14 @@ impl Overlay {
         complete(&listing, offset, last)
     }
 
-    /// Writes the directory to the disk, unless the mount is volatile.
+    /// The directory to flush for an fsync of `node`; `None` if there is nothing to flush.
     ///
     /// # Errors
-    /// `NOTDIR`, `STALE`; those of `fsync(2)`.
-    pub fn fsync_dir(&self, node: NodeId, data_only: bool) -> Result<()> {
+    /// `NOTDIR`, `STALE`; those of `openat(2)`.
+    pub fn to_fsync_dir(&self, node: NodeId) -> Result<Option<OwnedFd>> {
         match self.upper_dir_if_any(&self.dir_node(node)?)? {
-            Some(dir) if self.flushes() => {
-                let dir = dir.open_self()?;
-                if data_only { rustix::fs::fdatasync(dir) } else { rustix::fs::fsync(dir) }
-            }
-            _ => Ok(()),
+            Some(dir) if self.flushes() => dir.open_self().map(Some),
+            _ => Ok(None),
         }
     }
 

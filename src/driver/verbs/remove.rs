@@ -4,7 +4,7 @@ use std::ffi::{CStr, CString, OsStr};
 
 use crate::driver::node::{LookupRef, NamesPair, NamesWrite, Node, NodeRef};
 use crate::driver::types::{Errno, NodeId, Result};
-use crate::driver::{Overlay, checked_name};
+use crate::driver::{Union, checked_name};
 use crate::marks::Mark;
 use crate::union::layer::{Cleared, Place, UpperDir, WhiteoutForm};
 use crate::union::merge::listing::Moved;
@@ -19,7 +19,7 @@ pub(in crate::driver) enum Attempt {
     Outdated,
 }
 
-impl Overlay {
+impl Union {
     /// Removes a name that is not a directory.
     ///
     /// # Errors

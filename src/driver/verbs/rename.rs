@@ -11,7 +11,7 @@ use crate::config::RedirectDir;
 use crate::driver::node::{LookupRef, Name, NamesPair, NewEntry, Node, NodeRef, RenameGuard, Replaced, path_in_lowers};
 use crate::driver::types::{Caller, Errno, NodeId, Result};
 use crate::driver::verbs::remove::Attempt;
-use crate::driver::{Overlay, checked_name, creatable_name};
+use crate::driver::{Union, checked_name, creatable_name};
 use crate::marks::Mark;
 use crate::union::layer::{Cleared, Move, Place, Staged, UpperDir};
 
@@ -48,7 +48,7 @@ enum Occupant {
     Directory,
 }
 
-impl Overlay {
+impl Union {
     /// Moves `name` in `from` to `new_name` in `to`. `flags`: `RENAME_NOREPLACE`, `RENAME_EXCHANGE`.
     ///
     /// # Errors

@@ -5,7 +5,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use crate::driver::Overlay;
+use crate::driver::Union;
 use crate::driver::copy_up::stage::is_mark;
 use crate::driver::node::NodeRef;
 use crate::driver::types::{Caller, Errno, NodeId, Result};
@@ -52,7 +52,7 @@ fn is_always_listed(key: &[u8]) -> bool {
     [&b"user."[..], b"security.", b"system.posix_acl_"].iter().any(|prefix| key.starts_with(prefix))
 }
 
-impl Overlay {
+impl Union {
     /// Name under which the attribute `key` of the mount is stored.
     fn stored_key(&self, key: &OsStr) -> Result<CString> {
         let bytes = key.as_bytes();

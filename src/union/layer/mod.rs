@@ -52,8 +52,18 @@ pub struct LayerId(u32);
 
 impl LayerId {
     /// The lowest layer of any stack.
-    #[cfg(all(test, feature = "shuttle"))]
     pub(crate) const LOWEST: Self = Self(0);
+
+    /// The layer of number `number`.
+    pub(crate) const fn of_number(number: u32) -> Self {
+        Self(number)
+    }
+
+    /// The id for a layer above this one.
+    #[must_use]
+    fn next(self) -> Self {
+        Self(self.0.saturating_add(1))
+    }
 
     /// As a number, for keys.
     pub fn number(self) -> u32 {
@@ -64,6 +74,7 @@ impl LayerId {
 /// A read-only layer.
 #[derive(Debug)]
 pub struct Layer {
+    id: LayerId,
     root: Dir,
     path: PathBuf,
     fs: FsId,
@@ -72,6 +83,8 @@ pub struct Layer {
     mount: u64,
     /// What the layer holds, where that is known and to be used.
     inventory: Option<Arc<Inventory>>,
+    /// It has the upper or the work directory somewhere below its root.
+    holds_traps: bool,
 }
 
 /// A directory of a lower layer, by its place.
@@ -118,13 +131,31 @@ impl Layer {
             .map_err(|errno| OpenError(format!("lower layer {}: {}", path.display(), describe(errno))))?;
         let stat = root.stat_self();
         let stat = stat.map_err(|e| OpenError(format!("lower layer {}: {}", path.display(), describe(e))))?;
-        let (device, mount) = (stat.device, stat.mount);
-        Ok(Self { root, path: path.to_owned(), fs: 0, device, mount, inventory: None })
+        Ok(Self::new(root, path.to_owned(), &stat))
     }
 
     fn of_root(root: Dir) -> Result<Self, Errno> {
         let stat = root.stat_self()?;
-        Ok(Self { path: root.place(c""), root, fs: 0, device: stat.device, mount: stat.mount, inventory: None })
+        let path = root.place(c"");
+        Ok(Self::new(root, path, &stat))
+    }
+
+    fn new(root: Dir, path: PathBuf, stat: &Stat) -> Self {
+        Self {
+            id: LayerId::LOWEST,
+            root,
+            path,
+            fs: 0,
+            device: stat.device,
+            mount: stat.mount,
+            inventory: None,
+            holds_traps: false,
+        }
+    }
+
+    /// Its id.
+    pub fn id(&self) -> LayerId {
+        self.id
     }
 
     /// Opens the directory `path` below the layer's root. No step follows a symlink or leaves the layer.
@@ -212,11 +243,15 @@ pub(crate) fn describe(errno: Errno) -> String {
 /// All layers of a mount.
 #[derive(Debug)]
 pub struct LayerStack {
-    /// The visible layers, then those that only hold data.
+    /// The visible layers, then those that only hold data. Ids fall from the first to the last.
     lowers: Vec<Layer>,
     /// How many of them are visible.
     visible: usize,
     upper: Option<UpperLayer>,
+    /// The id that the upper keeps when it becomes a lower layer: higher than all others.
+    upper_id: LayerId,
+    /// Goes up with each change of the stack.
+    generation: u64,
     filesystems: FileSystems,
     traps: Traps,
 }
@@ -252,13 +287,30 @@ impl LayerStack {
         for path in config.lowers.iter().chain(&config.data_only) {
             let mut layer = Layer::open(path)?;
             layer.fs = filesystems.add_root(layer.device);
+            layer.holds_traps = traps.are_in(lowers.len());
             // An inventory says what the layer was when it was written.
             if !config.no_inventory && config.timeout.is_none() {
                 layer.find_inventory();
             }
             lowers.push(layer);
         }
-        Ok(Self { lowers, visible: config.lowers.len(), upper, filesystems, traps })
+        Ok(Self::numbered_anew(lowers, config.lowers.len(), upper, filesystems, traps))
+    }
+
+    /// A stack whose layers get their ids.
+    fn numbered_anew(
+        mut lowers: Vec<Layer>,
+        visible: usize,
+        upper: Option<UpperLayer>,
+        filesystems: FileSystems,
+        traps: Traps,
+    ) -> Self {
+        let mut upper_id = LayerId::LOWEST;
+        for layer in lowers.iter_mut().rev() {
+            layer.id = upper_id;
+            upper_id = upper_id.next();
+        }
+        Self { lowers, visible, upper, upper_id, generation: 0, filesystems, traps }
     }
 
     /// A stack of read-only layers, whose roots are `roots`, topmost first.
@@ -276,7 +328,8 @@ impl LayerStack {
             }
             lowers.push(layer);
         }
-        Ok(Self { visible: lowers.len(), lowers, upper: None, filesystems, traps: Traps::default() })
+        let visible = lowers.len();
+        Ok(Self::numbered_anew(lowers, visible, None, filesystems, Traps::default()))
     }
 
     /// The read-only layers, topmost first.
@@ -306,19 +359,22 @@ impl LayerStack {
 
     /// All layers with their ids, topmost first.
     fn numbered(&self) -> impl Iterator<Item = (LayerId, &Layer)> {
-        let count = self.lowers.len();
-        self.lowers.iter().enumerate().map(move |(at, layer)| (Self::id_at(count, at), layer))
-    }
-
-    /// Id of the layer at position `at` of `count`, counted from the top.
-    fn id_at(count: usize, at: usize) -> LayerId {
-        LayerId(u32::try_from(count - 1 - at).unwrap_or(u32::MAX))
+        self.lowers.iter().map(|layer| (layer.id, layer))
     }
 
     /// Position of a layer, counted from the top; past the end for an id that no layer has.
     fn position(&self, layer: LayerId) -> usize {
-        let from_below = usize::try_from(layer.0).unwrap_or(usize::MAX).saturating_add(1);
-        self.lowers.len().checked_sub(from_below).unwrap_or(usize::MAX)
+        self.lowers.binary_search_by(|known| layer.cmp(&known.id)).unwrap_or(usize::MAX)
+    }
+
+    /// The id that the upper keeps when it becomes a lower layer.
+    pub fn upper_id(&self) -> LayerId {
+        self.upper_id
+    }
+
+    /// Goes up with each change of the stack.
+    pub fn generation(&self) -> u64 {
+        self.generation
     }
 
     /// True if there are layers that only hold data.
@@ -341,7 +397,7 @@ impl LayerStack {
 
     /// True if `layer` has the upper or the work directory somewhere below its root.
     pub fn holds_traps(&self, layer: LayerId) -> bool {
-        self.traps.are_in(self.position(layer))
+        self.lowers.get(self.position(layer)).is_some_and(|layer| layer.holds_traps)
     }
 
     /// True for the upper and the work directory, which are not to be reached through a lower layer.

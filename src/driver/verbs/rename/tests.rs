@@ -9,12 +9,12 @@ use super::*;
 use crate::config::OverlayConfig;
 use crate::driver::types::Caller;
 
-struct Union {
-    overlay: Overlay,
+struct Fixture {
+    overlay: super::Union,
     directory: TempDir,
 }
 
-impl Union {
+impl Fixture {
     /// Paths that end with a slash are directories of the lower layer, others files.
     fn new(lower: &[&str]) -> Self {
         let directory = tempfile::Builder::new().tempdir_in("/var/tmp").expect("a directory");
@@ -33,7 +33,7 @@ impl Union {
             volatile: true,
             ..OverlayConfig::default()
         };
-        Self { overlay: Overlay::open(config).expect("a union"), directory }
+        Self { overlay: super::Union::open(config).expect("a union"), directory }
     }
 
     fn upper(&self, path: &str) -> PathBuf {
@@ -108,9 +108,9 @@ fn the_types_of_source_and_target_decide() {
     for (from, to, flags, expected) in cases {
         for in_lower in [true, false] {
             let union = if in_lower {
-                Union::new(&["file", "other", "dir/", "full/", "full/x", "empty/"])
+                Fixture::new(&["file", "other", "dir/", "full/", "full/x", "empty/"])
             } else {
-                let union = Union::new(&[]);
+                let union = Fixture::new(&[]);
                 ["dir", "full", "empty"].iter().for_each(|path| union.mkdir(path));
                 ["file", "other", "full/x"].iter().for_each(|path| union.create(path));
                 union
@@ -124,7 +124,7 @@ fn the_types_of_source_and_target_decide() {
 /// The lower layers never move, so a redirect is written once and made absolute once.
 #[test]
 fn a_redirect_says_where_the_lower_parts_are() {
-    let union = Union::new(&["above/dir/", "above/dir/file", "other/"]);
+    let union = Fixture::new(&["above/dir/", "above/dir/file", "other/"]);
     union.rename("above/dir", "above/moved", RenameFlags::empty()).expect("renamed");
     assert_eq!(union.redirect("above/moved"), Some(b"dir".to_vec()));
     union.rename("above/moved", "above/again", RenameFlags::empty()).expect("renamed");
@@ -141,7 +141,7 @@ fn a_redirect_says_where_the_lower_parts_are() {
 /// A directory without lower parts hides what its new name has below.
 #[test]
 fn a_directory_of_the_upper_hides_what_is_below_its_new_name() {
-    let union = Union::new(&["gone/", "gone/below"]);
+    let union = Fixture::new(&["gone/", "gone/below"]);
     union.mkdir("made");
     let root = union.at("");
     union.overlay.unlink(union.at("gone").id(), "below".as_ref()).expect("removed");
@@ -155,7 +155,7 @@ fn a_directory_of_the_upper_hides_what_is_below_its_new_name() {
 /// What was looked up before the names were held, and is so no longer, changes nothing and is looked up again.
 #[test]
 fn an_outdated_look_changes_nothing() {
-    let union = Union::new(&["source", "dir/"]);
+    let union = Fixture::new(&["source", "dir/"]);
     union.create("target");
     let (source, target) = (union.at("source"), union.at("target"));
     // Made meanwhile.
