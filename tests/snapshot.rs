@@ -343,6 +343,28 @@ fn names_that_a_layer_cannot_hold_are_refused() {
     assert!(refused.unwrap_err().to_string().contains("too long"));
 }
 
+/// A file that a user made through a mount under the name of a whiteout is listed. A layer can neither hold nor delete it.
+#[test]
+fn plain_files_with_names_of_whiteouts_are_refused() {
+    let (lower, dir) = (base(), upper());
+    fs::write(dir.path().join(".wh.lower-file"), "mine").unwrap();
+    xattr(&dir.path().join(".wh.lower-file"), "user.overlay.stratafs.plain", b"y");
+    let root = File::open(dir.path()).unwrap();
+    let take = |lowers: &[std::os::fd::BorrowedFd<'_>], root: &File| {
+        snapshot::snapshot(root.as_fd(), lowers, &mut Vec::new(), &SnapshotOptions::default())
+    };
+    let message = take(&[lower.as_fd()], &root).unwrap_err().to_string();
+    assert!(message.contains(" .wh.lower-file: ") && message.contains("whiteout"), "{message}");
+    let changes = snapshot::changes(root.as_fd(), &[lower.as_fd()]).unwrap();
+    let listed: Vec<_> = changes.iter().map(|change| (change.path.as_slice(), change.kind)).collect();
+    assert_eq!(listed, [(&b"/.wh.lower-file"[..], snapshot::ChangeKind::Added)]);
+    let deleting = upper();
+    whiteout(&deleting.path().join(".wh.lower-file"));
+    let above = File::open(deleting.path()).unwrap();
+    let message = take(&[root.as_fd(), lower.as_fd()], &above).unwrap_err().to_string();
+    assert!(message.contains(" .wh.lower-file: "), "{message}");
+}
+
 /// A device 0:0 that a user made through a mount is listed, and is no whiteout in a layer.
 #[test]
 fn devices_of_users_are_refused() {

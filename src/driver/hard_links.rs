@@ -142,6 +142,7 @@ impl Union {
         // The upper gets one more name, the mount does not.
         self.write_nlink(&indexed, 'L')?;
         let before = dir.stat_self()?;
+        self.mark_plain(&index, &entry, name)?;
         dir.link(&index, &entry, name)?;
         keep_mtime(dir, &before);
         Ok(())

@@ -16,7 +16,7 @@ mod readahead;
 pub mod types;
 mod verbs;
 
-use std::ffi::{CString, OsStr};
+use std::ffi::{CStr, CString, OsStr};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::atomic::AtomicU64;
@@ -29,10 +29,10 @@ use crate::confined::Copier;
 use crate::driver::node::{
     Descriptors, HandleTable, Node, NodeRef, NodeTable, RenameLock, Residence, State, UpperId, UpperPart,
 };
-use crate::marks::{Opaque, Protection};
+use crate::marks::{Mark, Opaque, Protection};
 use crate::sys::namespace::has_everywhere;
 pub use crate::union::layer::OpenError;
-use crate::union::layer::{LayerStack, OriginResolver, UpperLayer};
+use crate::union::layer::{LayerStack, OriginResolver, UpperDir, UpperLayer};
 use crate::union::merge::{has_opaque_entry, is_mark_name, root_parts};
 pub use overlay::Overlay;
 use permissions::Permissions;
@@ -198,6 +198,19 @@ impl Union {
         if node.dir().is_some() { Ok(node) } else { Err(Errno::NOTDIR) }
     }
 
+    /// Checks a name that is about to be created. The name of a mark (`.wh.…`) is refused where the upper cannot say that the
+    /// file is an ordinary one.
+    fn creatable_name(&self, name: &OsStr) -> Result<CString> {
+        let name = checked_name(name)?;
+        if is_mark_name(&name) && !self.upper()?.keeps_marks() { Err(Errno::PERM) } else { Ok(name) }
+    }
+
+    /// Before the file or directory `name` in `dir` gets the further or new name `target`: if that is a mark's name, notes on the
+    /// file that it is none.
+    fn mark_plain(&self, dir: &UpperDir, name: &CStr, target: &CStr) -> Result<()> {
+        if is_mark_name(target) { dir.set_xattr(name, &self.upper()?.mark_key(Mark::Plain), b"y", 0) } else { Ok(()) }
+    }
+
     fn kernel(&self) -> Option<&dyn Kernel> {
         self.kernel.get().map(|attached| &*attached.kernel)
     }
@@ -219,13 +232,6 @@ fn checked_name(name: &OsStr) -> Result<CString> {
         _ if bytes.contains(&b'/') => Err(Errno::INVAL),
         _ => CString::new(bytes).map_err(|_| Errno::INVAL),
     }
-}
-
-/// Checks a name that is about to be created. A name of a mark (`.wh.…`) is refused: it would delete another file for every
-/// reader of the layer that obeys the OCI rules.
-fn creatable_name(name: &OsStr) -> Result<CString> {
-    let name = checked_name(name)?;
-    if is_mark_name(&name) { Err(Errno::PERM) } else { Ok(name) }
 }
 
 fn open_root(stack: &LayerStack, upper_id: &UpperId) -> Result<Node> {

@@ -61,6 +61,7 @@ impl Namespace {
             (Self::Trusted, Mark::Metacopy) => "trusted.overlay.metacopy",
             (Self::Trusted, Mark::Whiteout) => "trusted.overlay.whiteout",
             (Self::Trusted, Mark::Protattr) => "trusted.overlay.protattr",
+            (Self::Trusted, Mark::Plain) => "trusted.overlay.stratafs.plain",
             (Self::User, Mark::Opaque) => "user.overlay.opaque",
             (Self::User, Mark::Redirect) => "user.overlay.redirect",
             (Self::User, Mark::Origin) => "user.overlay.origin",
@@ -71,6 +72,7 @@ impl Namespace {
             (Self::User, Mark::Metacopy) => "user.overlay.metacopy",
             (Self::User, Mark::Whiteout) => "user.overlay.whiteout",
             (Self::User, Mark::Protattr) => "user.overlay.protattr",
+            (Self::User, Mark::Plain) => "user.overlay.stratafs.plain",
             (Self::FuseOverlayfs, Mark::Opaque) => "user.fuseoverlayfs.opaque",
             (Self::FuseOverlayfs, Mark::Redirect) => "user.fuseoverlayfs.redirect",
             (Self::FuseOverlayfs, Mark::Origin) => "user.fuseoverlayfs.origin",
@@ -81,6 +83,7 @@ impl Namespace {
             (Self::FuseOverlayfs, Mark::Metacopy) => "user.fuseoverlayfs.metacopy",
             (Self::FuseOverlayfs, Mark::Whiteout) => "user.fuseoverlayfs.whiteout",
             (Self::FuseOverlayfs, Mark::Protattr) => "user.fuseoverlayfs.protattr",
+            (Self::FuseOverlayfs, Mark::Plain) => "user.fuseoverlayfs.stratafs.plain",
         }
     }
 }
@@ -108,6 +111,9 @@ pub enum Mark {
     Whiteout,
     /// The file is immutable or append-only ([`Protection`]); the upper's inode does not have these flags.
     Protattr,
+    /// `y`: the file is an ordinary one, although its name is that of a whiteout (`.wh.NAME`). Only stratafs has this mark. It
+    /// means nothing under another name.
+    Plain,
 }
 
 /// How a directory's opaque attribute reads.
@@ -138,7 +144,7 @@ pub fn is_good(mark: Mark, value: &[u8]) -> bool {
         Mark::Redirect => decode_redirect(value).is_ok(),
         Mark::Origin => origin::decode(value) != origin::Decoded::Damaged,
         Mark::Metacopy => is_metacopy(value),
-        Mark::Impure => value == b"y",
+        Mark::Impure | Mark::Plain => value == b"y",
         Mark::Protattr => Protection::is_good(value),
         Mark::Whiteout | Mark::Nlink | Mark::Upper | Mark::Uuid => true,
     }

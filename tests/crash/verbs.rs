@@ -131,6 +131,8 @@ macro_rules! with_verbs {
             symlink PLAIN, nothing, |at| sys::symlink("somewhere", &at.join("d/new"));
             symlink_over_whiteout PLAIN, |at| sys::unlink(&at.join("gone")), |at| sys::symlink("somewhere", &at.join("gone"));
             mknod PLAIN, nothing, |at| sys::mknod(&at.join("d/new"), libc::S_IFIFO | 0o640, (0, 0));
+            create_named_as_a_whiteout PLAIN, nothing, |at| make(at, "d/.wh.f");
+            rename_named_as_a_whiteout PLAIN, nothing, |at| rename(at, "d/f", "d/.wh.other");
             tmpfile PLAIN, nothing, make_nameless_and_link;
             link_lower PLAIN, nothing, |at| sys::link(&at.join("d/f"), &at.join("e/new"));
             link_over_whiteout PLAIN, |at| sys::unlink(&at.join("gone")), |at| sys::link(&at.join("d/f"), &at.join("gone"));

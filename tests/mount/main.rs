@@ -34,7 +34,7 @@
 //! | suid, sgid and capabilities on write, chown, truncate; kept by copy-up | `suid_is_cleared` `root_keeps_suid_on_write_but_not_on_chown` `copy_up_keeps_suid` `file_capabilities` `access_acls` |
 //! | listings: stable positions, deleting while reading, `d_ino` | `positions_are_stable` `deleting_while_reading` `creating_while_reading` `numbers_and_types_are_those_of_stat` |
 //! | 100,000 entries | `many_entries` `large_directory` |
-//! | names: 255 bytes, any bytes, those of whiteouts | `longest_names` `names_are_bytes` `names_of_whiteouts` |
+//! | names: 255 bytes, any bytes, those of whiteouts | `longest_names` `names_are_bytes` `names_of_whiteouts` `names_of_whiteouts_in_a_lower_layer` `names_of_whiteouts_on_uppers_that_can_do_less` |
 //! | copy_file_range, fallocate, holes | `copy_file_range` `fallocate_modes` `fallocate_modes_that_fuse_lacks` `seek_hole_and_data` `sparse_files_stay_sparse` |
 //! | statfs, fsync | `statfs` `fsync_reaches_the_upper` `a_copied_up_file_is_whole_or_not_there` |
 //! | O_TMPFILE and linkat of it | `o_tmpfile` `tmpfile_works` `of_an_open_unlinked_file` |

@@ -4,7 +4,7 @@
 use rustix::fs::OFlags;
 
 use crate::common::sys::{self, RenameFlags};
-use crate::common::{Driver, Errno, Stack};
+use crate::common::{Driver, Errno, Stack, Upper};
 use crate::on_stratafs;
 
 /// Type and permission bits, and the device number.
@@ -100,5 +100,86 @@ on_stratafs! {
         inner.assert_tree(expected);
         // Our driver on our driver reads it the same way.
         inner.remount(Driver::Stratafs).assert_tree(expected);
+    }
+
+    /// A user's file may have the name of a whiteout, however it gets it: it is what it is, and deletes nothing.
+    fn names_of_whiteouts(driver) {
+        let lower = "file low \"l\"\nfile d/x\nfile victim \"v\"\nfile e/y\nlink s -> t";
+        let mount = Stack::new().lower(lower).mount(driver);
+        sys::create(&mount.at("own"), b"o").unwrap();
+        sys::create(&mount.at(".wh.victim"), b"created").unwrap();
+        sys::mkdir(&mount.at(".wh.low"), 0o755).unwrap();
+        sys::create(&mount.at(".wh.low/in"), b"in").unwrap();
+        sys::symlink("own", &mount.at(".wh.own")).unwrap();
+        sys::mknod(&mount.at(".wh..wh.plnk"), libc::S_IFIFO | 0o600, (0, 0)).unwrap();
+        sys::create(&mount.at("d/.wh..wh..opq"), b"").unwrap();
+        sys::link(&mount.at("low"), &mount.at("d/.wh.x")).unwrap();
+        sys::rename(&mount.at("own"), &mount.at(".wh.d")).unwrap();
+        sys::rename(&mount.at("e"), &mount.at(".wh.e")).unwrap();
+        sys::rename(&mount.at("s"), &mount.at(".wh.s")).unwrap();
+        let file = sys::open(mount.root(), OFlags::TMPFILE | OFlags::RDWR, 0o644).unwrap();
+        sys::write_all(&file, b"tmp").unwrap();
+        let from = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file));
+        let to = mount.at("d/.wh..wh.t");
+        rustix::fs::linkat(rustix::fs::CWD, from, rustix::fs::CWD, to, rustix::fs::AtFlags::SYMLINK_FOLLOW).unwrap();
+        drop(file);
+        let shown = "file low \"l\"\nfile victim \"v\"\nfile .wh.victim \"created\"\nfile .wh.low/in \"in\"\nlink .wh.own -> own\n\
+            fifo .wh..wh.plnk mode=600\nfile d/.wh..wh..opq\nhard d/.wh.x low\nfile d/x\nfile .wh.d \"o\"\nfile .wh.e/y\n\
+            link .wh.s -> t\nfile d/.wh..wh.t \"tmp\"";
+        mount.assert_tree_everywhere(shown);
+    }
+
+    /// They are files like others: listed, looked up, written, moved, deleted, over a remount and in a lower layer too.
+    fn names_of_whiteouts_in_a_lower_layer(driver) {
+        let plain = "trusted.overlay.stratafs.plain";
+        for upper_on in [Upper::Plain, Upper::XattrWhiteouts] {
+            let lower = "file .wh.f \"plain\"\nfile f \"f\"\nfile .wh.g \"g\"\ndir .wh.d\nfile .wh.d/x\nfile d/x\nfile h/.wh.i\nfile h/i\nfile .wh.k";
+            let mut layers = Stack::new().lower(lower).lower("file k").upper_on(upper_on).build();
+            for name in [".wh.f", ".wh.g", ".wh.d", "h/.wh.i"] {
+                sys::setxattr(&layers.lowers[0].join(name), plain, b"y").unwrap();
+            }
+            layers.originals.clear();
+            let mount = layers.mount(driver);
+            mount.assert_tree("file .wh.f \"plain\"\nfile f \"f\"\nfile .wh.g \"g\"\nfile .wh.d/x\nfile d/x\nfile h/.wh.i\nfile h/i");
+            assert_eq!(sys::listxattr(&mount.at(".wh.f")).unwrap(), Vec::<String>::new());
+            sys::append(&mount.at(".wh.f"), b"+").unwrap();
+            sys::create(&mount.at(".wh.d/new"), b"").unwrap();
+            sys::unlink(&mount.at(".wh.g")).unwrap();
+            sys::unlink(&mount.at("h/.wh.i")).unwrap();
+            sys::unlink(&mount.at("h/i")).unwrap();
+            let left = "file .wh.f \"plain+\"\nfile f \"f\"\nfile .wh.d/x\nfile .wh.d/new\nfile d/x\ndir h";
+            mount.assert_tree(left);
+            let mount = mount.remount(driver);
+            mount.assert_tree(left);
+            sys::create(&mount.at(".wh.g"), b"again").unwrap();
+            sys::rename(&mount.at(".wh.f"), &mount.at("plain")).unwrap();
+            std::fs::remove_dir_all(mount.at(".wh.d")).unwrap();
+            sys::unlink(&mount.at("f")).unwrap();
+            sys::rmdir(&mount.at("h")).unwrap();
+            mount.remount(driver).assert_tree("file .wh.g \"again\"\nfile plain \"plain+\"\nfile d/x");
+        }
+    }
+
+    /// Upper directories without `RENAME_WHITEOUT` cover a change by a file `.wh.NAME`: not by a user's.
+    fn names_of_whiteouts_on_uppers_that_can_do_less(driver) {
+        let mount = Stack::new().lower("file f \"f\"\nfile d/x\nfile g \"g\"").upper_on(Upper::Bindfs).mount(driver);
+        for name in [".wh.f", ".wh.d"] {
+            sys::create(&mount.at(name), b"mine").unwrap();
+        }
+        sys::rename(&mount.at("f"), &mount.at("g")).unwrap();
+        std::fs::remove_dir_all(mount.at("d")).unwrap();
+        let expected = "file .wh.f \"mine\"\nfile .wh.d \"mine\"\nfile g \"f\"";
+        mount.assert_tree(expected);
+        mount.remount(driver).assert_tree(expected);
+    }
+
+    /// A store of containers/storage on the mount, as it is with a mount program: whiteouts by name, and a mount of them.
+    fn lower_of_named_whiteouts(driver) {
+        let outer = Stack::new().lower("dir inner").mount(driver);
+        let inner = Stack::new().lower("file .wh.f \"\"\nfile d/.wh..wh..opq \"\"\nfile d/new").lower("file f\nfile d/x");
+        let inner = inner.build_in(&outer.at("inner")).mount(Driver::Stratafs);
+        inner.assert_tree("file d/new");
+        sys::unlink(&inner.at("d/new")).unwrap();
+        inner.remount(Driver::Stratafs).assert_tree("dir d");
     }
 }

@@ -14,6 +14,7 @@ use crate::driver::node::{ContentRef, CopyUpGuard, Indexed, NamesWrite, Node, No
 use crate::driver::types::{Errno, Result};
 use crate::marks::Mark;
 use crate::union::layer::{FileType, LayerId, Staged, Stat, TimeTo, Times, UpperDir};
+use crate::union::merge::is_mark_name;
 use stage::{CopySource, Plan, stage};
 
 /// How much of a file a caller needs in the upper.
@@ -101,6 +102,7 @@ impl Union {
             metacopy: extent == Extent::Attributes && stat.size > 0,
             kept: self.permissions.as_ref().map(|permissions| permissions.kept(&stat)),
             sync: !upper.is_volatile() && !self.config.ignore_fsync,
+            plain: node.name().is_some_and(|(_, name)| is_mark_name(&name)),
         };
         let content_fd = content.as_ref().map(|(_, file)| file.as_fd());
         let source = CopySource { dir: &source_dir, name: source_name, stat: &stat, content: content_fd };

@@ -45,6 +45,8 @@ pub struct Plan<'a> {
     pub kept: Option<Kept<'a>>,
     /// Content reaches the disk no later than the file's name.
     pub sync: bool,
+    /// The file's name is that of a mark, and the file is none.
+    pub plain: bool,
 }
 
 /// What is kept in an attribute instead of the inode.
@@ -142,6 +144,9 @@ fn copy_attributes(
     copy_xattrs(target(staged)?, source, plan)?;
     if let (Some(kept), false) = (&plan.kept, owner_in_inode) {
         xattr::set(target(staged)?, kept.key, kept.value.as_bytes(), 0)?;
+    }
+    if plan.plain {
+        xattr::set(target(staged)?, &upper.mark_key(Mark::Plain), b"y", 0)?;
     }
     if let Some(origin) = plan.origin {
         match xattr::set(target(staged)?, &upper.mark_key(Mark::Origin), origin, 0) {

@@ -15,10 +15,10 @@ use crate::driver::acl;
 use crate::driver::node::handle::RealFile;
 use crate::driver::node::{Inheritance, LookupRef, NamesWrite, NewEntry, Node, NodeRef};
 use crate::driver::types::{Attr, Caller, Entry, Errno, NodeId, Opened, Result};
-use crate::driver::{Union, creatable_name, permissions};
+use crate::driver::{Union, permissions};
 use crate::marks::{AUFS_OPAQUE, Mark};
 use crate::union::layer::{LayerDir, Staged, Stat, UpperDir};
-use crate::union::merge::{Found, Source};
+use crate::union::merge::{Found, Source, is_mark_name};
 
 /// Mode with which a device is made, before its owner is right.
 pub(in crate::driver) fn mode_at_first(mode: u32, rdev: (u32, u32)) -> u32 {
@@ -132,7 +132,7 @@ impl Union {
     ) -> Result<(LookupRef<'_>, Attr, Option<OwnedFd>)> {
         self.upper()?;
         let parent = self.dir_node(parent)?;
-        let name = creatable_name(name)?;
+        let name = self.creatable_name(name)?;
         parent.check_addition()?;
         self.copy_up(&parent)?;
         let dir = self.upper_dir(&parent)?;
@@ -145,8 +145,8 @@ impl Union {
             return Err(Errno::NOENT);
         }
         let deleted_by_name = matches!(new, New::Directory) && self.is_deleted_by_name(&parent, &dir, &name)?;
-        let at_once =
-            (self.is_right_at_once(&owner) && !deleted_by_name).then(|| self.make_at_once(&dir, &name, &owner, new));
+        let at_once = (self.is_right_at_once(&owner) && !deleted_by_name && !is_mark_name(&name))
+            .then(|| self.make_at_once(&dir, &name, &owner, new));
         let (file, stat, over_whiteout) = match at_once {
             None | Some(Err(Errno::EXIST)) => self.make_staged(&parent, &dir, &name, &owner, new, deleted_by_name)?,
             Some(made) => {
@@ -322,8 +322,9 @@ impl Union {
             New::Special { rdev } => work.stage_node(mode_at_first(owner.mode, *rdev), *rdev)?,
         };
         self.finish_staged(&staged, owner, new, hides)?;
-        // All that can fail comes before it is published.
         let (staged_dir, staged_name) = staged.place().ok_or(Errno::IO)?;
+        self.mark_plain(staged_dir, staged_name, name)?;
+        // All that can fail comes before it is published.
         let stat = self.shown_stat(staged_dir, staged_name, staged.stat()?)?;
         let file = match new {
             // The staged descriptor reads and writes; the caller's may be able to do less.

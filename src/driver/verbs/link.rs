@@ -3,9 +3,9 @@
 use std::ffi::OsStr;
 use std::os::fd::AsFd;
 
+use crate::driver::Union;
 use crate::driver::node::{LookupRef, Name, NamesPair, Node, NodeRef, Residence, State};
 use crate::driver::types::{Entry, Errno, NodeId, Result};
-use crate::driver::{Union, creatable_name};
 use crate::union::layer::{Stat, UpperDir};
 use crate::union::merge::Found;
 
@@ -19,7 +19,7 @@ impl Union {
         let asked = node;
         let node = self.node(asked)?;
         let parent = self.dir_node(parent)?;
-        let name = creatable_name(name)?;
+        let name = self.creatable_name(name)?;
         if node.dir().is_some() {
             return Err(Errno::PERM);
         }
@@ -84,6 +84,10 @@ impl Union {
     }
 
     fn link_real(&self, from: &From, parent: &NodeRef, dir: &UpperDir, name: &Name) -> Result<()> {
+        match from {
+            From::Named(old_dir, old_name) => self.mark_plain(old_dir, old_name, name)?,
+            From::Open(file) => self.mark_plain(file, c"", name)?,
+        }
         let linked = match from {
             From::Named(old_dir, old_name) => dir.link(old_dir, old_name, name),
             From::Open(file) => dir.link_open_file(file.as_fd(), name),

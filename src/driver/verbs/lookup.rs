@@ -12,7 +12,7 @@ use crate::driver::types::{Attr, Entry, Errno, NodeId, Result, Validity};
 use crate::driver::{Union, checked_name};
 use crate::marks::Opaque;
 use crate::union::layer::{FileId, Stat, UpperDir};
-use crate::union::merge::{Resolution, Source, is_mark_name};
+use crate::union::merge::{Resolution, Source};
 
 impl Union {
     /// Resolves `name` in `parent`; `None`: there is no such name, and there will be none until somebody creates it.
@@ -30,9 +30,6 @@ impl Union {
 
     /// The node and attributes of `name`.
     pub(in crate::driver) fn find(&self, parent: &NodeRef, name: &CStr) -> Result<Option<(LookupRef<'_>, Attr)>> {
-        if is_mark_name(name) {
-            return Ok(None);
-        }
         if let Some(node) = self.nodes.child(parent, name)
             && !self.was_replaced(parent, name, &node)?
         {

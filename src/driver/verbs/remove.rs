@@ -7,8 +7,8 @@ use crate::driver::types::{Errno, NodeId, Result};
 use crate::driver::{Union, checked_name};
 use crate::marks::Mark;
 use crate::union::layer::{Cleared, Place, UpperDir, WhiteoutForm};
+use crate::union::merge::Listing;
 use crate::union::merge::listing::Moved;
-use crate::union::merge::{Listing, is_mark_name};
 
 /// What came of a change whose names were looked up before they were held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,9 +40,6 @@ impl Union {
     pub(in crate::driver) fn known(&self, parent: &NodeRef, name: &CStr) -> Result<LookupRef<'_>> {
         if let Some(node) = self.nodes.child(parent, name) {
             return Ok(node);
-        }
-        if is_mark_name(name) {
-            return Err(Errno::NOENT);
         }
         self.find(parent, name)?.map(|(node, _)| node).ok_or(Errno::NOENT)
     }

@@ -11,9 +11,10 @@ use crate::config::RedirectDir;
 use crate::driver::node::{LookupRef, Name, NamesPair, NewEntry, Node, NodeRef, RenameGuard, Replaced, path_in_lowers};
 use crate::driver::types::{Caller, Errno, NodeId, Result};
 use crate::driver::verbs::remove::Attempt;
-use crate::driver::{Union, checked_name, creatable_name};
+use crate::driver::{Union, checked_name};
 use crate::marks::Mark;
-use crate::union::layer::{Cleared, Move, Place, Staged, UpperDir};
+use crate::union::layer::{Cleared, LayerDir, Move, Place, Staged, UpperDir};
+use crate::union::merge::acts_by_name;
 
 /// Longest redirect written, in bytes; what is deeper gives EXDEV. Fits in the attribute space of one ext4 block.
 const REDIRECT_MAX: usize = 3000;
@@ -89,7 +90,7 @@ impl Union {
             return Err(Errno::INVAL);
         }
         let (from, to) = (self.dir_node(from)?, self.dir_node(to)?);
-        let (name, new_name) = (checked_name(name)?, creatable_name(new_name)?);
+        let (name, new_name) = (checked_name(name)?, self.creatable_name(new_name)?);
         let (name, new_name) = (Name::from(name.as_c_str()), Name::from(new_name.as_c_str()));
         loop {
             let old = self.known(&from, &name)?;
@@ -239,6 +240,7 @@ impl Union {
             self.prepare_dir(moving, source, target)?;
         }
         self.link_up(names.source(), old, &source.dir, &source.name)?;
+        self.mark_plain(&source.dir, &source.name, &target.name)?;
         self.carry_impure(source, target)?;
         let replaced = match &target.node {
             Some(node) if occupant == Occupant::File => {
@@ -281,6 +283,9 @@ impl Union {
             None => Occupant::Nothing,
             Some(stat) if stat.is_dir() => Occupant::Directory,
             Some(_) if self.is_whiteout_in_upper(&target.parent, &target.dir, &target.name)? => Occupant::Whiteout,
+            Some(stat) if acts_by_name(&LayerDir::Held(target.dir.as_dir().clone()), &target.name, &stat)? => {
+                return Err(Errno::PERM);
+            }
             Some(_) => Occupant::File,
         })
     }
@@ -316,6 +321,8 @@ impl Union {
         self.carry_impure(target, source)?;
         self.link_up(names.source(), old, &source.dir, &source.name)?;
         self.link_up(names.target(), new, &target.dir, &target.name)?;
+        self.mark_plain(&source.dir, &source.name, &target.name)?;
+        self.mark_plain(&target.dir, &target.name, &source.name)?;
         source.dir.rename(&source.name, &target.dir, &target.name, RenameFlags::EXCHANGE)?;
         self.nodes.exchange(names, (old, &source.name), (new, &target.name));
         Ok(())

@@ -100,6 +100,13 @@ fn out_error(source: io::Error) -> LayerError {
 
 impl Visit for Writer<'_> {
     fn visit(&mut self, path: &[u8], change: &walk::Change<'_>) -> Result<()> {
+        let (parent, name) = split(path).unwrap_or_default();
+        if name.starts_with(AUFS_PREFIX) {
+            return Err(LayerError::entry(
+                path,
+                "a layer cannot hold or delete a file of this name: it would be a whiteout",
+            ));
+        }
         match change {
             walk::Change::Directory { attributes, opaque, .. } => {
                 if !path.is_empty() || self.root_shown {
@@ -109,7 +116,6 @@ impl Visit for Writer<'_> {
                 if *opaque { self.mark(&join(path, AUFS_OPAQUE)) } else { Ok(()) }
             }
             walk::Change::Whiteout => {
-                let (parent, name) = split(path).unwrap_or_default();
                 let name = [AUFS_PREFIX, name].concat();
                 if name.len() > crate::image::layer::path::NAME_MAX {
                     // Read back, it is refused as too long; the deletion cannot be said in this format.

@@ -14,7 +14,6 @@ use crate::image::layer::attributes::{self, Attributes, FileKind};
 use crate::image::layer::error::{AtPath, LayerError, Result};
 use crate::image::layer::lower_view::{LowerDir, LowerEntry, LowerFile, LowerView, c_name, unknown};
 use crate::image::layer::path::join;
-use crate::marks::AUFS_PREFIX;
 use crate::union::layer::LayerId;
 use crate::union::merge::{self, Resolution};
 use crate::union::view::UpperPart;
@@ -261,10 +260,6 @@ impl Walk<'_> {
 fn list_upper(part: &UpperPart, path: &[u8], items: &mut BTreeMap<Vec<u8>, Item>) -> Result<()> {
     for entry in part.entries().map_err(|errno| unknown(path, errno))? {
         let name = entry.name.to_bytes();
-        if name.starts_with(AUFS_PREFIX) && !entry.whiteout {
-            let reason = "a layer cannot hold a file of this name: it would be a whiteout";
-            return Err(LayerError::entry(&join(path, name), reason));
-        }
         // In an opaque directory there is nothing to delete.
         if !entry.whiteout {
             items.insert(name.to_vec(), Item::Upper);

@@ -28,6 +28,8 @@ pub struct Marks {
     pub whiteout: bool,
     /// The file is immutable or append-only.
     pub protection: Protection,
+    /// The file is an ordinary one, whatever its name says.
+    pub plain: bool,
 }
 
 impl Marks {
@@ -49,6 +51,7 @@ impl Marks {
             },
             Mark::Impure => self.impure = sound(file, key, mark)?.0.as_deref() == Some(b"y"),
             Mark::Whiteout => self.whiteout = true,
+            Mark::Plain => self.plain = sound(file, key, mark)?.0.as_deref() == Some(b"y"),
             Mark::Protattr => {
                 self.protection = sound(file, key, mark)?.0.as_deref().map_or(Protection::NONE, Protection::decode);
             }
@@ -80,6 +83,7 @@ pub fn classify(key: &[u8]) -> Option<(Namespace, Option<Mark>)> {
         b"metacopy" => Mark::Metacopy,
         b"whiteout" => Mark::Whiteout,
         b"protattr" => Mark::Protattr,
+        b"stratafs.plain" => Mark::Plain,
         _ => return Some((namespace, None)),
     };
     Some((namespace, Some(mark)))
@@ -118,8 +122,16 @@ impl Dir {
 }
 
 /// The marks that [`Marks`] knows.
-const FILE_MARKS: [Mark; 7] =
-    [Mark::Opaque, Mark::Redirect, Mark::Origin, Mark::Metacopy, Mark::Impure, Mark::Whiteout, Mark::Protattr];
+const FILE_MARKS: [Mark; 8] = [
+    Mark::Opaque,
+    Mark::Redirect,
+    Mark::Origin,
+    Mark::Metacopy,
+    Mark::Impure,
+    Mark::Whiteout,
+    Mark::Protattr,
+    Mark::Plain,
+];
 
 /// A name in a directory; the directory itself if it is empty.
 type Entry<'a> = (&'a Dir, &'a CStr);

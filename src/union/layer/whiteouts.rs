@@ -67,17 +67,29 @@ struct Hidden<'a> {
 impl<'a> Hidden<'a> {
     /// Creates the file.
     fn new(place: Place<'a>) -> Result<Self, Errno> {
-        let hidden = Self::of(place);
+        let hidden = Self::named(place);
         let Some(file) = &hidden.file else { return Ok(hidden) };
         match place.dir.create_file(file, 0o600, OFlags::WRONLY) {
-            // EXIST: left by a crash, or by another driver.
-            Ok(_) | Err(Errno::EXIST) => Ok(hidden),
+            Ok(_) => Ok(hidden),
+            // Left by a crash, or by another driver; or a user's own file.
+            Err(Errno::EXIST) => Ok(Self::of(place)),
             Err(errno) => Err(errno),
         }
     }
 
     /// The file as it is there already.
     fn of(place: Place<'a>) -> Self {
+        let hidden = Self::named(place);
+        let is_users = |file: &CString| {
+            // What cannot be told is left alone.
+            place.dir.stat(file).map_or(true, |stat| stat.is_some_and(|stat| stat.is_whiteout_device()))
+                || place.dir.marks(file).map_or(true, |marks| marks.plain)
+        };
+        Self { file: hidden.file.filter(|file| !is_users(file)), ..hidden }
+    }
+
+    /// The file, whether it is there or not.
+    fn named(place: Place<'a>) -> Self {
         let bytes = [AUFS_PREFIX, place.name.to_bytes()].concat();
         let meaning = decode_aufs_name(OsStr::from_bytes(&bytes));
         let hides = bytes.len() <= NAME_MAX && meaning == AufsName::Whiteout(OsStr::from_bytes(place.name.to_bytes()));
@@ -160,8 +172,11 @@ impl WorkDir {
             WhiteoutForm::Xattr(namespace) => {
                 let staged = self.staged(name.to_owned());
                 drop(self.dir().create_file(name, 0o600, OFlags::WRONLY)?);
-                let key = CString::new(namespace.xattr(Mark::Whiteout)).unwrap_or_default();
-                staged.set_xattr(&key, b"y")?;
+                // It may be linked to a name `.wh.NAME` too, and shall not delete NAME then.
+                for mark in [Mark::Whiteout, Mark::Plain] {
+                    let key = CString::new(namespace.xattr(mark)).unwrap_or_default();
+                    staged.set_xattr(&key, b"y")?;
+                }
                 staged.keep();
                 Ok(())
             }

@@ -81,9 +81,18 @@ impl Found {
     }
 }
 
-/// True for names that mean deletions in some layers (`.wh.…`). No directory shows them.
+/// True for names that mean deletions in some layers (`.wh.…`), unless [`acts_by_name`] says otherwise of the entry.
 pub fn is_mark_name(name: &CStr) -> bool {
     decode_aufs_name(OsStr::from_bytes(name.to_bytes())) != AufsName::Plain
+}
+
+/// True if the entry `name` of `dir`, whose attributes are `stat`, is a mark because of its name. A file that a user made under
+/// such a name has a mark that says so, and a whiteout device under it deletes such a file.
+///
+/// # Errors
+/// Those of `listxattr(2)` and `getxattr(2)`.
+pub fn acts_by_name(dir: &LayerDir<'_>, name: &CStr, stat: &Stat) -> Result<bool, Errno> {
+    Ok(is_mark_name(name) && !stat.is_whiteout_device() && !dir.marks(name)?.plain)
 }
 
 /// Resolves `name`.
@@ -91,11 +100,11 @@ pub fn is_mark_name(name: &CStr) -> bool {
 /// # Errors
 /// Those of the layers; `IO` for a damaged mark.
 pub fn resolve(dir: &MergedDir<'_>, name: &CStr) -> Result<Resolution, Errno> {
-    if is_mark_name(name) {
-        return Ok(Resolution::Absent);
-    }
     let Some(upper) = dir.upper else { return resolve_lower(dir, name) };
     match upper.stat(name)? {
+        Some(stat) if is_mark_name(name) && acts_by_name(&LayerDir::Held(upper.clone()), name, &stat)? => {
+            resolve_lower(dir, name)
+        }
         None => {
             let below = resolve_lower(dir, name)?;
             if matches!(below, Resolution::Found(_)) && named_whiteout(&LayerDir::Held(upper.clone()), name)? {
@@ -168,13 +177,17 @@ pub(crate) fn has_opaque_entry(upper: &Dir, name: &CStr) -> Result<bool, Errno> 
     }
     path.extend_from_slice(AUFS_OPAQUE);
     // A name with a NUL cannot come from a `CStr`.
-    Ok(upper.stat(&CString::new(path).map_err(|_| Errno::INVAL)?)?.is_some())
+    let entry = CString::new(path).map_err(|_| Errno::INVAL)?;
+    Ok(match upper.stat(&entry)? {
+        Some(stat) => !stat.is_whiteout_device() && !upper.marks(&entry)?.plain,
+        None => false,
+    })
 }
 
 /// True if `dir` deletes `name` by a name of its own: `.wh.NAME`, or `.wh..wh..opq` for all of them.
 fn named_whiteout(dir: &LayerDir<'_>, name: &CStr) -> Result<bool, Errno> {
     let opaque = CString::new(AUFS_OPAQUE).map_err(|_| Errno::INVAL)?;
-    Ok(deletes_by_name(|name| dir.stat(name), name)? || dir.stat(&opaque)?.is_some())
+    Ok(deletes_by_name(dir, name)? || is_there_and_acts(dir, &opaque)?)
 }
 
 /// True if the upper directory `dir` holds `.wh.NAME`.
@@ -182,15 +195,23 @@ fn named_whiteout(dir: &LayerDir<'_>, name: &CStr) -> Result<bool, Errno> {
 /// # Errors
 /// Those of `statx(2)`.
 pub fn is_deleted_by_name(dir: &Dir, name: &CStr) -> Result<bool, Errno> {
-    deletes_by_name(|name| dir.stat(name), name)
+    deletes_by_name(&LayerDir::Held(dir.clone()), name)
 }
 
-fn deletes_by_name(stat: impl Fn(&CStr) -> Result<Option<Stat>, Errno>, name: &CStr) -> Result<bool, Errno> {
+fn is_there_and_acts(dir: &LayerDir<'_>, name: &CStr) -> Result<bool, Errno> {
+    dir.stat(name)?.map_or(Ok(false), |stat| acts_by_name(dir, name, &stat))
+}
+
+fn deletes_by_name(dir: &LayerDir<'_>, name: &CStr) -> Result<bool, Errno> {
+    // `.wh..wh.NAME` is no whiteout of `.wh.NAME`.
+    if is_mark_name(name) {
+        return Ok(false);
+    }
     let whiteout = CString::new([AUFS_PREFIX, name.to_bytes()].concat()).map_err(|_| Errno::INVAL)?;
-    match stat(&whiteout) {
+    match is_there_and_acts(dir, &whiteout) {
         // `.wh.` in front of a name of over 251 bytes: there can be no such file.
         Err(Errno::NAMETOOLONG) => Ok(false),
-        found => found.map(|f| f.is_some()),
+        found => found,
     }
 }
 
@@ -369,9 +390,12 @@ impl Walk<'_, '_> {
         let mut above: Vec<LayerDir<'_>> = Vec::new();
         for (index, part) in self.dir.lowers.iter().enumerate().skip(start) {
             let parent = (self.dir.open_lower)(index)?;
-            let Some(stat) = parent.stat(&name)? else {
-                above.push(parent);
-                continue;
+            let stat = match parent.stat(&name)? {
+                Some(stat) if !acts_by_name(&parent, &name, &stat)? => stat,
+                _ => {
+                    above.push(parent);
+                    continue;
+                }
             };
             // Layers above may delete the name by a name; asked only now that there is something to delete.
             for higher in above.drain(..) {

@@ -1,7 +1,7 @@
 //! Reading the directories of layers, and putting their entries together.
 
 use std::collections::HashMap;
-use std::ffi::{CStr, CString};
+use std::ffi::{CStr, CString, OsStr};
 use std::os::unix::ffi::OsStrExt;
 
 use rustix::io::Errno;
@@ -9,7 +9,7 @@ use rustix::io::Errno;
 use crate::marks::{AufsName, decode_aufs_name};
 use crate::union::layer::{Device, FileType, LayerDir, Stat};
 use crate::union::merge::listing::name_at;
-use crate::union::merge::tell_of_content;
+use crate::union::merge::{acts_by_name, tell_of_content};
 
 /// Inode number of an entry that must be looked up to know its own.
 pub(super) const UNKNOWN_INO: u64 = 0;
@@ -105,17 +105,10 @@ impl Gathered {
         let mut dirs_may_be_subvolumes = None;
         let mut opaque = false;
         let mut unsure: Vec<(CString, u64)> = Vec::new();
+        let mut named: Vec<CString> = Vec::new();
         dir.list(|entry| {
-            let name = std::ffi::OsStr::from_bytes(entry.name.to_bytes());
-            match decode_aufs_name(name) {
-                AufsName::Opaque => opaque = true,
-                AufsName::Bookkeeping => {}
-                AufsName::Whiteout(target) => {
-                    let target = CString::new(target.as_bytes());
-                    if let Ok(target) = target {
-                        self.add(&target, 0, libc::DT_UNKNOWN, source, true, true)?;
-                    }
-                }
+            match decode_aufs_name(OsStr::from_bytes(entry.name.to_bytes())) {
+                AufsName::Opaque | AufsName::Bookkeeping | AufsName::Whiteout(_) => named.push(entry.name.to_owned()),
                 AufsName::Plain => match entry.kind {
                     libc::DT_CHR | libc::DT_UNKNOWN => unsure.push((entry.name.to_owned(), entry.ino)),
                     libc::DT_REG if xattr_whiteouts => unsure.push((entry.name.to_owned(), entry.ino)),
@@ -134,6 +127,21 @@ impl Gathered {
             }
             Ok(())
         })?;
+        for name in named {
+            let Some(stat) = dir.stat(&name)? else { continue };
+            if !acts_by_name(dir, &name, &stat)? {
+                unsure.push((name, UNKNOWN_INO));
+                continue;
+            }
+            match decode_aufs_name(OsStr::from_bytes(name.to_bytes())) {
+                AufsName::Opaque => opaque = true,
+                AufsName::Whiteout(target) => {
+                    let target = CString::new(target.as_bytes()).map_err(|_| Errno::INVAL)?;
+                    self.add(&target, 0, libc::DT_UNKNOWN, source, true, true)?;
+                }
+                AufsName::Bookkeeping | AufsName::Plain => {}
+            }
+        }
         for (name, ino) in unsure {
             // Gone between listing and looking: not there.
             let Some(stat) = dir.stat(&name)? else { continue };
