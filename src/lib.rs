@@ -55,6 +55,8 @@ pub mod config;
 pub mod confined;
 #[cfg(feature = "container")]
 pub mod container;
+#[cfg(feature = "container")]
+pub mod control;
 pub mod driver;
 pub mod fuse;
 #[cfg(feature = "image")]

@@ -6,11 +6,13 @@
 //!   upper/ work/         what the container changed
 //!   merged/              where it is mounted, unless the user named another place
 //!   volumes/             directories for the image's `Volumes`, outside of the upper
+//!   checkpoints/         names of checkpoints
 //!   config.json          what the OCI runtime is told (only of containers that were run)
 //!   log, exit            output and exit code of one that was run detached
 //! ```
 
 pub mod bundle;
+pub mod checkpoint;
 mod damaged;
 mod mount;
 mod paths;
@@ -346,7 +348,13 @@ impl Container {
         if self.is_mounted()? || self.record.rootless && self.holder()?.is_some() {
             return Err(self.in_use());
         }
-        damaged::discard(store, &self.dir)
+        let has_layers = self.has_layers();
+        damaged::discard(store, &self.dir)?;
+        // What that leaves behind is rubbish, and the next removal takes it too.
+        if has_layers && let Err(error) = checkpoint::tidy(store, false) {
+            tracing::debug!("{error}");
+        }
+        Ok(())
     }
 
     /// Keeps others from mounting, unmounting, committing or removing it meanwhile.
@@ -400,7 +408,7 @@ fn prepare(dir: &Path, top: Option<&Layer>) -> Result<()> {
         let to = File::open(&upper).at(&upper)?;
         confined::copy_attributes(layer.open_diff()?.as_fd(), to.as_fd(), |name| !is_mark(name)).at(&upper)?;
     }
-    Ok(())
+    checkpoint::mark_new_upper(&dir.join("upper"))
 }
 
 fn write_record(dir: &Path, record: &Record) -> Result<()> {

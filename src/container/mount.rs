@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use super::{Container, Record};
 use crate::confined::mountinfo;
 use crate::image::{ImageError, IoContext, Result};
+use crate::store::checkpoints::CheckpointLayer;
 use crate::store::{Layer, Store};
 
 /// Longest wait for a driver whose mount is gone.
@@ -60,15 +61,12 @@ impl Container {
         if self.record.rootless && self.holder()?.is_some() {
             return Err(ImageError::refused(&self.name, "is mounted in another namespace; use exec, or stop it first"));
         }
-        let layers = self.layers(store)?;
         if self.record.driver == Driver::Stratafs {
-            layers.iter().for_each(Layer::ensure_inventory);
+            self.layers(store)?.iter().for_each(Layer::ensure_inventory);
         }
-        let mut lowers = distinct(layers.iter().rev().map(Layer::diff));
-        // overlayfs wants two layers if none is writable, and every driver wants one; an empty one changes nothing.
-        if lowers.len() < 1 + usize::from(self.record.read_only) {
-            lowers.push(self.dir.join("empty"));
-        }
+        // No layer is merged into another, or removed, before the driver has opened it.
+        let _chains = store.lock_chains_if_any()?;
+        let lowers = self.lower_dirs(store, &self.chain(store)?)?;
         let writable = (!self.record.read_only).then(|| (self.dir.join("upper"), self.dir.join("work")));
         let stack = Stack { lowers, writable, mountpoint: self.record.mountpoint.clone() };
         match self.record.driver {
@@ -76,6 +74,17 @@ impl Container {
             Driver::Overlay => mount_overlay(&stack)?,
         }
         Ok(&self.record.mountpoint)
+    }
+
+    /// The directories below its upper, or below another one that stands on `chain`, the topmost first.
+    pub(super) fn lower_dirs(&self, store: &Store, chain: &[CheckpointLayer]) -> Result<Vec<PathBuf>> {
+        let layers = self.layers(store)?;
+        let mut lowers = distinct(chain.iter().map(CheckpointLayer::dir).chain(layers.iter().rev().map(Layer::diff)));
+        // overlayfs wants two layers if none is writable, and every driver wants one; an empty one changes nothing.
+        if lowers.len() < 1 + usize::from(self.record.read_only) {
+            lowers.push(self.dir.join("empty"));
+        }
+        Ok(lowers)
     }
 
     /// Unmounts it. `lazily`: at once, even if it is in use.

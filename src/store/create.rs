@@ -2,10 +2,12 @@
 
 use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::path::{Path, PathBuf};
 
 use crate::image::archive::check;
 use crate::image::config::{Change, History, ImageConfig};
 use crate::image::digest::Digest;
+use crate::image::files::{make_dir, open_dir};
 use crate::image::layer::LayerError;
 use crate::image::reference::Reference;
 use crate::image::snapshot::{self, Snapshot, SnapshotOptions};
@@ -13,6 +15,7 @@ use crate::image::spec::Platform;
 use crate::image::time::Timestamp;
 use crate::image::unpack::UnpackOptions;
 use crate::image::{ImageError, Result};
+use crate::store::checkpoints::merge;
 use crate::store::{AddedLayer, Layer, Transaction, open_topmost_first};
 
 /// What to write into a new image.
@@ -76,15 +79,60 @@ pub fn commit(
     authoring: &Authoring,
     unpack: &UnpackOptions,
 ) -> Result<Digest> {
-    let lowers = open_topmost_first(stack)?;
-    let lowers: Vec<BorrowedFd<'_>> = lowers.iter().map(AsFd::as_fd).collect();
-    let make = |out: &mut dyn Write, options: &_| snapshot::snapshot(upper, &lowers, out, options);
-    let added = add_made(into, stack, make, authoring, unpack)?;
-    let config = parent.with_layer(added.layer.record.diff_id, &authoring.history(), &authoring.changes)?;
-    let mut layers = stack.to_vec();
-    layers.push(added.layer);
+    commit_each(into, parent, stack, &[upper], authoring, unpack)
+}
+
+/// Adds an image that has one layer more than `parent` for each directory of `changed`: what that changes on top of those
+/// before it and of `stack`, the parent's layers; the lowest first. The caller publishes. Returns its id.
+///
+/// # Errors
+/// As for [`commit`].
+pub fn commit_each(
+    into: &mut Transaction<'_>,
+    parent: &ImageConfig,
+    stack: &[Layer],
+    changed: &[BorrowedFd<'_>],
+    authoring: &Authoring,
+    unpack: &UnpackOptions,
+) -> Result<Digest> {
+    let image = open_topmost_first(stack)?;
+    let mut lowers: Vec<BorrowedFd<'_>> = image.iter().map(AsFd::as_fd).collect();
+    let (mut layers, mut config) = (stack.to_vec(), parent.clone());
+    for (number, &upper) in changed.iter().enumerate() {
+        let make = |out: &mut dyn Write, options: &_| snapshot::snapshot(upper, &lowers, out, options);
+        let added = add_made(into, &layers, make, authoring, unpack)?;
+        let is_last = number + 1 == changed.len();
+        let history = match is_last {
+            true => authoring.history(),
+            false => History { comment: Some("checkpoint".to_owned()), ..authoring.history() },
+        };
+        let changes = if is_last { authoring.changes.as_slice() } else { &[] };
+        config = config.with_layer(added.layer.record.diff_id, &history, changes)?;
+        layers.push(added.layer);
+        lowers.insert(0, upper);
+    }
     into.add_image(&config, &layers, &authoring.names, None)?;
     Ok(config.id())
+}
+
+/// Fills the directories `scratch/1`, … so that the last one holds what `changed`, the topmost first, change together on what
+/// is below them all; its path is returned.
+///
+/// # Errors
+/// When they hold what cannot be put together.
+pub fn squash(changed: &[BorrowedFd<'_>], scratch: &Path) -> Result<Option<PathBuf>> {
+    let mut below: Option<PathBuf> = None;
+    let mut layers = changed.iter().rev();
+    let Some(lowest) = layers.next() else { return Ok(None) };
+    for (number, upper) in layers.enumerate() {
+        let place = scratch.join((number + 1).to_string());
+        make_dir(&place, 0o700)?;
+        let (held, into) = (below.as_deref().map(open_dir).transpose()?, open_dir(&place)?);
+        let lower = held.as_ref().map_or(*lowest, AsFd::as_fd);
+        merge(*upper, lower, into.as_fd()).map_err(|error| ImageError::refused("squash", error))?;
+        below = Some(place);
+    }
+    Ok(below)
 }
 
 /// Adds an image of one layer, which has all that `stack`, the layers of `parent`, the lowest first, show together; the

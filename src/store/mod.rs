@@ -11,6 +11,7 @@
 //!     recipe             how to re-assemble the layer's tar, bit for bit
 //!     layer.json         a [`LayerRecord`]
 //!   containers/NAME/     a container; an OCI runtime bundle
+//!   checkpoints/ID/      a layer that a container's upper became (see [`checkpoints`])
 //!   lost/                what a repair has set aside: containers with a damaged record, an old index; for people to look at
 //!   tmp/                 what is not yet published; emptied by the next writer that is alone
 //!   lock                 held shared by every writer, exclusively by those that remove; who wants it first locks `layers/`
@@ -24,6 +25,7 @@
 //! instant leaves the store as it was before, and rubbish in `tmp/`.
 
 mod annotations;
+pub mod checkpoints;
 pub mod create;
 mod gc;
 mod image_index;
@@ -140,10 +142,9 @@ impl Store {
     fn refuse_foreign_directory(&self) -> Result<()> {
         for entry in fs::read_dir(&self.root).at(&self.root)? {
             let name = entry.at(&self.root)?.file_name();
-            if !["blobs", "layers", "containers", "lost", "tmp", "lock", "index.json", "oci-layout"]
-                .iter()
-                .any(|own| name == *own)
-            {
+            let own =
+                ["blobs", "layers", "containers", "checkpoints", "lost", "tmp", "lock", "index.json", "oci-layout"];
+            if !own.iter().any(|own| name == *own) {
                 return Err(ImageError::refused(self.root.display().to_string(), "is not empty and not a store"));
             }
         }

@@ -136,6 +136,16 @@ impl Transaction<'_> {
         self.stage.path()
     }
 
+    /// A new directory there.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn scratch_dir(&self, name: &str) -> Result<PathBuf> {
+        let path = self.stage.path().join(name);
+        make_dir(&path, 0o700)?;
+        Ok(path)
+    }
+
     /// The layer with this diff id on top of these, if it is staged or in the store.
     ///
     /// # Errors

@@ -100,6 +100,7 @@ impl Store {
             let path = self.containers().join(&name);
             found.add_unreadable(format!("container {name}: {error}"), &error, Untrusted::Container(path));
         }
+        self.chain_faults()?.into_iter().for_each(|fault| found.add(fault, None));
         let index = match self.index() {
             Ok(index) => index,
             Err(error) => {

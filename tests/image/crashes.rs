@@ -19,7 +19,7 @@ use super::liar::{Image, Liar};
 use super::tar_build::Tar;
 
 /// Calls that publish, remove or make durable. A `?`: not every architecture has it.
-const PUBLISHING: &[&str] = &[
+pub(super) const PUBLISHING: &[&str] = &[
     "?rename",
     "renameat",
     "renameat2",
@@ -115,14 +115,14 @@ pub(super) fn one_image(name: &str, layers: &[Vec<u8>]) -> Vec<u8> {
     tar_of(&files)
 }
 
-struct Victim {
-    dir: tempfile::TempDir,
-    root: PathBuf,
+pub(super) struct Victim {
+    pub(super) dir: tempfile::TempDir,
+    pub(super) root: PathBuf,
 }
 
 impl Victim {
     /// `strata` below `wrapper`, for five minutes at most.
-    fn strata(&self, wrapper: &[&str], args: &[&str]) -> Output {
+    pub(super) fn strata(&self, wrapper: &[&str], args: &[&str]) -> Output {
         Command::new("timeout")
             .args(["--signal=KILL", "300"])
             .args(wrapper)
@@ -140,7 +140,7 @@ impl Victim {
     }
 
     /// `strata` with the `number`-th call of one kind in each thread replaced by `harm`. `None`: it took no harm.
-    fn harmed(&self, call: &str, harm: &str, number: u32, args: &[&str]) -> Option<Output> {
+    pub(super) fn harmed(&self, call: &str, harm: &str, number: u32, args: &[&str]) -> Option<Output> {
         let log = self.dir.path().join("strace");
         let (trace, inject) = (format!("--trace={call}"), format!("--inject={call}:{harm}:when={number}"));
         let wrapper = ["strace", "-f", "-qqq", "-o", log.to_str().unwrap(), &trace, &inject];
@@ -339,10 +339,10 @@ fn few_descriptors_are_enough_or_told() {
 }
 
 /// A small file system in memory, unmounted at the end.
-struct SmallDisk(tempfile::TempDir);
+pub(super) struct SmallDisk(tempfile::TempDir);
 
 impl SmallDisk {
-    fn new(bytes: u64) -> Self {
+    pub(super) fn new(bytes: u64) -> Self {
         let dir = tempfile::Builder::new().prefix("strata-test-").tempdir().unwrap();
         let options = format!("size={bytes},mode=700");
         let mut mount = Command::new("mount");
@@ -356,7 +356,7 @@ impl SmallDisk {
         (stat.f_blocks - stat.f_bfree) * stat.f_frsize
     }
 
-    fn path(&self) -> &Path {
+    pub(super) fn path(&self) -> &Path {
         self.0.path()
     }
 }

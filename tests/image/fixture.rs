@@ -237,7 +237,9 @@ pub fn save_from(store: &Store, names: &[&str], format: Format, compression: Com
 pub fn listing_of(store: &Store) -> BTreeSet<String> {
     tree(store.root())
         .into_iter()
-        .filter(|(path, _)| !path.starts_with("tmp/") && !path.ends_with("/diff.inventory"))
+        .filter(|(path, _)| {
+            !path.starts_with("tmp/") && !path.ends_with(".inventory") && !path.contains("/.inventory-")
+        })
         .map(|(path, line)| format!("{path} {}", line.split(" @").next().unwrap_or_default()))
         .collect()
 }

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
+use stratafs::container::checkpoint::split_name;
 use stratafs::container::{Container, CreateOptions, escaped_option, refuse_if_interrupted, rootless};
 use stratafs::image::archive::{Archive, ArchiveInput, Spooling};
 use stratafs::image::reference::Reference;
@@ -24,6 +25,7 @@ use stratafs::tar::Limits;
 use stratafs::tar::compression::Compression;
 
 use super::args::{AuthoringArgs, Commit, Export, Flatten, Import, Inventory, LimitArgs, Load, Save, Snapshot, Unpack};
+use super::checkpoints;
 use super::output::{print_line, print_path, size, tell};
 use super::progress::Report;
 
@@ -160,7 +162,8 @@ fn write_to(output: Option<&Path>, write: &mut dyn FnMut(&mut dyn Write) -> Resu
 /// The file tree is read through a mount, so that it is exactly what a container sees; without privilege from the
 /// layers, as the mount does not show owners that this user has no ids for.
 pub fn export(store: &Store, args: &Export) -> Result<()> {
-    if !rustix::process::geteuid().is_root() {
+    // A checkpoint is not mounted anywhere.
+    if !rustix::process::geteuid().is_root() || checkpoints::container_at(store, &args.name).is_some() {
         return export_layers(store, args);
     }
     let write = |tree: BorrowedFd<'_>| {
@@ -244,24 +247,8 @@ pub fn flatten(store: &Store, args: &Flatten) -> Result<()> {
 }
 
 fn export_layers(store: &Store, args: &Export) -> Result<()> {
-    let mut layers = Vec::new();
-    let below = match Container::open(store, &args.name) {
-        Ok(container) => {
-            enter_namespace_of(&container)?;
-            container.sync()?;
-            if !container.record.read_only {
-                layers.push(container.open_upper()?);
-            }
-            container.layers(store)?
-        }
-        Err(_) => {
-            let layers = store.layers_of(&store.find(&args.name)?)?;
-            rootless::enter()?;
-            layers
-        }
-    };
-    layers.extend(below.iter().rev().map(|layer| layer.open_diff()).collect::<Result<Vec<_>, _>>()?);
-    let layers: Vec<BorrowedFd<'_>> = layers.iter().map(AsFd::as_fd).collect();
+    let stack = checkpoints::Side::open(store, &args.name)?;
+    let layers: Vec<BorrowedFd<'_>> = stack.all().map(AsFd::as_fd).collect();
     write_to(args.output.as_deref(), &mut |out| {
         let written = snapshot::flatten(&layers, out, &SnapshotOptions::default())?;
         written.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
@@ -270,7 +257,7 @@ fn export_layers(store: &Store, args: &Export) -> Result<()> {
 }
 
 /// Symbolic links have no place for their owner beside them: it must be read in a namespace with the same ids.
-fn enter_namespace_of(container: &Container) -> Result<()> {
+pub fn enter_namespace_of(container: &Container) -> Result<()> {
     if !container.join()? {
         rootless::enter()?;
     }
@@ -339,20 +326,31 @@ pub fn inventory(args: &Inventory) -> Result<()> {
 }
 
 pub fn commit(store: &Store, args: &Commit) -> Result<()> {
-    let container = Container::open(store, &args.container)?;
+    let (name, checkpoint) = split_name(&args.container);
+    let container = Container::open(store, name)?;
     let mut authoring = authoring(&args.authoring, &args.name);
     authoring.author.clone_from(&args.author);
     authoring.created_by = Some(container.record.command.join(" ")).filter(|command| !command.is_empty());
     let options = unpack_options(&LimitArgs { unlimited: true });
+    if container.record.read_only {
+        container.open_upper()?;
+    }
     enter_namespace_of(&container)?;
     let mut transaction = store.begin()?;
     // Changes that vanish while they are read would make half a layer.
-    let _lock = container.lock_for_reading()?;
-    container.sync()?;
-    let upper = container.open_upper()?;
+    let open = container.open_stack(store, checkpoint)?;
     let parent = container.config(store)?;
     let stack = container.layers(store)?;
-    let id = create::commit(&mut transaction, &parent, &stack, upper.as_fd(), &authoring, &options)?;
+    let mut changed: Vec<BorrowedFd<'_>> = open.changed.iter().map(AsFd::as_fd).collect();
+    let squashed = match args.squash {
+        true => create::squash(&changed, &transaction.scratch_dir("squashed")?)?.map(File::open).transpose()?,
+        false => None,
+    };
+    if let Some(squashed) = &squashed {
+        changed = vec![squashed.as_fd()];
+    }
+    changed.reverse();
+    let id = create::commit_each(&mut transaction, &parent, &stack, &changed, &authoring, &options)?;
     transaction.publish()?;
     Ok(print_line(&id.to_string())?)
 }

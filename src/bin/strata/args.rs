@@ -1,5 +1,6 @@
 //! The command line. What is about images is here, what is about containers in `containers`.
 
+mod checkpoints;
 mod containers;
 mod registry;
 
@@ -13,6 +14,7 @@ use stratafs::image::time::WRITABLE;
 use stratafs::store::save::Format;
 use stratafs::tar::compression::Compression;
 
+pub use checkpoints::*;
 pub use containers::*;
 pub use registry::*;
 
@@ -60,6 +62,9 @@ pub enum Verb {
     Logs(Logs),
     Diff(Diff),
     Commit(Commit),
+    Checkpoint(Checkpoint),
+    Rollback(Rollback),
+    Fork(Fork),
     Gc(Gc),
     Verify(Verify),
     Df(Df),
@@ -194,8 +199,8 @@ pub struct Export {
     /// Write to this file instead of standard output
     #[arg(short, long, value_name = "FILE")]
     pub output: Option<PathBuf>,
-    /// A container or an image
-    #[arg(value_name = "CONTAINER|IMAGE")]
+    /// A container, one of its checkpoints, or an image
+    #[arg(value_name = "CONTAINER[@CHECKPOINT]|IMAGE")]
     pub name: String,
     #[arg(long, value_enum, default_value = "stratafs")]
     pub driver: DriverArg,
@@ -346,13 +351,17 @@ pub struct Layers {
     pub image: String,
 }
 
-/// Make an image of a container
+/// Make an image of a container: one more layer for what it changed, and one for each checkpoint before that
 #[derive(Args)]
 #[command(
-    after_help = "Examples:\n  strata commit web web:2\n  strata commit -m 'add curl' -a 'Me <me@example.org>' -c 'CMD [\"curl\"]' web web:2"
+    after_help = "Examples:\n  strata commit --squash web@before-upgrade web:good\n  strata commit -m 'add curl' -a 'Me <me@example.org>' -c 'CMD [\"curl\"]' web web:2"
 )]
 pub struct Commit {
-    /// The container's name
+    /// Make one layer of a container with checkpoints
+    #[arg(long)]
+    pub squash: bool,
+    /// The container's name, or one of its checkpoints
+    #[arg(value_name = "CONTAINER[@CHECKPOINT]")]
     pub container: String,
     #[arg(value_name = "NAME[:TAG]")]
     pub name: Option<Reference>,

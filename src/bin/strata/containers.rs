@@ -2,7 +2,6 @@
 
 use std::fs::{self, File};
 use std::io::{self, Seek, SeekFrom, Write};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
@@ -13,11 +12,12 @@ use stratafs::container::{Container, CreateOptions, Damaged, Runtime, refuse_if_
 use stratafs::image::ImageError;
 use stratafs::image::snapshot;
 use stratafs::image::time::Timestamp;
-use stratafs::store::{Layer, Store};
+use stratafs::store::Store;
 use stratafs::sys::forward;
 use stratafs::text::{shown_bytes, shown_path};
 
 use super::args::{Diff, Logs, Mount, Ps, Rm, Stop, Umount};
+use super::checkpoints;
 use super::output::{each, print_json, print_line, print_path, print_table, shorten, tell};
 use super::running::finish;
 
@@ -325,9 +325,9 @@ fn seek_lines_from_end(log: &mut File, lines: usize) -> io::Result<()> {
 }
 
 pub fn diff(store: &Store, args: &Diff) -> Result<()> {
-    let changes = match &args.image {
-        Some(image) => image_diff(store, &args.name, image)?,
-        None => container_diff(store, &args.name)?,
+    let changes = match &args.other {
+        Some(other) => checkpoints::differences(store, &args.name, other)?,
+        None => checkpoints::changes(store, &args.name)?,
     };
     if args.json {
         let path = |bytes: &[u8]| std::ffi::OsStr::from_bytes(bytes).display().to_string();
@@ -338,28 +338,4 @@ pub fn diff(store: &Store, args: &Diff) -> Result<()> {
         true => print_line(&shown_bytes(&change.path)),
         false => print_line(&format!("{} {}", change.kind, shown_bytes(&change.path))),
     })?)
-}
-
-fn container_diff(store: &Store, name: &str) -> Result<Vec<snapshot::Change>> {
-    let container = Container::open(store, name)?;
-    container.join()?;
-    let _lock = container.lock_for_reading()?;
-    container.sync()?;
-    let upper = container.open_upper()?;
-    let lowers = open_topmost_first(&container.layers(store)?)?;
-    let lowers: Vec<BorrowedFd<'_>> = lowers.iter().map(AsFd::as_fd).collect();
-    Ok(snapshot::changes(upper.as_fd(), &lowers)?)
-}
-
-fn image_diff(store: &Store, old: &str, new: &str) -> Result<Vec<snapshot::Change>> {
-    let _lock = store.lock_shared()?;
-    let open = |name: &str| open_topmost_first(&store.layers_of(&store.find(name)?)?);
-    let (old, new) = (open(old)?, open(new)?);
-    let old: Vec<BorrowedFd<'_>> = old.iter().map(AsFd::as_fd).collect();
-    let new: Vec<BorrowedFd<'_>> = new.iter().map(AsFd::as_fd).collect();
-    Ok(snapshot::compare(&old, &new)?)
-}
-
-fn open_topmost_first(layers: &[Layer]) -> Result<Vec<OwnedFd>> {
-    Ok(layers.iter().rev().map(Layer::open_diff).collect::<Result<_, _>>()?)
 }

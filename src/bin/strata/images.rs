@@ -15,6 +15,7 @@ use stratafs::store::{Image, Layer, Removed, Repaired, Store, short_id};
 use stratafs::text::shown_path;
 
 use super::args::{Df, Gc, History, Images, Inspect, Layers, Rmi, Tag, Verify, Which};
+use super::checkpoints;
 use super::containers::listed;
 use super::output::{each, print_document, print_json, print_line, print_table, shorten, size};
 
@@ -84,7 +85,7 @@ pub fn inspect(store: &Store, args: &Inspect) -> Result<()> {
         if let Ok(container) = Container::open(store, name)
             && !args.config
         {
-            all.push(describe_container(&container)?);
+            all.push(describe_container(store, &container)?);
             return Ok(());
         }
         let image = store.find(name)?;
@@ -127,8 +128,9 @@ fn describe(store: &Store, image: &Image) -> Value {
     })
 }
 
-fn describe_container(container: &Container) -> Result<Value> {
+fn describe_container(store: &Store, container: &Container) -> Result<Value> {
     let mut value = serde_json::to_value(&container.record)?;
+    value["checkpoints"] = checkpoints::described(&container.checkpoints(store)?);
     value["name"] = json!(container.name());
     value["mounted"] = json!(container.is_mounted()?);
     value["dir"] = json!(container.dir());
@@ -232,6 +234,7 @@ pub fn layers(store: &Store, args: &Layers) -> Result<()> {
 
 pub fn gc(store: &Store, args: &Gc) -> Result<()> {
     let freed = store.gc(args.untagged)?;
+    checkpoints::tidy(store)?;
     Ok(print_line(&format!("Removed {} layers and {} blobs, {}", freed.layers, freed.blobs, size(freed.bytes)))?)
 }
 
@@ -292,8 +295,10 @@ pub fn usage(store: &Store, args: &Df) -> Result<()> {
     let inventories: Vec<u64> = layers.iter().map(Layer::inventory_size).filter(|&bytes| bytes > 0).collect();
     let images = store.images()?.len();
     let containers = listed(store)?.len();
+    let (checkpoints, in_checkpoints) = store.checkpoints_size()?;
     if args.json {
-        return Ok(print_json(&json!({"Images": images, "Containers": containers, "Layers": layers.len(),
+        return Ok(print_json(&json!({"Images": images, "Containers": containers,
+            "Checkpoints": checkpoints, "CheckpointsSize": in_checkpoints, "Layers": layers.len(),
             "Size": all, "Shared": shared, "Unused": unused,
             "Inventories": inventories.iter().sum::<u64>()}))?);
     }
@@ -304,6 +309,7 @@ pub fn usage(store: &Store, args: &Df) -> Result<()> {
     let rows = [
         row("Images", images, String::new()),
         row("Containers", containers, String::new()),
+        row("Checkpoints", checkpoints, size(in_checkpoints)),
         row("Layers", layers.len(), size(all)),
         row(
             "  shared",

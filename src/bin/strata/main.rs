@@ -5,6 +5,7 @@
 
 mod archives;
 mod args;
+mod checkpoints;
 mod containers;
 mod doctor;
 mod generate;
@@ -124,6 +125,9 @@ fn is_about_containers(verb: &Verb) -> bool {
             | Verb::Exec(_)
             | Verb::Stop(_)
             | Verb::Rm(_)
+            | Verb::Checkpoint(_)
+            | Verb::Rollback(_)
+            | Verb::Fork(_)
             | Verb::Supervise(_)
     )
 }
@@ -147,6 +151,9 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Verb::Logout(logout) => return registry::logout(logout).map(|()| ExitCode::SUCCESS),
         Verb::Doctor(doctor) => return doctor::run(cli.root, doctor),
         Verb::Stats(stats) => return stats::run(stats).map(|()| ExitCode::SUCCESS),
+        Verb::Checkpoint(checkpoint) if let Some((mountpoint, dir)) = checkpoint.of_mount() => {
+            return checkpoints::of_mount(mountpoint, dir).map(|()| ExitCode::SUCCESS);
+        }
         _ => {}
     }
     let root = cli.root.map_or_else(Store::default_root, Ok)?;
@@ -184,6 +191,9 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Verb::Diff(diff) => containers::diff(&store, &diff)?,
         Verb::Supervise(supervise) => return running::supervise(&store, &supervise),
         Verb::Which(which) => images::which(&store, &which)?,
+        Verb::Checkpoint(checkpoint) => checkpoints::run(&store, &checkpoint)?,
+        Verb::Rollback(rollback) => checkpoints::rollback(&store, &rollback)?,
+        Verb::Fork(fork) => checkpoints::fork(&store, &fork)?,
         Verb::Login(_)
         | Verb::Logout(_)
         | Verb::Unpack(_)

@@ -57,6 +57,17 @@ fn one(point: &Path) -> Result<Mount> {
     }
 }
 
+/// The work directory of a mount, in which its socket is.
+pub fn work_dir_of(point: &Path) -> Result<PathBuf> {
+    let mount = one(point)?;
+    let told = mount.answer.as_ref().ok().and_then(|value| value["control"].as_str().map(PathBuf::from));
+    let given = || mount.layers()?.overlay.work.filter(|work| work.is_absolute());
+    match told.or_else(given) {
+        Some(work) => Ok(work),
+        None => bail!("{}: has no work directory that can be found", point.display()),
+    }
+}
+
 /// Mountpoints of all mounts that may be ours, each once.
 fn mountpoints() -> Result<Vec<PathBuf>> {
     let table = fs::read(mountinfo::OWN)?;

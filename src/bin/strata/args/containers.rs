@@ -220,9 +220,9 @@ pub struct Logs {
     pub container: String,
 }
 
-/// List what a container changed, or what differs between two images: A added, C changed, D deleted
+/// List what a container changed, or what differs between two containers, checkpoints or images: A added, C changed, D deleted
 #[derive(Args)]
-#[command(after_help = "Examples:\n  strata diff web\n  strata diff debian:11 debian:12")]
+#[command(after_help = "Examples:\n  strata diff web@before-upgrade web\n  strata diff debian:11 debian:12")]
 pub struct Diff {
     /// Print only paths
     #[arg(short, long, conflicts_with = "json")]
@@ -230,11 +230,12 @@ pub struct Diff {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
-    /// A container, or the image to begin with
-    #[arg(value_name = "CONTAINER|IMAGE")]
+    /// A container, one of its checkpoints, or the image to begin with
+    #[arg(value_name = "CONTAINER[@CHECKPOINT]|IMAGE")]
     pub name: String,
-    /// The image to compare that one with
-    pub image: Option<String>,
+    /// What to compare that one with
+    #[arg(value_name = "CONTAINER[@CHECKPOINT]|IMAGE")]
+    pub other: Option<String>,
 }
 
 #[derive(Args)]

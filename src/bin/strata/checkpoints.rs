@@ -1,0 +1,205 @@
+//! Verbs about checkpoints, and what other verbs do with them.
+
+use std::ffi::OsString;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use serde_json::{Value, json};
+use stratafs::container::checkpoint::{self, OpenStack, split_name};
+use stratafs::container::{Container, escaped_option, rootless};
+use stratafs::image::ImageError;
+use stratafs::image::snapshot;
+use stratafs::image::time::Timestamp;
+use stratafs::store::{Layer, Store};
+
+use super::archives::enter_namespace_of;
+use super::args::{Checkpoint, CheckpointCreate, CheckpointLs, CheckpointRm, CheckpointVerb, Fork, Rollback};
+use super::output::{each, print_json, print_line, print_path, print_table, size};
+
+pub fn run(store: &Store, args: &Checkpoint) -> Result<()> {
+    match &args.verb {
+        CheckpointVerb::Create(args) => create(store, args),
+        CheckpointVerb::Ls(args) => list(store, args),
+        CheckpointVerb::Rm(args) => remove(store, args),
+    }
+}
+
+fn create(store: &Store, args: &CheckpointCreate) -> Result<()> {
+    let container = Container::open(store, &args.subject)?;
+    let name = args.name.as_deref().context("the checkpoint needs a name")?;
+    let made = container.create_checkpoint(store, name)?;
+    checkpoint::list_apart(&made.layer);
+    Ok(print_line(name)?)
+}
+
+/// What `ls` and `inspect` tell in JSON.
+pub fn described(checkpoints: &[checkpoint::Checkpoint]) -> Value {
+    let value = |checkpoint: &checkpoint::Checkpoint| {
+        json!({"Name": checkpoint.name, "Created": checkpoint.created.to_string(), "Id": checkpoint.layer.id.to_string(),
+            "Size": checkpoint.layer.size().ok(), "Parent": parent(checkpoints, checkpoint),
+            "Dir": checkpoint.layer.dir()})
+    };
+    checkpoints.iter().map(value).collect()
+}
+
+/// The name of the checkpoint directly below.
+fn parent<'c>(all: &'c [checkpoint::Checkpoint], checkpoint: &checkpoint::Checkpoint) -> Option<&'c str> {
+    let below = all.iter().find(|other| Some(other.layer.id) == checkpoint.layer.below);
+    below.map(|below| below.name.as_str())
+}
+
+fn list(store: &Store, args: &CheckpointLs) -> Result<()> {
+    let container = Container::open(store, &args.container)?;
+    let all = container.checkpoints(store)?;
+    if args.json {
+        return Ok(print_json(&described(&all))?);
+    }
+    if args.quiet {
+        return Ok(all.iter().try_for_each(|checkpoint| print_line(&checkpoint.name))?);
+    }
+    let now = Timestamp::now();
+    let mut rows = Vec::new();
+    for checkpoint in &all {
+        let parent = parent(&all, checkpoint).unwrap_or("-").to_owned();
+        rows.push(vec![checkpoint.name.clone(), checkpoint.created.ago(now), size(checkpoint.layer.size()?), parent]);
+    }
+    Ok(print_table(&["NAME", "CREATED", "SIZE", "PARENT"], &rows)?)
+}
+
+fn remove(store: &Store, args: &CheckpointRm) -> Result<()> {
+    let container = Container::open(store, &args.container)?;
+    let mut count = 0;
+    let removed = each(&args.names, |name| {
+        container.remove_checkpoint(store, name)?;
+        count += 1;
+        Ok(print_line(name)?)
+    });
+    let tidied = if count > 0 { tidy(store) } else { Ok(()) };
+    removed.and(tidied)
+}
+
+/// Removes and merges layers that are no checkpoints any more. There is no way back from the namespace that a user without
+/// privilege enters for it, so this is the last thing that a process does.
+pub fn tidy(store: &Store) -> Result<()> {
+    if !store.has_checkpoints() {
+        return Ok(());
+    }
+    if let Err(error) = rootless::enter() {
+        // Without one, only files of the user's own can be merged.
+        tracing::debug!("{error}");
+    }
+    Ok(checkpoint::tidy(store, true)?)
+}
+
+pub fn rollback(store: &Store, args: &Rollback) -> Result<()> {
+    let container = Container::open(store, &args.container)?;
+    if let Some(abandoned) = container.rollback(store, &args.checkpoint, args.keep.as_deref())? {
+        abandoned.remove_apart()?;
+    }
+    Ok(print_line(&args.container)?)
+}
+
+pub fn fork(store: &Store, args: &Fork) -> Result<()> {
+    let (name, checkpoint) = split_name(&args.from);
+    let forked = Container::open(store, name)?.fork(store, checkpoint, &args.name)?;
+    if !args.mount {
+        return Ok(print_line(&args.name)?);
+    }
+    match forked.mount(store) {
+        Ok(mountpoint) => Ok(print_path(mountpoint)?),
+        Err(error) => {
+            forked.clone().remove(store)?;
+            Err(error.into())
+        }
+    }
+}
+
+pub fn of_mount(mountpoint: &Path, dir: &Path) -> Result<()> {
+    let work = super::stats::work_dir_of(mountpoint)?;
+    if work.parent().is_some_and(|dir| dir.join("container.json").exists()) {
+        bail!("{}: is the mount of a container; give that one's name", mountpoint.display());
+    }
+    let dir = std::path::absolute(dir)?;
+    let mut option = OsString::from("lowerdir=");
+    for (number, lower) in checkpoint::of_mount(&work, &dir)?.iter().enumerate() {
+        option.push(if number > 0 { ":" } else { "" });
+        option.push(escaped_option(lower));
+    }
+    Ok(print_path(Path::new(&option))?)
+}
+
+/// The container and the checkpoint that `CONTAINER@CHECKPOINT` means. An image may be meant by `NAME@DIGEST`.
+pub fn container_at(store: &Store, text: &str) -> Option<(Container, String)> {
+    let (name, checkpoint) = split_name(text);
+    let checkpoint = checkpoint.filter(|checkpoint| !checkpoint.starts_with("sha256:"))?;
+    Some((Container::open(store, name).ok()?, checkpoint.to_owned()))
+}
+
+/// Something with a file tree: a container, a checkpoint or an image.
+pub enum Side {
+    Container(Box<OpenStack>),
+    Image(Vec<OwnedFd>),
+}
+
+impl Side {
+    /// A container's name comes before that of an image.
+    pub fn open(store: &Store, text: &str) -> Result<Self> {
+        if let Some((container, checkpoint)) = container_at(store, text) {
+            enter_namespace_of(&container)?;
+            return Ok(Self::Container(Box::new(container.open_stack(store, Some(&checkpoint))?)));
+        }
+        match Container::open(store, text) {
+            Ok(container) => {
+                enter_namespace_of(&container)?;
+                Ok(Self::Container(Box::new(container.open_stack(store, None)?)))
+            }
+            Err(error) => {
+                let layers = store.find(text).and_then(|image| store.layers_of(&image)).map_err(|unknown| {
+                    // Of what is neither, the container's error names one that looks alike.
+                    match text.contains([':', '/'])
+                        || !matches!(error, ImageError::NoSuchContainer { near: Some(_), .. })
+                    {
+                        true => unknown,
+                        false => error,
+                    }
+                })?;
+                rootless::enter()?;
+                Ok(Self::Image(layers.iter().rev().map(Layer::open_diff).collect::<Result<_, _>>()?))
+            }
+        }
+    }
+
+    /// Its directories, the topmost first.
+    pub fn all(&self) -> Box<dyn Iterator<Item = &OwnedFd> + '_> {
+        match self {
+            Self::Container(stack) => Box::new(stack.all()),
+            Self::Image(layers) => Box::new(layers.iter()),
+        }
+    }
+}
+
+/// What a container, or a checkpoint of it, changed of its image.
+pub fn changes(store: &Store, text: &str) -> Result<Vec<snapshot::Change>> {
+    let (name, checkpoint) = split_name(text);
+    let container = Container::open(store, name)?;
+    if container.record.read_only {
+        container.open_upper()?;
+    }
+    container.join()?;
+    let stack = container.open_stack(store, checkpoint)?;
+    let image: Vec<BorrowedFd<'_>> = stack.image.iter().map(AsFd::as_fd).collect();
+    match stack.changed.as_slice() {
+        [upper] => Ok(snapshot::changes(upper.as_fd(), &image)?),
+        _ => Ok(snapshot::compare(&image, &stack.all().map(AsFd::as_fd).collect::<Vec<_>>())?),
+    }
+}
+
+/// What has to be done to one to make it the other.
+pub fn differences(store: &Store, old: &str, new: &str) -> Result<Vec<snapshot::Change>> {
+    let _lock = store.lock_shared()?;
+    let (old, new) = (Side::open(store, old)?, Side::open(store, new)?);
+    let old: Vec<BorrowedFd<'_>> = old.all().map(AsFd::as_fd).collect();
+    let new: Vec<BorrowedFd<'_>> = new.all().map(AsFd::as_fd).collect();
+    Ok(snapshot::compare(&old, &new)?)
+}

@@ -1,0 +1,118 @@
+//! Containers that are mounted: their drivers are asked.
+
+use std::collections::HashSet;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use super::super::{Container, Driver};
+use super::freeze;
+use crate::control::{Client, Request, text};
+use crate::image::{ImageError, IoContext, Result};
+use crate::marks::chain::{Chain, ChainId};
+use crate::store::Store;
+use crate::store::checkpoints::CheckpointLayer;
+use crate::union::layer::chain::new_id;
+
+/// Paths as a request holds them.
+fn texts(paths: &[PathBuf]) -> Result<Vec<String>> {
+    paths.iter().map(|path| text(path).at(path)).collect()
+}
+
+impl Container {
+    /// The driver of its mount; `None` if it is not mounted.
+    ///
+    /// # Errors
+    /// When it is mounted by something that cannot be asked.
+    pub(super) fn running(&self) -> Result<Option<Client>> {
+        let refused = |reason: &str| Err(ImageError::refused(&self.name, reason));
+        if self.record.driver == Driver::Stratafs {
+            match Client::connect(&self.work()) {
+                Ok(client) => return Ok(Some(client)),
+                Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) => {}
+                Err(error) => return Err(error).at(self.work().join(crate::control::SOCKET)),
+            }
+        }
+        if !(self.is_mounted()? || self.record.rootless && self.holder()?.is_some()) {
+            return Ok(None);
+        }
+        match self.record.driver {
+            Driver::Overlay => refused("is mounted by overlayfs, whose layers cannot change; unmount or stop it first"),
+            Driver::Stratafs => refused("its driver takes no requests; unmount it first, and mount it again"),
+        }
+    }
+
+    fn told(&self, error: &std::io::Error) -> ImageError {
+        ImageError::refused(&self.name, error.to_string())
+    }
+
+    /// Has the driver make a layer of its upper, at `place`.
+    pub(super) fn ask_for_checkpoint(&self, mount: &mut Client, place: &Path, next: &Chain) -> Result<()> {
+        let request = Request::Checkpoint { place: text(place).at(place)?, id: next.id.to_string(), sync: true };
+        let state = mount.ask(&Request::State).map_err(|error| self.told(&error))?;
+        // Only the contents of files that are open for writing are copied, and may change meanwhile.
+        let _frozen = (state.writers != Some(0)).then(|| freeze::freeze(self)).flatten();
+        mount.ask(&request).map(drop).map_err(|error| self.told(&error))
+    }
+
+    /// Has the driver stand on the layer below `next`, with an empty upper. The old upper goes to `place`.
+    pub(super) fn ask_to_switch(&self, store: &Store, mount: &mut Client, place: &Path, next: &Chain) -> Result<()> {
+        let lowers = texts(&self.lower_dirs(store, &store.chain(next.below)?)?)?;
+        let place = text(place).at(place)?;
+        let request = Request::Switch { place, id: next.id.to_string(), lowers, keep_upper: false };
+        mount.ask(&request).map(drop).map_err(|error| self.told(&error))
+    }
+
+    /// Tells the driver that its layers are now found elsewhere, with the same content.
+    pub(super) fn ask_to_follow(&self, store: &Store, mount: &mut Client) -> Result<()> {
+        let lowers = texts(&self.lower_dirs(store, &self.chain(store)?)?)?;
+        let request = Request::Switch { place: String::new(), id: String::new(), lowers, keep_upper: true };
+        mount.ask(&request).map(drop).map_err(|error| self.told(&error))
+    }
+}
+
+/// The mounted containers that stand on one of these layers, with their drivers, as far as those can be asked.
+pub(super) fn users_of(store: &Store, layers: &HashSet<ChainId>) -> Result<Vec<(Container, Option<Client>)>> {
+    let mut users = Vec::new();
+    for container in Container::list(store)?.containers {
+        let uses = |layer: &CheckpointLayer| layers.contains(&layer.id);
+        if container.record.read_only || !container.chain(store).is_ok_and(|chain| chain.iter().any(uses)) {
+            continue;
+        }
+        match container.running() {
+            Ok(None) => {}
+            Ok(Some(client)) => users.push((container, Some(client))),
+            Err(ImageError::Refused { .. }) => users.push((container, None)),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(users)
+}
+
+/// Tells the mounts that use these layers that another one is about to.
+pub(super) fn share(store: &Store, layers: &[CheckpointLayer]) -> Result<()> {
+    let ids = layers.iter().map(|layer| layer.id).collect();
+    let dirs: Vec<PathBuf> = layers.iter().map(CheckpointLayer::dir).collect();
+    for (container, client) in users_of(store, &ids)? {
+        // A mount that cannot be asked has had these layers from its beginning, and never writes into those.
+        let Some(mut client) = client else { continue };
+        client.ask(&Request::Share { layers: texts(&dirs)? }).map_err(|error| container.told(&error))?;
+    }
+    Ok(())
+}
+
+/// Makes a layer of the upper of a mount that belongs to no store. Returns the mount's layers after that, the topmost first.
+///
+/// # Errors
+/// When nothing answers in the work directory, or the driver cannot do it.
+pub fn of_mount(work: &Path, dir: &Path) -> Result<Vec<PathBuf>> {
+    let name = || dir.display().to_string();
+    if std::fs::symlink_metadata(dir).is_ok() {
+        return Err(ImageError::refused(name(), "is there already; give the name of a directory to be made"));
+    }
+    let mut mount = Client::connect(work).at(work.join(crate::control::SOCKET))?;
+    let id = new_id().at(dir)?.to_string();
+    let told = |error: std::io::Error| ImageError::refused(name(), error.to_string());
+    mount.ask(&Request::Checkpoint { place: text(dir).at(dir)?, id, sync: true }).map_err(told)?;
+    let state = mount.ask(&Request::State).map_err(told)?;
+    Ok(state.lowers.iter().map(|lower| crate::control::path(&lower.path)).collect())
+}
