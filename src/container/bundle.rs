@@ -1,8 +1,10 @@
 //! What an OCI runtime is told: `config.json` of a bundle (OCI runtime specification 1.0, config.md and
 //! config-linux.md). Capabilities, masked and read-only paths are docker's defaults (moby, `oci/defaults.go`).
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::paths::clean;
@@ -48,7 +50,8 @@ const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys",
 const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// The network of a container.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Network {
     /// The host's.
     #[default]
@@ -58,7 +61,8 @@ pub enum Network {
 }
 
 /// A directory or file of the host that a container sees.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Volume {
     /// On the host.
     pub source: PathBuf,
@@ -99,7 +103,8 @@ impl std::str::FromStr for Volume {
 }
 
 /// What the user asks of a run, beside what the image says.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
 pub struct RunOptions {
     /// The command, or arguments of the entry point.
     pub command: Vec<String>,
@@ -119,6 +124,14 @@ pub struct RunOptions {
     pub network: Network,
     /// It has a terminal.
     pub terminal: bool,
+    /// Its standard input is open.
+    pub interactive: bool,
+    /// `NAME` and value, for whoever looks for it by them.
+    pub labels: BTreeMap<String, String>,
+    /// The signal that asks it to end, instead of the image's: a name or a number.
+    pub stop_signal: Option<String>,
+    /// Seconds that it may take to end when it is asked to; none: 10.
+    pub stop_timeout: Option<u32>,
     /// It cannot change its root file system.
     pub read_only: bool,
     /// Bytes of memory.
@@ -148,6 +161,12 @@ impl RunOptions {
         }
         image.env.iter().cloned().chain(self.assignments()).for_each(|assignment| assign(&mut env, assignment));
         env
+    }
+
+    /// Puts the caller's values in the place of variables without one, so that a later start by another caller finds the
+    /// same.
+    pub fn settle_environment(&mut self) {
+        self.env = self.assignments().collect();
     }
 
     /// The user's variables; a name alone passes the caller's on, if it has one.

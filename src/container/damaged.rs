@@ -5,11 +5,13 @@ use std::path::{Path, PathBuf};
 
 use rustix::mount::{UnmountFlags, unmount};
 
+use super::bundle::RunOptions;
 use super::mount::mounts_below;
-use super::{Container, Driver, Record, check_name};
+use super::naming::check_name;
+use super::{Container, Driver, Record, State};
 use crate::image::digest::Digest;
 use crate::image::files::remove_tree;
-use crate::image::{ImageError, IoContext, Result};
+use crate::image::{ImageError, IoContext, Result, spec};
 use crate::store::Store;
 
 /// A container that is not as it was made.
@@ -32,7 +34,12 @@ impl Container {
             return Err(ImageError::NoSuchContainer { name: name.to_owned(), near: None });
         }
         let unknown = Digest::from_bytes([0; 32]);
+        let state: State = fs::read(dir.join("state.json"))
+            .ok()
+            .and_then(|bytes| spec::parse("state.json", &bytes).ok())
+            .unwrap_or_default();
         let record = Record {
+            id: state.id,
             image: unknown,
             image_name: String::new(),
             layers: Vec::new(),
@@ -45,6 +52,8 @@ impl Container {
             remove_at_exit: false,
             rootless: false,
             stubs: Vec::new(),
+            options: RunOptions::default(),
+            runtime: None,
         };
         Ok(Self { name: name.to_owned(), dir, record })
     }

@@ -2,129 +2,65 @@
 //!
 //! ```text
 //! containers/NAME/       an OCI runtime bundle
-//!   container.json       a [`Record`]
+//!   container.json       a [`Record`]: what it is made of and how it runs
+//!   state.json           a [`State`]: whether it runs, how it ended
 //!   upper/ work/         what the container changed
 //!   merged/              where it is mounted, unless the user named another place
 //!   volumes/             directories for the image's `Volumes`, outside of the upper
 //!   checkpoints/         names of checkpoints
 //!   config.json          what the OCI runtime is told (only of containers that were run)
-//!   log, exit            output and exit code of one that was run detached
+//!   log                  what it wrote
+//!   attach               the socket of the process that watches it, while it runs
 //! ```
 
+pub mod attach;
 pub mod bundle;
+mod cgroup;
 pub mod checkpoint;
 mod damaged;
+mod finish;
+mod locks;
+mod monitor;
 mod mount;
+mod naming;
 mod paths;
 mod program;
+mod record;
 pub mod rootless;
 mod run;
+mod runtime;
+mod state;
 mod stubs;
 mod users;
 mod volumes;
 
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, FlockOperation, Mode, OFlags, RenameFlags, flock, fstat, open, renameat_with};
 use rustix::io::Errno;
-use serde::{Deserialize, Serialize};
 
+use self::bundle::RunOptions;
+use self::locks::{DirLock, lock_dir};
+use self::naming::{Naming, check_name, may_be_id, names, new_id};
 use crate::confined;
 use crate::image::config::ImageConfig;
-use crate::image::digest::Digest;
 use crate::image::files::{make_dir, sync_dir};
-use crate::image::reference::Reference;
 use crate::image::time::Timestamp;
 use crate::image::{ImageError, IoContext, Result, nearest, spec};
 use crate::marks::Namespace;
 use crate::store::{Image, Layer, Store, replace_file, retry_interrupted};
 
 pub use damaged::Damaged;
+pub use finish::finish;
+pub use locks::{ChangeLock, RunLock};
+pub use monitor::{LogLine, Monitor};
 pub use mount::{Driver, escaped_option, stratafs_program};
-pub use run::{Runtime, RuntimeState, refuse_if_interrupted};
-
-/// `container.json`: what a container is made of. The store's gc reads `image`, `layers` and `blobs`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Record {
-    /// The id of its image.
-    pub image: Digest,
-    /// How the user called the image.
-    pub image_name: String,
-    /// Ids of the image's layers in the store, the lowest first.
-    pub layers: Vec<Digest>,
-    /// The image's documents, which a commit needs.
-    pub blobs: Vec<Digest>,
-    /// When it was made.
-    pub created: String,
-    /// What mounts it.
-    pub driver: Driver,
-    /// It has no writable directory.
-    #[serde(default)]
-    pub read_only: bool,
-    /// Where it is to be mounted.
-    pub mountpoint: PathBuf,
-    /// What it runs, if it was made to run something.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub command: Vec<String>,
-    /// Remove it when it ends.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub remove_at_exit: bool,
-    /// A user without privilege runs it: owners and modes are kept beside the files.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub rootless: bool,
-    /// Mount points that the image lacks and that were made for the runtime; they are no change of the container's.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub stubs: Vec<PathBuf>,
-}
-
-/// A lock on an open directory. It ends when this is dropped, even if a child that was just forked, and has not executed
-/// its program yet, has the directory open too.
-#[derive(Debug)]
-struct DirLock(Option<File>);
-
-impl Drop for DirLock {
-    fn drop(&mut self) {
-        if let Some(file) = &self.0
-            && let Err(error) = flock(file, FlockOperation::Unlock)
-        {
-            tracing::debug!("a lock ends late: {error}");
-        }
-    }
-}
-
-/// Held by the process that runs a container.
-#[derive(Debug)]
-pub struct RunLock(DirLock);
-
-impl RunLock {
-    /// The lock for another program: it is held as long as that has the file open.
-    pub fn into_file(mut self) -> Option<File> {
-        self.0.0.take()
-    }
-
-    /// The lock that the process which started this one handed over as standard input.
-    ///
-    /// # Errors
-    /// Standard input is not this container's directory.
-    pub fn handed_over(container: &Container) -> Result<Self> {
-        let stdin = rustix::io::dup(rustix::stdio::stdin()).at(&container.dir)?;
-        let (given, own) = (fstat(&stdin).at(&container.dir)?, rustix::fs::stat(&container.dir).at(&container.dir)?);
-        if (given.st_dev, given.st_ino) != (own.st_dev, own.st_ino) {
-            return Err(ImageError::refused(&container.name, "was not handed over to be run"));
-        }
-        Ok(Self(DirLock(Some(stdin.into()))))
-    }
-}
-
-/// Held while a container is mounted, unmounted, read or removed.
-#[derive(Debug)]
-pub struct ChangeLock {
-    _lock: DirLock,
-}
+pub use record::Record;
+pub use runtime::{Runtime, RuntimeState, refuse_if_interrupted};
+pub use state::{Phase, ProcessId, State, Status};
 
 /// The containers of a store.
 #[derive(Debug, Default)]
@@ -157,12 +93,16 @@ pub struct CreateOptions {
     pub read_only: bool,
     /// Where to mount it; none: in its own directory.
     pub mountpoint: Option<PathBuf>,
-    /// What it is to run.
+    /// What it is to run, entry point and arguments.
     pub command: Vec<String>,
     /// Remove it when it ends.
     pub remove_at_exit: bool,
     /// A user without privilege makes it.
     pub rootless: bool,
+    /// How it is to run.
+    pub run: RunOptions,
+    /// The OCI runtime that is to run it.
+    pub runtime: Option<String>,
 }
 
 impl Container {
@@ -192,11 +132,13 @@ impl Container {
         let stage = tempfile::Builder::new().prefix("container-").tempdir_in(&tmp).at(&tmp)?;
         prepare(stage.path(), layers.last())?;
         let lock = RunLock(lock_dir(stage.path())?);
+        let id = new_id()?;
         loop {
             let name = naming.next(store)?;
             let dir = store.containers().join(&name);
             let mountpoint = elsewhere.clone().unwrap_or_else(|| dir.join("merged"));
             let record = Record {
+                id: id.clone(),
                 image: image.id(),
                 image_name: options.image_name.clone(),
                 layers: layers.iter().map(Layer::id).collect(),
@@ -209,6 +151,8 @@ impl Container {
                 remove_at_exit: options.remove_at_exit,
                 rootless: options.rootless,
                 stubs: Vec::new(),
+                options: options.run.clone(),
+                runtime: options.runtime.clone(),
             };
             write_record(stage.path(), &record)?;
             // The rename is what takes the name: of several processes that want it, one gets it.
@@ -228,16 +172,37 @@ impl Container {
         }
     }
 
-    /// The container of this name.
+    /// The container of this name, or the only one whose id begins with this.
     ///
     /// # Errors
     /// When there is none, or its record cannot be used.
     pub fn open(store: &Store, name: &str) -> Result<Self> {
+        match Self::by_name(store, name) {
+            Err(error @ ImageError::NoSuchContainer { .. }) if may_be_id(name) => {
+                let fits = |container: &Self| container.record.id.starts_with(name);
+                let mut found = Self::list(store)?.containers.into_iter().filter(fits);
+                match (found.next(), found.next()) {
+                    (Some(container), None) => Ok(container),
+                    (Some(_), Some(_)) => {
+                        Err(ImageError::refused(name, "fits several containers; give more of the id"))
+                    }
+                    (None, _) => Err(error),
+                }
+            }
+            opened => opened,
+        }
+    }
+
+    fn by_name(store: &Store, name: &str) -> Result<Self> {
         let dir = store.containers().join(check_name(name)?);
         let path = dir.join("container.json");
         match fs::read(&path) {
             Ok(bytes) => {
-                let record = spec::parse(&path.display().to_string(), &bytes)?;
+                let mut record: Record = spec::parse(&path.display().to_string(), &bytes)?;
+                // It was renamed.
+                if record.mountpoint.parent().and_then(Path::parent) == Some(&store.containers()) {
+                    record.mountpoint = dir.join("merged");
+                }
                 Ok(Self { name: name.to_owned(), dir, record })
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound && !damaged::is_there(&dir) => {
@@ -256,7 +221,7 @@ impl Container {
     pub fn list(store: &Store) -> Result<Listed> {
         let mut listed = Listed::default();
         for name in names(store)? {
-            match Self::open(store, &name) {
+            match Self::by_name(store, &name) {
                 Ok(container) => listed.containers.push(container),
                 // It was removed since the directory was read.
                 Err(ImageError::NoSuchContainer { .. }) => {}
@@ -270,6 +235,45 @@ impl Container {
     /// Its name.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// What the OCI runtime knows it by.
+    pub(crate) fn runtime_id(&self) -> &str {
+        if self.record.id.is_empty() { &self.name } else { &self.record.id }
+    }
+
+    /// Gives it another name, even while it runs.
+    ///
+    /// # Errors
+    /// When the name is taken or malformed.
+    pub fn rename(self, store: &Store, name: &str) -> Result<()> {
+        let to = store.containers().join(check_name(name)?);
+        // Nobody mounts, unmounts or reads it by its old path meanwhile.
+        let _change = self.lock_change()?;
+        if self.record.id.is_empty() && self.status()?.is_running() {
+            return Err(ImageError::refused(self.name, "was started by version 0.1; stop it first"));
+        }
+        match renameat_with(CWD, &self.dir, CWD, &to, RenameFlags::NOREPLACE) {
+            Ok(()) => sync_dir(&store.containers()),
+            Err(Errno::EXIST) => Err(ImageError::refused(name, "there is a container of that name already")),
+            Err(error) => Err(error).at(to),
+        }
+    }
+
+    /// The same container where it is now: whoever has its lock finds it again after a rename.
+    pub(crate) fn relocated(&self, lock: &RunLock) -> Self {
+        let mut here = self.clone();
+        let link = lock.0.0.as_ref().map(|file| format!("/proc/self/fd/{}", file.as_raw_fd()));
+        let Some(dir) = link.and_then(|link| fs::read_link(link).ok()) else { return here };
+        let Some(name) = dir.file_name().and_then(|name| name.to_str()) else { return here };
+        if check_name(name).is_ok() && dir != self.dir {
+            here.name = name.to_owned();
+            if here.record.mountpoint == self.dir.join("merged") {
+                here.record.mountpoint = dir.join("merged");
+            }
+            here.dir = dir;
+        }
+        here
     }
 
     /// Its directory, which is the OCI runtime's bundle.
@@ -417,63 +421,4 @@ fn write_record(dir: &Path, record: &Record) -> Result<()> {
     // An empty upper directory is worth no wait for all that other programs write (syncfs).
     File::open(&path).and_then(|file| file.sync_all()).at(&path)?;
     sync_dir(dir)
-}
-
-/// A name is one path component that no option can be mistaken for, as docker's are.
-fn check_name(name: &str) -> Result<&str> {
-    let first = |b: u8| b.is_ascii_alphanumeric();
-    let later = |b: u8| first(b) || matches!(b, b'_' | b'.' | b'-');
-    match name.as_bytes() {
-        [head, rest @ ..] if first(*head) && rest.iter().all(|&b| later(b)) && rest.len() < 64 => Ok(name),
-        _ => Err(ImageError::malformed(name, "a container's name is up to 64 letters, digits, '_', '.' and '-'")),
-    }
-}
-
-/// Names of everything that lies where containers do, in order. Others than this program makes are not named.
-fn names(store: &Store) -> Result<Vec<String>> {
-    let mut names = Vec::new();
-    for entry in fs::read_dir(store.containers()).at(store.containers())? {
-        names.extend(entry.at(store.containers())?.file_name().into_string());
-    }
-    names.retain(|name| check_name(name).is_ok());
-    names.sort();
-    Ok(names)
-}
-
-/// Takes the lock on a directory, if nobody has it.
-fn lock_dir(path: &Path) -> Result<DirLock> {
-    let file = File::open(path).at(path)?;
-    retry_interrupted(|| flock(&file, FlockOperation::NonBlockingLockExclusive)).at(path)?;
-    Ok(DirLock(Some(file)))
-}
-
-/// Where a new container's name comes from.
-enum Naming {
-    /// The user chose it.
-    Chosen(String),
-    /// `debian-1`, `debian-2`, …: says where the container comes from.
-    Numbered { base: String, last: u64 },
-}
-
-impl Naming {
-    fn of_image(image: &Image) -> Self {
-        let repository = image.names.first().map(Reference::repository).unwrap_or_else(|| "container".to_owned());
-        let base = repository.rsplit('/').next().unwrap_or("container").chars().take(48).collect();
-        Self::Numbered { base, last: 0 }
-    }
-
-    /// The next name to try. Another process may be faster, so the rename that takes it decides.
-    fn next(&mut self, store: &Store) -> Result<String> {
-        let (base, last) = match self {
-            Self::Chosen(name) => return Ok(name.clone()),
-            Self::Numbered { base, last } => (base, last),
-        };
-        loop {
-            *last += 1;
-            let name = format!("{base}-{last}");
-            if !damaged::is_there(&store.containers().join(&name)) {
-                return Ok(name);
-            }
-        }
-    }
 }

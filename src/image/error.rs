@@ -102,6 +102,14 @@ pub enum ImageError {
         /// The signal's number.
         signal: i32,
     },
+    /// Another process of this program failed and said why.
+    #[error("{}", line(message))]
+    Told {
+        /// Its exit code.
+        code: u8,
+        /// What it said.
+        message: String,
+    },
     /// A registry cannot be reached, refuses, or does not keep its word.
     #[error("{}: {}", line(place), line(reason))]
     Registry {
@@ -138,6 +146,18 @@ impl ImageError {
     /// Text that does not parse.
     pub fn malformed(what: impl Into<String>, reason: impl ToString) -> Self {
         Self::Malformed { what: what.into(), reason: reason.to_string() }
+    }
+
+    /// The exit code of a `run` that fails so: 127 if there is no such program, 126 if it cannot be run, as shells have
+    /// them; 128 and the number of the signal that ended the work; else 125, as docker has it.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::CannotRun { missing: true, .. } => 127,
+            Self::CannotRun { missing: false, .. } => 126,
+            Self::Interrupted { signal } => u8::try_from(128 + signal).unwrap_or(125),
+            Self::Told { code, .. } => *code,
+            _ => 125,
+        }
     }
 
     /// Something that is not done.

@@ -15,6 +15,7 @@ pub mod mapping;
 pub mod memory;
 pub mod mount;
 pub mod namespace;
+pub mod session;
 pub mod signals;
 pub mod write_out;
 pub mod xattr;

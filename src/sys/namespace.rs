@@ -4,6 +4,7 @@
 
 use std::io;
 
+use rustix::mount::MountPropagationFlags;
 use rustix::thread::{CapabilitySet, UnshareFlags};
 
 /// True if this process has these capabilities in the first user namespace, which is the one that maps every id to itself:
@@ -73,6 +74,21 @@ pub fn unshare_user_and_mounts() -> io::Result<()> {
     }
     // SAFETY: the table of file descriptors stays shared with nobody else, as there is one thread.
     Ok(unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWUSER | UnshareFlags::NEWNS) }?)
+}
+
+/// Puts this process into a mount namespace of its own, whose mounts nobody else sees.
+///
+/// # Errors
+/// Those of `unshare(2)` and `mount(2)`; and when the process has more than one thread.
+pub fn unshare_mounts() -> io::Result<()> {
+    let threads = std::fs::read_dir("/proc/self/task")?.count();
+    if threads != 1 {
+        return Err(io::Error::other("cannot change the namespace of a process with threads"));
+    }
+    // SAFETY: the table of file descriptors stays shared with nobody else, as there is one thread.
+    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }?;
+    let private = MountPropagationFlags::REC | MountPropagationFlags::PRIVATE;
+    Ok(rustix::mount::mount_change("/", private)?)
 }
 
 #[cfg(test)]

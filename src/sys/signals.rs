@@ -98,16 +98,26 @@ pub fn start_afresh() -> io::Result<()> {
 /// Those of `sigaction(2)` and `sigprocmask(2)`; none is expected.
 pub fn start_program() -> io::Result<()> {
     // A handler, as an ignored signal stays ignored in the programs that are started.
-    dispose(libc::SIGXFSZ, too_large as *const () as libc::sighandler_t)?;
+    dispose(libc::SIGXFSZ, nothing as *const () as libc::sighandler_t)?;
     dispose(libc::SIGXCPU, libc::SIG_DFL)?;
     receive()
 }
 
-/// The system call that raised the signal fails, and that says enough.
-extern "C" fn too_large(_signal: libc::c_int) {}
+/// From now on a change of the terminal's size interrupts a system call that waits (`EINTR` from `poll(2)`). By default it
+/// is ignored.
+///
+/// # Errors
+/// Those of `sigaction(2)`; none is expected.
+pub fn interrupt_at_resize() -> io::Result<()> {
+    // `signal` of the C library restarts calls after the signal, but poll(2) is never restarted (signal(7)).
+    dispose(libc::SIGWINCH, nothing as *const () as libc::sighandler_t)
+}
+
+/// The system call that the signal interrupts, or that raised it, fails, and that says enough.
+extern "C" fn nothing(_signal: libc::c_int) {}
 
 fn dispose(signal: libc::c_int, disposition: libc::sighandler_t) -> io::Result<()> {
-    // SAFETY: the disposition is SIG_IGN, SIG_DFL or `too_large`, which does nothing.
+    // SAFETY: the disposition is SIG_IGN, SIG_DFL or `nothing`, which does nothing.
     match unsafe { libc::signal(signal, disposition) } {
         libc::SIG_ERR => Err(io::Error::last_os_error()),
         _ => Ok(()),

@@ -243,7 +243,9 @@ fn a_terminal_is_one() {
         let output = command.stdin(Stdio::null()).output().unwrap();
         let text = String::from_utf8_lossy(&output.stdout).replace('\r', "");
         assert!(text.contains("33 77\nterminal\n"), "{}: {text}", world.driver);
-        assert!(!world.run(&["run", "--rm", "-t", "tool:1", "true"]).status.success(), "-t without a terminal");
+        assert!(!world.run(&["run", "--rm", "-it", "tool:1", "true"]).status.success(), "-it without a terminal");
+        let shown = world.ok(&["run", "--rm", "-t", "tool:1", "test -t 1 && echo terminal"]);
+        assert_eq!(shown, "terminal\r\n", "{}: only the output's is one", world.driver);
     }
 }
 
@@ -258,7 +260,7 @@ fn a_run_leaves_only_what_the_container_changed() {
             world.driver
         );
         assert_eq!(world.mounts(), 0);
-        assert!(world.ok(&["ps", "-a"]).contains("stopped"));
+        assert!(world.ok(&["ps", "-a"]).contains("exited (0)"));
         world.ok(&["commit", "c", "tool:3"]);
         assert!(world.ok(&["history", "tool:3"]).contains("echo x >/tmp/made"));
         assert_eq!(world.ok(&["run", "--rm", "tool:3", "cat /tmp/made /data2/lower"]), "x\nlower\n");
@@ -371,8 +373,8 @@ fn what_cannot_start_is_told_in_one_line() {
         one_line(&["run", "--rm", "--entrypoint", "nonexistent", "tool:1"], 127, "nonexistent");
         one_line(&["run", "--rm", "--entrypoint", "/data/lower", "tool:1"], 126, "/data/lower");
         one_line(&["run", "--rm", "-w", "/data/lower", "tool:1"], 126, "/data/lower");
-        one_line(&["run", "--rm", "--runtime", "/nonexistent", "tool:1"], 1, "/nonexistent: not found");
-        one_line(&["run", "--rm", "-v", "/nonexistent:/x", "tool:1"], 1, "/nonexistent");
+        one_line(&["run", "--rm", "--runtime", "/nonexistent", "tool:1"], 125, "/nonexistent: not found");
+        one_line(&["run", "--rm", "-v", "/nonexistent:/x", "tool:1"], 125, "/nonexistent");
         one_line(&["mount", "tool:1", "/nonexistent"], 1, "/nonexistent");
         one_line(&["mount", "tol:1"], 1, "did you mean tool:1?");
     }

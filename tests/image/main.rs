@@ -44,6 +44,7 @@ mod engines;
 mod fixture;
 mod interop;
 mod inventory;
+mod lifecycle;
 mod reports;
 mod run;
 mod store;

@@ -56,7 +56,7 @@ fn links_of_the_image_lead_nowhere() {
         // The user's name is looked up in the image, whatever the link says.
         for target in ["/etc/passwd", "../../../../../../etc/passwd", "/proc/self/root/etc/passwd"] {
             hostile(&world, "hostile:passwd", Tar::new().dir("etc/").symlink("etc/passwd", target));
-            let told = refusal(&world, 1, &["run", "--rm", "-u", "daemon", "hostile:passwd"]);
+            let told = refusal(&world, 125, &["run", "--rm", "-u", "daemon", "hostile:passwd"]);
             assert!(told.contains("daemon: no such user in the image's /etc/passwd"), "{driver}: {told}");
         }
         assert_eq!((world.ok(&["ps", "-aq"]), world.mounts()), (String::new(), 0), "{driver}");
@@ -80,7 +80,7 @@ fn links_at_the_kernels_mount_points_are_refused() {
             world.ok(&["umount", "h"]);
             world.ok(&["commit", "h", "tool:hostile"]);
             world.ok(&["rm", "h"]);
-            let told = refusal(&world, 1, &["run", "--rm", "tool:hostile"]);
+            let told = refusal(&world, 125, &["run", "--rm", "tool:hostile"]);
             assert!(told.contains(&format!("its /{name} is no directory")), "{}: {told}", world.driver);
             assert_eq!((world.ok(&["ps", "-aq"]), world.mounts()), (String::new(), 0));
         }
@@ -150,12 +150,12 @@ fn exec_runs_as_whom_and_where_it_is_told() {
             "{driver}"
         );
         assert!(world.ok(&["exec", "c", "/bin/id"]).starts_with("uid=0(root)"), "{driver}");
-        let told = refusal(&world, 1, &["exec", "-u", "nobody", "c", "/bin/id"]);
+        let told = refusal(&world, 125, &["exec", "-u", "nobody", "c", "/bin/id"]);
         assert!(told.contains("nobody: no such user"), "{told}");
         world.ok(&["stop", "-t", "0", "c"]);
-        assert!(refusal(&world, 1, &["exec", "c", "/bin/id"]).contains("c: does not run"));
-        assert!(refusal(&world, 1, &["exec", "d", "/bin/id"]).contains("d: no such container"));
-        let told = refusal(&world, 1, &["run", "--name", "c", "tool:1"]);
+        assert!(refusal(&world, 125, &["exec", "c", "/bin/id"]).contains("c: does not run"));
+        assert!(refusal(&world, 125, &["exec", "d", "/bin/id"]).contains("d: no such container"));
+        let told = refusal(&world, 125, &["run", "--name", "c", "tool:1"]);
         assert!(told.contains("there is a container of that name already"), "{told}");
     }
 }
@@ -254,11 +254,12 @@ fn after_a_crash_of_everything_it_is_stopped_and_can_be_mounted() {
             wait_until("the change", || {
                 std::fs::read(dir.join("upper/data/kept")).is_ok_and(|bytes| bytes == b"kept\n")
             });
-            let init = std::fs::read_to_string(dir.join("pid")).unwrap();
+            let state = std::fs::read(dir.join("state.json")).unwrap();
+            let state: serde_json::Value = serde_json::from_slice(&state).unwrap();
             let mut pids = processes(world.dir.path(), "supervise c");
             pids.extend(processes(world.dir.path(), "--bundle"));
             pids.extend(processes(world.dir.path(), "fsname=strata-c"));
-            pids.push(init.trim().to_owned());
+            pids.push(state["process"]["pid"].to_string());
             for pid in &pids {
                 Command::new("kill").args(["-9", pid]).status().unwrap();
             }
@@ -330,7 +331,7 @@ fn loads_and_collections_beside_a_run() {
             });
             let script = "cat /data/two /data/lower; echo mine >/data/mine; cat /data/mine";
             while !loader.is_finished() {
-                let output = world.run(&["run", "--rm", "tool:2", script]);
+                let output = world.run(&["run", "--rm", "--pull", "never", "tool:2", script]);
                 let told = String::from_utf8(output.stderr).unwrap();
                 if output.status.success() {
                     assert_eq!(String::from_utf8(output.stdout).unwrap(), "two\nlower\nmine\n", "{driver}: {told}");

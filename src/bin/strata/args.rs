@@ -2,7 +2,9 @@
 
 mod checkpoints;
 mod containers;
+mod lifecycle;
 mod registry;
+mod run;
 
 use std::path::PathBuf;
 
@@ -16,13 +18,15 @@ use stratafs::tar::compression::Compression;
 
 pub use checkpoints::*;
 pub use containers::*;
+pub use lifecycle::*;
 pub use registry::*;
+pub use run::*;
 
 /// Container images on stratafs: load, run, change and save them, without a daemon
 #[derive(Parser)]
 #[command(name = "strata", version, max_term_width = 100, subcommand_required = true, arg_required_else_help = true)]
 #[command(
-    after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage; run and exec: the container's own,\n127 if its program is not there, 126 if it cannot be run.\n\nStart with:\n  strata pull debian:12\n  strata run --rm -it debian:12 bash"
+    after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage; run and exec: the container's own,\n127 if its program is not there, 126 if it cannot be run, 125 if anything else fails.\n\nStart with:\n  strata pull debian:12\n  strata run --rm -it debian:12 bash"
 )]
 pub struct Cli {
     /// The store [default: /var/lib/strata for root, else $XDG_DATA_HOME/strata]
@@ -55,9 +59,19 @@ pub enum Verb {
     Mount(Mount),
     Umount(Umount),
     Run(Box<Run>),
+    Create(Box<Create>),
+    Start(Start),
+    Attach(Attach),
     Exec(Exec),
     Ps(Ps),
     Stop(Stop),
+    Restart(Restart),
+    Kill(Kill),
+    Wait(Wait),
+    Rename(Rename),
+    Pause(Pause),
+    Unpause(Unpause),
+    Top(Top),
     Rm(Rm),
     Logs(Logs),
     Diff(Diff),

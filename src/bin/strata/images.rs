@@ -132,6 +132,8 @@ fn describe_container(store: &Store, container: &Container) -> Result<Value> {
     let mut value = serde_json::to_value(&container.record)?;
     value["checkpoints"] = checkpoints::described(&container.checkpoints(store)?);
     value["name"] = json!(container.name());
+    value["state"] = serde_json::to_value(container.state()?)?;
+    value["status"] = json!(container.status()?.word());
     value["mounted"] = json!(container.is_mounted()?);
     value["dir"] = json!(container.dir());
     Ok(value)

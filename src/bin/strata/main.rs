@@ -1,7 +1,7 @@
 //! `strata`: container images on layer directories. Arguments, output and exit codes; the work is the library's.
 //!
-//! Exit codes: 0 done, 1 failed, 2 wrong usage; `run` and `exec` exit with what the container exited with, or with 127
-//! or 126 if its program is not there or cannot be run.
+//! Exit codes: 0 done, 1 failed, 2 wrong usage; `run`, `start -a` and `exec` exit with what the container exited with, with
+//! 127 or 126 if its program is not there or cannot be run, and with 125 if anything else fails.
 
 mod archives;
 mod args;
@@ -10,6 +10,8 @@ mod containers;
 mod doctor;
 mod generate;
 mod images;
+mod lifecycle;
+mod logs;
 mod output;
 mod progress;
 mod registry;
@@ -60,7 +62,11 @@ fn main() -> ExitCode {
         output::tell(&format!("strata: signals: {error}"));
         return ExitCode::FAILURE;
     }
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return wrong_usage(&error),
+    };
+    let is_run = matches!(cli.verb, Verb::Run(_) | Verb::Exec(_));
     let filter = EnvFilter::try_from_env("STRATA_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
@@ -75,7 +81,7 @@ fn main() -> ExitCode {
         Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             output::tell(&format!("strata: {}{}", one_line(&error), remedy(&error)));
-            failure_code(&error)
+            failure_code(&error, is_run)
         }
     }
 }
@@ -93,14 +99,24 @@ fn remedy(error: &anyhow::Error) -> String {
     }
 }
 
-/// 127 and 126 as shells have them, for a container whose program is not there or is none; else 1.
-fn failure_code(error: &anyhow::Error) -> ExitCode {
-    match error.downcast_ref() {
-        Some(ImageError::CannotRun { missing: true, .. }) => ExitCode::from(127),
-        Some(ImageError::CannotRun { missing: false, .. }) => ExitCode::from(126),
-        // As a shell says of a program that a signal ended.
-        Some(ImageError::Interrupted { signal }) => ExitCode::from(u8::try_from(128 + signal).unwrap_or(1)),
-        _ => ExitCode::FAILURE,
+/// Wrong usage of `run` and `exec` is told from an exit code of the container's, as docker does.
+fn wrong_usage(error: &clap::Error) -> ExitCode {
+    error.print().unwrap_or(());
+    let words: Vec<_> = std::env::args_os().collect();
+    let is_run = words.iter().skip(1).any(|word| word == "run" || word == "exec");
+    match error.exit_code() {
+        0 => ExitCode::SUCCESS,
+        _ if is_run => ExitCode::from(125),
+        code => ExitCode::from(u8::try_from(code).unwrap_or(2)),
+    }
+}
+
+/// 127 and 126 as shells have them, for a container whose program is not there or is none; else 125 for `run` and `exec`, 1
+/// for other verbs.
+fn failure_code(error: &anyhow::Error, is_run: bool) -> ExitCode {
+    match error.downcast_ref().map(ImageError::exit_code) {
+        Some(125) | None if !is_run => ExitCode::FAILURE,
+        code => ExitCode::from(code.unwrap_or(125)),
     }
 }
 
@@ -122,6 +138,9 @@ fn is_about_containers(verb: &Verb) -> bool {
         Verb::Mount(_)
             | Verb::Umount(_)
             | Verb::Run(_)
+            | Verb::Create(_)
+            | Verb::Start(_)
+            | Verb::Restart(_)
             | Verb::Exec(_)
             | Verb::Stop(_)
             | Verb::Rm(_)
@@ -183,11 +202,21 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Verb::Mount(mount) => containers::mount(&store, &mount)?,
         Verb::Umount(umount) => containers::umount(&store, &umount)?,
         Verb::Run(run) => return running::run(&store, *run),
+        Verb::Create(create) => running::create(&store, *create)?,
+        Verb::Start(start) => return running::start(&store, &start),
+        Verb::Attach(attach) => return running::attach(&store, &attach),
         Verb::Exec(exec) => return running::exec(&store, exec),
         Verb::Ps(ps) => containers::list(&store, &ps)?,
-        Verb::Stop(stop) => containers::stop(&store, &stop)?,
+        Verb::Stop(stop) => lifecycle::stop(&store, &stop)?,
+        Verb::Restart(restart) => return lifecycle::restart(&store, &restart),
+        Verb::Kill(kill) => lifecycle::kill(&store, &kill)?,
+        Verb::Wait(wait) => lifecycle::wait(&store, &wait)?,
+        Verb::Rename(rename) => lifecycle::rename(&store, &rename)?,
+        Verb::Pause(pause) => lifecycle::pause(&store, &pause, true)?,
+        Verb::Unpause(unpause) => lifecycle::pause(&store, &unpause.pause, false)?,
+        Verb::Top(top) => return lifecycle::top(&store, &top),
         Verb::Rm(rm) => containers::remove(&store, &rm)?,
-        Verb::Logs(logs) => containers::logs(&store, &logs)?,
+        Verb::Logs(logs) => logs::logs(&store, &logs)?,
         Verb::Diff(diff) => containers::diff(&store, &diff)?,
         Verb::Supervise(supervise) => return running::supervise(&store, &supervise),
         Verb::Which(which) => images::which(&store, &which)?,

@@ -10,8 +10,9 @@ use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget};
 use rustix::termios::{LocalModes, OptionalActions, SpecialCodeIndex, tcgetattr, tcsetattr};
 use stratafs::image::digest::Digest;
 use stratafs::image::reference::Reference;
+use stratafs::image::spec::Platform;
 use stratafs::registry::credentials::Files;
-use stratafs::registry::{self, Options, Progress, PushOptions};
+use stratafs::registry::{self, Options, Progress, PushOptions, RemoteImage};
 use stratafs::store::load::LoadOptions;
 use stratafs::store::{Image, Store, short_id};
 
@@ -85,6 +86,16 @@ fn options(args: &RegistryArgs) -> Options {
         certificates: args.cert_dir.clone(),
         credentials: Files::of_user(args.authfile.clone()),
     }
+}
+
+/// Pulls an image that a container is to be made of. Only standard error tells of it: standard output is the container's.
+pub fn fetch(store: &Store, image: &RemoteImage, platform: Option<Platform>, args: &RegistryArgs) -> Result<()> {
+    let report = Report::new(false);
+    report.say(&format!("Pulling {} from {}", image.name, image.name.domain()));
+    let how = LoadOptions { platform, ..LoadOptions::default() };
+    let mut transaction = store.begin()?;
+    registry::pull(&mut transaction, image, &options(args), &how, &report)?;
+    Ok(transaction.publish()?)
 }
 
 pub fn pull(store: &Store, args: &Pull) -> Result<()> {

@@ -1,26 +1,33 @@
-//! `run` and `exec`, and what ends a container.
+//! `run`, `create`, `start`, `attach` and `exec`.
 
-use std::fs::{self, File};
+use std::collections::BTreeMap;
+use std::fs::File;
 use std::io::{self, IsTerminal};
-use std::path::Path;
+use std::os::unix::net::UnixStream;
 use std::process::{Command, ExitCode, Stdio};
-use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use rustix::process::Pid;
+use stratafs::container::attach::{Attachment, Attendance, Ended};
 use stratafs::container::bundle::{Network, RunOptions};
-use stratafs::container::{Container, CreateOptions, RunLock, Runtime, refuse_if_interrupted, rootless};
+use stratafs::container::{
+    Container, CreateOptions, Monitor, RunLock, Runtime, finish, refuse_if_interrupted, rootless,
+};
 use stratafs::image::ImageError;
-use stratafs::store::Store;
+use stratafs::registry::RemoteImage;
+use stratafs::store::{Image, Store};
 use stratafs::sys::forward;
+use stratafs::sys::session::start_in_new_session;
 
-use super::args::{Exec, NetworkArg, Run, Supervise};
-use super::output::{print_line, tell};
+use super::args::{Attach, AttachArgs, ContainerArgs, Create, Exec, NetworkArg, PullArg, Run, Start, Supervise};
+use super::output::{each, print_line, tell};
+use super::registry::fetch;
 
 /// A container that this process has in its hands. However the process leaves it, by an error too, the container is
 /// unmounted, and removed if nothing of it is to stay.
-struct Stay<'s> {
+pub struct Stay<'s> {
     store: &'s Store,
-    runtime: &'s Runtime,
+    runtime: Runtime,
     /// None once it was ended or handed over.
     held: Option<(Container, Option<RunLock>)>,
     /// It never ran: nothing of it is to stay.
@@ -28,25 +35,63 @@ struct Stay<'s> {
 }
 
 impl<'s> Stay<'s> {
-    fn end(mut self) -> Result<()> {
-        self.held
-            .take()
-            .map_or(Ok(()), |(container, lock)| finish(self.store, self.runtime, container, lock, self.is_new))
-    }
-
     fn container(&mut self) -> Result<&mut Container> {
         self.held.as_mut().map(|(container, _)| container).context("the container has ended")
     }
 
     /// Mounts it and writes its configuration. A signal in between ends it.
-    fn prepare(&mut self, options: &RunOptions) -> Result<()> {
+    fn prepare(&mut self) -> Result<()> {
         let store = self.store;
         let container = self.container()?;
         refuse_if_interrupted()?;
         container.mount(store)?;
         refuse_if_interrupted()?;
-        container.prepare_run(store, options)?;
+        container.prepare_run(store)?;
         Ok(refuse_if_interrupted()?)
+    }
+
+    /// Starts this program again to watch the container. The lock goes over to it as its standard input, one end of a
+    /// connection as its standard output.
+    fn launch(mut self, front: &Front) -> Result<Ended> {
+        self.prepare()?;
+        let (mut attachment, theirs) = Attachment::pair()?;
+        let container = self.container()?.clone();
+        if front.attached && container.record.options.terminal {
+            attachment.announce_size()?;
+        }
+        let complaints = File::create(container.dir().join("monitor.log")).context("monitor.log")?;
+        let mut command = Command::new(std::env::current_exe()?);
+        command.current_dir("/").arg("--root").arg(self.store.root()).arg("supervise").arg(container.name());
+        command.args(front.attached.then_some("--attached")).args(self.is_new.then_some("--new"));
+        command.arg("--runtime").arg(self.runtime.program());
+        command.stdout(Stdio::from(theirs)).stderr(complaints);
+        let lock = self.held.as_mut().and_then(|(_, lock)| lock.take()).and_then(RunLock::into_file);
+        command.stdin(Stdio::from(lock.context("the container has ended")?));
+        start_in_new_session(&mut command);
+        let mut monitor = command.spawn()?;
+        drop(command);
+        let options = &container.record.options;
+        let ended = attachment.attend(&Attendance {
+            until_started: !front.attached,
+            input: front.input,
+            terminal: options.terminal && front.attached,
+            detach_keys: front.detach_keys.clone(),
+            signals_to: front.proxies.then(|| Pid::from_child(&monitor)),
+        })?;
+        match ended {
+            Ended::Lost => {
+                // It was killed. What it would have done is done here.
+                monitor.wait()?;
+                let held = self.held.take().map(|(container, _)| container).context("the container has ended")?;
+                finish(self.store, &self.runtime, held, None, self.is_new)?;
+                bail!("{}: the process that watched it was killed", container.name())
+            }
+            ended => {
+                // The monitor has it now.
+                self.held = None;
+                Ok(ended)
+            }
+        }
     }
 }
 
@@ -54,68 +99,68 @@ impl Drop for Stay<'_> {
     fn drop(&mut self) {
         if let Some((container, lock)) = self.held.take() {
             let name = container.name().to_owned();
-            if let Err(error) = finish(self.store, self.runtime, container, lock, self.is_new) {
+            if let Err(error) = finish(self.store, &self.runtime, container, lock, self.is_new) {
                 tell(&format!("strata: {name}: {error:#}"));
             }
         }
     }
 }
 
-/// After a container has ended: the runtime forgets it, its mount goes, and with `--rm`, or if it `is_new`, all of it.
-/// Every step is tried, whatever became of those before; the first error is returned.
-pub fn finish(
-    store: &Store,
-    runtime: &Runtime,
-    container: Container,
-    lock: Option<RunLock>,
-    is_new: bool,
-) -> Result<()> {
-    let forgotten = match runtime.state(&container) {
-        Ok(Some(_)) => runtime.delete(&container, true),
-        // It was never asked to run it, or has forgotten it by itself.
-        Ok(None) | Err(_) => Ok(()),
-    };
-    let removes = is_new || container.record.remove_at_exit;
-    let unmounted = unmount(store, &container, is_new, removes);
-    let removed = match lock {
-        _ if !removes => Ok(()),
-        Some(lock) => container.remove_locked(store, &lock),
-        None => container.remove(store),
-    };
-    Ok(forgotten.and(unmounted).and(removed)?)
+/// How this process is joined with a container that it starts.
+pub struct Front {
+    attached: bool,
+    input: bool,
+    detach_keys: stratafs::container::attach::DetachKeys,
+    proxies: bool,
 }
 
-fn unmount(store: &Store, container: &Container, is_new: bool, removes: bool) -> stratafs::image::Result<()> {
-    let cleaned = match is_new {
-        true => Ok(()),
-        // Mounts again if the driver died.
-        false if !removes => container.mount(store).map(drop).and_then(|()| container.remove_stubs()),
-        false => Ok(()),
-    };
-    let unmounted = match container.is_mounted()? {
-        false => Ok(()),
-        // Where nothing of it stays, what uses it keeps no one from removing it.
-        true if removes => container.unmount(false).or_else(|_| container.unmount(true)),
-        true => container.unmount(false),
-    };
-    cleaned.and(unmounted)
+impl Front {
+    /// It leaves the container alone as soon as that runs.
+    pub fn none() -> Self {
+        Self { attached: false, input: false, detach_keys: Default::default(), proxies: true }
+    }
+
+    fn of(args: &AttachArgs, input: bool) -> Self {
+        Self { attached: true, input, detach_keys: args.detach_keys.clone(), proxies: args.sig_proxy }
+    }
 }
 
-pub fn run(store: &Store, args: Run) -> Result<ExitCode> {
-    // From here on a signal is recorded, and ends this process only where it has cleaned up.
-    forward::hold().context("signals")?;
+/// The image, pulled if the policy says so.
+fn image_for(store: &Store, name: &str, args: &ContainerArgs) -> Result<Image> {
+    let found = store.find(name);
+    let wanted = match (&found, args.pull) {
+        (Ok(image), PullArg::Missing | PullArg::Never) => return Ok(image.clone()),
+        (Err(ImageError::NoSuchImage { .. }), PullArg::Missing) | (_, PullArg::Always) => name.parse::<RemoteImage>(),
+        _ => return Ok(found?),
+    };
+    // An id, or what is no name at all.
+    let Ok(wanted) = wanted else { return Ok(found?) };
+    if name.starts_with("sha256:") {
+        return Ok(found?);
+    }
+    if let Err(error) = fetch(store, &wanted, args.platform.clone(), &args.registry) {
+        return Err(match found {
+            Err(ImageError::NoSuchImage { near: Some(near), .. }) => {
+                error.context(format!("{name}: no such image here (did you mean {near}?)"))
+            }
+            _ => error,
+        });
+    }
+    Ok(store.find(name)?)
+}
+
+/// Makes the container that the arguments describe. It is this process's until it is dropped.
+fn create_container<'s>(store: &'s Store, args: ContainerArgs) -> Result<Stay<'s>> {
     let rootless = rootless::enter()?;
     let runtime = Runtime::find(store, args.runtime.as_deref())?;
-    if args.tty && !io::stdin().is_terminal() {
-        bail!("-t needs a terminal as standard input");
-    }
     let (name, command) = args.words.split_first().context("an image is needed")?;
-    let image = store.find(name)?;
+    let (name, command) = (name.clone(), command.to_vec());
+    let image = image_for(store, &name, &args)?;
     if let Some(Err(reason)) = image.config.platform().map(|platform| platform.check_runs_here()) {
-        return Err(ImageError::CannotRun { program: name.clone(), reason, missing: false }.into());
+        return Err(ImageError::CannotRun { program: name, reason, missing: false }.into());
     }
-    let options = RunOptions {
-        command: command.to_vec(),
+    let mut options = RunOptions {
+        command,
         entrypoint: args.entrypoint,
         env: args.env,
         working_dir: args.workdir,
@@ -127,101 +172,171 @@ pub fn run(store: &Store, args: Run) -> Result<ExitCode> {
             NetworkArg::None => Network::None,
         },
         terminal: args.tty,
+        interactive: args.interactive,
         read_only: args.read_only,
         memory: args.memory,
         pids: args.pids_limit,
+        labels: labels(&args.label),
+        stop_signal: args.stop_signal,
+        stop_timeout: args.stop_timeout,
     };
+    options.settle_environment();
     let create = CreateOptions {
         name: args.name,
-        image_name: name.clone(),
+        image_name: name,
         driver: args.driver.into(),
         command: options.words(&image.config.process()),
         remove_at_exit: args.rm,
         rootless,
+        run: options,
+        runtime: Some(runtime.program().display().to_string()),
         ..CreateOptions::default()
     };
     let (container, lock) = Container::create_locked(store, &image, &create)?;
-    let mut stay = Stay { store, runtime: &runtime, held: Some((container, Some(lock))), is_new: true };
-    stay.prepare(&options)?;
-    if args.detach {
-        return detach(stay, args.runtime.as_deref());
-    }
-    // Without -i the container must not eat the caller's input.
-    let code = runtime.run(stay.container()?, None, args.interactive || args.tty)?;
-    stay.is_new = false;
-    stay.end()?;
-    Ok(ExitCode::from(code))
+    Ok(Stay { store, runtime, held: Some((container, Some(lock))), is_new: true })
 }
 
-/// Starts this program again to watch the container, and waits until it runs. The lock goes over to the supervisor as its
-/// standard input.
-fn detach(mut stay: Stay<'_>, runtime: Option<&str>) -> Result<ExitCode> {
-    let store = stay.store;
-    let container = stay.container()?.clone();
-    let log = File::create(container.dir().join("log")).context("log")?;
-    let mut command = Command::new(std::env::current_exe()?);
-    command.current_dir("/").arg("--root").arg(store.root()).arg("supervise");
-    if let Some(runtime) = runtime {
-        command.arg("--runtime").arg(runtime);
+fn labels(words: &[String]) -> BTreeMap<String, String> {
+    let pair = |word: &String| {
+        let (name, value) = word.split_once('=').unwrap_or((word, ""));
+        (name.to_owned(), value.to_owned())
+    };
+    words.iter().map(pair).collect()
+}
+
+pub fn run(store: &Store, args: Run) -> Result<ExitCode> {
+    // From here on a signal is recorded, and ends this process only where it has cleaned up.
+    forward::hold().context("signals")?;
+    let (interactive, tty) = (args.container.interactive, args.container.tty);
+    if !args.detach && interactive && tty && !io::stdin().is_terminal() {
+        bail!("-it needs a terminal as standard input; leave -t out");
     }
-    command.arg(container.name()).stdout(log.try_clone()?).stderr(log);
-    let lock = stay.held.as_mut().and_then(|(_, lock)| lock.take()).and_then(RunLock::into_file);
-    command.stdin(Stdio::from(lock.context("the container has ended")?));
-    let mut supervisor = command.spawn()?;
-    // The supervisor has it now.
+    let front = if args.detach { Front::none() } else { Front::of(&args.attach, interactive) };
+    let mut stay = create_container(store, args.container)?;
+    let name = stay.container()?.name().to_owned();
+    outcome(stay.launch(&front)?, &name)
+}
+
+/// The exit code of a container that was attended.
+pub fn outcome(ended: Ended, name: &str) -> Result<ExitCode> {
+    match ended {
+        Ended::Started => {
+            print_line(name)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Ended::Detached => Ok(ExitCode::SUCCESS),
+        Ended::Exited(code) => Ok(ExitCode::from(code)),
+        Ended::Failed(code, message) => Err(ImageError::Told { code, message }.into()),
+        Ended::Lost => bail!("{name}: the process that watches it was killed"),
+    }
+}
+
+pub fn create(store: &Store, args: Create) -> Result<()> {
+    forward::hold().context("signals")?;
+    let mut stay = create_container(store, args.container)?;
+    refuse_if_interrupted()?;
+    print_line(stay.container()?.name())?;
+    // It stays.
     stay.held = None;
-    drop(command);
-    let _forwarding = forward::forward_to(supervisor.id(), false)?;
-    let (pid_file, exit_file) = (container.dir().join("pid"), container.dir().join("exit"));
-    loop {
-        if pid_file.exists() {
-            print_line(container.name())?;
-            return Ok(ExitCode::SUCCESS);
-        }
-        if supervisor.try_wait()?.is_some() {
-            refuse_if_interrupted()?;
-            // A short-lived container may be gone already, which is no failure.
-            if exit_file.exists() || !container.dir().exists() {
-                print_line(container.name())?;
-                return Ok(ExitCode::SUCCESS);
-            }
-            bail!("{}: {}", container.name(), last_line(&container.dir().join("log")));
-        }
-        std::thread::sleep(Duration::from_millis(10));
-    }
+    Ok(())
 }
 
-fn last_line(path: &Path) -> String {
-    let text = fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
-    text.lines().last().unwrap_or("the container did not start").to_owned()
+pub fn start(store: &Store, args: &Start) -> Result<ExitCode> {
+    forward::hold().context("signals")?;
+    if args.attach || args.interactive {
+        let [name] = &args.containers[..] else { bail!("-a and -i are for one container") };
+        let front = Front::of(&args.attachment, args.interactive);
+        return match begin(store, name, args.runtime.as_deref(), &front)? {
+            // It runs already.
+            None => join(store, name, &front),
+            Some(ended) => outcome(ended, name),
+        };
+    }
+    each(&args.containers, |name| {
+        match begin(store, name, args.runtime.as_deref(), &Front::none())? {
+            None => print_line(name)?,
+            Some(ended) => drop(outcome(ended, name)?),
+        }
+        Ok(())
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Starts a container unless it runs already.
+pub fn begin(store: &Store, name: &str, runtime: Option<&str>, front: &Front) -> Result<Option<Ended>> {
+    let container = Container::open(store, name)?;
+    if container.status()?.is_running() {
+        return Ok(None);
+    }
+    if container.record.rootless {
+        rootless::enter()?;
+    }
+    let runtime = Runtime::of(store, &container, runtime)?;
+    let lock = container.lock()?;
+    // What a crash left with the runtime would be in the way.
+    if runtime.state(&container)?.is_some() {
+        runtime.delete(&container, true)?;
+    }
+    let mut stay = Stay { store, runtime, held: Some((container, Some(lock))), is_new: false };
+    stay.container()?.give_id()?;
+    stay.launch(front).map(Some)
+}
+
+pub fn attach(store: &Store, args: &Attach) -> Result<ExitCode> {
+    forward::hold().context("signals")?;
+    join(store, &args.container, &Front::of(&args.attachment, !args.no_stdin))
+}
+
+/// Joins a container that runs.
+fn join(store: &Store, name: &str, front: &Front) -> Result<ExitCode> {
+    let container = Container::open(store, name)?;
+    let state = container.state()?;
+    let options = &container.record.options;
+    let ended = Attachment::to(&container)?.attend(&Attendance {
+        until_started: false,
+        input: front.input && options.interactive,
+        terminal: options.terminal,
+        detach_keys: front.detach_keys.clone(),
+        signals_to: state.monitor.and_then(|monitor| monitor.alive()).filter(|_| front.proxies),
+    })?;
+    match (ended, container.state()?.exit_code) {
+        // It ended just when we came.
+        (Ended::Lost, Some(code)) => Ok(ExitCode::from(code)),
+        (ended, _) => outcome(ended, name),
+    }
 }
 
 pub fn supervise(store: &Store, args: &Supervise) -> Result<ExitCode> {
     forward::hold().context("signals")?;
-    rustix::process::setsid().context("setsid")?;
-    let runtime = Runtime::find(store, args.runtime.as_deref())?;
+    let client = UnixStream::from(rustix::io::dup(rustix::stdio::stdout()).context("standard output")?);
+    let nothing = File::options().write(true).open("/dev/null").context("/dev/null")?;
+    rustix::stdio::dup2_stdout(&nothing).context("standard output")?;
     let container = Container::open(store, &args.container)?;
     let lock = RunLock::handed_over(&container)?;
-    let mut stay = Stay { store, runtime: &runtime, held: Some((container.clone(), Some(lock))), is_new: false };
-    let code = runtime.run(stay.container()?, Some(&container.dir().join("pid")), false)?;
-    fs::write(container.dir().join("exit"), format!("{code}\n"))?;
-    stay.end()?;
-    Ok(ExitCode::from(code))
+    let runtime = Runtime::find(store, args.runtime.as_deref())?;
+    let (is_attached, is_new) = (args.attached, args.new);
+    let monitor = Monitor { store, runtime: &runtime, container, lock, client, is_attached, is_new };
+    Ok(ExitCode::from(monitor.run()?))
 }
 
 pub fn exec(store: &Store, args: Exec) -> Result<ExitCode> {
     forward::hold().context("signals")?;
-    let runtime = Runtime::find(store, args.runtime.as_deref())?;
     let (name, command) = args.words.split_first().context("a container is needed")?;
     let container = Container::open(store, name)?;
+    let runtime = Runtime::of(store, &container, args.runtime.as_deref())?;
+    if args.tty && !io::stdin().is_terminal() {
+        bail!("-t needs a terminal as standard input");
+    }
     container.join()?;
-    let options = RunOptions {
+    let mut options = RunOptions {
         command: command.to_vec(),
         env: args.env,
         working_dir: args.workdir,
         user: args.user,
         terminal: args.tty,
+        interactive: args.interactive,
         ..RunOptions::default()
     };
-    Ok(ExitCode::from(runtime.exec(&container, &options, args.interactive || args.tty)?))
+    options.settle_environment();
+    Ok(ExitCode::from(runtime.exec(&container, &options, args.detach)?))
 }

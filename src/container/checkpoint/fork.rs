@@ -5,7 +5,7 @@ use std::fs;
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::io::Errno;
 
-use super::super::{Container, Record, check_name, prepare, write_record};
+use super::super::{Container, Record, check_name, naming, prepare, write_record};
 use super::pivot::mark_root;
 use crate::image::files::{open_dir, sync_dir};
 use crate::image::time::Timestamp;
@@ -43,6 +43,7 @@ impl Container {
         let chain = Chain { id: new_id().at(&upper)?, below: Some(layer.id) };
         mark_root(&layer.open()?, &open_dir(&upper)?, &chain).at(&upper)?;
         let record = Record {
+            id: naming::new_id()?,
             created: Timestamp::now().to_string(),
             mountpoint: dir.join("merged"),
             remove_at_exit: false,

@@ -223,7 +223,7 @@ fn what_was_asked_for_beside_a_mistake_is_done() {
     assert_eq!(inspected.status.code(), Some(1));
     let value: serde_json::Value = serde_json::from_slice(&inspected.stdout).unwrap();
     assert_eq!(value[0]["RepoTags"][0], "z:1");
-    let output = strata(&root, &["rm", "-f", "a", "b"]);
+    let output = strata(&root, &["rm", "a", "b"]);
     assert!(told(&output).contains("a: no such container") && told(&output).contains("b: no such container"));
 }
 

@@ -53,7 +53,7 @@ fn a_runtime_that_fails_leaves_no_mount() {
         let path = program.to_str().unwrap().to_owned();
         let texts = [
             ("exits", "#!/bin/sh\nexit 1\n"),
-            ("is killed", "#!/bin/sh\n[ \"$3\" = run ] && kill -9 $$\nexit 1\n"),
+            ("is killed", "#!/bin/sh\n[ \"$3\" = create ] && kill -9 $$\nexit 1\n"),
             ("is no program", "#!/nonexistent/interpreter\n"),
             ("says nonsense of the state", "#!/bin/sh\n[ \"$3\" = state ] && echo nonsense && exit 0\nexit 3\n"),
         ];

@@ -37,8 +37,8 @@ fn words_after_the_image_are_the_containers() {
         }
         world.ok(&["rm", "-f", "c"]);
         // Before the image they are this program's.
-        assert_eq!(world.run(&["run", "--nonsense", "tool:1"]).status.code(), Some(2));
-        assert_eq!(world.run(&["run"]).status.code(), Some(2));
-        assert_eq!(world.run(&["exec", "c"]).status.code(), Some(2));
+        assert_eq!(world.run(&["run", "--nonsense", "tool:1"]).status.code(), Some(125));
+        assert_eq!(world.run(&["run"]).status.code(), Some(125));
+        assert_eq!(world.run(&["exec", "c"]).status.code(), Some(125));
     }
 }

@@ -1,0 +1,212 @@
+//! The command line of the verbs that make and start containers.
+
+use clap::{Args, ValueEnum};
+use stratafs::container::attach::DetachKeys;
+use stratafs::container::bundle::Volume;
+use stratafs::image::spec::Platform;
+
+use super::{DriverArg, RegistryArgs};
+
+#[derive(Clone, Copy, ValueEnum)]
+pub enum NetworkArg {
+    Host,
+    None,
+}
+
+/// When an image is pulled.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum PullArg {
+    /// If it is not there
+    Missing,
+    /// Even if it is there
+    Always,
+    /// Not at all
+    Never,
+}
+
+/// How a container is made: what `run` and `create` share.
+#[derive(Args)]
+pub struct ContainerArgs {
+    /// Remove the container when it ends
+    #[arg(long)]
+    pub rm: bool,
+    /// What to call the container [default: made of the image's name]
+    #[arg(long)]
+    pub name: Option<String>,
+    /// Keep its standard input open, and pass ours on
+    #[arg(short, long)]
+    pub interactive: bool,
+    /// Give it a terminal
+    #[arg(short, long)]
+    pub tty: bool,
+    /// Set a variable; NAME alone passes yours on
+    #[arg(short, long, value_name = "NAME[=VALUE]")]
+    pub env: Vec<String>,
+    /// Where it starts
+    #[arg(short, long, value_name = "DIR")]
+    pub workdir: Option<String>,
+    /// As whom, by the image's own names, or numbers
+    #[arg(short, long, value_name = "USER[:GROUP]")]
+    pub user: Option<String>,
+    /// Show it a file or directory of the host
+    #[arg(short, long, value_name = "SOURCE:DESTINATION[:ro]")]
+    pub volume: Vec<Volume>,
+    /// Instead of the image's entry point
+    #[arg(long, value_name = "PROGRAM")]
+    pub entrypoint: Option<String>,
+    /// Its host name [default: its name]
+    #[arg(long)]
+    pub hostname: Option<String>,
+    /// The host's network, or none
+    #[arg(long, value_enum, default_value = "host")]
+    pub network: NetworkArg,
+    /// It cannot change its root file system
+    #[arg(long)]
+    pub read_only: bool,
+    /// Bytes of memory it may use
+    #[arg(short, long, value_name = "BYTES", value_parser = crate::output::parse_size)]
+    pub memory: Option<i64>,
+    /// Number of processes it may have
+    #[arg(long, value_name = "NUMBER")]
+    pub pids_limit: Option<i64>,
+    /// Mark it for whoever looks for it
+    #[arg(short, long, value_name = "NAME[=VALUE]")]
+    pub label: Vec<String>,
+    /// The signal that asks it to end [default: the image's]
+    #[arg(long, value_name = "SIGNAL")]
+    pub stop_signal: Option<String>,
+    /// Seconds that it may take to end when it is asked to [default: 10]
+    #[arg(long, value_name = "SECONDS")]
+    pub stop_timeout: Option<u32>,
+    /// When to pull the image
+    #[arg(long, value_enum, default_value = "missing")]
+    pub pull: PullArg,
+    /// Which image of an index with several [default: this machine's]
+    #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
+    pub platform: Option<Platform>,
+    #[command(flatten)]
+    pub registry: RegistryArgs,
+    /// What mounts it: the stratafs program, or the kernel's overlayfs (needs root)
+    #[arg(long, value_enum, env = "STRATA_DRIVER", default_value = "stratafs")]
+    pub driver: DriverArg,
+    /// The OCI runtime [default: runc, else crun]
+    #[arg(long, env = "STRATA_RUNTIME", value_name = "PROGRAM")]
+    pub runtime: Option<String>,
+    /// An image (a name or an id, or the beginning of one), then the command or the arguments of the entry point. Options
+    /// come before the image; all words after it are the container's
+    #[arg(required = true, trailing_var_arg = true, num_args = 1.., value_names = ["IMAGE", "COMMAND"])]
+    pub words: Vec<String>,
+}
+
+/// How to be attached to a container.
+#[derive(Args)]
+pub struct AttachArgs {
+    /// The keys that leave a container with a terminal running
+    #[arg(long, value_name = "KEYS", default_value = "ctrl-p,ctrl-q")]
+    pub detach_keys: DetachKeys,
+    /// Pass signals on to the container
+    #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set, num_args = 0..=1,
+        default_missing_value = "true", require_equals = true)]
+    pub sig_proxy: bool,
+}
+
+/// Run a command in a new container of an image
+#[derive(Args)]
+#[command(
+    after_help = "Examples:\n  strata run --rm -it debian:12 bash\n  strata run --name web -d -v /srv:/srv:ro web:1"
+)]
+pub struct Run {
+    /// Leave it running and print its name
+    #[arg(short, long)]
+    pub detach: bool,
+    #[command(flatten)]
+    pub attach: AttachArgs,
+    #[command(flatten)]
+    pub container: ContainerArgs,
+}
+
+/// Make a container of an image without running it, and print its name
+#[derive(Args)]
+#[command(
+    after_help = "Examples:\n  strata create --name web web:1\n  strata create -it --name shell debian:12 bash && strata start -ai shell"
+)]
+pub struct Create {
+    #[command(flatten)]
+    pub container: ContainerArgs,
+}
+
+/// Start containers that were made, or that have ended, with all that they changed
+#[derive(Args)]
+#[command(after_help = "Examples:\n  strata start web db\n  strata start -ai shell")]
+pub struct Start {
+    /// Show what it writes, wait for its end and exit as it does
+    #[arg(short, long)]
+    pub attach: bool,
+    /// Pass standard input on too
+    #[arg(short, long)]
+    pub interactive: bool,
+    #[command(flatten)]
+    pub attachment: AttachArgs,
+    /// The OCI runtime [default: what it was made with]
+    #[arg(long, value_name = "PROGRAM")]
+    pub runtime: Option<String>,
+    #[arg(required = true, value_name = "CONTAINER")]
+    pub containers: Vec<String>,
+}
+
+/// Join the terminal with a running container's
+#[derive(Args)]
+#[command(after_help = "Examples:\n  strata attach shell\n  strata attach --no-stdin web")]
+pub struct Attach {
+    /// Only show what it writes
+    #[arg(long)]
+    pub no_stdin: bool,
+    #[command(flatten)]
+    pub attachment: AttachArgs,
+    /// The container's name
+    pub container: String,
+}
+
+/// Run one more command in a running container
+#[derive(Args)]
+#[command(after_help = "Examples:\n  strata exec web ps\n  strata exec -it web bash")]
+pub struct Exec {
+    /// Pass standard input on
+    #[arg(short, long)]
+    pub interactive: bool,
+    /// Give it a terminal
+    #[arg(short, long)]
+    pub tty: bool,
+    /// Do not wait for it
+    #[arg(short, long, conflicts_with_all = ["interactive", "tty"])]
+    pub detach: bool,
+    /// Set a variable
+    #[arg(short, long, value_name = "NAME=VALUE")]
+    pub env: Vec<String>,
+    /// Where it starts
+    #[arg(short, long, value_name = "DIR")]
+    pub workdir: Option<String>,
+    /// As whom
+    #[arg(short, long, value_name = "USER[:GROUP]")]
+    pub user: Option<String>,
+    /// The OCI runtime [default: what it was started with]
+    #[arg(long, value_name = "PROGRAM")]
+    pub runtime: Option<String>,
+    /// A container's name, then the command. Options come before the name; all words after it are the container's
+    #[arg(required = true, trailing_var_arg = true, num_args = 2.., value_names = ["CONTAINER", "COMMAND"])]
+    pub words: Vec<String>,
+}
+
+#[derive(Args)]
+pub struct Supervise {
+    #[arg(long)]
+    pub runtime: Option<String>,
+    /// The client that started it stays
+    #[arg(long)]
+    pub attached: bool,
+    /// It never ran
+    #[arg(long)]
+    pub new: bool,
+    /// The container's name
+    pub container: String,
+}

@@ -1,0 +1,62 @@
+//! Locks on a container's directory: who runs it, who changes it.
+
+use std::fs::File;
+use std::path::Path;
+
+use rustix::fs::{FlockOperation, flock, fstat};
+
+use super::Container;
+use crate::image::{ImageError, IoContext, Result};
+use crate::store::retry_interrupted;
+
+/// A lock on an open directory. It ends when this is dropped, even if a child that was just forked, and has not executed
+/// its program yet, has the directory open too.
+#[derive(Debug)]
+pub(super) struct DirLock(pub(super) Option<File>);
+
+impl Drop for DirLock {
+    fn drop(&mut self) {
+        if let Some(file) = &self.0
+            && let Err(error) = flock(file, FlockOperation::Unlock)
+        {
+            tracing::debug!("a lock ends late: {error}");
+        }
+    }
+}
+
+/// Held by the process that runs a container.
+#[derive(Debug)]
+pub struct RunLock(pub(super) DirLock);
+
+impl RunLock {
+    /// The lock for another program: it is held as long as that has the file open.
+    pub fn into_file(mut self) -> Option<File> {
+        self.0.0.take()
+    }
+
+    /// The lock that the process which started this one handed over as standard input.
+    ///
+    /// # Errors
+    /// Standard input is not this container's directory.
+    pub fn handed_over(container: &Container) -> Result<Self> {
+        let stdin = rustix::io::dup(rustix::stdio::stdin()).at(&container.dir)?;
+        let (given, own) = (fstat(&stdin).at(&container.dir)?, rustix::fs::stat(&container.dir).at(&container.dir)?);
+        if (given.st_dev, given.st_ino) != (own.st_dev, own.st_ino) {
+            return Err(ImageError::refused(&container.name, "was not handed over to be run"));
+        }
+        Ok(Self(DirLock(Some(stdin.into()))))
+    }
+}
+
+/// Held while a container is mounted, unmounted, read or removed.
+#[derive(Debug)]
+pub struct ChangeLock {
+    pub(super) _lock: DirLock,
+}
+
+/// Takes the lock on a directory, if nobody has it.
+pub(super) fn lock_dir(path: &Path) -> Result<DirLock> {
+    let file = File::open(path).at(path)?;
+    retry_interrupted(|| flock(&file, FlockOperation::NonBlockingLockExclusive)).at(path)?;
+    Ok(DirLock(Some(file)))
+}

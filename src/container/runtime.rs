@@ -1,0 +1,323 @@
+//! An OCI runtime's command line (runc's, which crun shares).
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::fd::AsFd;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+
+use rustix::fs::Access;
+use rustix::mount::{MountFlags, mount};
+use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::bundle::{RunOptions, further_process};
+use super::paths::View;
+use super::run::check_program;
+use super::{Container, users};
+use crate::image::digest::Digest;
+use crate::image::{ImageError, IoContext, Result, spec};
+use crate::store::{Store, retry_interrupted};
+use crate::sys::forward;
+use crate::sys::namespace::unshare_mounts;
+
+/// An OCI runtime, and where it keeps the state of this store's containers.
+#[derive(Clone, Debug)]
+pub struct Runtime {
+    program: PathBuf,
+    state: PathBuf,
+}
+
+/// What the runtime says of a container.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct RuntimeState {
+    /// `created`, `running`, `paused` or `stopped`.
+    pub status: String,
+    /// Its first process, as the host numbers it.
+    #[serde(default)]
+    pub pid: i32,
+}
+
+impl Runtime {
+    /// The runtime of the user's choice, else runc, else crun.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn find(store: &Store, wanted: Option<&str>) -> Result<Self> {
+        let candidates = wanted.map_or_else(|| vec!["runc", "crun"], |program| vec![program]);
+        let program = candidates.iter().find_map(|name| in_path(name));
+        let program = program.ok_or_else(|| {
+            ImageError::refused(candidates.join(", "), "not found; install an OCI runtime (runc or crun)")
+        })?;
+        let store_id = Digest::of(store.root().as_os_str().as_encoded_bytes()).hex();
+        Ok(Self { program, state: state_base(store).join("strata").join(&store_id[..16]) })
+    }
+
+    /// The runtime of the user's choice, else the one that the container was started with, if it is still there.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn of(store: &Store, container: &Container, wanted: Option<&str>) -> Result<Self> {
+        let recorded = container.record.runtime.as_deref().filter(|program| in_path(program).is_some());
+        Self::find(store, wanted.or(recorded))
+    }
+
+    /// The program.
+    pub fn program(&self) -> &Path {
+        &self.program
+    }
+
+    fn command(&self, verb: &str) -> Command {
+        let mut command = Command::new(&self.program);
+        // The caller's directory may be gone, and means nothing to a container.
+        command.current_dir("/").arg("--root").arg(&self.state).arg(verb);
+        command
+    }
+
+    /// What the runtime knows of a container; none if it does not know it.
+    ///
+    /// # Errors
+    /// When the runtime cannot be started.
+    pub fn state(&self, container: &Container) -> Result<Option<RuntimeState>> {
+        let output =
+            self.command("state").arg(container.runtime_id()).stderr(Stdio::null()).output().at(&self.program)?;
+        if !output.status.success() {
+            return Ok(None);
+        }
+        spec::parse("runtime state", &output.stdout).map(Some)
+    }
+
+    /// Has the runtime make the first process of a prepared container, which waits to be started. Its standard streams are
+    /// `stdio`, or a terminal that the runtime sends to the socket `console`. The process becomes this one's child if this
+    /// is a subreaper (prctl(2)). In the inner result: the status of a runtime that failed; what it says is on the error
+    /// stream.
+    ///
+    /// # Errors
+    /// When the runtime cannot be started.
+    pub(super) fn create(
+        &self,
+        container: &Container,
+        stdio: [Stdio; 3],
+        console: Option<&Path>,
+    ) -> Result<std::result::Result<Pid, ExitStatus>> {
+        fs::create_dir_all(&self.state).at(&self.state)?;
+        let pid_file = container.dir().join("pid");
+        let mut command = self.command("create");
+        command.arg("--pid-file").arg(&pid_file);
+        if let Some(socket) = console {
+            command.arg("--console-socket").arg(socket);
+        }
+        let [input, output, error] = stdio;
+        command.arg("--bundle").arg(container.dir()).arg(container.runtime_id());
+        command.stdin(input).stdout(output).stderr(error);
+        refuse_if_interrupted()?;
+        let status = command.status().at(&self.program)?;
+        if !status.success() {
+            return Ok(Err(status));
+        }
+        let text = fs::read_to_string(&pid_file).at(&pid_file)?;
+        let pid = text.trim().parse().ok().and_then(Pid::from_raw);
+        pid.map(Ok).ok_or_else(|| ImageError::refused(pid_file.display().to_string(), "is no process id"))
+    }
+
+    /// Lets the first process of a created container run.
+    ///
+    /// # Errors
+    /// When the runtime refuses.
+    pub(super) fn start(&self, container: &Container) -> Result<()> {
+        let output = self.command("start").arg(container.runtime_id()).output().at(&self.program)?;
+        match output.status.success() {
+            true => Ok(()),
+            false => Err(self.refusal(container, &output.stderr, output.status)),
+        }
+    }
+
+    /// The error of a runtime that failed, by what it wrote.
+    pub(super) fn refusal(&self, container: &Container, told: &[u8], status: ExitStatus) -> ImageError {
+        let told = plain(&String::from_utf8_lossy(told));
+        let program = || container.record.command.first().cloned().unwrap_or_default();
+        let is_about_the_program = told.contains("exec") && !told.contains("mount");
+        let missing = ["executable file not found", "no such file or directory", "executable file `"];
+        let denied = ["permission denied", "exec format error", "Permission denied"];
+        let says = |reasons: &[&str]| is_about_the_program && reasons.iter().any(|reason| told.contains(reason));
+        if says(&missing) || says(&denied) {
+            return ImageError::CannotRun { program: program(), reason: told.clone(), missing: says(&missing) };
+        }
+        let reason = if told.is_empty() { format!("failed ({status})") } else { told };
+        ImageError::refused(self.program.display().to_string(), reason)
+    }
+
+    /// Freezes a container's processes, or lets them go on.
+    ///
+    /// # Errors
+    /// When the container does not run, or its control group cannot be frozen.
+    pub fn pause(&self, container: &Container, pause: bool) -> Result<()> {
+        let verb = if pause { "pause" } else { "resume" };
+        self.succeed(self.command(verb).arg(container.runtime_id()))
+    }
+
+    /// Runs one more process in a running container and returns its exit code: like its first one, except for what the
+    /// options say. With `interactive` it gets this process's standard input. With `detached` this does not wait for it.
+    ///
+    /// # Errors
+    /// When the container does not run, the runtime cannot be started, or the image has no such user.
+    pub fn exec(&self, container: &Container, options: &RunOptions, detached: bool) -> Result<u8> {
+        let input = options.interactive || options.terminal;
+        match self.state(container)?.map(|state| state.status).as_deref() {
+            Some("running") => {}
+            Some("paused") => return Err(ImageError::refused(container.name(), "is paused; strata unpause it first")),
+            _ => return Err(ImageError::refused(container.name(), "does not run")),
+        }
+        let path = container.dir().join("config.json");
+        let document: Value = spec::parse(&path.display().to_string(), &fs::read(&path).at(&path)?)?;
+        let view = self.inside(container)?;
+        let user = options.user.as_ref().map(|user| users::resolve(view.as_fd(), user)).transpose()?;
+        let process = further_process(&document["process"], options, user.as_ref());
+        check_program(&View::new(view.as_fd(), std::iter::empty()).at("/")?, &process)?;
+        let mut file = tempfile::NamedTempFile::new_in(&self.state).at(&self.state)?;
+        file.write_all(&spec::serialize("process", &process)?).at(file.path())?;
+        if let Some(recorded) = document["root"]["path"].as_str().map(Path::new)
+            && recorded != container.record.mountpoint
+        {
+            show_place(recorded)?;
+        }
+        let mut command = self.command("exec");
+        command.arg("--process").arg(file.path());
+        if detached {
+            command.arg("--detach").stdout(Stdio::null());
+        }
+        command.arg(container.runtime_id());
+        if detached || !input {
+            command.stdin(Stdio::null());
+        }
+        refuse_if_interrupted()?;
+        if detached {
+            return self.succeed_quietly(command.stderr(Stdio::null())).map(|()| 0);
+        }
+        let child = command.spawn().at(&self.program)?;
+        waiting_for(child, true).at(&self.program).map(exit_code)
+    }
+
+    /// Opens a running container's root as its processes see it, with all that is mounted there.
+    fn inside(&self, container: &Container) -> Result<File> {
+        let pid = self.state(container)?.map_or(0, |state| state.pid);
+        let root = PathBuf::from(format!("/proc/{pid}/root"));
+        File::open(&root).or_else(|_| File::open(&container.record.mountpoint)).at(&container.record.mountpoint)
+    }
+
+    /// Sends a signal to a container's first process.
+    ///
+    /// # Errors
+    /// When the container does not run.
+    pub fn kill(&self, container: &Container, signal: &str) -> Result<()> {
+        self.succeed(self.command("kill").arg(container.runtime_id()).arg(signal))
+    }
+
+    /// Forgets an ended container; with `force` a running one is killed.
+    ///
+    /// # Errors
+    /// When the runtime refuses.
+    pub fn delete(&self, container: &Container, force: bool) -> Result<()> {
+        self.succeed(self.command("delete").args(force.then_some("--force")).arg(container.runtime_id()))
+    }
+
+    /// Has the runtime do something that goes on after it: the process that it starts keeps the streams, so nothing is read
+    /// from them.
+    fn succeed_quietly(&self, command: &mut Command) -> Result<()> {
+        match command.status().at(&self.program)? {
+            status if status.success() => Ok(()),
+            status => Err(ImageError::refused(self.program.display().to_string(), format!("failed ({status})"))),
+        }
+    }
+
+    fn succeed(&self, command: &mut Command) -> Result<()> {
+        let output = command.output().at(&self.program)?;
+        if output.status.success() {
+            return Ok(());
+        }
+        Err(ImageError::refused(self.program.display().to_string(), plain(&String::from_utf8_lossy(&output.stderr))))
+    }
+}
+
+/// Waits for a child; signals sent to this process go on to it. With `shares_terminal` the child is in the terminal's
+/// process group too.
+///
+/// # Errors
+/// When it cannot be waited for.
+pub(crate) fn waiting_for(mut child: Child, shares_terminal: bool) -> std::io::Result<ExitStatus> {
+    let forwarding = forward::forward_to(child.id(), shares_terminal)?;
+    let pid = Pid::from_child(&child);
+    // While the child is not reaped its number is its own, and a signal reaches nobody else.
+    retry_interrupted(|| waitid(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT))?;
+    drop(forwarding);
+    child.wait()
+}
+
+/// For work that a signal may end, between its steps.
+///
+/// # Errors
+/// [`ImageError::Interrupted`] if a signal asked this process to end since [`forward::hold`].
+pub fn refuse_if_interrupted() -> Result<()> {
+    forward::interrupted().map_or(Ok(()), |signal| Err(ImageError::Interrupted { signal }))
+}
+
+/// As shells count: 128 and the signal's number.
+fn exit_code(status: ExitStatus) -> u8 {
+    let code = status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0));
+    u8::try_from(code & 0xff).unwrap_or(1)
+}
+
+/// Where the runtime may keep what need not survive a restart of the machine. Root of a user namespace is no root here.
+fn state_base(store: &Store) -> PathBuf {
+    let system = Path::new("/run");
+    if rustix::fs::access(system, Access::WRITE_OK).is_ok() {
+        return system.to_owned();
+    }
+    let of_user = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|path| path.is_absolute());
+    of_user.unwrap_or_else(|| store.root().join("run"))
+}
+
+fn in_path(name: &str) -> Option<PathBuf> {
+    if name.contains('/') {
+        return std::path::absolute(name).ok().filter(|path| path.is_file());
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let dirs = std::env::split_paths(&path).chain([PathBuf::from("/usr/sbin"), PathBuf::from("/sbin")]);
+    dirs.map(|dir| dir.join(name)).find(|path| path.is_file())
+}
+
+/// Makes the directory `path` where only this process and its children see it. runc starts each further process of a
+/// container in the directory of its root, by the name that this had when the container was started.
+fn show_place(path: &Path) -> Result<()> {
+    let Some(containers) = path.parent().and_then(Path::parent) else { return Ok(()) };
+    unshare_mounts().at(containers)?;
+    mount("none", containers, "tmpfs", MountFlags::empty(), None).at(containers)?;
+    fs::create_dir_all(path).at(path)
+}
+
+/// What a runtime wrote, in one line and without the form of a log: `time="..." level=error msg="..."`.
+fn plain(told: &str) -> String {
+    let line = |line: &str| match line.split_once(" msg=\"") {
+        Some((_, message)) => message.trim_end().trim_end_matches('"').replace("\\\"", "\""),
+        None => line.trim().to_owned(),
+    };
+    let mut lines: Vec<String> = told.lines().map(line).filter(|line| !line.is_empty()).collect();
+    // runc writes its error to the log and to standard error.
+    lines.dedup();
+    lines.join("; ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_runtime_wrote_becomes_one_line() {
+        let runc = "time=\"2026-01-01T00:00:00Z\" level=error msg=\"runc create failed: exec: \\\"x\\\": not found\"\n";
+        assert_eq!(plain(runc), "runc create failed: exec: \"x\": not found");
+        assert_eq!(plain("one\n\ntwo \ntwo\n"), "one; two");
+        assert_eq!(plain(""), "");
+    }
+}
