@@ -11,6 +11,9 @@ use crate::union::layer::{Dir, FileType, Stat};
 /// What an id without a mapping is shown as (`/proc/sys/kernel/overflowuid`'s default).
 const OVERFLOW: u32 = 65_534;
 
+/// A caller's id that the request does not tell, or that an idmapped mount does not map.
+const NOT_TOLD: u32 = u32::MAX;
+
 fn shown(mapping: &[IdRange], id: u32) -> u32 {
     if mapping.is_empty() {
         return id;
@@ -27,14 +30,17 @@ fn on_disk(mapping: &[IdRange], id: u32) -> u32 {
     mapping.iter().find_map(find).unwrap_or(OVERFLOW)
 }
 
-/// True if `gid` is one of the caller's groups. Supplementary groups are only known while the caller's process is.
+/// True if `gid` is one of the caller's groups. Supplementary groups are only known while the caller's process is, and so is
+/// its own group where the request does not tell it.
 pub(in crate::driver) fn is_in_group(caller: &Caller, gid: u32) -> bool {
     if caller.gid == gid {
         return true;
     }
     let status = std::fs::read_to_string(format!("/proc/{}/status", caller.pid)).unwrap_or_default();
-    let groups = status.lines().find_map(|line| line.strip_prefix("Groups:")).unwrap_or_default();
-    groups.split_whitespace().any(|group| group.parse() == Ok(gid))
+    let ids = |name| status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default().split_whitespace();
+    // Of the four ids of a process the last is that for file systems.
+    let own = if caller.gid == NOT_TOLD { ids("Gid:").nth(3) } else { None };
+    ids("Groups:").chain(own).any(|group| group.parse() == Ok(gid))
 }
 
 impl Union {
@@ -45,6 +51,17 @@ impl Union {
             config.squash_to_uid.unwrap_or_else(|| shown(&config.uid_mapping, uid)),
             config.squash_to_gid.unwrap_or_else(|| shown(&config.gid_mapping, gid)),
         )
+    }
+
+    /// Owner and group on disk of what the caller creates.
+    ///
+    /// # Errors
+    /// `OVERFLOW`: an idmapped mount does not map them.
+    pub(in crate::driver) fn owner_of_new(&self, caller: &Caller) -> Result<(u32, u32)> {
+        if caller.uid == NOT_TOLD || caller.gid == NOT_TOLD {
+            return Err(Errno::OVERFLOW);
+        }
+        Ok(if self.squashes() { self.own_ids } else { (self.uid_on_disk(caller.uid), self.gid_on_disk(caller.gid)) })
     }
 
     /// User id on disk for one that a caller gave.

@@ -6,6 +6,7 @@
 //! | `transport` | how requests come and answers go: `device` reads `/dev/fuse` with a crew of threads (`shift`: how many of them wait, `spin`: waiting awake) |
 //! | `serve` | one request: decode, call, encode; errno; panics |
 //! | `wire` | the bytes of requests and replies; pure |
+//! | `identity` | who makes a request |
 //! | `in_flight` | which thread works on which request, for `INTERRUPT` |
 //! | `counters`, `stats` | how many requests of which kind; what the mount says about itself |
 //!
@@ -41,6 +42,7 @@
 //! fuser's unmounting is not trusted either, see `mount::mountpoint`: the session is never dropped.
 
 mod counters;
+mod identity;
 mod in_flight;
 mod mount;
 mod serve;

@@ -6,13 +6,14 @@ use std::sync::{Arc, LazyLock};
 use std::time::Instant;
 
 use super::counters::Counters;
+use super::identity::{self, caller};
 use super::in_flight::{InFlight, Slot};
 use super::stats::{STATS_XATTR, describe};
 use super::wire::opcode::Opcode;
 use super::wire::reply::{DirReply, Reply};
 use super::wire::request::{CopyArgs, CreateArgs, Header, IoctlArgs, Malformed, Operation, ReadArgs};
 use crate::driver::Overlay;
-use crate::driver::types::{Caller, Errno, HandleId, NodeId, Result, SetAttr};
+use crate::driver::types::{Errno, HandleId, NodeId, Result, SetAttr};
 
 /// Whose requests are served, where the kernel does not check it for us.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -330,7 +331,7 @@ impl Server {
     }
 
     fn may_see_stats(&self, header: &Header) -> bool {
-        header.uid == 0 || header.uid == self.mounter
+        identity::user(header).is_some_and(|user| user == 0 || user == self.mounter)
     }
 }
 
@@ -343,7 +344,7 @@ fn is_stats(header: &Header, name: &OsStr) -> bool {
 /// (`file_remove_privs()`; `fuse_setattr()` takes the mode out). There is no other sign of a passed-through write, and of
 /// others the kernel would keep showing the old mode. Who lacks CAP_FSETID is not told; root has it.
 fn with_kill(mut set: SetAttr, header: &Header) -> SetAttr {
-    set.kill_suidgid |= changes_nothing(&set) && header.uid != 0;
+    set.kill_suidgid |= changes_nothing(&set) && identity::user(header) != Some(0);
     set
 }
 
@@ -365,10 +366,6 @@ fn is_trapped(request: &str) -> bool {
 fn changes_nothing(set: &SetAttr) -> bool {
     let SetAttr { mode, uid, gid, size, atime, mtime, kill_suidgid: _ } = set;
     mode.is_none() && uid.is_none() && gid.is_none() && size.is_none() && atime.is_none() && mtime.is_none()
-}
-
-fn caller(header: &Header, umask: u32) -> Caller {
-    Caller { uid: header.uid, gid: header.gid, pid: header.pid, umask }
 }
 
 #[cfg(test)]

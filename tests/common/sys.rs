@@ -413,3 +413,41 @@ pub fn fd_path(file: &OwnedFd) -> PathBuf {
     use std::os::fd::AsRawFd;
     PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()))
 }
+
+/// Mounts the tree at `source` once more at `target`, where ids from 0 on are shown from `first` on, 65,536 of them.
+pub fn bind_idmapped(source: &Path, target: &Path, first: u32) -> Result<()> {
+    use std::os::fd::AsRawFd;
+
+    use rustix::io::Errno;
+    use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
+    let mut holder =
+        std::process::Command::new("unshare").args(["--user", "sleep", "60"]).spawn().expect("a user namespace");
+    let proc = PathBuf::from(format!("/proc/{}", holder.id()));
+    let own = std::fs::read_link("/proc/self/ns/user").expect("our namespace");
+    while std::fs::read_link(proc.join("ns/user")).expect("its namespace") == own {
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    }
+    for map in ["uid_map", "gid_map"] {
+        std::fs::write(proc.join(map), format!("0 {first} 65536")).expect("a map");
+    }
+    let namespace = File::open(proc.join("ns/user")).expect("the namespace");
+    holder.kill().expect("kill");
+    holder.wait().expect("wait");
+    let tree = open_tree(CWD, source, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)?;
+    let attributes = libc::mount_attr {
+        attr_set: libc::MOUNT_ATTR_IDMAP,
+        attr_clr: 0,
+        propagation: 0,
+        userns_fd: u64::try_from(namespace.as_raw_fd()).expect("a descriptor"),
+    };
+    let size = size_of_val(&attributes);
+    // SAFETY: the structure lives through the call, which only reads it.
+    let set = unsafe {
+        let at = &raw const attributes;
+        libc::syscall(libc::SYS_mount_setattr, tree.as_raw_fd(), c"".as_ptr(), libc::AT_EMPTY_PATH, at, size)
+    };
+    if set != 0 {
+        return Err(Errno::from_io_error(&std::io::Error::last_os_error()).expect("an errno"));
+    }
+    move_mount(&tree, "", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+}

@@ -16,6 +16,7 @@
 //! | `squash_to_root`, `squash_to_uid`, `squash_to_gid` | `squash_to_root` `squashed_owners` `squash_to_an_id_and_to_root` |
 //! | `uidmapping`, `gidmapping` | `mapped_owners` `unmapped_owners` `mappings_with_empty_fields` |
 //! | `xattr_permissions=` | `attributes_of_a_lower_layer_are_shown` `changes_are_kept` `kept_permissions` `as_an_ordinary_user` |
+//! | idmapped mounts of the mount | `owners_on_an_idmapped_mount` |
 //! | `context=` | `security_context` |
 //! | `inventory=` | `off` `stratafs_with_inventories` |
 //! | flags of the mount | `generic_options` `the_kernel_shows_the_flags` `remount_by_the_program` `noatime` |
@@ -57,6 +58,7 @@ mod create;
 mod damaged;
 mod fixtures;
 mod identity;
+mod idmap;
 mod index;
 mod inventory;
 mod io;

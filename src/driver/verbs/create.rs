@@ -177,8 +177,7 @@ impl Union {
         if inherited.group.is_some() && mode & libc::S_IFMT == libc::S_IFDIR {
             mode |= libc::S_ISGID;
         }
-        let (uid, gid) =
-            if self.squashes() { self.own_ids } else { (self.uid_on_disk(caller.uid), self.gid_on_disk(caller.gid)) };
+        let (uid, gid) = self.owner_of_new(caller)?;
         Ok(Ownership { uid, gid: inherited.group.unwrap_or(gid), mode, rdev: (0, 0), inherited })
     }
 

@@ -19,6 +19,9 @@ pub(super) struct Wishes {
     pub(super) writeback: bool,
     /// Passthrough is wanted, and we are privileged enough for it.
     pub(super) passthrough: bool,
+    /// Mounts of this mount may map ids (Linux 6.12). The kernel refuses `INIT` where it does not check permissions itself
+    /// (`default_permissions`), and then tells the caller's ids only with requests that create files.
+    pub(super) idmap: bool,
 }
 
 /// What the kernel granted.
@@ -48,7 +51,7 @@ impl Handshake {
     /// Only what `serve` implements is asked for. Not asked for, on purpose: `POSIX_LOCKS` and `FLOCK_LOCKS` (the
     /// kernel then keeps locks on its inodes, where they outlive a copy-up), `HANDLE_KILLPRIV` (v2 is), `AUTO_INVAL_DATA`
     /// (nothing changes behind the kernel's back), `NO_OPEN_SUPPORT` (handles pin what is open over copy-up and unlink),
-    /// `SPLICE_*` (we copy), `ALLOW_IDMAP`, `OVER_IO_URING`.
+    /// `SPLICE_*` (we copy), `OVER_IO_URING`.
     fn flags(&self) -> InitFlags {
         let mut flags = InitFlags::FUSE_ASYNC_READ
             | InitFlags::FUSE_ASYNC_DIO
@@ -69,6 +72,9 @@ impl Handshake {
             | InitFlags::FUSE_ABORT_ERROR;
         if self.wishes.acls {
             flags |= InitFlags::FUSE_POSIX_ACL;
+        }
+        if self.wishes.idmap {
+            flags |= InitFlags::FUSE_ALLOW_IDMAP;
         }
         // process_init_reply() takes one or the other.
         if self.wishes.writeback {

@@ -115,6 +115,8 @@ fn try_mount(overlay: &Arc<Overlay>, target: &Target, options: &MountOptions) ->
         acls: overlay.has_acls(),
         writeback: options.overlay.writeback && !read_only,
         passthrough: options.overlay.passthrough != Passthrough::Off && may_pass_through(),
+        // Our own mounts have `default_permissions`. `allow_root` needs the user id of every request.
+        idmap: matches!(target, Target::Directory(_)) && options.mount.access != Access::RootAndOwner,
     });
     let config = session_config(options, read_only);
     let session = match target {
