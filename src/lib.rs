@@ -55,7 +55,6 @@ pub mod config;
 pub mod confined;
 #[cfg(feature = "container")]
 pub mod container;
-#[cfg(feature = "container")]
 pub mod control;
 pub mod driver;
 pub mod fuse;

@@ -2,29 +2,27 @@
 //!
 //! A stream of JSON objects, one a line: a [`Request`], then its [`Answer`]. The driver answers the mount's owner and root.
 
-use std::ffi::OsStr;
-use std::io::{self, BufRead, BufReader, ErrorKind, Write};
-use std::os::fd::AsRawFd;
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
-use std::time::Duration;
+mod client;
+mod server;
 
-use rustix::fs::{Mode, OFlags};
-use serde::{Deserialize, Serialize};
+use std::ffi::OsStr;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value, json};
+
+pub use client::Client;
+pub use server::Server;
 
 /// The socket's name in the work directory.
 pub const SOCKET: &str = "control";
 
-/// Longest wait for an answer: a checkpoint copies the files that are open for writing, and writes everything to the disk.
-const PATIENCE: Duration = Duration::from_secs(600);
-
-/// The longest line that a client reads.
+/// The longest line: the paths of some ten thousand layers.
 const LONGEST: u64 = 4 << 20;
 
 /// What a mount is asked to do.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "op", rename_all = "lowercase")]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Request {
     /// The upper becomes the topmost layer, and an empty one takes its place.
     Checkpoint {
@@ -33,21 +31,17 @@ pub enum Request {
         /// The id of the new upper.
         id: String,
         /// Everything is written to the disk before the answer.
-        #[serde(default = "yes")]
         sync: bool,
     },
     /// Other layers, and a new empty upper unless `keep_upper`.
     Switch {
         /// Where the old upper goes; empty with `keep_upper`.
-        #[serde(default, skip_serializing_if = "String::is_empty")]
         place: String,
         /// The id of the new upper; empty with `keep_upper`.
-        #[serde(default, skip_serializing_if = "String::is_empty")]
         id: String,
         /// All layers, the topmost first.
         lowers: Vec<String>,
         /// The upper stays, and the layers show what the old ones did.
-        #[serde(default)]
         keep_upper: bool,
     },
     /// Another mount is about to use these layers: no write of this one may reach them.
@@ -59,12 +53,8 @@ pub enum Request {
     State,
 }
 
-fn yes() -> bool {
-    true
-}
-
 /// A lower layer, as `state` tells it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lower {
     /// Where the mount found it.
     pub path: String,
@@ -73,73 +63,119 @@ pub struct Lower {
 }
 
 /// What a mount answers. Which fields are there depends on the request.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Answer {
     /// It is done.
     pub ok: bool,
     /// If not, why, in one line.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
     /// The name of the system's error, as `ENOSPC`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub errno: Option<String>,
     /// The id of the upper; after a checkpoint, of the layer that it became.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
     /// How long requests of the mount waited, in microseconds.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub paused_us: Option<u64>,
     /// Files that went over to the new upper because they are open for writing.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub moved_files: Option<u64>,
     /// The layers, the topmost first.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub lowers: Vec<Lower>,
     /// The driver's process.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pid: Option<u32>,
     /// Files that are open for writing.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub writers: Option<u64>,
 }
 
-/// A connection to a mount.
-#[derive(Debug)]
-pub struct Client {
-    stream: BufReader<UnixStream>,
+fn texts(value: &Value) -> Option<Vec<String>> {
+    value.as_array()?.iter().map(|text| text.as_str().map(str::to_owned)).collect()
 }
 
-impl Client {
-    /// Connects to the mount whose work directory is `work`.
-    ///
-    /// # Errors
-    /// `NotFound` or `ConnectionRefused`: no mount listens there.
-    pub fn connect(work: &Path) -> io::Result<Self> {
-        // The path may be longer than the name of a socket may be.
-        let dir = rustix::fs::open(work, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-        let stream = UnixStream::connect(format!("/proc/self/fd/{}/{SOCKET}", dir.as_raw_fd()))?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        Ok(Self { stream: BufReader::new(stream) })
+impl Request {
+    fn to_json(&self) -> Value {
+        match self {
+            Self::Checkpoint { place, id, sync } => {
+                json!({"op": "checkpoint", "place": place, "id": id, "sync": sync})
+            }
+            Self::Switch { lowers, keep_upper: true, .. } => {
+                json!({"op": "switch", "lowers": lowers, "keep_upper": true})
+            }
+            Self::Switch { place, id, lowers, .. } => {
+                json!({"op": "switch", "place": place, "id": id, "lowers": lowers})
+            }
+            Self::Share { layers } => json!({"op": "share", "layers": layers}),
+            Self::State => json!({"op": "state"}),
+        }
     }
 
-    /// Sends a request and waits for its answer.
-    ///
-    /// # Errors
-    /// What the mount says, or that it does not answer.
-    pub fn ask(&mut self, request: &Request) -> io::Result<Answer> {
-        let mut line = serde_json::to_vec(request)?;
-        line.push(b'\n');
-        self.stream.get_mut().write_all(&line)?;
-        let mut answer = Vec::new();
-        io::Read::take(&mut self.stream, LONGEST).read_until(b'\n', &mut answer)?;
-        if answer.last() != Some(&b'\n') {
-            return Err(io::Error::new(ErrorKind::UnexpectedEof, "the driver ended while it was asked"));
-        }
-        let answer: Answer = serde_json::from_slice(&answer)?;
-        match answer.ok {
-            true => Ok(answer),
-            false => Err(io::Error::other(answer.error.unwrap_or_else(|| "refused without a reason".to_owned()))),
-        }
+    /// `None` if it is none that this version knows.
+    fn from_json(value: &Value) -> Option<Self> {
+        let text = |field: &str| value[field].as_str().map(str::to_owned);
+        Some(match value["op"].as_str()? {
+            "checkpoint" => Self::Checkpoint {
+                place: text("place")?,
+                id: text("id")?,
+                sync: value["sync"].as_bool().unwrap_or(true),
+            },
+            "switch" => {
+                let lowers = texts(&value["lowers"])?;
+                match value["keep_upper"].as_bool() {
+                    Some(true) => Self::Switch { place: String::new(), id: String::new(), lowers, keep_upper: true },
+                    _ => Self::Switch { place: text("place")?, id: text("id")?, lowers, keep_upper: false },
+                }
+            }
+            "share" => Self::Share { layers: texts(&value["layers"])? },
+            "state" => Self::State,
+            _ => return None,
+        })
+    }
+}
+
+impl Answer {
+    /// Something was not done, for this reason.
+    pub fn refused(error: impl Into<String>) -> Self {
+        Self { error: Some(error.into()), ..Self::default() }
+    }
+
+    /// Something was done.
+    pub fn done() -> Self {
+        Self { ok: true, ..Self::default() }
+    }
+
+    fn to_json(&self) -> Value {
+        let mut object = Map::new();
+        let mut set = |name: &str, value: Option<Value>| {
+            if let Some(value) = value {
+                object.insert(name.to_owned(), value);
+            }
+        };
+        set("ok", Some(self.ok.into()));
+        set("error", self.error.as_deref().map(Value::from));
+        set("errno", self.errno.as_deref().map(Value::from));
+        set("id", self.id.as_deref().map(Value::from));
+        set("paused_us", self.paused_us.map(Value::from));
+        set("moved_files", self.moved_files.map(Value::from));
+        let lowers: Value = self.lowers.iter().map(|lower| json!({"path": lower.path, "id": lower.id})).collect();
+        set("lowers", (!self.lowers.is_empty()).then_some(lowers));
+        set("pid", self.pid.map(Value::from));
+        set("writers", self.writers.map(Value::from));
+        Value::Object(object)
+    }
+
+    fn from_json(value: &Value) -> Option<Self> {
+        let text = |field: &str| value[field].as_str().map(str::to_owned);
+        let lower = |value: &Value| {
+            Some(Lower { path: value["path"].as_str()?.to_owned(), id: value["id"].as_str().map(str::to_owned) })
+        };
+        Some(Self {
+            ok: value["ok"].as_bool()?,
+            error: text("error"),
+            errno: text("errno"),
+            id: text("id"),
+            paused_us: value["paused_us"].as_u64(),
+            moved_files: value["moved_files"].as_u64(),
+            lowers: value["lowers"].as_array().into_iter().flatten().map(lower).collect::<Option<_>>()?,
+            pid: value["pid"].as_u64().and_then(|pid| u32::try_from(pid).ok()),
+            writers: value["writers"].as_u64(),
+        })
     }
 }
 
@@ -149,7 +185,7 @@ impl Client {
 /// It is not UTF-8.
 pub fn text(path: &Path) -> io::Result<String> {
     let text = path.to_str().map(str::to_owned);
-    text.ok_or_else(|| io::Error::new(ErrorKind::InvalidInput, "its path is not text (UTF-8)"))
+    text.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "its path is not text (UTF-8)"))
 }
 
 /// The path that a request or an answer holds.
@@ -160,46 +196,95 @@ pub fn path(text: &str) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::net::UnixListener;
+    use std::os::unix::net::UnixStream;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU64, Ordering};
 
     #[test]
     fn requests_are_what_the_protocol_says() {
-        let shown = |request: &Request| serde_json::to_string(request).expect("json");
         let checkpoint = Request::Checkpoint { place: "/p".into(), id: "a".into(), sync: true };
-        assert_eq!(shown(&checkpoint), r#"{"op":"checkpoint","place":"/p","id":"a","sync":true}"#);
-        assert_eq!(shown(&Request::State), r#"{"op":"state"}"#);
-        let short: Request = serde_json::from_str(r#"{"op":"checkpoint","place":"/p","id":"a"}"#).expect("parsed");
-        assert_eq!(short, checkpoint);
-        let kept: Request =
-            serde_json::from_str(r#"{"op":"switch","lowers":["/l"],"keep_upper":true}"#).expect("parsed");
         let lowers = vec!["/l".to_owned()];
-        assert_eq!(kept, Request::Switch { place: String::new(), id: String::new(), lowers, keep_upper: true });
+        let follow =
+            Request::Switch { place: String::new(), id: String::new(), lowers: lowers.clone(), keep_upper: true };
+        let switch = Request::Switch { place: "/p".into(), id: "a".into(), lowers: lowers.clone(), keep_upper: false };
+        for (request, text) in [
+            (&checkpoint, r#"{"op":"checkpoint","place":"/p","id":"a","sync":true}"#),
+            (&switch, r#"{"op":"switch","place":"/p","id":"a","lowers":["/l"]}"#),
+            (&follow, r#"{"op":"switch","lowers":["/l"],"keep_upper":true}"#),
+            (&Request::Share { layers: lowers.clone() }, r#"{"op":"share","layers":["/l"]}"#),
+            (&Request::State, r#"{"op":"state"}"#),
+        ] {
+            assert_eq!(request.to_json().to_string(), text);
+            assert_eq!(Request::from_json(&serde_json::from_str(text).expect("json")).as_ref(), Some(request));
+        }
+        let short = json!({"op": "checkpoint", "place": "/p", "id": "a"});
+        assert_eq!(Request::from_json(&short), Some(checkpoint));
+        for bad in [
+            json!({"op": "x"}),
+            json!({"op": "checkpoint", "id": "a"}),
+            json!({"op": "share", "layers": [1]}),
+            json!(1),
+        ] {
+            assert_eq!(Request::from_json(&bad), None, "{bad}");
+        }
+        let lowers = vec![Lower { path: "/l".into(), id: None }, Lower { path: "/c".into(), id: Some("b".into()) }];
+        let answer = Answer { lowers, pid: Some(7), writers: Some(0), paused_us: Some(9), ..Answer::done() };
+        assert_eq!(Answer::from_json(&answer.to_json()), Some(answer));
     }
 
-    /// A directory whose path no address of a socket holds is no obstacle; an answer that is cut off is told.
+    /// A directory whose path no address of a socket holds is no obstacle; what is no request is refused; the socket goes
+    /// with the server, and one that a dead server left is replaced.
     #[test]
     fn asked_and_answered() {
         let dir = tempfile::tempdir().expect("a directory");
         let work = dir.path().join("w".repeat(200));
         std::fs::create_dir(&work).expect("made");
-        assert_eq!(Client::connect(&work).expect_err("nobody listens").kind(), ErrorKind::NotFound);
-        let held = std::fs::File::open(&work).expect("opened");
-        let listener = UnixListener::bind(format!("/proc/self/fd/{}/{SOCKET}", held.as_raw_fd())).expect("a socket");
-        let server = std::thread::spawn(move || {
-            let (stream, _) = listener.accept().expect("a client");
-            let mut lines = BufReader::new(stream);
-            for answer in ["{\"ok\":true,\"writers\":3}\n", "{\"ok\":false,\"error\":\"full\"}\n", "{\"ok\""] {
-                let mut line = String::new();
-                lines.read_line(&mut line).expect("a request");
-                assert_eq!(line, "{\"op\":\"state\"}\n");
-                lines.get_mut().write_all(answer.as_bytes()).expect("sent");
-            }
-        });
+        assert_eq!(Client::connect(&work).expect_err("nobody listens").kind(), io::ErrorKind::NotFound);
+        let asked = Arc::new(AtomicU64::new(0));
+        let count = Arc::clone(&asked);
+        let answer = move |request: Request| match request {
+            Request::State => Answer { writers: Some(count.fetch_add(1, Ordering::SeqCst)), ..Answer::done() },
+            _ => Answer::refused("full"),
+        };
+        let server = Server::start(&work, answer.clone()).expect("a server");
+        let mode = std::os::unix::fs::PermissionsExt::mode(
+            &std::fs::metadata(work.join(SOCKET)).expect("a socket").permissions(),
+        );
+        assert_eq!(mode & 0o777, 0o600);
         let mut client = Client::connect(&work).expect("connected");
-        assert_eq!(client.ask(&Request::State).expect("an answer").writers, Some(3));
-        assert_eq!(client.ask(&Request::State).expect_err("refused").to_string(), "full");
-        let ended = client.ask(&Request::State).expect_err("cut off");
-        assert_eq!(ended.kind(), ErrorKind::UnexpectedEof);
+        for number in 0..3 {
+            assert_eq!(client.ask(&Request::State).expect("an answer").writers, Some(number));
+        }
+        let refused = client.ask(&Request::Share { layers: Vec::new() });
+        assert_eq!(refused.expect_err("refused").to_string(), "full");
+        let mut raw = client::connect_to(&work).expect("connected");
+        io::Write::write_all(&mut raw, b"nonsense\n").expect("sent");
+        let mut told = String::new();
+        io::BufRead::read_line(&mut io::BufReader::new(raw), &mut told).expect("an answer");
+        assert_eq!(told, "{\"ok\":false,\"error\":\"not a request that this version knows\"}\n");
+        drop(server);
+        assert!(!work.join(SOCKET).exists());
+        assert!(client.ask(&Request::State).is_err(), "the server has ended");
+        // A driver that is killed leaves its socket.
+        let stale = std::os::unix::net::UnixListener::bind(dir.path().join(SOCKET)).expect("a socket");
+        drop(stale);
+        let refused = Client::connect(dir.path()).expect_err("nobody listens").kind();
+        assert_eq!(refused, io::ErrorKind::ConnectionRefused);
+        let _server = Server::start(dir.path(), answer).expect("a server");
+        assert!(Client::connect(dir.path()).is_ok());
+    }
+
+    #[test]
+    fn an_answer_that_is_cut_off_is_told() {
+        let (one, other) = UnixStream::pair().expect("a pair");
+        let server = std::thread::spawn(move || {
+            let mut line = String::new();
+            let mut reader = io::BufReader::new(other);
+            io::BufRead::read_line(&mut reader, &mut line).expect("a request");
+            io::Write::write_all(reader.get_mut(), b"{\"ok\"").expect("sent");
+        });
+        let ended = Client::on(one).ask(&Request::State).expect_err("cut off");
+        assert_eq!(ended.kind(), io::ErrorKind::UnexpectedEof);
         server.join().expect("no panic");
     }
 }

@@ -12,6 +12,7 @@ use rustix::io::Errno;
 use serde_json::{Value, json};
 use stratafs::config::options::MountOptions;
 use stratafs::confined::mountinfo;
+use stratafs::control::SOCKET;
 use stratafs::fuse::stats::STATS_XATTR;
 use stratafs::text::shown_path;
 
@@ -57,14 +58,16 @@ fn one(point: &Path) -> Result<Mount> {
     }
 }
 
-/// The work directory of a mount, in which its socket is.
+/// The work directory of a mount, in which its control socket is: one of the directories that the driver has open.
 pub fn work_dir_of(point: &Path) -> Result<PathBuf> {
     let mount = one(point)?;
-    let told = mount.answer.as_ref().ok().and_then(|value| value["control"].as_str().map(PathBuf::from));
-    let given = || mount.layers()?.overlay.work.filter(|work| work.is_absolute());
-    match told.or_else(given) {
+    let pid = mount.answer.as_ref().ok().and_then(|value| value["pid"].as_u64());
+    let Some(pid) = pid else { bail!("{}: {}", point.display(), mount.state()) };
+    let opened =
+        fs::read_dir(format!("/proc/{pid}/fd"))?.flatten().filter_map(|entry| fs::read_link(entry.path()).ok());
+    match opened.into_iter().find(|dir| dir.is_absolute() && dir.join(SOCKET).exists()) {
         Some(work) => Ok(work),
-        None => bail!("{}: has no work directory that can be found", point.display()),
+        None => bail!("{}: is read-only, or its driver takes no requests", point.display()),
     }
 }
 
