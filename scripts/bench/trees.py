@@ -1,9 +1,12 @@
 """The layers that the rows work on. Each stack is built once below the work directory and used again; a file `built`
 says that it is complete."""
 
+import glob
 import json
 import os
+import re
 import shutil
+import stat
 import subprocess
 import time
 
@@ -127,6 +130,37 @@ def shared(base):
                 file.write(os.urandom(1_000_000))
 
 
+def programs(base):
+    """sh, perl and python of this machine with their libraries and modules."""
+    root = f"{base}/l0"
+    python = os.path.realpath("/usr/bin/python3")
+    version = os.path.basename(python)
+    started = ["/bin/sh", "/usr/bin/perl", python]
+    modules = [path for path in perl_modules() if os.path.isdir(path)]
+    extensions = glob.glob(f"/usr/lib/{version}/lib-dynload/*.so")
+    needed = {library for program in (*started, *extensions) for library in libraries(program)}
+    for path in {*started, *needed}:
+        copied = root + path
+        os.makedirs(os.path.dirname(copied), exist_ok=True)
+        shutil.copy2(path, copied)
+    for path in (*modules, f"/usr/lib/{version}"):
+        shutil.copytree(path, root + path, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True)
+    os.symlink(version, f"{root}/usr/bin/python3")
+    os.mkdir(f"{root}/dev")
+    os.mknod(f"{root}/dev/null", 0o666 | stat.S_IFCHR, os.makedev(1, 3))
+
+
+def perl_modules():
+    told = subprocess.run(["perl", "-e", 'print join "\n", @INC'], check=True, capture_output=True, text=True)
+    return [path for path in told.stdout.splitlines() if "perl-base" in path]
+
+
+def libraries(program):
+    """The paths at which the loader finds the libraries of a program or a library."""
+    told = subprocess.run(["ldd", program], check=True, capture_output=True, text=True).stdout
+    return re.findall(r"(/\S+) \(0x", told)
+
+
 def sources(base):
     """A git repository of 8,000 files, and SQL for sqlite; the layer itself is almost empty."""
     os.makedirs(f"{base}/l0/home")
@@ -197,6 +231,7 @@ def stacks(repository):
         "million": (4, million),
         "large": (1, large),
         "shared": (2, shared),
+        "programs": (1, programs),
         "sources": (1, sources),
         "build": (1, build_tree(repository)),
         "debian": (1, debian),

@@ -136,12 +136,13 @@ pub const GROUPS: &[Group] = &[
             ),
             entry(
                 &["passthrough"],
-                "off|upper|all",
-                "upper",
-                "Which files the kernel reads and writes without asking the driver (Linux 6.9 and later, for root): \
-                 none; those in the upper, and all of a mount without upper; or lower files of a writable mount too, so \
-                 that all mounts of a layer share one copy of a file in memory. Who has a lower file open when it is \
-                 first changed then goes on reading what it was, see the limits.",
+                "off|upper|programs|all",
+                "programs",
+                "Which files the kernel reads and writes without asking the driver (Linux 6.9 and later, for root). \
+                 `off`: none. `upper`: files in the upper, and all files of a mount without an upper. `programs`: also \
+                 ELF files (programs and shared libraries) and executed files of lower layers, so that all mounts of a \
+                 layer share one copy of them in memory. `all`: all files of lower layers. A process that has such a \
+                 lower file open when it is first changed keeps reading the old content.",
             ),
         ],
     },

@@ -131,8 +131,10 @@ pub enum Passthrough {
     /// None.
     Off,
     /// Upper files, and all files of a mount without an upper.
-    #[default]
     Upper,
+    /// Also programs and shared libraries of lower layers: ELF files, and what is executed.
+    #[default]
+    Programs,
     /// Lower files too.
     All,
 }

@@ -165,8 +165,15 @@ impl MountOptions {
                 overlay.xino = value::choice(word, &[("on", Xino::On), ("off", Xino::Off), ("auto", Xino::Auto)])?;
             }
             b"passthrough" => {
-                let choices = [("off", Passthrough::Off), ("upper", Passthrough::Upper), ("all", Passthrough::All)];
-                overlay.passthrough = value::choice(word, &choices)?;
+                overlay.passthrough = value::choice(
+                    word,
+                    &[
+                        ("off", Passthrough::Off),
+                        ("upper", Passthrough::Upper),
+                        ("programs", Passthrough::Programs),
+                        ("all", Passthrough::All),
+                    ],
+                )?;
             }
             b"index" => overlay.index = value::switch(word)?,
             b"metacopy" => overlay.metacopy = value::switch(word)?,

@@ -1,7 +1,12 @@
 //! Which open files the kernel reads and writes itself, straight from the backing file (`passthrough=`).
 //!
-//! Files of the upper, and every file of a mount without upper. With `passthrough=all` lower files of a writable mount as
-//! well, so that all mounts of an image share one copy of it in the page cache.
+//! Files of the upper, and every file of a mount without upper. On a writable mount, also lower files that are programs or
+//! shared libraries (`passthrough=programs`, the default) or all lower files (`passthrough=all`), so that all mounts of an
+//! image share one copy of them in the page cache.
+//!
+//! A file is a program if it is executed, or if it begins with the magic number of ELF: Debian's shared libraries have no
+//! `x` bit. The driver looks once for each node, at the first open. Programs are replaced by a rename rather than written in
+//! place, so the limits below hardly ever matter for them.
 //!
 //! The kernel takes one backing file for an inode at a time, and while it has one, no open of any other kind
 //! (`fuse_file_io_open`). So once a lower file that readers have open has been copied up, no further open of that inode
@@ -9,7 +14,7 @@
 //! answered with ESTALE, upon which the kernel looks the name up again (`do_filp_open`, `LOOKUP_REVAL`). LOOKUP tells it
 //! another number for the same node, with the same `st_ino`; it makes a new inode of that, and opens the upper file there.
 //!
-//! Who has the old inode open keeps it. What he sees, and why it is not the default:
+//! A process that has the old inode open keeps it. These limits are why `all` is not the default:
 //! - reads and mappings go on showing the lower file (the kernel's overlayfs shows them so in mappings only);
 //! - attributes are those of the file now: requests under either number reach the same node, and the kernel is told to
 //!   keep none under the old one;
@@ -19,16 +24,40 @@
 //!   ESTALE while somebody reads the lower file through it. After that it is opened straight from the upper file, as the new
 //!   inode is.
 
+use std::os::fd::BorrowedFd;
+
 use crate::config::Passthrough;
 use crate::driver::Union;
 use crate::driver::node::{Node, NodeRef};
 use crate::driver::types::{Errno, NodeId, Result, Validity};
 
+/// The first bytes of a program or a shared library (`elf(5)`, `ELFMAG`).
+const ELF_MAGIC: &[u8; 4] = b"\x7fELF";
+
 impl Union {
-    /// Whether the kernel may read a real file itself, and write it if it is the upper's.
-    pub(in crate::driver) fn may_pass_through(&self, upper: bool) -> bool {
-        self.kernel.get().is_some_and(|attached| attached.passthrough)
-            && (upper || self.is_read_only() || self.config.passthrough == Passthrough::All)
+    /// True if the kernel may read the real file of `node` itself, and write it if it is in the upper.
+    pub(in crate::driver) fn may_pass_through(&self, node: &Node, upper: bool) -> bool {
+        let lower = || match self.config.passthrough {
+            Passthrough::Off | Passthrough::Upper => false,
+            Passthrough::Programs => node.is_program(),
+            Passthrough::All => true,
+        };
+        self.kernel.get().is_some_and(|attached| attached.passthrough) && (upper || self.is_read_only() || lower())
+    }
+
+    /// Finds out at the first open whether a lower file is a program. `executed`: it is opened to be executed.
+    pub(in crate::driver) fn classify(&self, node: &Node, file: BorrowedFd<'_>, executed: bool) {
+        if self.config.passthrough != Passthrough::Programs || node.is_program() {
+            return;
+        }
+        if executed {
+            node.classify(true);
+        } else if !node.is_classified() {
+            let mut magic = [0; ELF_MAGIC.len()];
+            // A file that cannot be read fails at the read that follows.
+            let read = rustix::io::pread(file, &mut magic, 0);
+            node.classify(read == Ok(magic.len()) && magic == *ELF_MAGIC);
+        }
     }
 
     /// Fails with `STALE` if the inode that the kernel has under the number `asked` can serve no further open.

@@ -9,7 +9,7 @@
 //! | `metacopy=`, data-only layers | `changes_of_attributes_copy_no_content` `the_first_write_copies` `refused_without_the_option` `data_only_layers` `moved_by_the_kernel` |
 //! | `xino=` | `xino_on_two_file_systems` `xino_off` |
 //! | `userxattr` | `userxattr` `userxattr_interchange` |
-//! | `passthrough=` | `passthrough_modes` `every_way_to_open` `passing_lower_files_through` |
+//! | `passthrough=` | `passthrough_modes` `every_way_to_open` `programs_are_in_memory_once` `passing_lower_files_through` |
 //! | `writeback`, `timeout=`, `static_nlink` | `writeback` `timeout` `static_nlink` |
 //! | `noacl`, `noxattrs` | `no_acl` `no_xattrs` `no_xattrs_but_the_marks` |
 //! | `fsync=0`, `volatile` | `fsync_off` `volatile` `volatile_after_a_crash` |

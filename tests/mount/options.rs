@@ -465,7 +465,7 @@ on_stratafs! {
     }
 
     fn passthrough_modes(driver) {
-        for mode in ["off", "upper", "all"] {
+        for mode in ["off", "upper", "programs", "all"] {
             let mount = Stack::new().lower("file f fill=100000").stratafs_option(&format!("passthrough={mode}")).mount(driver);
             let content = crate::common::tree::pattern(100_000);
             let reader = sys::open(&mount.at("f"), rustix::fs::OFlags::RDONLY, 0).unwrap();

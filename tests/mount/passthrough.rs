@@ -1,4 +1,4 @@
-//! `passthrough=all`: the kernel reads lower files of a writable mount itself.
+//! `passthrough=programs` and `passthrough=all`: the kernel reads lower files of a writable mount itself.
 //!
 //! One inode of the kernel's has one backing file, so a file that is copied up under the eyes of readers gets another
 //! inode (`src/driver/passthrough.rs`). These tests are the proof that it does.
@@ -8,8 +8,9 @@ use std::process::Command;
 
 use rustix::fs::{FlockOperation, OFlags};
 
+use crate::common::stack::Layers;
 use crate::common::sys::{self, Mapping};
-use crate::common::tree::pattern;
+use crate::common::tree::{pattern, snapshot};
 use crate::common::{Driver, Errno, Mount, Stack};
 use crate::on_stratafs;
 
@@ -19,6 +20,29 @@ fn passing_all(lower: &str) -> Stack {
 
 fn reader(mount: &Mount, path: &str) -> std::fs::File {
     sys::open(&mount.at(path), OFlags::RDONLY, 0).unwrap()
+}
+
+/// The stack with copies of files of this machine in its lower layer.
+fn with_programs(stack: Stack, programs: &[(&str, &str)]) -> Layers {
+    let mut layers = stack.build();
+    for (from, to) in programs {
+        std::fs::copy(from, layers.lowers[0].join(to)).unwrap();
+    }
+    layers.originals = layers.lowers.iter().map(|path| snapshot(path, true)).collect();
+    layers
+}
+
+/// The C library of this machine.
+fn library() -> String {
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    let path = maps.lines().filter_map(|line| line.split_whitespace().last()).find(|path| path.contains("/libc.so.6"));
+    path.expect("this program uses the C library").to_owned()
+}
+
+/// Pages of a file of the mount that are in memory before anything has read it there.
+fn resident(mount: &Mount, path: &str) -> usize {
+    let size = sys::lstat(&mount.at(path)).unwrap().st_size as usize;
+    Mapping::new(&reader(mount, path), size, false).resident_pages()
 }
 
 on_stratafs! {
@@ -145,11 +169,7 @@ on_stratafs! {
 
     /// A running program cannot be written to; after it, the next one runs what was written.
     fn programs(driver) {
-        let layers = passing_all("").build();
-        let mut layers = layers;
-        std::fs::copy("/bin/sleep", layers.lowers[0].join("sleep")).unwrap();
-        layers.originals = layers.lowers.iter().map(|path| crate::common::tree::snapshot(path, true)).collect();
-        let mount = layers.mount(driver);
+        let mount = with_programs(passing_all(""), &[("/bin/sleep", "sleep")]).mount(driver);
         let mut running = Command::new(mount.at("sleep")).arg("1000").spawn().unwrap();
         let opened = sys::open(&mount.at("sleep"), OFlags::RDWR, 0);
         running.kill().unwrap();
@@ -229,5 +249,86 @@ on_stratafs! {
         assert!(before.iter().all(|content| content.len() == 50_000 && content[64..] == pattern(50_000)[64..]));
         let mount = mount.remount(Driver::Stratafs);
         assert!(content(&mount) == before);
+    }
+
+    /// Without an option: programs and libraries are in memory once for all mounts of a layer, other files are not.
+    fn programs_are_in_memory_once(driver) {
+        let library = library();
+        let one = with_programs(Stack::new().lower("file f fill=100000"), &[("/bin/sleep", "sleep"), (&library, "lib")]);
+        std::fs::set_permissions(one.lowers[0].join("lib"), std::os::unix::fs::PermissionsExt::from_mode(0o644)).unwrap();
+        let lower = one.lowers[0].clone();
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(50);
+        loop {
+            for name in ["sleep", "lib", "f"] {
+                sys::read(&lower.join(name)).unwrap();
+            }
+            let mut layers = Stack::new().lower("").build();
+            layers.lowers[0] = lower.clone();
+            layers.originals.clear();
+            let mount = layers.mount(driver);
+            let pages = ["sleep", "lib", "f"].map(|name| resident(&mount, name));
+            // Another test may have all caches dropped at any time.
+            if pages[0] > 0 && pages[1] > 0 {
+                assert_eq!(pages[2], 0, "an ordinary file");
+                break;
+            }
+            assert!(std::time::Instant::now() < deadline, "{pages:?} pages");
+        }
+    }
+
+    /// An ordinary file is read through the mount's own cache, so an early reader sees later writes.
+    fn ordinary_files_stay_coherent(driver) {
+        let mount = Stack::new().lower("file f \"lower\"\nfile script \"#!/bin/sh\\necho one\\n\" mode=755").mount(driver);
+        for name in ["f", "script"] {
+            let early = reader(&mount, name);
+            assert!(!sys::read_file(&early).unwrap().is_empty());
+            sys::append(&mount.at(name), b"echo two\n").unwrap();
+            assert!(sys::read_file(&early).unwrap().ends_with(b"echo two\n"), "{name}");
+        }
+        assert_eq!(sys::run(&mount.at("script")).stdout, b"one\ntwo\n");
+    }
+
+    /// A library that a process has mapped is overwritten in place: the mapping shows the lower file (as with overlayfs),
+    /// and whoever opens it later the new content.
+    fn a_mapped_library_is_written_in_place(driver) {
+        let library = library();
+        let mount = with_programs(Stack::new().lower(""), &[(&library, "lib")]).mount(driver);
+        let size = sys::lstat(&mount.at("lib")).unwrap().st_size as usize;
+        let early = Mapping::new(&reader(&mount, "lib"), size, false);
+        let before = early.bytes(0..size).to_vec();
+        sys::write_at(&mount.at("lib"), 4096, b"written in place").unwrap();
+        assert!(early.bytes(0..size) == before);
+        let late = Mapping::new(&reader(&mount, "lib"), size, false);
+        assert_eq!(late.bytes(4096..4112), b"written in place");
+        sys::write_at(&mount.at("lib"), 8192, b"and again").unwrap();
+        assert_eq!(late.bytes(8192..8201), b"and again");
+        assert!(early.bytes(0..size) == before);
+    }
+
+    /// What package managers, `strip` and `patchelf` do with a running program, and ETXTBSY.
+    fn running_programs_are_replaced(driver) {
+        let mount = with_programs(Stack::new().lower(""), &[("/bin/sleep", "sleep"), ("/bin/true", "true")]).mount(driver);
+        let mut running = Command::new(mount.at("sleep")).arg("1000").spawn().unwrap();
+        assert_eq!(sys::open(&mount.at("sleep"), OFlags::RDWR, 0).err(), Some(Errno::TXTBSY));
+        assert_eq!(sys::open(&mount.at("sleep"), OFlags::WRONLY | OFlags::TRUNC, 0).err(), Some(Errno::TXTBSY));
+        // dpkg: unpacked beside it, then renamed over it.
+        std::fs::copy("/bin/true", mount.at("sleep.dpkg-new")).unwrap();
+        sys::rename(&mount.at("sleep.dpkg-new"), &mount.at("sleep")).unwrap();
+        assert_eq!(sys::run(&mount.at("sleep")).status.code(), Some(0));
+        assert!(running.try_wait().unwrap().is_none(), "the old program goes on");
+        let exe = format!("/proc/{}/exe", running.id());
+        assert!(std::fs::read(&exe).unwrap() == std::fs::read("/bin/sleep").unwrap());
+        running.kill().unwrap();
+        running.wait().unwrap();
+        // strip and patchelf: read, then written from the start.
+        let early = reader(&mount, "true");
+        let old = sys::read_file(&early).unwrap();
+        let mut changed = old.clone();
+        changed.extend_from_slice(b"appended to the program");
+        sys::overwrite(&mount.at("true"), &changed).unwrap();
+        assert!(sys::read(&mount.at("true")).unwrap() == changed);
+        assert_eq!(sys::run(&mount.at("true")).status.code(), Some(0));
+        drop(early);
+        mount.remount(driver);
     }
 }

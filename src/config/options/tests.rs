@@ -122,6 +122,7 @@ fn flags() {
         ("redirect_dir=off", |o| o.overlay.redirect_dir == RedirectDir::Follow),
         ("xino=on", |o| o.overlay.xino == Xino::On),
         ("passthrough=all", |o| o.overlay.passthrough == Passthrough::All),
+        ("passthrough=programs", |o| o.overlay.passthrough == Passthrough::Programs),
         ("passthrough=off", |o| o.overlay.passthrough == Passthrough::Off),
         ("xattr_permissions=2", |o| o.overlay.xattr_permissions == XattrPermissions::Containers),
         ("timeout=1.5", |o| o.overlay.timeout == Some(Duration::from_millis(1500))),

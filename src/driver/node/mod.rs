@@ -90,6 +90,9 @@ const ATTRIBUTED: u8 = 2;
 const IMMUTABLE: u8 = 1;
 const APPEND_ONLY: u8 = 2;
 
+const PROGRAM: u8 = 4;
+const NO_PROGRAM: u8 = 8;
+
 /// One inode of the mount. 80 bytes: what few of them have is elsewhere, in boxes.
 #[derive(Debug)]
 pub struct Node {
@@ -116,8 +119,9 @@ pub struct Node {
     bypassed: AtomicBool,
     /// Of a lower file: it was opened once, and was what is known of it.
     confirmed: AtomicBool,
-    /// Its flags that forbid changes: [`IMMUTABLE`], [`APPEND_ONLY`].
-    protection: AtomicU8,
+    /// Its flags that forbid changes: [`IMMUTABLE`], [`APPEND_ONLY`]. Of a lower file that was opened, one of [`PROGRAM`]
+    /// and [`NO_PROGRAM`], or both.
+    traits: AtomicU8,
 }
 
 impl Node {
@@ -135,7 +139,7 @@ impl Node {
             attributes: AtomicU8::new(UNKNOWN),
             bypassed: AtomicBool::new(false),
             confirmed: AtomicBool::new(false),
-            protection: AtomicU8::new(0),
+            traits: AtomicU8::new(0),
         }
     }
 
@@ -172,7 +176,7 @@ impl Node {
 
     /// What may not be changed of it.
     pub fn protection(&self) -> Protection {
-        let bits = self.protection.load(Ordering::Relaxed);
+        let bits = self.traits.load(Ordering::Relaxed);
         Protection { immutable: bits & IMMUTABLE != 0, append_only: bits & APPEND_ONLY != 0 }
     }
 
@@ -180,7 +184,23 @@ impl Node {
     pub fn protect(&self, protection: Protection) {
         let immutable = if protection.immutable { IMMUTABLE } else { 0 };
         let append_only = if protection.append_only { APPEND_ONLY } else { 0 };
-        self.protection.store(immutable | append_only, Ordering::Relaxed);
+        self.traits.fetch_or(immutable | append_only, Ordering::Relaxed);
+        self.traits.fetch_and(!((IMMUTABLE | APPEND_ONLY) ^ (immutable | append_only)), Ordering::Relaxed);
+    }
+
+    /// True if the file is known to be a program or a shared library.
+    pub fn is_program(&self) -> bool {
+        self.traits.load(Ordering::Relaxed) & PROGRAM != 0
+    }
+
+    /// True if it is known whether the content of the file is that of a program.
+    pub fn is_classified(&self) -> bool {
+        self.traits.load(Ordering::Relaxed) & (PROGRAM | NO_PROGRAM) != 0
+    }
+
+    /// Notes whether the file is a program. A program stays one.
+    pub fn classify(&self, program: bool) {
+        self.traits.fetch_or(if program { PROGRAM } else { NO_PROGRAM }, Ordering::Relaxed);
     }
 
     /// The directory part, if it is one. Up to date ([`settle`]). Takes leaf locks.

@@ -97,6 +97,9 @@ impl Union {
             return self.install(&node, asked, kept.unwrap_or(RealFile::Unopened), flags, 0);
         }
         let real = self.open_real(&node, self.backing_flags(flags))?;
+        if let RealFile::Lower(file, _) = &real {
+            self.classify(&node, file.as_fd(), flags & EXECUTE != 0);
+        }
         let mut mode = 0;
         if writes && let RealFile::Upper(file, _) = &real {
             let stat = self.shown_stat_of(file.as_fd(), Stat::of(file.as_fd(), c"")?)?;
@@ -119,7 +122,7 @@ impl Union {
     /// name, that was opened before, that the driver is allowed to open, and that the kernel does not read itself.
     fn opens_when_read(&self, node: &NodeRef) -> bool {
         self.privileged
-            && !self.may_pass_through(false)
+            && !self.may_pass_through(node, false)
             && node.is_confirmed()
             && node.file_state().is_some_and(|state| state.lower().is_some())
     }
@@ -197,7 +200,8 @@ impl Union {
         let current = asked == node.id();
         let set_id = writable && mode & (libc::S_ISUID | libc::S_ISGID) != 0;
         // Under the number before, only what the kernel reads and writes by itself.
-        let usable = state.can_open_under(current) && (current || (self.may_pass_through(upper) && upper && !set_id));
+        let usable =
+            state.can_open_under(current) && (current || (self.may_pass_through(node, upper) && upper && !set_id));
         if !usable {
             drop(state);
             return Err(self.turn_away(node, asked));
@@ -210,7 +214,7 @@ impl Union {
         let open = state.open_mut().under(current);
         let (backing, keep) = if open.passthrough > 0 {
             (open.backing, true)
-        } else if open.cached == 0 && self.may_pass_through(upper) && !set_id && !outdated {
+        } else if open.cached == 0 && self.may_pass_through(node, upper) && !set_id && !outdated {
             open.backing_layer = file.layer();
             (file.fd().and_then(|file| self.register(file)), true)
         } else {
