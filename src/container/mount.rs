@@ -218,14 +218,27 @@ pub(super) fn is_mountpoint_in(table: &[u8], path: &Path) -> bool {
     mountinfo::parse(table).any(|mount| mount.point == path)
 }
 
-fn mount_stratafs(stack: &Stack, record: &Record, name: &str) -> Result<()> {
-    let mut options = OsString::from("lowerdir=");
-    for (number, lower) in stack.lowers.iter().enumerate() {
+/// Longest option string that names all layers by their whole paths. The kernel takes 128 KiB in one argument.
+const LONG_OPTIONS: usize = 96 << 10;
+
+/// The layers as an option, and the directory that relative ones among them start from. In a long chain, checkpoint layers are
+/// named by their place among the store's.
+fn lowerdir(lowers: &[PathBuf]) -> (OsString, &Path) {
+    let is_long = lowers.iter().map(|lower| lower.as_os_str().len() + 1).sum::<usize>() > LONG_OPTIONS;
+    let among = lowers.first().and_then(|lower| lower.parent()?.parent()).filter(|_| is_long);
+    let base = among.unwrap_or(Path::new("/"));
+    let mut option = OsString::from("lowerdir=");
+    for (number, lower) in lowers.iter().enumerate() {
         if number > 0 {
-            options.push(":");
+            option.push(":");
         }
-        options.push(escaped_option(lower));
+        option.push(escaped_option(among.and_then(|base| lower.strip_prefix(base).ok()).unwrap_or(lower)));
     }
+    (option, base)
+}
+
+fn mount_stratafs(stack: &Stack, record: &Record, name: &str) -> Result<()> {
+    let (mut options, base) = lowerdir(&stack.lowers);
     if let Some((upper, work)) = &stack.writable {
         options.push(",upperdir=");
         options.push(escaped_option(upper));
@@ -245,7 +258,7 @@ fn mount_stratafs(stack: &Stack, record: &Record, name: &str) -> Result<()> {
     }
     let program = stratafs_program();
     let mut command = Command::new(&program);
-    command.current_dir("/").arg("-o").arg(options).arg(&stack.mountpoint);
+    command.current_dir(base).arg("-o").arg(options).arg(&stack.mountpoint);
     succeed(command, &program.display().to_string())
 }
 
@@ -317,6 +330,23 @@ fn mount_overlay(stack: &Stack) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn long_chains_are_named_from_the_directory_of_layers() {
+        let dirs = |count: usize| {
+            let layer = |number: usize| format!("/store/checkpoints/{number:032x}/layer").into();
+            (0..count).map(layer).chain([PathBuf::from("/store/layers/a:b/diff")]).collect::<Vec<_>>()
+        };
+        let (option, base) = (lowerdir(&dirs(1)).0, lowerdir(&dirs(1)).1.to_owned());
+        let whole = format!("lowerdir=/store/checkpoints/{:032x}/layer:/store/layers/a\\:b/diff", 0);
+        assert_eq!((option.to_str(), base.as_path()), (Some(whole.as_str()), Path::new("/")));
+        let many = dirs(2000);
+        let (option, base) = lowerdir(&many);
+        assert_eq!(base, Path::new("/store/checkpoints"));
+        let option = option.into_string().expect("text");
+        assert!(option.starts_with(&format!("lowerdir={:032x}/layer:{:032x}/layer:", 0, 1)), "{option}");
+        assert!(option.ends_with(":/store/layers/a\\:b/diff") && option.len() < 128 << 10);
+    }
 
     #[test]
     fn option_escapes() {

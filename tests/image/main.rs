@@ -36,6 +36,7 @@ mod bad_input;
 mod checkpoint;
 mod checkpoint_crashes;
 mod checkpoint_refusals;
+mod checkpoint_running;
 mod cli;
 mod container;
 mod crashes;

@@ -1,0 +1,178 @@
+//! Checkpoints of containers whose driver answers: what it is asked, and what becomes of its refusals. The driver is played
+//! by the test, which does on disk what a driver would.
+
+use std::fs;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+use stratafs::container::checkpoint::tidy;
+use stratafs::container::{Container, CreateOptions};
+use stratafs::control::{Answer, Lower, Request, Server};
+use stratafs::marks::chain::Chain;
+use stratafs::union::layer::chain::{chain_namespace, copy_root, read_chain, write_chain};
+
+use super::checkpoint::shown;
+use super::crashes::one_image;
+use super::fixture::*;
+
+/// What the played driver has been asked, and how it behaves.
+#[derive(Default)]
+struct Role {
+    asked: Mutex<Vec<Request>>,
+    /// It refuses all but `state`.
+    refuses: Mutex<bool>,
+    lowers: Mutex<Vec<String>>,
+}
+
+fn mark(dir: &Path) -> Option<Chain> {
+    let dir = fs::File::open(dir).unwrap();
+    read_chain(dir.as_fd(), chain_namespace(dir.as_fd()).unwrap()).unwrap()
+}
+
+/// Puts an empty upper in the place of the one that is there.
+fn pivot(upper: &Path, place: &Path, id: &str, root: &Path, below: Option<&Path>) {
+    fs::create_dir(place).unwrap();
+    let (from, empty) = (fs::File::open(root).unwrap(), fs::File::open(place).unwrap());
+    copy_root(from.as_fd(), empty.as_fd()).unwrap();
+    let below = below.and_then(mark).map(|mark| mark.id);
+    let chain = Chain { id: id.parse().unwrap(), below };
+    write_chain(empty.as_fd(), chain_namespace(empty.as_fd()).unwrap(), &chain).unwrap();
+    renameat_with(CWD, place, CWD, upper, RenameFlags::EXCHANGE).unwrap();
+}
+
+/// Answers in the place of the driver of a container.
+fn play(container: &Container) -> (Arc<Role>, Server) {
+    let role = Arc::new(Role::default());
+    let (answering, upper) = (Arc::clone(&role), container.dir().join("upper"));
+    let answer = move |request: Request| {
+        answering.asked.lock().unwrap().push(request.clone());
+        if request != Request::State && *answering.refuses.lock().unwrap() {
+            return Answer::refused("the disk is full");
+        }
+        let mut lowers = answering.lowers.lock().unwrap();
+        match request {
+            Request::Checkpoint { place, id, .. } => {
+                pivot(&upper, Path::new(&place), &id, &upper, Some(&upper));
+                lowers.insert(0, place);
+            }
+            Request::Switch { keep_upper: true, lowers: new, .. } => *lowers = new,
+            Request::Switch { place, id, lowers: new, .. } => {
+                pivot(&upper, Path::new(&place), &id, Path::new(&new[0]), Some(Path::new(&new[0])));
+                *lowers = new;
+            }
+            Request::Share { .. } => {}
+            Request::State => {
+                let lowers = lowers.iter().map(|path| Lower { path: path.clone(), id: None }).collect();
+                return Answer { lowers, writers: Some(0), pid: Some(1), ..Answer::done() };
+            }
+        }
+        Answer::done()
+    };
+    let server = Server::start(&container.dir().join("work"), answer).unwrap();
+    (role, server)
+}
+
+fn lab() -> (Scratch, Container) {
+    let scratch = Scratch::new();
+    scratch.load(&one_image("base:1", &layers())).unwrap();
+    let image = scratch.store.find("base:1").unwrap();
+    let options = CreateOptions { name: Some("web".to_owned()), ..CreateOptions::default() };
+    let container = Container::create(&scratch.store, &image, &options).unwrap();
+    (scratch, container)
+}
+
+fn write(container: &Container, name: &str) {
+    fs::write(container.dir().join("upper").join(name), name).unwrap();
+}
+
+fn names(container: &Container, scratch: &Scratch) -> Vec<String> {
+    container.checkpoints(&scratch.store).unwrap().into_iter().map(|checkpoint| checkpoint.name).collect()
+}
+
+#[test]
+fn the_driver_is_asked() {
+    let (scratch, web) = lab();
+    let store = &scratch.store;
+    let (role, _server) = play(&web);
+    let image: Vec<String> = {
+        let layers = web.layers(store).unwrap();
+        layers.iter().rev().map(|layer| layer.diff().to_str().unwrap().to_owned()).collect()
+    };
+    *role.lowers.lock().unwrap() = image.clone();
+    write(&web, "one");
+    let first = shown(store, "web", None);
+    let one = web.create_checkpoint(store, "one").unwrap();
+    assert_eq!(shown(store, "web", None), first);
+    write(&web, "two");
+    let second = shown(store, "web", None);
+    assert!(web.rollback(store, "one", Some("two")).unwrap().is_none());
+    assert_eq!((shown(store, "web", None), shown(store, "web", Some("two"))), (first.clone(), second.clone()));
+    let asked = std::mem::take(&mut *role.asked.lock().unwrap());
+    let [
+        Request::State,
+        Request::Checkpoint { place, sync: true, .. },
+        Request::Switch { lowers, keep_upper: false, .. },
+    ] = asked.as_slice()
+    else {
+        panic!("{asked:?}")
+    };
+    assert_eq!(Path::new(place), one.layer.dir());
+    assert_eq!(lowers, &[vec![place.clone()], image.clone()].concat());
+    // What is abandoned is removed, and nothing of it was the driver's to remove.
+    write(&web, "lost");
+    let abandoned = web.rollback(store, "two", None).unwrap().unwrap();
+    assert_eq!(shown(store, "web", None), second);
+    abandoned.remove().unwrap();
+    assert_eq!(fs::read_dir(store.root().join("tmp")).unwrap().count(), 0);
+    // A fork tells the mounts that have its layers.
+    role.asked.lock().unwrap().clear();
+    let web2 = web.fork(store, Some("two"), "web2").unwrap();
+    assert_eq!(shown(store, "web2", None), second);
+    let shared = role.asked.lock().unwrap().clone();
+    let two = web.find_checkpoint(store, "two").unwrap().layer.dir();
+    let dirs: Vec<String> = [&two, &one.layer.dir()].map(|dir| dir.to_str().unwrap().to_owned()).into();
+    assert_eq!(shared, [Request::Share { layers: dirs.clone() }]);
+    // A merge tells them too; the upper of a mount is not merged into.
+    web.remove_checkpoint(store, "one").unwrap();
+    tidy(store, true).unwrap();
+    assert_eq!(web.chain(store).unwrap().len(), 1);
+    assert_eq!(*role.lowers.lock().unwrap(), [vec![dirs[0].clone()], image].concat());
+    assert!(!PathBuf::from(&dirs[1]).exists());
+    assert_eq!((shown(store, "web", None), shown(store, "web2", None)), (second.clone(), second.clone()));
+    web2.remove(store).unwrap();
+    web.remove_checkpoint(store, "two").unwrap();
+    tidy(store, true).unwrap();
+    assert_eq!((web.chain(store).unwrap().len(), shown(store, "web", None)), (1, second));
+    assert_eq!(store.chain_faults().unwrap(), Vec::<String>::new());
+}
+
+#[test]
+fn a_driver_that_refuses_changes_nothing() {
+    let (scratch, web) = lab();
+    let store = &scratch.store;
+    let (role, server) = play(&web);
+    write(&web, "one");
+    web.create_checkpoint(store, "one").unwrap();
+    write(&web, "two");
+    web.create_checkpoint(store, "two").unwrap();
+    write(&web, "three");
+    *role.refuses.lock().unwrap() = true;
+    let before = (scratch.listing(), shown(store, "web", None));
+    let told = |done: stratafs::image::Result<()>| done.unwrap_err().to_string();
+    assert_eq!(told(web.create_checkpoint(store, "three").map(drop)), "web: the disk is full");
+    assert_eq!(told(web.rollback(store, "one", None).map(drop)), "web: the disk is full");
+    assert_eq!(told(web.rollback(store, "one", Some("kept")).map(drop)), "web: the disk is full");
+    assert_eq!(told(web.fork(store, Some("one"), "web2").map(drop)), "web: the disk is full");
+    assert_eq!((scratch.listing(), shown(store, "web", None)), before);
+    // A layer that the driver does not follow to stays as it is.
+    web.remove_checkpoint(store, "one").unwrap();
+    tidy(store, true).unwrap();
+    assert_eq!((web.chain(store).unwrap().len(), shown(store, "web", None)), (2, before.1.clone()));
+    assert_eq!(names(&web, &scratch), ["two"]);
+    // Once it has ended, all goes on without it.
+    drop(server);
+    tidy(store, true).unwrap();
+    assert_eq!((web.chain(store).unwrap().len(), shown(store, "web", None)), (1, before.1));
+}
