@@ -222,15 +222,17 @@ pub(in crate::driver) struct LowerPlace {
 impl LowerPlace {
     /// Of `node`; `None` if it is in the upper.
     pub(in crate::driver) fn of(node: &NodeRef) -> Result<Option<Self>> {
+        // Before the state is locked, for it locks that, too.
+        let own = node.dir();
         let (dir, name, layer) = match node.state().residence() {
-            Residence::Lower { layer, .. } | Residence::Hidden { layer, .. } if node.dir().is_some() => {
+            Residence::Lower { layer, .. } | Residence::Hidden { layer, .. } if own.is_some() => {
                 (node.clone(), None, *layer)
             }
             Residence::Lower { at: (parent, name), layer } | Residence::Hidden { at: (parent, name), layer } => {
                 (parent.clone(), Some(name.clone()), *layer)
             }
             Residence::Root { upper: false } => {
-                let top = node.dir().and_then(|dir| dir.lowers().first().map(|part| part.layer));
+                let top = own.and_then(|dir| dir.lowers().first().map(|part| part.layer));
                 (node.clone(), None, top.ok_or(Errno::IO)?)
             }
             Residence::Root { upper: true } | Residence::Upper { .. } | Residence::Orphan { .. } => return Ok(None),

@@ -2,6 +2,7 @@
 //! nothing of FUSE.
 
 mod acl;
+pub mod checkpoint;
 mod copy_up;
 mod hard_links;
 pub(crate) mod interrupt;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use parking_lot::{RwLock, RwLockReadGuard};
 
 use crate::config::OverlayConfig;
+use crate::driver::checkpoint::Changes;
 use crate::driver::readahead::ReadAhead;
 use crate::driver::types::{
     Attr, Caller, DirSink, Entry, HandleId, KernelRef, NodeId, Opened, Result, SetAttr, StatFs, Validity,
@@ -21,6 +22,8 @@ use crate::sys::flags::FSXATTR;
 pub struct Overlay {
     /// The gate, and what is behind it.
     pub(super) union: RwLock<Union>,
+    /// What changes the stack of layers.
+    pub(super) changes: Changes,
     /// That of the union: its thread waits for work without holding the gate.
     ahead: Arc<ReadAhead>,
 }
@@ -34,11 +37,11 @@ impl Overlay {
     /// One line naming the layer and what is wrong with it.
     pub fn open(config: OverlayConfig) -> std::result::Result<Self, OpenError> {
         let union = Union::open(config)?;
-        Ok(Self { ahead: Arc::clone(&union.read_ahead), union: RwLock::new(union) })
+        Ok(Self { ahead: Arc::clone(&union.read_ahead), changes: Changes::default(), union: RwLock::new(union) })
     }
 
     /// Passes the gate, which stays held for reading.
-    fn enter(&self) -> RwLockReadGuard<'_, Union> {
+    pub(super) fn enter(&self) -> RwLockReadGuard<'_, Union> {
         self.union.read()
     }
 

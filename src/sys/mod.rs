@@ -11,6 +11,7 @@ pub mod fork;
 pub mod forward;
 pub mod fuse_device;
 pub mod handle;
+pub mod lease;
 pub mod mapping;
 pub mod memory;
 pub mod mount;

@@ -1,5 +1,6 @@
 //! Copy-up of nodes: the locks around [`crate::driver::copy_up::stage`].
 
+mod own;
 pub(in crate::driver) mod stage;
 
 use std::ffi::CStr;
@@ -64,6 +65,11 @@ impl Union {
         for step in chain.iter().rev() {
             let copy_up = CopyUpGuard::lock(step);
             let is_target = NodeRef::ptr_eq(step, node);
+            if !step.has_upper()
+                && let Some(layer) = self.must_move(step)?
+            {
+                self.move_up(&copy_up, layer)?;
+            }
             if !step.has_upper() {
                 self.copy_up_one(&copy_up, if is_target { extent } else { Extent::Attributes })?;
             }

@@ -135,6 +135,28 @@ impl<'d> NamesPair<'d> {
     }
 }
 
+/// Holds the names of several directories for writing.
+#[derive(Debug)]
+pub struct NamesMany<'d>(Vec<NamesWrite<'d>>);
+
+impl<'d> NamesMany<'d> {
+    /// Takes the locks of `parents`, that of the lowest node id first. One may be named several times.
+    ///
+    /// # Errors
+    /// `NOTDIR`.
+    pub fn lock(parents: impl Iterator<Item = &'d NodeRef>) -> Result<Self, Errno> {
+        let mut parents: Vec<&NodeRef> = parents.collect();
+        parents.sort_unstable_by_key(|parent| parent.id());
+        parents.dedup_by_key(|parent| parent.id());
+        parents.into_iter().map(NamesWrite::lock).collect::<Result<_, _>>().map(Self)
+    }
+
+    /// Those of one of them.
+    pub fn first(&self) -> Option<&NamesWrite<'d>> {
+        self.0.first()
+    }
+}
+
 /// Holds the number of names of a file with an index entry; holds nothing for a directory.
 #[derive(Debug)]
 pub struct LinksGuard<'n> {

@@ -29,6 +29,18 @@ pub struct FileHandle {
     pub pattern: ReadPattern,
 }
 
+impl FileHandle {
+    /// The real file is in the upper `to` now, no more in the layer `from`.
+    pub(super) fn carry(&self, from: LayerId, to: LayerId) {
+        let real = &mut *self.real.write();
+        if let RealFile::Lower(fd, layer) | RealFile::Upper(fd, layer) = real
+            && *layer == from
+        {
+            *real = RealFile::Upper(Arc::clone(fd), to);
+        }
+    }
+}
+
 /// The real file behind an open one. Handles may share it, for it has no position of its own.
 #[derive(Clone, Debug)]
 pub enum RealFile {
@@ -77,6 +89,8 @@ impl RealFile {
 #[derive(Debug, Default)]
 pub struct HandleTable {
     handles: DashMap<u64, Arc<FileHandle>>,
+    /// Numbers of the nodes that could be mapped for writing through a handle which is closed.
+    once_mappable: DashMap<u64, ()>,
     next: AtomicU64,
 }
 
@@ -95,7 +109,26 @@ impl HandleTable {
 
     /// Takes a handle out.
     pub fn remove(&self, id: u64) -> Option<Arc<FileHandle>> {
-        self.handles.remove(&id).map(|(_, handle)| handle)
+        let (_, handle) = self.handles.remove(&id)?;
+        if handle.mappable {
+            self.once_mappable.insert(handle.node.id().0, ());
+        }
+        Some(handle)
+    }
+
+    /// The files that are open for writing; one may be there several times.
+    pub fn writers(&self) -> Vec<NodeRef> {
+        self.handles.iter().filter(|handle| handle.writable).map(|handle| handle.node.clone()).collect()
+    }
+
+    /// Numbers of the nodes that could be mapped for writing through a handle which is closed.
+    pub fn once_mappable(&self) -> Vec<u64> {
+        self.once_mappable.iter().map(|entry| *entry.key()).collect()
+    }
+
+    /// The node of that number is not mapped any more.
+    pub fn forget_mappable(&self, node: u64) {
+        self.once_mappable.remove(&node);
     }
 
     /// Number of open handles.

@@ -55,7 +55,9 @@ use std::ffi::CStr;
 pub use crate::union::layer::Timestamp;
 use crate::union::layer::{FileType, Protection};
 pub use dir::{Dir, Inheritance, Lowers, UpperId, UpperPart};
-pub use guards::{CopyUpGuard, LinksGuard, Names, NamesPair, NamesRead, NamesWrite, RenameGuard, RenameLock};
+pub use guards::{
+    CopyUpGuard, LinksGuard, Names, NamesMany, NamesPair, NamesRead, NamesWrite, RenameGuard, RenameLock,
+};
 pub use handle::{FileHandle, HandleTable};
 pub use listings::{NewEntry, Surroundings};
 pub use name::Name;
@@ -203,7 +205,7 @@ impl Node {
         self.traits.fetch_or(if program { PROGRAM } else { NO_PROGRAM }, Ordering::Relaxed);
     }
 
-    /// The directory part, if it is one. Up to date ([`settle`]). Takes leaf locks.
+    /// The directory part, if it is one. Up to date ([`settle`]). Takes leaf locks, so the caller holds none.
     pub fn dir(&self) -> Option<&Dir> {
         let dir = self.dir.as_deref()?;
         if !dir.is_up_to_date() {

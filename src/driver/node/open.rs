@@ -46,6 +46,17 @@ impl OpenState {
         self.shared.push((access, layer, Arc::downgrade(file)));
     }
 
+    /// The file is in the layer `to` now, no more in `from`.
+    pub(super) fn carry(&mut self, from: LayerId, to: LayerId) {
+        if self.backing_layer == Some(from) {
+            self.backing_layer = Some(to);
+        }
+        for (_, layer, _) in self.shared.iter_mut().filter(|(_, layer, _)| *layer == from) {
+            *layer = to;
+        }
+        self.handles.iter().for_each(|handle| handle.carry(from, to));
+    }
+
     /// How many flushes of the upper's file have failed.
     pub fn failed_flushes(&self) -> u32 {
         self.failed_flushes.0

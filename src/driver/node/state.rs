@@ -155,6 +155,12 @@ impl State {
         }
     }
 
+    /// All known names.
+    pub fn names(&self) -> impl Iterator<Item = &Dentry> {
+        let further = self.rare.as_ref().map_or(&[][..], |rare| &rare.names);
+        self.first_name().into_iter().chain(further)
+    }
+
     /// True if `name` in `parent` is one of the names.
     pub fn is_named(&self, parent: &NodeRef, name: &CStr) -> bool {
         let first = match &self.residence {
@@ -266,10 +272,18 @@ impl State {
         }
     }
 
-    /// What only a lower layer has is whited out.
-    pub(super) fn hide(&mut self) {
+    /// The name `name` in `parent` of what only a lower layer has is whited out.
+    pub(super) fn hide(&mut self, parent: &NodeRef, name: &CStr) {
+        self.change_rare(|rare| rare.names.retain(|at| !is_at(at, parent, name)));
+        if !self.is_named(parent, name) {
+            return;
+        }
+        let next = self.change_rare(|rare| (!rare.names.is_empty()).then(|| rare.names.remove(0))).flatten();
         self.residence = match std::mem::replace(&mut self.residence, Residence::Gone) {
-            Residence::Lower { at, layer } => Residence::Hidden { at, layer },
+            Residence::Lower { at, layer } => match next {
+                Some(at) => Residence::Lower { at, layer },
+                None => Residence::Hidden { at, layer },
+            },
             other => other,
         };
     }
@@ -351,6 +365,15 @@ impl State {
     /// The same, to open or close it.
     pub fn open_mut(&mut self) -> &mut OpenState {
         self.rare_mut().open.get_or_insert_default()
+    }
+
+    /// The file went from the layer `from` to the layer `to` and stayed the same inode: what is open of it is there now.
+    pub fn carry(&mut self, from: LayerId, to: LayerId) {
+        let mut open = self.rare.as_mut().and_then(|rare| rare.open.as_deref_mut());
+        while let Some(state) = open {
+            state.carry(from, to);
+            open = state.former.as_deref_mut();
+        }
     }
 
     pub(super) fn take_open(&mut self) -> Option<Box<OpenState>> {

@@ -11,7 +11,7 @@ use quick_cache::sync::Cache;
 use crate::driver::node::listings::{BUDGET, Budget};
 use crate::driver::node::numbered::Numbered;
 use crate::driver::node::sync::{AtomicU64, Mutex, MutexGuard, Ordering};
-use crate::driver::node::{Name, Names, Node, NodeId, NodeRef};
+use crate::driver::node::{Name, Names, Node, NodeId, NodeRef, UpperId};
 use crate::union::layer::{Dir as LayerDir, FileId, LayerId, UpperDir};
 
 /// All nodes that the kernel knows, by number; and those with several names in the upper, by inode.
@@ -132,6 +132,17 @@ impl NodeTable {
         root.acquire();
         table.nodes.insert(root.id().0, root);
         table
+    }
+
+    /// The upper has become the lower layer `layer`, and a directory of id `upper` the upper. Nobody else is in the table.
+    pub fn begin_upper(&self, layer: LayerId, current: &UpperId, upper: LayerId) {
+        current.set(upper);
+        if let Some(root) = self.get(NodeId::ROOT)
+            && let Some(dir) = root.dir()
+        {
+            // Every layer has a root, also one in which the root was not touched.
+            dir.become_lower(layer, Arc::from(c""));
+        }
     }
 
     /// The descriptors that are kept.

@@ -37,7 +37,7 @@ impl NodeTable {
     /// The name of what only a lower layer has was whited out.
     pub fn hide(&self, names: &NamesWrite<'_>, name: &CStr, node: &NodeRef) {
         Self::detach(names.parent(), name, node);
-        node.state.lock().hide();
+        node.state.lock().hide(names.parent(), name);
         self.note_removal(names, name);
     }
 
@@ -61,7 +61,7 @@ impl NodeTable {
             let mut state = node.state.lock();
             match held {
                 Some(held) => state.remove_name(target.parent(), to, held),
-                None => state.hide(),
+                None => state.hide(target.parent(), to),
             }
         }
         target.dir().state.lock().children.insert(to.clone(), node.clone());

@@ -21,7 +21,7 @@ use crate::driver::node::sync::RwLock;
 use crate::driver::node::{FileHandle, NodeRef, ReadPattern};
 use crate::driver::types::{Caller, Errno, HandleId, NodeId, OpenMode, Opened, Result};
 use crate::driver::verbs::attr::mode_without_set_id;
-use crate::union::layer::{FileType, Stat};
+use crate::union::layer::{FileType, Layer, Stat};
 
 /// The kernel opens a program to execute it (`FMODE_EXEC` in `include/linux/fs.h`).
 const EXECUTE: u32 = 0x20;
@@ -381,8 +381,11 @@ impl Union {
         let handle = self.open_handle(handle)?;
         let file = self.current(&handle)?;
         if !handle.real.read().is_upper() && !handle.node.has_upper() {
-            // A read-only file system refuses it, and nothing of a lower file is dirty (kernel: `ovl_fsync`).
-            return Ok(None);
+            // A read-only file system refuses it, and nothing of a lower file is dirty (kernel: `ovl_fsync`), unless it was
+            // written when its layer was the upper.
+            let layer = handle.node.state().layer();
+            let may_be_dirty = layer.is_some_and(|layer| self.stack.lower(layer).is_ok_and(Layer::was_upper));
+            return Ok(may_be_dirty.then_some(Flush { file, handle: None }));
         }
         if !handle.real.read().is_upper() {
             // Its content is still below, and nothing is to be done for that; its attributes are not (kernel:

@@ -132,7 +132,8 @@ impl Union {
     ) -> Result<LookupRef<'_>> {
         let (parent, name) = (names.parent(), Name::from(name));
         let is_upper = found.source == Source::Upper;
-        let upper_file = (is_upper && !found.stat.is_dir() && found.stat.nlink > 1).then_some(found.stat.id());
+        let is_linked = !found.stat.is_dir() && found.stat.nlink > 1 && (is_upper || self.is_in_own(parent, &found));
+        let upper_file = is_linked.then_some(found.stat.id());
         let indexed = self.index_entry(parent, &name, &found)?;
         if let Some(node) = self.shared(upper_file, indexed.as_ref()) {
             self.nodes.add_name(names, &name, &node);
@@ -155,6 +156,14 @@ impl Union {
             self.nodes.share_index(&entry.name, &node);
         }
         Ok(node)
+    }
+
+    /// True for a file of a layer that was this mount's upper: its names are one file, as they were then.
+    fn is_in_own(&self, parent: &NodeRef, found: &crate::union::merge::Found) -> bool {
+        let Source::Lower(index) = found.source else { return false };
+        let lowers = parent.dir().map(|dir| dir.lowers()).unwrap_or_default();
+        let part = lowers.get(usize::from(index));
+        part.is_some_and(|part| self.is_own(part.layer))
     }
 
     /// The node that another name of the same file has been given.

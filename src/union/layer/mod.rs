@@ -6,10 +6,12 @@ pub mod chain;
 mod index_dir;
 mod layer_dir;
 mod marks;
+pub(crate) mod moving;
 mod nesting;
 mod numbers;
 mod order;
 mod origin;
+mod pivot;
 mod upper;
 mod whiteouts;
 mod work;
@@ -27,6 +29,7 @@ pub use layer_dir::{LayerDir, ListedDir};
 pub use marks::{Marks, classify};
 use numbers::FileSystems;
 pub use origin::OriginResolver;
+pub use pivot::{Below, ChangeError, Successor};
 pub use upper::{UpperDir, UpperLayer, WhiteoutForm};
 pub use whiteouts::{Cleared, Move, Place};
 pub use work::{Staged, WorkDir};
@@ -35,6 +38,7 @@ use crate::config::{OverlayConfig, Xino};
 pub use crate::confined::{Device, Dir, FileId, FileType, RawEntry, Stat, TimeTo, Times, Timestamp};
 use crate::inventory::{DirNumber, Inventory};
 pub use crate::marks::Protection;
+use crate::marks::chain::Chain;
 use nesting::Traps;
 
 /// Why a stack of layers cannot be mounted: one line naming the layer.
@@ -85,6 +89,12 @@ pub struct Layer {
     inventory: Option<Arc<Inventory>>,
     /// It has the upper or the work directory somewhere below its root.
     holds_traps: bool,
+    /// Its chain mark.
+    chain: Option<Chain>,
+    /// It was the upper of this mount.
+    was_upper: bool,
+    /// So it was, and no other mount uses it: its files may be replaced by copies.
+    is_own: bool,
 }
 
 /// A directory of a lower layer, by its place.
@@ -150,6 +160,9 @@ impl Layer {
             mount: stat.mount,
             inventory: None,
             holds_traps: false,
+            chain: None,
+            was_upper: false,
+            is_own: false,
         }
     }
 
@@ -206,6 +219,21 @@ impl Layer {
     /// Where the layer is, for messages.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Its chain mark.
+    pub fn chain(&self) -> Option<Chain> {
+        self.chain
+    }
+
+    /// True if it was the upper of this mount.
+    pub(crate) fn was_upper(&self) -> bool {
+        self.was_upper
+    }
+
+    /// True if it was the upper of this mount, and no other mount uses it.
+    pub(crate) fn is_own(&self) -> bool {
+        self.is_own
     }
 
     /// Its file system.
@@ -288,13 +316,16 @@ impl LayerStack {
             let mut layer = Layer::open(path)?;
             layer.fs = filesystems.add_root(layer.device);
             layer.holds_traps = traps.are_in(lowers.len());
+            layer.find_chain()?;
             // An inventory says what the layer was when it was written.
             if !config.no_inventory && config.timeout.is_none() {
                 layer.find_inventory();
             }
             lowers.push(layer);
         }
-        Ok(Self::numbered_anew(lowers, config.lowers.len(), upper, filesystems, traps))
+        let stack = Self::numbered_anew(lowers, config.lowers.len(), upper, filesystems, traps);
+        stack.check_chain()?;
+        Ok(stack)
     }
 
     /// A stack whose layers get their ids.

@@ -66,6 +66,13 @@ impl Traps {
         self.enclosing.get(at).is_some_and(|&encloses| encloses)
     }
 
+    /// Another directory, `id`, has taken the upper's place.
+    pub(super) fn replace_upper(&mut self, id: FileId) {
+        if let Some(upper) = self.forbidden.first_mut() {
+            *upper = id;
+        }
+    }
+
     /// True if `id` must not be entered.
     pub(super) fn forbid(&self, id: FileId) -> bool {
         self.forbidden.contains(&id)

@@ -26,17 +26,20 @@ struct LowerFs {
 impl OriginResolver {
     /// Learns the file systems of `lowers`.
     pub fn new(lowers: &[Layer]) -> Self {
-        let mut filesystems = HashMap::new();
-        for layer in lowers {
-            filesystems.entry(layer.fs()).or_insert_with(|| {
-                let mount = layer.root().open_self().ok()?;
-                // Without the call (Linux < 6.9) or a UUID the kernel compares with zeros as well.
-                let uuid = handle::filesystem_uuid(mount.as_fd()).unwrap_or_default();
-                Some(LowerFs { mount, uuid })
-            });
+        let mut known = Self::default();
+        lowers.iter().for_each(|layer| known.learn(layer));
+        known
+    }
+
+    /// Learns the file system of one more layer.
+    pub(crate) fn learn(&mut self, layer: &Layer) {
+        if self.filesystems.contains_key(&layer.fs()) {
+            return;
         }
-        let known = filesystems.into_iter().filter_map(|(fs, known)| Some((fs, known?)));
-        Self { filesystems: known.collect() }
+        let Ok(mount) = layer.root().open_self() else { return };
+        // Without the call (Linux < 6.9) or a UUID the kernel compares with zeros as well.
+        let uuid = handle::filesystem_uuid(mount.as_fd()).unwrap_or_default();
+        self.filesystems.insert(layer.fs(), LowerFs { mount, uuid });
     }
 
     /// Value of the origin mark for `name` in `dir` on file system `fs`; empty where the file system has no handles

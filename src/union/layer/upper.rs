@@ -3,7 +3,8 @@
 use std::ffi::{CStr, CString};
 use std::ops::Deref;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, Mode, OFlags};
@@ -13,7 +14,8 @@ use crate::config::OverlayConfig;
 use crate::confined::WritableDir;
 use crate::marks::{Mark, Namespace};
 use crate::union::layer::order::Order;
-use crate::union::layer::{Capabilities, OpenError, Stat, WorkDir, describe};
+use crate::union::layer::pivot::UpperPlace;
+use crate::union::layer::{Capabilities, ChangeError, OpenError, Stat, Successor, WorkDir, describe};
 
 /// A directory of the upper layer or the work directory. Only these two give one out.
 #[derive(Clone, Debug)]
@@ -38,15 +40,9 @@ impl UpperDir {
         Self(WritableDir::new(fd))
     }
 
-    /// The upper and the work directory, through one private copy of their mount if this process may make one.
-    fn private(upper: Self, work: Self) -> (Self, Self) {
-        match WritableDir::share_copy([&upper.0, &work.0]) {
-            Ok([upper, work]) => (Self(upper), Self(work)),
-            Err(errno) => {
-                tracing::debug!("the upper has no mount of its own: {errno}");
-                (upper, work)
-            }
-        }
+    /// The directories `dirs` through one private copy of their mount.
+    fn private<const N: usize>(dirs: [&Self; N]) -> Result<[Self; N], Errno> {
+        WritableDir::share_copy(dirs.map(|dir| &dir.0)).map(|copies| copies.map(Self))
     }
 
     /// Wraps an open file of the layer.
@@ -76,6 +72,10 @@ pub enum WhiteoutForm {
 #[derive(Debug)]
 pub struct UpperLayer {
     root: UpperDir,
+    /// As the mount was given it, for messages.
+    path: PathBuf,
+    /// Where it is; absent on a read-only mount, and where nobody could put another directory in its place.
+    place: Option<UpperPlace>,
     /// Absent on a read-only mount.
     work: Option<WorkDir>,
     /// `workdir/work`'s parent, where the volatile mark is.
@@ -112,6 +112,8 @@ impl UpperLayer {
         let mut layer = Self {
             acls: !config.no_acl && supports_acls(&root),
             root,
+            path: upper.to_owned(),
+            place: None,
             work: None,
             work_parent: None,
             index: None,
@@ -130,8 +132,7 @@ impl UpperLayer {
             return Err(fail("workdir", work, why));
         }
         layer.locks.push(lock("workdir", work)?);
-        let (root, parent) = UpperDir::private(layer.root, parent);
-        layer.root = root;
+        let parent = layer.enter_private_copy(parent, upper, work);
         let dir = prepare_work(&parent, config.volatile).map_err(|why| fail("workdir", work, why))?;
         let capabilities = Capabilities::probe(&dir, config.userxattr).map_err(|errno| match errno {
             Errno::OPNOTSUPP => fail(
@@ -153,9 +154,84 @@ impl UpperLayer {
         Ok(layer)
     }
 
+    /// Reaches the upper, its parent and the work directory `work`, which are at `upper_path` and `work_path`, through one
+    /// private copy of their mount if this process may make one. Gives back the work directory.
+    fn enter_private_copy(&mut self, work: UpperDir, upper_path: &Path, work_path: &Path) -> UpperDir {
+        let place = (upper_path.canonicalize().ok()).zip(work_path.canonicalize().ok());
+        let place = place.and_then(|(path, work)| {
+            let parent = open_upper(path.parent()?).ok()?;
+            let name = CString::new(path.file_name()?.as_bytes()).ok()?;
+            let of_mount = |dir: &UpperDir| dir.stat_self().ok().map(|stat| stat.mount);
+            let is_movable = of_mount(&parent) == of_mount(&self.root);
+            is_movable.then(|| UpperPlace { path, work: work.join("work"), parent, name })
+        });
+        if let Some(place) = place {
+            let copied = UpperDir::private([&self.root, &work, &place.parent]);
+            let (root, work, parent) = match copied {
+                Ok([root, work, parent]) => (root, work, parent),
+                Err(errno) => {
+                    tracing::debug!("the upper has no mount of its own: {errno}");
+                    (self.root.clone(), work, place.parent)
+                }
+            };
+            (self.root, self.place) = (root, Some(UpperPlace { parent, ..place }));
+            return work;
+        }
+        match UpperDir::private([&self.root, &work]) {
+            Ok([root, work]) => {
+                self.root = root;
+                work
+            }
+            Err(errno) => {
+                tracing::debug!("the upper has no mount of its own: {errno}");
+                work
+            }
+        }
+    }
+
     /// Its root.
     pub fn root(&self) -> &UpperDir {
         &self.root
+    }
+
+    /// As the mount was given it, for messages.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Where it is, if another directory can take its place.
+    pub(super) fn place(&self) -> Option<&UpperPlace> {
+        self.place.as_ref()
+    }
+
+    /// Where the work directory `workdir/work` is, for what must not go through the private copy of the mount.
+    pub(crate) fn work_path(&self) -> Option<&Path> {
+        self.place.as_ref().map(|place| place.work.as_path())
+    }
+
+    /// Exchanges the upper and `successor`.
+    ///
+    /// # Errors
+    /// One line. Nothing has changed then.
+    pub(super) fn replace(&mut self, successor: &mut Successor) -> Result<(), ChangeError> {
+        let place = self.place.as_ref().ok_or_else(|| ChangeError::refused("the upperdir cannot change places"))?;
+        let fail = |errno| ChangeError::new(&place.path, errno);
+        let lock = rustix::io::fcntl_dupfd_cloexec(successor.root(), 0).map_err(fail)?;
+        let expected = Stat::of(successor.root().as_fd(), c"").map_err(fail)?;
+        successor.exchange()?;
+        let found = place.parent.open_upper_dir(&place.name).and_then(|root| Ok((root.stat_self()?, root)));
+        match found {
+            Ok((stat, root)) if stat.id() == expected.id() => self.root = root,
+            found => {
+                successor.exchange()?;
+                return Err(fail(found.err().unwrap_or(Errno::STALE)));
+            }
+        }
+        // The lock on the old directory ends with its descriptor.
+        if let Some(held) = self.locks.first_mut() {
+            *held = lock;
+        }
+        Ok(())
     }
 
     /// The work directory.

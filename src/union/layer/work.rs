@@ -53,7 +53,7 @@ impl WorkDir {
 
     /// A name that nothing in the work directory has, and that nobody could have put something there under. (The
     /// kernel counts, `ovl_tempname()`, and closes the directory to everybody; so do we, but may not be able to.)
-    pub(super) fn temporary_name(&self) -> CString {
+    pub(crate) fn temporary_name(&self) -> CString {
         let n = self.next.fetch_add(1, Ordering::Relaxed);
         CString::new(format!("#{:016x}", self.names.hash_one(n))).unwrap_or_default()
     }

@@ -1,0 +1,246 @@
+//! Files that somebody writes to while a checkpoint is made.
+//!
+//! A descriptor that the kernel passes through writes to its inode, whatever the driver thinks, and so does a mapping. So these
+//! files stay the inodes that they are and go to the new upper, with all their names; the layer gets copies of them.
+
+use std::collections::HashMap;
+use std::ffi::{CStr, CString};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::sync::Arc;
+
+use rustix::fs::{AtFlags, Mode, OFlags};
+
+use crate::confined;
+use crate::driver::Union;
+use crate::driver::node::{Dentry, Name, NamesWrite, NodeId, NodeRef, Published, Residence};
+use crate::driver::types::{Errno, Result};
+use crate::sys::lease;
+use crate::union::layer::moving::{duplicate, replace_names};
+use crate::union::layer::{ChangeError, LayerId, Stat, Successor};
+
+/// A file on its way to the new upper.
+pub(super) struct Moving {
+    node: NodeRef,
+    replacement: Replacement,
+}
+
+/// The copy of a file that moved, and where it must go in the layer.
+pub(super) struct Replacement {
+    /// The directory `workdir/work`, and the name of the copy there.
+    work: Arc<OwnedFd>,
+    staged: CString,
+    copy: OwnedFd,
+    /// Directories and names in the layer.
+    names: Vec<(CString, CString)>,
+    is_done: bool,
+}
+
+impl Replacement {
+    /// Gives the copy the names in the layer that the file had. With `flushes`, its content is on the disk before.
+    pub(super) fn run(mut self, successor: &Successor, flushes: bool) -> std::result::Result<(), ChangeError> {
+        let flushed = if flushes { rustix::fs::fdatasync(&self.copy) } else { Ok(()) };
+        let done = flushed
+            .and_then(|()| replace_names(successor.left().as_fd(), &self.names, self.work.as_fd(), &self.staged));
+        self.is_done = done.is_ok();
+        done.map_err(|errno| {
+            let error = std::io::Error::from(errno);
+            let line = format!("the checkpoint is made, but lacks a copy of a file that is open for writing: {error}");
+            ChangeError { errno, line }
+        })
+    }
+}
+
+impl Drop for Replacement {
+    fn drop(&mut self) {
+        if !self.is_done
+            && let Err(errno) = rustix::fs::unlinkat(&*self.work, &self.staged, AtFlags::empty())
+        {
+            tracing::warn!("work directory: cannot remove {:?}: {errno}", self.staged);
+        }
+    }
+}
+
+impl Union {
+    /// The files in the upper that are open for writing, or may be mapped for it, and still have a name.
+    fn writers(&self) -> Vec<NodeRef> {
+        let mut found: HashMap<NodeId, NodeRef> = HashMap::new();
+        for node in self.handles.writers().into_iter().chain(self.mapped_for_writing()) {
+            if matches!(node.state().residence(), Residence::Upper { .. }) {
+                found.insert(node.id(), node);
+            }
+        }
+        found.into_values().collect()
+    }
+
+    /// Number of files that are open for writing.
+    pub(in crate::driver) fn count_writers(&self) -> usize {
+        self.writers().len()
+    }
+
+    /// Files that were mapped for writing through a handle that is closed. The kernel keeps the backing file for the mapping,
+    /// not the handle.
+    fn mapped_for_writing(&self) -> Vec<NodeRef> {
+        let mut still = Vec::new();
+        for id in self.handles.once_mappable() {
+            let node = self.nodes.get(NodeId(id)).filter(|node| node.has_upper());
+            let is_mapped = node.as_ref().is_some_and(|node| {
+                self.on_upper(node, |dir, name| lease::is_open_for_writing(dir.open_file(name)?.as_fd()))
+                    .unwrap_or(true)
+            });
+            match node {
+                Some(node) if is_mapped => still.push(node),
+                _ => self.handles.forget_mappable(id),
+            }
+        }
+        still
+    }
+
+    /// Finds all names of the files that are open for writing. Best effort: it is done again with the gate closed.
+    pub(super) fn learn_names_of_writers(&self) {
+        for node in self.writers() {
+            if let Err(errno) = self.learn_names(&node) {
+                tracing::debug!("not all names of a file are found: {errno}");
+            }
+        }
+    }
+
+    /// Makes all names known that the upper's file has.
+    fn learn_names(&self, node: &NodeRef) -> Result<()> {
+        let stat = self.on_upper(node, |dir, name| dir.stat(name))?.ok_or(Errno::STALE)?;
+        if stat.nlink as usize <= node.state().names().count() {
+            return Ok(());
+        }
+        let root = self.upper()?.root().open_self()?;
+        self.learn_names_below(&root, &stat)
+    }
+
+    /// Looks up every name that the file `stat` has in the directory tree `root` of the upper or of a layer.
+    pub(in crate::driver) fn learn_names_below(&self, root: &OwnedFd, stat: &Stat) -> Result<()> {
+        let mut paths = Vec::new();
+        find_names(root, stat, &mut Vec::new(), &mut paths)?;
+        for path in paths {
+            let mut at = self.nodes.get(NodeId::ROOT).and_then(|root| self.nodes.count(&root)).ok_or(Errno::STALE)?;
+            for name in path.split(|&byte| byte == b'/') {
+                let name = CString::new(name).map_err(|_| Errno::INVAL)?;
+                match self.find(&at, &name)? {
+                    Some((node, _)) => at = node,
+                    None => break,
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The path of a directory of the upper below its root.
+    pub(in crate::driver) fn upper_path(&self, dir: &NodeRef) -> Result<CString> {
+        let mut names: Vec<Name> = Vec::new();
+        let mut at = dir.clone();
+        while at.id() != NodeId::ROOT {
+            let (parent, name) = at.name().ok_or(Errno::STALE)?;
+            names.push(name);
+            at = parent;
+        }
+        let parts: Vec<&[u8]> = names.iter().rev().map(|name| name.to_bytes()).collect();
+        CString::new(parts.join(&b'/')).map_err(|_| Errno::INVAL)
+    }
+
+    /// Gives every file that somebody writes to a name in the successor, and copies it.
+    pub(super) fn begin_moving(&self, successor: &Successor) -> Result<Vec<Moving>> {
+        let writers = self.writers();
+        if writers.is_empty() {
+            return Ok(Vec::new());
+        }
+        let upper = self.upper()?;
+        let work_path: &Path = upper.work_path().ok_or(Errno::OPNOTSUPP)?;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let work = Arc::new(rustix::fs::open(work_path, flags, Mode::empty())?);
+        successor.begin_moving()?;
+        let mut moving = Vec::with_capacity(writers.len());
+        for node in writers {
+            self.learn_names(&node)?;
+            let mut names = Vec::new();
+            for (parent, name) in node.state().names().cloned().collect::<Vec<Dentry>>() {
+                let dir = self.upper_path(&parent)?;
+                successor.carry(&dir, &name)?;
+                names.push((dir, CStr::to_owned(&name)));
+            }
+            let file = self.on_upper(&node, |dir, name| dir.open_file(name))?;
+            let staged = upper.work()?.temporary_name();
+            let copy = duplicate(&self.copier, file.as_fd(), work.as_fd(), &staged)?;
+            let replacement = Replacement { work: Arc::clone(&work), staged, copy, names, is_done: false };
+            moving.push(Moving { node, replacement });
+        }
+        Ok(moving)
+    }
+
+    /// The files are in the new upper now, and no more in `layer`, which was the upper.
+    pub(super) fn end_moving(&self, moving: Vec<Moving>, layer: LayerId) -> Vec<Replacement> {
+        let mut replacements = Vec::with_capacity(moving.len());
+        for Moving { node, replacement } in moving {
+            if let Err(errno) = self.move_node(&node, layer) {
+                // The file is in the upper, and is found there by whoever looks it up.
+                tracing::error!("a file that is open for writing is lost to its users: {errno}");
+            }
+            replacements.push(replacement);
+        }
+        replacements
+    }
+
+    /// The file of `node`, which was in `layer`, is in the upper now, and so are its directories.
+    pub(in crate::driver) fn move_node(&self, node: &NodeRef, layer: LayerId) -> Result<()> {
+        let parents: Vec<NodeRef> = node.state().names().map(|(parent, _)| parent.clone()).collect();
+        for parent in &parents {
+            self.note_carried(parent)?;
+        }
+        let first = parents.first().ok_or(Errno::STALE)?;
+        let names = NamesWrite::lock(first)?;
+        self.nodes.publish(&names, node, Published::default());
+        let upper = self.stack.upper_id();
+        node.state().carry(layer, upper);
+        Ok(())
+    }
+
+    /// The directory, and those above it, have an upper part now.
+    fn note_carried(&self, dir: &NodeRef) -> Result<()> {
+        if !dir.has_upper() {
+            let (parent, _) = dir.name().ok_or(Errno::STALE)?;
+            self.note_carried(&parent)?;
+            let names = NamesWrite::lock(&parent)?;
+            self.nodes.publish(&names, dir, Published::default());
+        }
+        let marks = self.upper_dir(dir)?.marks(c"")?;
+        if let Some(dir) = dir.dir() {
+            dir.note_upper_part(|part| part.impure = marks.impure);
+        }
+        Ok(())
+    }
+}
+
+/// Paths below `root` of all names of the file `stat`, looked for below `at`.
+pub(in crate::driver) fn find_names(
+    root: &OwnedFd,
+    stat: &Stat,
+    at: &mut Vec<u8>,
+    found: &mut Vec<Vec<u8>>,
+) -> Result<()> {
+    let dir = confined::open_dir(root.as_fd(), at)?;
+    let mut below = Vec::new();
+    for entry in rustix::fs::Dir::read_from(&dir)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let joined = || if at.is_empty() { name.to_bytes().to_vec() } else { [&**at, b"/", name.to_bytes()].concat() };
+        match entry.file_type() {
+            rustix::fs::FileType::Directory if name != c"." && name != c".." => below.push(joined()),
+            rustix::fs::FileType::Directory => {}
+            _ if entry.ino() == stat.ino => found.push(joined()),
+            _ => {}
+        }
+    }
+    drop(dir);
+    for path in below {
+        *at = path;
+        find_names(root, stat, at, found)?;
+    }
+    Ok(())
+}

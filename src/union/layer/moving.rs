@@ -1,0 +1,198 @@
+//! Files that are in the upper and in the layer below it at once, while a checkpoint is being made.
+//!
+//! A file that somebody writes to stays the same inode and goes into the new upper as a further name of it. The layer gets a
+//! copy of what it was at the checkpoint. Until the copy has the name in the layer, both are one file: the upper's root has a
+//! mark meanwhile. If the mark is found when the upper is mounted, a crash came in between, and the copies are made then.
+
+use std::ffi::{CStr, CString};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::{AtFlags, Gid, Mode, OFlags, Uid};
+use rustix::io::Errno;
+
+use crate::confined::{self, Copier, Dir, FileType, Stat, Times, set_times_of};
+use crate::sys::xattr::{self, Target};
+use crate::union::layer::chain::chain_namespace;
+use crate::union::layer::pivot::moving_key;
+use crate::union::layer::{OpenError, UpperDir, UpperLayer, describe};
+
+/// Makes `name` in `dir` a copy of the open file `from`, with its owner, mode, times and all attributes.
+///
+/// # Errors
+/// Those of reading and writing. Nothing is left then.
+pub(crate) fn duplicate(
+    copier: &Copier,
+    from: BorrowedFd<'_>,
+    dir: BorrowedFd<'_>,
+    name: &CStr,
+) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let copy = rustix::fs::openat(dir, name, flags, Mode::RUSR | Mode::WUSR)?;
+    match fill(copier, from, copy.as_fd()) {
+        Ok(()) => Ok(copy),
+        Err(errno) => {
+            rustix::fs::unlinkat(dir, name, AtFlags::empty())?;
+            Err(errno)
+        }
+    }
+}
+
+/// Makes `name` in `dir` a copy of `from_name` in `from`, which is a symbolic link, a device, a pipe or a socket.
+///
+/// # Errors
+/// Those of making it. Nothing is left then.
+pub(crate) fn duplicate_special(from: &Dir, from_name: &CStr, dir: &UpperDir, name: &CStr) -> Result<(), Errno> {
+    let stat = from.stat(from_name)?.ok_or(Errno::STALE)?;
+    match stat.file_type() {
+        FileType::Symlink => dir.make_symlink(name, &from.read_link(from_name)?)?,
+        _ => dir.make_node(name, stat.mode, stat.rdev)?,
+    }
+    let fill = || {
+        let made = dir.stat(name)?.ok_or(Errno::STALE)?;
+        if (made.uid, made.gid) != (stat.uid, stat.gid) {
+            dir.set_owner(name, Some(stat.uid), Some(stat.gid))?;
+        }
+        for key in confined::xattr::names(&from.list_xattrs(from_name)?) {
+            let key = CString::new(key).map_err(|_| Errno::INVAL)?;
+            if let Some(value) = from.xattr(from_name, &key)? {
+                dir.set_xattr(name, &key, &value, 0)?;
+            }
+        }
+        if stat.file_type() != FileType::Symlink {
+            dir.set_mode(name, stat.mode & 0o7777)?;
+        }
+        dir.set_times(name, &Times::of(&stat))
+    };
+    fill().or_else(|errno| dir.remove_file(name).and(Err(errno)))
+}
+
+fn fill(copier: &Copier, from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<(), Errno> {
+    let stat = Stat::of(from, c"")?;
+    copier.copy(from, to, &stat, stat.size)?;
+    // The owner before the attributes: changing it drops capabilities.
+    let made = Stat::of(to, c"")?;
+    if (made.uid, made.gid) != (stat.uid, stat.gid) {
+        rustix::fs::fchown(to, Some(Uid::from_raw(stat.uid)), Some(Gid::from_raw(stat.gid)))?;
+    }
+    let source = Target { dir: from, name: c"" };
+    for key in confined::xattr::names(&confined::xattr::list(source)?) {
+        let key = CString::new(key).map_err(|_| Errno::INVAL)?;
+        if let Some(value) = confined::xattr::value(source, &key)? {
+            xattr::set(Target { dir: to, name: c"" }, &key, &value, 0)?;
+        }
+    }
+    rustix::fs::fchmod(to, Mode::from_raw_mode(stat.mode & 0o7777))?;
+    set_times_of(to, &Times::of(&stat))
+}
+
+/// Puts the file `staged` of the directory `work` in the place of `names`, which are in directories below `layer`. The
+/// directories keep their times.
+///
+/// # Errors
+/// Those of `linkat(2)` and `renameat(2)`.
+pub(crate) fn replace_names(
+    layer: BorrowedFd<'_>,
+    names: &[(CString, CString)],
+    work: BorrowedFd<'_>,
+    staged: &CStr,
+) -> Result<(), Errno> {
+    let Some((last, further)) = names.split_last() else {
+        return rustix::fs::unlinkat(work, staged, AtFlags::empty());
+    };
+    for (at, (dir, name)) in further.iter().enumerate() {
+        let temporary = CString::new([staged.to_bytes(), format!(".{at}").as_bytes()].concat());
+        let temporary = temporary.map_err(|_| Errno::INVAL)?;
+        rustix::fs::linkat(work, staged, work, &temporary, AtFlags::empty())?;
+        replace(layer, (dir, name), work, &temporary)?;
+    }
+    replace(layer, (&last.0, &last.1), work, staged)
+}
+
+fn replace(
+    layer: BorrowedFd<'_>,
+    (dir, name): (&CString, &CString),
+    work: BorrowedFd<'_>,
+    from: &CStr,
+) -> Result<(), Errno> {
+    let dir = confined::open_dir(layer, dir.to_bytes())?;
+    confined::keeping_times(dir.as_fd(), || rustix::fs::renameat(work, from, &dir, name))
+}
+
+impl UpperLayer {
+    /// The files that were moving when the last mount ended have copies of their own in the layer now.
+    ///
+    /// # Errors
+    /// Those of removing the mark.
+    pub(crate) fn end_moving(&self) -> Result<(), Errno> {
+        let root = self.root();
+        match root.remove_xattr(c"", moving_key(chain_namespace(root.as_fd())?)) {
+            Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(()),
+            Err(errno) => Err(errno),
+        }
+    }
+
+    /// Does what a crash has left undone: see the module.
+    ///
+    /// # Errors
+    /// One line.
+    pub(super) fn recover_moving(&self, below: Option<&Path>) -> Result<(), OpenError> {
+        let (Some(below), Some(place)) = (below, self.place()) else { return Ok(()) };
+        let fail = |errno| {
+            OpenError(format!("layer {}: not separated from the upperdir: {}", below.display(), describe(errno)))
+        };
+        let namespace = chain_namespace(self.root().as_fd()).map_err(fail)?;
+        if self.root().xattr(c"", moving_key(namespace)).map_err(fail)?.is_none() {
+            return Ok(());
+        }
+        let open = |path: &Path| {
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            rustix::fs::open(path, flags, Mode::empty()).map_err(fail)
+        };
+        let separation = Separation { layer: open(below)?, work: open(&place.work)?, copier: Copier::new(|| Ok(())) };
+        separation.walk(self.root().as_dir(), &mut Vec::new()).map_err(fail)?;
+        rustix::fs::fsync(&separation.layer).map_err(fail)?;
+        self.end_moving().map_err(fail)
+    }
+}
+
+/// Gives a layer copies of the files that it shares with the upper.
+struct Separation {
+    layer: OwnedFd,
+    work: OwnedFd,
+    copier: Copier,
+}
+
+impl Separation {
+    fn walk(&self, dir: &Dir, path: &mut Vec<u8>) -> Result<(), Errno> {
+        let Ok(twin) = confined::open_dir(self.layer.as_fd(), path) else { return Ok(()) };
+        let mut entries = Vec::new();
+        dir.list(|entry| {
+            entries.push((entry.name.to_owned(), entry.kind));
+            Ok(())
+        })?;
+        for (name, kind) in entries {
+            if kind == libc::DT_DIR {
+                let length = path.len();
+                if length > 0 {
+                    path.push(b'/');
+                }
+                path.extend_from_slice(name.to_bytes());
+                self.walk(&dir.open_dir(&name)?, path)?;
+                path.truncate(length);
+                continue;
+            }
+            let Some(stat) = dir.stat(&name)?.filter(|stat| stat.nlink > 1) else { continue };
+            let same = |found: Stat| found.id() == stat.id() && found.file_type() == FileType::Regular;
+            match Stat::of(twin.as_fd(), &name) {
+                Ok(found) if same(found) => {}
+                Ok(_) | Err(Errno::NOENT) => continue,
+                Err(errno) => return Err(errno),
+            }
+            let copy = duplicate(&self.copier, dir.open_file(&name)?.as_fd(), self.work.as_fd(), c"#separated")?;
+            rustix::fs::fsync(copy)?;
+            confined::keeping_times(twin.as_fd(), || rustix::fs::renameat(&self.work, c"#separated", &twin, &name))?;
+        }
+        Ok(())
+    }
+}
