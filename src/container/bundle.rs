@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use super::network::Port;
 use super::paths::clean;
 use super::users::Identity;
 use crate::image::config::Process;
@@ -58,6 +59,8 @@ pub enum Network {
     Host,
     /// One of its own with nothing but `lo`.
     None,
+    /// One of its own that pasta joins with the host's.
+    Pasta,
 }
 
 /// A directory or file of the host that a container sees.
@@ -70,6 +73,13 @@ pub struct Volume {
     pub destination: PathBuf,
     /// It cannot be changed there.
     pub read_only: bool,
+}
+
+impl Volume {
+    /// A file or directory of the host that can be changed.
+    pub(super) fn bind(source: PathBuf, destination: PathBuf) -> Self {
+        Self { source, destination, read_only: false }
+    }
 }
 
 impl std::str::FromStr for Volume {
@@ -122,6 +132,20 @@ pub struct RunOptions {
     pub hostname: Option<String>,
     /// Its network.
     pub network: Network,
+    /// Ports of the host that lead into it.
+    pub ports: Vec<Port>,
+    /// A port of the host leads to each port that the image, or `expose`, names.
+    pub publish_all: bool,
+    /// Ports that it listens on, beside those that the image names.
+    pub expose: Vec<String>,
+    /// Addresses of name servers, instead of the host's.
+    pub dns: Vec<String>,
+    /// Domains in which names are looked for, instead of the host's; `.`: none.
+    pub dns_search: Vec<String>,
+    /// Options for resolv.conf, instead of the host's.
+    pub dns_options: Vec<String>,
+    /// `NAME:ADDRESS`, for its `/etc/hosts`.
+    pub add_hosts: Vec<String>,
     /// It has a terminal.
     pub terminal: bool,
     /// Its standard input is open.
@@ -240,7 +264,7 @@ pub(super) fn configuration(options: &RunOptions, setting: &Setting<'_>) -> Valu
     let identity = setting.identity;
     let working_dir = options.working_dir.as_deref().unwrap_or(&setting.image.working_dir);
     let mut namespaces = vec!["pid", "ipc", "uts", "mount"];
-    if options.network == Network::None {
+    if options.network != Network::Host {
         namespaces.push("network");
     }
     let namespaces: Vec<Value> = namespaces.into_iter().map(|kind| json!({"type": kind})).collect();

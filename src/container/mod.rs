@@ -23,6 +23,7 @@ mod locks;
 mod monitor;
 mod mount;
 mod naming;
+pub mod network;
 mod paths;
 mod program;
 mod record;

@@ -1,13 +1,11 @@
-//! What an OCI runtime needs before it can run a container: the bundle's configuration, mount points, the host's network
-//! set-up.
+//! What an OCI runtime needs before it can run a container: the bundle's configuration, mount points.
 
 use std::fs::{self, File};
 use std::os::fd::AsFd;
-use std::path::Path;
 
 use serde_json::Value;
 
-use super::bundle::{Network, RunOptions, Setting, Volume, configuration};
+use super::bundle::{RunOptions, Setting, Volume, configuration};
 use super::paths::View;
 use super::users::Identity;
 use super::{Container, program, rootless, stubs, users};
@@ -46,7 +44,7 @@ impl Container {
         let root = File::open(mountpoint).at(mountpoint)?;
         let identity = users::resolve(root.as_fd(), options.user.as_deref().unwrap_or(&image.user))?;
         stubs::check(&root, &self.record.image_name)?;
-        let mut volumes = self.network_files(options.network)?;
+        let mut volumes = self.network_files(options.hostname.as_deref().unwrap_or(&self.name))?;
         volumes.extend(self.make_image_volumes(&root, &image.volumes, &options.volumes)?);
         let cgroup = format!("/strata-{}", self.runtime_id());
         let setting = Setting {
@@ -76,23 +74,6 @@ impl Container {
         let volumes = own.iter().chain(&options.volumes);
         let view = View::new(root.as_fd(), volumes.map(|volume| (&*volume.source, &*volume.destination)));
         check_program(&view.at(&self.record.mountpoint)?, &document["process"])
-    }
-
-    /// The host's name resolution, for a container on the host's network: copies, so that a change in the container
-    /// is not one of the host.
-    fn network_files(&self, network: Network) -> Result<Vec<Volume>> {
-        let mut volumes = Vec::new();
-        if network == Network::None {
-            return Ok(volumes);
-        }
-        for name in ["resolv.conf", "hosts"] {
-            let (from, copy) = (Path::new("/etc").join(name), self.dir.join(name));
-            if from.exists() {
-                fs::copy(&from, &copy).at(&from)?;
-                volumes.push(Volume { source: copy, destination: from, read_only: false });
-            }
-        }
-        Ok(volumes)
     }
 
     /// Removes the mount points that were made for the runtime and that are still empty.

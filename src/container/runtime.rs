@@ -64,6 +64,11 @@ impl Runtime {
         Self::find(store, wanted.or(recorded))
     }
 
+    /// Where the state of this store's containers is.
+    pub(super) fn state_dir(&self) -> &Path {
+        &self.state
+    }
+
     /// The program.
     pub fn program(&self) -> &Path {
         &self.program
@@ -279,7 +284,7 @@ fn state_base(store: &Store) -> PathBuf {
     of_user.unwrap_or_else(|| store.root().join("run"))
 }
 
-fn in_path(name: &str) -> Option<PathBuf> {
+pub(super) fn in_path(name: &str) -> Option<PathBuf> {
     if name.contains('/') {
         return std::path::absolute(name).ok().filter(|path| path.is_file());
     }

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::locks::RunLock;
 use super::naming::new_id;
+use super::network::Port;
 use super::{Container, cgroup};
 use crate::image::{IoContext, Result, spec};
 use crate::store::replace_file;
@@ -92,6 +93,8 @@ pub struct State {
     pub oom_killed: bool,
     /// The process that is its network (pasta).
     pub network: Option<ProcessId>,
+    /// Ports of the host that lead into it while it runs, each with its number.
+    pub ports: Vec<Port>,
 }
 
 /// What is the case with a container.

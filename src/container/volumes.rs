@@ -2,7 +2,7 @@
 //! a directory beside the container's upper, filled with what the image has there, as docker's anonymous volumes are; it
 //! goes with the container.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::Seek;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
@@ -14,7 +14,7 @@ use rustix::io::Errno;
 use super::Container;
 use super::bundle::Volume;
 use crate::confined;
-use crate::image::files::{make_dir, open_dir};
+use crate::image::files::{make_dir, open_dir, remove_tree};
 use crate::image::snapshot::{self, SnapshotOptions};
 use crate::image::unpack::{self, UnpackOptions};
 use crate::image::{ImageError, IoContext, Result};
@@ -36,9 +36,15 @@ impl Container {
             let parent = self.dir.join("volumes");
             make_dir(&parent, 0o700)?;
             let source = parent.join(made.len().to_string());
-            make_dir(&source, 0o755)?;
-            fill(root, &destination, &source, &self.dir)?;
-            made.push(Volume { source, destination, read_only: false });
+            // It stays when the container is started again.
+            if !source.exists() {
+                let stage = parent.join("new");
+                remove_tree(&stage)?;
+                make_dir(&stage, 0o755)?;
+                fill(root, &destination, &stage, &self.dir)?;
+                fs::rename(&stage, &source).at(&source)?;
+            }
+            made.push(Volume::bind(source, destination));
         }
         Ok(made)
     }

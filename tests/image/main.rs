@@ -46,6 +46,7 @@ mod fixture;
 mod interop;
 mod inventory;
 mod lifecycle;
+mod network;
 mod reports;
 mod run;
 mod store;

@@ -72,6 +72,7 @@ pub enum Verb {
     Pause(Pause),
     Unpause(Unpause),
     Top(Top),
+    Port(PortList),
     Rm(Rm),
     Logs(Logs),
     Diff(Diff),

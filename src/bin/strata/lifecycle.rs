@@ -1,5 +1,6 @@
 //! Verbs that end containers, wait for them, and look at what runs in them.
 
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
@@ -8,7 +9,7 @@ use stratafs::container::attach::Attachment;
 use stratafs::container::{Container, Runtime, Status, finish};
 use stratafs::store::Store;
 
-use super::args::{Kill, Pause, Rename, Restart, Stop, Top, Wait};
+use super::args::{Kill, Pause, PortList, Rename, Restart, Stop, Top, Wait};
 use super::output::{each, print_line};
 use super::running::{Front, begin};
 
@@ -173,6 +174,28 @@ fn code_of(container: &Container) -> Result<u8> {
 
 pub fn rename(store: &Store, args: &Rename) -> Result<()> {
     Ok(Container::open(store, &args.container)?.rename(store, &args.new_name)?)
+}
+
+pub fn port(store: &Store, args: &PortList) -> Result<()> {
+    let container = Container::open(store, &args.container)?;
+    let ports = container.state()?.ports;
+    let wanted = args.port.as_ref().map(|port| if port.contains('/') { port.clone() } else { format!("{port}/tcp") });
+    let mut found = false;
+    for port in ports {
+        let name = format!("{}/{}", port.container, port.protocol.word());
+        let address = port.address.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+        let host = SocketAddr::new(address, port.host);
+        match &wanted {
+            None => print_line(&format!("{name} -> {host}"))?,
+            Some(wanted) if *wanted == name => print_line(&host.to_string())?,
+            Some(_) => continue,
+        }
+        found = true;
+    }
+    match wanted {
+        Some(wanted) if !found => bail!("{}: no port of this host leads to {wanted}", args.container),
+        _ => Ok(()),
+    }
 }
 
 pub fn top(store: &Store, args: &Top) -> Result<ExitCode> {

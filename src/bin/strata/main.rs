@@ -214,6 +214,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Verb::Rename(rename) => lifecycle::rename(&store, &rename)?,
         Verb::Pause(pause) => lifecycle::pause(&store, &pause, true)?,
         Verb::Unpause(unpause) => lifecycle::pause(&store, &unpause.pause, false)?,
+        Verb::Port(port) => lifecycle::port(&store, &port)?,
         Verb::Top(top) => return lifecycle::top(&store, &top),
         Verb::Rm(rm) => containers::remove(&store, &rm)?,
         Verb::Logs(logs) => logs::logs(&store, &logs)?,

@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail};
 use rustix::process::Pid;
 use stratafs::container::attach::{Attachment, Attendance, Ended};
 use stratafs::container::bundle::{Network, RunOptions};
+use stratafs::container::network::Port;
 use stratafs::container::{
     Container, CreateOptions, Monitor, RunLock, Runtime, finish, refuse_if_interrupted, rootless,
 };
@@ -19,7 +20,9 @@ use stratafs::store::{Image, Store};
 use stratafs::sys::forward;
 use stratafs::sys::session::start_in_new_session;
 
-use super::args::{Attach, AttachArgs, ContainerArgs, Create, Exec, NetworkArg, PullArg, Run, Start, Supervise};
+use super::args::{
+    Attach, AttachArgs, ContainerArgs, Create, Exec, NetworkArg, NetworkArgs, PullArg, Run, Start, Supervise,
+};
 use super::output::{each, print_line, tell};
 use super::registry::fetch;
 
@@ -166,11 +169,15 @@ fn create_container<'s>(store: &'s Store, args: ContainerArgs) -> Result<Stay<'s
         working_dir: args.workdir,
         user: args.user,
         volumes: args.volume,
-        hostname: args.hostname,
-        network: match args.network {
-            NetworkArg::Host => Network::Host,
-            NetworkArg::None => Network::None,
-        },
+        network: network_of(&args.network),
+        ports: ports_of(&args.network)?,
+        publish_all: args.network.publish_all,
+        expose: args.network.expose,
+        hostname: args.network.hostname,
+        dns: args.network.dns,
+        dns_search: args.network.dns_search,
+        dns_options: args.network.dns_option,
+        add_hosts: args.network.add_host,
         terminal: args.tty,
         interactive: args.interactive,
         read_only: args.read_only,
@@ -194,6 +201,27 @@ fn create_container<'s>(store: &'s Store, args: ContainerArgs) -> Result<Stay<'s
     };
     let (container, lock) = Container::create_locked(store, &image, &create)?;
     Ok(Stay { store, runtime, held: Some((container, Some(lock))), is_new: true })
+}
+
+fn network_of(args: &NetworkArgs) -> Network {
+    let publishes = args.publish_all || !args.publish.is_empty();
+    match args.network {
+        Some(NetworkArg::Host) => {
+            if publishes {
+                tell("strata: on the host's network all ports are the host's; -p and -P have no effect");
+            }
+            Network::Host
+        }
+        Some(NetworkArg::None) => Network::None,
+        Some(NetworkArg::Pasta) => Network::Pasta,
+        None if publishes => Network::Pasta,
+        None => Network::Host,
+    }
+}
+
+fn ports_of(args: &NetworkArgs) -> Result<Vec<Port>> {
+    let ports: Vec<Vec<Port>> = args.publish.iter().map(|text| Port::parse(text)).collect::<Result<_, _>>()?;
+    Ok(ports.concat())
 }
 
 fn labels(words: &[String]) -> BTreeMap<String, String> {

@@ -134,6 +134,8 @@ impl Monitor<'_> {
         state.process = ProcessId::of(pid);
         state.phase = Phase::Running;
         state.started = Some(Timestamp::now().to_string());
+        state.ports = self.container.settled_ports(self.store)?;
+        state.network = self.container.connect(self.runtime, pid, &state.ports)?;
         refuse_if_interrupted()?;
         self.container.save_state(&self.lock, state)?;
         self.runtime.start(&self.container)?;
@@ -143,11 +145,14 @@ impl Monitor<'_> {
 
     /// It could not be started.
     fn give_up(self, mut relay: Relay, state: State, error: &ImageError) -> Result<u8> {
+        disconnect(state.network.as_ref());
         let code = error.exit_code();
         if !self.is_new {
             let state = State {
                 phase: Phase::Exited,
                 process: None,
+                network: None,
+                ports: Vec::new(),
                 exit_code: Some(code),
                 error: Some(error.to_string()),
                 finished: Some(Timestamp::now().to_string()),
@@ -181,16 +186,13 @@ impl Monitor<'_> {
             oom_killed,
             process: None,
             network: None,
+            ports: Vec::new(),
             ..state
         };
         let saved = container.save_state(&self.lock, &ended);
         relay.tell(&Frame::Exited(code));
         relay.flush(Some(LAST_WORDS)).at("attach")?;
-        if let Some(network) = network.and_then(|network| network.alive())
-            && let Err(error) = kill_process(network, Signal::TERM)
-        {
-            tracing::debug!("pasta: {error}");
-        }
+        disconnect(network.as_ref());
         let Self { store, runtime, lock, .. } = self;
         let finished = finish(store, runtime, container, Some(lock), false);
         if let Err(error) = saved.as_ref().and(finished.as_ref()) {
@@ -198,6 +200,15 @@ impl Monitor<'_> {
         }
         relay.flush(Some(FAREWELL)).and_then(|()| relay.flush(None)).at("attach")?;
         saved.and(finished).map(|()| code)
+    }
+}
+
+/// Ends the process that is a container's network.
+fn disconnect(network: Option<&ProcessId>) {
+    if let Some(network) = network.and_then(ProcessId::alive)
+        && let Err(error) = kill_process(network, Signal::TERM)
+    {
+        tracing::debug!("pasta: {error}");
     }
 }
 

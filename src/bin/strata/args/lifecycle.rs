@@ -88,6 +88,17 @@ pub struct Top {
     pub words: Vec<String>,
 }
 
+/// List the ports of the host that lead into a running container
+#[derive(Args)]
+#[command(after_help = "Examples:\n  strata port web\n  strata port web 80/tcp")]
+pub struct PortList {
+    /// The container's name
+    pub container: String,
+    /// Only this one of the container's
+    #[arg(value_name = "PORT[/udp]")]
+    pub port: Option<String>,
+}
+
 /// Print what a container wrote
 #[derive(Args)]
 #[command(after_help = "Examples:\n  strata logs web\n  strata logs -f --tail 20 --since 10m web")]

@@ -9,8 +9,13 @@ use super::{DriverArg, RegistryArgs};
 
 #[derive(Clone, Copy, ValueEnum)]
 pub enum NetworkArg {
+    /// The host's
     Host,
+    /// Nothing but lo
     None,
+    /// One of its own, joined with the host's by pasta
+    #[value(alias = "bridge", alias = "default", alias = "private")]
+    Pasta,
 }
 
 /// When an image is pulled.
@@ -54,12 +59,8 @@ pub struct ContainerArgs {
     /// Instead of the image's entry point
     #[arg(long, value_name = "PROGRAM")]
     pub entrypoint: Option<String>,
-    /// Its host name [default: its name]
-    #[arg(long)]
-    pub hostname: Option<String>,
-    /// The host's network, or none
-    #[arg(long, value_enum, default_value = "host")]
-    pub network: NetworkArg,
+    #[command(flatten)]
+    pub network: NetworkArgs,
     /// It cannot change its root file system
     #[arg(long)]
     pub read_only: bool,
@@ -96,6 +97,38 @@ pub struct ContainerArgs {
     /// come before the image; all words after it are the container's
     #[arg(required = true, trailing_var_arg = true, num_args = 1.., value_names = ["IMAGE", "COMMAND"])]
     pub words: Vec<String>,
+}
+
+/// The network of a container.
+#[derive(Args)]
+pub struct NetworkArgs {
+    /// Its host name [default: its name]
+    #[arg(long, value_name = "NAME")]
+    pub hostname: Option<String>,
+    /// Its network [default: the host's; with -p or -P: pasta]
+    #[arg(long, visible_alias = "net", value_enum, hide_possible_values = false)]
+    pub network: Option<NetworkArg>,
+    /// Have a port of the host lead into it
+    #[arg(short, long, value_name = "[ADDRESS:][HOST:]CONTAINER[/udp]")]
+    pub publish: Vec<String>,
+    /// Have a port of the host lead to each that the image exposes
+    #[arg(short = 'P', long)]
+    pub publish_all: bool,
+    /// A port that it listens on, for -P
+    #[arg(long, value_name = "PORT")]
+    pub expose: Vec<String>,
+    /// A name server's address, instead of the host's
+    #[arg(long, value_name = "ADDRESS")]
+    pub dns: Vec<String>,
+    /// A domain to look for names in, instead of the host's; `.`: none
+    #[arg(long, value_name = "DOMAIN")]
+    pub dns_search: Vec<String>,
+    /// An option for resolv.conf
+    #[arg(long, visible_alias = "dns-opt", value_name = "OPTION")]
+    pub dns_option: Vec<String>,
+    /// A line for /etc/hosts; host-gateway is this host's address
+    #[arg(long, value_name = "NAME:ADDRESS")]
+    pub add_host: Vec<String>,
 }
 
 /// How to be attached to a container.
