@@ -76,5 +76,5 @@ pub mod union;
 
 pub use config::error::OptionError;
 pub use config::options::Access;
-pub use config::{IdRange, Passthrough, RedirectDir, XattrPermissions, Xino};
+pub use config::{IdRange, Inventories, Passthrough, RedirectDir, XattrPermissions, Xino};
 pub use mount::{Builder, Error, Mount};

@@ -15,7 +15,7 @@ use std::process::Command;
 
 use common::stack::{Layers, take_inventory};
 use common::{Driver, Errno, Stack, run_test, sys};
-use stratafs::config::{IdRange, OverlayConfig, XattrPermissions, Xino};
+use stratafs::config::{IdRange, Inventories, OverlayConfig, XattrPermissions, Xino};
 use stratafs::driver::Overlay;
 use stratafs::driver::types::{Attr, Caller, DirEntry, DirSink, Entry, NodeId, Timestamp};
 use stratafs::union::layer::LayerStack;
@@ -159,7 +159,7 @@ fn config(layers: &Layers) -> OverlayConfig {
 }
 
 fn without(config: &OverlayConfig) -> OverlayConfig {
-    OverlayConfig { no_inventory: true, ..config.clone() }
+    OverlayConfig { inventory: Inventories::Off, ..config.clone() }
 }
 
 /// Number of lower layers whose inventory is used.

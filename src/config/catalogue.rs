@@ -90,10 +90,13 @@ pub const GROUPS: &[Group] = &[
             ),
             entry(
                 &["inventory"],
-                SWITCH,
+                "off|use|on|make",
                 "on",
-                "Names and attributes of a layer `DIR` are taken from its inventory, the file `DIR.inventory` beside it, \
-                 where that is there and can be believed (see `strata inventory`). `off`: the layers are asked.",
+                "Whether names and attributes of a layer `DIR` are taken from its inventory, the file `DIR.inventory` \
+                 beside it (see `strata inventory`), if that exists and matches the layer. `off`: no. `use`: yes. `on`: \
+                 yes, and layers in the stores of podman, buildah, CRI-O, Docker and containerd that have no inventory get \
+                 one in the background, for the next mount. `make`: the same for all layers; use it only if nobody \
+                 changes them.",
             ),
             entry(
                 &["xino"],

@@ -31,8 +31,8 @@ pub struct OverlayConfig {
     pub index: bool,
     /// `metacopy=on`: changing only attributes copies no data.
     pub metacopy: bool,
-    /// `inventory=off`: layers are asked themselves, also where they have an inventory.
-    pub no_inventory: bool,
+    /// Which inventories of layers are used, and which are made.
+    pub inventory: Inventories,
     /// How inode numbers of layers on several file systems are told apart.
     pub xino: Xino,
     /// `userxattr`: marks are `user.overlay.*` although the process may set `trusted.*`.
@@ -122,6 +122,21 @@ pub enum XattrPermissions {
     Privileged,
     /// In `user.containers.override_stat` (`2`).
     Containers,
+}
+
+/// `inventory=`
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Inventories {
+    /// None is used: names and attributes are always read from the layers.
+    Off,
+    /// Those that exist are used.
+    Use,
+    /// Those that exist are used. Layers in the store of a container engine that have none get one in the background.
+    #[default]
+    On,
+    /// As [`Self::On`], for all layers. The caller knows that nobody changes them.
+    Make,
 }
 
 /// `passthrough=`

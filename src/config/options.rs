@@ -12,7 +12,7 @@ use std::os::unix::ffi::OsStrExt;
 use super::catalogue;
 use super::error::OptionError;
 use super::value::{self, Word};
-use super::{OverlayConfig, Passthrough, RedirectDir, XattrPermissions, Xino};
+use super::{Inventories, OverlayConfig, Passthrough, RedirectDir, XattrPermissions, Xino};
 
 /// Everything that can be said about a mount.
 #[derive(Clone, Debug)]
@@ -182,7 +182,14 @@ impl MountOptions {
             b"fsync" => overlay.ignore_fsync = !value::switch(word)?,
             b"noacl" => overlay.no_acl = value::switch(word)?,
             b"acl" => overlay.no_acl = false,
-            b"inventory" => overlay.no_inventory = !value::switch(word)?,
+            b"inventory" => {
+                overlay.inventory = match word.value {
+                    Some(b"use") => Inventories::Use,
+                    Some(b"make") => Inventories::Make,
+                    _ if value::switch(word)? => Inventories::On,
+                    _ => Inventories::Off,
+                }
+            }
             b"noxattrs" => overlay.no_xattrs = value::switch(word)?,
             b"static_nlink" => overlay.static_nlink = value::switch(word)?,
             b"writeback" => overlay.writeback = value::switch(word)?,

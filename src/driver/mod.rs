@@ -6,6 +6,7 @@ pub mod checkpoint;
 mod copy_up;
 mod hard_links;
 pub(crate) mod interrupt;
+mod inventories;
 mod locate;
 pub mod node;
 mod overlay;
@@ -64,6 +65,7 @@ struct Union {
     /// Whether it pays to find out that a file has no extended attributes at all.
     bare: verbs::xattr::Bare,
     read_ahead: Arc<readahead::ReadAhead>,
+    inventories: inventories::Maker,
 }
 
 /// The kernel's side of the mount.
@@ -113,6 +115,7 @@ impl Union {
             privileged: has_everywhere(CapabilitySet::DAC_READ_SEARCH),
             bare: verbs::xattr::Bare::new(),
             read_ahead: Arc::default(),
+            inventories: inventories::Maker::default(),
             config,
             stack,
             upper_id,
@@ -125,6 +128,7 @@ impl Union {
         if self.kernel.set(Attached { kernel, passthrough }).is_err() {
             tracing::error!("attached twice; the first one counts");
         }
+        self.inventories.start(self.stack.without_inventory(&self.config));
     }
 
     /// True when POSIX ACLs are kept and shown.
@@ -168,6 +172,7 @@ impl Union {
     /// the end of the process.
     pub fn announce_end(&self) {
         self.read_ahead.end();
+        self.inventories.end();
         if let Some(upper) = self.stack.upper() {
             upper.announce_end();
         }

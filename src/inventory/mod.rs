@@ -42,6 +42,7 @@ use crate::sys::namespace::has_everywhere;
 pub use check::check;
 pub use read::{Directory, Entry, Inventory};
 pub use record::{DirRecord, Record, Tick};
+pub(crate) use write::write_while;
 pub use write::{Written, write};
 
 /// Number of a directory in an inventory; the root has the first.

@@ -4,12 +4,12 @@ use std::collections::VecDeque;
 use std::ffi::{CStr, CString, OsStr};
 use std::fs::File;
 use std::io::{self, BufWriter, Seek, SeekFrom, Write};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rustix::fs::{AtFlags, OFlags, Statx, StatxFlags};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, Statx, StatxFlags};
 use rustix::io::Errno;
 
 use super::position::{Moved, allot};
@@ -45,6 +45,18 @@ const TICK: Duration = Duration::from_millis(10);
 /// # Errors
 /// When the layer cannot be read or the file not written; an old one is then still there.
 pub fn write(dir: &Path) -> io::Result<Written> {
+    match write_while(dir, &|| true)? {
+        Some(written) => Ok(written),
+        None => Err(io::ErrorKind::Interrupted.into()),
+    }
+}
+
+/// As [`write`], but `wanted` is asked between directories: if it returns false, nothing is written, and the result is
+/// `None`.
+///
+/// # Errors
+/// Those of [`write`].
+pub(crate) fn write_while(dir: &Path, wanted: &dyn Fn() -> bool) -> io::Result<Option<Written>> {
     let dir = dir.canonicalize()?;
     let path = super::path_of(&dir)
         .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "this directory has no place beside it"))?;
@@ -52,12 +64,67 @@ pub fn write(dir: &Path) -> io::Result<Written> {
     std::thread::sleep(TICK);
     let root = Dir::open_root(&dir)?;
     // For its owner only: it tells what directories hold that others may not read.
-    let stage = tempfile::Builder::new().prefix(".inventory-").tempfile_in(beside)?;
-    let mut scan = Scan::new(root, BufWriter::with_capacity(1 << 18, stage.as_file()))?;
-    scan.run()?;
+    let stage = Stage::new(beside)?;
+    let mut scan = Scan::new(root, BufWriter::with_capacity(1 << 18, stage.file()))?;
+    if !scan.run(wanted)? {
+        return Ok(None);
+    }
     let (directories, entries, bytes) = scan.finish()?;
-    stage.persist(&path).map_err(|error| error.error)?;
-    Ok(Written { path, directories, entries, bytes })
+    stage.publish(&path)?;
+    Ok(Some(Written { path, directories, entries, bytes }))
+}
+
+/// The file while it is written.
+enum Stage {
+    /// Without a name: a crash leaves nothing.
+    Nameless(File),
+    /// On a file system that has no `O_TMPFILE`.
+    Named(tempfile::NamedTempFile),
+}
+
+impl Stage {
+    fn new(beside: &Path) -> io::Result<Self> {
+        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+        match rustix::fs::open(beside, flags, Mode::RUSR | Mode::WUSR) {
+            Ok(file) => Ok(Self::Nameless(file.into())),
+            Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::NOENT | Errno::INVAL) => Ok(Self::Named(Self::named(beside)?)),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    fn named(beside: &Path) -> io::Result<tempfile::NamedTempFile> {
+        tempfile::Builder::new().prefix(".inventory-").tempfile_in(beside)
+    }
+
+    fn file(&self) -> &File {
+        match self {
+            Self::Nameless(file) => file,
+            Self::Named(file) => file.as_file(),
+        }
+    }
+
+    /// Gives the file its name, in the place of an old one.
+    fn publish(self, path: &Path) -> io::Result<()> {
+        let file = match self {
+            Self::Named(file) => return file.persist(path).map(drop).map_err(|error| error.error),
+            Self::Nameless(file) => file,
+        };
+        let own = format!("/proc/self/fd/{}", file.as_raw_fd());
+        let link = |to: &Path| rustix::fs::linkat(CWD, own.as_str(), CWD, to, AtFlags::SYMLINK_FOLLOW);
+        match link(path) {
+            Ok(()) => Ok(()),
+            Err(Errno::EXIST) => {
+                // Only a rename replaces a file.
+                let beside = path.parent().unwrap_or(Path::new("/"));
+                let stage = Self::named(beside)?;
+                let name = stage.into_temp_path();
+                std::fs::remove_file(&name)?;
+                link(&name)?;
+                name.persist(path).map_err(|error| error.error)
+            }
+            Err(errno) => Err(errno.into()),
+        }
+    }
 }
 
 struct Scan<'f> {
@@ -105,11 +172,15 @@ impl<'f> Scan<'f> {
         })
     }
 
-    fn run(&mut self) -> io::Result<()> {
+    /// Reads every directory; false if it is not wanted any more.
+    fn run(&mut self, wanted: &dyn Fn() -> bool) -> io::Result<bool> {
         while let Some(path) = self.waiting.pop_front() {
+            if !wanted() {
+                return Ok(false);
+            }
             self.directory(&path)?;
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Writes the directory records and the header; how many directories, names and bytes.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::{Error, Mount};
 use crate::config::error::OptionError;
 use crate::config::options::{Access, MountOptions};
-use crate::config::{IdRange, Passthrough, RedirectDir, XattrPermissions, Xino};
+use crate::config::{IdRange, Inventories, Passthrough, RedirectDir, XattrPermissions, Xino};
 
 /// The layers and options of a mount to be; made by [`Mount::builder`].
 ///
@@ -86,9 +86,9 @@ impl Builder {
         self
     }
 
-    /// Takes names and attributes of a layer from its inventory if it has one. Default: true.
-    pub fn inventory(mut self, on: bool) -> Self {
-        self.options.overlay.no_inventory = !on;
+    /// Says which inventories of layers are used and made. Default: [`Inventories::On`].
+    pub fn inventory(mut self, inventories: Inventories) -> Self {
+        self.options.overlay.inventory = inventories;
         self
     }
 

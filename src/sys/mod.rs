@@ -16,6 +16,7 @@ pub mod mapping;
 pub mod memory;
 pub mod mount;
 pub mod namespace;
+pub mod priority;
 pub mod session;
 pub mod signals;
 pub mod write_out;

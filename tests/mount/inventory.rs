@@ -62,4 +62,31 @@ on_stratafs! {
         let mount = layers.mount(driver);
         assert_eq!(sys::lstat(&mount.at("f")).unwrap().st_size, 16);
     }
+
+    /// A mounted layer of an engine's store gets an inventory, which the next mount uses; another layer gets none.
+    fn layers_of_engines_get_one(driver) {
+        for (option, id, expected) in [
+            ("inventory", "0123456789abcdef", true),
+            ("inventory=use", "0123456789abcdef", false),
+            ("inventory", "mine", false),
+            ("inventory=make", "mine", true),
+        ] {
+            let mut layers = Stack::new().lower("file d/f \"content\"").stratafs_option(option).build();
+            let own = layers.directory.path().join("overlay").join(if id == "mine" { id.to_owned() } else { id.repeat(4) });
+            std::fs::create_dir_all(&own).unwrap();
+            std::fs::write(own.join("link"), "L").unwrap();
+            std::fs::rename(&layers.lowers[0], own.join("diff")).unwrap();
+            layers.lowers[0] = own.join("diff");
+            let mount = layers.mount(driver);
+            let inventory = own.join("diff.inventory");
+            let deadline = std::time::Instant::now() + std::time::Duration::from_secs(if expected { 60 } else { 2 });
+            while !inventory.exists() && std::time::Instant::now() < deadline {
+                std::thread::sleep(std::time::Duration::from_millis(20));
+            }
+            assert_eq!(inventory.exists(), expected, "{option}, {id}");
+            let mount = mount.remount(driver);
+            assert_eq!(sys::text(&mount.at("d/f")), "content");
+            assert_eq!(std::fs::read_dir(&own).unwrap().count(), 2 + usize::from(expected), "something is left");
+        }
+    }
 }

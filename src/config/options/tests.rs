@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::*;
-use crate::config::IdRange;
+use crate::config::{IdRange, Inventories};
 
 fn parse(text: &str) -> Result<MountOptions, OptionError> {
     MountOptions::parse([text], true)
@@ -105,8 +105,10 @@ fn flags() {
         ("fsync=0", |o| o.overlay.ignore_fsync),
         ("fsync=1", |o| !o.overlay.ignore_fsync),
         ("noacl", |o| o.overlay.no_acl),
-        ("inventory=off", |o| o.overlay.no_inventory),
-        ("inventory=off,inventory", |o| !o.overlay.no_inventory),
+        ("inventory=off", |o| o.overlay.inventory == Inventories::Off),
+        ("inventory=off,inventory", |o| o.overlay.inventory == Inventories::On),
+        ("inventory=use", |o| o.overlay.inventory == Inventories::Use),
+        ("inventory=make", |o| o.overlay.inventory == Inventories::Make),
         ("noxattrs", |o| o.overlay.no_xattrs),
         ("noxattrs=1", |o| o.overlay.no_xattrs),
         ("noxattrs=0", |o| !o.overlay.no_xattrs),

@@ -4,6 +4,7 @@
 mod capabilities;
 pub mod chain;
 mod index_dir;
+mod inventories;
 mod layer_dir;
 mod marks;
 pub(crate) mod moving;
@@ -25,6 +26,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
 pub use capabilities::Capabilities;
+pub(crate) use inventories::make_inventory;
 pub use layer_dir::{LayerDir, ListedDir};
 pub use marks::{Marks, classify};
 use numbers::FileSystems;
@@ -34,7 +36,7 @@ pub use upper::{UpperDir, UpperLayer, WhiteoutForm};
 pub use whiteouts::{Cleared, Move, Place};
 pub use work::{Staged, WorkDir};
 
-use crate::config::{OverlayConfig, Xino};
+use crate::config::{Inventories, OverlayConfig, Xino};
 pub use crate::confined::{Device, Dir, FileId, FileType, RawEntry, Stat, TimeTo, Times, Timestamp};
 use crate::inventory::{DirNumber, Inventory};
 pub use crate::marks::Protection;
@@ -318,7 +320,7 @@ impl LayerStack {
             layer.holds_traps = traps.are_in(lowers.len());
             layer.find_chain()?;
             // An inventory says what the layer was when it was written.
-            if !config.no_inventory && config.timeout.is_none() {
+            if config.inventory != Inventories::Off && config.timeout.is_none() {
                 layer.find_inventory();
             }
             lowers.push(layer);
