@@ -280,3 +280,126 @@ fn file(part: &UpperPart, name: &CStr, stat: &Stat, into: BorrowedFd<'_>, path: 
         linked => linked.at(path),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::image::snapshot::{SnapshotOptions, flatten};
+    use std::fs::{self, File};
+    use std::path::Path;
+
+    /// Makes a layer. `d/`: a directory; `-d`: a whiteout; `!d/`: an opaque directory; `d/>x`: one with a redirect; else a file.
+    fn layer(at: &Path, entries: &[&str]) {
+        fs::create_dir(at).expect("made");
+        let namespace = chain_namespace(File::open(at).expect("opened").as_fd()).expect("a name space");
+        let set = |path: &Path, mark: Mark, value: &[u8]| {
+            let key = CString::new(namespace.xattr(mark)).expect("a name");
+            let dir = File::open(path).expect("opened");
+            xattr::set(Target { dir: dir.as_fd(), name: c"" }, &key, value, 0).expect("set");
+        };
+        for entry in entries {
+            let (plain, redirect) = entry.split_once('>').map_or((*entry, None), |(path, to)| (path, Some(to)));
+            let name = plain.trim_start_matches(['-', '!']);
+            let path = at.join(name);
+            match plain.chars().next() {
+                Some('-') => {
+                    let device = rustix::fs::makedev(0, 0);
+                    mknodat(rustix::fs::CWD, &path, FileType::CharacterDevice, Mode::empty(), device).expect("made");
+                }
+                _ if name.ends_with('/') => {
+                    fs::create_dir_all(&path).expect("made");
+                    if plain.starts_with('!') {
+                        set(&path, Mark::Opaque, b"y");
+                    }
+                    if let Some(to) = redirect {
+                        set(&path, Mark::Redirect, to.as_bytes());
+                    }
+                }
+                _ => fs::write(&path, entry).expect("written"),
+            }
+        }
+    }
+
+    /// What layers, the topmost first, show together; without times.
+    fn shown(layers: &[&Path]) -> Vec<String> {
+        let open: Vec<File> = layers.iter().map(|path| File::open(path).expect("opened")).collect();
+        let open: Vec<BorrowedFd<'_>> = open.iter().map(AsFd::as_fd).collect();
+        let mut tar = Vec::new();
+        flatten(&open, &mut tar, &SnapshotOptions { source_date_epoch: Some(0) }).expect("flattened");
+        let mut archive = tar::Archive::new(&tar[..]);
+        let entry = |entry: std::io::Result<tar::Entry<'_, &[u8]>>| {
+            let mut entry = entry.expect("an entry");
+            let mut content = String::new();
+            std::io::Read::read_to_string(&mut entry, &mut content).expect("text");
+            format!("{} {content}", String::from_utf8_lossy(&entry.path_bytes()))
+        };
+        archive.entries().expect("entries").map(entry).collect()
+    }
+
+    /// What two layers mean on a third one, they mean merged.
+    #[test]
+    fn merged_layers_mean_the_same() {
+        let base = ["a/", "a/b/", "a/b/deep", "a/file", "c/", "c/d/", "c/d/e", "gone", "z/", "z/y"];
+        for (lower, upper) in [
+            (&["-gone", "a/", "a/new"][..], &["a/", "-a/file", "top"][..]),
+            // A plain directory above a whiteout, and above a file.
+            (&["-a"], &["a/", "a/again"]),
+            (&["c"], &["c/", "c/again"]),
+            // A whiteout above a directory; a directory that is new in both.
+            (&["n/", "n/one", "a/", "a/b/", "a/b/more"], &["-a", "n/", "n/two"]),
+            // Renamed in one, changed in the other.
+            (&["m/>/a", "-a"], &["m/", "m/b/", "m/b/top"]),
+            (&["a/", "a/new"], &["m/>a", "-a"]),
+            // Renamed twice.
+            (&["m/>/a", "-a"], &["n/>/m", "-m"]),
+            (&["m/>a", "-a"], &["n/>m", "-m", "n/k/>/m/b", "-n/b"]),
+            // Renamed within what was renamed.
+            (&["m/>/a", "-a"], &["m/", "m/k/>b", "-m/b"]),
+            (&["m/>/a", "-a", "m/k/>/a/b", "-m/b"], &["x/>/m/k", "m/", "-m/k"]),
+            // Opaque above renamed, renamed above opaque, renamed within opaque.
+            (&["m/>/a", "-a"], &["!m/", "m/own"]),
+            (&["!a/", "a/own"], &["m/>/a", "-a"]),
+            (&["a/", "-a/b"], &["!a/", "a/b/>/c/d", "c/", "-c/d"]),
+            (&["!a/", "a/b/>/c/d", "c/", "-c/d"], &["a/", "a/b/", "a/b/more"]),
+            // To a place that the lower one has deleted, and to one that it does not have.
+            (&["-a"], &["m/>/a"]),
+            (&["x/"], &["m/>/z", "-z", "x/", "x/w/>/c/d", "c/", "-c/d"]),
+        ] {
+            let dir = tempfile::tempdir().expect("a directory");
+            let at = |name: &str| dir.path().join(name);
+            layer(&at("base"), &base);
+            layer(&at("lower"), lower);
+            layer(&at("upper"), upper);
+            let expected = shown(&[&at("upper"), &at("lower"), &at("base")]);
+            fs::create_dir(at("merged")).expect("made");
+            let open = |name: &str| File::open(at(name)).expect("opened");
+            merge(open("upper").as_fd(), open("lower").as_fd(), open("merged").as_fd()).expect("merged");
+            assert_eq!(shown(&[&at("merged"), &at("base")]), expected, "{upper:?} on {lower:?}");
+            // And alone: nothing that was below shows through.
+            let alone = shown(&[&at("upper"), &at("lower")]);
+            assert_eq!(shown(&[&at("merged")]), alone, "{upper:?} on {lower:?} on nothing");
+        }
+    }
+
+    #[test]
+    fn what_is_not_merged() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let at = |name: &str| dir.path().join(name);
+        layer(&at("plain"), &["d/", "d/f"]);
+        layer(&at("named"), &["d/", "d/.wh.f"]);
+        layer(&at("metacopy"), &["d/", "d/f"]);
+        let file = File::options().write(true).open(at("metacopy/d/f")).expect("opened");
+        let namespace = chain_namespace(file.as_fd()).expect("a name space");
+        let key = CString::new(namespace.xattr(Mark::Metacopy)).expect("a name");
+        xattr::set(Target { dir: file.as_fd(), name: c"" }, &key, b"", 0).expect("set");
+        for (number, (upper, lower)) in
+            [("named", "plain"), ("plain", "named"), ("metacopy", "plain")].into_iter().enumerate()
+        {
+            let into = at(&number.to_string());
+            fs::create_dir(&into).expect("made");
+            let open = |path: &Path| File::open(path).expect("opened");
+            let merged = merge(open(&at(upper)).as_fd(), open(&at(lower)).as_fd(), open(&into).as_fd());
+            assert!(matches!(merged, Err(MergeError::Unmergeable(_))), "{upper} on {lower}: {merged:?}");
+        }
+    }
+}
