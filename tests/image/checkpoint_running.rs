@@ -176,3 +176,74 @@ fn a_driver_that_refuses_changes_nothing() {
     tidy(store, true).unwrap();
     assert_eq!((web.chain(store).unwrap().len(), shown(store, "web", None)), (1, before.1));
 }
+
+/// The real driver: a container is mounted all the time, and somebody writes to a file of it.
+#[test]
+fn a_mounted_container_goes_on() {
+    let Some(lab) = super::checkpoint::labs().into_iter().find(|lab| lab.driver == "stratafs") else { return };
+    let merged = lab.ok(&["mount", "--name", "web", "base:1"]);
+    let merged = Path::new(merged.trim());
+    fs::write(merged.join("etc/first"), "1").unwrap();
+    let mut log = fs::File::options().create(true).append(true).open(merged.join("log")).unwrap();
+    use std::io::Write;
+    log.write_all(b"before\n").unwrap();
+    lab.ok(&["checkpoint", "create", "web", "one"]);
+    log.write_all(b"after\n").unwrap();
+    fs::remove_file(merged.join("etc/first")).unwrap();
+    fs::rename(merged.join("usr"), merged.join("moved")).unwrap();
+    assert_eq!(fs::read_to_string(merged.join("log")).unwrap(), "before\nafter\n");
+    assert_eq!(lab.ok(&["diff", "web@one", "web"]), "C /etc\nD /etc/first\nC /log\nA /moved\nA /moved/new\nD /usr\n");
+    lab.ok(&["checkpoint", "create", "web", "two"]);
+    assert!(
+        lab.refused(&["checkpoint", "create", "web", "two"], 1).contains("there is a checkpoint of that name already")
+    );
+    drop(log);
+    lab.ok(&["umount", "web"]);
+    lab.change("web", |at| {
+        assert_eq!(fs::read_to_string(at.join("log")).unwrap(), "before\nafter\n");
+        assert!(!at.join("etc/first").exists() && at.join("moved/new").exists());
+    });
+    lab.ok(&["rollback", "web", "one"]);
+    lab.change("web", |at| assert_eq!(fs::read_to_string(at.join("log")).unwrap(), "before\n"));
+    lab.ok(&["verify"]);
+}
+
+/// A mount that belongs to no store.
+#[test]
+fn a_mount_without_a_store() {
+    if !super::fuse_for("a_mount_without_a_store") {
+        return;
+    }
+    let dir = tempfile::Builder::new().prefix("strata-test-").tempdir().unwrap();
+    for name in ["lower", "upper", "work", "merged", "layers"] {
+        fs::create_dir(dir.path().join(name)).unwrap();
+    }
+    fs::write(dir.path().join("lower/base"), "b").unwrap();
+    let run = |program: &str, args: &[&str]| {
+        let output = std::process::Command::new(program).args(args).current_dir(dir.path()).output().unwrap();
+        let (out, told) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
+        (output.status.success(), out, told)
+    };
+    let (stratafs, strata) = (env!("CARGO_BIN_EXE_stratafs"), env!("CARGO_BIN_EXE_strata"));
+    let writable = ",upperdir=upper,workdir=work";
+    let mount = |lowers: &str| run(stratafs, &["-o", &format!("{lowers}{writable}"), "merged"]);
+    assert!(mount("lowerdir=lower").0);
+    fs::write(dir.path().join("merged/new"), "n").unwrap();
+    let args = ["checkpoint", "create", "--mount", "merged", "layers/monday"];
+    let (done, lowers, told) = run(strata, &args);
+    assert!(done, "{told}");
+    let at = |name: &str| dir.path().join(name).canonicalize().unwrap().display().to_string();
+    assert_eq!(lowers, format!("lowerdir={}:{}\n", at("layers/monday"), at("lower")));
+    assert_eq!(fs::read_to_string(dir.path().join("layers/monday/new")).unwrap(), "n");
+    let (done, _, told) = run(strata, &args);
+    assert!(!done && told.contains("is there already") && told.lines().count() == 1, "{told}");
+    fs::write(dir.path().join("merged/new"), "m").unwrap();
+    assert!(run("umount", &["merged"]).0);
+    let (done, _, told) = mount("lowerdir=lower");
+    assert!(!done && told.contains("needs the checkpoint layer") && told.lines().count() == 1, "{told}");
+    assert!(mount(lowers.trim()).0);
+    assert_eq!(fs::read_to_string(dir.path().join("merged/new")).unwrap(), "m");
+    assert!(run("umount", &["merged"]).0);
+    let (done, _, told) = run(strata, &["checkpoint", "create", "--mount", "merged", "layers/tuesday"]);
+    assert!(!done && told.contains("not a mount of stratafs") && told.lines().count() == 1, "{told}");
+}

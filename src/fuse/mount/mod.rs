@@ -1,6 +1,7 @@
 //! The mount from its start to its end: what is agreed with the kernel, where it is mounted, what the process gives up
 //! and when it ends.
 
+mod control;
 pub mod handover;
 mod handshake;
 pub mod inherited;
@@ -89,6 +90,8 @@ pub struct Mounted {
     unmounter: SessionUnmounter,
     /// Unmounts when this process is killed.
     watcher: Option<Watcher>,
+    /// Takes requests for checkpoints.
+    control: Option<crate::control::Server>,
     /// Kept for its descriptor. Its `Drop` would unmount by path, see `mountpoint`.
     _session: ManuallyDrop<Session<Handshake>>,
 }
@@ -199,6 +202,7 @@ fn start(
         mountpoint,
         unmounter,
         watcher: None,
+        control: control::listen(overlay, &options.overlay),
         _session: session,
     })
 }
@@ -303,6 +307,7 @@ impl Mounted {
         // Still there if the connection was aborted: it would answer ENOTCONN for ever.
         let unmounted = self.unmount();
         self.transport.stop(GRACE);
+        drop(self.control.take());
         self.overlay.close();
         unmounted
     }

@@ -1,0 +1,93 @@
+//! What the mount is asked through the control socket in its work directory.
+
+use std::path::Path;
+use std::sync::{Arc, Weak};
+
+use rustix::io::Errno;
+
+use crate::config::OverlayConfig;
+use crate::control::{self, Answer, Lower, Request, Server};
+use crate::driver::Overlay;
+use crate::driver::checkpoint::{ChangeError, StackState};
+use crate::marks::chain::ChainId;
+
+/// Answers requests for `overlay`, if it can be written. A mount is as good without: then it cannot have checkpoints while it is
+/// mounted.
+pub(super) fn listen(overlay: &Arc<Overlay>, config: &OverlayConfig) -> Option<Server> {
+    let work = config.work.as_ref().filter(|_| !overlay.is_read_only())?;
+    // The threads of the socket may outlive the mount by a moment.
+    let overlay = Arc::downgrade(overlay);
+    let server = Server::start(work, move |request| match Weak::upgrade(&overlay) {
+        Some(overlay) => answer(&overlay, request),
+        None => Answer::refused("the mount has ended"),
+    });
+    match server {
+        Ok(server) => Some(server),
+        Err(error) => {
+            tracing::info!("workdir {}: no control socket: {error}", work.display());
+            None
+        }
+    }
+}
+
+fn answer(overlay: &Overlay, request: Request) -> Answer {
+    let done = match request {
+        Request::Checkpoint { place, id, sync } => checkpoint(overlay, &place, &id, sync),
+        Request::State => Ok(told(&overlay.state())),
+        Request::Switch { .. } | Request::Share { .. } => {
+            Ok(Answer::refused("its layers cannot change while it is mounted; unmount it first"))
+        }
+    };
+    done.unwrap_or_else(|error: ChangeError| Answer {
+        errno: name_of(error.errno).map(str::to_owned),
+        ..Answer::refused(error.line)
+    })
+}
+
+/// The name of an error that a client may want to tell from others.
+fn name_of(errno: Errno) -> Option<&'static str> {
+    Some(match errno {
+        Errno::NOSPC => "ENOSPC",
+        Errno::DQUOT => "EDQUOT",
+        Errno::ROFS => "EROFS",
+        Errno::EXIST => "EEXIST",
+        Errno::BUSY => "EBUSY",
+        Errno::OPNOTSUPP => "EOPNOTSUPP",
+        Errno::IO => "EIO",
+        _ => return None,
+    })
+}
+
+fn id_of(text: &str) -> Result<ChainId, ChangeError> {
+    text.parse().map_err(|error| ChangeError { errno: Errno::INVAL, line: format!("{text}: {error}") })
+}
+
+fn checkpoint(overlay: &Overlay, place: &str, id: &str, sync: bool) -> Result<Answer, ChangeError> {
+    let id = id_of(id)?;
+    let made = overlay.checkpoint(&control::path(place), id, sync)?;
+    Ok(Answer {
+        id: Some(made.id.to_string()),
+        paused_us: Some(u64::try_from(made.paused.as_micros()).unwrap_or(u64::MAX)),
+        moved_files: Some(made.moved_files as u64),
+        ..Answer::done()
+    })
+}
+
+fn told(state: &StackState) -> Answer {
+    let lower = |(path, id): &(std::path::PathBuf, Option<ChainId>)| Lower {
+        path: shown(path),
+        id: id.as_ref().map(ChainId::to_string),
+    };
+    Answer {
+        id: state.upper.as_ref().map(ChainId::to_string),
+        lowers: state.lowers.iter().map(lower).collect(),
+        pid: Some(std::process::id()),
+        writers: Some(state.writers as u64),
+        ..Answer::done()
+    }
+}
+
+/// A path that is no text is only shown; nobody could name it in a request.
+fn shown(path: &Path) -> String {
+    path.to_string_lossy().into_owned()
+}
