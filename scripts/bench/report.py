@@ -1,4 +1,4 @@
-"""The results as a table, a chart, and the section of README."""
+"""The results as a table, a chart, and the sections of docs/performance.md and README.md."""
 
 import statistics
 from html import escape
@@ -127,7 +127,7 @@ def inventories(results):
     )
 
 
-def readme_section(results, chart):
+def section(results, chart):
     lines = []
     if chart:
         lines += [f"![Time relative to the kernel's overlayfs, by kind of work]({chart})", ""]
@@ -136,15 +136,28 @@ def readme_section(results, chart):
     return "\n".join(lines)
 
 
-def rewrite_readme(path, section):
+# The rows and columns of README.md, which links to the whole table.
+SUMMARY_ROWS = ["walk-cold", "walk-100", "read-cold", "read-warm", "write-4k-random", "untar", "remove", "rename", "git", "apt"]
+SUMMARY_DRIVERS = [REFERENCE, "stratafs", "fo1", "fo2"]
+
+
+def summary(results):
+    """The ten rows of README.md. Rows and drivers that were not measured are left out."""
+    drivers = {name: results["drivers"][name] for name in SUMMARY_DRIVERS if name in results["drivers"]}
+    rows = {key: results["rows"][key] for key in SUMMARY_ROWS if key in results["rows"]}
+    return table({"drivers": drivers, "rows": rows}) + "\n"
+
+
+def rewrite(path, section, begin=BEGIN, end=END):
+    """Puts `section` between the lines `begin` and `end` of a document."""
     with open(path) as file:
         text = file.read()
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"{path} has no {BEGIN} … {END}")
+    before, found, rest = text.partition(begin)
+    _, ended, after = rest.partition(end)
+    if not found or not ended:
+        raise ValueError(f"{path} has no {begin} … {end}")
     with open(path, "w") as file:
-        file.write(f"{before}{BEGIN}\n{section}{END}{after}")
+        file.write(f"{before}{begin}\n{section}{end}{after}")
 
 
 # ------------------------------------------------------------------------------------------------------------ chart
