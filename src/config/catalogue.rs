@@ -1,5 +1,5 @@
 //! Every mount option in one table. The parser accepts what stands here; the help, the man page, the completions and the
-//! table in README are made from it (`stratafs --generate …`).
+//! tables of docs/options.md are made from it (`stratafs --generate …`).
 
 /// One option, or a pair that undo each other.
 #[derive(Clone, Copy, Debug)]

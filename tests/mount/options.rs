@@ -471,7 +471,7 @@ on_stratafs! {
             let reader = sys::open(&mount.at("f"), rustix::fs::OFlags::RDONLY, 0).unwrap();
             assert!(sys::read_file(&reader).unwrap() == content, "{mode}");
             sys::write_at(&mount.at("f"), 50_000, b"written").unwrap();
-            // With `all` the kernel reads for it from the lower file, whatever happens (README, limits).
+            // With `all` the kernel reads for it from the lower file, whatever happens (docs/limits.md).
             let early: &[u8] = if mode == "all" { &content[50_000..50_007] } else { b"written" };
             assert_eq!(&sys::read_file(&reader).unwrap()[50_000..50_007], early, "{mode}: an early reader");
             assert_eq!(&sys::read(&mount.at("f")).unwrap()[50_000..50_007], b"written", "{mode}");

@@ -1,4 +1,4 @@
-//! What nobody gains by a mount: see "What is trusted" in README.
+//! What nobody gains by a mount: see docs/security.md.
 
 use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;

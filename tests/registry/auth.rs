@@ -7,7 +7,7 @@ use std::process::Stdio;
 use super::fixture::docker_old;
 use super::liar::{Answer, Liar};
 use super::pty::Terminal;
-use super::readme::blocks;
+use super::readme::block_run_by;
 use super::server::{Server, Wants};
 use super::{Home, digest_in};
 
@@ -169,13 +169,13 @@ fn plain_http_is_never_used_unasked() {
     }
 }
 
-/// README's lines about registries, with this registry for its and the password typed in.
+/// The lines of docs/registries.md, with this registry for theirs and the password typed in.
 #[test]
-fn the_tour_of_the_readme() {
+fn the_lines_about_registries() {
     let server = Server::start(Wants { password: true, tls: true });
     let home = Home::new();
     home.load(&docker_old("docker.io/library/debian:jq"));
-    let block = blocks("Five minutes")["Registries"].clone();
+    let block = block_run_by("the_lines_about_registries");
     let script = block
         .replace("strata login", "echo pa:ss | strata login -u me --password-stdin")
         .replace("strata pull", "strata push debian:jq registry.example/team/base:1\nstrata pull")
