@@ -1,35 +1,19 @@
 //! What an OCI runtime is told: `config.json` of a bundle (OCI runtime specification 1.0, config.md and
-//! config-linux.md). Capabilities, masked and read-only paths are docker's defaults (moby, `oci/defaults.go`).
+//! config-linux.md). Masked and read-only paths are docker's defaults (moby, `oci/defaults.go`).
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use super::limits::Limits;
 use super::network::Port;
-use super::paths::clean;
+use super::privileges::{self, Privileges};
 use super::users::Identity;
+use crate::image::Result;
 use crate::image::config::Process;
 use crate::sys::environment::given;
-
-/// What docker leaves to root in a container.
-const CAPABILITIES: [&str; 14] = [
-    "CAP_CHOWN",
-    "CAP_DAC_OVERRIDE",
-    "CAP_FSETID",
-    "CAP_FOWNER",
-    "CAP_MKNOD",
-    "CAP_NET_RAW",
-    "CAP_SETGID",
-    "CAP_SETUID",
-    "CAP_SETFCAP",
-    "CAP_SETPCAP",
-    "CAP_NET_BIND_SERVICE",
-    "CAP_SYS_CHROOT",
-    "CAP_KILL",
-    "CAP_AUDIT_WRITE",
-];
 
 const MASKED: [&str; 12] = [
     "/proc/acpi",
@@ -50,6 +34,8 @@ const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys",
 
 const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
+pub use super::volume::Volume;
+
 /// The network of a container.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -61,55 +47,6 @@ pub enum Network {
     None,
     /// One of its own that pasta joins with the host's.
     Pasta,
-}
-
-/// A directory or file of the host that a container sees.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Volume {
-    /// On the host.
-    pub source: PathBuf,
-    /// In the container.
-    pub destination: PathBuf,
-    /// It cannot be changed there.
-    pub read_only: bool,
-}
-
-impl Volume {
-    /// A file or directory of the host that can be changed.
-    pub(super) fn bind(source: PathBuf, destination: PathBuf) -> Self {
-        Self { source, destination, read_only: false }
-    }
-}
-
-impl std::str::FromStr for Volume {
-    type Err = crate::image::ImageError;
-
-    /// The last `:/` is between source and destination, so that a source may have colons in its name.
-    fn from_str(text: &str) -> crate::image::Result<Self> {
-        let bad = |reason: &str| crate::image::ImageError::malformed(text, reason);
-        let form = "a volume reads SOURCE:DESTINATION[:ro], with an absolute destination";
-        let at = text.rfind(":/").ok_or_else(|| bad(form))?;
-        let (source, rest) = (&text[..at], &text[at + 1..]);
-        let (destination, options) = rest.split_once(':').unwrap_or((rest, "rw"));
-        let mut read_only = false;
-        for option in options.split(',') {
-            match option {
-                "ro" => read_only = true,
-                "rw" | "z" | "Z" => {}
-                _ => return Err(bad("the options of a volume are ro and rw")),
-            }
-        }
-        if source.is_empty() {
-            return Err(bad(form));
-        }
-        let destination = clean(Path::new(destination));
-        if destination == Path::new("/") {
-            return Err(bad("a volume cannot be the whole file system of a container"));
-        }
-        let source = std::path::absolute(source).map_err(|error| bad(&error.to_string()))?;
-        Ok(Self { source, destination, read_only })
-    }
 }
 
 /// What the user asks of a run, beside what the image says.
@@ -158,10 +95,28 @@ pub struct RunOptions {
     pub stop_timeout: Option<u32>,
     /// It cannot change its root file system.
     pub read_only: bool,
-    /// Bytes of memory.
-    pub memory: Option<i64>,
-    /// Number of processes.
-    pub pids: Option<i64>,
+    /// What it may do.
+    pub privileges: Privileges,
+    /// What it may use.
+    pub limits: Limits,
+    /// Devices of the host: `PATH[:PATH][:rwm]`, or names of the Container Device Interface.
+    pub devices: Vec<String>,
+    /// Directories of its own that its upper has no part of, as the image's `Volumes`.
+    pub anonymous_volumes: Vec<String>,
+    /// Directories in memory: `PATH[:OPTIONS]`.
+    pub tmpfs: Vec<String>,
+    /// A small program that passes signals on and reaps children is its first process.
+    pub init: bool,
+    /// It sees the host's processes.
+    pub pid_host: bool,
+    /// It shares the host's System V and POSIX IPC.
+    pub ipc_host: bool,
+    /// It has the host's name.
+    pub uts_host: bool,
+    /// `NAME=VALUE`, kernel parameters of its namespaces.
+    pub sysctls: Vec<String>,
+    /// Further groups, numbers or names of the image's.
+    pub groups: Vec<String>,
 }
 
 impl RunOptions {
@@ -230,7 +185,7 @@ pub(super) fn further_process(first: &Value, options: &RunOptions, identity: Opt
     if let Some(identity) = identity {
         assign(&mut env, format!("HOME={}", identity.home));
         process["user"] = user(identity);
-        process["capabilities"] = capabilities(identity);
+        process["capabilities"] = narrowed(identity, first["capabilities"]["bounding"].as_array());
     }
     options.assignments().for_each(|assignment| assign(&mut env, assignment));
     process["env"] = json!(env);
@@ -241,10 +196,11 @@ fn user(identity: &Identity) -> Value {
     json!({"uid": identity.uid, "gid": identity.gid, "additionalGids": identity.additional_gids})
 }
 
-/// Root's; others may gain them by programs that have them.
-fn capabilities(identity: &Identity) -> Value {
-    let held: &[&str] = if identity.uid == 0 { &CAPABILITIES } else { &[] };
-    json!({"bounding": CAPABILITIES, "effective": held, "permitted": held})
+/// What the first process may gain, for a process of another user.
+fn narrowed(identity: &Identity, bounding: Option<&Vec<Value>>) -> Value {
+    let names = || bounding.into_iter().flatten().filter_map(Value::as_str);
+    let bare: Vec<&str> = names().map(|name| name.trim_start_matches("CAP_")).collect();
+    privileges::of_process(identity, &bare)
 }
 
 /// What stands behind a container when its configuration is written.
@@ -259,16 +215,15 @@ pub(super) struct Setting<'a> {
 }
 
 /// The runtime's configuration.
-pub(super) fn configuration(options: &RunOptions, setting: &Setting<'_>) -> Value {
+///
+/// # Errors
+/// When the user asks for what there is not: a capability, a seccomp profile.
+pub(super) fn configuration(options: &RunOptions, setting: &Setting<'_>) -> Result<Value> {
     let hostname = options.hostname.as_deref().unwrap_or(setting.name);
     let identity = setting.identity;
     let working_dir = options.working_dir.as_deref().unwrap_or(&setting.image.working_dir);
-    let mut namespaces = vec!["pid", "ipc", "uts", "mount"];
-    if options.network != Network::Host {
-        namespaces.push("network");
-    }
-    let namespaces: Vec<Value> = namespaces.into_iter().map(|kind| json!({"type": kind})).collect();
-    json!({
+    let privileges = &options.privileges;
+    let mut document = json!({
         "ociVersion": "1.0.2",
         "process": {
             "terminal": options.terminal,
@@ -276,33 +231,91 @@ pub(super) fn configuration(options: &RunOptions, setting: &Setting<'_>) -> Valu
             "args": options.words(setting.image),
             "env": options.environment(setting.image, identity, hostname),
             "cwd": if working_dir.is_empty() { "/" } else { working_dir },
-            "capabilities": capabilities(identity),
-            "noNewPrivileges": false,
+            "capabilities": privileges::of_process(identity, &privileges.capabilities()?),
+            "noNewPrivileges": privileges.no_new_privileges,
         },
         "root": {"path": setting.root, "readonly": options.read_only},
-        "hostname": hostname,
         "mounts": mounts(options, setting),
         "linux": {
             "resources": resources(options),
             "cgroupsPath": setting.cgroup,
-            "namespaces": namespaces,
-            "maskedPaths": MASKED,
-            "readonlyPaths": READ_ONLY,
+            "namespaces": namespaces(options),
         },
-    })
+    });
+    if !options.limits.ulimits.is_empty() {
+        document["process"]["rlimits"] = options.limits.rlimits();
+    }
+    if let Some(score) = options.limits.oom_score_adj {
+        document["process"]["oomScoreAdj"] = json!(score);
+    }
+    if !options.uts_host {
+        document["hostname"] = json!(hostname);
+    }
+    if !privileges.privileged {
+        document["linux"]["maskedPaths"] = json!(MASKED);
+        document["linux"]["readonlyPaths"] = json!(READ_ONLY);
+    }
+    if let Some(filter) = privileges.seccomp()? {
+        document["linux"]["seccomp"] = filter;
+    }
+    let sysctls = sysctls(options);
+    if sysctls.as_object().is_some_and(|sysctls| !sysctls.is_empty()) {
+        document["linux"]["sysctl"] = sysctls;
+    }
+    Ok(document)
+}
+
+fn namespaces(options: &RunOptions) -> Value {
+    let own = [
+        ("pid", !options.pid_host),
+        ("ipc", !options.ipc_host),
+        ("uts", !options.uts_host),
+        ("mount", true),
+        ("network", options.network != Network::Host),
+    ];
+    own.into_iter().filter(|(_, own)| *own).map(|(kind, _)| json!({ "type": kind })).collect()
+}
+
+/// Kernel parameters: the user's; and in a network of its own any user may listen on any port, as docker has it.
+fn sysctls(options: &RunOptions) -> Value {
+    const PORTS: &str = "net.ipv4.ip_unprivileged_port_start";
+    let mut sysctls = json!({});
+    if options.network == Network::Pasta && Path::new("/proc/sys/net/ipv4/ip_unprivileged_port_start").exists() {
+        sysctls[PORTS] = json!("0");
+    }
+    for (name, value) in options.sysctls.iter().filter_map(|word| word.split_once('=')) {
+        sysctls[name] = json!(value);
+    }
+    sysctls
 }
 
 fn mounts(options: &RunOptions, setting: &Setting<'_>) -> Vec<Value> {
     let file_system = |destination: &str, kind: &str, options: &[&str]| json!({"destination": destination, "type": kind, "source": kind, "options": options});
+    let privileged = options.privileges.privileged;
     let mut mounts = vec![
         file_system("/proc", "proc", &["nosuid", "noexec", "nodev"]),
         file_system("/dev", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
         file_system("/dev/pts", "devpts", &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]),
-        file_system("/sys", "sysfs", &["nosuid", "noexec", "nodev", "ro"]),
+        file_system("/sys", "sysfs", &["nosuid", "noexec", "nodev", if privileged { "rw" } else { "ro" }]),
         file_system("/sys/fs/cgroup", "cgroup", &["nosuid", "noexec", "nodev", "relatime", "ro"]),
         file_system("/dev/mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
-        file_system("/dev/shm", "tmpfs", &["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"]),
     ];
+    if options.ipc_host {
+        mounts
+            .push(json!({"destination": "/dev/shm", "type": "bind", "source": "/dev/shm", "options": ["rbind", "rw"]}));
+    } else {
+        let size = format!("size={}", options.limits.shm_size.unwrap_or(64 << 20));
+        mounts.push(file_system("/dev/shm", "tmpfs", &["nosuid", "noexec", "nodev", "mode=1777", &size]));
+    }
+    for word in &options.tmpfs {
+        let (destination, further) = word.split_once(':').unwrap_or((word, ""));
+        let mut words = vec!["nosuid", "nodev"];
+        words.extend(further.split(',').filter(|word| !word.is_empty()));
+        if !words.iter().any(|word| *word == "exec" || *word == "noexec") {
+            words.push("noexec");
+        }
+        mounts.push(file_system(destination, "tmpfs", &words));
+    }
     // A directory's mount comes before those in it, whoever wants them.
     let mut volumes: Vec<&Volume> = setting.volumes.iter().chain(&options.volumes).collect();
     volumes.sort_by_key(|volume| volume.destination.components().count());
@@ -317,13 +330,8 @@ fn mounts(options: &RunOptions, setting: &Setting<'_>) -> Vec<Value> {
 }
 
 fn resources(options: &RunOptions) -> Value {
-    let mut resources = json!({"devices": [{"allow": false, "access": "rwm"}]});
-    if let Some(limit) = options.memory {
-        resources["memory"] = json!({"limit": limit});
-    }
-    if let Some(limit) = options.pids {
-        resources["pids"] = json!({"limit": limit});
-    }
+    let mut resources = options.limits.resources();
+    resources["devices"] = json!([{"allow": false, "access": "rwm"}]);
     resources
 }
 
@@ -355,26 +363,5 @@ mod tests {
         let options = RunOptions { env: words(&["A=2", "STRATA_TEST_UNSET_VARIABLE"]), ..RunOptions::default() };
         let identity = Identity { home: "/root".to_owned(), ..Identity::default() };
         assert_eq!(options.environment(&image, &identity, "h"), ["HOSTNAME=h", "HOME=/root", "PATH=/image", "A=2"]);
-    }
-
-    #[test]
-    fn volumes() {
-        let volume: Volume = "/a:/b:ro".parse().expect("volume");
-        assert_eq!(volume, Volume { source: "/a".into(), destination: "/b".into(), read_only: true });
-        let table = [
-            ("/a:b:/c", "/a:b", "/c"),
-            ("/a:/b:/c", "/a:/b", "/c"),
-            ("/a\\:/c", "/a\\", "/c"),
-            ("/a b:/c d", "/a b", "/c d"),
-            ("/a:/b/../c//d/", "/a", "/c/d"),
-        ];
-        for (text, source, destination) in table {
-            let volume: Volume = text.parse().expect(text);
-            let expected = Volume { source: source.into(), destination: destination.into(), read_only: false };
-            assert_eq!(volume, expected, "{text}");
-        }
-        for bad in ["/a", "/a:b", ":/b", "/a:/b:x", "/a:/", "/a:/.", "/a://", "/a:/b/..", "/a:/:ro"] {
-            assert!(bad.parse::<Volume>().is_err(), "{bad}");
-        }
     }
 }

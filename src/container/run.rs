@@ -3,12 +3,13 @@
 use std::fs::{self, File};
 use std::os::fd::AsFd;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::bundle::{RunOptions, Setting, Volume, configuration};
 use super::paths::View;
+use super::runtime::in_path;
 use super::users::Identity;
-use super::{Container, program, rootless, stubs, users};
+use super::{Container, devices, program, rootless, stubs, users};
 use crate::image::{ImageError, IoContext, Result, spec};
 use crate::store::Store;
 
@@ -29,6 +30,23 @@ pub(super) fn check_program(view: &View<'_>, process: &Value) -> Result<()> {
     program::check(view, process["args"][0].as_str().unwrap_or_default(), path, working_dir, &identity)
 }
 
+/// Has a small program be the first process, which starts the container's own.
+fn put_init_first(document: &mut Value) -> Result<()> {
+    const INSIDE: &str = "/dev/init";
+    let found = ["catatonit", "tini-static", "docker-init", "tini"].into_iter().find_map(in_path);
+    let program =
+        found.ok_or_else(|| ImageError::refused("--init", "no such program here; apt-get install catatonit"))?;
+    let mount = json!({"destination": INSIDE, "type": "bind", "source": program, "options": ["bind", "ro"]});
+    if let Some(mounts) = document["mounts"].as_array_mut() {
+        mounts.push(mount);
+    }
+    if let Some(words) = document["process"]["args"].as_array_mut() {
+        words.insert(0, json!("--"));
+        words.insert(0, json!(INSIDE));
+    }
+    Ok(())
+}
+
 impl Container {
     /// Writes the bundle's `config.json` for a mounted container.
     ///
@@ -42,10 +60,15 @@ impl Container {
         }
         let mountpoint = &self.record.mountpoint;
         let root = File::open(mountpoint).at(mountpoint)?;
-        let identity = users::resolve(root.as_fd(), options.user.as_deref().unwrap_or(&image.user))?;
+        let mut identity = users::resolve(root.as_fd(), options.user.as_deref().unwrap_or(&image.user))?;
+        for group in &options.groups {
+            identity.additional_gids.push(users::resolve(root.as_fd(), &format!("0:{group}"))?.gid);
+        }
         stubs::check(&root, &self.record.image_name)?;
         let mut volumes = self.network_files(options.hostname.as_deref().unwrap_or(&self.name))?;
-        volumes.extend(self.make_image_volumes(&root, &image.volumes, &options.volumes)?);
+        let anonymous: Vec<String> = image.volumes.iter().chain(&options.anonymous_volumes).cloned().collect();
+        volumes.extend(self.make_image_volumes(&root, &anonymous, &options.volumes)?);
+        self.fill_named_volumes(&root, &options.volumes)?;
         let cgroup = format!("/strata-{}", self.runtime_id());
         let setting = Setting {
             name: &self.name,
@@ -55,11 +78,18 @@ impl Container {
             identity: &identity,
             volumes: &volumes,
         };
-        let mut document = configuration(options, &setting);
+        let mut document = configuration(options, &setting)?;
+        devices::add(&mut document, &options.devices, self.record.rootless)?;
+        if options.privileges.privileged {
+            devices::add_all(&mut document, self.record.rootless)?;
+        }
         if self.record.rootless {
             rootless::adapt(&mut document);
         }
         self.check_startable(&root, options, &volumes, &document)?;
+        if options.init {
+            put_init_first(&mut document)?;
+        }
         let path = self.dir.join("config.json");
         fs::write(&path, spec::serialize("config.json", &document)?).at(&path)?;
         let mounts = document["mounts"].as_array().map(Vec::as_slice).unwrap_or_default();

@@ -48,6 +48,19 @@ impl Container {
         }
         Ok(made)
     }
+
+    /// Copies what the image has into named volumes that are still empty, as docker does.
+    ///
+    /// # Errors
+    /// When it cannot be copied.
+    pub(super) fn fill_named_volumes(&self, root: &File, volumes: &[Volume]) -> Result<()> {
+        for volume in volumes.iter().filter(|volume| volume.volume.is_some()) {
+            if fs::read_dir(&volume.source).at(&volume.source)?.next().is_none() {
+                fill(root, &volume.destination, &volume.source, &self.dir)?;
+            }
+        }
+        Ok(())
+    }
 }
 
 /// An absolute path below the root, without steps that lead elsewhere.

@@ -43,6 +43,7 @@ mod crashes;
 mod create;
 mod engines;
 mod fixture;
+mod flags;
 mod interop;
 mod inventory;
 mod lifecycle;

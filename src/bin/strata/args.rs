@@ -2,9 +2,11 @@
 
 mod checkpoints;
 mod containers;
+mod flags;
 mod lifecycle;
 mod registry;
 mod run;
+mod volume;
 
 use std::path::PathBuf;
 
@@ -18,9 +20,11 @@ use stratafs::tar::compression::Compression;
 
 pub use checkpoints::*;
 pub use containers::*;
+pub use flags::*;
 pub use lifecycle::*;
 pub use registry::*;
 pub use run::*;
+pub use volume::*;
 
 /// Container images on stratafs: load, run, change and save them, without a daemon
 #[derive(Parser)]
@@ -72,6 +76,7 @@ pub enum Verb {
     Pause(Pause),
     Unpause(Unpause),
     Top(Top),
+    Volume(VolumeArgs),
     Port(PortList),
     Rm(Rm),
     Logs(Logs),

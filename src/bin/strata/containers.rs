@@ -149,6 +149,11 @@ pub fn list(store: &Store, args: &Ps) -> Result<()> {
 }
 
 pub fn remove(store: &Store, args: &Rm) -> Result<()> {
+    remove_each(store, args, |name| Ok(print_line(name)?))
+}
+
+/// Removes containers and has each that is gone told.
+pub fn remove_each(store: &Store, args: &Rm, told: impl Fn(&str) -> Result<()>) -> Result<()> {
     each(&args.containers, |name| {
         let container = match Container::open(store, name) {
             Ok(container) => container,
@@ -157,7 +162,9 @@ pub fn remove(store: &Store, args: &Rm) -> Result<()> {
             Err(error @ (ImageError::NoSuchContainer { .. } | ImageError::Malformed { .. })) => {
                 return Err(error.into());
             }
-            Err(_) if args.force => return remove_damaged(store, name, args.runtime.as_deref()),
+            Err(_) if args.force => {
+                return remove_damaged(store, name, args.runtime.as_deref()).and_then(|()| told(name));
+            }
             Err(error) => return Err(error).with_context(|| format!("{name}: is damaged; --force removes it")),
         };
         if args.force {
@@ -167,7 +174,7 @@ pub fn remove(store: &Store, args: &Rm) -> Result<()> {
             container.clone().remove(store)?;
         }
         forget_state(store, &container, args.runtime.as_deref())?;
-        Ok(print_line(name)?)
+        told(name)
     })
 }
 
@@ -179,8 +186,7 @@ fn remove_damaged(store: &Store, name: &str, runtime: Option<&str>) -> Result<()
     {
         runtime.delete(&container, true)?;
     }
-    container.remove_damaged(store)?;
-    Ok(print_line(name)?)
+    Ok(container.remove_damaged(store)?)
 }
 
 /// What a crash left with the runtime would be in the way of the next container of that name.

@@ -12,11 +12,13 @@ mod generate;
 mod images;
 mod lifecycle;
 mod logs;
+mod options;
 mod output;
 mod progress;
 mod registry;
 mod running;
 mod stats;
+mod volumes;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
@@ -215,6 +217,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Verb::Pause(pause) => lifecycle::pause(&store, &pause, true)?,
         Verb::Unpause(unpause) => lifecycle::pause(&store, &unpause.pause, false)?,
         Verb::Port(port) => lifecycle::port(&store, &port)?,
+        Verb::Volume(volume) => volumes::run(&store, &volume)?,
         Verb::Top(top) => return lifecycle::top(&store, &top),
         Verb::Rm(rm) => containers::remove(&store, &rm)?,
         Verb::Logs(logs) => logs::logs(&store, &logs)?,

@@ -1,6 +1,5 @@
 //! `run`, `create`, `start`, `attach` and `exec`.
 
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, IsTerminal};
 use std::os::unix::net::UnixStream;
@@ -9,8 +8,7 @@ use std::process::{Command, ExitCode, Stdio};
 use anyhow::{Context, Result, bail};
 use rustix::process::Pid;
 use stratafs::container::attach::{Attachment, Attendance, Ended};
-use stratafs::container::bundle::{Network, RunOptions};
-use stratafs::container::network::Port;
+use stratafs::container::bundle::RunOptions;
 use stratafs::container::{
     Container, CreateOptions, Monitor, RunLock, Runtime, finish, refuse_if_interrupted, rootless,
 };
@@ -20,9 +18,8 @@ use stratafs::store::{Image, Store};
 use stratafs::sys::forward;
 use stratafs::sys::session::start_in_new_session;
 
-use super::args::{
-    Attach, AttachArgs, ContainerArgs, Create, Exec, NetworkArg, NetworkArgs, PullArg, Run, Start, Supervise,
-};
+use super::args::{Attach, AttachArgs, ContainerArgs, Create, Exec, PullArg, Rm, Run, Start, Supervise};
+use super::options::options_of;
 use super::output::{each, print_line, tell};
 use super::registry::fetch;
 
@@ -162,32 +159,13 @@ fn create_container<'s>(store: &'s Store, args: ContainerArgs) -> Result<Stay<'s
     if let Some(Err(reason)) = image.config.platform().map(|platform| platform.check_runs_here()) {
         return Err(ImageError::CannotRun { program: name, reason, missing: false }.into());
     }
-    let mut options = RunOptions {
-        command,
-        entrypoint: args.entrypoint,
-        env: args.env,
-        working_dir: args.workdir,
-        user: args.user,
-        volumes: args.volume,
-        network: network_of(&args.network),
-        ports: ports_of(&args.network)?,
-        publish_all: args.network.publish_all,
-        expose: args.network.expose,
-        hostname: args.network.hostname,
-        dns: args.network.dns,
-        dns_search: args.network.dns_search,
-        dns_options: args.network.dns_option,
-        add_hosts: args.network.add_host,
-        terminal: args.tty,
-        interactive: args.interactive,
-        read_only: args.read_only,
-        memory: args.memory,
-        pids: args.pids_limit,
-        labels: labels(&args.label),
-        stop_signal: args.stop_signal,
-        stop_timeout: args.stop_timeout,
-    };
-    options.settle_environment();
+    let options = options_of(store, &args, command)?;
+    if let Some(file) = args.keep.cidfile.as_ref().filter(|file| file.exists()) {
+        bail!("{}: is there already; remove it first", file.display());
+    }
+    if let (true, Some(name)) = (args.keep.replace, &args.name) {
+        replace(store, name)?;
+    }
     let create = CreateOptions {
         name: args.name,
         image_name: name,
@@ -200,36 +178,16 @@ fn create_container<'s>(store: &'s Store, args: ContainerArgs) -> Result<Stay<'s
         ..CreateOptions::default()
     };
     let (container, lock) = Container::create_locked(store, &image, &create)?;
+    if let Some(file) = &args.keep.cidfile {
+        std::fs::write(file, &container.record.id).with_context(|| file.display().to_string())?;
+    }
     Ok(Stay { store, runtime, held: Some((container, Some(lock))), is_new: true })
 }
 
-fn network_of(args: &NetworkArgs) -> Network {
-    let publishes = args.publish_all || !args.publish.is_empty();
-    match args.network {
-        Some(NetworkArg::Host) => {
-            if publishes {
-                tell("strata: on the host's network all ports are the host's; -p and -P have no effect");
-            }
-            Network::Host
-        }
-        Some(NetworkArg::None) => Network::None,
-        Some(NetworkArg::Pasta) => Network::Pasta,
-        None if publishes => Network::Pasta,
-        None => Network::Host,
-    }
-}
-
-fn ports_of(args: &NetworkArgs) -> Result<Vec<Port>> {
-    let ports: Vec<Vec<Port>> = args.publish.iter().map(|text| Port::parse(text)).collect::<Result<_, _>>()?;
-    Ok(ports.concat())
-}
-
-fn labels(words: &[String]) -> BTreeMap<String, String> {
-    let pair = |word: &String| {
-        let (name, value) = word.split_once('=').unwrap_or((word, ""));
-        (name.to_owned(), value.to_owned())
-    };
-    words.iter().map(pair).collect()
+/// Removes the container of this name, if there is one.
+fn replace(store: &Store, name: &str) -> Result<()> {
+    let rm = Rm { force: true, runtime: None, containers: vec![name.to_owned()] };
+    super::containers::remove_each(store, &rm, |_| Ok(()))
 }
 
 pub fn run(store: &Store, args: Run) -> Result<ExitCode> {

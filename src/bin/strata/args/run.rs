@@ -1,11 +1,12 @@
 //! The command line of the verbs that make and start containers.
 
+use std::path::PathBuf;
+
 use clap::{Args, ValueEnum};
 use stratafs::container::attach::DetachKeys;
-use stratafs::container::bundle::Volume;
 use stratafs::image::spec::Platform;
 
-use super::{DriverArg, RegistryArgs};
+use super::{DriverArg, KeepArgs, LimitArgsOfContainer, PrivilegeArgs, RegistryArgs, StorageArgs};
 
 #[derive(Clone, Copy, ValueEnum)]
 pub enum NetworkArg {
@@ -32,6 +33,9 @@ pub enum PullArg {
 /// How a container is made: what `run` and `create` share.
 #[derive(Args)]
 pub struct ContainerArgs {
+    /// Print help
+    #[arg(long, action = clap::ArgAction::Help)]
+    pub help: Option<bool>,
     /// Remove the container when it ends
     #[arg(long)]
     pub rm: bool,
@@ -53,23 +57,22 @@ pub struct ContainerArgs {
     /// As whom, by the image's own names, or numbers
     #[arg(short, long, value_name = "USER[:GROUP]")]
     pub user: Option<String>,
-    /// Show it a file or directory of the host
-    #[arg(short, long, value_name = "SOURCE:DESTINATION[:ro]")]
-    pub volume: Vec<Volume>,
+    /// Set the variables that a file lists, a NAME=VALUE a line
+    #[arg(long, value_name = "FILE")]
+    pub env_file: Vec<PathBuf>,
+    #[command(flatten)]
+    pub storage: StorageArgs,
     /// Instead of the image's entry point
     #[arg(long, value_name = "PROGRAM")]
     pub entrypoint: Option<String>,
     #[command(flatten)]
     pub network: NetworkArgs,
-    /// It cannot change its root file system
-    #[arg(long)]
-    pub read_only: bool,
-    /// Bytes of memory it may use
-    #[arg(short, long, value_name = "BYTES", value_parser = crate::output::parse_size)]
-    pub memory: Option<i64>,
-    /// Number of processes it may have
-    #[arg(long, value_name = "NUMBER")]
-    pub pids_limit: Option<i64>,
+    #[command(flatten)]
+    pub privileges: PrivilegeArgs,
+    #[command(flatten)]
+    pub limits: LimitArgsOfContainer,
+    #[command(flatten)]
+    pub keep: KeepArgs,
     /// Mark it for whoever looks for it
     #[arg(short, long, value_name = "NAME[=VALUE]")]
     pub label: Vec<String>,
@@ -103,7 +106,7 @@ pub struct ContainerArgs {
 #[derive(Args)]
 pub struct NetworkArgs {
     /// Its host name [default: its name]
-    #[arg(long, value_name = "NAME")]
+    #[arg(short = 'h', long, value_name = "NAME")]
     pub hostname: Option<String>,
     /// Its network [default: the host's; with -p or -P: pasta]
     #[arg(long, visible_alias = "net", value_enum, hide_possible_values = false)]
@@ -146,6 +149,7 @@ pub struct AttachArgs {
 /// Run a command in a new container of an image
 #[derive(Args)]
 #[command(
+    disable_help_flag = true,
     after_help = "Examples:\n  strata run --rm -it debian:12 bash\n  strata run --name web -d -v /srv:/srv:ro web:1"
 )]
 pub struct Run {
@@ -161,6 +165,7 @@ pub struct Run {
 /// Make a container of an image without running it, and print its name
 #[derive(Args)]
 #[command(
+    disable_help_flag = true,
     after_help = "Examples:\n  strata create --name web web:1\n  strata create -it --name shell debian:12 bash && strata start -ai shell"
 )]
 pub struct Create {

@@ -1,0 +1,145 @@
+//! Flags of `run` and `create`: what a container sees, may do and may use.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use stratafs::container::bundle::Volume;
+use stratafs::container::limits::Ulimit;
+
+/// What a container sees.
+#[derive(Args)]
+pub struct StorageArgs {
+    /// Show it a directory of the host (begins with / or ./) or a named volume; a destination alone is a volume of its own
+    #[arg(short, long, value_name = "[SOURCE:]DESTINATION[:ro]", value_parser = parse_volume)]
+    pub volume: Vec<VolumeArg>,
+    /// The same in words: type=bind|volume|tmpfs,source=...,destination=...[,readonly][,tmpfs-size=...][,tmpfs-mode=...]
+    #[arg(long, value_name = "WORDS")]
+    pub mount: Vec<String>,
+    /// A directory in memory
+    #[arg(long, value_name = "PATH[:OPTIONS]")]
+    pub tmpfs: Vec<String>,
+    /// It cannot change its root file system
+    #[arg(long)]
+    pub read_only: bool,
+    /// Show it a device: a path, or a name of the Container Device Interface (vendor.com/class=name)
+    #[arg(long, value_name = "DEVICE")]
+    pub device: Vec<String>,
+    /// Graphics cards; refused: --device takes names of the Container Device Interface
+    #[arg(long, value_name = "GPUS", hide = true)]
+    pub gpus: Option<String>,
+}
+
+/// What `-v` says.
+#[derive(Clone, Debug)]
+pub enum VolumeArg {
+    /// Something of the host, or a named volume.
+    Given(Volume),
+    /// A directory of the container's own.
+    Own(String),
+}
+
+fn parse_volume(text: &str) -> Result<VolumeArg, String> {
+    if text.starts_with('/') && !text.contains(':') {
+        return Ok(VolumeArg::Own(text.to_owned()));
+    }
+    text.parse().map(VolumeArg::Given).map_err(|error: stratafs::image::ImageError| error.to_string())
+}
+
+/// What a container may do.
+#[derive(Args)]
+pub struct PrivilegeArgs {
+    /// Give it a capability, or ALL
+    #[arg(long, value_name = "CAPABILITY")]
+    pub cap_add: Vec<String>,
+    /// Take a capability away, or ALL
+    #[arg(long, value_name = "CAPABILITY")]
+    pub cap_drop: Vec<String>,
+    /// Let it do all that you may: every capability and device, no filter of system calls
+    #[arg(long)]
+    pub privileged: bool,
+    /// no-new-privileges, seccomp=unconfined, seccomp=FILE
+    #[arg(long, value_name = "OPTION")]
+    pub security_opt: Vec<String>,
+    /// A small program is its first process, passes signals on and reaps children
+    #[arg(long)]
+    pub init: bool,
+    /// `host`: it sees the host's processes
+    #[arg(long, value_name = "MODE", value_parser = ["host", "private"])]
+    pub pid: Option<String>,
+    /// `host`: it shares the host's IPC
+    #[arg(long, value_name = "MODE", value_parser = ["host", "private", "shareable"])]
+    pub ipc: Option<String>,
+    /// `host`: it has the host's name
+    #[arg(long, value_name = "MODE", value_parser = ["host", "private"])]
+    pub uts: Option<String>,
+    /// The ids of users in it; `host`, which is the default
+    #[arg(long, value_name = "MODE")]
+    pub userns: Option<String>,
+    /// A kernel parameter of its namespaces
+    #[arg(long, value_name = "NAME=VALUE")]
+    pub sysctl: Vec<String>,
+    /// A further group, by the image's own names, or a number
+    #[arg(long, value_name = "GROUP")]
+    pub group_add: Vec<String>,
+}
+
+/// What a container may use.
+#[derive(Args)]
+pub struct LimitArgsOfContainer {
+    /// Memory: bytes, or with k, m, g
+    #[arg(short, long, value_name = "BYTES", value_parser = crate::output::parse_size)]
+    pub memory: Option<i64>,
+    /// Memory and swap together; -1: any
+    #[arg(long, value_name = "BYTES", value_parser = parse_swap, allow_negative_numbers = true)]
+    pub memory_swap: Option<i64>,
+    /// Memory that it keeps when there is little
+    #[arg(long, value_name = "BYTES", value_parser = crate::output::parse_size)]
+    pub memory_reservation: Option<i64>,
+    /// Number of processes; -1: any
+    #[arg(long, value_name = "NUMBER", allow_negative_numbers = true)]
+    pub pids_limit: Option<i64>,
+    /// Processors, also parts of one
+    #[arg(long, value_name = "NUMBER", value_parser = parse_cpus)]
+    pub cpus: Option<f64>,
+    /// Weight against other containers, 1024 by default
+    #[arg(short, long, value_name = "NUMBER")]
+    pub cpu_shares: Option<u64>,
+    /// The processors that it may run on
+    #[arg(long, value_name = "0-2,4")]
+    pub cpuset_cpus: Option<String>,
+    /// A limit of its processes: nofile=1024:2048
+    #[arg(long, value_name = "NAME=SOFT[:HARD]")]
+    pub ulimit: Vec<Ulimit>,
+    /// Size of /dev/shm [default: 64m]
+    #[arg(long, value_name = "BYTES", value_parser = crate::output::parse_size)]
+    pub shm_size: Option<i64>,
+    /// How willingly the kernel ends it when memory runs out, -1000 to 1000
+    #[arg(long, value_name = "NUMBER", allow_negative_numbers = true)]
+    pub oom_score_adj: Option<i32>,
+}
+
+fn parse_swap(text: &str) -> Result<i64, String> {
+    if text == "-1" { Ok(-1) } else { crate::output::parse_size(text) }
+}
+
+fn parse_cpus(text: &str) -> Result<f64, String> {
+    let number: f64 = text.parse().map_err(|_| "a number of processors, as 1.5".to_owned())?;
+    if number.is_finite() && number >= 0.01 { Ok(number) } else { Err("at least 0.01 of a processor".to_owned()) }
+}
+
+/// How a container is called and kept.
+#[derive(Args)]
+pub struct KeepArgs {
+    /// Write its id into a file, which must not be there
+    #[arg(long, value_name = "FILE")]
+    pub cidfile: Option<PathBuf>,
+    /// Remove a container of that name first
+    #[arg(long, requires = "name")]
+    pub replace: bool,
+    /// `no`; others are refused with the systemd unit to write
+    #[arg(long, value_name = "POLICY")]
+    pub restart: Option<String>,
+    /// Where output goes: it is always the container's log
+    #[arg(long, value_name = "DRIVER", hide = true)]
+    pub log_driver: Option<String>,
+}

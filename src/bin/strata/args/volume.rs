@@ -1,0 +1,75 @@
+//! The command line of `volume` and `cp`.
+
+use clap::{Args, Subcommand};
+
+/// Named volumes: directories that containers share and that outlive them
+#[derive(Args)]
+#[command(
+    subcommand_required = true,
+    arg_required_else_help = true,
+    after_help = "Examples:\n  strata volume create cache && strata run -v cache:/var/cache debian:12\n  strata volume ls"
+)]
+pub struct VolumeArgs {
+    #[command(subcommand)]
+    pub verb: VolumeVerb,
+}
+
+#[derive(Subcommand)]
+pub enum VolumeVerb {
+    /// Make a volume and print its name
+    Create {
+        /// Mark it for whoever looks for it
+        #[arg(short, long, value_name = "NAME[=VALUE]")]
+        label: Vec<String>,
+        /// Its name [default: made up]
+        name: Option<String>,
+    },
+    /// List volumes
+    #[command(visible_alias = "list")]
+    Ls {
+        /// Print only names
+        #[arg(short, long, conflicts_with = "json")]
+        quiet: bool,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show all there is to know of volumes, as JSON
+    Inspect {
+        #[arg(required = true, value_name = "VOLUME")]
+        names: Vec<String>,
+    },
+    /// Remove volumes with all that is in them
+    #[command(visible_alias = "remove")]
+    Rm {
+        /// One that is not there is no error
+        #[arg(short, long)]
+        force: bool,
+        #[arg(required = true, value_name = "VOLUME")]
+        names: Vec<String>,
+    },
+    /// Remove all volumes that no container uses
+    Prune {
+        /// Accepted; nobody is asked
+        #[arg(short, long)]
+        force: bool,
+    },
+}
+
+/// Copy files between a container, running or not, and the host
+#[derive(Args)]
+#[command(after_help = "Examples:\n  strata cp web:/etc/nginx/nginx.conf .\n  tar -c site | strata cp - web:/var/www")]
+pub struct Cp {
+    /// Keep owners too (root only)
+    #[arg(short, long)]
+    pub archive: bool,
+    /// Follow the link that the source is
+    #[arg(short = 'L', long)]
+    pub follow_link: bool,
+    /// CONTAINER:PATH, a path, or `-` for a tar stream on standard input
+    #[arg(value_name = "SOURCE")]
+    pub from: String,
+    /// CONTAINER:PATH, a path, or `-` for a tar stream on standard output
+    #[arg(value_name = "DESTINATION")]
+    pub to: String,
+}

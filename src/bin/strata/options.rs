@@ -1,0 +1,215 @@
+//! From the flags of `run` and `create` to how a container runs.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use stratafs::container::bundle::{Network, RunOptions, Volume};
+use stratafs::container::limits::Limits;
+use stratafs::container::named::NamedVolume;
+use stratafs::container::network::Port;
+use stratafs::container::privileges::Privileges;
+use stratafs::store::Store;
+
+use super::args::{ContainerArgs, LimitArgsOfContainer, NetworkArg, NetworkArgs, PrivilegeArgs, VolumeArg};
+use super::output::{parse_size, tell};
+
+/// What the flags ask for. Named volumes are made.
+pub fn options_of(store: &Store, args: &ContainerArgs, command: Vec<String>) -> Result<RunOptions> {
+    refuse(args)?;
+    let mut options = RunOptions {
+        command,
+        entrypoint: args.entrypoint.clone(),
+        env: environment(args)?,
+        working_dir: args.workdir.clone(),
+        user: args.user.clone(),
+        network: network_of(&args.network),
+        ports: ports_of(&args.network)?,
+        publish_all: args.network.publish_all,
+        expose: args.network.expose.clone(),
+        hostname: args.network.hostname.clone(),
+        dns: args.network.dns.clone(),
+        dns_search: args.network.dns_search.clone(),
+        dns_options: args.network.dns_option.clone(),
+        add_hosts: args.network.add_host.clone(),
+        terminal: args.tty,
+        interactive: args.interactive,
+        read_only: args.storage.read_only,
+        labels: labels(&args.label),
+        stop_signal: args.stop_signal.clone(),
+        stop_timeout: args.stop_timeout,
+        privileges: privileges_of(&args.privileges)?,
+        limits: limits_of(&args.limits),
+        devices: args.storage.device.clone(),
+        tmpfs: args.storage.tmpfs.clone(),
+        init: args.privileges.init,
+        pid_host: args.privileges.pid.as_deref() == Some("host"),
+        ipc_host: args.privileges.ipc.as_deref() == Some("host"),
+        uts_host: args.privileges.uts.as_deref() == Some("host"),
+        sysctls: args.privileges.sysctl.clone(),
+        groups: args.privileges.group_add.clone(),
+        ..RunOptions::default()
+    };
+    for volume in &args.storage.volume {
+        match volume {
+            VolumeArg::Given(volume) => options.volumes.push(volume.clone()),
+            VolumeArg::Own(destination) => options.anonymous_volumes.push(destination.clone()),
+        }
+    }
+    for words in &args.storage.mount {
+        add_mount(&mut options, words)?;
+    }
+    for word in &options.tmpfs {
+        if !word.starts_with('/') || word.split(':').next() == Some("/") {
+            bail!("--tmpfs {word}: an absolute path, and not the whole file system");
+        }
+    }
+    for volume in &mut options.volumes {
+        if let Some(name) = &volume.volume {
+            volume.source = NamedVolume::create(store, name, &BTreeMap::new())?.mountpoint;
+        }
+    }
+    options.settle_environment();
+    Ok(options)
+}
+
+/// What there is not, with what to do instead.
+fn refuse(args: &ContainerArgs) -> Result<()> {
+    let name = args.name.as_deref().unwrap_or("NAME");
+    match args.keep.restart.as_deref() {
+        None | Some("no") => {}
+        Some(policy) => bail!(
+            "--restart {policy}: no daemon of ours restarts containers; systemd does, by a unit with \
+             [Service] ExecStart=strata start -a {name}, ExecStop=strata stop {name}, Restart={}",
+            if policy.starts_with("on-failure") { "on-failure" } else { "always" }
+        ),
+    }
+    if let Some(gpus) = &args.storage.gpus {
+        bail!(
+            "--gpus {gpus}: use the Container Device Interface: --device nvidia.com/gpu={gpus}, once /etc/cdi describes it"
+        );
+    }
+    match args.privileges.userns.as_deref() {
+        None | Some("host" | "") => Ok(()),
+        Some(mode) => bail!(
+            "--userns {mode}: not supported; run by a user, root in the container is that user on the host, and all files are \
+             that user's"
+        ),
+    }
+}
+
+fn environment(args: &ContainerArgs) -> Result<Vec<String>> {
+    let mut env = Vec::new();
+    for file in &args.env_file {
+        let text = fs::read_to_string(file).with_context(|| file.display().to_string())?;
+        let lines = text.lines().map(str::trim_start).filter(|line| !line.is_empty() && !line.starts_with('#'));
+        for line in lines {
+            let name = line.split('=').next().unwrap_or_default();
+            if name.is_empty() || name.contains(char::is_whitespace) {
+                bail!("{}: {line:?} is no NAME=VALUE", file.display());
+            }
+            env.push(line.to_owned());
+        }
+    }
+    env.extend(args.env.iter().cloned());
+    Ok(env)
+}
+
+fn network_of(args: &NetworkArgs) -> Network {
+    let publishes = args.publish_all || !args.publish.is_empty();
+    match args.network {
+        Some(NetworkArg::Host) => {
+            if publishes {
+                tell("strata: on the host's network all ports are the host's; -p and -P have no effect");
+            }
+            Network::Host
+        }
+        Some(NetworkArg::None) => Network::None,
+        Some(NetworkArg::Pasta) => Network::Pasta,
+        None if publishes => Network::Pasta,
+        None => Network::Host,
+    }
+}
+
+fn ports_of(args: &NetworkArgs) -> Result<Vec<Port>> {
+    let ports: Vec<Vec<Port>> = args.publish.iter().map(|text| Port::parse(text)).collect::<Result<_, _>>()?;
+    Ok(ports.concat())
+}
+
+/// `NAME=VALUE`, or a name alone.
+pub fn labels(words: &[String]) -> BTreeMap<String, String> {
+    let pair = |word: &String| {
+        let (name, value) = word.split_once('=').unwrap_or((word, ""));
+        (name.to_owned(), value.to_owned())
+    };
+    words.iter().map(pair).collect()
+}
+
+fn privileges_of(args: &PrivilegeArgs) -> Result<Privileges> {
+    let mut privileges = Privileges {
+        cap_add: args.cap_add.clone(),
+        cap_drop: args.cap_drop.clone(),
+        privileged: args.privileged,
+        ..Privileges::default()
+    };
+    args.security_opt.iter().try_for_each(|option| privileges.set(option))?;
+    if let Some(file) = privileges.seccomp.as_mut().filter(|file| Path::new(file.as_str()).exists()) {
+        *file = std::path::absolute(&*file)?.display().to_string();
+    }
+    Ok(privileges)
+}
+
+fn limits_of(args: &LimitArgsOfContainer) -> Limits {
+    Limits {
+        memory: args.memory,
+        memory_swap: args.memory_swap,
+        memory_reservation: args.memory_reservation,
+        pids: args.pids_limit,
+        cpus: args.cpus,
+        cpu_shares: args.cpu_shares,
+        cpuset: args.cpuset_cpus.clone(),
+        ulimits: args.ulimit.clone(),
+        shm_size: args.shm_size,
+        oom_score_adj: args.oom_score_adj,
+    }
+}
+
+/// Reads one `--mount`.
+fn add_mount(options: &mut RunOptions, words: &str) -> Result<()> {
+    let (mut kind, mut source, mut destination, mut read_only) = ("volume", "", "", false);
+    let mut memory: Vec<String> = Vec::new();
+    for word in words.split(',') {
+        let (name, value) = word.split_once('=').unwrap_or((word, ""));
+        match (name, value) {
+            ("type", value) => kind = value,
+            ("source" | "src", value) => source = value,
+            ("destination" | "dst" | "target", value) => destination = value,
+            ("readonly" | "ro", "" | "true" | "1") => read_only = true,
+            ("readonly" | "ro", "false" | "0") => read_only = false,
+            ("tmpfs-size", value) => memory.push(format!("size={}", parse_size(value).map_err(anyhow::Error::msg)?)),
+            ("tmpfs-mode", value) => memory.push(format!("mode={value}")),
+            // Nothing to choose here: no other machine, no propagation.
+            ("bind-propagation" | "consistency" | "volume-nocopy" | "bind-nonrecursive", _) => {}
+            _ => bail!("--mount {words}: {word:?} is not known"),
+        }
+    }
+    if !destination.starts_with('/') {
+        bail!("--mount {words}: an absolute destination= is needed");
+    }
+    match kind {
+        "tmpfs" => options.tmpfs.push(format!("{destination}:{}", memory.join(","))),
+        "volume" if source.is_empty() => options.anonymous_volumes.push(destination.to_owned()),
+        "volume" if !source.contains('/') => options.volumes.push(volume(words, source, destination, read_only)?),
+        "bind" if !source.is_empty() => {
+            let source = std::path::absolute(source)?.display().to_string();
+            options.volumes.push(volume(words, &source, destination, read_only)?);
+        }
+        _ => bail!("--mount {words}: type=bind with source=, type=volume with a name as source=, or type=tmpfs"),
+    }
+    Ok(())
+}
+
+fn volume(words: &str, source: &str, destination: &str, read_only: bool) -> Result<Volume> {
+    Volume::new(source, destination, read_only).map_err(|reason| anyhow::anyhow!("--mount {words}: {reason}"))
+}

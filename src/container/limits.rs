@@ -1,0 +1,152 @@
+//! What a container may use: memory, processors, processes, files.
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::image::{ImageError, Result};
+
+/// Resource limits of processes (getrlimit(2)).
+const NAMES: [&str; 16] = [
+    "as",
+    "core",
+    "cpu",
+    "data",
+    "fsize",
+    "locks",
+    "memlock",
+    "msgqueue",
+    "nice",
+    "nofile",
+    "nproc",
+    "rss",
+    "rtprio",
+    "rttime",
+    "sigpending",
+    "stack",
+];
+
+/// Microseconds in which a share of processors is counted.
+const PERIOD: f64 = 100_000.0;
+
+/// A limit of the container's processes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ulimit {
+    name: String,
+    soft: u64,
+    hard: u64,
+}
+
+impl std::str::FromStr for Ulimit {
+    type Err = ImageError;
+
+    /// `nofile=1024:2048`, `core=-1`
+    fn from_str(text: &str) -> Result<Self> {
+        let bad = || ImageError::malformed(text, format!("a limit reads NAME=SOFT[:HARD]; names: {}", NAMES.join(" ")));
+        let number = |word: &str| match word {
+            "-1" | "unlimited" => Ok(u64::MAX),
+            word => word.parse().map_err(|_| bad()),
+        };
+        let (name, values) = text.split_once('=').ok_or_else(bad)?;
+        let (soft, hard) = values.split_once(':').unwrap_or((values, values));
+        let (soft, hard) = (number(soft)?, number(hard)?);
+        if !NAMES.contains(&name) || soft > hard {
+            return Err(bad());
+        }
+        Ok(Self { name: name.to_owned(), soft, hard })
+    }
+}
+
+/// What the user says of limits.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Limits {
+    /// Bytes of memory.
+    pub memory: Option<i64>,
+    /// Bytes of memory and swap together; -1: any.
+    pub memory_swap: Option<i64>,
+    /// Bytes of memory that it keeps when memory is scarce.
+    pub memory_reservation: Option<i64>,
+    /// Number of processes.
+    pub pids: Option<i64>,
+    /// Processors, also parts of one.
+    pub cpus: Option<f64>,
+    /// Weight against others, 1024 by default.
+    pub cpu_shares: Option<u64>,
+    /// The processors that it may run on, `0-2,4`.
+    pub cpuset: Option<String>,
+    /// Of each process.
+    pub ulimits: Vec<Ulimit>,
+    /// Bytes of `/dev/shm`.
+    pub shm_size: Option<i64>,
+    /// How willingly the kernel ends it when memory runs out.
+    pub oom_score_adj: Option<i32>,
+}
+
+impl Limits {
+    /// `linux.resources` of an OCI runtime's configuration, without devices.
+    pub(super) fn resources(&self) -> Value {
+        let mut resources = json!({});
+        let mut memory = json!({});
+        for (name, value) in
+            [("limit", self.memory), ("swap", self.memory_swap), ("reservation", self.memory_reservation)]
+        {
+            if let Some(value) = value {
+                memory[name] = json!(value);
+            }
+        }
+        let mut cpu = json!({});
+        if let Some(cpus) = self.cpus {
+            cpu["quota"] = json!((cpus * PERIOD).round() as i64);
+            cpu["period"] = json!(PERIOD as u64);
+        }
+        if let Some(shares) = self.cpu_shares {
+            cpu["shares"] = json!(shares);
+        }
+        if let Some(set) = &self.cpuset {
+            cpu["cpus"] = json!(set);
+        }
+        let pids = self.pids.map_or_else(|| json!({}), |limit| json!({ "limit": limit }));
+        for (name, part) in [("memory", memory), ("cpu", cpu), ("pids", pids)] {
+            if part.as_object().is_some_and(|part| !part.is_empty()) {
+                resources[name] = part;
+            }
+        }
+        resources
+    }
+
+    /// `process.rlimits`
+    pub(super) fn rlimits(&self) -> Value {
+        let limit = |limit: &Ulimit| {
+            json!({"type": format!("RLIMIT_{}", limit.name.to_ascii_uppercase()),
+            "soft": limit.soft, "hard": limit.hard})
+        };
+        self.ulimits.iter().map(limit).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_become_a_configuration() {
+        let limits = Limits {
+            memory: Some(1 << 20),
+            cpus: Some(1.5),
+            ulimits: vec!["nofile=10:20".parse().expect("a limit"), "core=-1".parse().expect("a limit")],
+            ..Limits::default()
+        };
+        assert_eq!(
+            limits.resources(),
+            json!({"memory": {"limit": 1 << 20}, "cpu": {"quota": 150_000, "period": 100_000}})
+        );
+        assert_eq!(
+            limits.rlimits(),
+            json!([{"type": "RLIMIT_NOFILE", "soft": 10, "hard": 20},
+                {"type": "RLIMIT_CORE", "soft": u64::MAX, "hard": u64::MAX}])
+        );
+        for bad in ["nofile", "nofile=x", "files=1", "nofile=2:1", "="] {
+            assert!(bad.parse::<Ulimit>().is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,108 @@
+//! Directories of the host, and named volumes, that a container sees.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::paths::clean;
+use crate::image::{ImageError, Result};
+
+/// A directory or file of the host that a container sees.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Volume {
+    /// On the host.
+    pub source: PathBuf,
+    /// In the container.
+    pub destination: PathBuf,
+    /// It cannot be changed there.
+    pub read_only: bool,
+    /// The named volume that it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub volume: Option<String>,
+}
+
+impl Volume {
+    /// A file or directory of the host that can be changed.
+    pub(super) fn bind(source: PathBuf, destination: PathBuf) -> Self {
+        Self { source, destination, read_only: false, volume: None }
+    }
+}
+
+impl std::str::FromStr for Volume {
+    type Err = ImageError;
+
+    /// `SOURCE:DESTINATION[:OPTIONS]`. The last `:/` is between source and destination, so that a source may have colons in
+    /// its name. A source without a slash is the name of a volume.
+    fn from_str(text: &str) -> Result<Self> {
+        let bad = |reason: &str| ImageError::malformed(text, reason);
+        let form = "a volume reads SOURCE:DESTINATION[:ro], with an absolute destination";
+        let at = text.rfind(":/").ok_or_else(|| bad(form))?;
+        let (source, rest) = (&text[..at], &text[at + 1..]);
+        let (destination, options) = rest.split_once(':').unwrap_or((rest, "rw"));
+        let mut read_only = false;
+        for option in options.split(',') {
+            match option {
+                "ro" | "readonly" => read_only = true,
+                // Nothing to choose here: no labels, no other machine, no propagation.
+                "rw" | "z" | "Z" | "nocopy" | "cached" | "delegated" | "consistent" | "rprivate" | "private" => {}
+                _ => return Err(bad("the options of a volume are ro and rw")),
+            }
+        }
+        Self::new(source, destination, read_only).map_err(|reason| bad(&reason))
+    }
+}
+
+impl Volume {
+    /// A directory of the host, or the named volume `source`.
+    ///
+    /// # Errors
+    /// Why it cannot be one.
+    pub fn new(source: &str, destination: &str, read_only: bool) -> std::result::Result<Self, String> {
+        if !destination.starts_with('/') || source.is_empty() {
+            return Err("a volume reads SOURCE:DESTINATION[:ro], with an absolute destination".to_owned());
+        }
+        let destination = clean(Path::new(destination));
+        if destination == Path::new("/") {
+            return Err("a volume cannot be the whole file system of a container".to_owned());
+        }
+        let is_path = source.starts_with('/') || source.starts_with("./") || source.starts_with("../") || source == ".";
+        if !is_path {
+            if source.contains('/') {
+                return Err(format!("a directory begins with / or ./ (./{source})"));
+            }
+            return Ok(Self { source: PathBuf::new(), destination, read_only, volume: Some(source.to_owned()) });
+        }
+        let source = std::path::absolute(source).map_err(|error| error.to_string())?;
+        Ok(Self { source, destination, read_only, volume: None })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn volumes() {
+        let volume: Volume = "/a:/b:ro".parse().expect("volume");
+        assert_eq!(volume, Volume { read_only: true, ..Volume::bind("/a".into(), "/b".into()) });
+        let table = [
+            ("/a:b:/c", "/a:b", "/c"),
+            ("/a:/b:/c", "/a:/b", "/c"),
+            ("/a\\:/c", "/a\\", "/c"),
+            ("/a b:/c d", "/a b", "/c d"),
+            ("/a:/b/../c//d/", "/a", "/c/d"),
+        ];
+        for (text, source, destination) in table {
+            let volume: Volume = text.parse().expect(text);
+            let expected = Volume::bind(source.into(), destination.into());
+            assert_eq!(volume, expected, "{text}");
+        }
+        let named: Volume = "cache:/c".parse().expect("a name");
+        assert_eq!((named.volume.as_deref(), named.source.as_os_str().is_empty()), (Some("cache"), true));
+        assert!("./cache:/c".parse::<Volume>().expect("a directory").source.ends_with("cache"));
+        for bad in ["a/b:/c", "/a", "/a:b", ":/b", "/a:/b:x", "/a:/", "/a:/.", "/a://", "/a:/b/..", "/a:/:ro"] {
+            assert!(bad.parse::<Volume>().is_err(), "{bad}");
+        }
+    }
+}
