@@ -213,6 +213,14 @@ pub const GROUPS: &[Group] = &[
                 "",
                 "A second process waits for the end of the one that serves the mount, and unmounts if that was killed.",
             ),
+            entry(
+                &["transport"],
+                "auto|ring|device",
+                "auto",
+                "How requests reach the driver. `ring`: through rings of io_uring, on the processor where they are made, \
+                 which is faster; needs Linux 6.14 and `Y` in `/sys/module/fuse/parameters/enable_uring`. `device`: \
+                 through `/dev/fuse`. `auto`: rings if the kernel has them and at most 32 processors, else the device.",
+            ),
             entry(&["debug"], "", "", "Stay in the foreground and log every request."),
         ],
     },

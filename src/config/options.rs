@@ -53,10 +53,24 @@ pub struct MountConfig {
     pub security: Vec<String>,
     /// At most this many threads answer requests; none: by the number of processors.
     pub threads: Option<usize>,
+    /// How requests come from the kernel.
+    pub transport: Transport,
     /// `debug`: stay in the foreground and log every request.
     pub debug: bool,
     /// `auto_unmount`: a second process unmounts if the one that serves the mount is killed.
     pub auto_unmount: bool,
+}
+
+/// `transport=`
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Transport {
+    /// Rings if the kernel grants them, else the device.
+    #[default]
+    Auto,
+    /// Rings, or no mount.
+    Ring,
+    /// `/dev/fuse`
+    Device,
 }
 
 /// Whose requests are served.
@@ -109,6 +123,7 @@ impl MountOptions {
                 dirsync: false,
                 security: Vec::new(),
                 threads: None,
+                transport: Transport::Auto,
                 debug: false,
                 auto_unmount: false,
             },
@@ -227,6 +242,10 @@ impl MountOptions {
             b"fsname" => self.mount.fsname = Some(value::text(word)?),
             b"subtype" => self.mount.subtype = value::text(word)?,
             b"threads" => self.mount.threads = Some(value::threads(word)?),
+            b"transport" => {
+                let choices = [("auto", Transport::Auto), ("ring", Transport::Ring), ("device", Transport::Device)];
+                self.mount.transport = value::choice(word, &choices)?;
+            }
             b"context" | b"fscontext" | b"defcontext" | b"rootcontext" => {
                 self.mount.security.push(value::verbatim(word)?);
             }

@@ -2,6 +2,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::Instant;
 
@@ -9,8 +10,9 @@ use super::counters::Counters;
 use super::identity::{self, caller};
 use super::in_flight::{InFlight, Slot};
 use super::stats::{STATS_XATTR, describe};
+use super::wire::message::Message;
 use super::wire::opcode::Opcode;
-use super::wire::reply::{DirReply, Reply};
+use super::wire::reply::{Answer, DirReply, Reply};
 use super::wire::request::{CopyArgs, CreateArgs, Header, IoctlArgs, Malformed, Operation, ReadArgs};
 use crate::driver::Overlay;
 use crate::driver::types::{Errno, HandleId, NodeId, Result, SetAttr};
@@ -24,14 +26,18 @@ pub(super) enum Door {
     RootAnd(u32),
 }
 
+/// A request, if it is one.
+pub(super) type Decoded<'a> = std::result::Result<Message<'a>, Malformed>;
+
 /// What a request came to.
-pub(super) enum Outcome<'a> {
-    /// Bytes to write to the device.
-    Reply(&'a [u8]),
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Outcome {
+    /// The kernel waits for this answer.
+    Reply(Answer),
     /// The kernel wants no answer.
     Silent,
-    /// The kernel said goodbye; its bytes are the last reply.
-    Goodbye(&'a [u8]),
+    /// The kernel said goodbye; this is the last answer.
+    Goodbye(Answer),
 }
 
 /// Answers requests on an overlay. Shared by all threads.
@@ -39,6 +45,10 @@ pub(super) struct Server {
     pub(super) overlay: Arc<Overlay>,
     pub(super) counters: Counters,
     pub(super) in_flight: InFlight,
+    /// A regular file that was opened lately, so that the kernel probably knows it; 0 if there is none.
+    pub(super) opened: AtomicU64,
+    /// Requests come through rings, not through the device.
+    pub(super) on_rings: AtomicBool,
     /// When the mount was made.
     pub(super) since: Instant,
     /// The user that mounted.
@@ -51,13 +61,13 @@ pub(super) struct Server {
 }
 
 impl Server {
-    /// Answers `request`, as it was read from the device, in the thread that `slot` stands for.
-    pub(super) fn answer<'r>(&self, slot: &Slot, request: &[u8], reply: &'r mut Reply) -> Outcome<'r> {
+    /// Answers `message` in the thread that `slot` stands for. The payload of the answer is in `reply`.
+    pub(super) fn answer(&self, slot: &Slot, message: Decoded<'_>, reply: &mut Reply<'_>) -> Outcome {
         reply.clear();
-        let (header, arguments) = match Header::decode(request) {
+        let (header, arguments) = match message.and_then(|message| Header::decode(&message)) {
             Ok(decoded) => decoded,
             Err(malformed) => {
-                tracing::error!(?malformed, length = request.len(), "a request without a sound header");
+                tracing::error!(?malformed, "a request without a sound header");
                 return Outcome::Silent;
             }
         };
@@ -94,9 +104,9 @@ impl Server {
         }
     }
 
-    /// Answers `request` without doing it: the mount is being given up.
-    pub(super) fn decline<'r>(&self, request: &[u8], reply: &'r mut Reply) -> Outcome<'r> {
-        match Header::decode(request) {
+    /// Answers `message` without doing what it asks: the mount is being given up.
+    pub(super) fn decline(&self, message: Decoded<'_>) -> Outcome {
+        match message.and_then(|message| Header::decode(&message)) {
             Ok((
                 Header {
                     opcode: Some(Opcode::Forget | Opcode::BatchForget | Opcode::Interrupt | Opcode::NotifyReply),
@@ -104,7 +114,7 @@ impl Server {
                 },
                 _,
             )) => Outcome::Silent,
-            Ok((header, _)) => Outcome::Reply(reply.finish(header.unique, Err(Errno::NODEV))),
+            Ok((header, _)) => Outcome::Reply(Answer::failed(header.unique, Errno::NODEV)),
             Err(Malformed::Header | Malformed::Arguments) => Outcome::Silent,
         }
     }
@@ -134,7 +144,7 @@ impl Server {
     }
 
     /// Calls the verb; if there are no descriptors left for it, once more when those that are only kept were closed.
-    fn call(&self, header: &Header, operation: &Operation<'_>, reply: &mut Reply) -> Result<()> {
+    fn call(&self, header: &Header, operation: &Operation<'_>, reply: &mut Reply<'_>) -> Result<()> {
         match self.try_call(header, operation, reply) {
             Err(Errno::MFILE | Errno::NFILE) => {
                 self.overlay.free_descriptors();
@@ -146,7 +156,7 @@ impl Server {
     }
 
     /// Calls the verb. A panic in it is a bug; it costs this one request, not the mount.
-    fn try_call(&self, header: &Header, operation: &Operation<'_>, reply: &mut Reply) -> Result<()> {
+    fn try_call(&self, header: &Header, operation: &Operation<'_>, reply: &mut Reply<'_>) -> Result<()> {
         guard(header.request(), || {
             debug_assert!(!is_trapped(header.request()), "STRATAFS_TEST_PANIC names this request");
             self.perform(header, operation, reply)
@@ -175,7 +185,7 @@ impl Server {
 
     /// Calls the verb of a request and encodes what it returns.
     #[expect(clippy::too_many_lines, reason = "an arm for each request: the compiler finds the one that is missing")]
-    fn perform(&self, header: &Header, operation: &Operation<'_>, reply: &mut Reply) -> Result<()> {
+    fn perform(&self, header: &Header, operation: &Operation<'_>, reply: &mut Reply<'_>) -> Result<()> {
         let (overlay, node) = (&*self.overlay, header.node);
         match *operation {
             // Names and inodes.
@@ -229,7 +239,8 @@ impl Server {
                 overlay.setxattr(&caller(header, 0), node, name, value, flags, kill_sgid)
             }
             Operation::GetXattr { name, size } if is_stats(header, name) && self.may_see_stats(header) => {
-                reply.xattr(describe(overlay, &self.counters, self.since).as_bytes(), size)
+                let transport = if self.on_rings.load(Ordering::Relaxed) { "ring" } else { "device" };
+                reply.xattr(describe(overlay, &self.counters, transport, self.since).as_bytes(), size)
             }
             Operation::GetXattr { name, size } => reply.xattr(&overlay.getxattr(node, name)?, size),
             Operation::ListXattr { size } => reply.xattr(&overlay.listxattr(node)?, size),
@@ -237,11 +248,13 @@ impl Server {
 
             // Files.
             Operation::Open(open) => {
+                self.opened.store(node.0, Ordering::Relaxed);
                 reply.opened(&overlay.open_file(&caller(header, 0), node, open.flags, open.kill_suidgid)?)
             }
             Operation::Create(CreateArgs { name, mode, umask }, open) => {
                 let caller = caller(header, umask);
                 let (entry, opened) = overlay.create(&caller, node, name, mode, open.flags, open.kill_suidgid)?;
+                self.opened.store(entry.node.0, Ordering::Relaxed);
                 reply.entry(&entry)?;
                 reply.opened(&opened)
             }
@@ -298,7 +311,7 @@ impl Server {
         }
     }
 
-    fn copy_file_range(&self, arguments: CopyArgs, reply: &mut Reply) -> Result<()> {
+    fn copy_file_range(&self, arguments: CopyArgs, reply: &mut Reply<'_>) -> Result<()> {
         let CopyArgs { from, from_offset, to, to_offset, length, wide } = arguments;
         // The narrow reply has 32 bits for the count; copying less than asked is allowed.
         let length = if wide { length } else { length.min(0x7fff_f000) };
@@ -307,7 +320,7 @@ impl Server {
     }
 
     /// The ioctls that the kernel passes on after its own checks (`fuse_fileattr_get`, `fuse_fileattr_set`).
-    fn ioctl(&self, node: NodeId, arguments: IoctlArgs<'_>, reply: &mut Reply) -> Result<()> {
+    fn ioctl(&self, node: NodeId, arguments: IoctlArgs<'_>, reply: &mut Reply<'_>) -> Result<()> {
         const FS_IOC_GETFLAGS: u32 = 0x8008_6601;
         const FS_IOC_SETFLAGS: u32 = 0x4008_6602;
         const FS_IOC_FSGETXATTR: u32 = 0x801c_581f;

@@ -16,7 +16,7 @@ use crate::driver::Overlay;
 pub const STATS_XATTR: &str = "user.stratafs.stats";
 
 /// One JSON object.
-pub(super) fn describe(overlay: &Overlay, counters: &Counters, since: Instant) -> String {
+pub(super) fn describe(overlay: &Overlay, counters: &Counters, transport: &str, since: Instant) -> String {
     let (nodes, handles) = overlay.population();
     let requests: Map<String, Value> =
         counters.requests().map(|(name, count)| (name.to_owned(), count.into())).collect();
@@ -26,6 +26,7 @@ pub(super) fn describe(overlay: &Overlay, counters: &Counters, since: Instant) -
         "version": env!("CARGO_PKG_VERSION"),
         "pid": std::process::id(),
         "state": if overlay.is_read_only() { "read-only" } else { "writable" },
+        "transport": transport,
         "uptime_seconds": since.elapsed().as_secs(),
         "requests": requests,
         "errors": errors,

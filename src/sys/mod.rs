@@ -10,6 +10,7 @@ pub mod flags;
 pub mod fork;
 pub mod forward;
 pub mod fuse_device;
+pub mod fuse_ring;
 pub mod handle;
 pub mod lease;
 pub mod mapping;

@@ -321,6 +321,11 @@ impl Layers {
             options.push(b',');
             options.extend_from_slice(option.as_bytes());
         }
+        // How scripts/test has the tests of one transport run on another one.
+        if let Some(transport) = std::env::var_os("STRATAFS_TEST_TRANSPORT") {
+            options.extend_from_slice(b",transport=");
+            options.extend_from_slice(transport.as_bytes());
+        }
         let options = std::os::unix::ffi::OsStringExt::from_vec(options);
         vec!["-f".into(), "-o".into(), options, self.point.clone().into_os_string()]
     }

@@ -19,6 +19,7 @@
 //! | idmapped mounts of the mount | `owners_on_an_idmapped_mount` |
 //! | `context=` | `security_context` |
 //! | `inventory=` | `off` `stratafs_with_inventories` |
+//! | `transport=` | `through_rings` `requests_that_wait_hold_up_no_others` `stopped_and_killed` `aborted` `where_there_are_none` `with_little_locked_memory` `many_mounts` |
 //! | flags of the mount | `generic_options` `the_kernel_shows_the_flags` `remount_by_the_program` `noatime` |
 //!
 //! | behaviour | tests |
@@ -81,5 +82,6 @@ mod remove;
 mod rename;
 mod security;
 mod special;
+mod transport;
 mod uppers;
 mod xattr;

@@ -93,7 +93,8 @@ fn ask(point: PathBuf) -> Option<Mount> {
     });
     let answer = match answer.recv_timeout(PATIENCE) {
         Ok(Ok(text)) => serde_json::from_slice(&text).map_err(|_| "no answer"),
-        Ok(Err(Errno::NOTCONN | Errno::CONNABORTED)) => Err("dead"),
+        // ECANCELED: a driver that used rings has just died.
+        Ok(Err(Errno::NOTCONN | Errno::CONNABORTED | Errno::CANCELED)) => Err("dead"),
         Ok(Err(Errno::ACCESS | Errno::PERM)) => Err("not permitted"),
         // Another driver's mount, or somebody else's who may look into it but is not told.
         Ok(Err(_)) => return None,

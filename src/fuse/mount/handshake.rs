@@ -22,6 +22,8 @@ pub(super) struct Wishes {
     /// Mounts of this mount may map ids (Linux 6.12). The kernel refuses `INIT` where it does not check permissions itself
     /// (`default_permissions`), and then tells the caller's ids only with requests that create files.
     pub(super) idmap: bool,
+    /// Requests through rings are wanted, and this process may have rings.
+    pub(super) rings: bool,
 }
 
 /// What the kernel granted.
@@ -29,6 +31,8 @@ pub(super) struct Wishes {
 pub(super) struct Agreed {
     /// `FUSE_PASSTHROUGH`
     pub(super) passthrough: bool,
+    /// `FUSE_OVER_IO_URING`: all requests wait until rings are there, or are refused.
+    pub(super) rings: bool,
     /// `FUSE_SETXATTR_EXT`: `SETXATTR` has longer arguments.
     pub(super) setxattr_ext: bool,
     /// `FUSE_NO_OPENDIR_SUPPORT`: directories need not be opened.
@@ -51,7 +55,7 @@ impl Handshake {
     /// Only what `serve` implements is asked for. Not asked for, on purpose: `POSIX_LOCKS` and `FLOCK_LOCKS` (the
     /// kernel then keeps locks on its inodes, where they outlive a copy-up), `HANDLE_KILLPRIV` (v2 is), `AUTO_INVAL_DATA`
     /// (nothing changes behind the kernel's back), `NO_OPEN_SUPPORT` (handles pin what is open over copy-up and unlink),
-    /// `SPLICE_*` (we copy), `OVER_IO_URING`.
+    /// `SPLICE_*` (we copy).
     fn flags(&self) -> InitFlags {
         let mut flags = InitFlags::FUSE_ASYNC_READ
             | InitFlags::FUSE_ASYNC_DIO
@@ -76,6 +80,9 @@ impl Handshake {
         if self.wishes.idmap {
             flags |= InitFlags::FUSE_ALLOW_IDMAP;
         }
+        if self.wishes.rings {
+            flags |= InitFlags::FUSE_OVER_IO_URING;
+        }
         // process_init_reply() takes one or the other.
         if self.wishes.writeback {
             flags |= InitFlags::FUSE_WRITEBACK_CACHE;
@@ -98,6 +105,7 @@ impl Filesystem for Handshake {
         config.set_max_stack_depth(1).map_err(|_| refused("max_stack_depth"))?;
         let agreed = Agreed {
             passthrough: granted.contains(InitFlags::FUSE_PASSTHROUGH),
+            rings: granted.contains(InitFlags::FUSE_OVER_IO_URING),
             setxattr_ext: granted.contains(InitFlags::FUSE_SETXATTR_EXT),
             no_opendir: granted.contains(InitFlags::FUSE_NO_OPENDIR_SUPPORT),
         };

@@ -17,6 +17,7 @@ use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use fuser::{Config, MountOption, Session, SessionACL, SessionUnmounter};
@@ -25,7 +26,7 @@ use rustix::io::{Errno, retry_on_intr};
 use rustix::thread::CapabilitySet;
 
 use crate::config::Passthrough;
-use crate::config::options::{Access, MountOptions};
+use crate::config::options::{Access, MountOptions, Transport as Wanted};
 use crate::driver::Overlay;
 use crate::driver::types::NodeId;
 use crate::fuse::counters::Counters;
@@ -33,6 +34,7 @@ use crate::fuse::in_flight::InFlight;
 use crate::fuse::serve::{Door, Server};
 use crate::fuse::transport::Transport;
 use crate::fuse::transport::device::Crew;
+use crate::fuse::transport::ring::{Prospect, is_gone};
 use crate::fuse::wire::reply::Ttl;
 use crate::sys::namespace::has_everywhere;
 use crate::sys::signals::SignalQueue;
@@ -114,7 +116,9 @@ pub fn mount(overlay: Overlay, target: &Target, options: &MountOptions) -> Resul
 
 fn try_mount(overlay: &Arc<Overlay>, target: &Target, options: &MountOptions) -> io::Result<Mounted> {
     let read_only = overlay.is_read_only();
+    let prospect = prospect(options)?;
     let (handshake, agreed) = Handshake::new(Wishes {
+        rings: prospect.is_some(),
         acls: overlay.has_acls(),
         writeback: options.overlay.writeback && !read_only,
         passthrough: options.overlay.passthrough != Passthrough::Off && may_pass_through(),
@@ -136,7 +140,7 @@ fn try_mount(overlay: &Arc<Overlay>, target: &Target, options: &MountOptions) ->
     let mut session = ManuallyDrop::new(session);
     let mut unmounter = session.unmount_callable();
     let mounted = match agreed.get() {
-        Some(agreed) => start(overlay, target, options, session, agreed),
+        Some(agreed) => start(overlay, target, options, session, agreed, prospect),
         None => Err(io::Error::other("the kernel sent no INIT")),
     };
     if mounted.is_err()
@@ -145,6 +149,46 @@ fn try_mount(overlay: &Arc<Overlay>, target: &Target, options: &MountOptions) ->
         tracing::error!(%error, "a useless mount is left behind");
     }
     mounted
+}
+
+/// Rings, if they are wanted and this process may have them.
+fn prospect(options: &MountOptions) -> io::Result<Option<Prospect>> {
+    let wanted = options.mount.transport;
+    if wanted == Wanted::Device {
+        return Ok(None);
+    }
+    match Prospect::new(options.mount.threads, wanted == Wanted::Ring) {
+        Ok(prospect) => Ok(Some(prospect)),
+        Err(error) if wanted == Wanted::Ring => Err(io::Error::other(format!("transport=ring: {error}"))),
+        Err(error) => {
+            tracing::debug!(%error, "no rings");
+            Ok(None)
+        }
+    }
+}
+
+/// Starts the threads that answer requests. `rings`: the kernel has agreed to use them.
+fn serve_on(
+    server: &Arc<Server>,
+    device: OwnedFd,
+    options: &MountOptions,
+    rings: Option<Prospect>,
+) -> io::Result<Arc<dyn Transport>> {
+    let (ttl, threads) = (Ttl::new(options.overlay.timeout), options.mount.threads);
+    server.on_rings.store(rings.is_some(), Ordering::Relaxed);
+    let started = rings.map(|rings| rings.start(server, &device, ttl));
+    let (unavailable, is_gone) = match started {
+        Some(Ok(rings)) => return Ok(rings),
+        Some(Err(error)) => (error.to_string(), is_gone(&error)),
+        None => ("the kernel has none, or 'N' in /sys/module/fuse/parameters/enable_uring".to_owned(), false),
+    };
+    server.on_rings.store(false, Ordering::Relaxed);
+    // Somebody may have unmounted already. That is no failure, and the device tells it to the crew.
+    if options.mount.transport == Wanted::Ring && !is_gone {
+        return Err(io::Error::other(format!("transport=ring: {unavailable}")));
+    }
+    tracing::debug!(unavailable, "no rings");
+    Ok(Crew::start(Arc::clone(server), device, ttl, threads)?)
 }
 
 /// fuser does not say what it may not open.
@@ -164,6 +208,7 @@ fn start(
     options: &MountOptions,
     mut session: ManuallyDrop<Session<Handshake>>,
     agreed: &Agreed,
+    prospect: Option<Prospect>,
 ) -> io::Result<Mounted> {
     let mountpoint = match target {
         Target::Directory(path) => Some(Mountpoint::find(path)?),
@@ -181,6 +226,8 @@ fn start(
         overlay: Arc::clone(overlay),
         counters: Counters::new(),
         in_flight: InFlight::default(),
+        opened: AtomicU64::new(0),
+        on_rings: AtomicBool::new(false),
         since: Instant::now(),
         mounter: rustix::process::geteuid().as_raw(),
         door: match options.mount.access {
@@ -191,7 +238,7 @@ fn start(
         // The kernel keeps the listing of a directory that it need not open for ever.
         no_opendir: agreed.no_opendir && options.overlay.timeout.is_none(),
     });
-    let transport = Crew::start(Arc::clone(&server), device, Ttl::new(options.overlay.timeout), options.mount.threads)?;
+    let transport = serve_on(&server, device, options, prospect.filter(|_| agreed.rings))?;
     // Not by asking the mount: who waits for an answer of his own process cannot even be killed, since the kernel
     // gives up on the request only when the device is closed, and that is when the last thread has ended.
     overlay.getattr(NodeId::ROOT, None)?;

@@ -1,19 +1,21 @@
 //! How requests come from the kernel and how answers go back.
 //!
 //! [`crate::fuse::serve::Server`] answers one request at a time, from any thread, and knows nothing of where it came
-//! from. A transport owns the threads and the buffers, and calls it. There is one: [`device`], whose threads read and
-//! write `/dev/fuse`.
+//! from. A transport owns the threads and the buffers, and calls it. There are two:
 //!
-//! The interface leaves room for rings (FUSE over io_uring, Linux 6.14). A ring has a queue and a pinned thread for
-//! each processor, and its buffers are registered with the kernel. Its thread hands the request of a queue to the server,
-//! then gives the answer back and takes the next request in one system call. It must not wait in a verb: a request that
-//! may wait (a copy-up, fsync) goes to a thread outside of the queue, as the device's crew hires one more thread when all
-//! are stuck. `FORGET` and `INTERRUPT` never come through a ring, so that a ring transport reads the device too.
+//! - [`device`]: a crew of threads reads and writes `/dev/fuse`. Always available.
+//! - [`ring`]: threads on every processor wait for the requests that are made there (FUSE over io_uring, Linux 6.14). Root
+//!   has to switch it on for the whole kernel.
 
+mod activity;
 pub(super) mod device;
+pub(super) mod ring;
 
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
+
+/// Threads are stuck if none of them finishes a request for this long.
+const STUCK: Duration = Duration::from_millis(2);
 
 /// Serves requests from its start until the mount is gone.
 pub(super) trait Transport: Send + Sync {
@@ -22,4 +24,9 @@ pub(super) trait Transport: Send + Sync {
 
     /// Answers every request from now on with ENODEV. Returns when none is worked on any more, or after `patience`.
     fn stop(&self, patience: Duration);
+}
+
+/// Most threads that answer requests, if the option `threads=` does not tell.
+fn default_limit() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from).saturating_mul(4).max(16)
 }

@@ -1,9 +1,10 @@
-//! The bytes that pass through `/dev/fuse`: requests decoded, replies encoded. Pure; no unsafe, no FUSE library.
+//! The bytes that pass through `/dev/fuse` and the rings: requests decoded, replies encoded. Pure; no unsafe, no FUSE library.
 //!
 //! The layouts are those of the kernel's `include/uapi/linux/fuse.h`, protocol 7.40 (and the one later request
 //! `COPY_FILE_RANGE_64`). Numbers are in the machine's byte order. What the kernel adds at the end of a request
 //! (extensions that we do not negotiate) is ignored.
 
+pub(super) mod message;
 pub(super) mod opcode;
 pub(super) mod reply;
 pub(super) mod request;

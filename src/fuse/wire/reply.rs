@@ -1,15 +1,58 @@
-//! Replies. One buffer per thread holds header and payload, so that a reply is one `write(2)` and allocates nothing.
+//! Replies. The payload is encoded where the transport wants it, so that a reply allocates and copies nothing.
 
 use std::os::unix::ffi::OsStrExt;
 use std::time::Duration;
 
 use super::fopen;
-use crate::driver::node::Timestamp;
+use crate::driver::node::{NodeId, Timestamp};
 use crate::driver::types::{
     Attr, DirEntry, DirSink, Entry, Errno, HandleId, OpenMode, Opened, Result, StatFs, Validity,
 };
 
-const HEADER: usize = 16;
+/// Size of `struct fuse_out_header`.
+pub(in crate::fuse) const HEADER: usize = 16;
+
+/// What goes back to the kernel beside the payload.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::fuse) struct Answer {
+    /// The request that is answered.
+    pub(in crate::fuse) unique: u64,
+    /// 0, or a negative errno.
+    pub(in crate::fuse) error: i32,
+    /// Bytes of payload.
+    pub(in crate::fuse) length: usize,
+}
+
+impl Answer {
+    /// An answer without payload.
+    pub(in crate::fuse) fn failed(unique: u64, errno: Errno) -> Self {
+        Self { unique, error: -errno.raw_os_error(), length: 0 }
+    }
+
+    /// `struct fuse_out_header`
+    pub(in crate::fuse) fn header(&self) -> [u8; HEADER] {
+        let length = u32::try_from(HEADER + self.length).unwrap_or(u32::MAX);
+        let mut header = [0; HEADER];
+        let (lengths, unique) = header.split_at_mut(8);
+        let (length_field, error) = lengths.split_at_mut(4);
+        length_field.copy_from_slice(&length.to_ne_bytes());
+        error.copy_from_slice(&self.error.to_ne_bytes());
+        unique.copy_from_slice(&self.unique.to_ne_bytes());
+        header
+    }
+}
+
+/// The notification `FUSE_NOTIFY_RETRIEVE` for no bytes of the regular file `node`: the kernel answers it with a request of
+/// its own (`NOTIFY_REPLY`), which carries `unique`.
+pub(in crate::fuse) fn retrieve_nothing(unique: u64, node: NodeId) -> [u8; 48] {
+    const FUSE_NOTIFY_RETRIEVE: u32 = 5;
+    // struct fuse_out_header, struct fuse_notify_retrieve_out
+    let [length, code] = [48, FUSE_NOTIFY_RETRIEVE].map(u32::to_ne_bytes);
+    let fields = length.into_iter().chain(code).chain([0; 8]).chain(unique.to_ne_bytes()).chain(node.0.to_ne_bytes());
+    let mut message = [0; 48];
+    message.iter_mut().zip(fields).for_each(|(byte, field)| *byte = field);
+    message
+}
 
 /// How long the kernel may keep names and attributes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,44 +79,40 @@ impl Ttl {
     }
 }
 
-/// A reply under construction.
-pub(in crate::fuse) struct Reply {
-    bytes: Box<[u8]>,
-    /// End of what has been written; at least `HEADER`.
+/// The payload of a reply under construction.
+pub(in crate::fuse) struct Reply<'b> {
+    bytes: &'b mut [u8],
+    /// End of what has been written.
     end: usize,
     ttl: Ttl,
 }
 
-impl Reply {
-    /// `capacity`: the longest payload.
-    pub(in crate::fuse) fn new(capacity: usize, ttl: Ttl) -> Self {
-        Self { bytes: vec![0; HEADER + capacity].into_boxed_slice(), end: HEADER, ttl }
+impl<'b> Reply<'b> {
+    /// Encodes into `bytes`, which must have room for the longest payload.
+    pub(in crate::fuse) fn new(bytes: &'b mut [u8], ttl: Ttl) -> Self {
+        Self { bytes, end: 0, ttl }
     }
 
-    /// Drops the payload.
+    /// Drops what has been encoded.
     pub(in crate::fuse) fn clear(&mut self) {
-        self.end = HEADER;
+        self.end = 0;
     }
 
-    /// The finished reply to request `unique`.
-    pub(in crate::fuse) fn finish(&mut self, unique: u64, outcome: Result<()>) -> &[u8] {
-        let error = match outcome {
-            Ok(()) => 0,
+    /// The answer to request `unique`; the payload is dropped if the request failed.
+    pub(in crate::fuse) fn finish(&mut self, unique: u64, outcome: Result<()>) -> Answer {
+        match outcome {
+            Ok(()) => Answer { unique, error: 0, length: self.end },
             Err(errno) => {
                 self.clear();
-                -errno.raw_os_error()
+                Answer::failed(unique, errno)
             }
-        };
-        let message = self.bytes.get_mut(..self.end).unwrap_or_default();
-        let length = u32::try_from(message.len()).unwrap_or(u32::MAX);
-        if let Some(header) = message.first_chunk_mut::<HEADER>() {
-            let (lengths, unique_field) = header.split_at_mut(8);
-            let (length_field, error_field) = lengths.split_at_mut(4);
-            length_field.copy_from_slice(&length.to_ne_bytes());
-            error_field.copy_from_slice(&error.to_ne_bytes());
-            unique_field.copy_from_slice(&unique.to_ne_bytes());
         }
-        message
+    }
+
+    /// The payload that `answer`, which this reply gave, goes with.
+    #[cfg(test)]
+    pub(in crate::fuse) fn payload(&self, answer: &Answer) -> &[u8] {
+        &self.bytes[..answer.length]
     }
 
     /// Takes `bytes` as the payload's next part.
@@ -227,17 +266,17 @@ const FUSE_ENTRY_OUT: usize = 40 + FUSE_ATTR;
 const FUSE_DIRENT: usize = 24;
 
 /// Takes a listing for `READDIR` or `READDIRPLUS`.
-pub(in crate::fuse) struct DirReply<'a> {
-    reply: &'a mut Reply,
+pub(in crate::fuse) struct DirReply<'a, 'b> {
+    reply: &'a mut Reply<'b>,
     /// The payload must not grow past this.
     limit: usize,
     plus: bool,
 }
 
-impl<'a> DirReply<'a> {
+impl<'a, 'b> DirReply<'a, 'b> {
     /// `size`: the room that the kernel has; `plus`: with looked-up entries.
-    pub(in crate::fuse) fn new(reply: &'a mut Reply, size: u32, plus: bool) -> Self {
-        let limit = usize::try_from(size).map_or(reply.bytes.len(), |size| reply.bytes.len().min(HEADER + size));
+    pub(in crate::fuse) fn new(reply: &'a mut Reply<'b>, size: u32, plus: bool) -> Self {
+        let limit = usize::try_from(size).map_or(reply.bytes.len(), |size| reply.bytes.len().min(size));
         Self { reply, limit, plus }
     }
 
@@ -258,7 +297,7 @@ impl<'a> DirReply<'a> {
     }
 }
 
-impl DirSink for DirReply<'_> {
+impl DirSink for DirReply<'_, '_> {
     fn push(&mut self, name: &DirEntry<'_>, entry: Option<&Entry>) -> bool {
         let start = self.reply.end;
         let before_name = if self.plus { FUSE_ENTRY_OUT + FUSE_DIRENT } else { FUSE_DIRENT };

@@ -3,6 +3,7 @@
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 
+use super::message::{Arguments, Message};
 use super::opcode::Opcode;
 use crate::driver::node::{NodeId, Timestamp};
 use crate::driver::types::{HandleId, SetAttr, SetTime};
@@ -85,7 +86,7 @@ pub(in crate::fuse) struct Forgets<'a>(&'a [[u8; 16]]);
 impl Forgets<'_> {
     pub(in crate::fuse) fn iter(&self) -> impl Iterator<Item = (NodeId, u64)> {
         self.0.iter().filter_map(|one| {
-            let mut fields = Fields(one);
+            let mut fields = Fields(Arguments::whole(one));
             Some((NodeId(fields.u64().ok()?), fields.u64().ok()?))
         })
     }
@@ -208,32 +209,32 @@ impl Header {
         self.opcode.map_or("other", Opcode::name)
     }
 
-    /// Decodes the header of `request` and checks its length. The rest are the arguments.
-    pub(in crate::fuse) fn decode(request: &[u8]) -> Result<(Self, &[u8]), Malformed> {
-        let mut fields = Fields(request);
-        let header = |fields: &mut Fields<'_>| {
-            let length = fields.u32()?;
-            let header = Self {
+    /// Decodes the header of `message`; returns it and the arguments, which are not decoded yet.
+    pub(in crate::fuse) fn decode<'a>(message: &Message<'a>) -> Result<(Self, Arguments<'a>), Malformed> {
+        let mut fields = Fields(Arguments::whole(message.header));
+        let mut header = || {
+            fields.u32()?;
+            Ok(Self {
                 opcode: Opcode::of(fields.u32()?),
                 unique: fields.u64()?,
                 node: NodeId(fields.u64()?),
                 uid: fields.u32()?,
                 gid: fields.u32()?,
                 pid: fields.u32()?,
-            };
-            fields.u32()?;
-            Ok((length, header))
+            })
         };
-        match header(&mut fields) {
-            Ok((length, header)) if usize::try_from(length) == Ok(request.len()) => Ok((header, fields.0)),
-            Ok(_) | Err(Malformed::Header | Malformed::Arguments) => Err(Malformed::Header),
-        }
+        let header = header().map_err(|_: Malformed| Malformed::Header)?;
+        Ok((header, message.arguments))
     }
 }
 
 impl<'a> Operation<'a> {
     /// Decodes the arguments of a request. `setxattr_ext`: `FUSE_SETXATTR_EXT` was negotiated.
-    pub(in crate::fuse) fn decode(header: &Header, arguments: &'a [u8], setxattr_ext: bool) -> Result<Self, Malformed> {
+    pub(in crate::fuse) fn decode(
+        header: &Header,
+        arguments: Arguments<'a>,
+        setxattr_ext: bool,
+    ) -> Result<Self, Malformed> {
         let mut fields = Fields(arguments);
         let Some(opcode) = header.opcode else { return Ok(Self::Unknown) };
         Ok(match opcode {
@@ -318,25 +319,35 @@ mod fattr {
 }
 
 /// The undecoded rest of a request.
-struct Fields<'a>(&'a [u8]);
+struct Fields<'a>(Arguments<'a>);
 
 impl<'a> Fields<'a> {
+    /// What comes next: the payload once the structure is used up. No field is in both.
+    fn rest(&mut self) -> &mut &'a [u8] {
+        let Arguments { structure, payload } = &mut self.0;
+        if structure.is_empty() { payload } else { structure }
+    }
+
     fn bytes(&mut self, count: usize) -> Result<&'a [u8], Malformed> {
-        let (taken, rest) = self.0.split_at_checked(count).ok_or(Malformed::Arguments)?;
-        self.0 = rest;
+        let rest = self.rest();
+        let (taken, after) = rest.split_at_checked(count).ok_or(Malformed::Arguments)?;
+        *rest = after;
         Ok(taken)
     }
 
+    fn chunk<const N: usize>(&mut self) -> Result<[u8; N], Malformed> {
+        let rest = self.rest();
+        let (taken, after) = rest.split_first_chunk().ok_or(Malformed::Arguments)?;
+        *rest = after;
+        Ok(*taken)
+    }
+
     fn u32(&mut self) -> Result<u32, Malformed> {
-        let (taken, rest) = self.0.split_first_chunk().ok_or(Malformed::Arguments)?;
-        self.0 = rest;
-        Ok(u32::from_ne_bytes(*taken))
+        self.chunk().map(u32::from_ne_bytes)
     }
 
     fn u64(&mut self) -> Result<u64, Malformed> {
-        let (taken, rest) = self.0.split_first_chunk().ok_or(Malformed::Arguments)?;
-        self.0 = rest;
-        Ok(u64::from_ne_bytes(*taken))
+        self.chunk().map(u64::from_ne_bytes)
     }
 
     fn handle(&mut self) -> Result<HandleId, Malformed> {
@@ -349,7 +360,7 @@ impl<'a> Fields<'a> {
 
     /// Bytes up to a NUL.
     fn name(&mut self) -> Result<&'a OsStr, Malformed> {
-        let end = self.0.iter().position(|&byte| byte == 0).ok_or(Malformed::Arguments)?;
+        let end = self.rest().iter().position(|&byte| byte == 0).ok_or(Malformed::Arguments)?;
         let name = self.bytes(end)?;
         self.bytes(1)?;
         Ok(OsStr::from_bytes(name))

@@ -3,8 +3,9 @@
 use std::ffi::OsStr;
 use std::time::Duration;
 
+use super::message::{Arguments, Message};
 use super::opcode::Opcode;
-use super::reply::{DirReply, Reply, Ttl};
+use super::reply::{DirReply, Reply, Ttl, retrieve_nothing};
 use super::request::{CreateArgs, Header, Malformed, OpenArgs, Operation};
 use crate::driver::node::{NodeId, Timestamp};
 use crate::driver::types::{
@@ -47,19 +48,57 @@ fn request(opcode: u32, arguments: &[u8]) -> Vec<u8> {
 }
 
 fn decode(opcode: u32, arguments: &[u8]) -> Result<String, Malformed> {
-    Operation::decode(&header(opcode), arguments, true).map(|operation| format!("{operation:?}"))
+    Operation::decode(&header(opcode), Arguments::whole(arguments), true).map(|operation| format!("{operation:?}"))
 }
 
 #[test]
 fn headers() {
     let bytes = request(Opcode::Lookup as u32, b"name\0");
-    assert_eq!(Header::decode(&bytes), Ok((header(Opcode::Lookup as u32), &b"name\0"[..])));
+    let message = Message::whole(&bytes).unwrap();
+    assert_eq!(Header::decode(&message), Ok((header(Opcode::Lookup as u32), Arguments::whole(b"name\0"))));
     for length in 0..bytes.len() {
-        assert_eq!(Header::decode(&bytes[..length]), Err(Malformed::Header), "{length}");
+        assert_eq!(Message::whole(&bytes[..length]), Err(Malformed::Header), "{length}");
     }
     let mut longer = bytes;
     longer.push(0);
-    assert_eq!(Header::decode(&longer), Err(Malformed::Header));
+    assert_eq!(Message::whole(&longer), Err(Malformed::Header));
+}
+
+/// Size of the structure that the kernel puts into the first area of a ring's entry; `None`: all arguments.
+fn structure(opcode: u32) -> Option<usize> {
+    match Opcode::of(opcode)? {
+        Opcode::Lookup | Opcode::Unlink | Opcode::Rmdir | Opcode::Symlink | Opcode::RemoveXattr => Some(0),
+        Opcode::Mkdir | Opcode::Rename | Opcode::Link | Opcode::GetXattr => Some(8),
+        Opcode::Mknod | Opcode::Rename2 | Opcode::Create | Opcode::TmpFile | Opcode::SetXattr => Some(16),
+        Opcode::Ioctl => Some(32),
+        Opcode::Write => Some(40),
+        _ => None,
+    }
+}
+
+#[test]
+fn requests_in_parts() {
+    for (opcode, bytes, expected) in requests() {
+        let whole = request(opcode, &bytes);
+        let (structure, payload) = bytes.split_at(structure(opcode).unwrap_or(bytes.len()));
+        // The areas are of fixed size: what an earlier request left there follows.
+        let area = |used: &[u8]| [used, &[0xaa; 128]].concat();
+        let (head, structure) = (area(&whole[..40]), area(structure));
+        let message = Message::parts(&head, &structure, payload).unwrap();
+        let (header, arguments) = Header::decode(&message).unwrap();
+        let operation =
+            Operation::decode(&header, arguments, true).unwrap_or_else(|error| panic!("{opcode}: {error:?}"));
+        assert!(format!("{operation:?}").contains(expected), "{opcode}: {operation:?}");
+    }
+}
+
+#[test]
+fn parts_of_another_length() {
+    let head = request(Opcode::Lookup as u32, b"name\0");
+    assert!(Message::parts(&head, &[], b"name\0").is_ok());
+    assert_eq!(Message::parts(&head, &[0; 128], b"name\0x"), Err(Malformed::Header), "more than stated");
+    assert_eq!(Message::parts(&head, &[0; 4], b""), Err(Malformed::Header), "less than stated");
+    assert_eq!(Message::parts(&head[..39], &[0; 128], b""), Err(Malformed::Header));
 }
 
 /// A sound request of every kind, and what it means.
@@ -175,7 +214,7 @@ fn cut_off_requests() {
     for (opcode, bytes, _) in requests() {
         for length in 0..bytes.len() {
             for extended in [false, true] {
-                let cut = Operation::decode(&header(opcode), &bytes[..length], extended);
+                let cut = Operation::decode(&header(opcode), Arguments::whole(&bytes[..length]), extended);
                 if length == 0 && opcode != Opcode::OpenDir as u32 && opcode != Opcode::SyncFs as u32 && opcode < 4096 {
                     let without_arguments = matches!(cut, Ok(Operation::Flush | Operation::Access));
                     assert!(without_arguments || cut.is_err(), "{opcode}: {cut:?}");
@@ -200,7 +239,7 @@ fn cut_off_requests() {
 proptest::proptest! {
     #[test]
     fn any_bytes_decode_or_fail(opcode in 0u32..60, bytes: Vec<u8>, extended: bool) {
-        if let Ok(Operation::BatchForget(forgets)) = Operation::decode(&header(opcode), &bytes, extended) {
+        if let Ok(Operation::BatchForget(forgets)) = Operation::decode(&header(opcode), Arguments::whole(&bytes), extended) {
             proptest::prop_assert!(forgets.iter().count() <= bytes.len() / 16);
         }
     }
@@ -209,7 +248,8 @@ proptest::proptest! {
 #[test]
 fn forgets() {
     let bytes = arguments().u32(2).u32(0).u64(5).u64(1).u64(6).u64(2).0;
-    let Ok(Operation::BatchForget(forgets)) = Operation::decode(&header(Opcode::BatchForget as u32), &bytes, true)
+    let Ok(Operation::BatchForget(forgets)) =
+        Operation::decode(&header(Opcode::BatchForget as u32), Arguments::whole(&bytes), true)
     else {
         panic!("not decoded");
     };
@@ -231,7 +271,7 @@ fn sizes_beyond_the_request() {
 #[test]
 fn setxattr_without_extension() {
     let bytes = arguments().u32(2).u32(1).name("user.x").raw(b"vw").0;
-    let operation = Operation::decode(&header(Opcode::SetXattr as u32), &bytes, false);
+    let operation = Operation::decode(&header(Opcode::SetXattr as u32), Arguments::whole(&bytes), false);
     assert!(matches!(operation, Ok(Operation::SetXattr { value: b"vw", flags: 1, kill_sgid: false, .. })));
 }
 
@@ -241,7 +281,7 @@ fn attributes_to_set() {
         let bytes = arguments().u32(valid).u32(0).u64(9).u64(100).u64(0).u64(u64::MAX).u64(20).u64(30);
         let bytes = bytes.u32(1).u32(2).u32(3).u32(0o104_755).u32(0).u32(5).u32(6).u32(0).0;
         assert_eq!(bytes.len(), 88);
-        match Operation::decode(&header(Opcode::SetAttr as u32), &bytes, true) {
+        match Operation::decode(&header(Opcode::SetAttr as u32), Arguments::whole(&bytes), true) {
             Ok(Operation::SetAttr(handle, set)) => (handle, set),
             other => panic!("{other:?}"),
         }
@@ -265,7 +305,9 @@ fn attributes_to_set() {
 #[test]
 fn create_arguments() {
     let bytes = arguments().u32(0x8042).u32(0o100_644).u32(0o22).u32(1).name("f").0;
-    let Ok(Operation::Create(create, open)) = Operation::decode(&header(Opcode::Create as u32), &bytes, true) else {
+    let Ok(Operation::Create(create, open)) =
+        Operation::decode(&header(Opcode::Create as u32), Arguments::whole(&bytes), true)
+    else {
         panic!("not decoded");
     };
     assert_eq!(create, CreateArgs { name: OsStr::new("f"), mode: 0o100_644, umask: 0o22 });
@@ -294,8 +336,18 @@ fn entry() -> Entry {
     Entry { node: NodeId(77), attr: attr(), attr_validity: Validity::None }
 }
 
-fn reply() -> Reply {
-    Reply::new(4096, Ttl::new(Some(Duration::from_millis(2500))))
+fn reply_of(room: usize, timeout: Option<Duration>) -> Reply<'static> {
+    Reply::new(vec![0; room].leak(), Ttl::new(timeout))
+}
+
+fn reply() -> Reply<'static> {
+    reply_of(4096, Some(Duration::from_millis(2500)))
+}
+
+/// Header and payload of the reply to request 7.
+fn sent(reply: &mut Reply<'_>, outcome: Result<(), Errno>) -> Vec<u8> {
+    let answer = reply.finish(7, outcome);
+    [&answer.header()[..], reply.payload(&answer)].concat()
 }
 
 /// Reads a reply as the kernel does.
@@ -343,9 +395,17 @@ impl Kernel<'_> {
 fn errors_drop_the_payload() {
     let mut reply = reply();
     reply.bytes(b"half a payload").unwrap();
-    Kernel(reply.finish(7, Err(Errno::NOENT))).header(0, -2);
+    Kernel(sent(&mut reply, Err(Errno::NOENT)).leak()).header(0, -2);
     reply.clear();
-    Kernel(reply.finish(7, Ok(()))).header(0, 0);
+    Kernel(sent(&mut reply, Ok(())).leak()).header(0, 0);
+}
+
+#[test]
+fn notifications() {
+    let message = retrieve_nothing(1 << 40, NodeId(3));
+    let mut kernel = Kernel(&message);
+    assert_eq!((kernel.u32s(), kernel.u64()), ([48, 5], 0));
+    assert_eq!((kernel.u64s(), kernel.u32s()), ([1 << 40, 3, 0], [0, 0]));
 }
 
 #[test]
@@ -353,30 +413,30 @@ fn entries_and_attributes() {
     let mut reply = reply();
     reply.entry(&entry()).unwrap();
     reply.opened(&Opened { handle: HandleId(9), mode: OpenMode::Passthrough(5) }).unwrap();
-    let mut kernel = Kernel(reply.finish(7, Ok(())));
+    let mut kernel = Kernel(sent(&mut reply, Ok(())).leak());
     kernel.header(128 + 16, 0);
     kernel.check_entry();
     assert_eq!((kernel.u64(), kernel.u32s()), (9, [1 << 7, 5]));
 
     reply.clear();
     reply.attr(&attr(), Validity::Forever).unwrap();
-    let mut kernel = Kernel(reply.finish(7, Ok(())));
+    let mut kernel = Kernel(sent(&mut reply, Ok(())).leak());
     kernel.header(104, 0);
     assert_eq!((kernel.u64(), kernel.u32s()), (2, [500_000_000, 0]));
     kernel.check_attr();
 
     reply.clear();
     reply.no_entry().unwrap();
-    let mut kernel = Kernel(reply.finish(7, Ok(())));
+    let mut kernel = Kernel(sent(&mut reply, Ok(())).leak());
     kernel.header(128, 0);
     assert_eq!(kernel.u64s(), [0, 0, 2, 0]);
 }
 
 #[test]
 fn names_hold_for_ever_without_timeout() {
-    let mut reply = Reply::new(4096, Ttl::new(None));
+    let mut reply = reply_of(4096, None);
     reply.entry(&Entry { attr_validity: Validity::Forever, ..entry() }).unwrap();
-    let mut kernel = Kernel(reply.finish(7, Ok(())));
+    let mut kernel = Kernel(sent(&mut reply, Ok(())).leak());
     kernel.header(128, 0);
     let [_, _, name, attributes] = kernel.u64s();
     assert!(name > 100 * 365 * 86400 && attributes == name);
@@ -386,7 +446,7 @@ fn names_hold_for_ever_without_timeout() {
 fn extended_attributes_of_files() {
     let mut reply = reply();
     reply.statx(&attr(), Validity::Forever).unwrap();
-    let mut kernel = Kernel(reply.finish(7, Ok(())));
+    let mut kernel = Kernel(sent(&mut reply, Ok(())).leak());
     kernel.header(32 + 256, 0);
     assert_eq!(kernel.u64(), 2);
     kernel.skip(24);
@@ -401,7 +461,7 @@ fn extended_attributes_of_files() {
 
     reply.clear();
     reply.statx(&Attr { btime: None, ..attr() }, Validity::Forever).unwrap();
-    let mut kernel = Kernel(reply.finish(7, Ok(())));
+    let mut kernel = Kernel(sent(&mut reply, Ok(())).leak());
     kernel.skip(16 + 32);
     assert_eq!(kernel.u32(), 0x7ff);
 }
@@ -411,15 +471,15 @@ fn open_flags() {
     for (mode, flags) in [(OpenMode::KeepCache, 2), (OpenMode::DropCache, 0)] {
         let mut reply = reply();
         reply.opened(&Opened { handle: HandleId(9), mode }).unwrap();
-        let mut kernel = Kernel(reply.finish(7, Ok(())));
+        let mut kernel = Kernel(sent(&mut reply, Ok(())).leak());
         kernel.header(16, 0);
         assert_eq!((kernel.u64(), kernel.u32s()), (9, [flags, 0]));
     }
     // With `timeout` the kernel keeps no listings.
     for (timeout, flags) in [(None, 2 | 8), (Some(Duration::ZERO), 0)] {
-        let mut reply = Reply::new(4096, Ttl::new(timeout));
+        let mut reply = reply_of(4096, timeout);
         reply.opened_dir(HandleId(9)).unwrap();
-        let mut kernel = Kernel(reply.finish(7, Ok(())));
+        let mut kernel = Kernel(sent(&mut reply, Ok(())).leak());
         kernel.header(16, 0);
         assert_eq!((kernel.u64(), kernel.u32s()), (9, [flags, 0]));
     }
@@ -430,14 +490,14 @@ fn small_replies() {
     let mut reply = reply();
     reply.written(3).unwrap();
     reply.number(1 << 40).unwrap();
-    let mut kernel = Kernel(reply.finish(7, Ok(())));
+    let mut kernel = Kernel(sent(&mut reply, Ok(())).leak());
     kernel.header(16, 0);
     assert_eq!((kernel.u32s(), kernel.u64()), ([3, 0], 1 << 40));
 
     let stat = StatFs { frsize: 1, bsize: 2, blocks: 3, bfree: 4, bavail: 5, files: 6, ffree: 7, namelen: 255 };
     reply.clear();
     reply.statfs(&stat).unwrap();
-    let mut kernel = Kernel(reply.finish(7, Ok(())));
+    let mut kernel = Kernel(sent(&mut reply, Ok(())).leak());
     kernel.header(80, 0);
     assert_eq!((kernel.u64s(), kernel.u32s()), ([3, 4, 5, 6, 7], [2, 255, 1, 0]));
 }
@@ -446,13 +506,13 @@ fn small_replies() {
 fn xattr_replies() {
     let mut reply = reply();
     reply.xattr(b"value", 0).unwrap();
-    let mut kernel = Kernel(reply.finish(7, Ok(())));
+    let mut kernel = Kernel(sent(&mut reply, Ok(())).leak());
     kernel.header(8, 0);
     assert_eq!(kernel.u32(), 5);
 
     reply.clear();
     reply.xattr(b"value", 5).unwrap();
-    assert_eq!(&reply.finish(7, Ok(()))[16..], b"value");
+    assert_eq!(&sent(&mut reply, Ok(()))[16..], b"value");
 
     reply.clear();
     assert_eq!(reply.xattr(b"value", 4), Err(Errno::RANGE));
@@ -468,7 +528,7 @@ fn reads_are_bounded() {
             Ok(3)
         })
         .unwrap();
-    assert_eq!(&reply.finish(7, Ok(()))[16..], b"abc");
+    assert_eq!(&sent(&mut reply, Ok(()))[16..], b"abc");
     reply.clear();
     assert_eq!(reply.fill(10, |_| Err(Errno::IO)), Err(Errno::IO));
     assert_eq!(reply.bytes(&[0; 4097]), Err(Errno::OVERFLOW));
@@ -482,7 +542,7 @@ fn listings() {
     let mut listing = DirReply::new(&mut reply, 64 + 31, false);
     assert!(listing.push(&name("a"), None) && listing.push(&name("12345678"), None));
     assert!(!listing.push(&name("c"), None));
-    let mut kernel = Kernel(reply.finish(7, Ok(())));
+    let mut kernel = Kernel(sent(&mut reply, Ok(())).leak());
     kernel.header(64, 0);
     assert_eq!((kernel.u64s(), kernel.u32s()), ([11, 1], [1, 8]));
     assert_eq!(&kernel.0[..8], b"a\0\0\0\0\0\0\0");
@@ -498,7 +558,7 @@ fn listings_with_entries() {
     let dot = DirEntry { name: OsStr::new("."), ino: 10, kind: 4, next: 1 };
     let file = DirEntry { name: OsStr::new("f"), ino: 11, kind: 8, next: 2 };
     assert!(listing.push(&dot, None) && listing.push(&file, Some(&entry())));
-    let mut kernel = Kernel(reply.finish(7, Ok(())));
+    let mut kernel = Kernel(sent(&mut reply, Ok(())).leak());
     kernel.header(2 * 160, 0);
     assert_eq!(kernel.u64s(), [0; 16]);
     assert_eq!((kernel.u64s(), kernel.u32s()), ([10, 1], [1, 4]));
@@ -509,7 +569,7 @@ fn listings_with_entries() {
 
 #[test]
 fn listings_end_at_the_buffer() {
-    let mut reply = Reply::new(100, Ttl::new(None));
+    let mut reply = reply_of(100, None);
     let mut listing = DirReply::new(&mut reply, u32::MAX, false);
     let name = DirEntry { name: OsStr::new("a"), ino: 11, kind: 8, next: 1 };
     let taken = (0..10).filter(|_| listing.push(&name, None)).count();

@@ -6,36 +6,29 @@
 //! (fsync, a big copy-up), one more is called or started, so that the others' requests are not held up; it ends when the
 //! rush is over.
 
+pub(super) mod channel;
 mod shift;
 mod spin;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread::Thread;
 use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, eventfd};
-use rustix::io::Errno;
 
 use crate::driver::interrupt;
 use crate::fuse::in_flight::Slot;
-use crate::fuse::serve::{Outcome, Server};
-use crate::fuse::transport::Transport;
-use crate::fuse::wire::MAX_WRITE;
-use crate::fuse::wire::reply::{Reply, Ttl};
+use crate::fuse::serve::Server;
+use crate::fuse::transport::activity::Activity;
+use crate::fuse::transport::{STUCK, Transport, default_limit};
+use crate::fuse::wire::reply::Ttl;
 use crate::sys::fuse_device;
+use channel::{Channel, Received};
 use shift::Shift;
 use spin::Spin;
-
-/// Longest request: the longest write, the longest xattr with its name, headers.
-const REQUEST: usize = MAX_WRITE as usize + (1 << 16) + 4096;
-/// Longest payload of a reply: the longest read; xattrs and listings are shorter.
-const PAYLOAD: usize = MAX_WRITE as usize;
-
-/// All threads are stuck if none finishes a request for this long.
-const STUCK: Duration = Duration::from_millis(2);
 
 /// All threads of a mount.
 pub(in crate::fuse) struct Crew {
@@ -48,8 +41,7 @@ pub(in crate::fuse) struct Crew {
     limit: usize,
     /// Threads that have been started and have not ended.
     hired: AtomicUsize,
-    /// See [`Activity`].
-    activity: AtomicU64,
+    activity: Activity,
     /// The foreman looks at the activity now and then; otherwise it waits to be woken.
     watching: AtomicBool,
     /// The thread that starts others; set once.
@@ -62,24 +54,6 @@ pub(in crate::fuse) struct Crew {
     ended: OwnedFd,
 }
 
-/// How many threads wait for a request (low 16 bits), and how often one has begun to wait (the rest, wrapping).
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct Activity(u64);
-
-impl Activity {
-    const BEGIN_TO_WAIT: u64 = (1 << 16) + 1;
-
-    fn waiting(self) -> usize {
-        usize::from(self.0 as u16)
-    }
-}
-
-/// What came out of waiting for a request.
-enum Received {
-    Request(usize),
-    Unmounted,
-}
-
 impl Crew {
     /// Starts answering. `limit`: the option `threads=`.
     pub(in crate::fuse) fn start(
@@ -89,7 +63,7 @@ impl Crew {
         limit: Option<usize>,
     ) -> io::Result<Arc<Self>> {
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
-        let limit = limit.unwrap_or_else(|| processors.saturating_mul(4).max(16));
+        let limit = limit.unwrap_or_else(default_limit);
         let base = processors.max(2).min(limit);
         let crew = Arc::new(Self {
             server,
@@ -98,7 +72,7 @@ impl Crew {
             base,
             limit,
             hired: AtomicUsize::new(0),
-            activity: AtomicU64::new(0),
+            activity: Activity::default(),
             watching: AtomicBool::new(false),
             foreman: OnceLock::new(),
             spin: Spin::default(),
@@ -119,10 +93,6 @@ impl Crew {
         Ok(crew)
     }
 
-    fn activity(&self) -> Activity {
-        Activity(self.activity.load(Ordering::SeqCst))
-    }
-
     /// Starts a thread.
     fn hire(self: &Arc<Self>) -> io::Result<()> {
         let device = match fuse_device::clone_device(self.session.as_fd()) {
@@ -136,7 +106,7 @@ impl Crew {
         let number = self.hired.fetch_add(1, Ordering::SeqCst);
         let crew = Arc::clone(self);
         let thread = std::thread::Builder::new().name(format!("fuse-{number}"));
-        match thread.spawn(move || crew.work(&device, number >= crew.base)) {
+        match thread.spawn(move || crew.work(device, number >= crew.base)) {
             Ok(_detached) => Ok(()),
             Err(error) => {
                 self.hired.fetch_sub(1, Ordering::SeqCst);
@@ -154,9 +124,9 @@ impl Crew {
                 std::thread::park();
                 quiet = 0;
             }
-            let before = self.activity();
+            let before = self.activity.now();
             std::thread::sleep(STUCK);
-            let stuck = before.waiting() == 0 && self.activity() == before;
+            let stuck = self.activity.now().is_stuck_since(before);
             quiet = if stuck { 0 } else { quiet + 1 };
             let hired = self.hired.load(Ordering::SeqCst);
             if hired == 0 {
@@ -182,21 +152,20 @@ impl Crew {
     }
 
     /// Answers requests until the mount is gone, or until the rush is over that the thread was started for.
-    fn work(self: &Arc<Self>, device: &OwnedFd, surplus: bool) {
-        let mut request = vec![0; REQUEST].into_boxed_slice();
-        let mut reply = Reply::new(PAYLOAD, self.ttl);
+    fn work(self: &Arc<Self>, device: OwnedFd, surplus: bool) {
+        let mut channel = Channel::new(device, self.ttl);
         let slot = self.server.in_flight.join();
         let own = Arc::clone(&slot);
         interrupt::ask_in_this_thread(move || own.is_wanted());
         loop {
-            let others = Activity(self.activity.fetch_add(Activity::BEGIN_TO_WAIT, Ordering::SeqCst)).waiting();
+            let others = self.activity.begin_to_wait();
             if self.shift.is_manned(others) || (surplus && others >= self.base) {
-                self.activity.fetch_sub(1, Ordering::SeqCst);
+                self.activity.end_to_wait();
                 if surplus {
                     break;
                 }
                 self.shift.rest();
-            } else if !self.next(device, &slot, &mut request, &mut reply) {
+            } else if !self.next(&mut channel, &slot) {
                 self.server.overlay.announce_end();
                 self.shift.end();
                 break;
@@ -211,45 +180,20 @@ impl Crew {
     }
 
     /// Waits for one request, as counted in the activity, and answers it. False when the mount is gone.
-    fn next(&self, device: &OwnedFd, slot: &Slot, request: &mut [u8], reply: &mut Reply) -> bool {
-        let at_once = self.spin.wait(device);
-        let received = next_request(device, request);
-        let others = Activity(self.activity.fetch_sub(1, Ordering::SeqCst) - 1).waiting();
-        let length = match received {
-            Ok(Received::Request(length)) => length,
-            Ok(Received::Unmounted) => return false,
-            Err(error) => {
-                tracing::error!(%error, "cannot read requests");
-                return false;
-            }
-        };
+    fn next(&self, channel: &mut Channel, slot: &Slot) -> bool {
+        let at_once = self.spin.wait(channel.device());
+        let received = channel.receive();
+        let others = self.activity.end_to_wait();
+        if received == Received::Unmounted {
+            return false;
+        }
         if others == 0 {
             self.wake_foreman();
         }
         let begun = Instant::now();
-        let goes_on = self.answer(device, slot, request.get(..length).unwrap_or_default(), reply);
+        let goes_on = channel.answer(&self.server, slot, self.stopped.load(Ordering::SeqCst));
         self.shift.note(at_once, begun.elapsed());
         goes_on
-    }
-
-    /// False when the kernel said goodbye.
-    fn answer(&self, device: &OwnedFd, slot: &Slot, request: &[u8], reply: &mut Reply) -> bool {
-        let outcome = if self.stopped.load(Ordering::SeqCst) {
-            self.server.decline(request, reply)
-        } else {
-            self.server.answer(slot, request, reply)
-        };
-        match outcome {
-            Outcome::Reply(message) => {
-                send(device, message);
-                true
-            }
-            Outcome::Silent => true,
-            Outcome::Goodbye(message) => {
-                send(device, message);
-                false
-            }
-        }
     }
 }
 
@@ -261,32 +205,9 @@ impl Transport for Crew {
     fn stop(&self, patience: Duration) {
         self.stopped.store(true, Ordering::SeqCst);
         let deadline = Instant::now() + patience;
-        let idle = || self.activity().waiting() + self.shift.resting();
+        let idle = || self.activity.now().waiting() + self.shift.resting();
         while idle() < self.hired.load(Ordering::SeqCst) && Instant::now() < deadline {
             std::thread::sleep(STUCK);
         }
-    }
-}
-
-fn next_request(device: &OwnedFd, request: &mut [u8]) -> Result<Received, Errno> {
-    loop {
-        match rustix::io::read(device, &mut *request) {
-            Ok(length) => return Ok(Received::Request(length)),
-            // ENOENT: the request was interrupted while it was being read.
-            Err(Errno::INTR | Errno::AGAIN | Errno::NOENT) => {}
-            // ECONNABORTED: somebody wrote to /sys/fs/fuse/connections/*/abort.
-            Err(Errno::NODEV | Errno::CONNABORTED) => return Ok(Received::Unmounted),
-            Err(errno) => return Err(errno),
-        }
-    }
-}
-
-fn send(device: &OwnedFd, message: &[u8]) {
-    match rustix::io::write(device, message) {
-        Ok(_) => {}
-        // The mount went away meanwhile; the kernel has answered for us.
-        Err(error @ (Errno::NOENT | Errno::NODEV)) => tracing::debug!(%error, "a reply came too late"),
-        // The kernel turns it into EIO for the caller.
-        Err(error) => tracing::error!(%error, length = message.len(), "the kernel refused a reply"),
     }
 }
