@@ -68,7 +68,7 @@ impl Copier {
         !self.lacks.read().contains(&(source, lack))
     }
 
-    /// Takes note of a refusal. The copy goes on in another way, unless that is an error.
+    /// Records a refusal. Returns the error if the copy cannot go on in another way.
     fn refused(&self, source: Device, lack: Lack, errno: Errno) -> Result<(), Errno> {
         match Refusal::of(errno) {
             Refusal::FileSystems => {
@@ -101,7 +101,7 @@ impl Copier {
         if stat.size <= SMALL && stat.blocks.saturating_mul(512) >= stat.size {
             return range.copy(0, length);
         }
-        // Where the file system does not tell, they count as data.
+        // If the file system does not report them, they count as data.
         let unwritten = extents::unwritten(from).unwrap_or_default();
         range.copy_data(length, &unwritten)?;
         allocate_ahead(to, length, &unwritten)
@@ -234,7 +234,7 @@ mod tests {
         (file(), file())
     }
 
-    /// A refusal because of the files says nothing about others of the same file systems.
+    /// A refusal that concerns these files says nothing about other files of the same file systems.
     #[test]
     fn only_file_systems_are_remembered() {
         let device = (1, 2);

@@ -156,7 +156,7 @@ impl Dir {
         Ok(self.hold(super::beneath(self.as_fd(), path.to_bytes(), OFlags::PATH | OFlags::DIRECTORY)?))
     }
 
-    /// Opens the regular file `name` for reading, without a trace in its access time where that is permitted.
+    /// Opens the regular file `name` for reading, without updating its access time where that is permitted.
     ///
     /// # Errors
     /// Those of `openat(2)`; `LOOP` for a symlink.
@@ -179,14 +179,14 @@ impl Dir {
         rustix::fs::openat(self, name, flags, Mode::empty()).is_err_and(|errno| errno == Errno::PERM)
     }
 
-    /// True if its permissions, and the capabilities that we have over it, do not let us write the file or directory `name`.
+    /// True if permissions and capabilities do not allow this process to write the file or directory `name`.
     pub fn refuses_writing(&self, name: &CStr) -> bool {
         let name = if name.is_empty() { c"." } else { name };
         let access = rustix::fs::accessat(self, name, Access::WRITE_OK, AtFlags::EACCESS);
         access.is_err_and(|errno| errno == Errno::ACCESS)
     }
 
-    /// Opens `name` as a mere reference that survives its removal.
+    /// Opens `name` as a reference (`O_PATH`) that survives its removal.
     ///
     /// # Errors
     /// Those of `openat(2)`.
@@ -228,7 +228,7 @@ impl Dir {
     /// Target of the symlink `name`.
     ///
     /// # Errors
-    /// `INVAL` if it is no symlink; others of `readlinkat(2)`.
+    /// `INVAL` if it is not a symlink; others of `readlinkat(2)`.
     pub fn read_link(&self, name: &CStr) -> Result<OsString, Errno> {
         self.inside(name)?;
         // readlinkat(2) takes an empty name for the descriptor itself.

@@ -17,7 +17,7 @@ const REFILLS: u32 = 16;
 
 /// Removes `name` in `dir` and, if it is a directory, all that it holds, to any depth, with a bounded number of
 /// descriptors. Symbolic links are removed, not followed. Directories that their owner may not write are opened up first.
-/// A `name` that is gone is no error.
+/// Succeeds if `name` is gone.
 ///
 /// # Errors
 /// `XDEV` or `BUSY`: something is mounted in the tree. `NOTEMPTY`: somebody keeps filling it. `AGAIN`: somebody moves
@@ -42,7 +42,7 @@ pub(crate) fn remove_tree(dir: BorrowedFd<'_>, name: &CStr) -> Result<(), Errno>
     Ok(())
 }
 
-/// Removes one name; one that is gone is no error.
+/// Removes one name. Succeeds if it is gone.
 fn unlink(dir: BorrowedFd<'_>, name: &CStr, flags: AtFlags) -> Result<(), Errno> {
     match rustix::fs::unlinkat(dir, name, flags) {
         Ok(()) | Err(Errno::NOENT) => Ok(()),
@@ -90,7 +90,7 @@ impl Removal<'_> {
     }
 
     /// Removes the subdirectory `name` of the deepest level if it is empty, else goes down into it and removes all of it
-    /// that is no directory. True if it went down.
+    /// except directories. Returns true if it went down.
     fn enter(&mut self, name: CString) -> Result<bool, Errno> {
         let parent = match self.levels.last() {
             None => self.root,
@@ -156,7 +156,7 @@ impl Removal<'_> {
         let (None, Some((dir, _))) = (&above.held, &level.held) else { return Ok(()) };
         let found = rustix::fs::openat(dir, c"..", LISTING, Mode::empty())?;
         if identity(found.as_fd())? != above.identity {
-            // The deepest directory was moved. What it was moved to is none of our business.
+            // The deepest directory was moved elsewhere; it is left there.
             return Err(Errno::AGAIN);
         }
         let mut left = remove_files(found.as_fd())?;
@@ -200,7 +200,7 @@ fn open_up(dir: BorrowedFd<'_>) -> Result<(), Errno> {
     rustix::fs::chmod(super::dir::proc_path(dir), Mode::RWXU)
 }
 
-/// Removes what is no directory in `dir`; the names of the directories.
+/// Removes everything except directories from `dir`; returns the names of the directories.
 fn remove_files(dir: BorrowedFd<'_>) -> Result<Vec<CString>, Errno> {
     let mut subdirectories = Vec::new();
     let mut files = Vec::new();

@@ -31,7 +31,7 @@ pub(super) struct Tree {
 impl Tree {
     /// The tree of an open directory as it is mounted.
     pub(super) fn mounted(dir: BorrowedFd<'_>) -> Self {
-        // Unknown: a mount that is none, so that every step fails.
+        // Unknown: the number of no mount, so that every step fails.
         Self { path: PathBuf::new(), mount: Some(Stat::of(dir, c"").map_or(u64::MAX, |stat| stat.mount)) }
     }
 
@@ -83,7 +83,7 @@ pub(super) fn to_read(dir: OwnedFd) -> (OwnedFd, Tree) {
 /// between two copies would be refused.
 ///
 /// # Errors
-/// Why that cannot be done. The directories themselves serve as well then.
+/// The reason. The caller then uses the directories themselves.
 pub(super) fn share_copy<const N: usize>(dirs: [BorrowedFd<'_>; N]) -> Result<[(OwnedFd, Tree); N], Errno> {
     let mut paths = Vec::with_capacity(N);
     for dir in dirs {

@@ -84,7 +84,7 @@ impl WritableDir {
     /// The directories `dirs` of one mount, through one private copy of it ([`super::tree`]).
     ///
     /// # Errors
-    /// Why there is none; `dirs` serve as well then.
+    /// The reason. The caller then uses `dirs` themselves.
     pub(crate) fn share_copy<const N: usize>(dirs: [&Self; N]) -> Result<[Self; N], Errno> {
         let opened = tree::share_copy(dirs.map(AsFd::as_fd))?;
         Ok(opened.map(|(fd, tree)| Self(Dir::in_tree(fd, tree))))

@@ -224,7 +224,7 @@ impl ImageConfig {
     }
 }
 
-/// The signal that asks a container to end; SIGTERM if the image names none that there is, as in moby.
+/// The signal that asks a container to end. If the image names no signal, or an unknown one: SIGTERM, as in moby.
 fn stop_signal(name: &str) -> i32 {
     const TERM: i32 = 15;
     match signal::number(name) {

@@ -42,7 +42,7 @@ pub(crate) enum Kind {
     Object(&'static Shape),
     /// A list of objects. Without it the document is nothing: another shape is an error.
     List(&'static Shape),
-    /// A list of objects; what is none is an empty one.
+    /// A list of objects. Anything that is not a list counts as an empty one.
     Lines(&'static Shape),
     /// A list that must be one.
     Digests,
@@ -226,7 +226,7 @@ pub(crate) fn object(value: Value) -> Option<Map<String, Value>> {
     }
 }
 
-/// Equal but for case, as Go has it: U+017F is an s, U+212A a k.
+/// Compares without case, by Go's rules: U+017F is an s, U+212A a k.
 fn folds(name: &str, key: &str) -> bool {
     let fold = |c: char| match c {
         '\u{17f}' => 's',

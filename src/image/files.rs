@@ -54,7 +54,7 @@ pub(crate) fn is_gone(path: &Path) -> Result<bool> {
     }
 }
 
-/// Removes a file or a whole directory; being gone already is no error.
+/// Removes a file or a whole directory. Succeeds if there is none.
 pub(crate) fn remove_tree(path: &Path) -> Result<()> {
     let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return Err(Errno::INVAL).at(path) };
     let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };

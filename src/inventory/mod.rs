@@ -7,7 +7,7 @@
 //!
 //! # What is believed
 //!
-//! - The whole, if it belongs to root or to who mounts and nobody else may write it, its header is sound, the user
+//! - The whole, if it belongs to root or to the user who mounts and no other user may write it, its header is sound, the user
 //!   namespace is the one that it was made in, and the layer's root is the directory that it was made of, unchanged:
 //!   inode, mode, owner, size, link count, mtime and ctime are compared. A layer that was copied has other inodes.
 //! - A directory, if its part of the file has the right checksum and the directory is the same and unchanged, which
@@ -79,7 +79,7 @@ pub enum Unusable {
     /// It was made by a later version of this program.
     #[error("of another version")]
     Version,
-    /// Somebody may write it who may not mount.
+    /// A user who may not mount may write it.
     #[error("others than root and who mounts may write it")]
     Untrusted,
     /// Owners in it are those of another user namespace.

@@ -160,7 +160,7 @@ pub(crate) mod tests {
         let (alone, moved) = allot(&[more], &moved);
         assert_eq!(alone, [candidate(more, 1)]);
         assert_eq!(allot(&[less, more], &moved).0, [candidate(less, 0), candidate(more, 1)]);
-        // Somebody who forgets it begins anew.
+        // A reader that lost its position starts again.
         assert_eq!(allot(&[more], &Moved::default()).0, [candidate(more, 0)]);
     }
 

@@ -1,4 +1,4 @@
-//! Reading an inventory. Nothing in it is believed before its checksum and its directory were looked at.
+//! Reading an inventory. Nothing in it is used before its checksum and its directory are checked.
 
 use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd};

@@ -38,7 +38,7 @@ pub struct Written {
 /// directory was read must not look like the one before.
 const TICK: Duration = Duration::from_millis(10);
 
-/// Writes the inventory of the layer directory `dir` beside it, in the place of an old one. Nobody may change the
+/// Writes the inventory of the layer directory `dir` beside it, and replaces an old one. The layer must not be changed
 /// layer meanwhile; whoever does makes it useless, not wrong. It is not flushed to the disk: what a crash leaves of it
 /// is found damaged.
 ///
@@ -219,7 +219,7 @@ impl<'f> Scan<'f> {
                 (length == 0, !listed.split(|&byte| byte == 0).any(is_mark))
             }
             Err(Errno::OPNOTSUPP) => (true, true),
-            // Too many, or not to be read: who wants to know asks the layer.
+            // Too many, or unreadable: readers ask the layer.
             Err(_) => (false, false),
         };
         Ok(Record::of(&stat, same_device, no_xattrs, no_marks))
@@ -276,7 +276,7 @@ impl<'f> Scan<'f> {
 
     /// The number under which the directory `name` in `parent` will be in the inventory; 0: not at all.
     fn number(&mut self, parent: &CStr, name: &CStr, record: &Record) -> u32 {
-        /// Longer paths are left to who walks in steps.
+        /// Longer paths must be walked in steps.
         const LONGEST_PATH: usize = 3800;
         let path = below(parent, name);
         if record.must_ask() || path.count_bytes() > LONGEST_PATH || self.last == u32::MAX {

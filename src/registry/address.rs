@@ -45,7 +45,7 @@ fn default_port(uri: &Uri) -> Option<u16> {
 /// Where a reference found in a response from `base` leads (RFC 3986, section 5.2, as far as servers use it).
 ///
 /// # Errors
-/// When it is no address, or holds a password.
+/// If it is not a valid address, or contains a password.
 pub(super) fn resolve(base: &Uri, reference: &str) -> io::Result<Uri> {
     let (scheme, authority) = (base.scheme_str().unwrap_or_default(), base.authority().map_or("", |a| a.as_str()));
     let reference = reference.trim();
@@ -96,7 +96,7 @@ fn merged(base: &str, reference: &str) -> String {
 /// The address that completes an upload: the upload's own, with `digest` added to its query.
 ///
 /// # Errors
-/// When the result is no address.
+/// If the result is not a valid address.
 pub(super) fn with_digest(upload: &Uri, digest: &Digest) -> io::Result<Uri> {
     let query = match upload.query() {
         None | Some("") => String::new(),

@@ -182,7 +182,7 @@ fn names(blobs: &[Descriptor]) -> Vec<PathBuf> {
     names
 }
 
-/// A title as a path that stays below a directory and is no trick on a terminal.
+/// Converts a title to a path that stays below a directory and has no control characters.
 fn safe_path(title: &str) -> Option<PathBuf> {
     let is_plain = |part: Component<'_>| matches!(part, Component::Normal(name) if name.len() <= 255);
     let path = Path::new(title.strip_prefix("./").unwrap_or(title));

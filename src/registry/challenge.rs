@@ -1,7 +1,7 @@
 //! What a registry wants to see, as it says in `WWW-Authenticate` (RFC 9110, section 11.6.1; the parameters of
 //! `Bearer` are those of distribution's token authentication).
 
-/// A way to show who one is.
+/// An authentication scheme.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Challenge {
     /// Name and password with every request.

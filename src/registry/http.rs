@@ -186,7 +186,7 @@ impl Http {
         forwarding.clone().ok_or_else(|| refusal("there is no way through the proxy"))
     }
 
-    /// Nothing goes over the network in the clear unless the user asked for it.
+    /// TLS is required unless the user allowed plain HTTP.
     pub(super) fn check_scheme(&self, uri: &Uri) -> io::Result<()> {
         match uri.scheme_str() {
             Some("https") => Ok(()),

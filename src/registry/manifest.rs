@@ -1,4 +1,4 @@
-//! Manifests and indexes of a registry: the one for a platform, and what is told of those that are no images.
+//! Manifests and indexes of a registry: the one for a platform, and messages for those that are not images.
 
 use serde::Deserialize;
 use serde::de::IgnoredAny;

@@ -6,14 +6,14 @@
 //! | `address` | where a `Location` leads; which addresses are one server |
 //! | `certificates` | which certificates are trusted |
 //! | `proxy`, `forward` | the environment's proxies |
-//! | `challenge`, `auth`, `realm` | what a registry wants to see: `WWW-Authenticate`, tokens, who may get a password |
+//! | `challenge`, `auth`, `realm` | authentication: `WWW-Authenticate`, tokens, which hosts may get a password |
 //! | [`credentials`] | docker's and podman's files of passwords, and credential helpers |
 //! | `retry` | what is tried again, and after how long |
 //! | `session` | requests to one repository: the one function that knows all of the above |
 //! | `blob` | reading one blob, over cut connections, checked against its descriptor |
 //! | `upload` | sending one blob, over cut connections |
 //! | `spool` | a blob that is read while it is still arriving |
-//! | `manifest`, `artifact` | the manifest for a platform; what is no image |
+//! | `manifest`, `artifact` | the manifest for a platform; artifacts that are not images |
 //! | `pull` | registry to store |
 //! | `push` | store to registry |
 //!
@@ -83,9 +83,9 @@ pub struct Options {
     pub credentials: credentials::Files,
 }
 
-/// Who wants to know how far it is. Layers come and go at the same time.
+/// Is told about progress. Calls for several layers may overlap.
 pub trait Progress: Sync {
-    /// Nothing is to be done for a layer.
+    /// A layer needs no transfer.
     fn skips(&self, layer: &Digest, why: &str);
     /// A layer of so many bytes begins to be transferred.
     fn begins(&self, layer: &Digest, size: u64);
@@ -97,7 +97,7 @@ pub trait Progress: Sync {
     fn waits(&self, why: &str);
 }
 
-/// Nobody does.
+/// Ignores all progress.
 impl Progress for () {
     fn skips(&self, _: &Digest, _: &str) {}
     fn begins(&self, _: &Digest, _: u64) {}

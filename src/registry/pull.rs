@@ -255,7 +255,7 @@ impl<'t> Round<'t> {
         self.wanted.iter().find(|fetched| self.transfer.layers[fetched.at].0.digest == digest)
     }
 
-    /// What was fetched for this layer, if it is not for a later one as well.
+    /// The blob of this layer, if no later layer needs it too.
     fn last_use(&self, at: usize) -> Option<&'t Fetched> {
         let digest = self.layers[at].0.digest;
         let is_used_later =
@@ -296,7 +296,7 @@ impl<'t> Round<'t> {
             LayerEvent::Begins | LayerEvent::Advances(_) => {}
             LayerEvent::Ends if trouble.is_ok() => trouble = self.complete(slot - self.first),
             LayerEvent::Ends => {}
-            // Readers wait for blobs that nobody needs any more.
+            // Wakes readers that wait for blobs that are no longer needed.
             LayerEvent::Fails => cancelled.store(true, Ordering::Relaxed),
         });
         // Whether this or the blob's digest tells of a damaged blob depends on which thread comes first.

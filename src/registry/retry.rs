@@ -72,10 +72,10 @@ pub(super) fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Durati
 pub(super) struct Patience<'p> {
     fruitless: u32,
     waited: Duration,
-    /// Who waits, for messages.
+    /// Name of the waiting party, for messages.
     place: &'p str,
     progress: &'p dyn Progress,
-    /// Set when nobody wants the outcome any more.
+    /// Set when the outcome is no longer needed.
     cancelled: Option<&'p AtomicBool>,
 }
 

@@ -169,7 +169,7 @@ impl<'p> Session<'p> {
         }
     }
 
-    /// True if nobody has ever answered at the registry's address: it is wrong, rather than out of order.
+    /// True if the registry's address has never answered. The address is then probably wrong.
     fn is_unreachable(&self, error: &io::Error) -> bool {
         let is_wrong = matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound);
         is_wrong && !self.tokens.lock().answered
@@ -246,7 +246,7 @@ impl<'p> Session<'p> {
         self.error(error.into().to_string())
     }
 
-    /// What an answer that is no success says.
+    /// The message of an unsuccessful answer.
     pub(super) fn refused(&self, what: &str, response: Response) -> ImageError {
         let (status, is_own) = (response.status, response.is_own);
         let place = host(&response.uri);

@@ -40,7 +40,7 @@ impl Spool {
         Ok(progress.written)
     }
 
-    /// Nothing more will come.
+    /// All data has arrived, or the transfer failed.
     pub(super) fn end(&self, outcome: Result<(), String>) {
         self.progress.lock().outcome.get_or_insert(outcome);
         self.changed.notify_all();

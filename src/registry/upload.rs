@@ -15,7 +15,7 @@ use crate::registry::session::Session;
 
 /// How far an upload is.
 enum UploadState {
-    /// Nothing is open at the registry.
+    /// No upload is open at the registry.
     Closed,
     /// The registry takes bytes at this address; some may be there.
     Open(Uri),

@@ -144,7 +144,7 @@ impl Store {
         })
     }
 
-    /// For who holds the lock, and so keeps it from being removed: an error if an image found before is there no more.
+    /// Fails if an image that was found before has been removed. The caller holds the lock, so it cannot be removed afterwards.
     ///
     /// # Errors
     /// When it is gone, or the index cannot be read.
@@ -157,7 +157,7 @@ impl Store {
     /// takes away that reference alone. An entry of the index that cannot be read goes by its name, or by its digest.
     ///
     /// # Errors
-    /// When there is no such image, or it is in use.
+    /// If there is no such image, or it is in use.
     pub fn remove(&self, text: &str, force: bool) -> Result<Removed> {
         let _lock = self.lock_exclusive()?;
         let query: ImageQuery = text.parse()?;
@@ -229,7 +229,7 @@ impl Store {
         Ok(Removed { untagged: vec![reference], deleted: None, freed: Freed::default() })
     }
 
-    /// Removes entries of the index whose image cannot be read; none if there is none that the user may mean.
+    /// Removes entries of the index whose image cannot be read; none if no entry matches the given text.
     fn remove_unreadable(&self, query: &ImageQuery) -> Result<Option<Removed>> {
         let is_meant = |entry: &Descriptor| {
             let named = |name: &Reference| {

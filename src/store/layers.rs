@@ -101,7 +101,7 @@ impl Layer {
         Ok(problems)
     }
 
-    /// Makes the layer's inventory if it has none that can be used. A layer is as good without.
+    /// Makes the layer's inventory if it has no usable one. Best effort: a layer works without.
     pub fn ensure_inventory(&self) {
         let made = self.open_diff().and_then(|diff| match Inventory::open(diff.as_fd(), &self.diff()) {
             Ok(_) => Ok(()),

@@ -22,7 +22,7 @@ pub struct LoadOptions {
     pub unpack: UnpackOptions,
 }
 
-/// Who wants to know how far it is.
+/// Is told about progress.
 pub trait Progress {
     /// A layer is in the store already.
     fn exists(&mut self, diff_id: &Digest);
@@ -34,7 +34,7 @@ pub trait Progress {
     fn ends(&mut self, diff_id: &Digest);
 }
 
-/// Nobody does.
+/// Ignores all progress.
 impl Progress for () {
     fn exists(&mut self, _: &Digest) {}
     fn begins(&mut self, _: &Digest, _: u64) {}

@@ -14,7 +14,7 @@
 //!   checkpoints/ID/      a layer that a container's upper became (see [`checkpoints`])
 //!   lost/                what a repair has set aside: containers with a damaged record, an old index; for people to look at
 //!   tmp/                 what is not yet published; emptied by the next writer that is alone
-//!   lock                 held shared by every writer, exclusively by those that remove; who wants it first locks `layers/`
+//!   lock                 held shared by writers, exclusively by removers; before taking it, lock `layers/`
 //! ```
 //!
 //! A manifest in the store names each layer by its uncompressed tar, whose digest is the diff id: such a blob
@@ -80,7 +80,7 @@ pub struct StoreLock {
 }
 
 impl StoreLock {
-    /// Makes a shared lock exclusive if nobody else holds it. If it cannot, the lock is lost.
+    /// Upgrades a shared lock if it is the only one. If that fails, the lock is lost.
     fn is_alone(&self) -> bool {
         flock(&self.file, FlockOperation::NonBlockingLockExclusive).is_ok()
     }
@@ -138,7 +138,7 @@ impl Store {
         Ok(())
     }
 
-    /// What is there already must be a store, whole or half made.
+    /// Fails unless everything in the directory belongs to a store, complete or not.
     fn refuse_foreign_directory(&self) -> Result<()> {
         for entry in fs::read_dir(&self.root).at(&self.root)? {
             let name = entry.at(&self.root)?.file_name();
@@ -179,7 +179,7 @@ impl Store {
         self.root.join("blobs/sha256").join(digest.hex())
     }
 
-    /// Keeps removers out; other writers may work meanwhile.
+    /// Takes the lock shared: removers wait, other writers do not.
     ///
     /// # Errors
     /// When the lock cannot be had.
@@ -188,10 +188,10 @@ impl Store {
         self.lock(FlockOperation::LockShared)
     }
 
-    /// Keeps everyone out; waits for writers that are at work, and has those that come meanwhile wait in turn: of shared
-    /// locks that follow each other without a gap the kernel would never give an exclusive one.
+    /// Takes the lock exclusively. Waits for writers at work; new writers wait in turn meanwhile, because of shared
+    /// locks that follow each other without a gap the kernel never grants an exclusive one.
     ///
-    /// They do not wait for ever: a writer at work may itself be waiting for one of them (`strata save | strata load`).
+    /// New writers do not wait for ever: a writer at work may depend on one of them (`strata save | strata load`).
     fn lock_exclusive(&self) -> Result<StoreLock> {
         let mut patience = PATIENCE;
         loop {
@@ -211,7 +211,7 @@ impl Store {
         }
     }
 
-    /// Who wants the store's lock first waits for this one: held for a moment by writers, longer by one who waits to remove.
+    /// Must be taken before the store's lock. Writers hold it for a moment; a remover holds it while it waits.
     fn lock_turn(&self) -> Result<StoreLock> {
         let path = self.layers_dir();
         let file = File::open(&path).at(&path)?;
@@ -233,7 +233,7 @@ impl Store {
         Ok(StoreLock { file })
     }
 
-    /// Empties `tmp/` if nobody else is writing.
+    /// Empties `tmp/` if no other writer is at work.
     fn sweep_tmp(&self) -> Result<()> {
         match self.lock(FlockOperation::NonBlockingLockExclusive) {
             Ok(_alone) => {

@@ -190,7 +190,7 @@ impl Transaction<'_> {
             while let Some(job) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
                 run(job, &board, &fds, options);
             }
-            // Nothing is left for this thread. What is there already goes to the disk while the others go on.
+            // No work is left for this thread. It flushes finished layers to the disk while the others go on.
             if board.is_at_work() {
                 let outcome = this.write_out();
                 if outcome.is_err() {

@@ -27,7 +27,7 @@ pub enum What {
     OpaqueDirectory,
     /// The mark that deletes what is below.
     Whiteout,
-    /// Nothing at the path itself, but a parent hides what is below: it is deleted, replaced or opaque.
+    /// Not at the path itself, but a parent hides everything below: it is deleted, replaced or opaque.
     HiddenByParent,
 }
 
@@ -100,7 +100,7 @@ pub fn trace(layers: &[Layer], path: &Path) -> Result<Vec<Traced>> {
         };
         let own_root = root.try_clone().at(layer.diff())?;
         let looked = match look(own_root, &own) {
-            // The union has said what shows, and does not need this layer for it: its damaged mark is no matter here.
+            // The union has answered without this layer, so its damaged mark does not matter here.
             Err(Errno::IO) if part.is_none() => None,
             looked => looked.map_err(failed)?,
         };

@@ -408,7 +408,7 @@ pub(crate) fn manifest_of(config: &ImageConfig, layers: &[Layer]) -> Manifest {
     Manifest::new(Descriptor::of(spec::CONFIG, config.bytes()), layers.collect())
 }
 
-/// Opens the directories of layers that are given the lowest first, for those who want the topmost first.
+/// Opens the directories of layers, which are given lowest first, and returns them topmost first.
 pub(crate) fn open_topmost_first(layers: &[Layer]) -> Result<Vec<OwnedFd>> {
     layers.iter().rev().map(Layer::open_diff).collect()
 }

@@ -62,7 +62,7 @@ pub struct Verification {
     pub sound: u64,
     /// The rest.
     pub damages: Vec<Damage>,
-    /// Sound layers whose inventory does not fit, and why. No damage: a store that was copied has none that fit.
+    /// Sound layers whose inventory does not fit, and why. This is not damage: after a store is copied, no inventory fits.
     pub without_inventory: Vec<(Layer, Unusable)>,
 }
 

@@ -43,7 +43,7 @@ pub(crate) enum Kind {
     BlockDevice(i128, i128),
     Directory,
     Fifo,
-    /// An entry type that nobody can make.
+    /// An entry type that cannot be created.
     Unknown(u8),
 }
 

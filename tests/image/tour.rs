@@ -100,6 +100,12 @@ impl Tour {
 
 impl Drop for Tour {
     fn drop(&mut self) {
+        // Containers that a failed block has left running.
+        for name in std::fs::read_dir(self.path("store/containers")).into_iter().flatten() {
+            let mut strata = Command::new(env!("CARGO_BIN_EXE_strata"));
+            strata.arg("--root").arg(self.path("store")).args(["rm", "-f"]).arg(name.unwrap().file_name());
+            strata.output().unwrap();
+        }
         for mount in self.mounts() {
             Command::new("umount").arg("-l").arg(mount).status().unwrap();
         }
@@ -214,4 +220,29 @@ fn the_figures_of_readme_are_those_of_the_page() {
     }
     let lines = readme.lines().count();
     assert!(lines <= 150, "README has {lines} lines");
+}
+
+#[test]
+fn manuals_are_installed_where_a_user_finds_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let (program, share) = (dir.path().join("strata"), dir.path().join("share"));
+    std::fs::copy(env!("CARGO_BIN_EXE_strata"), &program).unwrap();
+    std::fs::create_dir(&share).unwrap();
+    for (path, mode) in [(dir.path(), 0o755), (&share, 0o777)] {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    }
+    let mut user = Command::new("setpriv");
+    user.args(["--reuid", "65534", "--regid", "65534", "--clear-groups"]).arg(&program).args(["man", "--install"]);
+    let output = user.env("XDG_DATA_HOME", &share).current_dir("/").output().unwrap();
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && told.contains(share.to_str().unwrap()), "{told}");
+    for name in
+        ["man/man1/strata.1", "man/man1/strata-run.1", "man/man1/stratafs.1", "fish/vendor_completions.d/strata.fish"]
+    {
+        assert!(std::fs::metadata(share.join(name)).unwrap().len() > 100, "{name}");
+    }
+    for name in ["strata", "stratafs"] {
+        let path = share.join("bash-completion/completions").join(name);
+        assert!(Command::new("bash").arg("-n").arg(path).status().unwrap().success(), "{name}");
+    }
 }

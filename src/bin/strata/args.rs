@@ -480,7 +480,11 @@ pub struct Completions {
 
 /// Write man pages into a directory
 #[derive(Args)]
-#[command(after_help = "Examples:\n  strata man /usr/local/share/man/man1\n  strata man . && man ./strata-run.1")]
+#[command(after_help = "Examples:\n  strata man --install\n  strata man . && man ./strata-run.1")]
 pub struct Man {
-    pub dir: PathBuf,
+    #[arg(required_unless_present = "install")]
+    pub dir: Option<PathBuf>,
+    /// Write them, and the completions, where this user's man and shells look: below /usr/local/share, or $XDG_DATA_HOME
+    #[arg(long, conflicts_with = "dir")]
+    pub install: bool,
 }

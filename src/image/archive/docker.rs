@@ -67,7 +67,7 @@ fn is_none(name: &str) -> bool {
     name.is_empty() || name == "<none>:<none>"
 }
 
-/// Names that are none are left out: an archive must not plant a name that the user cannot type.
+/// Invalid names are left out: an archive must not add a name that the user cannot type.
 pub(crate) fn usable_names(names: Vec<String>) -> Vec<Reference> {
     let usable = |name: String| match name.parse() {
         Ok(reference) => Some(reference),

@@ -219,7 +219,7 @@ impl<R: Read> Read for Counted<'_, R> {
     }
 }
 
-/// The name that a member is found by; `None` for one that nobody asks for.
+/// The name that a member is found by; `None` if it is never looked up.
 fn member_name(name: &[u8]) -> Option<String> {
     normalise("", std::str::from_utf8(name).ok()?).filter(|name| !name.is_empty())
 }

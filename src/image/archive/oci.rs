@@ -51,7 +51,7 @@ fn is_for_others(entry: &Descriptor, all: &[&Descriptor], wanted: &Platform, ins
     !fits(entry) && (insist || all.iter().any(namesake))
 }
 
-/// The image that an entry leads to. `None` for what is not an image.
+/// The image that an entry leads to. `None` if that is not an image.
 fn image(archive: &Archive, entry: &Descriptor, wanted: &Platform, depth: u32) -> Result<Option<FoundImage>> {
     if depth > INDEX_DEPTH {
         return Err(archive.error(format!("indexes are nested more than {INDEX_DEPTH} deep")));

@@ -46,7 +46,7 @@ pub enum LayerError {
         /// The error.
         source: io::Error,
     },
-    /// A recipe that is no recipe, or is damaged.
+    /// A file that is not a recipe, or a damaged recipe.
     #[error("layer recipe: {0}")]
     Recipe(String),
     /// The layer directory no longer holds what was unpacked.

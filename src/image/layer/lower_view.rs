@@ -20,7 +20,7 @@ pub(crate) struct LowerDir {
     pub(crate) parts: Vec<LowerRef>,
 }
 
-/// Something that is no directory.
+/// Something other than a directory.
 #[derive(Clone, Debug)]
 pub(crate) struct LowerFile {
     pub(crate) part: LowerRef,

@@ -52,7 +52,7 @@ pub fn unpack_archive(
             check(&location, &descriptor.digest, &digest)?;
             check(&location, &size(descriptor.size), &size(bytes))?;
         }
-        // The layer is as good without; who wants to know asks `strata inventory`.
+        // A layer works without an inventory; `strata inventory` reports why one cannot be made.
         if let Err(error) = inventory::write(&path) {
             tracing::warn!("{location}: no inventory: {error}");
         }

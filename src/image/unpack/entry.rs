@@ -9,7 +9,7 @@ use crate::tar::read::Entry;
 /// # Errors
 /// When it has an owner that Linux has not.
 pub(crate) fn attributes_of(entry: &Entry) -> Result<Attributes> {
-    // 4294967295 is no owner: chown(2) takes it as "leave".
+    // 4294967295 is not a valid owner: chown(2) takes it as "leave".
     let id = |value: i128, what: &str| {
         let id = u32::try_from(value).ok().filter(|id| *id != u32::MAX);
         id.ok_or_else(|| LayerError::entry(&entry.name, format!("its {what} {value} is out of range")))

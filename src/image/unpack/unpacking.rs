@@ -20,10 +20,10 @@ use crate::image::unpack::options::{Lowers, UnpackOptions};
 use crate::tar::limits::Growth;
 use crate::tar::read::TarReader;
 
-/// The reader of a layer; the recipe, where one is kept, takes what is not contents.
+/// The reader of a layer. The recipe, if one is written, gets everything except the contents of files.
 pub(crate) type Reader<'a, R> = TarReader<'a, R, Option<RecipeWriter>>;
 
-/// Warnings kept; more of the same kind help nobody.
+/// Most warnings that are kept.
 const WARNINGS: usize = 100;
 
 /// What came of extracting.
@@ -48,7 +48,7 @@ pub(crate) struct Unpacking<'a> {
     /// below. Settled at the end.
     pub(crate) buried: Vec<Vec<u8>>,
     lowers_ready: &'a (dyn Fn() -> bool + Sync),
-    /// Who writes large files out early.
+    /// The thread that writes large files out early.
     pub(crate) to_write_out: Option<SyncSender<File>>,
     pub(super) root_named: bool,
 }

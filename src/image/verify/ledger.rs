@@ -70,7 +70,7 @@ pub(crate) struct Ledger<'a> {
     links: HashSet<u64>,
     /// Where symbolic links are at this point of the stream, but something else is in the end, and their targets.
     former_links: BTreeMap<Vec<u8>, Vec<u8>>,
-    /// The last names of entries that went nobody knows where.
+    /// The last names of entries whose place in the tree is not known.
     astray: HashSet<u64>,
     /// One of them made a directory opaque.
     opaque_astray: bool,
@@ -105,7 +105,7 @@ impl<'a> Ledger<'a> {
         self.names.add(path, true);
     }
 
-    /// An entry of this last name went nobody knows where.
+    /// The place of an entry with this last name is not known.
     pub(crate) fn stray(&mut self, name: &[u8]) {
         self.astray.insert(self.hash(name));
     }

@@ -34,7 +34,7 @@ const DOCKER_HUB: &str = "https://index.docker.io/v1/";
 /// Other names of docker's own registry.
 const HUB_ALIASES: [&str; 3] = ["docker.io", "index.docker.io", "registry-1.docker.io"];
 
-/// Who one is to a registry.
+/// How the user is known to a registry.
 #[derive(Clone, PartialEq, Eq)]
 pub enum Credentials {
     /// A name and a password.
@@ -62,7 +62,7 @@ impl fmt::Debug for Credentials {
 }
 
 impl Credentials {
-    /// The value of an `Authorization` header; none for what is no password.
+    /// The value of an `Authorization` header; none if this is not a password.
     pub(super) fn basic(&self) -> Option<String> {
         match self {
             Self::Password { user, password } => {

@@ -65,7 +65,7 @@ enum Blob<'l> {
 /// does; one that is given several times is saved once, under all the names.
 ///
 /// # Errors
-/// When there is no such image.
+/// If there is no such image.
 pub fn select(store: &Store, texts: &[String]) -> Result<Vec<Selected>> {
     let mut selection: Vec<Selected> = Vec::new();
     for text in texts {
@@ -107,7 +107,7 @@ pub fn save(store: &Store, selection: &[Selected], target: Target<'_>, options: 
 
 type Packed<'l> = BTreeMap<Digest, (Descriptor, Blob<'l>)>;
 
-/// Compresses the layers, several at a time; what is not to be compressed is re-assembled when it is written.
+/// Compresses the layers, several at a time; uncompressed layers are assembled while they are written.
 fn pack<'l>(layers: &BTreeMap<Digest, &'l Layer>, compression: Compression, scratch: &Path) -> Result<Packed<'l>> {
     let suffix = match compression {
         Compression::None => {
