@@ -36,6 +36,7 @@
 //! | `image` | `image`, `store`, `tar`, `text` | compression, SHA-256, JSON |
 //! | `registry` | `registry` | HTTP and TLS |
 //! | `container` | `container` | |
+//! | `snapshotter` | `snapshotter` | gRPC, an embedded database |
 //! | `cli` | the programs | clap |
 //!
 //! # Stability
@@ -47,7 +48,13 @@
 //! The structure of the code is described in `docs/architecture.md`.
 
 #![cfg_attr(
-    not(all(feature = "image", feature = "registry", feature = "container", feature = "cli")),
+    not(all(
+        feature = "image",
+        feature = "registry",
+        feature = "container",
+        feature = "snapshotter",
+        feature = "cli"
+    )),
     allow(dead_code, unused_imports) // what only the other features use
 )]
 
@@ -65,6 +72,8 @@ pub mod marks;
 mod mount;
 #[cfg(feature = "registry")]
 pub mod registry;
+#[cfg(feature = "snapshotter")]
+pub mod snapshotter;
 #[cfg(feature = "image")]
 pub mod store;
 pub mod sys;

@@ -95,6 +95,8 @@ pub enum Verb {
     Man(Man),
     #[command(hide = true)]
     Supervise(Supervise),
+    #[cfg(feature = "snapshotter")]
+    Snapshotter(crate::snapshotter::Arguments),
 }
 
 /// Load images from a docker-archive, an OCI archive or an OCI directory

@@ -17,6 +17,8 @@ mod output;
 mod progress;
 mod registry;
 mod running;
+#[cfg(feature = "snapshotter")]
+mod snapshotter;
 mod stats;
 mod volumes;
 
@@ -175,6 +177,8 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Verb::Checkpoint(checkpoint) if let Some((mountpoint, dir)) = checkpoint.of_mount() => {
             return checkpoints::of_mount(mountpoint, dir).map(|()| ExitCode::SUCCESS);
         }
+        #[cfg(feature = "snapshotter")]
+        Verb::Snapshotter(arguments) => return snapshotter::run(arguments).map(|()| ExitCode::SUCCESS),
         _ => {}
     }
     let root = cli.root.map_or_else(Store::default_root, Ok)?;
@@ -236,6 +240,8 @@ fn run(cli: Cli) -> Result<ExitCode> {
         | Verb::Completions(_)
         | Verb::Doctor(_)
         | Verb::Stats(_) => {}
+        #[cfg(feature = "snapshotter")]
+        Verb::Snapshotter(_) => {}
     }
     Ok(ExitCode::SUCCESS)
 }

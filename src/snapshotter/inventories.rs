@@ -1,0 +1,114 @@
+//! Inventories of committed snapshots, made one after the other by a thread of their own: containerd holds a lock of its
+//! metadata while it commits, and the next layer can be unpacked meanwhile. Who wants to mount waits for them.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+
+use super::directories::Directories;
+use crate::inventory;
+
+/// Longest wait for a driver that is still ending.
+const DRIVER_PATIENCE: Duration = Duration::from_secs(3);
+
+/// The thread, and what it has to do.
+pub(super) struct Inventories {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+struct Shared {
+    directories: Arc<Directories>,
+    queue: Mutex<Queue>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Queue {
+    /// Numbers of the snapshots whose inventories are to be made; the first one is being made.
+    waiting: VecDeque<u64>,
+    ended: bool,
+}
+
+impl Inventories {
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// When there can be no more threads.
+    pub(super) fn start(directories: Arc<Directories>) -> std::io::Result<Self> {
+        let shared = Arc::new(Shared { directories, queue: Mutex::default(), changed: Condvar::new() });
+        let its = Arc::clone(&shared);
+        let thread = std::thread::Builder::new().name("inventories".to_owned()).spawn(move || its.work())?;
+        Ok(Self { shared, thread: Some(thread) })
+    }
+
+    /// Has the inventory of a committed snapshot made unless it is there.
+    pub(super) fn begin(&self, id: u64) {
+        self.shared.queue.lock().waiting.push_back(id);
+        self.shared.changed.notify_all();
+    }
+
+    /// Waits until none of these inventories is still to be made, for `patience` at most.
+    pub(super) fn wait(&self, ids: &[u64], patience: Duration) {
+        let deadline = Instant::now() + patience;
+        let mut queue = self.shared.queue.lock();
+        while queue.waiting.iter().any(|id| ids.contains(id)) {
+            if self.shared.changed.wait_until(&mut queue, deadline).timed_out() {
+                return;
+            }
+        }
+    }
+}
+
+impl Drop for Inventories {
+    /// Waits for the one that is being made. The others are found missing at the next start.
+    fn drop(&mut self) {
+        self.shared.queue.lock().ended = true;
+        self.shared.changed.notify_all();
+        if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
+            tracing::error!("the thread that makes inventories has panicked");
+        }
+    }
+}
+
+impl Shared {
+    fn work(&self) {
+        loop {
+            let id = {
+                let mut queue = self.queue.lock();
+                loop {
+                    match queue.waiting.front() {
+                        _ if queue.ended => return,
+                        Some(&id) => break id,
+                        None => self.changed.wait(&mut queue),
+                    }
+                }
+            };
+            self.make(id);
+            self.queue.lock().waiting.pop_front();
+            self.changed.notify_all();
+        }
+    }
+
+    /// A layer is as good without an inventory, so nothing that goes wrong here is more than a line in the log.
+    fn make(&self, id: u64) {
+        let layer = self.directories.upper(id);
+        let outcome =
+            self.directories.wait_until_free(id, DRIVER_PATIENCE).and_then(|_| self.directories.remove_work(id));
+        if let Err(error) = outcome {
+            tracing::debug!("{error}");
+        }
+        if layer.with_file_name("fs.inventory").exists() {
+            return;
+        }
+        match inventory::write(&layer) {
+            Ok(written) => tracing::debug!("{}: {} names", written.path.display(), written.entries),
+            // It was removed meanwhile.
+            Err(_) if !layer.exists() => {}
+            Err(error) => tracing::warn!("inventory of {}: {error}", layer.display()),
+        }
+    }
+}
