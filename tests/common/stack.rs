@@ -396,6 +396,17 @@ impl Layers {
         self
     }
 
+    /// Where the upper can go in a checkpoint.
+    pub fn checkpoint_place(&self) -> std::path::PathBuf {
+        self.directory.path().join(format!("checkpoint-{}", self.lowers.len()))
+    }
+
+    /// The checkpoint at `place` is the topmost lower layer.
+    pub fn add_checkpoint(&mut self, place: std::path::PathBuf) {
+        self.originals.insert(0, tree::snapshot(&place, true));
+        self.lowers.insert(0, place);
+    }
+
     fn read_log(&self) -> String {
         let mut text = vec![];
         if let Ok(mut file) = File::open(self.log()) {

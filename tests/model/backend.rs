@@ -169,7 +169,7 @@ impl Place {
                 return Ok(Outcome::Stat(stat.st_mode & 0o7777, stat.st_size.cast_unsigned(), stat.st_nlink));
             }
             Op::Close { slot } => self.handles[*slot] = None,
-            Op::Remount { .. } | Op::Restack { .. } => panic!("a directory cannot be mounted again"),
+            Op::Remount { .. } | Op::Restack { .. } | Op::Checkpoint => panic!("a directory cannot be mounted again"),
         }
         Ok(Outcome::Done)
     }

@@ -266,6 +266,14 @@ impl Library {
                 let layers = self.shut().restack();
                 self.reopen(layers);
             }
+            Op::Checkpoint => {
+                let layers = self.layers.as_mut().expect("layers");
+                let place = layers.checkpoint_place();
+                let overlay = self.overlay.as_ref().expect("open");
+                let id = stratafs::union::layer::chain::new_id().expect("random");
+                overlay.checkpoint(&place, id, false).unwrap_or_else(|error| panic!("no checkpoint: {error}"));
+                layers.add_checkpoint(place);
+            }
             _ => {
                 let mut lookups = Lookups { overlay: self.overlay(), taken: vec![] };
                 return call(&mut lookups, &self.open, op, step);
@@ -471,7 +479,9 @@ fn call(lookups: &mut Lookups<'_>, open: &[Option<Open>; SLOTS], op: &Op, step: 
             let (attr, _) = overlay.getattr(slot(*at).node, Some(slot(*at).handle))?;
             return Ok(Outcome::Stat(attr.mode & 0o7777, attr.size, u64::from(attr.nlink)));
         }
-        Op::Open { .. } | Op::Close { .. } | Op::Remount { .. } | Op::Restack { .. } => unreachable!("{op:?}"),
+        Op::Open { .. } | Op::Close { .. } | Op::Remount { .. } | Op::Restack { .. } | Op::Checkpoint => {
+            unreachable!("{op:?}")
+        }
     }
     Ok(Outcome::Done)
 }

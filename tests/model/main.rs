@@ -87,7 +87,7 @@ fn stratafs_with_inventories() {
 #[test]
 fn library() {
     run_test_within(limit(), "model::library", Driver::Overlayfs, |_| {
-        library_sequences(number("STRATAFS_MODEL_OPS", 10_000), 4000);
+        library_sequences(number("STRATAFS_MODEL_OPS", 10_000), 4000, false);
     });
 }
 
@@ -95,17 +95,26 @@ fn library() {
 fn library_with_inventories() {
     run_test_within(limit(), "model::library_with_inventories", Driver::Overlayfs, |_| {
         common::use_inventories();
-        library_sequences(number("STRATAFS_MODEL_OPS", 5_000), 9000);
+        library_sequences(number("STRATAFS_MODEL_OPS", 5_000), 9000, false);
     });
 }
 
-fn library_sequences(count: u64, first_seed: u64) {
+/// Nobody notices a checkpoint, and no later change reaches its layer.
+#[test]
+fn library_with_checkpoints() {
+    run_test_within(limit(), "model::library_with_checkpoints", Driver::Overlayfs, |_| {
+        library_sequences(number("STRATAFS_MODEL_OPS", 10_000), 11_000, true);
+    });
+}
+
+fn library_sequences(count: u64, first_seed: u64, checkpoints: bool) {
     let mut seed = number("STRATAFS_MODEL_SEED", first_seed);
     let mut tried = 0;
     while tried < count {
         let mut rng = Rng::new(seed);
         let layers = ops::random_layers(&mut rng);
         let sequence = ops::random_ops(&mut rng, &layers, SEQUENCE, &[Driver::Stratafs]);
+        let sequence = if checkpoints { ops::with_checkpoints(&mut rng, sequence) } else { sequence };
         let make = |layers: &[Layer]| Box::new(Library::new(layers)) as Box<dyn Backend>;
         tried += run::check(seed, &layers, sequence, &make) as u64;
         seed += 1;

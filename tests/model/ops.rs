@@ -131,6 +131,20 @@ pub enum Op {
     Restack {
         driver: Driver,
     },
+    /// As before, while it is mounted and files are open.
+    Checkpoint,
+}
+
+/// The sequence with checkpoints in it.
+pub fn with_checkpoints(rng: &mut Rng, ops: Vec<Op>) -> Vec<Op> {
+    let mut mixed = Vec::with_capacity(ops.len() * 9 / 8);
+    for op in ops {
+        if rng.chance(10) {
+            mixed.push(Op::Checkpoint);
+        }
+        mixed.push(op);
+    }
+    mixed
 }
 
 /// Bytes that tell which write they come from.

@@ -55,10 +55,10 @@ fn run_steps(layers: &[Layer], ops: &[(u64, Op)], make: Make, at: &std::cell::Ce
         if let Some(message) = disagreement(&expected, &outcome, backend.is_coherent()) {
             return Err(format!("{op:?}: {message}"));
         }
-        if matches!(op, Op::Restack { .. }) {
+        if matches!(op, Op::Restack { .. } | Op::Checkpoint) {
             numbers.clear();
         }
-        let remounted = matches!(op, Op::Remount { .. } | Op::Restack { .. });
+        let remounted = matches!(op, Op::Remount { .. } | Op::Restack { .. } | Op::Checkpoint);
         if remounted || index % COMPARE_EVERY == 0 {
             compare(&union, backend.as_mut(), &mut numbers)?;
         }

@@ -509,7 +509,13 @@ impl Union {
                     return Ok(Expected::Skip);
                 }
             }
-            Op::Remount { .. } => self.handles = Default::default(),
+            Op::Remount { .. } => {
+                self.handles = Default::default();
+                if !self.indexed {
+                    self.split_links();
+                }
+            }
+            Op::Checkpoint => self.checkpoint(),
             // The index stays behind.
             Op::Restack { .. } if self.indexed => return Ok(Expected::Skip),
             Op::Restack { .. } => {
@@ -635,6 +641,19 @@ impl Union {
         Ok(())
     }
 
+    /// The upper has become a lower layer, and nobody notices. Files that are open for writing are in the new upper.
+    fn checkpoint(&mut self) {
+        let written: Vec<Id> =
+            self.handles.iter().flatten().filter(|handle| handle.write).map(|handle| handle.id).collect();
+        for (id, inode) in self.inodes.iter_mut().enumerate() {
+            if inode.copied_up == CopiedUp::No || inode.names == 0 || written.contains(&id) || id == ROOT {
+                continue;
+            }
+            inode.lower_links = inode.names;
+            inode.copied_up = CopiedUp::No;
+        }
+    }
+
     /// The upper has become a lower layer: its hard links are separate files to those who change them.
     fn restack(&mut self) {
         for inode in &mut self.inodes {
@@ -647,9 +666,15 @@ impl Union {
         self.inodes[ROOT].mode = 0o755;
         (self.inodes[ROOT].uid, self.inodes[ROOT].gid, self.inodes[ROOT].mtime) = (0, 0, None);
         self.inodes[ROOT].xattrs.clear();
+        self.split_links();
+    }
+
+    /// Hard links of a lower layer are separate files to those who change them.
+    fn split_links(&mut self) {
         let mut seen = vec![false; self.inodes.len()];
         for (path, id) in self.entries() {
-            if !std::mem::replace(&mut seen[id], true) {
+            let is_first = !std::mem::replace(&mut seen[id], true);
+            if is_first || self.inodes[id].copied_up != CopiedUp::No || self.children(id).is_some() {
                 continue;
             }
             let alias = self.inodes.len();
