@@ -258,7 +258,9 @@ fn open_root(stack: &LayerStack, upper_id: &UpperId) -> Result<Node> {
         }
     };
     let lowers = if opaque_above { Vec::new() } else { root_parts(stack)? };
-    let ino = match stack.lowers().first().filter(|_| !lowers.is_empty()) {
+    // That of the image, which checkpoint layers come to lie above; without one, of the lowest checkpoint.
+    let below = stack.lowers().iter().find(|layer| layer.chain().is_none()).or(stack.lowers().last());
+    let ino = match below.filter(|_| !lowers.is_empty()) {
         Some(layer) => stack.shown_ino(&layer.root().stat_self()?),
         None => match stack.upper() {
             Some(upper) => stack.shown_ino(&upper.root().stat_self()?),

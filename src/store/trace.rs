@@ -126,7 +126,13 @@ fn shown(view: &View, names: &[CString]) -> std::result::Result<Vec<LowerRef>, E
             Some(Entry::Directory(found)) => parts = found,
             Some(Entry::Other(file)) if at + 1 == names.len() => {
                 let path: Arc<std::ffi::CStr> = file.path;
-                return Ok(vec![LowerRef { layer: file.layer, xattr_whiteouts: false, number: None, path }]);
+                return Ok(vec![LowerRef {
+                    layer: file.layer,
+                    xattr_whiteouts: false,
+                    impure: false,
+                    number: None,
+                    path,
+                }]);
             }
             Some(Entry::Other(_)) | None => return Ok(Vec::new()),
         }

@@ -103,7 +103,7 @@ fn library_with_inventories() {
 #[test]
 fn library_with_checkpoints() {
     run_test_within(limit(), "model::library_with_checkpoints", Driver::Overlayfs, |_| {
-        library_sequences(number("STRATAFS_MODEL_OPS", 10_000), 11_000, true);
+        library_sequences(number("STRATAFS_MODEL_OPS", 1_200), 11_000, true);
     });
 }
 

@@ -14,7 +14,7 @@ use crate::driver::locate::LowerPlace;
 use crate::driver::node::{ContentRef, CopyUpGuard, Indexed, NamesWrite, Node, NodeRef, Published};
 use crate::driver::types::{Errno, Result};
 use crate::marks::Mark;
-use crate::union::layer::{FileType, LayerId, Staged, Stat, TimeTo, Times, UpperDir};
+use crate::union::layer::{Dir, FileType, FsId, LayerId, LowerRef, Staged, Stat, TimeTo, Times, UpperDir};
 use crate::union::merge::is_mark_name;
 use stage::{CopySource, Plan, stage};
 
@@ -98,7 +98,7 @@ impl Union {
         self.check_owner_is_known(&source_dir, source_name, &stat)?;
         let indexed = self.indexed(node);
         let breaks_link = stat.nlink > 1 && !stat.is_dir() && indexed.is_none();
-        let origin = if breaks_link { None } else { Some(self.origins.encode(fs, &source_dir, source_name)?) };
+        let origin = if breaks_link { None } else { Some(self.origin_of(part, fs, &source_dir, source_name)?) };
         let content = self.lower_content(node)?;
         let plan = Plan {
             origin: origin.as_deref(),
@@ -120,6 +120,16 @@ impl Union {
             None => None,
         };
         self.publish_copy(copy_up, staged, indexed.as_ref(), breaks_link, content.filter(|_| keeps_below))
+    }
+
+    /// The origin mark for the copy of a file in the lower part `part`: of a file that is a copy itself, its own.
+    fn origin_of(&self, part: &LowerRef, fs: FsId, dir: &Dir, name: &CStr) -> Result<Vec<u8>> {
+        if self.stack.lower(part.layer)?.chain().is_some()
+            && let Some(origin) = dir.marks(name)?.origin.filter(|origin| !origin.is_empty())
+        {
+            return Ok(origin);
+        }
+        self.origins.encode(fs, dir, name)
     }
 
     /// Where the content of a lower file is that keeps it elsewhere.

@@ -139,8 +139,8 @@ impl Dir {
         if state.lowers.of_layer(layer).is_some() {
             return;
         }
-        let UpperPart { xattr_whiteouts, opaque, .. } = std::mem::take(&mut state.upper);
-        let mut parts = vec![LowerRef { layer, xattr_whiteouts, number: None, path }];
+        let UpperPart { xattr_whiteouts, opaque, impure, .. } = std::mem::take(&mut state.upper);
+        let mut parts = vec![LowerRef { layer, xattr_whiteouts, impure, number: None, path }];
         if !opaque {
             parts.extend_from_slice(&state.lowers);
         }

@@ -11,7 +11,7 @@ use crate::driver::node::{
 use crate::driver::types::{Attr, Entry, Errno, NodeId, Result, Validity};
 use crate::driver::{Union, checked_name};
 use crate::marks::Opaque;
-use crate::union::layer::{FileId, Stat, UpperDir};
+use crate::union::layer::{Dir as LayerFile, FileId, LowerRef, Stat, UpperDir};
 use crate::union::merge::{Resolution, Source};
 
 impl Union {
@@ -229,12 +229,19 @@ impl Union {
     fn ino_of(&self, parent: &NodeRef, name: &CStr, found: &crate::union::merge::Found) -> Result<u64> {
         let own = self.stack.shown_ino(&found.stat);
         match found.source {
-            Source::Lower(_) => Ok(own),
-            Source::Upper if found.stat.is_dir() => {
-                let Some(part) = found.lowers.first() else { return Ok(own) };
-                let dir = self.stack.lower(part.layer)?.open_dir(&part.path)?;
-                Ok(self.stack.shown_ino(&dir.stat_self()?))
+            Source::Lower(index) if found.lowers.is_empty() => {
+                let lowers = parent.dir().ok_or(Errno::NOTDIR)?.lowers();
+                let Some(part) = lowers.get(usize::from(index)).filter(|part| part.impure) else { return Ok(own) };
+                self.ino_of_copy(&self.lower_dir(parent, part)?, name, &found.stat)
             }
+            Source::Lower(_) => match found.lowers.first() {
+                Some(part) => self.ino_of_part(part),
+                None => Ok(own),
+            },
+            Source::Upper if found.stat.is_dir() => match found.lowers.first() {
+                Some(part) => self.ino_of_part(part),
+                None => Ok(own),
+            },
             Source::Upper => {
                 let Some(mark) = &found.marks.origin else { return Ok(own) };
                 match self.origins.resolve(mark) {
@@ -252,6 +259,25 @@ impl Union {
                 }
             }
         }
+    }
+
+    /// `st_ino` of a directory whose topmost lower part is `part`.
+    pub(in crate::driver) fn ino_of_part(&self, part: &LowerRef) -> Result<u64> {
+        let layer = self.stack.lower(part.layer)?;
+        let dir = layer.open_dir(&part.path)?;
+        let stat = dir.stat_self()?;
+        if layer.chain().is_none() { Ok(self.stack.shown_ino(&stat)) } else { self.ino_of_copy(&dir, c"", &stat) }
+    }
+
+    /// `st_ino` of a file or directory of a checkpoint layer, whose attributes are `stat`: that of what it was copied up from,
+    /// as when the layer was the upper.
+    fn ino_of_copy(&self, dir: &LayerFile, name: &CStr, stat: &Stat) -> Result<u64> {
+        let origin = dir.marks(name)?.origin.and_then(|mark| self.origins.resolve(&mark));
+        let is_it = |origin: &Stat| {
+            (origin.nlink == 1 || origin.is_dir())
+                && (self.permissions.is_some() || origin.file_type() == stat.file_type())
+        };
+        Ok(self.stack.shown_ino(&origin.filter(is_it).unwrap_or(*stat)))
     }
 
     /// Attributes to show for a node whose real file has `stat`.

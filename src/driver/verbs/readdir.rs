@@ -163,9 +163,13 @@ impl Union {
             return Ok(ino);
         }
         // Only files that were copied up, and merged directories, have another number than their own.
-        let may_differ = listed.source == Source::Upper && {
-            let impure = dir.upper_part(|part| part.impure);
-            impure || (listed.kind == libc::DT_DIR && dir.has_lowers())
+        let may_differ = match listed.source {
+            Source::Upper => dir.upper_part(|part| part.impure) || (listed.kind == libc::DT_DIR && dir.has_lowers()),
+            Source::Lower(index) => {
+                let layer = dir.lowers().get(usize::from(index)).map(|part| (part.impure, part.layer));
+                let is_copy = |layer| self.stack.lower(layer).is_ok_and(|layer| layer.chain().is_some());
+                layer.is_some_and(|(impure, layer)| impure || (listed.kind == libc::DT_DIR && is_copy(layer)))
+            }
         };
         if (may_differ || listed.id.is_none())
             && let Some(attr) = self.find_or_damaged(parent, listed.name)?

@@ -95,8 +95,13 @@ impl LowerView {
             None => None,
             Some(Entry::Directory(parts)) => Some(LowerEntry::Directory(LowerDir { parts })),
             Some(Entry::Other(file)) => {
-                let part =
-                    LowerRef { layer: file.layer, xattr_whiteouts: false, number: None, path: file.path.clone() };
+                let part = LowerRef {
+                    layer: file.layer,
+                    xattr_whiteouts: false,
+                    impure: false,
+                    number: None,
+                    path: file.path.clone(),
+                };
                 let (parent, name) = self.open_parent(&part)?;
                 let stat = confined::stat_entry(parent.as_fd(), name).at(part.path.to_bytes())?;
                 let stat = stat.ok_or_else(|| LayerError::io(part.path.to_bytes(), Errno::NOENT))?;

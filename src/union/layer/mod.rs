@@ -106,6 +106,8 @@ pub struct LowerRef {
     pub layer: LayerId,
     /// Its entries may be xattr whiteouts (opaque mark `x`).
     pub xattr_whiteouts: bool,
+    /// Of a checkpoint layer: it holds files that were copied up, whose numbers are not their own.
+    pub impure: bool,
     /// Its number in the layer's inventory, if it is known to be there.
     pub number: Option<DirNumber>,
     /// Path below the layer's root, without a leading slash; empty for the root.
@@ -115,7 +117,7 @@ pub struct LowerRef {
 impl LowerRef {
     /// The root of layer `layer`.
     pub fn root(layer: LayerId, xattr_whiteouts: bool, number: Option<DirNumber>) -> Self {
-        Self { layer, xattr_whiteouts, number, path: Arc::from(c"") }
+        Self { layer, xattr_whiteouts, impure: false, number, path: Arc::from(c"") }
     }
 
     /// Path of the entry `name` of this directory.

@@ -149,8 +149,10 @@ pub fn resolve(dir: &MergedDir<'_>, name: &CStr) -> Result<Resolution, Errno> {
 pub fn root_parts(stack: &LayerStack) -> Result<Vec<LowerRef>, Errno> {
     let mut parts = Vec::new();
     for (id, layer) in stack.ids().zip(stack.lowers()) {
-        let opaque = layer.root().marks(c"")?.opaque();
-        parts.push(LowerRef::root(id, opaque == Opaque::XattrWhiteouts, layer.root_number()));
+        let marks = layer.root().marks(c"")?;
+        let opaque = marks.opaque();
+        let part = LowerRef::root(id, opaque == Opaque::XattrWhiteouts, layer.root_number());
+        parts.push(LowerRef { impure: marks.impure && layer.chain().is_some(), ..part });
         if opaque == Opaque::Yes || has_opaque_entry(layer.root(), c"")? {
             break;
         }
@@ -313,7 +315,7 @@ impl Walk<'_, '_> {
         {
             return Err(Errno::LOOP);
         }
-        let mut part = LowerRef { layer, xattr_whiteouts: false, number: parent.number_of(name), path };
+        let mut part = LowerRef { layer, xattr_whiteouts: false, impure: false, number: parent.number_of(name), path };
         // Nothing is below the last layer, so its marks mean nothing (kernel: `d->last`).
         if self.dir.stack.is_lowest(layer) {
             self.parts.push(part);
@@ -322,6 +324,7 @@ impl Walk<'_, '_> {
         let marks = parent.marks(name)?;
         let opaque = marks.opaque();
         part.xattr_whiteouts = opaque == Opaque::XattrWhiteouts;
+        part.impure = marks.impure && self.dir.stack.lower(layer)?.chain().is_some();
         self.parts.push(part);
         if opaque == Opaque::Yes {
             return Ok(Next::Stop);
