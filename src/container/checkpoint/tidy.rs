@@ -41,6 +41,10 @@ pub fn tidy(store: &Store, wait: bool) -> Result<()> {
         let next = survey.mergeable().into_iter().find(|(layer, _)| !failed.contains(&layer.id));
         drop(alone);
         doomed.iter().try_for_each(|path| remove_tree(path))?;
+        // What stood on them alone may be alone on what is below now.
+        if !doomed.is_empty() {
+            continue;
+        }
         let Some((layer, dependent)) = next else { return Ok(()) };
         if !merge_into(store, &layer, &dependent, wait)? {
             failed.insert(layer.id);
