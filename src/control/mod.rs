@@ -33,16 +33,14 @@ pub enum Request {
         /// Everything is written to the disk before the answer.
         sync: bool,
     },
-    /// Other layers, and a new empty upper unless `keep_upper`.
+    /// Other layers, and a new empty upper.
     Switch {
-        /// Where the old upper goes; empty with `keep_upper`.
+        /// Where the old upper goes.
         place: String,
-        /// The id of the new upper; empty with `keep_upper`.
+        /// The id of the new upper.
         id: String,
         /// All layers, the topmost first.
         lowers: Vec<String>,
-        /// The upper stays, and the layers show what the old ones did.
-        keep_upper: bool,
     },
     /// Another mount is about to use these layers: no write of this one may reach them.
     Share {
@@ -95,10 +93,7 @@ impl Request {
             Self::Checkpoint { place, id, sync } => {
                 json!({"op": "checkpoint", "place": place, "id": id, "sync": sync})
             }
-            Self::Switch { lowers, keep_upper: true, .. } => {
-                json!({"op": "switch", "lowers": lowers, "keep_upper": true})
-            }
-            Self::Switch { place, id, lowers, .. } => {
+            Self::Switch { place, id, lowers } => {
                 json!({"op": "switch", "place": place, "id": id, "lowers": lowers})
             }
             Self::Share { layers } => json!({"op": "share", "layers": layers}),
@@ -115,13 +110,7 @@ impl Request {
                 id: text("id")?,
                 sync: value["sync"].as_bool().unwrap_or(true),
             },
-            "switch" => {
-                let lowers = texts(&value["lowers"])?;
-                match value["keep_upper"].as_bool() {
-                    Some(true) => Self::Switch { place: String::new(), id: String::new(), lowers, keep_upper: true },
-                    _ => Self::Switch { place: text("place")?, id: text("id")?, lowers, keep_upper: false },
-                }
-            }
+            "switch" => Self::Switch { place: text("place")?, id: text("id")?, lowers: texts(&value["lowers"])? },
             "share" => Self::Share { layers: texts(&value["layers"])? },
             "state" => Self::State,
             _ => return None,
@@ -204,13 +193,10 @@ mod tests {
     fn requests_are_what_the_protocol_says() {
         let checkpoint = Request::Checkpoint { place: "/p".into(), id: "a".into(), sync: true };
         let lowers = vec!["/l".to_owned()];
-        let follow =
-            Request::Switch { place: String::new(), id: String::new(), lowers: lowers.clone(), keep_upper: true };
-        let switch = Request::Switch { place: "/p".into(), id: "a".into(), lowers: lowers.clone(), keep_upper: false };
+        let switch = Request::Switch { place: "/p".into(), id: "a".into(), lowers: lowers.clone() };
         for (request, text) in [
             (&checkpoint, r#"{"op":"checkpoint","place":"/p","id":"a","sync":true}"#),
             (&switch, r#"{"op":"switch","place":"/p","id":"a","lowers":["/l"]}"#),
-            (&follow, r#"{"op":"switch","lowers":["/l"],"keep_upper":true}"#),
             (&Request::Share { layers: lowers.clone() }, r#"{"op":"share","layers":["/l"]}"#),
             (&Request::State, r#"{"op":"state"}"#),
         ] {

@@ -42,6 +42,12 @@ fn pivot(upper: &Path, place: &Path, id: &str, root: &Path, below: Option<&Path>
     renameat_with(CWD, place, CWD, upper, RenameFlags::EXCHANGE).unwrap();
 }
 
+/// The id of a layer of the store's, by its path.
+fn id_in(path: &str) -> Option<String> {
+    let id = Path::new(path).parent()?.file_name()?.to_str()?;
+    (id.len() == 32).then(|| id.to_owned())
+}
+
 /// Answers in the place of the driver of a container.
 fn play(container: &Container) -> (Arc<Role>, Server) {
     let role = Arc::new(Role::default());
@@ -57,14 +63,13 @@ fn play(container: &Container) -> (Arc<Role>, Server) {
                 pivot(&upper, Path::new(&place), &id, &upper, Some(&upper));
                 lowers.insert(0, place);
             }
-            Request::Switch { keep_upper: true, lowers: new, .. } => *lowers = new,
-            Request::Switch { place, id, lowers: new, .. } => {
+            Request::Switch { place, id, lowers: new } => {
                 pivot(&upper, Path::new(&place), &id, Path::new(&new[0]), Some(Path::new(&new[0])));
                 *lowers = new;
             }
             Request::Share { .. } => {}
             Request::State => {
-                let lowers = lowers.iter().map(|path| Lower { path: path.clone(), id: None }).collect();
+                let lowers = lowers.iter().map(|path| Lower { path: path.clone(), id: id_in(path) }).collect();
                 return Answer { lowers, writers: Some(0), pid: Some(1), ..Answer::done() };
             }
         }
@@ -95,7 +100,7 @@ fn names(container: &Container, scratch: &Scratch) -> Vec<String> {
 fn the_driver_is_asked() {
     let (scratch, web) = lab();
     let store = &scratch.store;
-    let (role, _server) = play(&web);
+    let (role, server) = play(&web);
     let image: Vec<String> = {
         let layers = web.layers(store).unwrap();
         layers.iter().rev().map(|layer| layer.diff().to_str().unwrap().to_owned()).collect()
@@ -110,11 +115,8 @@ fn the_driver_is_asked() {
     assert!(web.rollback(store, "one", Some("two")).unwrap().is_none());
     assert_eq!((shown(store, "web", None), shown(store, "web", Some("two"))), (first.clone(), second.clone()));
     let asked = std::mem::take(&mut *role.asked.lock().unwrap());
-    let [
-        Request::State,
-        Request::Checkpoint { place, sync: true, .. },
-        Request::Switch { lowers, keep_upper: false, .. },
-    ] = asked.as_slice()
+    let [Request::State, Request::Checkpoint { place, sync: true, .. }, Request::Switch { lowers, .. }] =
+        asked.as_slice()
     else {
         panic!("{asked:?}")
     };
@@ -134,18 +136,27 @@ fn the_driver_is_asked() {
     let two = web.find_checkpoint(store, "two").unwrap().layer.dir();
     let dirs: Vec<String> = [&two, &one.layer.dir()].map(|dir| dir.to_str().unwrap().to_owned()).into();
     assert_eq!(shared, [Request::Share { layers: dirs.clone() }]);
-    // A merge tells them too; the upper of a mount is not merged into.
+    // A merge tells them too. What the mount has open stays for it; the upper of a mount is not merged into.
+    role.asked.lock().unwrap().clear();
     web.remove_checkpoint(store, "one").unwrap();
     tidy(store, true).unwrap();
     assert_eq!(web.chain(store).unwrap().len(), 1);
-    assert_eq!(*role.lowers.lock().unwrap(), [vec![dirs[0].clone()], image].concat());
-    assert!(!PathBuf::from(&dirs[1]).exists());
+    let both = vec![dirs[1].clone(), dirs[0].clone()];
+    assert!(role.asked.lock().unwrap().contains(&Request::Share { layers: both }));
+    let one = PathBuf::from(&dirs[1]);
+    let old = one.parent().unwrap().with_file_name(format!("merged-{}", id_in(&dirs[1]).unwrap()));
+    tidy(store, true).unwrap();
+    assert!(one.exists() && old.join("layer/two").exists());
     assert_eq!((shown(store, "web", None), shown(store, "web2", None)), (second.clone(), second.clone()));
     web2.remove(store).unwrap();
     web.remove_checkpoint(store, "two").unwrap();
     tidy(store, true).unwrap();
-    assert_eq!((web.chain(store).unwrap().len(), shown(store, "web", None)), (1, second));
+    assert_eq!((web.chain(store).unwrap().len(), shown(store, "web", None)), (1, second.clone()));
     assert_eq!(store.chain_faults().unwrap(), Vec::<String>::new());
+    drop(server);
+    tidy(store, true).unwrap();
+    assert!(!one.exists() && !old.exists());
+    assert_eq!((web.chain(store).unwrap().len(), shown(store, "web", None)), (0, second));
 }
 
 #[test]
@@ -166,7 +177,7 @@ fn a_driver_that_refuses_changes_nothing() {
     assert_eq!(told(web.rollback(store, "one", Some("kept")).map(drop)), "web: the disk is full");
     assert_eq!(told(web.fork(store, Some("one"), "web2").map(drop)), "web: the disk is full");
     assert_eq!((scratch.listing(), shown(store, "web", None)), before);
-    // A layer that the driver does not follow to stays as it is.
+    // Layers are not merged below a driver that does not leave their files alone.
     web.remove_checkpoint(store, "one").unwrap();
     tidy(store, true).unwrap();
     assert_eq!((web.chain(store).unwrap().len(), shown(store, "web", None)), (2, before.1.clone()));

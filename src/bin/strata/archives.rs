@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use stratafs::container::checkpoint::split_name;
+use stratafs::container::checkpoint::{self, split_name};
 use stratafs::container::{Container, CreateOptions, escaped_option, refuse_if_interrupted, rootless};
 use stratafs::image::archive::{Archive, ArchiveInput, Spooling};
 use stratafs::image::reference::Reference;
@@ -339,6 +339,9 @@ pub fn commit(store: &Store, args: &Commit) -> Result<()> {
     let mut transaction = store.begin()?;
     // Changes that vanish while they are read would make half a layer.
     let open = container.open_stack(store, checkpoint)?;
+    if args.squash {
+        checkpoint::share(store, &open.layers)?;
+    }
     let parent = container.config(store)?;
     let stack = container.layers(store)?;
     let mut changed: Vec<BorrowedFd<'_>> = open.changed.iter().map(AsFd::as_fd).collect();

@@ -134,7 +134,8 @@ pub fn list(store: &Store, args: &Ps) -> Result<()> {
         let created = Timestamp::parse(&record.created).map_or_else(|| "N/A".to_owned(), |created| created.ago(now));
         values.push(
             json!({"Id": record.id, "Name": container.name(), "Image": record.image_name, "ImageId": record.image,
-            "Command": record.command, "Created": record.created, "Status": status, "Mountpoint": record.mountpoint}),
+            "Command": record.command, "Created": record.created, "Status": status, "Mountpoint": record.mountpoint,
+            "Checkpoints": container.checkpoints(store).map_or(0, |all| all.len())}),
         );
         let command = shorten(&record.command.join(" "), 30);
         rows.push(vec![container.name().to_owned(), record.image_name.clone(), command, created, status]);

@@ -10,25 +10,28 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
+use super::super::Container;
+use super::super::locks::DirLock;
 use crate::confined::mountinfo;
 use crate::image::{ImageError, IoContext, Result};
 use crate::store::retry_interrupted;
 
 /// Locks that every mount of stratafs holds too.
 pub(super) struct Held {
-    _locks: Vec<File>,
+    _locks: Vec<DirLock>,
 }
 
-/// Takes an upper and its work directory for this process.
+/// Takes the upper and the work directory of a container, which is not mounted here, for this process.
 ///
 /// # Errors
 /// When another mount uses the upper.
-pub(super) fn hold(upper: &Path, work: &Path) -> Result<Held> {
+pub(super) fn hold(container: &Container) -> Result<Held> {
+    let (upper, work) = (container.upper(), container.work());
     let mut locks = Vec::new();
-    for dir in [upper, work] {
+    for dir in [&upper, &work] {
         locks.push(lock(dir)?);
     }
-    if let Some(point) = overlay_on(upper)? {
+    if let Some(point) = overlay_on(&upper, &container.record.mountpoint)? {
         let reason = format!("is in use by overlayfs, which is mounted at {}; unmount that first", point.display());
         return Err(ImageError::refused(upper.display().to_string(), reason));
     }
@@ -36,11 +39,11 @@ pub(super) fn hold(upper: &Path, work: &Path) -> Result<Held> {
 }
 
 /// Takes the lock of a directory.
-pub(super) fn lock(dir: &Path) -> Result<File> {
+pub(super) fn lock(dir: &Path) -> Result<DirLock> {
     let file = File::open(dir).at(dir)?;
     match retry_interrupted(|| flock(&file, FlockOperation::NonBlockingLockExclusive)) {
         // No locks on this file system: then no mount has one either.
-        Ok(()) | Err(Errno::NOLCK | Errno::OPNOTSUPP | Errno::NOSYS) => Ok(file),
+        Ok(()) | Err(Errno::NOLCK | Errno::OPNOTSUPP | Errno::NOSYS) => Ok(DirLock(Some(file))),
         Err(Errno::WOULDBLOCK) => {
             Err(ImageError::refused(dir.display().to_string(), "is in use by another mount; unmount that first"))
         }
@@ -48,9 +51,12 @@ pub(super) fn lock(dir: &Path) -> Result<File> {
     }
 }
 
-/// Where the kernel's overlayfs has this upper mounted, in any mount namespace that this process can look into.
-fn overlay_on(upper: &Path) -> Result<Option<PathBuf>> {
+/// Where the kernel's overlayfs has this upper mounted, in any mount namespace that this process can look into. Namespaces
+/// that are copies of this one still have mounts that were unmounted here: what is at `usual` elsewhere is taken for such a
+/// copy, which nobody uses.
+fn overlay_on(upper: &Path, usual: &Path) -> Result<Option<PathBuf>> {
     let own = fs::metadata(upper).at(upper)?;
+    let here = fs::read_link("/proc/self/ns/mnt").at("/proc/self/ns/mnt")?;
     let mut seen = HashSet::new();
     for entry in fs::read_dir("/proc").at("/proc")? {
         let Ok(entry) = entry else { continue };
@@ -59,6 +65,7 @@ fn overlay_on(upper: &Path) -> Result<Option<PathBuf>> {
         }
         // What ends meanwhile is gone, and what is not ours cannot be read.
         let Ok(namespace) = fs::read_link(entry.path().join("ns/mnt")) else { continue };
+        let is_here = namespace == here;
         if !seen.insert(namespace) {
             continue;
         }
@@ -69,7 +76,9 @@ fn overlay_on(upper: &Path) -> Result<Option<PathBuf>> {
             fs::metadata(inside).is_ok_and(|found| (found.dev(), found.ino()) == (own.dev(), own.ino()))
         };
         let found = mountinfo::parse(&table).find(|mount| {
-            mount.kind == b"overlay" && upper_of(&mount.options).is_some_and(|path| path == upper || is_own(&path))
+            mount.kind == b"overlay"
+                && (is_here || mount.point != usual)
+                && upper_of(&mount.options).is_some_and(|path| path == upper || is_own(&path))
         });
         if let Some(mount) = found {
             return Ok(Some(mount.point));

@@ -31,7 +31,7 @@ use crate::union::layer::chain::{chain_namespace, new_id, write_chain};
 
 pub use apart::list_apart;
 pub use rollback::Abandoned;
-pub use running::of_mount;
+pub use running::{of_mount, share};
 pub use stack::OpenStack;
 pub use tidy::tidy;
 

@@ -20,7 +20,7 @@ use crate::union::layer::chain::{chain_namespace, copy_root, write_chain};
 /// When something uses the upper, or the disk is full. If the exchange did not happen, nothing is at `place`.
 pub(super) fn exchange(container: &Container, root: &Path, place: &Path, chain: &Chain) -> Result<()> {
     let upper = container.upper();
-    let _held = exclusive::hold(&upper, &container.work())?;
+    let _held = exclusive::hold(container)?;
     drop_index(&container.work())?;
     let made = make_empty(root, place, chain);
     let exchanged = made.and_then(|empty| {

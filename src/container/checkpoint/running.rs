@@ -58,14 +58,7 @@ impl Container {
     pub(super) fn ask_to_switch(&self, store: &Store, mount: &mut Client, place: &Path, next: &Chain) -> Result<()> {
         let lowers = texts(&self.lower_dirs(store, &store.chain(next.below)?)?)?;
         let place = text(place).at(place)?;
-        let request = Request::Switch { place, id: next.id.to_string(), lowers, keep_upper: false };
-        mount.ask(&request).map(drop).map_err(|error| self.told(&error))
-    }
-
-    /// Tells the driver that its layers are now found elsewhere, with the same content.
-    pub(super) fn ask_to_follow(&self, store: &Store, mount: &mut Client) -> Result<()> {
-        let lowers = texts(&self.lower_dirs(store, &self.chain(store)?)?)?;
-        let request = Request::Switch { place: String::new(), id: String::new(), lowers, keep_upper: true };
+        let request = Request::Switch { place, id: next.id.to_string(), lowers };
         mount.ask(&request).map(drop).map_err(|error| self.told(&error))
     }
 }
@@ -88,8 +81,12 @@ pub(super) fn users_of(store: &Store, layers: &HashSet<ChainId>) -> Result<Vec<(
     Ok(users)
 }
 
-/// Tells the mounts that use these layers that another one is about to.
-pub(super) fn share(store: &Store, layers: &[CheckpointLayer]) -> Result<()> {
+/// Tells the mounts that use these layers that somebody else is about to: no mount may change a file of them any more, not even
+/// by putting a copy in its place.
+///
+/// # Errors
+/// When a mount cannot do it.
+pub fn share(store: &Store, layers: &[CheckpointLayer]) -> Result<()> {
     let ids = layers.iter().map(|layer| layer.id).collect();
     let dirs: Vec<PathBuf> = layers.iter().map(CheckpointLayer::dir).collect();
     for (container, client) in users_of(store, &ids)? {

@@ -12,6 +12,8 @@ use crate::store::{Store, StoreLock, open_topmost_first};
 pub struct OpenStack {
     /// What it changed: the upper and checkpoint layers, the topmost first.
     pub changed: Vec<OwnedFd>,
+    /// The checkpoint layers among those.
+    pub layers: Vec<CheckpointLayer>,
     /// The layers of its image, the topmost first.
     pub image: Vec<OwnedFd>,
     _chains: Option<StoreLock>,
@@ -48,6 +50,6 @@ impl Container {
             changed.push(CheckpointLayer::open(layer)?);
         }
         let image = open_topmost_first(&self.layers(store)?)?;
-        Ok(OpenStack { changed, image, _chains: chains, _change: change })
+        Ok(OpenStack { changed, layers: chain, image, _chains: chains, _change: change })
     }
 }

@@ -9,7 +9,7 @@ use rustix::fs::syncfs;
 
 use super::super::{ChangeLock, Container};
 use super::{exclusive, is_missing, pivot, running};
-use crate::control::{Client, Request};
+use crate::control::Request;
 use crate::image::files::{make_dir, open_dir, remove_tree, sync_dir};
 use crate::image::{ImageError, IoContext, Result};
 use crate::inventory;
@@ -19,8 +19,8 @@ use crate::store::{Store, StoreLock};
 use crate::union::layer::chain::{chain_namespace, write_chain};
 
 /// Removes checkpoint layers that neither a container nor a checkpoint needs, and merges those that are no checkpoint into the
-/// one layer, or the unmounted upper, that stands on them. Mounted containers go on with the merged layers. With `wait` it
-/// waits for whoever reads or makes layers; else it leaves the rest to the next time.
+/// one layer, or the unmounted upper, that stands on them. Mounts that have the old layers go on with those, which are removed
+/// once no mount has them. With `wait` it waits for whoever reads or makes layers; else it leaves the rest to the next time.
 ///
 /// # Errors
 /// When a layer cannot be removed or merged.
@@ -76,8 +76,10 @@ fn set_apart(store: &Store, survey: &Survey) -> Result<Vec<PathBuf>> {
         return Ok(doomed);
     }
     let held = held_by_mounts(store)?;
-    doomed.retain(|path| !held.iter().any(|held| held.starts_with(path)));
-    for layer in dead.iter().filter(|layer| !held.contains(&layer.dir())) {
+    // A mount that has a layer that was merged also has the other one as it was before, which is in the stage.
+    let is_held = |path: &PathBuf| held.iter().any(|layer| path == layer || Some(path) == stage_of(layer).as_ref());
+    doomed.retain(|path| !is_held(path));
+    for layer in dead.iter().filter(|layer| !is_held(&store.checkpoint_entry(layer.id))) {
         let place = store.checkpoints().join(format!("gone-{}", layer.id));
         remove_tree(&place)?;
         fs::rename(store.checkpoint_entry(layer.id), &place).at(&place)?;
@@ -87,27 +89,21 @@ fn set_apart(store: &Store, survey: &Survey) -> Result<Vec<PathBuf>> {
     Ok(doomed)
 }
 
-/// The layers that drivers have in use. One that was not told of a merge, for whoever merged was killed, is told now.
+/// `ROOT/checkpoints/ID` of the layers that drivers have in use.
 fn held_by_mounts(store: &Store) -> Result<HashSet<PathBuf>> {
     let mut held = HashSet::new();
     for container in Container::list(store)?.containers {
         let Ok(Some(mut client)) = container.running() else { continue };
-        if let Err(error) = container.ask_to_follow_if_behind(store, &mut client) {
-            tracing::debug!("{error}");
-        }
         let state = client.ask(&Request::State).at(container.work())?;
-        held.extend(state.lowers.iter().map(|lower| crate::control::path(&lower.path)));
+        let ids = state.lowers.iter().filter_map(|lower| lower.id.as_ref()?.parse().ok());
+        held.extend(ids.map(|id| store.checkpoint_entry(id)));
     }
     Ok(held)
 }
 
-impl Container {
-    fn ask_to_follow_if_behind(&self, store: &Store, mount: &mut Client) -> Result<()> {
-        let wanted: Vec<PathBuf> = self.lower_dirs(store, &self.chain(store)?)?;
-        let state = mount.ask(&Request::State).at(self.work())?;
-        let used: Vec<PathBuf> = state.lowers.iter().map(|lower| crate::control::path(&lower.path)).collect();
-        if used == wanted { Ok(()) } else { self.ask_to_follow(store, mount) }
-    }
+/// Where the layer `entry` is merged into another one.
+fn stage_of(entry: &Path) -> Option<PathBuf> {
+    Some(entry.with_file_name(format!("merged-{}", entry.file_name()?.to_str()?)))
 }
 
 /// The directory that a layer is merged into.
@@ -130,8 +126,11 @@ fn target(store: &Store, dependent: &Dependent) -> Result<Option<Target>> {
             let change = container.lock_change()?;
             // The driver alone replaces the upper of a mount: the next checkpoint makes a layer of it.
             let Ok(None) = container.running() else { return Ok(None) };
-            let held = match exclusive::hold(&container.upper(), &container.work()) {
-                Err(ImageError::Refused { .. }) => return Ok(None),
+            let held = match exclusive::hold(&container) {
+                Err(error @ ImageError::Refused { .. }) => {
+                    tracing::debug!("{error}");
+                    return Ok(None);
+                }
                 held => held?,
             };
             let path = container.upper();
@@ -141,8 +140,14 @@ fn target(store: &Store, dependent: &Dependent) -> Result<Option<Target>> {
     }
 }
 
-/// A directory that goes away with all that is in it.
+/// Where a merged directory is made.
 struct Stage(PathBuf);
+
+impl Stage {
+    fn layer(&self) -> PathBuf {
+        self.0.join("layer")
+    }
+}
 
 impl Drop for Stage {
     fn drop(&mut self) {
@@ -154,20 +159,29 @@ impl Drop for Stage {
 
 /// Merges `layer` into what stands on it; `false` if that cannot be done now.
 fn merge_into(store: &Store, layer: &CheckpointLayer, dependent: &Dependent, wait: bool) -> Result<bool> {
-    // In the end it holds the old directory, or a merged one that is not wanted.
-    let stage = Stage(store.checkpoints().join(format!("merged-{}", layer.id)));
+    let Some(stage) = stage_of(&store.checkpoint_entry(layer.id)).map(Stage) else { return Ok(false) };
     let Some(target) = prepare(store, layer, dependent, &stage)? else { return Ok(false) };
     let Some(alone) = alone(store, wait)? else { return Ok(false) };
     let is_candidate = |(one, on_it): &(CheckpointLayer, Dependent)| one.id == layer.id && on_it == dependent;
-    let done = store.survey()?.mergeable().iter().any(is_candidate) && replace(store, &target, &stage)?;
+    if !store.survey()?.mergeable().iter().any(is_candidate) {
+        return Ok(false);
+    }
+    // The merged one's is another.
+    let size = target.path.with_file_name("size");
+    if matches!(dependent, Dependent::Layer(_)) && size.exists() {
+        fs::remove_file(&size).at(&size)?;
+    }
+    pivot::swap(&stage.layer(), &target.path)?;
+    pivot::sync_both(&stage.layer(), &target.path)?;
     drop(alone);
-    if done
-        && matches!(dependent, Dependent::Layer(_))
+    // It holds the old directory now, which is removed with the layer that was merged: a mount may have both.
+    std::mem::forget(stage);
+    if matches!(dependent, Dependent::Layer(_))
         && let Err(error) = inventory::write(&target.path)
     {
         tracing::debug!("{}: no inventory: {error}", target.path.display());
     }
-    Ok(done)
+    Ok(true)
 }
 
 /// Makes the merged directory. Nobody is kept from making and reading layers meanwhile.
@@ -180,9 +194,26 @@ fn prepare(store: &Store, layer: &CheckpointLayer, dependent: &Dependent, stage:
         found => found?,
     };
     let Some(target) = found.filter(|target| target.chain.below == Some(layer.id)) else { return Ok(None) };
+    let users = running::users_of(store, &HashSet::from([layer.id]))?;
+    if users.iter().any(|(_, client)| client.is_none()) {
+        return Ok(None);
+    }
+    // What is linked now must not become a file of an upper.
+    let mut both = vec![layer.clone()];
+    if let Dependent::Layer(id) = dependent {
+        both.extend(store.checkpoint_layer(*id)?);
+    }
+    match running::share(store, &both) {
+        // Next time, or when it is unmounted.
+        Err(error @ ImageError::Refused { .. }) => {
+            tracing::debug!("checkpoint layer {} stays: {error}", layer.id);
+            return Ok(None);
+        }
+        shared => shared?,
+    }
     remove_tree(&stage.0)?;
     make_dir(&stage.0, 0o700)?;
-    let made = make_merged(layer, &target, &stage.0.join("layer"))?;
+    let made = make_merged(layer, &target, &stage.layer())?;
     Ok(made.then_some(target))
 }
 
@@ -202,31 +233,4 @@ fn make_merged(layer: &CheckpointLayer, target: &Target, place: &Path) -> Result
     chain_namespace(into.as_fd()).and_then(|namespace| write_chain(into.as_fd(), namespace, &chain)).at(place)?;
     syncfs(&into).at(place)?;
     Ok(true)
-}
-
-/// Puts the merged directory into its place and tells the mounts; `false`, and nothing has changed, if one cannot follow.
-fn replace(store: &Store, target: &Target, stage: &Stage) -> Result<bool> {
-    let mut mounts: Vec<(Container, Client)> = Vec::new();
-    for (container, client) in running::users_of(store, &HashSet::from([target.chain.id]))? {
-        let Some(client) = client else { return Ok(false) };
-        mounts.push((container, client));
-    }
-    // The merged one's is another.
-    let size = target.path.with_file_name("size");
-    if target.path.ends_with("layer") && size.exists() {
-        fs::remove_file(&size).at(&size)?;
-    }
-    let merged = stage.0.join("layer");
-    pivot::swap(&merged, &target.path)?;
-    pivot::sync_both(&merged, &target.path)?;
-    let told = mounts.iter_mut().try_for_each(|(container, client)| container.ask_to_follow(store, client));
-    let Err(error) = told else { return Ok(true) };
-    tracing::warn!("checkpoint layers are not merged: {error}");
-    pivot::swap(&merged, &target.path)?;
-    for (container, client) in &mut mounts {
-        if let Err(error) = container.ask_to_follow(store, client) {
-            tracing::debug!("{error}");
-        }
-    }
-    Ok(false)
 }
