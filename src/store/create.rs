@@ -10,7 +10,7 @@ use crate::image::digest::Digest;
 use crate::image::files::{make_dir, open_dir};
 use crate::image::layer::LayerError;
 use crate::image::reference::Reference;
-use crate::image::snapshot::{self, Snapshot, SnapshotOptions};
+use crate::image::snapshot::{self, Omitted, Snapshot, SnapshotOptions};
 use crate::image::spec::Platform;
 use crate::image::time::Timestamp;
 use crate::image::unpack::UnpackOptions;
@@ -33,6 +33,8 @@ pub struct Authoring {
     pub changes: Vec<Change>,
     /// The time to stamp it with; none: now. Later times in a snapshot are set back to it.
     pub source_date_epoch: Option<i64>,
+    /// Paths of a container's upper that are no change of its.
+    pub omitted: Omitted,
 }
 
 impl Authoring {
@@ -99,7 +101,9 @@ pub fn commit_each(
     let mut lowers: Vec<BorrowedFd<'_>> = image.iter().map(AsFd::as_fd).collect();
     let (mut layers, mut config) = (stack.to_vec(), parent.clone());
     for (number, &upper) in changed.iter().enumerate() {
-        let make = |out: &mut dyn Write, options: &_| snapshot::snapshot(upper, &lowers, out, options);
+        let make = |out: &mut dyn Write, options: &_| {
+            snapshot::snapshot_without(upper, &lowers, &authoring.omitted, out, options)
+        };
         let added = add_made(into, &layers, make, authoring, unpack)?;
         let is_last = number + 1 == changed.len();
         let history = match is_last {

@@ -193,6 +193,13 @@ fn logs_know_streams_and_times() {
     assert_eq!(world.ok(&["logs", "--since", first, "--tail", "all", "c"]), "out\nparted\n");
     assert_eq!(world.ok(&["logs", "--since", "0s", "c"]), "");
     assert_eq!(world.ok(&["logs", "-n", "1", "c"]), "parted\n");
+    // What has ended is still being unmounted for a moment.
+    world.ok(&["start", "c"]);
+    world.ok(&["wait", "c"]);
+    world.ok(&["start", "c"]);
+    world.ok(&["wait", "c"]);
+    world.ok(&["rm", "c"]);
+    assert_eq!(world.mounts(), 0);
 }
 
 #[test]

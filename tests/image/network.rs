@@ -56,7 +56,9 @@ fn a_web_server_is_changed_seen_and_committed() {
     assert_eq!(get(port), "changed\n");
     assert_eq!(world.ok(&["port", "web"]), format!("80/tcp -> 127.0.0.1:{port}\n"));
     assert_eq!(world.ok(&["port", "web", "80"]), format!("127.0.0.1:{port}\n"));
+    assert_eq!(world.ok(&["diff", "web"]), "C /www/index.html\n", "nothing of the network is a change");
     world.ok(&["commit", "-a", "Me", "-m", "changed", "web", "web:2"]);
+    assert_eq!(world.ok(&["diff", "web:1", "web:2"]), "C /www/index.html\n");
     let taken = world.run(&["run", "-d", "--name", "two", "-p", &format!("127.0.0.1:{port}:80"), "web:2"]);
     let told = String::from_utf8(taken.stderr).unwrap();
     assert_eq!((taken.status.code(), told.lines().count()), (Some(125), 1), "{told}");

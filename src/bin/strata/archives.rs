@@ -13,7 +13,7 @@ use stratafs::container::checkpoint::{self, split_name};
 use stratafs::container::{Container, CreateOptions, escaped_option, refuse_if_interrupted, rootless};
 use stratafs::image::archive::{Archive, ArchiveInput, Spooling};
 use stratafs::image::reference::Reference;
-use stratafs::image::snapshot::{self, SnapshotOptions};
+use stratafs::image::snapshot::{self, Omitted, SnapshotOptions};
 use stratafs::image::spec::Platform;
 use stratafs::image::unpack::UnpackOptions;
 use stratafs::store::Store;
@@ -331,6 +331,7 @@ pub fn commit(store: &Store, args: &Commit) -> Result<()> {
     let mut authoring = authoring(&args.authoring, &args.name);
     authoring.author.clone_from(&args.author);
     authoring.created_by = Some(container.record.command.join(" ")).filter(|command| !command.is_empty());
+    authoring.omitted = Omitted::new(container.record.stubs.iter().map(PathBuf::as_path));
     let options = unpack_options(&LimitArgs { unlimited: true });
     if container.record.read_only {
         container.open_upper()?;

@@ -2,14 +2,14 @@
 
 use std::ffi::OsString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 use stratafs::container::checkpoint::{self, OpenStack, split_name};
 use stratafs::container::{Container, escaped_option, rootless};
 use stratafs::image::ImageError;
-use stratafs::image::snapshot;
+use stratafs::image::snapshot::{self, Omitted};
 use stratafs::image::time::Timestamp;
 use stratafs::store::{Layer, Store};
 
@@ -190,7 +190,10 @@ pub fn changes(store: &Store, text: &str) -> Result<Vec<snapshot::Change>> {
     let stack = container.open_stack(store, checkpoint)?;
     let image: Vec<BorrowedFd<'_>> = stack.image.iter().map(AsFd::as_fd).collect();
     match stack.changed.as_slice() {
-        [upper] => Ok(snapshot::changes(upper.as_fd(), &image)?),
+        [upper] => {
+            let stubs = Omitted::new(container.record.stubs.iter().map(PathBuf::as_path));
+            Ok(snapshot::changes_without(upper.as_fd(), &image, &stubs)?)
+        }
         _ => Ok(snapshot::compare(&image, &stack.all().map(AsFd::as_fd).collect::<Vec<_>>())?),
     }
 }

@@ -16,7 +16,7 @@ use stratafs::text::{shown_bytes, shown_path};
 
 use super::args::{Diff, Mount, Ps, Rm, Umount};
 use super::checkpoints;
-use super::lifecycle::{end, in_its_namespace};
+use super::lifecycle::{end, in_its_namespace, settle};
 use super::output::{each, print_json, print_line, print_path, print_table, shorten, tell};
 
 pub fn mount(store: &Store, args: &Mount) -> Result<()> {
@@ -171,6 +171,7 @@ pub fn remove_each(store: &Store, args: &Rm, told: impl Fn(&str) -> Result<()>) 
         if args.force {
             in_its_namespace(&container, || force_down(store, &container, args.runtime.as_deref()))?;
         }
+        settle(&container)?;
         if container.dir().exists() {
             container.clone().remove(store)?;
         }

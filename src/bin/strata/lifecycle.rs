@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use stratafs::container::attach::Attachment;
-use stratafs::container::{Container, Runtime, Status, finish};
+use stratafs::container::{Container, Phase, Runtime, Status, finish};
 use stratafs::store::Store;
 
 use super::args::{Kill, Pause, PortList, Rename, Restart, Stop, Top, Wait};
@@ -94,6 +94,18 @@ pub fn end(store: &Store, runtime: &Runtime, container: &Container, signal: &str
     }
     if runtime.state(container)?.is_some() {
         runtime.delete(container, true)?;
+    }
+    Ok(())
+}
+
+/// Waits until the process that watched a container which has ended has unmounted it.
+pub fn settle(container: &Container) -> Result<()> {
+    let is_being_unmounted = || -> Result<bool> {
+        let state = container.state()?;
+        Ok(state.phase == Phase::Exited && state.monitor.is_some_and(|monitor| monitor.is_alive()))
+    };
+    if !wait_until(FINISH_PATIENCE, || Ok(!container.dir().exists() || !is_being_unmounted()?))? {
+        bail!("{}: has ended, but is still being unmounted", container.name());
     }
     Ok(())
 }

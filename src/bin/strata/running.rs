@@ -19,6 +19,7 @@ use stratafs::sys::forward;
 use stratafs::sys::session::start_in_new_session;
 
 use super::args::{Attach, AttachArgs, ContainerArgs, Create, Exec, PullArg, Rm, Run, Start, Supervise};
+use super::lifecycle::settle;
 use super::options::options_of;
 use super::output::{each, print_line, tell};
 use super::registry::fetch;
@@ -254,6 +255,7 @@ pub fn begin(store: &Store, name: &str, runtime: Option<&str>, front: &Front) ->
     if container.status()?.is_running() {
         return Ok(None);
     }
+    settle(&container)?;
     if container.record.rootless {
         rootless::enter()?;
     }

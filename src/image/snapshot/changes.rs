@@ -10,7 +10,7 @@ use crate::image::layer::attributes::{self, Attributes, FileKind};
 use crate::image::layer::error::{AtPath, Result};
 use crate::image::layer::lower_view::{LowerDir, LowerEntry, LowerView};
 use crate::image::layer::path::{join, split};
-use crate::image::snapshot::walk::{self, Visit, walk};
+use crate::image::snapshot::walk::{self, Omitted, Visit, walk};
 
 /// How a path was changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -49,8 +49,16 @@ pub struct Change {
 /// # Errors
 /// [`crate::image::layer::LayerError`], naming what cannot be read.
 pub fn changes(upper: BorrowedFd<'_>, lowers: &[BorrowedFd<'_>]) -> Result<Vec<Change>> {
+    changes_without(upper, lowers, &Omitted::default())
+}
+
+/// The same without some paths of the upper.
+///
+/// # Errors
+/// As for [`changes`].
+pub fn changes_without(upper: BorrowedFd<'_>, lowers: &[BorrowedFd<'_>], omitted: &Omitted) -> Result<Vec<Change>> {
     let mut list = List { view: LowerView::new(lowers)?, found: BTreeMap::new() };
-    walk(upper, lowers, &mut list)?;
+    walk(upper, lowers, omitted, &mut list)?;
     Ok(list.found.into_iter().map(|(path, kind)| Change { kind, path: [b"/", path.as_slice()].concat() }).collect())
 }
 

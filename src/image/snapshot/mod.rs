@@ -19,8 +19,9 @@ use crate::image::snapshot::walk::{Changed, Visit, walk, walk_whole};
 use crate::marks::{AUFS_OPAQUE, AUFS_PREFIX};
 use crate::tar::Time;
 use crate::tar::write::{self, EntryType};
-pub use changes::{Change, ChangeKind, changes};
+pub use changes::{Change, ChangeKind, changes, changes_without};
 pub use compare::compare;
+pub use walk::Omitted;
 
 /// How a snapshot is made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -54,8 +55,22 @@ pub fn snapshot(
     out: &mut dyn Write,
     options: &SnapshotOptions,
 ) -> Result<Snapshot> {
+    snapshot_without(upper, lowers, &Omitted::default(), out, options)
+}
+
+/// The same without some paths of the upper.
+///
+/// # Errors
+/// As for [`snapshot`].
+pub fn snapshot_without(
+    upper: BorrowedFd<'_>,
+    lowers: &[BorrowedFd<'_>],
+    omitted: &Omitted,
+    out: &mut dyn Write,
+    options: &SnapshotOptions,
+) -> Result<Snapshot> {
     let mut writer = Writer::new(out, options, root_differs(upper, lowers)?);
-    walk(upper, lowers, &mut writer)?;
+    walk(upper, lowers, omitted, &mut writer)?;
     writer.end()
 }
 

@@ -2,12 +2,14 @@
 //! names sorted by bytes. Only the upper is walked; below a redirect, which says that a lower directory was renamed,
 //! everything that moved with it counts as changed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use std::sync::Arc;
 
-use rustix::fs::{AtFlags, OFlags, Stat};
+use rustix::fs::{AtFlags, FileType, OFlags, Stat};
 
 use crate::confined;
 use crate::image::layer::attributes::{self, Attributes, FileKind};
@@ -102,9 +104,52 @@ enum Item {
     Whiteout,
 }
 
+/// Paths of an upper that are no change although they are there: empty files and directories that were made to mount
+/// something on. One that has got content is a change.
+#[derive(Clone, Debug, Default)]
+pub struct Omitted(HashSet<Vec<u8>>);
+
+impl Omitted {
+    /// Those of these paths, which are absolute.
+    pub fn new<'p>(paths: impl IntoIterator<Item = &'p Path>) -> Self {
+        let bare = |path: &Path| path.as_os_str().as_bytes().strip_prefix(b"/").map(<[u8]>::to_vec);
+        Self(paths.into_iter().filter_map(bare).collect())
+    }
+
+    /// True if the entry of the upper is to be left out, with what is in it.
+    fn has(&self, upper: BorrowedFd<'_>, path: &[u8]) -> bool {
+        if !self.0.contains(path) {
+            return false;
+        }
+        let Ok(stat) = confined::beneath(upper, path, OFlags::PATH | OFlags::NOFOLLOW).and_then(rustix::fs::fstat)
+        else {
+            return false;
+        };
+        match FileType::from_raw_mode(stat.st_mode) {
+            FileType::RegularFile => stat.st_size == 0,
+            FileType::Directory => self.holds_all(upper, path),
+            _ => false,
+        }
+    }
+
+    /// True if everything in the directory is left out.
+    fn holds_all(&self, upper: BorrowedFd<'_>, path: &[u8]) -> bool {
+        let Ok(mut entries) = confined::open_dir(upper, path).and_then(rustix::fs::Dir::read_from) else {
+            return false;
+        };
+        entries.all(|entry| {
+            entry.is_ok_and(|entry| {
+                let name = entry.file_name().to_bytes();
+                name == b"." || name == b".." || self.has(upper, &join(path, name))
+            })
+        })
+    }
+}
+
 struct Walk<'a> {
     upper: BorrowedFd<'a>,
     view: LowerView,
+    omitted: &'a Omitted,
 }
 
 /// A directory's entries that are left, the first one last, and itself.
@@ -114,8 +159,13 @@ struct Level {
 }
 
 /// Visits all changes that `upper` holds against `lowers`, topmost first.
-pub(crate) fn walk(upper: BorrowedFd<'_>, lowers: &[BorrowedFd<'_>], visitor: &mut dyn Visit) -> Result<()> {
-    let walk = Walk { upper, view: LowerView::new(lowers)? };
+pub(crate) fn walk(
+    upper: BorrowedFd<'_>,
+    lowers: &[BorrowedFd<'_>],
+    omitted: &Omitted,
+    visitor: &mut dyn Visit,
+) -> Result<()> {
+    let walk = Walk { upper, view: LowerView::new(lowers)?, omitted };
     let lower = if lowers.is_empty() { None } else { Some(walk.view.root()?) };
     let part = UpperPart::root(
         upper
@@ -131,7 +181,8 @@ pub(crate) fn walk(upper: BorrowedFd<'_>, lowers: &[BorrowedFd<'_>], visitor: &m
 /// Visits everything that `layers`, topmost first, show together.
 pub(crate) fn walk_whole(layers: &[BorrowedFd<'_>], visitor: &mut dyn Visit) -> Result<()> {
     let Some(&top) = layers.first() else { return Ok(()) };
-    let walk = Walk { upper: top, view: LowerView::new(layers)? };
+    let omitted = Omitted::default();
+    let walk = Walk { upper: top, view: LowerView::new(layers)?, omitted: &omitted };
     let lower = Some(walk.view.root()?);
     walk.from(Pending { path: Vec::new(), upper: None, lower, hidden: None, opaque: false, whole: true }, visitor)
 }
@@ -203,6 +254,7 @@ impl Walk<'_> {
                 let changed = Changed { kind, attributes, stat: file.stat, place, view: &self.view };
                 visitor.visit(&path, &Change::File(&changed)).map(|()| None)
             }
+            Item::Upper if self.omitted.has(self.upper, &path) => Ok(None),
             Item::Upper => self.visit_upper(dir, name, path, visitor),
         }
     }

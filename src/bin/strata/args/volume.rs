@@ -1,4 +1,4 @@
-//! The command line of `volume` and `cp`.
+//! The command line of `volume`.
 
 use clap::{Args, Subcommand};
 
@@ -54,22 +54,4 @@ pub enum VolumeVerb {
         #[arg(short, long)]
         force: bool,
     },
-}
-
-/// Copy files between a container, running or not, and the host
-#[derive(Args)]
-#[command(after_help = "Examples:\n  strata cp web:/etc/nginx/nginx.conf .\n  tar -c site | strata cp - web:/var/www")]
-pub struct Cp {
-    /// Keep owners too (root only)
-    #[arg(short, long)]
-    pub archive: bool,
-    /// Follow the link that the source is
-    #[arg(short = 'L', long)]
-    pub follow_link: bool,
-    /// CONTAINER:PATH, a path, or `-` for a tar stream on standard input
-    #[arg(value_name = "SOURCE")]
-    pub from: String,
-    /// CONTAINER:PATH, a path, or `-` for a tar stream on standard output
-    #[arg(value_name = "DESTINATION")]
-    pub to: String,
 }
