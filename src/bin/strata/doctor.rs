@@ -19,6 +19,8 @@ struct Check {
     needed_for: &'static str,
     /// What is wrong and what to do; none: all is well.
     problem: Option<String>,
+    /// Everything works without it, only slower.
+    is_optional: bool,
 }
 
 pub fn run(store: Option<PathBuf>, args: &Doctor) -> Result<ExitCode> {
@@ -35,24 +37,29 @@ pub fn run(store: Option<PathBuf>, args: &Doctor) -> Result<ExitCode> {
         check("overlayfs", "--driver overlay", overlay_problem()),
         check("OCI runtime", "run and exec", runtime_problem(&root)),
         check("user namespaces", "run as a user", namespace_problem()),
+        Check { is_optional: true, ..check("rings", "faster mounts with stratafs", rings_problem()) },
     ];
-    let lacking = checks.iter().any(|check| check.problem.is_some());
+    let lacking = checks.iter().any(|check| check.problem.is_some() && !check.is_optional);
     if args.json {
-        let value = |Check { name, needed_for, problem }: &Check| json!({"Name": name, "NeededFor": needed_for, "Ok": problem.is_none(), "Problem": problem});
+        let value = |Check { name, needed_for, problem, .. }: &Check| json!({"Name": name, "NeededFor": needed_for, "Ok": problem.is_none(), "Problem": problem});
         print_json(&checks.iter().map(value).collect())?;
     }
-    for Check { name, needed_for, problem } in checks.iter().filter(|_| !args.json) {
+    for Check { name, needed_for, problem, is_optional } in checks.iter().filter(|_| !args.json) {
         match problem {
             None if args.quiet => {}
             None => print_line(&format!("ok       {name}"))?,
-            Some(problem) => print_line(&format!("missing  {name} (for {needed_for}): {problem}"))?,
+            Some(_) if *is_optional && args.quiet => {}
+            Some(problem) => {
+                let lack = if *is_optional { "optional" } else { "missing " };
+                print_line(&format!("{lack} {name} (for {needed_for}): {problem}"))?;
+            }
         }
     }
     Ok(if lacking { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
 fn check(name: &'static str, needed_for: &'static str, problem: Option<String>) -> Check {
-    Check { name, needed_for, problem }
+    Check { name, needed_for, problem, is_optional: false }
 }
 
 fn is_root() -> bool {
@@ -103,6 +110,20 @@ fn overlay_problem() -> Option<String> {
 fn runtime_problem(root: &Path) -> Option<String> {
     let store = Store::open(root).ok()?;
     Runtime::find(&store, None).err().map(|error| error.to_string())
+}
+
+/// What keeps requests from coming through rings (`transport=`).
+fn rings_problem() -> Option<String> {
+    const SWITCH: &str = "/sys/module/fuse/parameters/enable_uring";
+    let read = |path: &str| std::fs::read_to_string(path).map(|text| text.trim().to_owned());
+    match read(SWITCH).as_deref() {
+        Ok("Y") => {}
+        Ok(_) => return Some(format!("switched off; as root: echo Y >{SWITCH}")),
+        Err(_) => return Some("the kernel has no FUSE over io_uring (Linux 6.14), or fuse is not loaded".to_owned()),
+    }
+    let forbidden = read("/proc/sys/kernel/io_uring_disabled").unwrap_or_default();
+    let is_forbidden = forbidden == "2" || forbidden == "1" && !is_root();
+    is_forbidden.then(|| format!("io_uring is switched off; kernel.io_uring_disabled is {forbidden}"))
 }
 
 fn namespace_problem() -> Option<String> {
