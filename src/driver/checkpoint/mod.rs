@@ -1,8 +1,8 @@
 //! Checkpoints: the upper becomes the topmost lower layer, and an empty directory the upper, while the mount is in use.
 //!
 //! 1. What takes time is done before, with the gate open: the new upper is prepared ([`Successor`]).
-//! 2. With the gate closed ([`Overlay::exclusive`]): files that are open for writing get names in the new upper, and a copy of
-//!    their content for the layer is made ([`writers`]); one rename exchanges the directories, which is the checkpoint; the
+//! 2. With the gate closed (`Overlay::exclusive`): files that are open for writing get names in the new upper, and a copy of
+//!    their content for the layer is made (`writers`); one rename exchanges the directories, which is the checkpoint; the
 //!    stack gets one more layer. Nodes learn it later (`node/settle`).
 //! 3. With the gate open again: the copies take the names in the layer, and everything is written to the disk.
 //!

@@ -205,7 +205,7 @@ impl Node {
         self.traits.fetch_or(if program { PROGRAM } else { NO_PROGRAM }, Ordering::Relaxed);
     }
 
-    /// The directory part, if it is one. Up to date ([`settle`]). Takes leaf locks, so the caller holds none.
+    /// The directory part, if it is one. Up to date (`settle`). Takes leaf locks, so the caller holds none.
     pub fn dir(&self) -> Option<&Dir> {
         let dir = self.dir.as_deref()?;
         if !dir.is_up_to_date() {
@@ -214,7 +214,7 @@ impl Node {
         Some(dir)
     }
 
-    /// The state, for as long as the guard is held. It is a leaf lock. Up to date ([`settle`]).
+    /// The state, for as long as the guard is held. It is a leaf lock. Up to date (`settle`).
     pub fn state(&self) -> MutexGuard<'_, State> {
         let state = self.state.lock();
         if state.outdated().is_none() {

@@ -40,7 +40,7 @@ pub enum Residence {
         layer: LayerId,
     },
     /// In the upper, under `at` and the further names; of a directory the upper part. If the upper has become a lower layer
-    /// since, this is what `Lower` says, and is changed to that at the next look ([`crate::driver::node::settle`]).
+    /// since, this is what `Lower` says, and is changed to that at the next look (`settle`).
     Upper {
         /// Its first name.
         at: Dentry,
