@@ -5,6 +5,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod checkpoint;
 mod fixture;
 mod left;
 mod races;

@@ -46,6 +46,10 @@ fn run_steps(layers: &[Layer], ops: &[(u64, Op)], make: Make, at: &std::cell::Ce
     let mut tried = 0;
     for (index, (seed, op)) in ops.iter().enumerate() {
         at.set(index);
+        if matches!(op, Op::Checkpoint) {
+            // What has changed before it may have other numbers; from here on nothing may.
+            compare(&union, backend.as_mut(), &mut numbers)?;
+        }
         let expected = union.apply(op, *seed);
         if expected == Expected::Skip {
             continue;

@@ -22,7 +22,7 @@ use parking_lot::Mutex;
 use crate::driver::types::Errno;
 use crate::driver::{Overlay, Union};
 use crate::marks::chain::ChainId;
-use crate::union::layer::Below;
+use crate::union::layer::{Below, LayerId};
 pub use crate::union::layer::{ChangeError, Successor};
 
 /// How long verbs wait for one that holds the gate, so that it can be closed.
@@ -98,6 +98,23 @@ impl Overlay {
         Ok(Checkpoint { id: old, paused, moved_files })
     }
 
+    /// Another mount is about to use the layers `layers`: files that are open leave them, and this mount does not write to them
+    /// any more. Those of them that were never its upper it does not write to anyway.
+    ///
+    /// # Errors
+    /// One line.
+    pub fn share(&self, layers: &[PathBuf]) -> Result<(), ChangeError> {
+        let _one = self.changes.one.lock();
+        // Most of the work is done with the gate open.
+        self.enter().take_open_files_out(layers)?;
+        let (shared, _) = self.exclusive(|union| {
+            let ids = union.take_open_files_out(layers)?;
+            ids.into_iter().for_each(|id| union.stack.disown(id));
+            Ok(())
+        })?;
+        shared
+    }
+
     /// What the mount consists of.
     pub fn state(&self) -> StackState {
         let union = self.enter();
@@ -159,6 +176,19 @@ impl Union {
             Some((_, what)) => Err(ChangeError::refused(format!("a mount with {what} has no checkpoints"))),
             None => Ok(()),
         }
+    }
+
+    /// Moves the files that the kernel reads directly from `layers` to the upper. The ids of the layers that were the upper.
+    fn take_open_files_out(&self, layers: &[PathBuf]) -> Result<Vec<LayerId>, ChangeError> {
+        let fail = |errno| ChangeError { errno, line: format!("an open file stays: {}", std::io::Error::from(errno)) };
+        let ids = self.stack.own_layers(layers)?;
+        for node in self.handles.passed_through() {
+            let layer = node.state().lower().map(|(_, layer)| layer);
+            if layer.is_some_and(|layer| ids.contains(&layer)) && !node.is_removed() {
+                self.copy_up(&node).map_err(fail)?;
+            }
+        }
+        Ok(ids)
     }
 
     /// Makes the successor the upper. Nobody else is in the union. The copies that must take names in the layer then.

@@ -121,6 +121,11 @@ impl HandleTable {
         self.handles.iter().filter(|handle| handle.writable).map(|handle| handle.node.clone()).collect()
     }
 
+    /// The files that the kernel reads and writes itself; one may be there several times.
+    pub fn passed_through(&self) -> Vec<NodeRef> {
+        self.handles.iter().filter(|handle| handle.passthrough).map(|handle| handle.node.clone()).collect()
+    }
+
     /// Numbers of the nodes that could be mapped for writing through a handle which is closed.
     pub fn once_mappable(&self) -> Vec<u64> {
         self.once_mappable.iter().map(|entry| *entry.key()).collect()

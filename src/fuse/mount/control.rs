@@ -34,9 +34,11 @@ fn answer(overlay: &Overlay, request: Request) -> Answer {
     let done = match request {
         Request::Checkpoint { place, id, sync } => checkpoint(overlay, &place, &id, sync),
         Request::State => Ok(told(&overlay.state())),
-        Request::Switch { .. } | Request::Share { .. } => {
-            Ok(Answer::refused("its layers cannot change while it is mounted; unmount it first"))
+        Request::Share { layers } => {
+            let layers: Vec<_> = layers.iter().map(|layer| control::path(layer)).collect();
+            overlay.share(&layers).map(|()| Answer::done())
         }
+        Request::Switch { .. } => Ok(Answer::refused("its layers cannot change while it is mounted; unmount it first")),
     };
     done.unwrap_or_else(|error: ChangeError| Answer {
         errno: name_of(error.errno).map(str::to_owned),

@@ -411,6 +411,32 @@ impl LayerStack {
         Ok(id)
     }
 
+    /// The ids of those layers at `paths` that were the upper, and that no other mount uses.
+    ///
+    /// # Errors
+    /// One of `paths` is no directory.
+    pub(crate) fn own_layers(&self, paths: &[PathBuf]) -> Result<Vec<LayerId>, ChangeError> {
+        let mut found = Vec::new();
+        for path in paths {
+            let fail = |errno| ChangeError::new(path, errno);
+            let id = Stat::of(open_dir(path)?.as_fd(), c"").map_err(fail)?.id();
+            for layer in self.lowers().iter().filter(|layer| layer.is_own) {
+                if layer.root.stat_self().map_err(fail)?.id() == id {
+                    found.push(layer.id);
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// Other mounts may use the layer from now on: nothing in it is changed any more.
+    pub(crate) fn disown(&mut self, id: LayerId) {
+        let position = self.position(id);
+        if let Some(layer) = self.lowers.get_mut(position) {
+            layer.is_own = false;
+        }
+    }
+
     /// Another directory is the upper now.
     pub(super) fn begin_generation(&mut self) {
         self.upper_id = self.upper_id.next();
