@@ -41,7 +41,7 @@ pub fn run(store: Option<PathBuf>, args: &Doctor) -> Result<ExitCode> {
     ];
     let lacking = checks.iter().any(|check| check.problem.is_some() && !check.is_optional);
     if args.json {
-        let value = |Check { name, needed_for, problem, .. }: &Check| json!({"Name": name, "NeededFor": needed_for, "Ok": problem.is_none(), "Problem": problem});
+        let value = |Check { name, needed_for, problem, is_optional }: &Check| json!({"Name": name, "NeededFor": needed_for, "Ok": problem.is_none(), "Optional": is_optional, "Problem": problem});
         print_json(&checks.iter().map(value).collect())?;
     }
     for Check { name, needed_for, problem, is_optional } in checks.iter().filter(|_| !args.json) {
