@@ -169,7 +169,7 @@ impl Rings {
         let offline = processors.offline();
         if !offline.is_empty() {
             let report = report.clone();
-            rings.hire("fuse-offline".to_owned(), move |rings| rings.attend(&offline, Some(report)))?;
+            rings.hire("fuse-offline".to_owned(), move |rings| rings.attend(&offline, true, Some(report)))?;
         }
         drop(report);
         started.iter().collect::<io::Result<()>>()?;
@@ -208,7 +208,7 @@ impl Rings {
         }
         self.hire(format!("fuse-{queue}"), move |rings| {
             stay_on(queue);
-            rings.attend(&[queue], report);
+            rings.attend(&[queue], false, report);
         })
     }
 
@@ -258,8 +258,9 @@ impl Rings {
         self.stopped.load(Ordering::SeqCst)
     }
 
-    /// Answers the requests of `queues` until the mount is gone. Reports when it is about to begin.
-    fn attend(self: &Arc<Self>, queues: &[u16], report: Option<Sender<io::Result<()>>>) {
+    /// Answers the requests of `queues` until the mount is gone. Reports when it is about to begin. `are_offline`: the
+    /// processors did not run when the mount was made.
+    fn attend(self: &Arc<Self>, queues: &[u16], are_offline: bool, report: Option<Sender<io::Result<()>>>) {
         let registered = self.register(queues);
         let (mut ring, outcome) = match registered {
             Ok(ring) => (Some(ring), Ok(())),
@@ -272,7 +273,7 @@ impl Rings {
             (None, Ok(())) => self.make_a_request(),
         }
         if let Some(ring) = &mut ring
-            && let Err(error) = self.answer_all(ring, queues)
+            && let Err(error) = self.answer_all(ring, queues, are_offline)
             && !is_gone(&error)
         {
             tracing::error!(%error, ?queues, "a ring broke");
@@ -304,15 +305,15 @@ impl Rings {
     }
 
     /// The number in [`Self::queues`] of what a thread for `queues` counts in.
-    fn counted(&self, queues: &[u16]) -> Option<&Queue> {
-        match queues {
-            [queue] => self.queues.get(usize::from(*queue)),
+    fn counted(&self, queues: &[u16], are_offline: bool) -> Option<&Queue> {
+        match queues.first() {
+            Some(&queue) if !are_offline => self.queues.get(usize::from(queue)),
             _ => self.queues.last(),
         }
     }
 
-    fn answer_all(&self, ring: &mut Ring<'_>, queues: &[u16]) -> io::Result<()> {
-        let Some(counted) = self.counted(queues) else { return Ok(()) };
+    fn answer_all(&self, ring: &mut Ring<'_>, queues: &[u16], are_offline: bool) -> io::Result<()> {
+        let Some(counted) = self.counted(queues, are_offline) else { return Ok(()) };
         let slot = self.slot();
         let mut aside = vec![0; ASIDE].into_boxed_slice();
         loop {
@@ -320,7 +321,7 @@ impl Rings {
             let arrived = ring.next_request();
             let others = counted.activity.end_to_wait();
             let entry = arrived?;
-            if let (true, Some(queue)) = (queues.len() > 1, ring.queue(entry)) {
+            if let (true, Some(queue)) = (are_offline, ring.queue(entry)) {
                 self.want_threads(queue);
             }
             if others == 0 {
