@@ -3,7 +3,6 @@
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::Duration;
 
 use super::super::container::{wait_until, worlds};
 use super::super::tar_build::{Tar, spec};
@@ -117,8 +116,10 @@ fn masks_and_dispositions_of_the_caller() {
                 [0, 0],
                 "{driver}: {setting}: {shown}"
             );
-            let child = started(&world, setting, "trap 'exit 9' TERM; echo ready; while :; do sleep 0.02; done");
-            std::thread::sleep(Duration::from_millis(700));
+            let mut child = started(&world, setting, "trap 'exit 9' TERM; echo ready; while :; do sleep 0.02; done");
+            let mut ready = [0; 6];
+            std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut ready).unwrap();
+            assert_eq!(&ready, b"ready\n");
             Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap();
             let output = child.wait_with_output().unwrap();
             assert_eq!(output.status.code(), Some(9), "{driver}: {setting}: {}", told(&output));
