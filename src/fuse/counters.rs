@@ -1,4 +1,4 @@
-//! How many requests of each kind there were, and how many failed with which error. `SIGUSR1` and `strata stats` show
+//! How many requests of each kind there were, and how many failed with which error. `SIGUSR1` and `strata mounts` show
 //! them.
 
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -1,4 +1,4 @@
-//! What the mount says about itself: the attribute [`STATS_XATTR`] of its root, for `strata stats`.
+//! What the mount says about itself: the attribute [`STATS_XATTR`] of its root, for `strata mounts`.
 //!
 //! The mount is its own channel: nothing is left behind when the process is killed, there is no socket to guard, and
 //! whoever asks reaches the mount anyway. It is not listed, cannot be set, and answers only root and the user that

@@ -28,8 +28,17 @@ impl Timestamp {
 
     /// The clock's time; the epoch if the clock stands before it.
     pub fn now() -> Self {
-        let elapsed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Self { seconds: i64::try_from(elapsed.as_secs()).unwrap_or(i64::MAX), nanoseconds: elapsed.subsec_nanos() }
+        Self::from(SystemTime::now())
+    }
+
+    /// So many seconds since 1970.
+    pub fn at(seconds: i64) -> Self {
+        Self { seconds, nanoseconds: 0 }
+    }
+
+    /// So many seconds before this time.
+    pub fn earlier(self, seconds: i64) -> Self {
+        Self { seconds: self.seconds.saturating_sub(seconds), ..self }
     }
 
     /// Reads an RFC 3339 time with `Z` or a numeric offset.
@@ -83,6 +92,14 @@ impl Timestamp {
             _ => (seconds / 31_536_000, "year"),
         };
         format!("{count} {unit}{} ago", if count == 1 { "" } else { "s" })
+    }
+}
+
+impl From<SystemTime> for Timestamp {
+    /// A time before 1970 becomes 1970.
+    fn from(time: SystemTime) -> Self {
+        let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+        Self { seconds: i64::try_from(since.as_secs()).unwrap_or(i64::MAX), nanoseconds: since.subsec_nanos() }
     }
 }
 

@@ -16,6 +16,9 @@ impl Store {
     pub(super) fn index(&self) -> Result<Index> {
         let path = self.root.join("index.json");
         let name = path.display().to_string();
+        if self.is_nothing() {
+            return Ok(Index::new(Vec::new()));
+        }
         let bytes = read_limited(&mut File::open(&path).at(&path)?, &name)?;
         spec::parse(&name, &bytes)
     }

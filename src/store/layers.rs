@@ -187,6 +187,9 @@ impl Store {
     /// When the store cannot be listed.
     pub fn all_layers(&self) -> Result<Vec<Layer>> {
         let mut layers = Vec::new();
+        if self.is_nothing() {
+            return Ok(layers);
+        }
         for (name, dir) in entries(&self.layers_dir())? {
             match Layer::load(dir.clone()) {
                 Ok(layer) => layers.push(layer),

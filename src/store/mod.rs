@@ -100,6 +100,26 @@ impl Store {
         Ok(Self { root: fs::canonicalize(root).at(root)? })
     }
 
+    /// Opens the store at `root` for verbs that only read. One that is not there is taken for an empty one and not made.
+    ///
+    /// # Errors
+    /// When the directory is something else than a store and not empty.
+    pub fn open_for_reading(root: &Path) -> Result<Self> {
+        let store = Self { root: std::path::absolute(root).at(root)? };
+        match store.is_complete() || !store.is_nothing() {
+            true => Self::open(root),
+            false => Ok(store),
+        }
+    }
+
+    /// True if there is no store: no directory, or an empty one.
+    pub fn is_nothing(&self) -> bool {
+        match fs::read_dir(&self.root) {
+            Ok(mut entries) => entries.next().is_none(),
+            Err(error) => error.kind() == ErrorKind::NotFound,
+        }
+    }
+
     /// Where the store is if the user says nothing: `/var/lib/strata` for root, else `$XDG_DATA_HOME/strata`.
     ///
     /// # Errors

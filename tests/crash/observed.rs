@@ -1,4 +1,4 @@
-//! What fails is told: in the log with path, error and level, and in the counts of `strata stats`; a panic costs one request.
+//! What fails is told: in the log with path, error and level, and in the counts of `strata mounts`; a panic costs one request.
 
 use std::path::Path;
 use std::process::Command;
@@ -33,11 +33,11 @@ fn fail_once<T>(gate: &Gate, errno: Errno, act: impl FnOnce() -> T) -> T {
     result
 }
 
-/// What `strata stats` counts of an error, and how many in all by its list of mounts.
+/// What `strata mounts` counts of an error, and how many in all by its list of mounts.
 fn counted(point: &Path, error: &str) -> (u64, u64) {
     let ask = |arguments: &[&str]| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_strata"));
-        let output = command.arg("stats").args(arguments).output().unwrap();
+        let output = command.arg("mounts").args(arguments).output().unwrap();
         assert!(output.status.success(), "{output:?}");
         String::from_utf8(output.stdout).unwrap()
     };
@@ -75,7 +75,7 @@ fn failures_are_logged_and_counted() {
                     "{level} stratafs::fuse::serve: failed request=\"SETATTR\" path=\"/d/f\" error={error} (os error {number})"
                 );
                 assert_eq!((told.len(), &told[at]), (at + 1, &line));
-                // `strata stats` may itself ask for what is not there, of other names.
+                // `strata mounts` may itself ask for what is not there, of other names.
                 let now = counted(mount.root(), error);
                 assert_eq!((now.0, now.1 > total), (before + 1, true));
             }

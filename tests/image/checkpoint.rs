@@ -317,7 +317,7 @@ fn a_checkpoint_becomes_an_image() {
             archive.entries().unwrap().map(|entry| entry.unwrap().path().unwrap().into_owned()).collect();
         assert!(paths.contains(&"etc/1".into()) && paths.contains(&"usr/new".into()), "{paths:?}");
         let document: serde_json::Value = serde_json::from_str(&lab.ok(&["inspect", "web"])).unwrap();
-        assert_eq!(document[0]["checkpoints"][1]["Parent"], "p1");
+        assert_eq!(document[0]["Checkpoints"][1]["Parent"], "p1");
         let usage: serde_json::Value = serde_json::from_str(&lab.ok(&["df", "--json"])).unwrap();
         assert_eq!((&usage["Checkpoints"], usage["CheckpointsSize"].as_u64() > Some(0)), (&2.into(), true));
         lab.ok(&["verify"]);

@@ -17,29 +17,26 @@ fn every_verb_has_help_with_two_examples() {
     let help = ok(dir.path(), &["--help"]);
     let verbs: Vec<&str> = help
         .lines()
-        .skip_while(|line| *line != "Commands:")
-        .skip(1)
-        .take_while(|line| !line.is_empty())
+        .take_while(|line| *line != "Options:")
         .filter_map(|line| line.strip_prefix("  ")?.split(' ').next())
-        .filter(|verb| !verb.is_empty() && *verb != "help")
         .collect();
     assert!(verbs.len() > 25, "{verbs:?}");
     for verb in verbs {
         let help = ok(dir.path(), &[verb, "--help"]);
         let (_, examples) = help.split_once("Examples:\n").expect(verb);
-        assert_eq!(examples.lines().filter(|line| line.contains("strata ")).count(), 2, "{verb}: {help}");
+        assert!(examples.lines().filter(|line| line.contains("strata ")).count() >= 2, "{verb}: {help}");
     }
 }
 
 /// Runs what must succeed and returns its output.
-fn ok(root: &Path, args: &[&str]) -> String {
+pub(super) fn ok(root: &Path, args: &[&str]) -> String {
     let output = strata(root, args);
     assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
 }
 
 /// Runs what must fail and returns its message.
-fn fails(root: &Path, code: i32, args: &[&str]) -> String {
+pub(super) fn fails(root: &Path, code: i32, args: &[&str]) -> String {
     let output = strata(root, args);
     let message = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(code), "{args:?}: {message}");

@@ -260,7 +260,7 @@ fn a_run_leaves_only_what_the_container_changed() {
             world.driver
         );
         assert_eq!(world.mounts(), 0);
-        assert!(world.ok(&["ps", "-a"]).contains("exited (0)"));
+        assert!(world.ok(&["ps", "-a"]).contains("Exited (0)"));
         world.ok(&["commit", "c", "tool:3"]);
         assert!(world.ok(&["history", "tool:3"]).contains("echo x >/tmp/made"));
         assert_eq!(world.ok(&["run", "--rm", "tool:3", "cat /tmp/made /data2/lower"]), "x\nlower\n");
@@ -280,13 +280,13 @@ fn detached_containers() {
     for world in worlds() {
         let driver = world.driver;
         assert_eq!(world.ok(&["run", "-d", "--name", "d", "tool:1", "echo started; sleep 1000"]), "d\n");
-        assert!(world.ok(&["ps"]).contains("running"), "{driver}");
+        assert!(world.ok(&["ps"]).contains("Up "), "{driver}");
         assert_eq!(world.ok(&["exec", "d", "/bin/cat", "/data/lower"]), "lower\n", "{driver}");
         assert_eq!(world.run(&["exec", "d", "/bin/sh", "-c", "exit 5"]).status.code(), Some(5), "{driver}");
         assert!(!world.run(&["rm", "d"]).status.success(), "{driver}: not while it runs");
         world.ok(&["commit", "d", "tool:running"]);
         world.ok(&["stop", "-t", "0", "d"]);
-        assert!(world.ok(&["ps", "-a"]).contains("exited (137)"), "{driver}");
+        assert!(world.ok(&["ps", "-a"]).contains("Exited (137)"), "{driver}");
         assert_eq!(world.ok(&["logs", "d"]), "started\n", "{driver}");
         world.ok(&["rm", "d"]);
         world.ok(&["run", "-d", "--rm", "--name", "short", "tool:1", "exit 3"]);
@@ -313,7 +313,7 @@ fn a_crash_of_everything_costs_no_changes() {
             }
         }
         let status = world.ok(&["ps", "-a"]);
-        assert!(status.contains("running"), "{driver}: {status}");
+        assert!(status.contains("Up "), "{driver}: {status}");
         world.ok(&["stop", "-t", "0", "c"]);
         assert_eq!(world.mounts(), 0, "{driver}");
         let merged = world.ok(&["mount", "c"]);

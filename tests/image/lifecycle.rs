@@ -46,14 +46,14 @@ fn a_container_that_ended_starts_again_with_all_it_had() {
             "echo $A $B $C; cat kept 2>&1; pwd; echo kept >kept; exit 3",
         ]);
         assert!(create.env("B", "mine").output().unwrap().status.success());
-        assert!(world.ok(&["ps", "-a"]).contains("created"), "{driver}");
-        assert_eq!(inspect(&world, "c")["state"]["phase"], "created");
+        assert!(world.ok(&["ps", "-a"]).contains("Created"), "{driver}");
+        assert_eq!(inspect(&world, "c")["State"]["Status"], "created");
         let first = world.run(&["start", "-a", "c"]);
         let expected = "image mine 3\ncat: kept: No such file or directory\n/data\n";
         assert_eq!((String::from_utf8(first.stdout).unwrap(), first.status.code()), (expected.to_owned(), Some(3)));
         let shown = inspect(&world, "c");
-        assert_eq!((&shown["state"]["exitCode"], &shown["status"]), (&3.into(), &"exited".into()), "{driver}");
-        assert_eq!(shown["options"]["labels"]["a"], "b");
+        assert_eq!((&shown["State"]["ExitCode"], &shown["State"]["Status"]), (&3.into(), &"exited".into()), "{driver}");
+        assert_eq!(shown["Config"]["Labels"]["a"], "b");
         assert_eq!(world.ok(&["diff", "c"]), "C /data\nA /data/kept\n", "{driver}");
         assert_eq!(world.mounts(), 0);
         let again = world.run(&["start", "-a", "c"]);
@@ -61,8 +61,8 @@ fn a_container_that_ended_starts_again_with_all_it_had() {
         assert_eq!(world.ok(&["logs", "-n", "3", "c"]), "image mine 3\nkept\n/data\n", "{driver}");
         assert_eq!(world.ok(&["wait", "c"]), "3\n");
         assert_eq!(
-            world.ok(&["rm", &shown["id"].as_str().unwrap()[..12]]),
-            format!("{}\n", &shown["id"].as_str().unwrap()[..12])
+            world.ok(&["rm", &shown["Id"].as_str().unwrap()[..12]]),
+            format!("{}\n", &shown["Id"].as_str().unwrap()[..12])
         );
         assert_eq!((world.ok(&["ps", "-aq"]), world.mounts()), (String::new(), 0), "{driver}");
     }
@@ -72,11 +72,11 @@ fn a_container_that_ended_starts_again_with_all_it_had() {
 fn a_running_container_is_paused_renamed_and_killed() {
     let Some(world) = world() else { return };
     world.ok(&["run", "-d", "--name", "c", "tool:1", "trap 'echo usr' USR1; while :; do sleep 0.05; done"]);
-    let pid = inspect(&world, "c")["state"]["process"]["pid"].clone();
+    let pid = inspect(&world, "c")["State"]["Pid"].clone();
     assert!(world.ok(&["top", "c"]).contains(&pid.to_string()));
     assert_eq!(world.ok(&["start", "c"]), "c\n", "it runs already");
     if world.run(&["pause", "c"]).status.success() {
-        assert!(world.ok(&["ps"]).contains("paused"));
+        assert!(world.ok(&["ps"]).contains("(Paused)"));
         assert!(refusal(&world, 1, &["pause", "c"]).contains("is paused already"));
         assert!(refusal(&world, 125, &["exec", "c", "/bin/id"]).contains("is paused"));
         world.ok(&["unpause", "c"]);
@@ -98,7 +98,7 @@ fn a_running_container_is_paused_renamed_and_killed() {
     wait_until("no mount", || world.mounts() == 0);
     assert!(refusal(&world, 1, &["kill", "d"]).contains("d: does not run"));
     assert_eq!(world.ok(&["restart", "d"]), "d\n");
-    assert!(world.ok(&["ps"]).contains("running"));
+    assert!(world.ok(&["ps"]).contains("Up "));
     world.ok(&["rm", "-f", "c", "nosuch", "d"]);
     assert_eq!((world.ok(&["ps", "-aq"]), world.mounts()), (String::new(), 0));
 }
@@ -127,7 +127,7 @@ fn keys_detach_and_attach_joins_again() {
     terminal.waits_for("first one");
     terminal.types("\x10\x11");
     assert_eq!(terminal.ends(), Some(0));
-    assert!(world.ok(&["ps"]).contains("running"));
+    assert!(world.ok(&["ps"]).contains("Up "));
     let mut again = Terminal::run(&world.command(&["attach", "c"]));
     // What is typed comes back once it is attached.
     again.becomes("raw", |terminal| !terminal.echoes());
@@ -209,9 +209,9 @@ fn a_container_whose_monitor_was_killed_is_run_again() {
     for pid in processes(world.dir.path(), "supervise") {
         Command::new("kill").args(["-9", &pid]).status().unwrap();
     }
-    assert!(world.ok(&["ps"]).contains("running"));
+    assert!(world.ok(&["ps"]).contains("Up "));
     world.ok(&["restart", "-t", "0", "c"]);
-    assert!(world.ok(&["ps"]).contains("running"));
+    assert!(world.ok(&["ps"]).contains("Up "));
     assert_eq!(processes(world.dir.path(), "supervise").len(), 1);
     world.ok(&["rm", "-f", "c"]);
     assert_eq!(world.mounts(), 0);

@@ -47,6 +47,7 @@ mod flags;
 mod interop;
 mod inventory;
 mod lifecycle;
+mod listing;
 mod network;
 mod reports;
 mod run;

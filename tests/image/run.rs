@@ -99,7 +99,7 @@ fn a_stop_signal_of_the_image_is_sent() {
         let ready = world.root().join("containers/c/merged/tmp/ready");
         wait_until("its trap", || ready.exists());
         world.ok(&["stop", "-t", "60", "c"]);
-        assert!(world.ok(&["ps", "-a"]).contains("exited (5)"), "{}", world.driver);
+        assert!(world.ok(&["ps", "-a"]).contains("Exited (5)"), "{}", world.driver);
     }
 }
 
@@ -133,7 +133,7 @@ fn stopping_waits_for_the_unmount() {
         });
         assert!(stopped.status.success(), "{}: {stopped:?}", world.driver);
         let ps = world.ok(&["ps", "-a"]);
-        assert!(ps.contains("exited (5)"), "{}: {ps}", world.driver);
+        assert!(ps.contains("Exited (5)"), "{}: {ps}", world.driver);
         assert_eq!(world.mounts(), 0);
     }
 }
@@ -275,7 +275,7 @@ fn after_a_crash_of_everything_it_is_stopped_and_can_be_mounted() {
             }
             let listed = world.ok(&["ps", "-a"]);
             assert!(
-                listed.lines().any(|line| line.starts_with("c ") && line.ends_with("stopped")),
+                listed.lines().any(|line| line.ends_with(" c") && line.contains(" Stopped ")),
                 "{driver}: {listed}"
             );
             let merged = world.ok(&["mount", "c"]);

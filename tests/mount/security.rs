@@ -236,12 +236,12 @@ on_stratafs! {
         assert_eq!(sys::as_user(1000, 1000, || sys::getxattr(mount.root(), STATS)), Err(Errno::NODATA));
     }
 
-    /// `strata stats` says what the mount says, which layers it has, and that its process has gone.
+    /// `strata mounts` says what the mount says, which layers it has, and that its process has gone.
     fn strata_shows_the_statistics(driver) {
         let mount = Stack::new().lower("file f \"x\"").mount(driver);
         let ask = || {
             let mut command = Command::new(env!("CARGO_BIN_EXE_strata"));
-            let output = command.args(["stats", "--json"]).arg(mount.root()).output().unwrap();
+            let output = command.args(["mounts", "--json"]).arg(mount.root()).output().unwrap();
             assert!(output.status.success(), "{output:?}");
             serde_json::from_slice::<serde_json::Value>(&output.stdout).unwrap()[0].take()
         };

@@ -3,7 +3,9 @@
 mod checkpoints;
 mod containers;
 mod flags;
+mod groups;
 mod lifecycle;
+mod listing;
 mod registry;
 mod run;
 mod volume;
@@ -21,7 +23,9 @@ use stratafs::tar::compression::Compression;
 pub use checkpoints::*;
 pub use containers::*;
 pub use flags::*;
+pub use groups::*;
 pub use lifecycle::*;
+pub use listing::*;
 pub use registry::*;
 pub use run::*;
 pub use volume::*;
@@ -34,7 +38,7 @@ pub use volume::*;
 )]
 pub struct Cli {
     /// The store [default: /var/lib/strata for root, else $XDG_DATA_HOME/strata]
-    #[arg(long, global = true, env = "STRATA_ROOT", value_name = "DIR")]
+    #[arg(long, global = true, env = "STRATA_ROOT", value_name = "DIR", help_heading = "Global options")]
     pub root: Option<PathBuf>,
     #[command(subcommand)]
     pub verb: Verb,
@@ -54,6 +58,7 @@ pub enum Verb {
     Unpack(Unpack),
     Snapshot(Snapshot),
     Inventory(Inventory),
+    #[command(visible_alias = "ls")]
     Images(Images),
     Inspect(Inspect),
     History(History),
@@ -67,6 +72,7 @@ pub enum Verb {
     Start(Start),
     Attach(Attach),
     Exec(Exec),
+    #[command(visible_alias = "list")]
     Ps(Ps),
     Stop(Stop),
     Restart(Restart),
@@ -90,9 +96,18 @@ pub enum Verb {
     Df(Df),
     Which(Which),
     Stats(Stats),
+    Info(Info),
+    Version(Version),
+    Mounts(Mounts),
     Doctor(Doctor),
     Completions(Completions),
     Man(Man),
+    #[command(subcommand)]
+    Container(ContainerVerb),
+    #[command(subcommand)]
+    Image(ImageVerb),
+    #[command(subcommand)]
+    System(SystemVerb),
     #[command(hide = true)]
     Supervise(Supervise),
     #[cfg(feature = "snapshotter")]
@@ -292,52 +307,6 @@ pub struct Inventory {
     pub dirs: Vec<PathBuf>,
 }
 
-/// List images
-#[derive(Args)]
-#[command(visible_alias = "ls", after_help = "Examples:\n  strata images\n  strata images -q debian")]
-pub struct Images {
-    /// Only images of this repository or name
-    pub name: Option<String>,
-    /// Print only ids
-    #[arg(short, long, conflicts_with = "json")]
-    pub quiet: bool,
-    /// Print whole ids
-    #[arg(long)]
-    pub no_trunc: bool,
-    /// Print JSON
-    #[arg(long)]
-    pub json: bool,
-}
-
-/// Show all there is to know of images or containers, as JSON
-#[derive(Args)]
-#[command(after_help = "Examples:\n  strata inspect debian:12\n  strata inspect --config debian:12 | jq .history")]
-pub struct Inspect {
-    /// Print the image's configuration, byte for byte
-    #[arg(long)]
-    pub config: bool,
-    /// Images or containers
-    #[arg(required = true, value_name = "IMAGE|CONTAINER")]
-    pub names: Vec<String>,
-}
-
-/// Show how an image was made
-#[derive(Args)]
-#[command(after_help = "Examples:\n  strata history debian:12\n  strata history --json debian:12")]
-pub struct History {
-    /// Print commands whole
-    #[arg(long)]
-    pub no_trunc: bool,
-    /// Print only ids
-    #[arg(short, long, conflicts_with = "json")]
-    pub quiet: bool,
-    /// Print JSON
-    #[arg(long)]
-    pub json: bool,
-    /// A name or an id, or the beginning of one
-    pub image: String,
-}
-
 /// Give an image one more name
 #[derive(Args)]
 #[command(after_help = "Examples:\n  strata tag debian:12 debian:stable\n  strata tag 4f1a registry.example/base:1")]
@@ -410,21 +379,12 @@ pub struct Verify {
     /// Remove what is damaged, so that loading its image again brings it back; make inventories again that do not fit
     #[arg(long)]
     pub repair: bool,
+    /// Print JSON: what is damaged, and how many layers are sound
+    #[arg(long, conflicts_with = "repair")]
+    pub json: bool,
     /// Only these images [default: the whole store]
     #[arg(value_name = "IMAGE")]
     pub images: Vec<String>,
-}
-
-/// Show what the store takes, and what is shared
-#[derive(Args)]
-#[command(after_help = "Examples:\n  strata df\n  strata df --json")]
-pub struct Df {
-    /// Print only bytes
-    #[arg(short, long, conflicts_with = "json")]
-    pub quiet: bool,
-    /// Print JSON
-    #[arg(long)]
-    pub json: bool,
 }
 
 /// Show which layer of an image a path comes from, and what lies below it
@@ -440,23 +400,6 @@ pub struct Which {
     /// A name or an id, or the beginning of one
     pub image: String,
     pub path: PathBuf,
-}
-
-/// Show what the mounts of stratafs on this machine do: requests, errors, memory
-///
-/// Without a mountpoint all of them that this mount namespace has, of this user (of everybody, for root). State: writable,
-/// read-only, dead (its process has gone), no answer.
-#[derive(Args)]
-#[command(after_help = "Examples:\n  strata stats\n  strata stats --json /mnt/union")]
-pub struct Stats {
-    /// Print only the mountpoints
-    #[arg(short, long, conflicts_with = "json")]
-    pub quiet: bool,
-    /// Print JSON
-    #[arg(long)]
-    pub json: bool,
-    /// This mount only, with its layers and its requests by kind
-    pub mountpoint: Option<PathBuf>,
 }
 
 /// Check what this machine lacks

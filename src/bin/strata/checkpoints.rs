@@ -116,7 +116,7 @@ pub fn fork(store: &Store, args: &Fork) -> Result<()> {
 }
 
 pub fn of_mount(mountpoint: &Path, dir: &Path) -> Result<()> {
-    let work = super::stats::work_dir_of(mountpoint)?;
+    let work = super::mounts::work_dir_of(mountpoint)?;
     if work.parent().is_some_and(|dir| dir.join("container.json").exists()) {
         bail!("{}: is the mount of a container; give that one's name", mountpoint.display());
     }

@@ -6,18 +6,18 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use serde_json::json;
-use stratafs::container::{Container, CreateOptions, Damaged, Runtime, Status, refuse_if_interrupted};
+use stratafs::container::{Container, CreateOptions, Runtime, refuse_if_interrupted};
 use stratafs::image::ImageError;
 use stratafs::image::snapshot;
-use stratafs::image::time::Timestamp;
 use stratafs::store::Store;
 use stratafs::sys::forward;
 use stratafs::text::{shown_bytes, shown_path};
 
-use super::args::{Diff, Mount, Ps, Rm, Umount};
+use super::args::{Diff, Mount, Rm, Umount};
 use super::checkpoints;
 use super::lifecycle::{end, in_its_namespace, settle};
-use super::output::{each, print_json, print_line, print_path, print_table, shorten, tell};
+use super::output::{each, print_json, print_line, print_path};
+use super::ps::listed;
 
 pub fn mount(store: &Store, args: &Mount) -> Result<()> {
     let Some(image) = &args.image else {
@@ -85,15 +85,6 @@ pub fn umount(store: &Store, args: &Umount) -> Result<()> {
     })
 }
 
-/// All containers. Those that are damaged are told, and left out.
-pub fn listed(store: &Store) -> Result<Vec<Container>> {
-    let listed = Container::list(store)?;
-    for Damaged { name, reason } in &listed.damaged {
-        tell(&format!("strata: container {name} is damaged: {reason}; strata rm -f {name} removes it"));
-    }
-    Ok(listed.containers)
-}
-
 fn by_name_or_mountpoint(store: &Store, name: &str) -> Result<Container> {
     if name.contains('/') {
         let path = fs::canonicalize(name).unwrap_or_else(|_| name.into());
@@ -104,49 +95,6 @@ fn by_name_or_mountpoint(store: &Store, name: &str) -> Result<Container> {
         bail!("{name}: no container is mounted there");
     }
     Ok(Container::open(store, name)?)
-}
-
-/// What `ps` says of a container.
-fn status(container: &Container, now: Timestamp) -> Result<String> {
-    let state = container.state()?;
-    Ok(match (container.status_of(&state)?, state.exit_code) {
-        (Status::Exited, Some(code)) => {
-            let since = state.finished.as_deref().and_then(Timestamp::parse);
-            let since = since.map(|time| format!(" {}", time.ago(now).to_lowercase())).unwrap_or_default();
-            format!("exited ({code}){since}")
-        }
-        (status, _) => status.word().to_owned(),
-    })
-}
-
-pub fn list(store: &Store, args: &Ps) -> Result<()> {
-    let now = Timestamp::now();
-    let (mut rows, mut values) = (Vec::new(), Vec::new());
-    for container in listed(store)? {
-        let status = status(&container, now).unwrap_or_else(|error| {
-            tell(&format!("strata: {}: {error:#}", container.name()));
-            "unknown".to_owned()
-        });
-        if !args.all && ["stopped", "created", "exited"].iter().any(|word| status.starts_with(word)) {
-            continue;
-        }
-        let record = &container.record;
-        let created = Timestamp::parse(&record.created).map_or_else(|| "N/A".to_owned(), |created| created.ago(now));
-        values.push(
-            json!({"Id": record.id, "Name": container.name(), "Image": record.image_name, "ImageId": record.image,
-            "Command": record.command, "Created": record.created, "Status": status, "Mountpoint": record.mountpoint,
-            "Checkpoints": container.checkpoints(store).map_or(0, |all| all.len())}),
-        );
-        let command = shorten(&record.command.join(" "), 30);
-        rows.push(vec![container.name().to_owned(), record.image_name.clone(), command, created, status]);
-    }
-    if args.json {
-        return Ok(print_json(&values.into())?);
-    }
-    if args.quiet {
-        return Ok(rows.iter().try_for_each(|row| print_line(&row[0]))?);
-    }
-    Ok(print_table(&["NAME", "IMAGE", "COMMAND", "CREATED", "STATUS"], &rows)?)
 }
 
 pub fn remove(store: &Store, args: &Rm) -> Result<()> {

@@ -84,14 +84,15 @@ fn fuse_problem() -> Option<String> {
 fn program_problem(program: &Path, remedy: &str) -> Option<String> {
     let found = match program.is_absolute() {
         true => program.is_file(),
-        false => in_path(program),
+        false => in_path(program).is_some(),
     };
     (!found).then(|| format!("not found; {remedy}"))
 }
 
-fn in_path(program: &Path) -> bool {
+/// Where the program is in `PATH`.
+pub fn in_path(program: &Path) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path).any(|dir| dir.join(program).is_file())
+    std::env::split_paths(&path).map(|dir| dir.join(program)).find(|path| path.is_file())
 }
 
 fn helper_problem(program: &str, remedy: &str) -> Option<String> {

@@ -11,8 +11,9 @@ use stratafs::config::manual;
 use super::args::{Cli, Completions, Man};
 use super::output::tell;
 
-pub fn completions(args: &Completions) {
+pub fn completions(args: &Completions) -> Result<()> {
     clap_complete::generate(args.shell, &mut Cli::command(), "strata", &mut io::stdout());
+    Ok(())
 }
 
 pub fn man(args: &Man) -> Result<()> {

@@ -6,33 +6,43 @@
 mod archives;
 mod args;
 mod checkpoints;
+mod condition;
 mod containers;
 mod doctor;
+mod filters;
+mod format;
 mod generate;
+mod help;
 mod images;
+mod inspect;
+mod layers;
 mod lifecycle;
 mod logs;
+mod mounts;
 mod options;
 mod output;
 mod progress;
+mod ps;
 mod registry;
 mod running;
 #[cfg(feature = "snapshotter")]
 mod snapshotter;
 mod stats;
+mod upkeep;
+mod usage;
 mod volumes;
 
 use std::io::IsTerminal;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use clap::Parser;
 use stratafs::image::ImageError;
 use stratafs::registry::RemoteImage;
 use stratafs::store::Store;
 use tracing_subscriber::EnvFilter;
 
-use args::{Cli, Verb};
+use args::{Cli, Prune, Verb};
 
 /// Variables that this program reads. Scripts set them to nothing to unset them.
 const VARIABLES: [&str; 22] = [
@@ -66,11 +76,11 @@ fn main() -> ExitCode {
         output::tell(&format!("strata: signals: {error}"));
         return ExitCode::FAILURE;
     }
-    let cli = match Cli::try_parse() {
+    let cli = match help::parse() {
         Ok(cli) => cli,
         Err(error) => return wrong_usage(&error),
     };
-    let is_run = matches!(cli.verb, Verb::Run(_) | Verb::Exec(_));
+    let is_run = cli.verb.is_run();
     let filter = EnvFilter::try_from_env("STRATA_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
@@ -161,33 +171,55 @@ fn is_closed_pipe(error: &anyhow::Error) -> bool {
 }
 
 fn run(cli: Cli) -> Result<ExitCode> {
-    match &cli.verb {
-        Verb::Unpack(unpack) => return archives::unpack(unpack).map(|()| ExitCode::SUCCESS),
-        Verb::Snapshot(snapshot) => return archives::snapshot(snapshot).map(|()| ExitCode::SUCCESS),
-        Verb::Inventory(inventory) => return archives::inventory(inventory).map(|()| ExitCode::SUCCESS),
-        Verb::Man(man) => return generate::man(man).map(|()| ExitCode::SUCCESS),
-        Verb::Completions(completions) => {
-            generate::completions(completions);
-            return Ok(ExitCode::SUCCESS);
-        }
-        Verb::Login(login) => return registry::login(login).map(|()| ExitCode::SUCCESS),
-        Verb::Logout(logout) => return registry::logout(logout).map(|()| ExitCode::SUCCESS),
-        Verb::Doctor(doctor) => return doctor::run(cli.root, doctor),
-        Verb::Stats(stats) => return stats::run(stats).map(|()| ExitCode::SUCCESS),
+    let verb = match cli.verb.plain() {
+        Ok(verb) => verb,
+        Err(prune) => return run_prune(cli.root, &prune).map(|()| ExitCode::SUCCESS),
+    };
+    let done = match &verb {
+        Verb::Unpack(unpack) => archives::unpack(unpack),
+        Verb::Snapshot(snapshot) => archives::snapshot(snapshot),
+        Verb::Inventory(inventory) => archives::inventory(inventory),
+        Verb::Man(man) => generate::man(man),
+        Verb::Completions(completions) => generate::completions(completions),
+        Verb::Login(login) => registry::login(login),
+        Verb::Logout(logout) => registry::logout(logout),
+        Verb::Mounts(mounts) => mounts::run(mounts),
         Verb::Checkpoint(checkpoint) if let Some((mountpoint, dir)) = checkpoint.of_mount() => {
-            return checkpoints::of_mount(mountpoint, dir).map(|()| ExitCode::SUCCESS);
+            checkpoints::of_mount(mountpoint, dir)
         }
         #[cfg(feature = "snapshotter")]
-        Verb::Snapshotter(arguments) => return snapshotter::run(arguments).map(|()| ExitCode::SUCCESS),
-        _ => {}
+        Verb::Snapshotter(arguments) => snapshotter::run(arguments),
+        Verb::Version(version) => usage::version(version),
+        Verb::Doctor(doctor) => return doctor::run(cli.root, doctor),
+        _ => return run_on_store(cli.root, verb),
+    };
+    done.map(|()| ExitCode::SUCCESS)
+}
+
+fn root_of(wanted: Option<PathBuf>) -> Result<PathBuf> {
+    Ok(wanted.map_or_else(Store::default_root, Ok)?)
+}
+
+fn run_prune(root: Option<PathBuf>, prune: &Prune) -> Result<()> {
+    let store = Store::open(&root_of(root)?)?;
+    match prune {
+        Prune::Containers(prune) => upkeep::prune_containers(&store, prune),
+        Prune::Images(prune) => upkeep::prune_images(&store, prune),
+        Prune::System(prune) => upkeep::prune_system(&store, prune),
     }
-    let root = cli.root.map_or_else(Store::default_root, Ok)?;
-    let store = Store::open(&root)?;
-    if is_about_containers(&cli.verb) {
+}
+
+fn run_on_store(root: Option<PathBuf>, verb: Verb) -> Result<ExitCode> {
+    let root = root_of(root)?;
+    let store = match verb.only_reads() {
+        true => Store::open_for_reading(&root)?,
+        false => Store::open(&root)?,
+    };
+    if is_about_containers(&verb) {
         // Of what is made for a container the caller's umask decides nothing.
         rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     }
-    match cli.verb {
+    match verb {
         Verb::Pull(pull) => registry::pull(&store, &pull)?,
         Verb::Push(push) => registry::push(&store, &push)?,
         Verb::Load(load) => archives::load(&store, &load)?,
@@ -197,22 +229,25 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Verb::Flatten(flatten) => archives::flatten(&store, &flatten)?,
         Verb::Commit(commit) => archives::commit(&store, &commit)?,
         Verb::Images(list) => images::list(&store, &list)?,
-        Verb::Inspect(inspect) => images::inspect(&store, &inspect)?,
-        Verb::History(history) => images::history(&store, &history)?,
+        Verb::Inspect(inspect) => inspect::inspect(&store, &inspect)?,
+        Verb::History(history) => inspect::history(&store, &history)?,
         Verb::Tag(tag) => images::tag(&store, &tag)?,
         Verb::Rmi(rmi) => images::remove(&store, &rmi)?,
-        Verb::Layers(layers) => images::layers(&store, &layers)?,
-        Verb::Gc(gc) => images::gc(&store, &gc)?,
-        Verb::Verify(verify) => return images::verify(&store, &verify),
-        Verb::Df(df) => images::usage(&store, &df)?,
+        Verb::Layers(layers) => layers::layers(&store, &layers)?,
+        Verb::Which(which) => layers::which(&store, &which)?,
+        Verb::Gc(gc) => upkeep::gc(&store, &gc)?,
+        Verb::Verify(verify) => return upkeep::verify(&store, &verify),
+        Verb::Df(df) => usage::usage(&store, &df)?,
+        Verb::Info(info) => usage::info(&store, &info)?,
         Verb::Mount(mount) => containers::mount(&store, &mount)?,
         Verb::Umount(umount) => containers::umount(&store, &umount)?,
         Verb::Run(run) => return running::run(&store, *run),
+        Verb::Exec(exec) => return running::exec(&store, exec),
+        Verb::Ps(ps) => ps::list(&store, &ps)?,
+        Verb::Stats(stats) => stats::run(&store, &stats)?,
         Verb::Create(create) => running::create(&store, *create)?,
         Verb::Start(start) => return running::start(&store, &start),
         Verb::Attach(attach) => return running::attach(&store, &attach),
-        Verb::Exec(exec) => return running::exec(&store, exec),
-        Verb::Ps(ps) => containers::list(&store, &ps)?,
         Verb::Stop(stop) => lifecycle::stop(&store, &stop)?,
         Verb::Restart(restart) => return lifecycle::restart(&store, &restart),
         Verb::Kill(kill) => lifecycle::kill(&store, &kill)?,
@@ -227,10 +262,10 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Verb::Logs(logs) => logs::logs(&store, &logs)?,
         Verb::Diff(diff) => containers::diff(&store, &diff)?,
         Verb::Supervise(supervise) => return running::supervise(&store, &supervise),
-        Verb::Which(which) => images::which(&store, &which)?,
         Verb::Checkpoint(checkpoint) => checkpoints::run(&store, &checkpoint)?,
         Verb::Rollback(rollback) => checkpoints::rollback(&store, &rollback)?,
         Verb::Fork(fork) => checkpoints::fork(&store, &fork)?,
+        // These need no store, or are other names.
         Verb::Login(_)
         | Verb::Logout(_)
         | Verb::Unpack(_)
@@ -239,7 +274,11 @@ fn run(cli: Cli) -> Result<ExitCode> {
         | Verb::Man(_)
         | Verb::Completions(_)
         | Verb::Doctor(_)
-        | Verb::Stats(_) => {}
+        | Verb::Mounts(_)
+        | Verb::Version(_)
+        | Verb::Container(_)
+        | Verb::Image(_)
+        | Verb::System(_) => {}
         #[cfg(feature = "snapshotter")]
         Verb::Snapshotter(_) => {}
     }

@@ -7,6 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use serde_json::Value;
+use stratafs::image::time::Timestamp;
 use stratafs::text::{self, shown};
 use tracing_subscriber::field::MakeExt;
 use tracing_subscriber::fmt::FormatFields;
@@ -122,6 +123,12 @@ pub fn size(bytes: u64) -> String {
     let digits = format!("{value:.decimals$}");
     let digits = if digits.contains('.') { digits.trim_end_matches('0').trim_end_matches('.') } else { &digits };
     format!("{digits}{}", UNITS[unit])
+}
+
+/// A time as docker's lists print it: `2024-01-31 12:00:00 +0000 UTC`.
+pub fn created_at(time: Timestamp) -> String {
+    let text = Timestamp::at(time.seconds).to_string();
+    format!("{} +0000 UTC", text.trim_end_matches('Z').replace('T', " "))
 }
 
 /// Reads `512m`, `2g` or plain bytes; the units are binary, as docker's are for limits.

@@ -1,197 +1,235 @@
-//! `stats`: what the mounts of stratafs on this machine do.
+//! `stats`: what running containers take.
+//!
+//! The numbers come from the container's own cgroup where it has one, else from its processes: those in the process
+//! namespace of its first one.
 
-use std::ffi::OsStr;
+use std::collections::BTreeMap;
 use std::fs;
-use std::os::unix::ffi::OsStrExt;
+use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::channel;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
-use rustix::io::Errno;
 use serde_json::{Value, json};
-use stratafs::config::options::MountOptions;
-use stratafs::confined::mountinfo;
-use stratafs::control::SOCKET;
-use stratafs::fuse::stats::STATS_XATTR;
-use stratafs::text::shown_path;
+use stratafs::container::Container;
+use stratafs::store::Store;
 
 use super::args::Stats;
-use super::output::{print_json, print_line, print_path, print_table, size};
+use super::format::{Headings, Template};
+use super::output::{print_json, size};
+use super::ps::{self, Listed};
 
-/// A mount that does not answer for so long is reported, not waited for.
-const PATIENCE: Duration = Duration::from_secs(5);
+const HEADINGS: Headings = &[
+    ("ID", "CONTAINER ID"),
+    ("Container", "CONTAINER"),
+    ("Name", "NAME"),
+    ("CPUPerc", "CPU %"),
+    ("MemUsage", "MEM USAGE / LIMIT"),
+    ("MemPerc", "MEM %"),
+    ("NetIO", "NET I/O"),
+    ("BlockIO", "BLOCK I/O"),
+    ("PIDs", "PIDS"),
+];
 
-/// Types under which stratafs mounts: its own, and what engines look it up as.
-const TYPES: [&[u8]; 2] = [b"fuse.stratafs", b"fuse.fuse-overlayfs"];
+const TABLE: &str =
+    "table {{.ID}}\t{{.Name}}\t{{.CPUPerc}}\t{{.MemUsage}}\t{{.MemPerc}}\t{{.NetIO}}\t{{.BlockIO}}\t{{.PIDs}}";
 
-/// One mount.
-struct Mount {
-    point: PathBuf,
-    /// What it says, or why it says nothing: `dead`, `no answer`, `not permitted`.
-    answer: Result<Value, &'static str>,
+/// Between two looks, which a processor's share is measured over.
+const INTERVAL: Duration = Duration::from_secs(1);
+/// The same where only one answer is wanted.
+const SHORT_INTERVAL: Duration = Duration::from_millis(250);
+
+/// What a container takes, counted once.
+#[derive(Clone, Copy, Debug, Default)]
+struct Sample {
+    /// Time of processors, in nanoseconds.
+    cpu: u64,
+    memory: u64,
+    pids: u64,
+    read: u64,
+    written: u64,
+    received: u64,
+    sent: u64,
 }
 
-pub fn run(stats: &Stats) -> Result<()> {
-    let mounts = match &stats.mountpoint {
-        Some(point) => vec![one(point)?],
-        None => mountpoints()?.into_iter().filter_map(ask).collect(),
-    };
-    if stats.json {
-        let list: Vec<Value> = mounts.iter().map(Mount::json).collect();
-        return Ok(print_json(&list.into())?);
-    }
-    if stats.quiet {
-        return Ok(mounts.iter().try_for_each(|mount| print_path(&mount.point))?);
-    }
-    match (&stats.mountpoint, mounts.as_slice()) {
-        (Some(_), [mount]) => mount.print(),
-        _ => print_list(&mounts),
-    }
-}
-
-fn one(point: &Path) -> Result<Mount> {
-    let point = point.canonicalize().unwrap_or_else(|_| point.to_owned());
-    match ask(point.clone()) {
-        Some(mount) => Ok(mount),
-        None => bail!("{}: not a mount of stratafs; strata stats lists them", point.display()),
-    }
-}
-
-/// The work directory of a mount, in which its control socket is: one of the directories that the driver has open.
-pub fn work_dir_of(point: &Path) -> Result<PathBuf> {
-    let mount = one(point)?;
-    let pid = mount.answer.as_ref().ok().and_then(|value| value["pid"].as_u64());
-    let Some(pid) = pid else { bail!("{}: {}", point.display(), mount.state()) };
-    let opened =
-        fs::read_dir(format!("/proc/{pid}/fd"))?.flatten().filter_map(|entry| fs::read_link(entry.path()).ok());
-    match opened.into_iter().find(|dir| dir.is_absolute() && dir.join(SOCKET).exists()) {
-        Some(work) => Ok(work),
-        None => bail!("{}: is read-only, or its driver takes no requests", point.display()),
-    }
-}
-
-/// Mountpoints of all mounts that may be ours, each once.
-fn mountpoints() -> Result<Vec<PathBuf>> {
-    let table = fs::read(mountinfo::OWN)?;
-    let ours = mountinfo::parse(&table).filter(|mount| TYPES.contains(&mount.kind.as_slice()));
-    let mut points: Vec<PathBuf> = ours.map(|mount| mount.point).collect();
-    points.sort();
-    points.dedup();
-    Ok(points)
-}
-
-/// Asks the mount; `None` if it is not one of ours. In a thread of its own, since a stopped driver answers nobody.
-fn ask(point: PathBuf) -> Option<Mount> {
-    let (sender, answer) = channel();
-    let asked = point.clone();
-    std::thread::spawn(move || {
-        let mut buffer = vec![0; 1 << 16];
-        let got = rustix::fs::getxattr(&asked, STATS_XATTR, buffer.as_mut_slice());
-        // Whoever asked may have gone.
-        sender.send(got.map(|length| buffer[..length].to_vec())).unwrap_or(());
-    });
-    let answer = match answer.recv_timeout(PATIENCE) {
-        Ok(Ok(text)) => serde_json::from_slice(&text).map_err(|_| "no answer"),
-        // ECANCELED: a driver that used rings has just died.
-        Ok(Err(Errno::NOTCONN | Errno::CONNABORTED | Errno::CANCELED)) => Err("dead"),
-        Ok(Err(Errno::ACCESS | Errno::PERM)) => Err("not permitted"),
-        // Another driver's mount, or somebody else's who may look into it but is not told.
-        Ok(Err(_)) => return None,
-        Err(_) => Err("no answer"),
-    };
-    Some(Mount { point, answer })
-}
-
-impl Mount {
-    fn state(&self) -> &str {
-        match &self.answer {
-            Ok(value) => value["state"].as_str().unwrap_or_default(),
-            Err(why) => why,
+pub fn run(store: &Store, args: &Stats) -> Result<()> {
+    let once = args.no_stream || args.json;
+    let clears = !once && args.format.is_none() && io::stdout().is_terminal();
+    let mut before: BTreeMap<String, (Instant, Sample)> = BTreeMap::new();
+    let mut first = true;
+    loop {
+        let containers = wanted(store, args)?;
+        let mut rows = Vec::new();
+        for listed in &containers {
+            let (now, sample) = (Instant::now(), Sample::of(listed.condition.pid));
+            let id = ps::id(&listed.container);
+            let share =
+                before.insert(id, (now, sample)).map(|(then, earlier)| share(earlier.cpu, sample.cpu, now - then));
+            rows.push(row(args, &listed.container, &sample, share, limit(&listed.container)));
         }
-    }
-
-    fn number(&self, field: &str) -> u64 {
-        self.answer.as_ref().map_or(0, |value| value[field].as_u64().unwrap_or(0))
-    }
-
-    fn total(&self, field: &str) -> u64 {
-        let counts = self.answer.as_ref().ok().and_then(|value| value[field].as_object());
-        counts.map_or(0, |counts| counts.values().filter_map(Value::as_u64).sum())
-    }
-
-    /// The layers, topmost first, as the driver was started with; none if we may not see that.
-    fn layers(&self) -> Option<MountOptions> {
-        let pid = self.answer.as_ref().ok()?["pid"].as_u64()?;
-        let line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
-        let arguments: Vec<&OsStr> = line.split(|&byte| byte == 0).map(OsStr::from_bytes).collect();
-        let groups = arguments.windows(2).filter(|pair| pair[0] == "-o").map(|pair| pair[1]);
-        MountOptions::parse(groups, true).ok()
-    }
-
-    fn json(&self) -> Value {
-        let mut value = match &self.answer {
-            Ok(value) => value.clone(),
-            Err(why) => json!({ "state": why }),
-        };
-        value["mountpoint"] = self.point.to_string_lossy().into();
-        if let Some(options) = self.layers() {
-            let shown = |path: &PathBuf| Value::from(path.to_string_lossy());
-            value["lowers"] = options.overlay.lowers.iter().map(shown).collect();
-            value["upper"] = options.overlay.upper.as_ref().map(shown).into();
-            value["work"] = options.overlay.work.as_ref().map(shown).into();
+        let measured = !first || containers.is_empty();
+        if once && measured || !once && !first {
+            show(args, &rows, clears)?;
         }
-        value
-    }
-
-    fn print(&self) -> Result<()> {
-        print_line(&format!("{}: {}", shown_path(&self.point), self.state()))?;
-        if self.answer.is_err() {
+        if once && measured {
             return Ok(());
         }
-        if let Some(options) = self.layers() {
-            for (what, layers) in [
-                ("upper", options.overlay.upper.iter().collect::<Vec<_>>()),
-                ("work", options.overlay.work.iter().collect()),
-                ("lower", options.overlay.lowers.iter().collect()),
-            ] {
-                for layer in layers {
-                    print_line(&format!("{what:<12} {}", shown_path(layer)))?;
-                }
-            }
-        }
-        print_line(&format!("process      {}, for {} s", self.number("pid"), self.number("uptime_seconds")))?;
-        let (now, peak) = (self.number("memory_kib") * 1024, self.number("peak_memory_kib") * 1024);
-        print_line(&format!("memory       {}, {} at most", size(now), size(peak)))?;
-        for field in ["threads", "descriptors", "nodes", "handles"] {
-            print_line(&format!("{field:<12} {}", self.number(field)))?;
-        }
-        for field in ["requests", "errors"] {
-            print_line(&format!("{field:<12} {}", self.total(field)))?;
-            let counts = self.answer.as_ref().ok().and_then(|value| value[field].as_object());
-            for (name, count) in counts.into_iter().flatten() {
-                print_line(&format!("  {name} {count}"))?;
-            }
-        }
-        Ok(())
+        std::thread::sleep(if once || first { SHORT_INTERVAL } else { INTERVAL });
+        first = false;
     }
 }
 
-fn print_list(mounts: &[Mount]) -> Result<()> {
-    let row = |mount: &Mount| {
-        let counted = |number: u64| if mount.answer.is_ok() { number.to_string() } else { "-".to_owned() };
-        let memory = if mount.answer.is_ok() { size(mount.number("memory_kib") * 1024) } else { "-".to_owned() };
-        vec![
-            shown_path(&mount.point),
-            mount.state().to_owned(),
-            counted(mount.number("pid")),
-            counted(mount.total("requests")),
-            counted(mount.total("errors")),
-            counted(mount.number("nodes")),
-            counted(mount.number("handles")),
-            memory,
-        ]
+fn show(args: &Stats, rows: &[Value], clears: bool) -> Result<()> {
+    if args.json {
+        return Ok(print_json(&rows.to_vec().into())?);
+    }
+    if clears {
+        // Home, and everything below goes.
+        write!(io::stdout(), "\u{1b}[H\u{1b}[J")?;
+    }
+    match &args.format {
+        Some(template) => template.print(rows, HEADINGS),
+        None => Template::built_in(TABLE)?.print(rows, HEADINGS),
+    }
+}
+
+/// Those that the user named, else those that run.
+fn wanted(store: &Store, args: &Stats) -> Result<Vec<Listed>> {
+    let all = ps::with_conditions(store)?;
+    if args.containers.is_empty() {
+        let is_wanted = |listed: &Listed| args.all || listed.condition.pid != 0;
+        return Ok(all.into_iter().filter(is_wanted).collect());
+    }
+    let mut wanted = Vec::new();
+    for name in &args.containers {
+        let container = Container::open(store, name)?;
+        let found = all.iter().position(|listed| listed.container.name() == container.name());
+        wanted.extend(found);
+    }
+    let mut all: Vec<Option<Listed>> = all.into_iter().map(Some).collect();
+    let chosen: Vec<Listed> = wanted.into_iter().filter_map(|at| all.get_mut(at).and_then(Option::take)).collect();
+    if chosen.is_empty() {
+        bail!("no such container");
+    }
+    Ok(chosen)
+}
+
+/// Percent of one processor.
+fn share(before: u64, after: u64, time: Duration) -> f64 {
+    after.saturating_sub(before) as f64 * 100.0 / (time.as_nanos() as f64).max(1.0)
+}
+
+fn row(args: &Stats, container: &Container, sample: &Sample, share: Option<f64>, limit: u64) -> Value {
+    let id = ps::id(container);
+    let id = if args.no_trunc { id.as_str() } else { id.get(..12).unwrap_or(&id) };
+    json!({
+        "ID": id,
+        "Container": id,
+        "Name": container.name(),
+        "CPUPerc": format!("{:.2}%", share.unwrap_or(0.0)),
+        "MemUsage": format!("{} / {}", size(sample.memory), size(limit)),
+        "MemPerc": format!("{:.2}%", sample.memory as f64 * 100.0 / (limit as f64).max(1.0)),
+        "NetIO": format!("{} / {}", size(sample.received), size(sample.sent)),
+        "BlockIO": format!("{} / {}", size(sample.read), size(sample.written)),
+        "PIDs": sample.pids.to_string(),
+    })
+}
+
+/// Bytes of memory that it may take: its limit, else what the machine has.
+fn limit(container: &Container) -> u64 {
+    let machine = rustix::system::sysinfo();
+    let machine = machine.totalram * u64::from(machine.mem_unit);
+    let own = ps::bundle(container)["linux"]["resources"]["memory"]["limit"].as_u64();
+    own.filter(|&bytes| bytes > 0).map_or(machine, |bytes| bytes.min(machine))
+}
+
+impl Sample {
+    /// Of the container whose first process this is; nothing if it does not run.
+    fn of(pid: i32) -> Self {
+        if pid <= 0 {
+            return Self::default();
+        }
+        let mut sample = Self::of_processes(pid);
+        if let Some(group) = own_cgroup(pid) {
+            let number = |name: &str| -> Option<u64> { fs::read_to_string(group.join(name)).ok()?.trim().parse().ok() };
+            let usage = keyed(&group.join("cpu.stat"), "usage_usec").map(|microseconds| microseconds * 1000);
+            sample.cpu = usage.or_else(|| number("cpuacct.usage")).unwrap_or(sample.cpu);
+            let cache = keyed(&group.join("memory.stat"), "inactive_file").unwrap_or(0);
+            let memory = number("memory.current").or_else(|| number("memory.usage_in_bytes"));
+            sample.memory = memory.map_or(sample.memory, |bytes| bytes.saturating_sub(cache));
+            sample.pids = number("pids.current").unwrap_or(sample.pids);
+        }
+        (sample.received, sample.sent) = network(pid);
+        sample
+    }
+
+    /// The sum over the processes in the process namespace of `first`.
+    fn of_processes(first: i32) -> Self {
+        let mut sample = Self::default();
+        let Ok(namespace) = fs::read_link(format!("/proc/{first}/ns/pid")) else { return sample };
+        let ticks = rustix::param::clock_ticks_per_second().max(1);
+        let page = rustix::param::page_size() as u64;
+        for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+            let dir = entry.path();
+            if !fs::read_link(dir.join("ns/pid")).is_ok_and(|found| found == namespace) {
+                continue;
+            }
+            let stat = fs::read_to_string(dir.join("stat")).unwrap_or_default();
+            // The program's name, which may hold anything, ends with the last parenthesis.
+            let fields: Vec<&str> = stat.rsplit_once(") ").map_or("", |(_, rest)| rest).split(' ').collect();
+            let field = |at: usize| fields.get(at).and_then(|text| text.parse::<u64>().ok()).unwrap_or(0);
+            sample.cpu += (field(11) + field(12)).saturating_mul(1_000_000_000 / ticks);
+            sample.memory += field(21).saturating_mul(page);
+            sample.pids += field(17);
+            sample.read += keyed(&dir.join("io"), "read_bytes:").unwrap_or(0);
+            sample.written += keyed(&dir.join("io"), "write_bytes:").unwrap_or(0);
+        }
+        sample
+    }
+}
+
+/// The number after a word, in a file of lines `WORD NUMBER`.
+fn keyed(path: &Path, word: &str) -> Option<u64> {
+    let text = fs::read_to_string(path).ok()?;
+    text.lines().find_map(|line| line.strip_prefix(word)?.strip_prefix(' ')?.trim().parse().ok())
+}
+
+/// The container's cgroup, if it is not this process's own: version 2, or of version 1 the memory controller's.
+fn own_cgroup(pid: i32) -> Option<PathBuf> {
+    let group = |process: &str| -> Option<PathBuf> {
+        let text = fs::read_to_string(format!("/proc/{process}/cgroup")).ok()?;
+        let path = |line: &str| line.splitn(3, ':').nth(2).map(|path| path.trim_start_matches('/').to_owned());
+        let unified = text.lines().find(|line| line.starts_with("0::")).and_then(path);
+        match unified {
+            Some(path) if Path::new("/sys/fs/cgroup/cgroup.controllers").exists() => {
+                Some(Path::new("/sys/fs/cgroup").join(path))
+            }
+            _ => {
+                let memory = text.lines().find(|line| line.contains(":memory:")).and_then(path)?;
+                Some(Path::new("/sys/fs/cgroup/memory").join(memory))
+            }
+        }
     };
-    let rows: Vec<Vec<String>> = mounts.iter().map(row).collect();
-    Ok(print_table(&["MOUNTPOINT", "STATE", "PID", "REQUESTS", "ERRORS", "NODES", "HANDLES", "MEMORY"], &rows)?)
+    let own = group(&pid.to_string())?;
+    (Some(&own) != group("self").as_ref() && own.is_dir()).then_some(own)
+}
+
+/// Bytes received and sent on the interfaces that the process sees, without `lo`; none if it shares the host's network.
+fn network(pid: i32) -> (u64, u64) {
+    let space = |process: &str| fs::read_link(format!("/proc/{process}/ns/net")).ok();
+    if space(&pid.to_string()) == space("self") {
+        return (0, 0);
+    }
+    let text = fs::read_to_string(format!("/proc/{pid}/net/dev")).unwrap_or_default();
+    let mut both = (0, 0);
+    for line in text.lines() {
+        let Some((name, numbers)) = line.split_once(':') else { continue };
+        if name.trim() == "lo" {
+            continue;
+        }
+        let numbers: Vec<u64> = numbers.split_whitespace().filter_map(|number| number.parse().ok()).collect();
+        both.0 += numbers.first().copied().unwrap_or(0);
+        both.1 += numbers.get(8).copied().unwrap_or(0);
+    }
+    both
 }

@@ -212,7 +212,7 @@ fn careless_lists_of_archives() {
         let dir = tempfile::tempdir().unwrap();
         let root = loaded(dir.path(), what, &archive(&config, list.to_string().as_bytes(), &layers));
         let value: Value = serde_json::from_str(&ok(&root, &["images", "--json"])).unwrap();
-        assert_eq!(value[0]["Names"].as_array().unwrap().len(), names, "{what}");
+        assert_eq!(value[0]["RepoTags"].as_array().unwrap().len(), names, "{what}");
     }
     for (what, list) in [
         ("no config", json!([{"RepoTags": ["x:1"], "Layers": members}])),

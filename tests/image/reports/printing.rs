@@ -98,6 +98,8 @@ fn nothing_harmful_is_printed() {
         vec!["diff", "harm:1", "fine:1"],
         vec!["ps", "-a"],
         vec!["ps", "-a", "--json"],
+        vec!["images", "--format", "table {{.Repository}}\t{{.Labels}}"],
+        vec!["inspect", "harm:1", "--format", "table {{.Author}}\t{{.Config.Env}}"],
     ];
     for args in table {
         let output = strata(&root, &args);
@@ -119,7 +121,7 @@ fn json_output_is_the_same_text() {
     let value: Value = serde_json::from_str(&ok(&root, &["inspect", "harm:1"])).unwrap();
     assert_eq!(value[0]["Config"]["Labels"], json!({(text("key")): text("value")}));
     let value: Value = serde_json::from_str(&ok(&root, &["history", "--json", "harm:1"])).unwrap();
-    assert_eq!((&value[0]["created_by"], &value[0]["comment"]), (&json!(text("run")), &json!(text("note"))));
+    assert_eq!((&value[0]["CreatedBy"], &value[0]["Comment"]), (&json!(text("run")), &json!(text("note"))));
 }
 
 #[test]

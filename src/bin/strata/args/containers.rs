@@ -63,21 +63,6 @@ pub struct Umount {
     pub names: Vec<String>,
 }
 
-/// List containers
-#[derive(Args)]
-#[command(after_help = "Examples:\n  strata ps\n  strata ps -aq")]
-pub struct Ps {
-    /// Also those that neither run nor are mounted
-    #[arg(short, long)]
-    pub all: bool,
-    /// Print only names
-    #[arg(short, long, conflicts_with = "json")]
-    pub quiet: bool,
-    /// Print JSON
-    #[arg(long)]
-    pub json: bool,
-}
-
 /// Remove containers with all their changes
 #[derive(Args)]
 #[command(after_help = "Examples:\n  strata rm web\n  strata rm -f web db")]
