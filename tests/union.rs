@@ -223,8 +223,13 @@ impl Look for View {
                 Ok(Some((shown(stat.st_mode, (stat.st_uid, stat.st_gid), b""), Some(parts))))
             }
             Some(view::Entry::Other(file)) => {
-                let part =
-                    LowerRef { layer: file.layer, xattr_whiteouts: false, number: None, path: file.path.clone() };
+                let part = LowerRef {
+                    layer: file.layer,
+                    xattr_whiteouts: false,
+                    number: None,
+                    impure: false,
+                    path: file.path.clone(),
+                };
                 let mut inside = Vec::new();
                 match file.stat.mode & libc::S_IFMT {
                     libc::S_IFREG => {
