@@ -258,3 +258,35 @@ fn a_mount_without_a_store() {
     let (done, _, told) = run(strata, &["checkpoint", "create", "--mount", "merged", "layers/tuesday"]);
     assert!(!done && told.contains("not a mount of stratafs") && told.lines().count() == 1, "{told}");
 }
+
+/// Forked while it is mounted, and not rolled back before it is unmounted.
+#[test]
+fn a_mounted_container_is_forked() {
+    let Some(lab) = super::checkpoint::labs().into_iter().find(|lab| lab.driver == "stratafs") else { return };
+    let merged = lab.ok(&["mount", "--name", "web", "base:1"]);
+    let merged = Path::new(merged.trim());
+    fs::write(merged.join("log"), "before\n").unwrap();
+    let open = fs::File::options().append(true).open(merged.join("log")).unwrap();
+    lab.ok(&["checkpoint", "create", "web", "one"]);
+    std::io::Write::write_all(&mut &open, b"after\n").unwrap();
+    fs::rename(merged.join("usr"), merged.join("moved")).unwrap();
+    let forked = lab.ok(&["fork", "--mount", "web@one", "web2"]);
+    let forked = Path::new(forked.trim());
+    assert_eq!(fs::read_to_string(forked.join("log")).unwrap(), "before\n");
+    fs::write(forked.join("log"), "fork\n").unwrap();
+    std::io::Write::write_all(&mut &open, b"later\n").unwrap();
+    assert_eq!(fs::read_to_string(merged.join("log")).unwrap(), "before\nafter\nlater\n");
+    let told = lab.refused(&["rollback", "web", "one"], 1);
+    assert!(told.contains("unmount it first") && told.lines().count() == 1, "{told}");
+    assert!(merged.join("moved/new").exists() && !merged.join("usr").exists());
+    drop(open);
+    lab.ok(&["umount", "web"]);
+    lab.ok(&["rollback", "--keep", "two", "web", "one"]);
+    lab.ok(&["checkpoint", "rm", "web", "one"]);
+    assert_eq!(fs::read_to_string(forked.join("log")).unwrap(), "fork\n");
+    lab.ok(&["umount", "web2"]);
+    let again = lab.ok(&["mount", "web"]);
+    assert_eq!(fs::read_to_string(Path::new(again.trim()).join("log")).unwrap(), "before\n");
+    lab.ok(&["umount", "web"]);
+    lab.ok(&["verify"]);
+}
