@@ -96,6 +96,22 @@ fn base() -> Layer {
     )
 }
 
+/// What is mounted in the upper is no change; the directory below it is.
+#[test]
+fn file_systems_mounted_in_the_upper_are_left_out() {
+    let upper = upper();
+    let point = upper.path().join("point");
+    fs::create_dir(&point).unwrap();
+    fs::write(point.join("covered"), "c").unwrap();
+    fs::write(upper.path().join("f"), "f").unwrap();
+    rustix::mount::mount("none", &point, "tmpfs", rustix::mount::MountFlags::empty(), None).unwrap();
+    fs::write(point.join("mounted"), "m").unwrap();
+    let names: Vec<String> = std::panic::catch_unwind(|| snapshot(upper.path(), &[])).unwrap_or_default();
+    rustix::mount::unmount(&point, rustix::mount::UnmountFlags::DETACH).unwrap();
+    let has = |name: &str| names.iter().any(|line| line.contains(name));
+    assert!(has("point/covered") && has("f") && !has("mounted"), "{names:?}");
+}
+
 #[test]
 fn whiteouts_of_every_form() {
     let lower = base();

@@ -28,5 +28,6 @@ pub(crate) use open::{beneath, in_root, open_dir, sorted_names, stat_entry};
 pub(crate) use remove::remove_tree;
 pub use stat::{Device, FileId, FileType, Stat, Timestamp};
 pub(crate) use stat::{is_whiteout_device, is_zero_device};
+pub(crate) use tree::without_mounts;
 pub(crate) use writable::set_times_of;
 pub use writable::{TimeTo, Times, WritableDir};

@@ -79,6 +79,20 @@ pub(super) fn to_read(dir: OwnedFd) -> (OwnedFd, Tree) {
     }
 }
 
+/// Opens the directory `dir` again, to read it and what is below it without what is mounted there; as it is if this
+/// process may not make a private copy of its mount.
+///
+/// # Errors
+/// Those of `openat(2)`.
+pub(crate) fn without_mounts(dir: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    match private_copy(dir, true) {
+        // The copy goes when its own descriptor is closed; directories of it that are open then stay usable.
+        Ok(copy) => rustix::fs::openat(&copy, c".", flags, Mode::empty()),
+        Err(_) => rustix::fs::openat(dir, c".", flags, Mode::empty()),
+    }
+}
+
 /// Opens the directories `dirs`, which are on one mount, again through one private copy of that mount: links and renames
 /// between two copies would be refused.
 ///

@@ -165,6 +165,9 @@ pub(crate) fn walk(
     omitted: &Omitted,
     visitor: &mut dyn Visit,
 ) -> Result<()> {
+    // What is mounted in the upper is no change of it.
+    let upper = confined::without_mounts(upper).at(b"")?;
+    let upper = upper.as_fd();
     let walk = Walk { upper, view: LowerView::new(lowers)?, omitted };
     let lower = if lowers.is_empty() { None } else { Some(walk.view.root()?) };
     let part = UpperPart::root(
