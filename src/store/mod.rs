@@ -24,6 +24,7 @@
 //! Everything is published by a rename after its bytes have reached the disk, `index.json` last: a crash at any
 //! instant leaves the store as it was before, and rubbish in `tmp/`.
 
+pub mod anatomy;
 mod annotations;
 pub mod checkpoints;
 pub mod create;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::fixture::*;
 use super::tar_build::{Tar, spec};
 
-fn strata(root: &Path, args: &[&str]) -> Output {
+pub(super) fn strata(root: &Path, args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_strata")).arg("--root").arg(root).args(args).stdin(Stdio::null()).output().unwrap()
 }
 

@@ -49,6 +49,7 @@ mod inventory;
 mod lifecycle;
 mod listing;
 mod network;
+mod pictures;
 mod reports;
 mod run;
 mod store;

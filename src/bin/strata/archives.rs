@@ -159,6 +159,11 @@ fn write_to(output: Option<&Path>, write: &mut dyn FnMut(&mut dyn Write) -> Resu
     Ok(())
 }
 
+/// Writes bytes to a file, or to standard output.
+pub fn write_bytes(output: Option<&Path>, bytes: &[u8]) -> Result<()> {
+    write_to(output, &mut |out| Ok(out.write_all(bytes)?))
+}
+
 /// The file tree is read through a mount, so that it is exactly what a container sees; without privilege from the
 /// layers, as the mount does not show owners that this user has no ids for.
 pub fn export(store: &Store, args: &Export) -> Result<()> {

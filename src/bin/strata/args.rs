@@ -65,6 +65,7 @@ pub enum Verb {
     Tag(Tag),
     Rmi(Rmi),
     Layers(Layers),
+    Report(Report),
     Mount(Mount),
     Umount(Umount),
     Run(Box<Run>),
@@ -328,10 +329,55 @@ pub struct Rmi {
     pub images: Vec<String>,
 }
 
-/// List an image's layers and who shares them
+/// A share of all bytes, in percent.
+#[derive(Clone, Copy, Debug)]
+pub struct Percent(pub f64);
+
+impl std::str::FromStr for Percent {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let number: f64 = text.trim_end_matches('%').parse().map_err(|_| "a share reads NUMBER%".to_owned())?;
+        if (0.0..=100.0).contains(&number) { Ok(Self(number)) } else { Err("between 0% and 100%".to_owned()) }
+    }
+}
+
+/// Make a page for a browser: layers, sizes, waste, files and history of an image
+///
+/// The page is one file that needs nothing else.
 #[derive(Args)]
-#[command(after_help = "Examples:\n  strata layers debian:12\n  strata layers --json debian:12")]
+#[command(
+    after_help = "Examples:\n  strata report -o debian.html debian:12\n  strata report web:2 | ssh host 'cat > /srv/www/web.html'"
+)]
+pub struct Report {
+    /// Write to this file instead of standard output
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// A name or an id, or the beginning of one
+    pub image: String,
+}
+
+/// List an image's layers and who shares them, what each of them does, or what is wasted
+#[derive(Args)]
+#[command(
+    after_help = "Examples:\n  strata layers debian:12\n  strata layers --tree --depth 3 web:2\n  strata layers --max-wasted 5% web:2"
+)]
 pub struct Layers {
+    /// Show what each layer adds (A), replaces (C) and deletes (D), and the bytes of that
+    #[arg(long, conflicts_with_all = ["quiet", "json", "wasted"])]
+    pub tree: bool,
+    /// How many directories deep the tree goes
+    #[arg(long, value_name = "NUMBER", default_value_t = 2, requires = "tree")]
+    pub depth: usize,
+    /// List files that are in a layer and that a layer above deletes or replaces
+    #[arg(long, conflicts_with = "quiet")]
+    pub wasted: bool,
+    /// The same, and exit with 1 if they are more than this share of the image
+    #[arg(long, value_name = "NUMBER%", conflicts_with_all = ["quiet", "tree"])]
+    pub max_wasted: Option<Percent>,
+    /// List all wasted files, not only the largest
+    #[arg(long)]
+    pub all: bool,
     /// Print only diff ids, the topmost first
     #[arg(short, long, conflicts_with = "json")]
     pub quiet: bool,

@@ -1,10 +1,11 @@
 //! Verbs about checkpoints, and what other verbs do with them.
 
-use std::ffi::OsString;
+use std::ffi::{CString, OsString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use rustix::fs::FileType;
 use serde_json::{Value, json};
 use stratafs::container::checkpoint::{self, OpenStack, split_name};
 use stratafs::container::{Container, escaped_option, rootless};
@@ -12,6 +13,7 @@ use stratafs::image::ImageError;
 use stratafs::image::snapshot::{self, Omitted};
 use stratafs::image::time::Timestamp;
 use stratafs::store::{Layer, Store};
+use stratafs::union::view::{Entry, View};
 
 use super::archives::enter_namespace_of;
 use super::args::{Checkpoint, CheckpointCreate, CheckpointLs, CheckpointRm, CheckpointVerb, Fork, Rollback};
@@ -205,4 +207,35 @@ pub fn differences(store: &Store, old: &str, new: &str) -> Result<Vec<snapshot::
     let old: Vec<BorrowedFd<'_>> = old.all().map(AsFd::as_fd).collect();
     let new: Vec<BorrowedFd<'_>> = new.all().map(AsFd::as_fd).collect();
     Ok(snapshot::compare(&old, &new)?)
+}
+
+/// Sizes of the files of a container, a checkpoint or an image.
+pub struct Sizes(View);
+
+impl Sizes {
+    pub fn open(store: &Store, text: &str) -> Result<Self> {
+        let side = Side::open(store, text)?;
+        let layers: Vec<BorrowedFd<'_>> = side.all().map(AsFd::as_fd).collect();
+        // The topmost one may be changing, and has no inventory.
+        Ok(Self(View::new(&layers, false)?))
+    }
+
+    /// Bytes of the regular file at a path (without a leading `/`); 0 if there is none.
+    pub fn of(&self, path: &[u8]) -> u64 {
+        self.find(path).unwrap_or(None).unwrap_or(0)
+    }
+
+    fn find(&self, path: &[u8]) -> Result<Option<u64>> {
+        let mut parts = self.0.root()?;
+        for name in path.split(|&byte| byte == b'/') {
+            match self.0.lookup(&parts, &CString::new(name)?)? {
+                Some(Entry::Directory(found)) => parts = found,
+                Some(Entry::Other(file)) if FileType::from_raw_mode(file.stat.mode) == FileType::RegularFile => {
+                    return Ok(Some(file.stat.size));
+                }
+                _ => break,
+            }
+        }
+        Ok(None)
+    }
 }

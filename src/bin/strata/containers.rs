@@ -165,6 +165,10 @@ pub fn diff(store: &Store, args: &Diff) -> Result<()> {
         Some(other) => checkpoints::differences(store, &args.name, other)?,
         None => checkpoints::changes(store, &args.name)?,
     };
+    if args.tree {
+        let sizes = checkpoints::Sizes::open(store, args.other.as_deref().unwrap_or(&args.name))?;
+        return super::pictures::diff(&changes, args.depth, |path| sizes.of(path));
+    }
     if args.json {
         let path = |bytes: &[u8]| std::ffi::OsStr::from_bytes(bytes).display().to_string();
         let value = |change: &snapshot::Change| json!({"Kind": change.kind.to_string(), "Path": path(&change.path)});

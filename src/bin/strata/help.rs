@@ -41,7 +41,7 @@ const GROUPS: [(&str, &[&str]); 5] = [
     ),
     ("Images", &["images", "inspect", "history", "tag", "rmi", "load", "save", "import", "flatten", "image"]),
     ("Registries", &["pull", "push", "login", "logout"]),
-    ("Layers", &["layers", "which", "unpack", "snapshot", "inventory"]),
+    ("Layers", &["layers", "report", "which", "unpack", "snapshot", "inventory"]),
     (
         "Store and machine",
         &["df", "gc", "verify", "info", "version", "mounts", "doctor", "completions", "man", "system", "snapshotter"],

@@ -2,15 +2,24 @@
 
 use anyhow::Result;
 use serde_json::json;
+use stratafs::store::anatomy::Anatomy;
 use stratafs::store::trace::Traced;
 use stratafs::store::{Layer, Store, short_id};
 
 use super::args::{Layers, Which};
 use super::images::users;
 use super::output::{print_json, print_line, print_table, size};
+use super::pictures;
 
 pub fn layers(store: &Store, args: &Layers) -> Result<()> {
     let image = store.find(&args.image)?;
+    if args.tree || args.wasted || args.max_wasted.is_some() {
+        let anatomy = Anatomy::of(&store.layers_of(&image)?)?;
+        return match args.tree {
+            true => pictures::layers(&image, &anatomy, args.depth),
+            false => pictures::wasted(&image, &anatomy, args),
+        };
+    }
     let users = users(store)?;
     let label = image.label();
     let sharers = |layer: &Layer| -> Vec<String> {

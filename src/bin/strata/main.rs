@@ -21,6 +21,7 @@ mod logs;
 mod mounts;
 mod options;
 mod output;
+mod pictures;
 mod progress;
 mod ps;
 mod registry;
@@ -234,6 +235,7 @@ fn run_on_store(root: Option<PathBuf>, verb: Verb) -> Result<ExitCode> {
         Verb::Tag(tag) => images::tag(&store, &tag)?,
         Verb::Rmi(rmi) => images::remove(&store, &rmi)?,
         Verb::Layers(layers) => layers::layers(&store, &layers)?,
+        Verb::Report(report) => pictures::report(&store, &report)?,
         Verb::Which(which) => layers::which(&store, &which)?,
         Verb::Gc(gc) => upkeep::gc(&store, &gc)?,
         Verb::Verify(verify) => return upkeep::verify(&store, &verify),

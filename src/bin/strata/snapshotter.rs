@@ -11,7 +11,7 @@ use stratafs::sys::signals::SignalQueue;
 /// Keep containerd's snapshots: its images and containers are mounted by stratafs
 #[derive(Args)]
 #[command(
-    after_help = "Answers containerd until SIGTERM. In /etc/containerd/config.toml:\n  [proxy_plugins.stratafs]\n    type = \"snapshot\"\n    address = \"/run/stratafs-snapshotter/snapshotter.sock\"\n    capabilities = [\"remap-ids\"]\n    exports = { root = \"/var/lib/stratafs-snapshotter\" }"
+    after_help = "Examples:\n  strata snapshotter\n  strata snapshotter --address /run/s.sock --dir /srv/snapshots\n\nAnswers containerd until SIGTERM. In /etc/containerd/config.toml:\n  [proxy_plugins.stratafs]\n    type = \"snapshot\"\n    address = \"/run/stratafs-snapshotter/snapshotter.sock\"\n    capabilities = [\"remap-ids\"]\n    exports = { root = \"/var/lib/stratafs-snapshotter\" }"
 )]
 pub struct Arguments {
     /// The Unix socket to listen on [default: /run/stratafs-snapshotter/snapshotter.sock for root]

@@ -87,6 +87,12 @@ pub struct Diff {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+    /// Draw a tree, with the bytes of what is new or changed
+    #[arg(long, conflicts_with_all = ["quiet", "json"])]
+    pub tree: bool,
+    /// How many directories deep the tree goes
+    #[arg(long, value_name = "NUMBER", default_value_t = 20, requires = "tree")]
+    pub depth: usize,
     /// A container, one of its checkpoints, or the image to begin with
     #[arg(value_name = "CONTAINER[@CHECKPOINT]|IMAGE")]
     pub name: String,

@@ -146,6 +146,7 @@ impl Verb {
                 | Self::Inspect(_)
                 | Self::History(_)
                 | Self::Layers(_)
+                | Self::Report(_)
                 | Self::Which(_)
                 | Self::Df(_)
                 | Self::Info(_)
