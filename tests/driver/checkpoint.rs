@@ -120,6 +120,30 @@ fn open_files_leave_a_layer_that_is_shared() {
     assert_eq!(fs::read(layer.join("other")).unwrap(), b"");
 }
 
+/// A hard link stays one file over a checkpoint, also with a name in a directory of which another name's directory is the parent:
+/// once, the change waited for itself there.
+#[test]
+fn a_hard_link_in_nested_directories_is_changed_after_a_checkpoint() {
+    let union = union();
+    let dir = union.mkdir(NodeId::ROOT, "dir").unwrap();
+    let sub = union.mkdir(dir, "sub").unwrap();
+    let file = union.create(dir, "one").unwrap();
+    union.overlay.link(file, sub, "two".as_ref()).unwrap();
+    let inode = fs::metadata(union.path().join("upper/dir/one")).unwrap().ino();
+    let layer = checkpoint(&union, "layer");
+    let writer = union.open(file, libc::O_WRONLY).unwrap();
+    write(&union, writer, 0, b"new");
+    for name in ["dir/one", "dir/sub/two"] {
+        let upper = union.path().join("upper").join(name);
+        assert_eq!(
+            (fs::read(&upper).unwrap(), fs::metadata(&upper).unwrap().ino()),
+            (b"new".to_vec(), inode),
+            "{name}"
+        );
+        assert_eq!(fs::read(layer.join(name)).unwrap(), b"", "{name}");
+    }
+}
+
 /// What cannot have a checkpoint is told, and nothing is left of the attempt.
 #[test]
 fn a_checkpoint_that_cannot_be_made_changes_nothing() {

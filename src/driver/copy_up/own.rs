@@ -18,7 +18,7 @@ use crate::driver::locate::LowerPlace;
 use crate::driver::node::{CopyUpGuard, Dentry, NamesMany, NodeRef, Published};
 use crate::driver::types::{Errno, Result};
 use crate::union::layer::moving::{duplicate, duplicate_special, replace_names};
-use crate::union::layer::{FileType, Layer, LayerId, Stat};
+use crate::union::layer::{FileType, Layer, LayerId, Stat, UpperDir};
 
 /// A file's inode, taken out of its layer; it has this name in the work directory.
 struct Taken {
@@ -112,6 +112,15 @@ impl Union {
                     return Err(errno);
                 }
             }
+            // Before the names are held, which fetching them may need.
+            let dirs = names.iter().map(|(parent, _)| self.upper_dir(parent)).collect::<Result<Vec<_>>>();
+            let dirs = match dirs {
+                Ok(dirs) => dirs,
+                Err(errno) => {
+                    remove()?;
+                    return Err(errno);
+                }
+            };
             let locked = NamesMany::lock(names.iter().map(|(parent, _)| parent))?;
             // Somebody may have changed them while they were not held.
             let is_same = |a: &Dentry, b: &Dentry| NodeRef::ptr_eq(&a.0, &b.0) && a.1 == b.1;
@@ -125,7 +134,7 @@ impl Union {
                 return Ok(());
             }
             let taken = take(root, work, &in_layer, staged)?;
-            if let Err(errno) = self.give_names(&taken, &names) {
+            if let Err(errno) = self.give_names(&taken, &names, &dirs) {
                 taken.put_back();
                 return Err(errno);
             }
@@ -136,29 +145,28 @@ impl Union {
         }
     }
 
-    /// Gives the inode its names in the upper.
-    fn give_names(&self, taken: &Taken, names: &[Dentry]) -> Result<()> {
+    /// Gives the inode its names in the upper. `dirs`: the upper parts of the directories.
+    fn give_names(&self, taken: &Taken, names: &[Dentry], dirs: &[UpperDir]) -> Result<()> {
         let work = self.upper()?.work()?.dir();
-        let mut made: Vec<(crate::union::layer::UpperDir, CString)> = Vec::new();
+        let mut made: Vec<(&UpperDir, &CStr)> = Vec::new();
         let mut give = || {
-            for (at, (parent, name)) in names.iter().enumerate() {
-                let dir = self.upper_dir(parent)?;
-                self.mark_impure(parent, &dir)?;
+            for (at, ((parent, name), dir)) in names.iter().zip(dirs).enumerate() {
+                self.mark_impure(parent, dir)?;
                 let before = dir.stat_self()?;
                 if at + 1 < names.len() {
                     dir.link(work, &taken.name, name)?;
                 } else {
-                    work.rename(&taken.name, &dir, name, RenameFlags::empty())?;
+                    work.rename(&taken.name, dir, name, RenameFlags::empty())?;
                 }
-                keep_mtime(&dir, &before);
-                made.push((dir, CStr::to_owned(name)));
+                keep_mtime(dir, &before);
+                made.push((dir, name));
             }
             Ok(())
         };
         let given: Result<()> = give();
         if given.is_err() {
             for (dir, name) in made {
-                dir.remove_file(&name)?;
+                dir.remove_file(name)?;
             }
         }
         given
