@@ -122,6 +122,10 @@ impl Union {
         for path in paths {
             let mut at = self.nodes.get(NodeId::ROOT).and_then(|root| self.nodes.count(&root)).ok_or(Errno::STALE)?;
             for name in path.split(|&byte| byte == b'/') {
+                // Something else may have the name of a directory by now.
+                if at.dir().is_none() {
+                    break;
+                }
                 let name = CString::new(name).map_err(|_| Errno::INVAL)?;
                 match self.find(&at, &name)? {
                     Some((node, _)) => at = node,
