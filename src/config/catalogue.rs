@@ -231,9 +231,17 @@ pub fn entries() -> impl Iterator<Item = &'static Entry> {
     GROUPS.iter().flat_map(|group| group.entries)
 }
 
-/// Whether there is such an option.
+/// True if there is such an option.
 pub fn is_known(name: &[u8]) -> bool {
     entries().flat_map(|entry| entry.names).any(|known| known.as_bytes() == name)
+}
+
+/// The option that `name` is a misspelling of, if it looks like one: a third of its letters differ at most, and two.
+pub(super) fn nearest(name: &str) -> Option<&'static str> {
+    let distance = |known: &&&'static str| strsim::damerau_levenshtein(name, known);
+    let nearest = entries().flat_map(|entry| entry.names).min_by_key(distance)?;
+    let letters = distance(&nearest);
+    (letters <= 2 && letters * 3 <= name.len()).then_some(*nearest)
 }
 
 impl Entry {

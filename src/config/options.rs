@@ -142,6 +142,10 @@ impl MountOptions {
                 || self.set_presentation(word)?
                 || self.set_flag(word));
         if !ours && !self.set_foreign(word)? {
+            let name = word.name_lossy();
+            if let Some(near) = catalogue::nearest(&name) {
+                return Err(OptionError::Usage(format!("option '{name}' is not known; did you mean '{near}'?")));
+            }
             self.warn(word, "is not known and has no effect");
         }
         Ok(())

@@ -456,7 +456,8 @@ impl<'a, R: BufRead, S: RawSink> TarReader<'a, R, S> {
     }
 
     fn cut(&self) -> TarError {
-        self.format("the archive is cut off")
+        // Shorter than its first header.
+        self.format(if self.offset == 0 { "not a tar archive" } else { "the archive is cut off" })
     }
 }
 

@@ -148,7 +148,13 @@ fn near_words_are_suggested() {
         fails(&root, 125, &["run", "--pull", "never", "debain:12"])
             .ends_with("no such image; did you mean debian:12?\n")
     );
-    assert!(fails(&root, 1, &["inspect", "fedora"]).ends_with("no such image; strata pull fedora gets one\n"));
+    assert!(fails(&root, 1, &["mount", "fedora"]).ends_with("no such image; strata pull fedora gets one\n"));
+    assert!(fails(&root, 1, &["inspect", "fedora"]).ends_with("fedora: no such image\n"));
+    let text = root.join("text");
+    std::fs::write(&text, "hello\n").unwrap();
+    assert!(fails(&root, 1, &["import", text.to_str().unwrap(), "x:1"]).ends_with("not a tar archive\n"));
+    let told = fails(&root, 1, &["save", "-o", "/missing/x", "debian:12"]);
+    assert!(told.starts_with("strata: /missing: No such file"), "{told}");
     assert!(fails(&root, 1, &["inspect", "sha256:00"]).ends_with("sha256:00: no such image\n"));
 }
 

@@ -82,6 +82,7 @@ fn main() -> ExitCode {
         Err(error) => return wrong_usage(&error),
     };
     let is_run = cli.verb.is_run();
+    let only_looks = matches!(cli.verb, Verb::Inspect(_) | Verb::History(_));
     let filter = EnvFilter::try_from_env("STRATA_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
@@ -95,7 +96,11 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            output::tell(&format!("strata: {}{}", one_line(&error), remedy(&error)));
+            output::tell(&format!(
+                "strata: {}{}",
+                one_line(&error),
+                if only_looks { String::new() } else { remedy(&error) }
+            ));
             failure_code(&error, is_run)
         }
     }
@@ -168,7 +173,10 @@ fn is_about_containers(verb: &Verb) -> bool {
 
 /// `strata images | head -1` is no failure.
 fn is_closed_pipe(error: &anyhow::Error) -> bool {
-    error.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
+    let broken = |cause: &(dyn std::error::Error + 'static)| {
+        cause.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
+    };
+    error.chain().any(broken) && output::is_abandoned()
 }
 
 fn run(cli: Cli) -> Result<ExitCode> {

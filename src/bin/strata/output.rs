@@ -18,6 +18,15 @@ pub fn print_line(line: &str) -> io::Result<()> {
     writeln!(io::stdout(), "{}", shown(line))
 }
 
+/// True if standard output is a pipe that nobody reads any more.
+pub fn is_abandoned() -> bool {
+    let stdout = io::stdout();
+    let mut polled = [rustix::event::PollFd::new(&stdout, rustix::event::PollFlags::empty())];
+    let at_once = rustix::event::Timespec::default();
+    rustix::event::poll(&mut polled, Some(&at_once)).is_ok()
+        && polled[0].revents().contains(rustix::event::PollFlags::ERR)
+}
+
 /// Prints a line on standard error, escaped. If that fails there is nobody left to tell.
 pub fn tell(line: &str) {
     writeln!(io::stderr(), "{}", shown(line)).unwrap_or(());

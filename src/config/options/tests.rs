@@ -206,6 +206,24 @@ fn unknown_options_warn_once_each() {
     assert!(options.warnings[0].contains("'foo'") && options.warnings[1].contains("'bar'"));
 }
 
+/// A mount without its upper, or without its limits, is not what was asked for.
+#[test]
+fn a_misspelt_option_is_an_error() {
+    for (text, near) in [
+        ("uperdir=u", "upperdir"),
+        ("upprdir=u", "upperdir"),
+        ("wrokdir=w", "workdir"),
+        ("lowerdirs=l", "lowerdir"),
+        ("metacpy=on", "metacopy"),
+        ("redirectdir=on", "redirect_dir"),
+        ("volatil", "volatile"),
+        ("passtrough=all", "passthrough"),
+    ] {
+        let error = parse(&format!("lowerdir=/l,{text}")).unwrap_err().to_string();
+        assert!(error.ends_with(&format!("did you mean '{near}'?")), "{text}: {error}");
+    }
+}
+
 #[test]
 fn unsupported_options_warn_only_when_they_ask_for_something() {
     for (text, warnings) in [

@@ -46,6 +46,7 @@ impl Tar<'_> {
             return Self::write_stream(&mut device, &name, contents);
         }
         let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        fs::metadata(dir).at(dir)?;
         let mut file = tempfile::Builder::new()
             .prefix(".strata-")
             .permissions(Permissions::from_mode(0o666))
@@ -96,6 +97,7 @@ impl Directory<'_> {
             return Err(ImageError::refused(path.display().to_string(), "exists and is not an empty directory"));
         }
         let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        fs::metadata(dir).at(dir)?;
         let stage = tempfile::Builder::new().prefix(".strata-").tempdir_in(dir).at(path)?;
         contents(&mut Directory { path: stage.path() })?;
         rustix::fs::syncfs(File::open(stage.path()).at(path)?).at(path)?;
