@@ -551,6 +551,46 @@ fn in_the_foreground_it_stays_until_a_signal() {
 }
 
 /// One line, although fuser logs the same.
+/// `MOUNTPOINT -- COMMAND`: the mount lives as long as the command, whose exit code it has.
+#[test]
+fn with_a_command() {
+    needs_fuse!();
+    let scene = Scene::new();
+    let mount = ["-o", "lowerdir=lower,upperdir=upper,workdir=work", "mnt", "--"];
+    let unmounted = || !scene.path("mnt/file").exists();
+    for (command, code) in [
+        (&["sh", "-c", "cat mnt/file && echo new >mnt/new"][..], 0),
+        (&["sh", "-c", "exit 7"][..], 7),
+        (&["sh", "-c", "kill -KILL $$"][..], 137),
+        (&["no-such-program"][..], 127),
+        (&["./upper"][..], 126),
+    ] {
+        let output = scene.stratafs(&[&mount[..], command].concat());
+        assert_eq!(output.status.code(), Some(code), "{command:?}: {output:?}");
+        assert!(unmounted(), "{command:?}");
+        if code == 0 {
+            assert_eq!(output.stdout, b"from the lower layer\n");
+            assert_eq!(fs::read(scene.path("upper/new")).unwrap(), b"new\n");
+        }
+        assert_eq!(output.stderr.is_empty(), !(126..=127).contains(&code), "{command:?}: {output:?}");
+    }
+    // Nothing runs if nothing can be mounted.
+    let output = scene.stratafs(&["-o", "lowerdir=missing", "mnt", "--", "touch", "ran"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(!scene.path("ran").exists());
+    // A signal is the command's.
+    let mut child = scene.command(env!("CARGO_BIN_EXE_stratafs")).args(mount).args(["sleep", "100"]).spawn().unwrap();
+    let until = Instant::now() + Duration::from_secs(20);
+    while unmounted() && Instant::now() < until {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    // The command may start a moment after the mount is there.
+    std::thread::sleep(Duration::from_millis(200));
+    Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(143));
+    assert!(unmounted());
+}
+
 #[test]
 fn without_the_device_one_line_says_so() {
     needs_fuse!();

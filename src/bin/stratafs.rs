@@ -8,11 +8,13 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, IsTerminal, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, ValueEnum};
 use clap_complete::Shell;
+use rustix::process::{Pid, Signal, WaitOptions};
 use stratafs::config::error::OptionError;
 use stratafs::config::manual;
 use stratafs::config::options::MountOptions;
@@ -21,6 +23,7 @@ use stratafs::driver::Overlay;
 use stratafs::fuse::{self, Target};
 use stratafs::sys::descriptors::Inherited;
 use stratafs::sys::fork::{Forked, fork};
+use stratafs::sys::forward;
 use stratafs::sys::memory::share_pool;
 use stratafs::sys::signals::SignalQueue;
 use tracing_subscriber::EnvFilter;
@@ -65,6 +68,10 @@ struct Arguments {
     /// What to mount on; before it, a name for the mount (as mount(8) gives it)
     #[arg(value_name = "[SOURCE] MOUNTPOINT", required_unless_present = "generate", num_args = 1..=2)]
     places: Vec<OsString>,
+
+    /// A command to run in the meantime: when it ends, the mount does, and the exit code is the command's
+    #[arg(last = true, value_name = "COMMAND", conflicts_with_all = ["foreground", "debug"])]
+    command: Vec<OsString>,
 
     /// Print the man page, the tables of docs/options.md, or a shell's completions
     #[arg(long, value_name = "WHAT", hide = true)]
@@ -153,10 +160,18 @@ fn main() -> ExitCode {
         } else if arguments.foreground || order.options.mount.debug {
             order.serve(|| Ok(()))
         } else {
-            daemonize(&order, inherited)
+            let daemon = daemonize(&order, inherited)?;
+            match arguments.command.split_first() {
+                Some((program, words)) => return attend(daemon, program, words),
+                None => Ok(()),
+            }
         }
+        .map(|()| ExitCode::SUCCESS)
     });
-    exit_with(outcome)
+    match outcome {
+        Ok(code) => code,
+        Err(failure) => exit_with(Err(failure)),
+    }
 }
 
 fn exit_with(outcome: Result<(), Failure>) -> ExitCode {
@@ -349,7 +364,7 @@ fn start_logging(debug: bool) -> Result<(), Failure> {
 const READY: &[u8] = b"ready";
 
 /// Serves in a second process; returns when its mount answers.
-fn daemonize(order: &Order, inherited: Inherited) -> Result<(), Failure> {
+fn daemonize(order: &Order, inherited: Inherited) -> Result<Pid, Failure> {
     let cannot = |error: io::Error| Failure::new(format!("cannot start the daemon: {error}"));
     let (mut news, report) = io::pipe().map_err(cannot)?;
     match fork().map_err(cannot)? {
@@ -357,15 +372,45 @@ fn daemonize(order: &Order, inherited: Inherited) -> Result<(), Failure> {
             drop(news);
             serve_as_daemon(order, inherited, report);
         }
-        Forked::Parent(_) => {
+        Forked::Parent(daemon) => {
             drop(report);
             let mut said = Vec::new();
             news.read_to_end(&mut said).map_err(cannot)?;
             match said.split_first() {
-                Some(_) if said == READY => Ok(()),
+                Some(_) if said == READY => Ok(daemon),
                 Some((&code, message)) => Err(Failure { code, message: String::from_utf8_lossy(message).into_owned() }),
                 None => Err(Failure::new("the daemon ended before the mount was ready")),
             }
+        }
+    }
+}
+
+/// Runs a command beside the daemon that serves the mount, and ends the mount after it. The exit code is the command's: as
+/// a shell tells it, 128 and the number of the signal that killed it, 127 if there is no such program, 126 if it cannot be
+/// run.
+fn attend(daemon: Pid, program: &OsStr, words: &[OsString]) -> Result<ExitCode, Failure> {
+    let run = || -> io::Result<std::process::ExitStatus> {
+        forward::hold()?;
+        let mut child = std::process::Command::new(program).args(words).spawn()?;
+        let _forwarding = forward::forward_to(child.id(), true)?;
+        child.wait()
+    };
+    let status = run();
+    let ended = rustix::process::kill_process(daemon, Signal::TERM)
+        .and_then(|()| rustix::process::waitpid(Some(daemon), WaitOptions::empty()));
+    match status {
+        Ok(status) => {
+            match ended {
+                Ok(Some((_, how))) if how.exit_status() == Some(0) => {}
+                Ok(_) => return Err(Failure::new("the mount did not end well")),
+                Err(errno) => return Err(Failure::new(format!("cannot end the mount: {errno}"))),
+            }
+            let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal));
+            Ok(ExitCode::from(code.and_then(|code| u8::try_from(code).ok()).unwrap_or(1)))
+        }
+        Err(error) => {
+            let code = if error.kind() == io::ErrorKind::NotFound { 127 } else { 126 };
+            Err(Failure { code, message: format!("{}: {}", program.display(), reason(&error)) })
         }
     }
 }

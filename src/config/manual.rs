@@ -13,6 +13,7 @@ stratafs \- mount a union of directories
 .RI [ SOURCE ]
 .I MOUNTPOINT
 .B \-o lowerdir=\fILOWER\fR[:\fILOWER\fR...][,upperdir=\fIUPPER\fR,workdir=\fIWORK\fR][,\fIOPTION\fR...]
+.RB [ \-\- " " \fICOMMAND\fR... ]
 .br
 .B mount \-t fuse.stratafs
 .I SOURCE MOUNTPOINT
@@ -48,13 +49,16 @@ an upper directory can be used by either before and after.
 .SH OPTIONS
 .TP
 .BI \-o " OPTION" \fR[\fB,\fIOPTION\fR...]
-Mount options, see below. Can be given several times; what comes later wins.
+Mount options, see below. Can be given several times; later options override earlier ones.
 .TP
 .B \-f
 Stay in the foreground.
 .TP
 .BR \-d ", " \-\-debug
 Stay in the foreground and log every request.
+.TP
+.BR \-\- " \fICOMMAND\fR..."
+Run a command while the mount is there. When the command ends, the mount ends.
 .TP
 .BR \-V ", " \-\-version
 Print the version.
@@ -65,7 +69,8 @@ Print a summary.
 .BR \-n ", " \-s ", " \-v " and " \-t
 are accepted from
 .BR mount (8)
-and mean nothing. Unknown mount options are warned about once and ignored.
+and mean nothing.
+An unknown mount option gives a warning and is ignored; if it looks like a misspelt one, it is an error.
 .SH MOUNT OPTIONS
 "#;
 
@@ -91,6 +96,8 @@ or a filter such as
 A file to append the log to. Without it the log of a daemon ends when the mount is ready.
 .SH EXIT STATUS
 0: mounted. 1: not mounted; one line on standard error says why. 2: the command line is wrong.
+With a command: its exit status, 128 and the number of the signal that ended it, 127 if it was not found, 126 if it could not
+be run.
 .SH EXAMPLES
 .EX
 mkdir upper work merged
