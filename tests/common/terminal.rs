@@ -36,8 +36,12 @@ impl Terminal {
         let name = ptsname(&master, Vec::new()).unwrap().into_string().unwrap();
         let open = || File::options().read(true).write(true).open(&name).unwrap();
         let terminal = Self::resize_of(&master, 24, 80).map(|()| open()).unwrap();
-        let mut command = Command::new("setsid");
-        command.args(["--ctty", "--wait"]).arg(program.get_program()).args(program.get_args());
+        // As after a login: what the tests themselves ignore (started in the background, by nohup) is not ignored there.
+        let mut command = Command::new("env");
+        command
+            .args(["--default-signal", "setsid", "--ctty", "--wait"])
+            .arg(program.get_program())
+            .args(program.get_args());
         for (name, value) in program.get_envs() {
             match value {
                 Some(value) => command.env(name, value),
