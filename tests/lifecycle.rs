@@ -551,6 +551,26 @@ fn in_the_foreground_it_stays_until_a_signal() {
 }
 
 /// One line, although fuser logs the same.
+#[test]
+fn delimiters_in_names_are_told_of() {
+    needs_fuse!();
+    let scene = Scene::new();
+    for (name, options, written) in [
+        ("co:lon", "lowerdir=co:lon", r"co\:lon"),
+        ("com,ma", "lowerdir=com,ma", r"com\,ma"),
+        ("up,per", "lowerdir=lower,upperdir=up,per,workdir=work", r"up\,per"),
+    ] {
+        fs::create_dir(scene.path(name)).unwrap();
+        let output = scene.stratafs(&["-o", options, "mnt"]);
+        let told = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{told}");
+        assert!(told.lines().count() == 1 && told.contains(&format!("write '{name}' as '{written}'")), "{told}");
+        let output = scene.stratafs(&["-o", &options.replace(name, written), "mnt"]);
+        assert!(output.status.success(), "{output:?}");
+        scene.run("umount", &["mnt"]);
+    }
+}
+
 /// `MOUNTPOINT -- COMMAND`: the mount lives as long as the command, whose exit code it has.
 #[test]
 fn with_a_command() {

@@ -7,6 +7,7 @@ use std::ffi::{OsStr, OsString};
 use std::fs::{File, OpenOptions};
 use std::io::{self, IsTerminal, Read, Write};
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
@@ -242,6 +243,7 @@ impl Order {
             // Only shown; what is not UTF-8 in it is of no use to anybody.
             options.mount.fsname = Some(source.to_string_lossy().into_owned());
         }
+        check_delimiters(&arguments.options, &mut options)?;
         resolve_layers(&mut options)?;
         let target = match given_device(mountpoint, inherited)? {
             Some(device) => Target::Device(device),
@@ -276,6 +278,30 @@ impl Order {
 
 fn finish(served: io::Result<()>) -> Result<(), Failure> {
     served.map_err(|error| Failure::new(format!("cannot unmount: {error}")))
+}
+
+/// Says how to write a directory whose name holds a comma or a colon, if that is why it is not found.
+fn check_delimiters(given: &[OsString], options: &mut MountOptions) -> Result<(), Failure> {
+    for path in options.overlay.directories_mut().filter(|path| !path.exists()) {
+        if let Some(meant) =
+            given.iter().find_map(|text| longer_directory(text.as_bytes(), path.as_os_str().as_bytes()))
+        {
+            let written = meant.replace(',', "\\,").replace(':', "\\:");
+            let message = format!("'{}': no such directory; write '{meant}' as '{written}'", path.display());
+            return Err(Failure { code: 2, message });
+        }
+    }
+    Ok(())
+}
+
+/// The directory that `text` names if the delimiter after `path` is part of the name.
+fn longer_directory(text: &[u8], path: &[u8]) -> Option<String> {
+    let is_end = |at: usize| text.get(at).is_none_or(|byte| b",:".contains(byte));
+    (0..text.len()).filter(|&start| text[start..].starts_with(path)).find_map(|start| {
+        let ends = (start + path.len() + 1..=text.len()).filter(|&end| is_end(end));
+        let mut longer = ends.filter_map(|end| std::str::from_utf8(&text[start..end]).ok());
+        longer.find(|name| Path::new(name).is_dir()).map(str::to_owned)
+    })
 }
 
 /// The daemon works in `/`: relative layers are those of the caller's directory.
