@@ -87,7 +87,7 @@ pub struct RunOptions {
     pub terminal: bool,
     /// Its standard input is open.
     pub interactive: bool,
-    /// `NAME` and value, for whoever looks for it by them.
+    /// Labels: name and value. Filters select by them.
     pub labels: BTreeMap<String, String>,
     /// The signal that asks it to end, instead of the image's: a name or a number.
     pub stop_signal: Option<String>,

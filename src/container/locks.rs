@@ -1,4 +1,4 @@
-//! Locks on a container's directory: who runs it, who changes it.
+//! Locks on a container's directory: one for running it, one for changing it.
 
 use std::fs::File;
 use std::path::Path;

@@ -76,7 +76,7 @@ const ALL: [&str; 41] = [
     "CHECKPOINT_RESTORE",
 ];
 
-/// Calls that are allowed only to who has one of these capabilities; without any: to nobody.
+/// Calls that need one of these capabilities. A call with an empty list is always refused.
 const GUARDED: [(&[&str], &[&str]); 14] = [
     (
         &[],

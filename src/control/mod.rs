@@ -101,7 +101,7 @@ impl Request {
         }
     }
 
-    /// `None` if it is none that this version knows.
+    /// `None` if this version does not know it.
     fn from_json(value: &Value) -> Option<Self> {
         let text = |field: &str| value[field].as_str().map(str::to_owned);
         Some(match value["op"].as_str()? {

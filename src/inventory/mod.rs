@@ -7,7 +7,7 @@
 //!
 //! # What is believed
 //!
-//! - The whole, if it belongs to root or to the user who mounts and no other user may write it, its header is sound, the user
+//! - The whole file, if it belongs to root or to the user who mounts, no other user may write it, its header is sound, the user
 //!   namespace is the one that it was made in, and the layer's root is the directory that it was made of, unchanged:
 //!   inode, mode, owner, size, link count, mtime and ctime are compared. A layer that was copied has other inodes.
 //! - A directory, if its part of the file has the right checksum and the directory is the same and unchanged, which

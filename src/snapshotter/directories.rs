@@ -38,7 +38,7 @@ const POLL: Duration = Duration::from_millis(5);
 /// What is in ROOT.
 const NAMES: [&str; 6] = ["lock", "metadata.redb", "metadata.new", "empty", "snapshots", "removed"];
 
-/// The directories of one ROOT, which nobody else serves.
+/// The directories of one ROOT. One process serves a ROOT at a time.
 pub(super) struct Directories {
     root: PathBuf,
     /// Holds the lock.

@@ -1,4 +1,4 @@
-//! The files of removed snapshots, deleted by a thread of their own, so that whoever removes a snapshot does not wait.
+//! A thread deletes the files of removed snapshots, so that removing a snapshot does not wait for it.
 
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
@@ -16,7 +16,7 @@ pub(super) struct Removals {
 
 struct Shared {
     directories: Arc<Directories>,
-    /// One thread deletes at a time, so that who waited for this one finds everything deleted.
+    /// One thread deletes at a time: a caller that waits for this one finds everything deleted.
     one: Mutex<()>,
 }
 

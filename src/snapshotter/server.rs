@@ -133,7 +133,7 @@ impl Server {
     }
 }
 
-/// Waits until the end is announced, or nobody is left to announce it.
+/// Waits until the end is announced, or the announcing side is gone.
 async fn end_of(mut ended: tokio::sync::watch::Receiver<bool>) {
     while !*ended.borrow_and_update() {
         if ended.changed().await.is_err() {

@@ -65,7 +65,7 @@ pub struct Part {
     pub changes: Vec<Change>,
 }
 
-/// A file whose bytes are in a layer, and that a layer above hides.
+/// A file of a layer that a layer above hides.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Waste {
     /// From the root, without a leading `/`.

@@ -57,7 +57,7 @@ struct Entry {
     memory: Memory,
     /// What the registration points at: the headers and the payload.
     parts: Box<[libc::iovec; 2]>,
-    /// The entry holds a request, which nobody has answered yet. Otherwise the memory is the kernel's.
+    /// The entry holds an unanswered request. Otherwise the memory is the kernel's.
     is_taken: bool,
 }
 

@@ -1,10 +1,10 @@
-//! Leases, to find out who has a file open (`fcntl(2)`, "Leases").
+//! File leases, which tell whether a file is open elsewhere (`fcntl(2)`, "Leases").
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use rustix::io::Errno;
 
-/// True if somebody has the file open for writing, or mapped for it, also through a file that has no descriptor. `file` is
+/// True if the file is open for writing or mapped for writing, also through a file that has no descriptor. `file` is
 /// open for reading only.
 ///
 /// # Errors

@@ -33,7 +33,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let address = address.context("XDG_RUNTIME_DIR is not set; give --address")?;
     let root = arguments.dir.clone().or_else(Options::default_root);
     let root = root.context("neither XDG_DATA_HOME nor HOME is set; give --dir")?;
-    // Of the socket, the database and the directories nobody else needs anything.
+    // No other user needs the socket, the database or the directories.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     // Before the first thread is there: all of them must leave these signals alone.
     let signals = SignalQueue::new(&ENDING).context("signals")?;

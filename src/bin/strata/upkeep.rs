@@ -83,10 +83,10 @@ fn verify_inventories(unfit: &[(Layer, Unusable)], repair: bool) -> Result<()> {
     Ok(())
 }
 
-/// Asks before something is removed, where somebody can answer.
+/// Asks before something is removed, if standard input is a terminal.
 ///
 /// # Errors
-/// When nobody can, or the answer is no.
+/// The input is no terminal, or the answer is no.
 fn confirm(args: &PruneArgs, what: &str) -> Result<()> {
     if args.force {
         return Ok(());

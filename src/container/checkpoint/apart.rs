@@ -1,4 +1,4 @@
-//! Long work that nobody waits for, in a process of its own.
+//! Long work in the background, in a process of its own.
 
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;

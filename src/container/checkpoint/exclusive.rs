@@ -53,7 +53,7 @@ pub(super) fn lock(dir: &Path) -> Result<DirLock> {
 
 /// Where the kernel's overlayfs has this upper mounted, in any mount namespace that this process can look into. Namespaces
 /// that are copies of this one still have mounts that were unmounted here: what is at `usual` elsewhere is taken for such a
-/// copy, which nobody uses.
+/// copy, which is unused.
 fn overlay_on(upper: &Path, usual: &Path) -> Result<Option<PathBuf>> {
     let own = fs::metadata(upper).at(upper)?;
     let here = fs::read_link("/proc/self/ns/mnt").at("/proc/self/ns/mnt")?;

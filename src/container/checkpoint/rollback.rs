@@ -10,7 +10,7 @@ use crate::marks::chain::Chain;
 use crate::store::Store;
 use crate::union::layer::chain::new_id;
 
-/// What a container had before it went back, and nobody wanted to keep. It is still on the disk.
+/// The state that a rollback left behind and that is not kept. It is still on the disk.
 #[derive(Debug)]
 #[must_use]
 pub struct Abandoned(PathBuf);

@@ -3,7 +3,7 @@
 
 use crate::image::{ImageError, Result};
 
-/// A frame with more content than this is nobody's that we know.
+/// A frame with more content than this is invalid.
 const LARGEST: usize = 1 << 20;
 
 /// Most content of one frame that this program sends.

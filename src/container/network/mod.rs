@@ -21,7 +21,7 @@ use crate::image::{ImageError, IoContext, Result};
 use crate::store::Store;
 
 /// An address to which the container sends its questions about names if the host's own resolver listens on the host's
-/// loopback only. It is link-local and nobody's.
+/// loopback only. It is link-local and unassigned.
 const FORWARDED_RESOLVER: &str = "169.254.1.1";
 
 /// The name that stands for the host in `--add-host NAME:host-gateway`.

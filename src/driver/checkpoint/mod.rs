@@ -40,7 +40,7 @@ pub struct Checkpoint {
     pub id: ChainId,
     /// How long verbs had to wait at most.
     pub paused: Duration,
-    /// Files that went to the new upper, because somebody writes to them.
+    /// Files that went to the new upper because they are open for writing.
     pub moved_files: usize,
 }
 

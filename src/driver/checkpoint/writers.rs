@@ -1,4 +1,4 @@
-//! Files that somebody writes to while a checkpoint is made.
+//! Files that are open for writing while a checkpoint is made.
 //!
 //! A descriptor that the kernel passes through writes to its inode, whatever the driver thinks, and so does a mapping. So these
 //! files stay the inodes that they are and go to the new upper, with all their names; the layer gets copies of them.

@@ -89,7 +89,7 @@ fn told(state: &StackState) -> Answer {
     }
 }
 
-/// A path that is no text is only shown; nobody could name it in a request.
+/// A path that is not UTF-8 is only shown: a request cannot name it.
 fn shown(path: &Path) -> String {
     path.to_string_lossy().into_owned()
 }

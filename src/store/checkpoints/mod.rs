@@ -14,9 +14,9 @@
 //!
 //! # Locks
 //!
-//! The directory `checkpoints` is locked shared by everyone who reads or extends a chain, until a container's mark refers to
-//! the layers or the layers are open; exclusively by who takes layers away. The file `checkpoints/lock` is held by the one
-//! who tidies, who does the long part of the work with the shared lock only. Order: `lock`, then the directory, then the
+//! The directory `checkpoints` is locked shared by each process that reads or extends a chain, until a container's mark refers to
+//! the layers or the layers are open. Removing layers needs the exclusive lock. The file `checkpoints/lock` is held by the
+//! process that tidies; its long work needs the shared lock only. Order: `lock`, then the directory, then the
 //! locks of single containers.
 
 mod merge;

@@ -90,7 +90,7 @@ impl Survey {
         found
     }
 
-    /// Layers that are somebody's checkpoint.
+    /// Layers that are named checkpoints.
     pub(crate) fn named(&self) -> HashSet<ChainId> {
         self.names.iter().map(|(_, named)| named.id).filter(|id| self.layers.contains_key(id)).collect()
     }
@@ -109,7 +109,7 @@ impl Survey {
         self.layers.values().filter(|layer| !alive.contains(&layer.id)).collect()
     }
 
-    /// Layers that nobody calls by a name, and on which one thing stands: the one can be merged into the other.
+    /// Unnamed layers that exactly one layer or upper stands on: the two can be merged.
     pub(crate) fn mergeable(&self) -> Vec<(CheckpointLayer, Dependent)> {
         let (named, dependents) = (self.named(), self.dependents());
         let candidates = self.layers.values().filter(|layer| !named.contains(&layer.id));

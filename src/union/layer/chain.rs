@@ -13,7 +13,7 @@ use crate::marks::chain::{Chain, ChainId};
 use crate::marks::{Mark, Namespace, Visible, override_stat, unescape_xattr};
 use crate::sys::namespace::has_everywhere;
 
-/// A new id, which nobody can guess.
+/// A new random id.
 ///
 /// # Errors
 /// Those of reading `/dev/urandom`.

@@ -73,7 +73,7 @@ pub struct ContainerArgs {
     pub limits: LimitArgsOfContainer,
     #[command(flatten)]
     pub keep: KeepArgs,
-    /// Mark it for whoever looks for it
+    /// Add a label
     #[arg(short, long, value_name = "NAME[=VALUE]")]
     pub label: Vec<String>,
     /// The signal that asks it to end [default: the image's]

@@ -18,7 +18,7 @@ pub struct VolumeArgs {
 pub enum VolumeVerb {
     /// Make a volume and print its name
     Create {
-        /// Mark it for whoever looks for it
+        /// Add a label
         #[arg(short, long, value_name = "NAME[=VALUE]")]
         label: Vec<String>,
         /// Its name [default: made up]
@@ -50,7 +50,7 @@ pub enum VolumeVerb {
     },
     /// Remove all volumes that no container uses
     Prune {
-        /// Accepted; nobody is asked
+        /// Accepted; this verb never asks
         #[arg(short, long)]
         force: bool,
     },

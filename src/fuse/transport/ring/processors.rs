@@ -16,7 +16,7 @@ pub(super) struct Processors {
 
 impl Processors {
     /// # Errors
-    /// `/sys` is not there, or says what nobody expects.
+    /// `/sys` is absent or its content is not understood.
     pub(super) fn find() -> io::Result<Self> {
         let list = |name: &str| {
             let path = format!("/sys/devices/system/cpu/{name}");
