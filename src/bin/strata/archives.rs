@@ -147,7 +147,7 @@ fn write_to(output: Option<&Path>, write: &mut dyn FnMut(&mut dyn Write) -> Resu
     };
     let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let name = || path.display().to_string();
-    std::fs::metadata(dir).with_context(|| dir.display().to_string())?;
+    std::fs::metadata(dir).with_context(|| format!("cannot write {}: directory {}", name(), dir.display()))?;
     let permissions = std::os::unix::fs::PermissionsExt::from_mode(0o666);
     let file =
         tempfile::Builder::new().prefix(".strata-").permissions(permissions).tempfile_in(dir).with_context(name)?;
