@@ -22,7 +22,7 @@ pub struct Inherited {
 }
 
 /// Applies `default`, a directory's default ACL, to a file created with `mode` (kernel: `posix_acl_create`). The
-/// umask plays no part. `None` if the ACL is malformed; then there is nothing to inherit.
+/// umask plays no part. Returns `None` if the ACL is malformed; the file then inherits nothing.
 pub fn inherit(default: &[u8], mode: u32) -> Option<Inherited> {
     let version = u32::from_le_bytes(default.get(..HEADER)?.try_into().ok()?);
     let body = default.get(HEADER..)?;

@@ -1,9 +1,9 @@
 //! The index: lower hard links stay one file over copy-up (kernel: `index=on`, `fs/overlayfs/namei.c`
 //! `ovl_lookup_index`, `fs/overlayfs/copy_up.c` `ovl_link_up`, `fs/overlayfs/util.c` `ovl_nlink_start`).
 //!
-//! A lower file with several names is copied up into `work/index`, under its origin mark in hexadecimal, and linked
-//! from there to each name that is used. The link count of the mount is kept on the file relative to that of the
-//! upper (`U+N`) or the lower file (`L+N`), whichever the next step does not change.
+//! A lower file with several names is copied up into `work/index`, named by its origin mark in hexadecimal. From
+//! there it is linked to each name that is used. The mount's link count is stored on the file relative to the
+//! count of the upper file (`U+N`) or of the lower file (`L+N`), whichever the next step leaves unchanged.
 
 use std::ffi::CStr;
 
@@ -17,19 +17,19 @@ use crate::marks::index::{decode_nlink, encode_nlink, entry_name};
 use crate::union::layer::{Marks, Stat, UpperDir};
 use crate::union::merge::{Found, Source};
 
-/// A change of a file's link count that has begun. Others of the same file wait for its end.
+/// A change of a file's link count that has begun. Other changes of the same file wait for its end.
 pub(in crate::driver) struct NlinkChange<'n> {
     links: LinksGuard<'n>,
 }
 
 impl Union {
-    /// The index directory, on a mount that has one.
+    /// The index directory, if the mount has one.
     fn index_dir(&self) -> Option<&UpperDir> {
         self.stack.upper().and_then(|upper| upper.index())
     }
 
-    /// The index entry that `found`, called `name` in `parent`, has or would have; with the attributes of the
-    /// entry's file if it exists.
+    /// Returns the index entry of `found`, called `name` in `parent`, whether or not it exists yet; with the
+    /// attributes of the entry's file if it exists.
     pub(in crate::driver) fn index_entry(
         &self,
         parent: &NodeRef,
@@ -61,7 +61,7 @@ impl Union {
         let entry = Name::from(entry_name(&origin).as_c_str());
         let stat = index.stat(&entry)?.filter(|stat| !stat.is_whiteout_device());
         match (found.source, &stat) {
-            // A link made before the mount had an index: a file like any other.
+            // A link made before the mount had an index: treated as an ordinary file.
             (Source::Upper, None) => return Ok(None),
             (Source::Upper, Some(stat)) if stat.id() != found.stat.id() => return Ok(None),
             _ => {}
@@ -92,15 +92,14 @@ impl Union {
         node.file_state()?.index().cloned()
     }
 
-    /// Directory and name of the node's file in the index, if it was copied up there.
+    /// Directory and name of the node's file in the index, if it has been copied up there.
     pub(in crate::driver) fn index_place(&self, node: &Node) -> Option<(UpperDir, Name)> {
         let state = node.file_state()?;
         let entry = state.index().filter(|_| state.is_upper())?;
         Some((self.index_dir()?.clone(), entry.name.clone()))
     }
 
-    /// Writes the link count mark of an indexed file; relative to the upper's count if `letter` is `U`, to the
-    /// lower's if it is `L`.
+    /// Writes the link count mark of an indexed file, relative to the upper's count (`letter` is `U`) or the lower's (`L`).
     fn write_nlink(&self, entry: &Indexed, letter: char) -> Result<()> {
         let index = self.index_dir().ok_or(Errno::IO)?;
         let base = match letter {
@@ -118,7 +117,7 @@ impl Union {
         staged: crate::union::layer::Staged<'_>,
     ) -> Result<()> {
         let index = self.index_dir().ok_or(Errno::IO)?;
-        // It will have one name, the index entry's own.
+        // The new file has one name, that of the index entry.
         let mark = encode_nlink('U', entry.nlink, 1);
         staged.set_xattr(&self.upper()?.mark_key(Mark::Nlink), mark.as_bytes())?;
         staged.publish_new(index, &entry.name).map(|_| ())
@@ -139,7 +138,7 @@ impl Union {
         self.mark_impure(names.parent(), dir)?;
         let _links = LinksGuard::lock(names, node);
         let Some(indexed) = self.indexed(node) else { return Ok(()) };
-        // The upper gets one more name, the mount does not.
+        // The upper gets one more name, but the mount does not.
         self.write_nlink(&indexed, 'L')?;
         let before = dir.stat_self()?;
         self.mark_plain(&index, &entry, name)?;
@@ -148,8 +147,8 @@ impl Union {
         Ok(())
     }
 
-    /// Before the mount's link count of an indexed file changes together with the upper's. What is given back goes to
-    /// [`Self::end_nlink_change`] when both have changed.
+    /// Must be called before the mount's link count of an indexed file changes together with the upper's. The
+    /// result goes to [`Self::end_nlink_change`] when both have changed.
     pub(in crate::driver) fn begin_nlink_change<'n>(
         &self,
         names: &NamesWrite<'_>,
@@ -163,10 +162,10 @@ impl Union {
         Ok(NlinkChange { links })
     }
 
-    /// After it changed by `difference`; a file without names leaves the index, and those who have it open hold it
+    /// Ends a change by `difference`. A file without names leaves the index; open handles hold it
     /// ([`crate::driver::node::NodeTable::unlink`]).
     ///
-    /// The change itself stands: an entry that cannot be removed is left for the next mount.
+    /// Best effort: the change itself stands, and an entry that cannot be removed is left for the next mount.
     pub(in crate::driver) fn end_nlink_change(&self, change: NlinkChange<'_>, difference: i32) {
         let NlinkChange { links } = change;
         let Some((index, entry)) = self.index_place(links.node()) else { return };

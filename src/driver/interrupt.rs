@@ -1,4 +1,4 @@
-//! Whether somebody still waits for what a thread does.
+//! Tells whether the request that a thread works on was interrupted.
 
 use std::cell::RefCell;
 
@@ -10,17 +10,16 @@ thread_local! {
     static WANTED: RefCell<Option<Wanted>> = const { RefCell::new(None) };
 }
 
-/// Says how the calling thread finds out whether somebody waits for the request that it works on. In a thread without
-/// that, somebody always does.
+/// Sets how the calling thread finds out whether its request is still wanted. In a thread without this, requests are always
+/// wanted.
 pub fn ask_in_this_thread(is_wanted: impl Fn() -> bool + 'static) {
     WANTED.with_borrow_mut(|wanted| *wanted = Some(Box::new(is_wanted)));
 }
 
-/// To be called between the steps of what takes long, while it can still be given up without a trace. Costs nothing worth
-/// counting.
+/// Call this between the steps of a long operation, as long as it can still be undone completely. The cost is negligible.
 ///
 /// # Errors
-/// `INTR`: nobody waits any more.
+/// `INTR`: the request is no longer wanted.
 pub fn check() -> Result<(), Errno> {
     let is_wanted = WANTED.with_borrow(|wanted| wanted.as_ref().is_none_or(|is_wanted| is_wanted()));
     if is_wanted { Ok(()) } else { Err(Errno::INTR) }

@@ -9,11 +9,11 @@ use parking_lot::{Condvar, Mutex};
 use crate::sys::priority;
 use crate::union::layer::make_inventory;
 
-/// How long a mount lives before it makes inventories: a mount for a moment must not pay for them.
+/// Age of a mount before it makes inventories: short-lived mounts must not pay for them.
 const DELAY: Duration = Duration::from_secs(1);
 
-/// The thread that makes inventories. Nobody waits for its end: at its priority that may take long, and the end of the
-/// process leaves nothing of the file that it writes.
+/// The thread that makes inventories. Its end is not waited for: at its priority that may take long, and if the
+/// process ends first, nothing of the unfinished file remains.
 #[derive(Default)]
 pub(super) struct Maker {
     ended: Arc<(Mutex<bool>, Condvar)>,
@@ -50,7 +50,7 @@ impl Maker {
         }
     }
 
-    /// Ends the work. An inventory that is not complete is dropped.
+    /// Ends the work. An incomplete inventory is dropped.
     pub(super) fn end(&self) {
         *self.ended.0.lock() = true;
         self.ended.1.notify_all();

@@ -12,7 +12,7 @@ use crate::union::layer::{Dir, LayerDir, LayerId, LowerRef, Stat, UpperDir};
 use crate::union::merge::{self, Listing, MergedDir, Resolution};
 
 impl Union {
-    /// Where a node is in the mount, for messages: its first known name; nothing if it has none any more.
+    /// The path of a node in the mount, for messages: its first known name; empty if it has none.
     pub fn path_of(&self, node: NodeId) -> PathBuf {
         let mut names = Vec::new();
         let mut current = self.nodes.get(node);
@@ -43,8 +43,8 @@ impl Union {
         Ok(dir)
     }
 
-    /// The lower part `part` of the directory `node`, to look into: where the layer's inventory describes it, without a
-    /// system call.
+    /// A view of the lower part `part` of the directory `node`. Where the layer's inventory describes the directory, no
+    /// system call is made.
     pub(in crate::driver) fn lower_view<'a>(&'a self, node: &Node, part: &'a LowerRef) -> Result<LayerDir<'a>> {
         match self.stack.lower(part.layer)?.listed_dir(part) {
             Some(listed) => Ok(listed),
@@ -52,7 +52,7 @@ impl Union {
         }
     }
 
-    /// Calls `act` with the node's file in a lower layer, if it has nothing in the upper.
+    /// Calls `act` with the node's file in a lower layer, if the node has no upper part.
     pub(in crate::driver) fn on_lower_view<R>(
         &self,
         node: &NodeRef,
@@ -62,7 +62,7 @@ impl Union {
         act(&self.lower_view(&place.dir, place.part()?)?, place.name()).map(Some)
     }
 
-    /// The directory's upper part. May take the `names` lock of its parents, so it is called with no such lock held.
+    /// The directory's upper part. May take the `names` lock of its parents, so the caller must not hold one.
     pub(in crate::driver) fn upper_dir(&self, node: &NodeRef) -> Result<UpperDir> {
         if node.id() == NodeId::ROOT {
             return self.stack.upper().map(|upper| upper.root().clone()).ok_or(Errno::ROFS);
@@ -78,7 +78,7 @@ impl Union {
             };
             let above = self.upper_dir(&parent)?;
             let _names = NamesRead::lock(&parent)?;
-            // It may have been moved while the lock was not held.
+            // The node may have moved while the lock was not held.
             if !node.is_named(&parent, &name) {
                 continue;
             }
@@ -93,7 +93,7 @@ impl Union {
         if node.has_upper() { self.upper_dir(node).map(Some) } else { Ok(None) }
     }
 
-    /// Calls `act` with the node's upper file, which cannot be renamed or removed meanwhile.
+    /// Calls `act` with the node's upper file, which cannot be renamed or removed in the meantime.
     pub(in crate::driver) fn on_upper<R>(
         &self,
         node: &NodeRef,
@@ -103,7 +103,7 @@ impl Union {
             return act(&self.upper_dir(node)?, c"");
         }
         if self.index_place(node).is_some() {
-            // The entry goes with the last name.
+            // The entry is removed with the last name.
             let _links = LinksGuard::alone(node);
             if let Some((index, entry)) = self.index_place(node) {
                 return act(&index, &entry);
@@ -123,7 +123,7 @@ impl Union {
         }
     }
 
-    /// Calls `act` with the node's real file, wherever it is, for reading.
+    /// Calls `act` with the node's real file, in whichever layer it is, for reading.
     pub(in crate::driver) fn on_real<R>(
         &self,
         node: &NodeRef,
@@ -145,7 +145,7 @@ impl Union {
         self.on_real(node, |dir, name| self.shown_stat(dir, name, dir.stat(name)?.ok_or(Errno::STALE)?))
     }
 
-    /// The merged listing of the directory's lower parts, made on first use; `None` if it has none.
+    /// The merged listing of the directory's lower parts, made on first use; `None` if it has no lower parts.
     pub(in crate::driver) fn lower_listing(&self, node: &Node) -> Result<Option<Arc<Listing>>> {
         let dir = node.dir().ok_or(Errno::NOTDIR)?;
         if let Some(listing) = dir.lower_listing() {
@@ -161,7 +161,7 @@ impl Union {
         Ok(Some(listing))
     }
 
-    /// Calls `act` with what is needed to look names up in the directory `node`.
+    /// Calls `act` with everything that looking up names in the directory `node` needs.
     pub(in crate::driver) fn with_merged<R>(
         &self,
         node: &NodeRef,
@@ -186,7 +186,7 @@ impl Union {
             follow_redirects: self.follows_redirects(),
             metacopy: self.config.metacopy,
         });
-        // What it did not find may be there all the same.
+        // A listing that is not complete does not prove that the name is absent.
         if listing.is_some_and(|listing| listing.is_broken()) { Err(Errno::IO) } else { done }
     }
 
@@ -209,20 +209,20 @@ impl Union {
     }
 }
 
-/// Where a node is of which only lower layers have something. Such a node is never moved, so its name needs no lock.
+/// The place of a node that has no upper part. Such a node never moves, so its name needs no lock.
 pub(in crate::driver) struct LowerPlace {
-    /// The directory; for a directory itself.
+    /// The directory that has the name; for a directory, the directory itself.
     pub(in crate::driver) dir: NodeRef,
-    /// The name in it; none for a directory.
+    /// The name in it; `None` for a directory.
     name: Option<Name>,
     lowers: Lowers,
     layer: LayerId,
 }
 
 impl LowerPlace {
-    /// Of `node`; `None` if it is in the upper.
+    /// Returns the place of `node`; `None` if it is in the upper.
     pub(in crate::driver) fn of(node: &NodeRef) -> Result<Option<Self>> {
-        // Before the state is locked, for it locks that, too.
+        // Called before the state is locked, because it takes the same lock.
         let own = node.dir();
         let (dir, name, layer) = match node.state().residence() {
             Residence::Lower { layer, .. } | Residence::Hidden { layer, .. } if own.is_some() => {
@@ -247,17 +247,17 @@ impl LowerPlace {
         self.name.as_deref().unwrap_or_default()
     }
 
-    /// The directory's part that has it.
+    /// The part of the directory that has the name.
     pub(in crate::driver) fn part(&self) -> Result<&LowerRef> {
         self.lowers.of_layer(self.layer).ok_or(Errno::IO)
     }
 }
 
-/// Where a node's upper file or directory is.
+/// The place of a node's upper file or directory.
 enum UpperPlace {
     /// Under this name.
     Named(NodeRef, Name),
-    /// Nowhere: it is held.
+    /// It has no name and is held by descriptor.
     Held(UpperDir),
 }
 

@@ -1,5 +1,5 @@
-//! The union file system itself, one file per group of verbs. Takes the locks (order: [`crate::driver::node`]); knows
-//! nothing of FUSE.
+//! The union file system itself, with one file for each group of verbs. It takes the locks (order:
+//! [`crate::driver::node`]) and knows nothing of FUSE.
 
 mod acl;
 pub mod checkpoint;
@@ -40,12 +40,12 @@ pub use overlay::Overlay;
 use permissions::Permissions;
 use types::{Errno, Kernel, KernelRef, NodeId, Result};
 
-/// A mounted union: the layers, the inode table and the open handles. Verbs reach it through [`Overlay`], whose gate they
-/// hold, so that the stack of layers stays what it is for the length of a verb.
+/// A mounted union: the layers, the inode table and the open handles. Verbs reach it through [`Overlay`] and hold its
+/// gate, so the stack of layers does not change during a verb.
 struct Union {
     config: OverlayConfig,
     stack: LayerStack,
-    /// The id of the upper, as all directories know it.
+    /// The id of the upper, shared by all directories.
     upper_id: UpperId,
     origins: OriginResolver,
     copier: Copier,
@@ -54,15 +54,15 @@ struct Union {
     /// Held while a directory moves, or a file moves to another directory.
     rename: RenameLock,
     kernel: OnceLock<Attached>,
-    /// How many nodes have left the table.
+    /// Number of nodes that have left the table.
     forgotten: AtomicU64,
     /// Where owner and mode are kept, if not in the inode.
     permissions: Option<Permissions>,
-    /// The driver's own user and group, who own what it makes at first.
+    /// The driver's own user and group: the first owner of every file it makes.
     own_ids: (u32, u32),
-    /// The driver may open every file for reading.
+    /// True if the driver may open every file for reading.
     privileged: bool,
-    /// Whether it pays to find out that a file has no extended attributes at all.
+    /// Tells whether it is worth finding out that a file has no extended attributes at all.
     bare: verbs::xattr::Bare,
     read_ahead: Arc<readahead::ReadAhead>,
     inventories: inventories::Maker,
@@ -75,7 +75,7 @@ struct Attached {
 }
 
 impl Union {
-    /// Opens and checks the layers, empties the work directory, finds out what the upper can do.
+    /// Opens and checks the layers, empties the work directory, and probes what the upper can do.
     ///
     /// Threads that call the verbs must have a umask of 0 (see `umask(2)`): the kernel sends every caller's umask.
     ///
@@ -97,10 +97,10 @@ impl Union {
         }
         let upper_id = UpperId::new(stack.upper_id());
         let root = open_root(&stack, &upper_id).map_err(unreadable)?;
-        // Half of the descriptors for directories, an eighth for files that were open, the rest for those that are.
+        // Directories get half of the descriptors, files that were open an eighth, open files the rest.
         let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(1024);
         let capacity = usize::try_from(limit / 4).unwrap_or(1024).min(16_384);
-        // The kernel reads these files by itself; the driver's descriptors only save a later open.
+        // The kernel reads these files by itself, so the driver's descriptors only make a later open cheaper.
         let files = if config.passthrough == Passthrough::All { (capacity / 2).min(256) } else { capacity / 2 };
         Ok(Self {
             origins,
@@ -136,7 +136,7 @@ impl Union {
         self.stack.upper().map_or(!self.config.no_acl, UpperLayer::has_acls)
     }
 
-    /// True when nothing can be changed.
+    /// True if the mount is read-only.
     pub fn is_read_only(&self) -> bool {
         self.stack.upper().is_none_or(UpperLayer::is_read_only)
     }
@@ -151,16 +151,16 @@ impl Union {
         (self.nodes.len(), self.handles.len())
     }
 
-    /// Closes the descriptors that are kept for later: the process or the system has no more of them.
+    /// Closes cached descriptors. Called when the process or the system has run out of descriptors.
     pub fn free_descriptors(&self) {
         tracing::debug!("out of descriptors: those that are kept for later are closed");
         self.nodes.descriptors().clear();
     }
 
-    /// What to flush in order to have everything on the disk; `None` for a mount that flushes nothing.
+    /// What to flush to get everything onto the disk; `None` for a mount that never flushes.
     ///
     /// # Errors
-    /// Those of `openat(2)`.
+    /// Errors of `openat(2)`.
     fn to_sync(&self) -> Result<Option<OwnedFd>> {
         match self.stack.upper() {
             Some(upper) if self.flushes() => upper.root().open_self().map(Some),
@@ -168,8 +168,8 @@ impl Union {
         }
     }
 
-    /// The mount is gone; requests of it may still be worked on. Who mounts the same upper now waits for [`Self::close`] and
-    /// the end of the process.
+    /// Notes that the mount is gone; its requests may still be running. A new mount of the same upper then
+    /// waits for [`Self::close`] and the end of the process.
     pub fn announce_end(&self) {
         self.read_ahead.end();
         self.inventories.end();
@@ -178,7 +178,7 @@ impl Union {
         }
     }
 
-    /// After the last request: closes what is open and leaves the work directory empty.
+    /// Called after the last request: closes what is open and empties the work directory.
     pub fn close(&self) {
         self.announce_end();
         self.handles.clear();
@@ -204,15 +204,15 @@ impl Union {
         if node.dir().is_some() { Ok(node) } else { Err(Errno::NOTDIR) }
     }
 
-    /// Checks a name that is about to be created. The name of a mark (`.wh.…`) is refused where the upper cannot say that the
-    /// file is an ordinary one.
+    /// Checks a name that is about to be created. Refuses a mark's name (`.wh.…`) if the upper cannot record that the file is
+    /// an ordinary one.
     fn creatable_name(&self, name: &OsStr) -> Result<CString> {
         let name = checked_name(name)?;
         if is_mark_name(&name) && !self.upper()?.keeps_marks() { Err(Errno::PERM) } else { Ok(name) }
     }
 
-    /// Before the file or directory `name` in `dir` gets the further or new name `target`: if that is a mark's name, notes on the
-    /// file that it is none.
+    /// Called before the file or directory `name` in `dir` gets the new or further name `target`. If that is a mark's name,
+    /// records that the file is an ordinary one.
     fn mark_plain(&self, dir: &UpperDir, name: &CStr, target: &CStr) -> Result<()> {
         if is_mark_name(target) { dir.set_xattr(name, &self.upper()?.mark_key(Mark::Plain), b"y", 0) } else { Ok(()) }
     }
@@ -258,7 +258,7 @@ fn open_root(stack: &LayerStack, upper_id: &UpperId) -> Result<Node> {
         }
     };
     let lowers = if opaque_above { Vec::new() } else { root_parts(stack)? };
-    // That of the image, which checkpoint layers come to lie above; without one, of the lowest checkpoint.
+    // The image's id, above which checkpoint layers lie; without an image, that of the lowest checkpoint.
     let below = stack.lowers().iter().find(|layer| layer.chain().is_none()).or(stack.lowers().last());
     let ino = match below.filter(|_| !lowers.is_empty()) {
         Some(layer) => stack.shown_ino(&layer.root().stat_self()?),

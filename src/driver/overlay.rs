@@ -1,4 +1,4 @@
-//! What the kernel's side and tests call: every verb, behind the gate.
+//! The verbs, behind the gate. The FUSE side and tests call them.
 
 use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
@@ -17,19 +17,19 @@ use crate::sys::flags::FSXATTR;
 
 /// A mounted union.
 ///
-/// Every verb may be called from any thread at any time. A verb holds the gate for reading, once, from its start to its
-/// end; what changes the stack of layers holds it for writing. So each verb is wholly before or wholly after such a change.
+/// Every verb may be called from any thread at any time. A verb holds the gate for reading from its start to its end; changes of
+/// the stack of layers hold it for writing. So each verb runs entirely before or entirely after such a change.
 pub struct Overlay {
-    /// The gate, and what is behind it.
+    /// The union behind the gate.
     pub(super) union: RwLock<Union>,
-    /// What changes the stack of layers.
+    /// Changes of the stack of layers.
     pub(super) changes: Changes,
-    /// That of the union: its thread waits for work without holding the gate.
+    /// The union's read-ahead: its thread waits for work without holding the gate.
     ahead: Arc<ReadAhead>,
 }
 
 impl Overlay {
-    /// Opens and checks the layers, empties the work directory, finds out what the upper can do.
+    /// Opens and checks the layers, empties the work directory, and probes what the upper can do.
     ///
     /// Threads that call the verbs must have a umask of 0 (see `umask(2)`): the kernel sends every caller's umask.
     ///
@@ -40,40 +40,40 @@ impl Overlay {
         Ok(Self { ahead: Arc::clone(&union.read_ahead), changes: Changes::default(), union: RwLock::new(union) })
     }
 
-    /// Passes the gate, which stays held for reading.
+    /// Enters the gate and holds it for reading.
     pub(super) fn enter(&self) -> RwLockReadGuard<'_, Union> {
         self.union.read()
     }
 
-    /// Flushes everything to the disk, unless the mount flushes nothing.
+    /// Flushes everything to the disk, unless the mount never flushes.
     ///
     /// # Errors
-    /// Those of `syncfs(2)`.
+    /// Errors of `syncfs(2)`.
     pub fn sync(&self) -> Result<()> {
-        // Not under the gate, nor any other flush: it may take long.
+        // No flush is made under the gate, because it may take long.
         let to_sync = self.enter().to_sync()?;
         to_sync.map_or(Ok(()), rustix::fs::syncfs)
     }
 
-    /// Flushes an open file to the disk, unless the mount flushes nothing.
+    /// Flushes an open file to the disk, unless the mount never flushes.
     ///
     /// # Errors
-    /// `BADF`; those of `fsync(2)`.
+    /// `BADF`; errors of `fsync(2)`.
     pub fn fsync(&self, handle: HandleId, data_only: bool) -> Result<()> {
         let to_flush = self.enter().to_fsync(handle)?;
         to_flush.map_or(Ok(()), |flush| flush.run(data_only))
     }
 
-    /// Flushes a directory to the disk, unless the mount flushes nothing.
+    /// Flushes a directory to the disk, unless the mount never flushes.
     ///
     /// # Errors
-    /// `NOTDIR`, `STALE`; those of `fsync(2)`.
+    /// `NOTDIR`, `STALE`; errors of `fsync(2)`.
     pub fn fsync_dir(&self, node: NodeId, data_only: bool) -> Result<()> {
         let Some(dir) = self.enter().to_fsync_dir(node)? else { return Ok(()) };
         if data_only { rustix::fs::fdatasync(dir) } else { rustix::fs::fsync(dir) }
     }
 
-    /// Reads ahead until [`Self::announce_end`]. To be called by a thread of its own; without one, nothing is read ahead.
+    /// Reads ahead until [`Self::announce_end`]. Must be called by a thread of its own; without one, nothing is read ahead.
     pub fn read_ahead(&self) {
         self.ahead.attend();
         let mut kept = None;
@@ -100,20 +100,20 @@ verbs! {
     attach(kernel: KernelRef, passthrough: bool);
     /// True when POSIX ACLs are kept and shown.
     has_acls() -> bool;
-    /// True when nothing can be changed.
+    /// True if the mount is read-only.
     is_read_only() -> bool;
     /// Memory of the listings that are kept, in bytes.
     listing_memory() -> usize;
     /// Number of nodes that the kernel knows, and of open handles.
     population() -> (usize, usize);
-    /// Closes the descriptors that are kept for later: the process or the system has no more of them.
+    /// Closes cached descriptors. Called when the process or the system has run out of descriptors.
     free_descriptors();
-    /// The mount is gone; requests of it may still be worked on. Who mounts the same upper now waits for [`Self::close`] and
-    /// the end of the process.
+    /// Notes that the mount is gone; its requests may still be running. A new mount of the same upper then
+    /// waits for [`Self::close`] and the end of the process.
     announce_end();
-    /// After the last request: closes what is open and leaves the work directory empty.
+    /// Called after the last request: closes what is open and empties the work directory.
     close();
-    /// Where a node is in the mount, for messages: its first known name; nothing if it has none any more.
+    /// The path of a node in the mount, for messages: its first known name; empty if it has none.
     path_of(node: NodeId) -> PathBuf;
 
     /// Resolves a name in a directory (`verbs/lookup`).

@@ -8,10 +8,10 @@ use crate::driver::types::{Caller, Errno, Result};
 use crate::sys::namespace::OverflowIds;
 use crate::union::layer::{Dir, FileType, Stat};
 
-/// What an id without a mapping is shown as (`/proc/sys/kernel/overflowuid`'s default).
+/// What an id without a mapping is shown as (the default of `/proc/sys/kernel/overflowuid`).
 const OVERFLOW: u32 = 65_534;
 
-/// A caller's id that the request does not tell, or that an idmapped mount does not map.
+/// The caller's id if the request does not tell it, or if an idmapped mount does not map it.
 const NOT_TOLD: u32 = u32::MAX;
 
 fn shown(mapping: &[IdRange], id: u32) -> u32 {
@@ -30,15 +30,15 @@ fn on_disk(mapping: &[IdRange], id: u32) -> u32 {
     mapping.iter().find_map(find).unwrap_or(OVERFLOW)
 }
 
-/// True if `gid` is one of the caller's groups. Supplementary groups are only known while the caller's process is, and so is
-/// its own group where the request does not tell it.
+/// True if `gid` is one of the caller's groups. Supplementary groups are read from the caller's process, if that is known.
+/// So is its own group if the request does not tell it.
 pub(in crate::driver) fn is_in_group(caller: &Caller, gid: u32) -> bool {
     if caller.gid == gid {
         return true;
     }
     let status = std::fs::read_to_string(format!("/proc/{}/status", caller.pid)).unwrap_or_default();
     let ids = |name| status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default().split_whitespace();
-    // Of the four ids of a process the last is that for file systems.
+    // The last of the four ids of a process is the one for file systems.
     let own = if caller.gid == NOT_TOLD { ids("Gid:").nth(3) } else { None };
     ids("Groups:").chain(own).any(|group| group.parse() == Ok(gid))
 }
@@ -53,10 +53,10 @@ impl Union {
         )
     }
 
-    /// Owner and group on disk of what the caller creates.
+    /// Owner and group on disk of files that the caller creates.
     ///
     /// # Errors
-    /// `OVERFLOW`: an idmapped mount does not map them.
+    /// `OVERFLOW` if an idmapped mount does not map them.
     pub(in crate::driver) fn owner_of_new(&self, caller: &Caller) -> Result<(u32, u32)> {
         if caller.uid == NOT_TOLD || caller.gid == NOT_TOLD {
             return Err(Errno::OVERFLOW);
@@ -64,23 +64,23 @@ impl Union {
         Ok(if self.squashes() { self.own_ids } else { (self.uid_on_disk(caller.uid), self.gid_on_disk(caller.gid)) })
     }
 
-    /// User id on disk for one that a caller gave.
+    /// The user id on disk for `uid` given by a caller.
     pub(in crate::driver) fn uid_on_disk(&self, uid: u32) -> u32 {
         on_disk(&self.config.uid_mapping, uid)
     }
 
-    /// Group id on disk for one that a caller gave.
+    /// The group id on disk for `gid` given by a caller.
     pub(in crate::driver) fn gid_on_disk(&self, gid: u32) -> u32 {
         on_disk(&self.config.gid_mapping, gid)
     }
 
-    /// Refuses a file whose owner is not known here: its copy would belong to the overflow user, with its set-user-id bit
-    /// (CVE-2023-0386; kernel: `ovl_copy_up_one`). fuse-overlayfs copies such files.
+    /// Refuses a file whose owner is not known here: its copy would belong to the overflow user and keep its set-user-id
+    /// bit (CVE-2023-0386; kernel: `ovl_copy_up_one`). fuse-overlayfs copies such files.
     ///
     /// A file that is shown as owned by the overflow user may really be owned by that user. A call that needs a capability
     /// over the file tells the two apart: capabilities do not reach files of unmapped owners (kernel:
-    /// `privileged_wrt_inode_uidgid`). Devices, symlinks and the group of the driver's own files offer no such call that
-    /// changes nothing, so their owner counts as known.
+    /// `privileged_wrt_inode_uidgid`). Devices, symlinks and the group of the driver's own files offer no such call
+    /// without an effect, so their owner counts as known.
     ///
     /// # Errors
     /// `OVERFLOW`.
@@ -102,7 +102,7 @@ impl Union {
         Ok(())
     }
 
-    /// Where everything is shown as one owner's, ownership on disk is nobody's to change.
+    /// If everything is shown with one owner, the ownership on disk cannot be changed.
     pub(in crate::driver) fn squashes(&self) -> bool {
         self.config.squash_to_uid.is_some() || self.config.squash_to_gid.is_some()
     }

@@ -1,9 +1,9 @@
-//! Owner, mode and type kept beside the file (`xattr_permissions`): what an ordinary user's mount needs so that
-//! chown, chmod, mknod and set-id bits work and survive.
+//! Owner, mode and type kept in an attribute of the file (`xattr_permissions`). They let chown, chmod, mknod
+//! and set-id bits work and survive on an ordinary user's mount.
 //!
-//! The real file belongs to the user who mounted and is a regular one where its type is a device, pipe or socket.
-//! With `user.*` attributes a symlink has no place for its owner: it shows its real one, and changing that is
-//! tolerated where it is not permitted. POSIX ACLs are off, since they would contradict the kept mode.
+//! The real file belongs to the mounting user. If it stands for a device, pipe or socket, it is a regular file.
+//! With `user.*` attributes, a symlink cannot store its owner: it shows the real one, and a change of owner
+//! that is not permitted is ignored. POSIX ACLs are off, since they would contradict the kept mode.
 
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -18,7 +18,7 @@ use crate::marks::override_stat::{self, Kind, OverrideStat};
 use crate::sys::xattr::{self, Target};
 use crate::union::layer::{Dir, FileType, LayerDir, LayerStack, Stat, UpperDir, describe};
 
-/// Longest value read; longer ones are malformed.
+/// Longest value that is read; longer ones are malformed.
 const LONGEST: usize = 128;
 /// A file's capabilities, as an ordinary user's mount stores them.
 const KEPT_CAPABILITY: &CStr = c"user.containers.override_security.capability";
@@ -27,13 +27,13 @@ const KEPT_CAPABILITY: &CStr = c"user.containers.override_security.capability";
 #[derive(Debug)]
 pub(in crate::driver) struct Permissions {
     key: CString,
-    /// The attribute is in `security.*`: the mounter is privileged, and every type of file can have it.
+    /// True if the attribute is in `security.*`: the mounter is privileged, and files of every type can have it.
     privileged: bool,
 }
 
 impl Permissions {
-    /// What the mount was asked to do; without being asked, what the roots of the layers say (containers/storage
-    /// marks them so, and fuse-overlayfs obeys).
+    /// The setting of the mount's options. Without the option, the marks on the layers' roots decide
+    /// (containers/storage sets them, and fuse-overlayfs obeys).
     ///
     /// # Errors
     /// Those of reading the attributes.
@@ -51,7 +51,7 @@ impl Permissions {
         let upper = stack.upper().map(|upper| upper.root().as_dir());
         for root in upper.into_iter().chain(stack.lowers().iter().map(|layer| layer.root())) {
             for key in override_stat::NAMES {
-                // By its name: there may be more attributes than a system call lists.
+                // Asks for it by name: there may be more attributes than a system call can list.
                 let name = CString::new(key).map_err(|_| Errno::INVAL)?;
                 if root.xattr(c"", &name)?.is_some() {
                     return new(key, key == override_stat::PRIVILEGED);
@@ -77,7 +77,7 @@ impl Permissions {
         })
     }
 
-    /// `stat` with what is kept beside the file, which is at `place`, instead of what is really there.
+    /// `stat` with the kept owner, mode and type of the file at `place` instead of the real ones.
     fn apply(&self, target: Target<'_>, stat: Stat, place: impl FnOnce() -> PathBuf) -> Result<Stat> {
         let mut value = [0; LONGEST];
         let length = match xattr::get(target, &self.key, &mut value) {
@@ -101,7 +101,7 @@ impl Permissions {
         Ok(Stat { uid: kept.uid, gid: kept.gid, mode: kind | kept.mode, rdev, ..stat })
     }
 
-    /// The attribute's value for a file that shall show `stat`.
+    /// The attribute's value for a file that is to show `stat`.
     fn value(stat: &Stat) -> String {
         let kind = match stat.mode & libc::S_IFMT {
             libc::S_IFDIR => Kind::Directory,
@@ -115,12 +115,12 @@ impl Permissions {
         OverrideStat { uid: stat.uid, gid: stat.gid, mode: stat.mode & 0o7777, kind: Some(kind) }.encode()
     }
 
-    /// What a copy-up keeps beside the copy of a file that shows `stat`.
+    /// What copy-up stores with the copy of a file that shows `stat`.
     pub(in crate::driver) fn kept(&self, stat: &Stat) -> Kept<'_> {
         Kept { key: &self.key, value: Self::value(stat), privileged: self.privileged }
     }
 
-    /// Makes `name` in `dir` show owner and mode of `stat`. The real file stays its owner's, who can always use it.
+    /// Makes `name` in `dir` show the owner and mode of `stat`. The real file keeps its owner, who can always use it.
     pub(in crate::driver) fn keep(&self, dir: &UpperDir, name: &CStr, stat: &Stat) -> Result<()> {
         if stat.file_type() == FileType::Symlink && !self.privileged {
             return dir.set_owner(name, Some(stat.uid), Some(stat.gid)).or_else(tolerate_ownerless_symlink);
@@ -129,7 +129,7 @@ impl Permissions {
         if stat.file_type() == FileType::Symlink { Ok(()) } else { dir.set_mode(name, real_mode(stat.mode)) }
     }
 
-    /// Name under which the attribute `key` of the mount is stored; `None` if it is not for users.
+    /// The name under which the mount's attribute `key` is stored; `None` if users may not have it.
     pub(in crate::driver) fn stored_key(&self, key: &[u8]) -> Option<Vec<u8>> {
         if key == self.key.as_bytes() || key.starts_with(override_stat::PREFIX.as_bytes()) {
             return None;
@@ -140,7 +140,7 @@ impl Permissions {
         Some(key.to_vec())
     }
 
-    /// Name under which the mount shows the stored attribute `key`; `None` if it does not.
+    /// The name under which the mount shows the stored attribute `key`; `None` if it is hidden.
     pub(in crate::driver) fn shown_key<'k>(&self, key: &'k [u8]) -> Option<&'k [u8]> {
         if key == self.key.as_bytes() {
             return None;
@@ -153,13 +153,13 @@ impl Permissions {
     }
 }
 
-/// Permission bits of the real file behind one that shows `mode`.
+/// Permission bits of the real file for one that shows `mode`.
 pub(in crate::driver) fn real_mode(mode: u32) -> u32 {
     let owner = if mode & libc::S_IFMT == libc::S_IFDIR { 0o700 } else { 0o600 };
     (mode & 0o777) | owner
 }
 
-/// A symlink cannot have the attribute, nor an ordinary user give it away: it stays the mounter's.
+/// A symlink cannot have the attribute, and an ordinary user cannot give it away, so it stays the mounter's.
 fn tolerate_ownerless_symlink(errno: Errno) -> Result<()> {
     match errno {
         Errno::PERM | Errno::INVAL => Ok(()),
@@ -177,7 +177,7 @@ fn mode_after_chown(stat: &Stat) -> u32 {
 }
 
 impl Union {
-    /// What to show for `name` in `dir`, whose real attributes are `stat`.
+    /// The attributes to show for `name` in `dir`; the real ones are `stat`.
     pub(in crate::driver) fn shown_stat(&self, dir: &Dir, name: &CStr, stat: Stat) -> Result<Stat> {
         match &self.permissions {
             None => Ok(stat),
@@ -185,7 +185,7 @@ impl Union {
         }
     }
 
-    /// What to show for `name` in a directory of a lower layer, whose real attributes are `stat`.
+    /// The attributes to show for `name` in a directory of a lower layer; the real ones are `stat`.
     pub(in crate::driver) fn shown_lower_stat(&self, dir: &LayerDir<'_>, name: &CStr, stat: Stat) -> Result<Stat> {
         if self.permissions.is_none() || dir.has_no_xattrs(name) {
             return Ok(stat);
@@ -193,7 +193,7 @@ impl Union {
         self.shown_stat(&dir.open()?, name, stat)
     }
 
-    /// What to show for an open file, whose real attributes are `stat`.
+    /// The attributes to show for an open file; the real ones are `stat`.
     pub(in crate::driver) fn shown_stat_of(&self, file: BorrowedFd<'_>, stat: Stat) -> Result<Stat> {
         match &self.permissions {
             None => Ok(stat),
@@ -242,8 +242,8 @@ impl Union {
         if chown || new.mode != old.mode { permissions.keep(dir, name, &new) } else { Ok(()) }
     }
 
-    /// Capabilities go when a file changes. The real file system does that for its own attribute only; a write past
-    /// us (passthrough) is not seen, so they go when the file is opened for one.
+    /// A change of a file's content drops its capabilities. The real file system does that only for its own attribute, and the
+    /// driver does not see passed-through writes. So this is done when the file is opened for writing.
     pub(in crate::driver) fn drop_kept_capability(&self, dir: &UpperDir, name: &CStr, stat: &Stat) -> Result<()> {
         if self.permissions.as_ref().is_none_or(|kept| kept.privileged) || stat.file_type() != FileType::Regular {
             return Ok(());

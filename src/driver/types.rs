@@ -1,4 +1,4 @@
-//! What goes into and comes out of the file system's verbs. No FUSE types: `fuse` translates.
+//! Types that go into and come out of the verbs of the file system. No FUSE types: `fuse` translates.
 
 use std::ffi::OsStr;
 use std::os::fd::BorrowedFd;
@@ -10,7 +10,7 @@ pub use rustix::io::Errno;
 /// Result of a verb; the error goes to the caller of the system call as it is.
 pub type Result<T> = std::result::Result<T, Errno>;
 
-/// Who makes a request. Ids are those of the mount's user namespace.
+/// The process that makes a request. Ids are relative to the mount's user namespace.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Caller {
     /// File system user id.
@@ -50,7 +50,7 @@ pub struct Attr {
     pub mtime: Timestamp,
     /// Last change of attributes.
     pub ctime: Timestamp,
-    /// Creation, where the layer's file system knows it.
+    /// Time of creation, if the layer's file system knows it.
     pub btime: Option<Timestamp>,
 }
 
@@ -59,7 +59,7 @@ pub struct Attr {
 pub enum Validity {
     /// Until the kernel itself changes it.
     Forever,
-    /// Not at all: something behind the kernel's back may change it (a writable mapping of a backing file).
+    /// Not at all: a writable mapping of a backing file may change it without the kernel's FUSE code noticing.
     None,
 }
 
@@ -70,7 +70,7 @@ pub struct Entry {
     pub node: NodeId,
     /// Its attributes.
     pub attr: Attr,
-    /// How long `attr` holds. The name itself holds for ever.
+    /// How long `attr` holds. The name itself is valid for ever.
     pub attr_validity: Validity,
 }
 
@@ -89,7 +89,7 @@ pub struct SetAttr {
     pub atime: Option<SetTime>,
     /// Modification time.
     pub mtime: Option<SetTime>,
-    /// The caller lacks `CAP_FSETID`: a change of size, or of nothing else, clears set-user-id and set-group-id.
+    /// The caller lacks `CAP_FSETID`: a change of size alone clears set-user-id and set-group-id.
     pub kill_suidgid: bool,
 }
 
@@ -139,11 +139,11 @@ pub struct DirEntry<'a> {
     pub next: u64,
 }
 
-/// Takes the entries of a listing, in order.
+/// Receives the entries of a listing, in order.
 pub trait DirSink {
-    /// Takes one entry; `false` if there was no room: it was not taken and no more are wanted.
-    /// In `readdirplus`, `entry` is the looked-up node, or `None` for `.`, `..` and names that vanished; its lookup
-    /// count went up, and the overlay takes that back when the sink answers `false`.
+    /// Takes one entry. `false` means that there was no room: the entry was not taken, and no more are wanted. In
+    /// `readdirplus`, `entry` is the looked-up node, or `None` for `.`, `..` and names that vanished. Its lookup
+    /// count was incremented; if the sink answers `false`, the overlay takes that back.
     fn push(&mut self, name: &DirEntry<'_>, entry: Option<&Entry>) -> bool;
 }
 
@@ -168,22 +168,22 @@ pub struct StatFs {
     pub namelen: u32,
 }
 
-/// What the overlay may ask of the kernel's side of the mount. Absent in tests without FUSE.
+/// Requests of the overlay to the kernel's side of the mount. Absent in tests without FUSE.
 pub trait Kernel: Send + Sync {
     /// Registers `file` for passthrough.
     ///
     /// # Errors
-    /// Whatever the kernel says; the file is then served through the page cache.
+    /// The kernel's error; the file is then served through the page cache.
     fn register_backing(&self, file: BorrowedFd<'_>) -> Result<u32>;
 
-    /// Takes back a registration. Open files that use it keep it.
+    /// Ends a registration. Open files that use it are not affected.
     fn unregister_backing(&self, backing: u32);
 
     /// Makes the kernel forget the attributes of `node`.
     fn invalidate_attr(&self, node: NodeId);
 
-    /// Makes the kernel forget attributes and cached pages of `node`; never from within a request on the same node,
-    /// whose pages the kernel may hold locked.
+    /// Makes the kernel forget attributes and cached pages of `node`. Must not be called within a request on the
+    /// same node, whose pages the kernel may hold locked.
     fn invalidate_pages(&self, node: NodeId);
 }
 

@@ -1,5 +1,5 @@
-//! What a name means, given layers: the layers themselves, the rules of the union over them, and a view of
-//! them by these rules without a mount.
+//! The meaning of names in layers: the layers themselves, the rules of the union, and a view of layers by
+//! these rules without a mount.
 
 pub mod layer;
 pub mod merge;

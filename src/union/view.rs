@@ -1,5 +1,5 @@
-//! Layer directories seen as the union that a mount of them shows, without mounting: what `strata diff`, `commit`,
-//! `which` and unpacking look at. The rules are those of [`crate::union::merge`]; here is only what they are asked with.
+//! A view of layer directories as a mount would show them, but without a mount. `strata diff`, `commit`, `which` and
+//! unpacking use it. The rules are in [`crate::union::merge`]; this module only applies them.
 
 use std::ffi::{CStr, CString};
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -18,26 +18,26 @@ pub struct View {
     stack: LayerStack,
 }
 
-/// A directory of an upper layer that is looked at above a view.
+/// A directory of an upper layer, seen above a view.
 #[derive(Clone, Debug)]
 pub struct UpperPart {
     dir: Dir,
     /// Its entries may be xattr whiteouts.
     xattr_whiteouts: bool,
-    /// Nothing below shows through.
+    /// True if nothing of the lower layers shows through.
     opaque: bool,
 }
 
 /// An entry of one directory of an upper layer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UpperEntry {
-    /// The name; of a whiteout, the one that it deletes.
+    /// The name; for a whiteout, the name that it deletes.
     pub name: CString,
-    /// It deletes the name.
+    /// True if it deletes the name.
     pub whiteout: bool,
 }
 
-/// Something that is no directory.
+/// Anything but a directory.
 #[derive(Clone, Debug)]
 pub struct File {
     /// Its layer.
@@ -46,21 +46,21 @@ pub struct File {
     pub path: Arc<CStr>,
     /// Its attributes.
     pub stat: Stat,
-    /// Where its content is, if that is in another layer (metacopy).
+    /// The place of its content, if that is in another layer (metacopy).
     pub content: Option<(LayerId, Arc<CStr>)>,
 }
 
-/// What a name is.
+/// The meaning of a name.
 #[derive(Clone, Debug)]
 pub enum Entry {
-    /// A directory: its parts, topmost first; the first one has its attributes.
+    /// A directory: its parts, topmost first. The first one has its attributes.
     Directory(Vec<LowerRef>),
     /// Anything else.
     Other(File),
 }
 
 impl UpperPart {
-    /// The upper's root, or any directory that is looked at for itself.
+    /// The upper's root, or any other directory regarded as a root.
     ///
     /// # Errors
     /// Those of reading its marks.
@@ -71,7 +71,7 @@ impl UpperPart {
         Ok(Self { dir, xattr_whiteouts: opaque == Opaque::XattrWhiteouts, opaque: is_opaque })
     }
 
-    /// The subdirectory `name`, which was found to be `found`.
+    /// The subdirectory `name`, which a lookup found to be `found`.
     ///
     /// # Errors
     /// Those of opening it.
@@ -88,7 +88,7 @@ impl UpperPart {
         &self.dir
     }
 
-    /// True if an entry of it deletes `name` for the layers below (`.wh.NAME`).
+    /// True if an entry of the directory deletes `name` in the layers below (`.wh.NAME`).
     ///
     /// # Errors
     /// Those of `statx(2)`.
@@ -96,7 +96,7 @@ impl UpperPart {
         merge::is_deleted_by_name(&self.dir, name)
     }
 
-    /// True if nothing below shows through.
+    /// True if nothing of the lower layers shows through.
     pub fn is_opaque(&self) -> bool {
         self.opaque
     }
@@ -113,8 +113,8 @@ impl UpperPart {
 }
 
 impl View {
-    /// The layers whose roots are `layers`, topmost first. `inventories`: their inventories are used, so none of them may be
-    /// changing.
+    /// A view of the layers with the roots `layers`, topmost first. With `inventories`, their inventories are used, so
+    /// none of the layers may be changing.
     ///
     /// # Errors
     /// Those of `dup(2)` and `statx(2)`.
@@ -149,7 +149,7 @@ impl View {
         }
     }
 
-    /// What `name` means in the directory of these parts.
+    /// The meaning of `name` in the directory with these parts.
     ///
     /// # Errors
     /// Those of the layers; `IO` for a damaged mark and for a metacopy whose content is in no layer.
@@ -169,7 +169,7 @@ impl View {
         merge::resolve(&dir, name)
     }
 
-    /// What `name` is in the directory of these parts.
+    /// The entry `name` of the directory with these parts.
     ///
     /// # Errors
     /// As for [`Self::resolve`].
@@ -184,7 +184,7 @@ impl View {
         Ok(Some(Entry::Other(File { layer, path, stat: found.stat, content: found.data })))
     }
 
-    /// The merged listing of the directory of these parts.
+    /// The merged listing of the directory with these parts.
     ///
     /// # Errors
     /// Those of listing.

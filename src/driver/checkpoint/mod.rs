@@ -1,13 +1,13 @@
 //! Checkpoints: the upper becomes the topmost lower layer, and an empty directory the upper, while the mount is in use.
 //!
-//! 1. What takes time is done before, with the gate open: the new upper is prepared ([`Successor`]).
-//! 2. With the gate closed (`Overlay::exclusive`): files that are open for writing get names in the new upper, and a copy of
-//!    their content for the layer is made (`writers`); one rename exchanges the directories, which is the checkpoint; the
-//!    stack gets one more layer. Nodes learn it later (`node/settle`).
-//! 3. With the gate open again: the copies take the names in the layer, and everything is written to the disk.
+//! 1. The slow part happens first, with the gate open: the new upper is prepared ([`Successor`]).
+//! 2. Then the gate is closed (`Overlay::exclusive`). Files that are open for writing get names in the new upper, and a copy
+//!    of their content is made for the layer (`writers`). One rename exchanges the directories: this is the checkpoint. The
+//!    stack gets one more layer. Nodes are brought up to date later, when they are next looked at (`node/settle`).
+//! 3. With the gate open again, the copies take their names in the layer, and everything is flushed to the disk.
 //!
-//! No verb waits for more than the second step, and for that only so long: if verbs that hold the gate do not end, others are
-//! let through and it is tried again.
+//! Verbs wait only for the second step, and only for a bounded time: if verbs that already hold the gate do not end, the gate
+//! opens for the others and is closed again later.
 
 mod writers;
 
@@ -25,40 +25,40 @@ use crate::marks::chain::ChainId;
 use crate::union::layer::{Below, LayerId};
 pub use crate::union::layer::{ChangeError, Successor};
 
-/// How long verbs wait for one that holds the gate, so that it can be closed.
+/// How long one attempt to close the gate makes verbs wait for a verb that still holds it.
 const PATIENCE: Duration = Duration::from_micros(300);
-/// How long they are let through then, at first and at most.
+/// How long the gate then stays open before the next attempt, at first and at most.
 const OPEN: Duration = Duration::from_micros(500);
 const MOST_OPEN: Duration = Duration::from_millis(10);
-/// After this long the change is given up: a verb does not end.
+/// Gives up after this long: some verb does not end.
 const LIMIT: Duration = Duration::from_secs(600);
 
-/// What a checkpoint came to.
+/// Result of a checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Checkpoint {
     /// The id of the layer that was the upper.
     pub id: ChainId,
-    /// How long verbs had to wait at most.
+    /// The longest time that verbs had to wait.
     pub paused: Duration,
     /// Files that went to the new upper because they are open for writing.
     pub moved_files: usize,
 }
 
-/// What a mount consists of.
+/// The parts of a mount.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StackState {
     /// The id of the upper, if it has one.
     pub upper: Option<ChainId>,
     /// The visible lower layers with their ids, topmost first.
     pub lowers: Vec<(PathBuf, Option<ChainId>)>,
-    /// Files in the upper that are open for writing, or mapped for it.
+    /// Number of files in the upper that are open or mapped for writing.
     pub writers: usize,
 }
 
 /// Changes of the stack of layers of a mount.
 #[derive(Debug, Default)]
 pub(in crate::driver) struct Changes {
-    /// Held while the stack is changed, with the steps before and after. The first of all locks.
+    /// Held while the stack is changed, including the steps before and after. The first of all locks.
     one: Mutex<()>,
     count: AtomicU64,
     /// In microseconds.
@@ -66,11 +66,11 @@ pub(in crate::driver) struct Changes {
 }
 
 impl Overlay {
-    /// Makes the upper the topmost lower layer, at `place`, where nothing is yet, and an empty directory of id `id` the upper.
-    /// With `sync`, everything is on the disk when this returns, unless the mount flushes nothing.
+    /// Makes the upper the topmost lower layer, at `place`, which must not exist yet, and an empty directory with the id `id`
+    /// the new upper. With `sync`, everything is on the disk when this returns, unless the mount never flushes.
     ///
     /// # Errors
-    /// One line. The state is that before, unless the line says that it is not.
+    /// One line of text. The mount is as before, unless the line says that it is not.
     pub fn checkpoint(&self, place: &Path, id: ChainId, sync: bool) -> Result<Checkpoint, ChangeError> {
         let _one = self.changes.one.lock();
         let mut successor = {
@@ -98,8 +98,8 @@ impl Overlay {
         Ok(Checkpoint { id: old, paused, moved_files })
     }
 
-    /// Another mount is about to use the layers `layers`: files that are open leave them, and this mount does not write to them
-    /// any more. Those of them that were never its upper it does not write to anyway.
+    /// Prepares for another mount that is about to use the layers `layers`: open files leave them, and this mount does not
+    /// write to them any more. Layers that were never its upper are not written in any case.
     ///
     /// # Errors
     /// One line.
@@ -115,7 +115,7 @@ impl Overlay {
         shared
     }
 
-    /// What the mount consists of.
+    /// Describes the mount.
     pub fn state(&self) -> StackState {
         let union = self.enter();
         let lowers = union.stack.lowers().iter();
@@ -132,7 +132,7 @@ impl Overlay {
         (self.changes.count.load(Ordering::Relaxed), Duration::from_micros(longest))
     }
 
-    /// Closes the gate for `act`; what it returns, and how long verbs had to wait.
+    /// Calls `act` with the gate closed; returns its result and how long verbs had to wait.
     fn exclusive<R>(&self, act: impl FnOnce(&mut Union) -> R) -> Result<(R, Duration), ChangeError> {
         let start = Instant::now();
         let mut open = OPEN;
@@ -160,7 +160,7 @@ impl Overlay {
 }
 
 impl Union {
-    /// Refuses what a mount with these options cannot do.
+    /// Fails if the options of the mount rule out the change.
     fn check_can_change(&self) -> Result<(), ChangeError> {
         let Some(upper) = self.stack.upper().filter(|upper| !upper.is_read_only()) else {
             return Err(ChangeError { errno: Errno::ROFS, line: "the mount is read-only".to_owned() });
@@ -178,7 +178,7 @@ impl Union {
         }
     }
 
-    /// Moves the files that the kernel reads directly from `layers` to the upper. The ids of the layers that were the upper.
+    /// Moves files that the kernel reads directly from `layers` to the upper. The ids of the layers that were the upper.
     fn take_open_files_out(&self, layers: &[PathBuf]) -> Result<Vec<LayerId>, ChangeError> {
         let fail = |errno| ChangeError { errno, line: format!("an open file stays: {}", std::io::Error::from(errno)) };
         let ids = self.stack.own_layers(layers)?;
@@ -191,14 +191,14 @@ impl Union {
         Ok(ids)
     }
 
-    /// Makes the successor the upper. Nobody else is in the union. The copies that must take names in the layer then.
+    /// Makes the successor the upper. No other thread is in the union. Returns the copies that must take names in the layer next.
     fn pivot(&mut self, successor: &mut Successor) -> Result<Vec<writers::Replacement>, ChangeError> {
         let fail =
             |errno| ChangeError { errno, line: format!("not all could be copied: {}", std::io::Error::from(errno)) };
         successor.refresh().map_err(fail)?;
         let moving = self.begin_moving(successor).map_err(fail)?;
         let layer = self.stack.pivot(successor)?;
-        // From here on it is done: nothing may fail any more.
+        // The checkpoint is made: from here on nothing may fail.
         if let Ok(layer) = self.stack.lower(layer) {
             self.origins.learn(layer);
         }

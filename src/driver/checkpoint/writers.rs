@@ -1,7 +1,7 @@
 //! Files that are open for writing while a checkpoint is made.
 //!
-//! A descriptor that the kernel passes through writes to its inode, whatever the driver thinks, and so does a mapping. So these
-//! files stay the inodes that they are and go to the new upper, with all their names; the layer gets copies of them.
+//! A descriptor that the kernel passes through goes on writing to its inode, and so does a mapping; the driver cannot redirect
+//! them. So such a file keeps its inode and moves to the new upper with all its names; the layer gets a copy of it.
 
 use std::collections::HashMap;
 use std::ffi::{CStr, CString};
@@ -37,7 +37,7 @@ pub(super) struct Replacement {
 }
 
 impl Replacement {
-    /// Gives the copy the names in the layer that the file had. With `flushes`, its content is on the disk before.
+    /// Gives the copy the names that the file had in the layer. With `flushes`, its content reaches the disk first.
     pub(super) fn run(mut self, successor: &Successor, flushes: bool) -> std::result::Result<(), ChangeError> {
         let flushed = if flushes { rustix::fs::fdatasync(&self.copy) } else { Ok(()) };
         let done = flushed
@@ -62,7 +62,7 @@ impl Drop for Replacement {
 }
 
 impl Union {
-    /// The files in the upper that are open for writing, or may be mapped for it, and still have a name.
+    /// The files in the upper that have a name and are open for writing, or may be mapped for it.
     fn writers(&self) -> Vec<NodeRef> {
         let mut found: HashMap<NodeId, NodeRef> = HashMap::new();
         for node in self.handles.writers().into_iter().chain(self.mapped_for_writing()) {
@@ -96,7 +96,7 @@ impl Union {
         still
     }
 
-    /// Finds all names of the files that are open for writing. Best effort: it is done again with the gate closed.
+    /// Finds all names of the files that are open for writing. Best effort: this is repeated with the gate closed.
     pub(super) fn learn_names_of_writers(&self) {
         for node in self.writers() {
             if let Err(errno) = self.learn_names(&node) {
@@ -105,7 +105,7 @@ impl Union {
         }
     }
 
-    /// Makes all names known that the upper's file has.
+    /// Finds all names of the upper's file and puts them into the table.
     fn learn_names(&self, node: &NodeRef) -> Result<()> {
         let stat = self.on_upper(node, |dir, name| dir.stat(name))?.ok_or(Errno::STALE)?;
         if stat.nlink as usize <= node.state().names().count() {
@@ -122,7 +122,7 @@ impl Union {
         for path in paths {
             let mut at = self.nodes.get(NodeId::ROOT).and_then(|root| self.nodes.count(&root)).ok_or(Errno::STALE)?;
             for name in path.split(|&byte| byte == b'/') {
-                // Something else may have the name of a directory by now.
+                // The name of a directory may belong to something else by now.
                 if at.dir().is_none() {
                     break;
                 }
@@ -149,7 +149,7 @@ impl Union {
         CString::new(parts.join(&b'/')).map_err(|_| Errno::INVAL)
     }
 
-    /// Gives every file that somebody writes to a name in the successor, and copies it.
+    /// Gives every file that is open for writing a name in the successor, and copies it.
     pub(super) fn begin_moving(&self, successor: &Successor) -> Result<Vec<Moving>> {
         let writers = self.writers();
         if writers.is_empty() {
@@ -178,12 +178,12 @@ impl Union {
         Ok(moving)
     }
 
-    /// The files are in the new upper now, and no more in `layer`, which was the upper.
+    /// Notes that the files are in the new upper and no longer in `layer`, the former upper.
     pub(super) fn end_moving(&self, moving: Vec<Moving>, layer: LayerId) -> Vec<Replacement> {
         let mut replacements = Vec::with_capacity(moving.len());
         for Moving { node, replacement } in moving {
             if let Err(errno) = self.move_node(&node, layer) {
-                // The file is in the upper, and is found there by whoever looks it up.
+                // The file itself is in the upper, where a lookup finds it.
                 tracing::error!("a file that is open for writing is lost to its users: {errno}");
             }
             replacements.push(replacement);
@@ -191,7 +191,7 @@ impl Union {
         replacements
     }
 
-    /// The file of `node`, which was in `layer`, is in the upper now, and so are its directories.
+    /// Notes that the file of `node`, which was in `layer`, is in the upper now, and its directories too.
     pub(in crate::driver) fn move_node(&self, node: &NodeRef, layer: LayerId) -> Result<()> {
         let parents: Vec<NodeRef> = node.state().names().map(|(parent, _)| parent.clone()).collect();
         for parent in &parents {
@@ -205,7 +205,7 @@ impl Union {
         Ok(())
     }
 
-    /// The directory, and those above it, have an upper part now.
+    /// Notes that the directory and those above it have an upper part now.
     fn note_carried(&self, dir: &NodeRef) -> Result<()> {
         if !dir.has_upper() {
             let (parent, _) = dir.name().ok_or(Errno::STALE)?;

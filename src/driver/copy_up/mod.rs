@@ -18,7 +18,7 @@ use crate::union::layer::{Dir, FileType, FsId, LayerId, LowerRef, Staged, Stat, 
 use crate::union::merge::is_mark_name;
 use stage::{CopySource, Plan, stage};
 
-/// How much of a file a caller needs in the upper.
+/// How much of a file must be in the upper.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Extent {
     /// Its attributes; the content may stay below (`metacopy`).
@@ -28,22 +28,22 @@ enum Extent {
 }
 
 impl Union {
-    /// Makes sure that the node and its content are in the upper, and so its parents.
+    /// Makes sure that the node, its content and its parents are in the upper.
     ///
     /// # Errors
-    /// `ROFS`; those of reading the layer and writing the upper. The lower file stays visible then.
+    /// `ROFS`; errors of reading the layer and of writing the upper. On an error the lower file stays visible.
     pub(in crate::driver) fn copy_up(&self, node: &NodeRef) -> Result<()> {
         self.copy_up_extent(node, Extent::Content(None))
     }
 
-    /// As [`Self::copy_up`], but of the content only the first `length` bytes are copied.
+    /// Like [`Self::copy_up`], but copies only the first `length` bytes of the content.
     pub(in crate::driver) fn copy_up_to(&self, node: &NodeRef, length: Option<u64>) -> Result<()> {
         self.copy_up_extent(node, Extent::Content(length))
     }
 
-    /// As [`Self::copy_up`], for a change of attributes: with `metacopy=on` the content stays below.
+    /// Like [`Self::copy_up`], for a change of attributes: with `metacopy=on` the content stays in its layer.
     pub(in crate::driver) fn copy_up_attributes(&self, node: &NodeRef) -> Result<()> {
-        // The content counts as below by a mark.
+        // A mark says that the content is still in a lower layer.
         let metacopy = self.config.metacopy && self.upper()?.keeps_marks();
         self.copy_up_extent(node, if metacopy { Extent::Attributes } else { Extent::Content(None) })
     }
@@ -53,7 +53,7 @@ impl Union {
             return Ok(());
         }
         self.upper()?;
-        // From the topmost directory without an upper part down: each step needs its parent's.
+        // Works from the topmost directory without an upper part down: each step needs the parent's upper part.
         let mut chain = vec![node.clone()];
         let mut current = node.clone();
         while let Some((parent, _)) = current.name()
@@ -80,7 +80,7 @@ impl Union {
         Ok(())
     }
 
-    /// Copies one node up whose parent has an upper part.
+    /// Copies one node up. Its parent has an upper part.
     fn copy_up_one(&self, copy_up: &CopyUpGuard<'_>, extent: Extent) -> Result<()> {
         let node = copy_up.node();
         let upper = self.upper()?;
@@ -122,7 +122,8 @@ impl Union {
         self.publish_copy(copy_up, staged, indexed.as_ref(), breaks_link, content.filter(|_| keeps_below))
     }
 
-    /// The origin mark for the copy of a file in the lower part `part`: of a file that is a copy itself, its own.
+    /// Returns the origin mark for the copy of a file in the lower part `part`. If that file is a copy itself,
+    /// this is its own mark.
     fn origin_of(&self, part: &LowerRef, fs: FsId, dir: &Dir, name: &CStr) -> Result<Vec<u8>> {
         if self.stack.lower(part.layer)?.chain().is_some()
             && let Some(origin) = dir.marks(name)?.origin.filter(|origin| !origin.is_empty())
@@ -132,7 +133,7 @@ impl Union {
         self.origins.encode(fs, dir, name)
     }
 
-    /// Where the content of a lower file is that keeps it elsewhere.
+    /// If a lower file keeps its content in another file, returns where that is.
     fn lower_content(&self, node: &Node) -> Result<Option<(ContentRef, OwnedFd)>> {
         let Some(data) = node.state().content().cloned() else {
             return Ok(None);
@@ -155,14 +156,14 @@ impl Union {
         }
     }
 
-    /// The file `name` in the part of `parent` in `layer`, as the place of its own content.
+    /// Describes the file `name` in the part of `parent` in `layer` as the place of its own content.
     pub(in crate::driver) fn own_content(&self, parent: &Node, layer: LayerId, name: &CStr) -> Option<ContentRef> {
         let lowers = parent.dir()?.lowers();
         Some(ContentRef { layer, path: lowers.of_layer(layer)?.child_path(name) })
     }
 
-    /// Gives the staged copy its name, if the node still has one, and the node its new place, under one hold of the names:
-    /// a verb that removes or moves the name sees the file either below or above.
+    /// Gives the staged copy its name, if the node still has one, and the node its new place, under one lock of the names:
+    /// verbs that remove or move the name see the file either in the lower layer or in the upper.
     fn publish_copy(
         &self,
         copy_up: &CopyUpGuard<'_>,
@@ -172,12 +173,12 @@ impl Union {
         content: Option<ContentRef>,
     ) -> Result<()> {
         let node = copy_up.node();
-        // What only a lower layer has is not renamed, so this is its name until it is published.
+        // A node that is only in a lower layer is never renamed, so this stays its name until it is published.
         let (parent, name) = node.name().ok_or(Errno::STALE)?;
         let above = self.upper_dir(&parent)?;
         let names = NamesWrite::lock(&parent)?;
         if node.is_removed() {
-            // Still open, but without a name: the copy gets none either.
+            // The file is open but has no name: the copy gets none either.
             let held = self.upper()?.hold(staged.into_nameless()?);
             self.nodes.publish_nameless(&names, node, held, content);
             return Ok(());
@@ -189,24 +190,24 @@ impl Union {
         }
         self.mark_impure(&parent, &above)?;
         let before = above.stat_self()?;
-        // Its other names stay what they were, so the copy is a file of its own (kernel: `ovl_getattr`).
+        // The other names keep showing the lower file, so the copy is a file of its own (kernel: `ovl_getattr`).
         let own_ino = |stat: Stat| self.stack.shown_ino(&stat);
         let ino = if breaks_link { Some(own_ino(staged.stat()?)) } else { None };
         staged.publish_new(&above, &name)?;
-        // From here on the file is in the upper: nothing may fail any more.
+        // From here on the file is in the upper, so nothing may fail.
         self.nodes.publish(&names, node, Published { content, ino });
         keep_mtime(&above, &before);
         drop(names);
         if let (Some(kernel), true) = (self.kernel(), breaks_link) {
-            // What the kernel remembers of the file and of the directory's listing has the old number.
+            // The kernel's cached attributes of the file, and its cached listing of the directory, show the old number.
             kernel.invalidate_attr(node.id());
             kernel.invalidate_pages(parent.id());
         }
         Ok(())
     }
 
-    /// Copies the content of a metacopy file up (kernel: `ovl_copy_up_meta_inode_data`). Until the mark is gone, the
-    /// content below counts, so a crash in between costs nothing.
+    /// Copies the content of a metacopy file up (kernel: `ovl_copy_up_meta_inode_data`). Until the mark is removed,
+    /// the content in the layer counts, so a crash in between loses nothing.
     fn copy_up_content(&self, copy_up: &CopyUpGuard<'_>, length: Option<u64>) -> Result<()> {
         let node = copy_up.node();
         let Some((_, content)) = self.lower_content(node)? else { return Ok(()) };
@@ -219,7 +220,7 @@ impl Union {
             let length = length.map_or(stat.size, |length| length.min(stat.size));
             let copied = self.copier.copy(content.as_fd(), file.as_fd(), &below, length);
             let copied = copied.and_then(|()| rustix::fs::ftruncate(&file, length));
-            // Writing has dropped the one and moved the others, also if it did not come to an end.
+            // Writing dropped the capability and changed the times, even if it failed half way.
             if let Some(capability) = capability {
                 dir.set_xattr(name, c"security.capability", &capability, 0)?;
             }
@@ -251,8 +252,8 @@ impl Union {
     }
 }
 
-/// Puts back a directory's time of change after something came into it that is no news to its users. The change itself
-/// stands whether this works or not (kernel: `ovl_copy_up_workdir` ignores it as well).
+/// Restores a directory's modification time after an internal change that its users must not notice. Best effort: the
+/// change itself stands (kernel: `ovl_copy_up_workdir` ignores a failure too).
 pub(in crate::driver) fn keep_mtime(dir: &UpperDir, before: &Stat) {
     if let Err(errno) = dir.set_times(c"", &Times { atime: None, mtime: Some(TimeTo::At(before.mtime)) }) {
         tracing::warn!("the time of a directory changes by a copy-up: {errno}");

@@ -1,9 +1,9 @@
-//! Files of a layer that was this mount's upper, which must stay the inodes that they are when they are copied up.
+//! Files whose inode itself must move to the upper when they are copied up. They are in a layer that was this mount's upper.
 //!
-//! A hard link is one file under several names, and nobody may notice that a checkpoint lies between two changes of it. A file
-//! that readers make the kernel read directly is the one that they must see changed. In both cases the inode itself goes to the
-//! upper, with all its names, and the layer keeps a copy. Other layers, and such that another mount uses as well, are never
-//! written: there a hard link breaks, as in every lower layer.
+//! A hard link is one file with several names, and a checkpoint between two changes of it must not be noticeable. If the
+//! kernel reads a file directly, readers must see its changes through the same inode. In both cases the inode moves to the
+//! upper with all its names, and the layer keeps a copy. Other layers, and layers that another mount also uses, are never
+//! written: a hard link there breaks, as in every lower layer.
 
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, OwnedFd};
@@ -20,7 +20,7 @@ use crate::driver::types::{Errno, Result};
 use crate::union::layer::moving::{duplicate, duplicate_special, replace_names};
 use crate::union::layer::{FileType, Layer, LayerId, Stat, UpperDir};
 
-/// A file's inode, taken out of its layer; it has this name in the work directory.
+/// A file's inode that was taken out of its layer; it has this name in the work directory.
 struct Taken {
     name: CString,
     layer: OwnedFd,
@@ -46,12 +46,12 @@ fn open_dir(path: &std::path::Path) -> Result<OwnedFd> {
 }
 
 impl Union {
-    /// True if the node's file is in a layer that is this mount's own.
+    /// True if `layer` was the upper of this mount and no other mount uses it.
     pub(in crate::driver) fn is_own(&self, layer: LayerId) -> bool {
         self.stack.lower(layer).is_ok_and(Layer::is_own)
     }
 
-    /// The layer of the node, if the inode itself must go to the upper.
+    /// Returns the node's layer if the inode itself must go to the upper.
     pub(super) fn must_move(&self, node: &NodeRef) -> Result<Option<LayerId>> {
         if node.file_type == FileType::Directory {
             return Ok(None);
@@ -112,7 +112,7 @@ impl Union {
                     return Err(errno);
                 }
             }
-            // Before the names are held, which fetching them may need.
+            // Fetching the directories may need the locks of the names, so it comes first.
             let dirs = names.iter().map(|(parent, _)| self.upper_dir(parent)).collect::<Result<Vec<_>>>();
             let dirs = match dirs {
                 Ok(dirs) => dirs,
@@ -122,14 +122,14 @@ impl Union {
                 }
             };
             let locked = NamesMany::lock(names.iter().map(|(parent, _)| parent))?;
-            // Somebody may have changed them while they were not held.
+            // The names may have changed while their locks were not held.
             let is_same = |a: &Dentry, b: &Dentry| NodeRef::ptr_eq(&a.0, &b.0) && a.1 == b.1;
             let current: Vec<Dentry> = node.state().names().cloned().collect();
             if current.len() != names.len() || !current.iter().zip(&names).all(|(a, b)| is_same(a, b)) {
                 continue;
             }
             if node.is_removed() {
-                // It cannot be opened for writing by a name any more: a copy without one serves as well.
+                // The file has no name by which it could be opened for writing, so a copy without a name serves as well.
                 remove()?;
                 return Ok(());
             }
@@ -173,7 +173,7 @@ impl Union {
     }
 }
 
-/// Every name of the file in its layer.
+/// All names of the file in its layer.
 fn names_in_layer(root: &OwnedFd, stat: &Stat, known: (&CStr, &CStr)) -> Result<Vec<(CString, CString)>> {
     if stat.nlink < 2 {
         return Ok(vec![(known.0.to_owned(), known.1.to_owned())]);
@@ -191,7 +191,7 @@ fn names_in_layer(root: &OwnedFd, stat: &Stat, known: (&CStr, &CStr)) -> Result<
     paths.iter().map(split).collect()
 }
 
-/// Puts the copy `staged` in the place of the file's names in the layer, and the file itself into the work directory.
+/// Replaces the file's names in the layer with the copy `staged`, and moves the file itself into the work directory.
 fn take(layer: OwnedFd, work: OwnedFd, names: &[(CString, CString)], staged: CString) -> Result<Taken> {
     let Some(((dir, name), further)) = names.split_last() else { return Err(Errno::STALE) };
     if !further.is_empty() {

@@ -1,4 +1,4 @@
-//! Copy-up: makes a file of a lower layer in the work directory, whole, so that one link or rename can publish it.
+//! Copy-up: makes a complete copy of a lower file in the work directory, so that one link or rename can publish it.
 //!
 //! The order matters: data before attributes (writing drops capabilities and set-user-id), owner before mode and
 //! capabilities (changing it drops them), times last.
@@ -25,37 +25,37 @@ pub struct CopySource<'a> {
     pub name: &'a CStr,
     /// Its attributes.
     pub stat: &'a Stat,
-    /// Its content, if that is not in the file itself.
+    /// Its content, if that is in another file.
     pub content: Option<BorrowedFd<'a>>,
 }
 
 /// How to copy.
 pub struct Plan<'a> {
-    /// Value of the origin mark (empty: the file system has no handles); none for a lower hard link, which breaks.
+    /// Value of the origin mark (empty if the file system has no handles). Absent for a lower hard link, which breaks.
     pub origin: Option<&'a [u8]>,
-    /// Copy only this many bytes: the rest would be truncated anyway.
+    /// Copy only this many bytes: the caller truncates the file to this length.
     pub length: Option<u64>,
-    /// ACLs are kept.
+    /// True if ACLs are kept.
     pub acls: bool,
-    /// Extended attributes are kept.
+    /// True if extended attributes are kept.
     pub xattrs: bool,
     /// Leave the content where it is (`metacopy`).
     pub metacopy: bool,
     /// Owner, mode and type are kept in an attribute (`xattr_permissions`); the copy stays the mounter's.
     pub kept: Option<Kept<'a>>,
-    /// Content reaches the disk no later than the file's name.
+    /// The content must reach the disk before the name does.
     pub sync: bool,
-    /// The file's name is that of a mark, and the file is none.
+    /// The file has a mark's name but is an ordinary file.
     pub plain: bool,
 }
 
-/// What is kept in an attribute instead of the inode.
+/// Attributes that are kept in an extended attribute instead of the inode.
 pub struct Kept<'a> {
     /// Name of the attribute.
     pub key: &'a CStr,
     /// Its value.
     pub value: String,
-    /// `security.*` attributes can be set as they are; else they are kept under another name.
+    /// True if `security.*` attributes can be set as they are; otherwise they are kept under another name.
     pub privileged: bool,
 }
 
@@ -72,7 +72,7 @@ impl Plan<'_> {
 /// Stages a copy of `source`.
 ///
 /// # Errors
-/// Those of reading the layer and writing the upper. Nothing of the attempt is left.
+/// Errors of reading the layer and of writing the upper. Nothing of the attempt is left.
 pub fn stage<'u>(
     upper: &'u UpperLayer,
     copier: &Copier,
@@ -82,7 +82,7 @@ pub fn stage<'u>(
     let work = upper.work()?;
     let staged = match source.stat.file_type() {
         FileType::Regular => {
-            // Its final permissions at once; set-id bits only when the owner is right.
+            // The file gets its final permissions at once, but set-id bits only when its owner is right.
             let staged = work.stage_file(plan.mode(source.stat) & 0o777, true)?;
             if plan.metacopy {
                 rustix::fs::ftruncate(staged.file()?, source.stat.size)?;
@@ -106,7 +106,7 @@ pub fn stage<'u>(
     Ok(staged)
 }
 
-/// Copies the first `length` bytes of what `source` holds into `to`.
+/// Copies the first `length` bytes of the content of `source` into `to`.
 ///
 /// # Errors
 /// Those of reading and writing.
@@ -157,14 +157,14 @@ fn copy_attributes(
     }
     match (stat.file_type(), staged.place()) {
         (FileType::Symlink, _) => {}
-        // The mode that it was made with is the final one, but that an ACL may have changed it.
+        // The file was made with its final mode, which only an ACL may have changed.
         (FileType::Regular, None) if plan.mode(stat) & 0o7000 == 0 && !plan.acls => {}
         (_, None) => rustix::fs::fchmod(staged.file()?, rustix::fs::Mode::from_raw_mode(plan.mode(stat)))?,
         (_, Some((dir, name))) => dir.set_mode(name, plan.mode(stat))?,
     }
     let mut times = Times::of(stat);
     if plan.length.is_some_and(|length| length < stat.size) {
-        // Cutting it off is a change, and who sees the file must see both.
+        // Truncation is a change: it sets the modification time, and readers must see both together.
         times.mtime = Some(TimeTo::Now);
     }
     match staged.place() {
@@ -173,8 +173,8 @@ fn copy_attributes(
     }
 }
 
-/// Keeps the flags of the inode that its users rely on (kernel: `ovl_copy_fileattr`): immutable and append-only as a mark,
-/// for nobody could give the copy its name otherwise.
+/// Keeps the inode flags that users rely on (kernel: `ovl_copy_fileattr`). Immutable and append-only become a mark,
+/// because the real flags would prevent the copy from getting its name.
 fn copy_flags(upper: &UpperLayer, staged: &Staged<'_>, source: &CopySource<'_>) -> Result<(), Errno> {
     if !matches!(source.stat.file_type(), FileType::Regular | FileType::Directory) {
         return Ok(());
@@ -193,7 +193,7 @@ fn copy_flags(upper: &UpperLayer, staged: &Staged<'_>, source: &CopySource<'_>) 
     }
     let kept = match source.dir.open_file(source.name).and_then(rustix::fs::ioctl_getflags) {
         Ok(flags) => flags.intersection(IFlags::SYNC | IFlags::NOATIME),
-        // The file system has none, or shows none to an ordinary user.
+        // The layer's file system has no flags, or shows none to an ordinary user.
         Err(Errno::NOTTY | Errno::INVAL | Errno::OPNOTSUPP | Errno::NOSYS | Errno::ACCESS | Errno::PERM) => {
             return Ok(());
         }
@@ -208,7 +208,7 @@ fn copy_flags(upper: &UpperLayer, staged: &Staged<'_>, source: &CopySource<'_>) 
         None => set(staged.file()?),
     };
     match done {
-        // The upper's file system has none.
+        // The upper's file system has no flags.
         Err(Errno::NOTTY | Errno::INVAL | Errno::OPNOTSUPP | Errno::NOSYS | Errno::ACCESS) => Ok(()),
         done => done,
     }
@@ -219,7 +219,7 @@ fn set_owner_of(file: BorrowedFd<'_>, stat: &Stat) -> Result<(), Errno> {
     rustix::fs::fchown(file, Some(Uid::from_raw(stat.uid)), Some(Gid::from_raw(stat.gid)))
 }
 
-/// An ordinary user cannot give files away: the copy then belongs to the user who mounted.
+/// An ordinary user cannot give files away, so the copy belongs to the mounting user.
 fn tolerate_unprivileged_chown(errno: Errno) -> Result<(), Errno> {
     match errno {
         Errno::PERM | Errno::INVAL if !rustix::process::geteuid().is_root() => Ok(()),
@@ -227,12 +227,14 @@ fn tolerate_unprivileged_chown(errno: Errno) -> Result<(), Errno> {
     }
 }
 
-/// True for the attributes that must not be lost when the upper cannot keep them (kernel: `ovl_must_copy_xattr`).
+/// True for attributes that must be copied: if the upper cannot store them, copy-up fails (kernel:
+/// `ovl_must_copy_xattr`).
 fn must_copy(key: &[u8]) -> bool {
     key.starts_with(b"system.posix_acl_") || key.starts_with(b"security.")
 }
 
-/// True for our marks, which belong to the layer that they are in; escaped ones are the user's and do not.
+/// True for our marks, which belong to their layer and are not copied. Escaped marks are ordinary attributes
+/// of the user and are copied.
 pub fn is_mark(key: &[u8]) -> bool {
     classify(key).is_some_and(|(namespace, _)| {
         !key.strip_prefix(namespace.prefix().as_bytes()).unwrap_or_default().starts_with(b"overlay.")

@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 use std::ffi::CStr;
 use std::sync::Arc;
-// Not of `sync`: they change while nobody else is in the table, or are read under the lock of a state, where the scheduler of
-// the tests must not switch.
+// Not from `sync`: they change while no other thread is in the table, or are read under the lock of a state, where the tests'
+// scheduler must not switch.
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::driver::node::listings::Listings;
@@ -21,17 +21,17 @@ pub struct Dir {
     pub(super) state: Mutex<DirState>,
     /// The id that the upper has now.
     pub(super) upper: UpperId,
-    /// The id that it had when the directory was last found to be up to date.
+    /// The upper's id when the directory was last found up to date.
     pub(super) seen: AtomicU32,
 }
 
-/// The id of the upper, which all directories of a mount share: it changes when the upper becomes a lower layer, and another
-/// directory the upper.
+/// The id of the upper, shared by all directories of a mount. It changes when the upper becomes a lower layer and another
+/// directory becomes the upper.
 #[derive(Clone, Debug)]
 pub struct UpperId(Arc<AtomicU32>);
 
 impl UpperId {
-    /// The upper of id `id`.
+    /// An upper with the id `id`.
     pub fn new(id: LayerId) -> Self {
         Self(Arc::new(AtomicU32::new(id.number())))
     }
@@ -41,20 +41,20 @@ impl UpperId {
         LayerId::of_number(self.0.load(Ordering::Acquire))
     }
 
-    /// Another directory, whose id is `id`, is the upper. The caller holds the gate for writing.
+    /// Notes that another directory, with the id `id`, is the upper now. The caller holds the gate for writing.
     pub fn set(&self, id: LayerId) {
         self.0.store(id.number(), Ordering::Release);
     }
 }
 
-/// What changes of a directory.
+/// The parts of a directory that change.
 #[derive(Debug, Default)]
 pub(super) struct DirState {
     /// Its lower parts, topmost first.
     pub(super) lowers: Lowers,
-    /// What is known of its upper part; the default as long as it has none.
+    /// What is known of its upper part; the default if it has none.
     pub(super) upper: UpperPart,
-    /// Nodes of the names in it that the kernel knows.
+    /// The nodes of those names in it that the kernel knows.
     pub(super) children: HashMap<Name, NodeRef>,
     /// Its listings.
     pub(super) listings: Listings,
@@ -67,7 +67,7 @@ pub struct Lowers(Arc<[LowerRef]>);
 impl Lowers {
     /// The part in `layer`.
     pub fn of_layer(&self, layer: LayerId) -> Option<&LowerRef> {
-        // A lower part is in a lower layer, and that has the lower id.
+        // The parts are sorted: a layer further down has a lower id.
         self.0.binary_search_by(|part| layer.cmp(&part.layer)).ok().and_then(|at| self.0.get(at))
     }
 }
@@ -86,54 +86,54 @@ impl From<Vec<LowerRef>> for Lowers {
     }
 }
 
-/// What is known of the upper part of a directory: what its attributes on disk say.
+/// What is known of the upper part of a directory, from its attributes on disk.
 #[derive(Clone, Debug, Default)]
 pub struct UpperPart {
     /// It holds files with an origin mark.
     pub impure: bool,
     /// Its entries may be xattr whiteouts.
     pub xattr_whiteouts: bool,
-    /// Nothing below shows through.
+    /// Nothing of the lower layers shows through.
     pub opaque: bool,
     /// Its redirect, as on disk.
     pub redirect: Option<Arc<[u8]>>,
-    /// What new entries inherit; `None`: not known.
+    /// What new entries inherit; `None` if not known.
     pub inheritance: Option<Inheritance>,
 }
 
 /// What new entries of a directory inherit from it.
 #[derive(Clone, Debug, Default)]
 pub struct Inheritance {
-    /// The group, if the directory has its set-group-id bit set.
+    /// The group, if the directory has the set-group-id bit.
     pub group: Option<u32>,
     /// The default ACL, as `system.posix_acl_default` holds it.
     pub default_acl: Option<Arc<[u8]>>,
 }
 
 impl Dir {
-    /// A directory of which the kernel knows no names yet.
+    /// A directory none of whose names the kernel knows yet.
     pub fn new(lowers: Lowers, upper: UpperPart, upper_id: &UpperId) -> Self {
         let state = DirState { lowers, upper, ..DirState::default() };
         let seen = AtomicU32::new(upper_id.get().number());
         Self { names: RwLock::new(()), state: Mutex::new(state), upper: upper_id.clone(), seen }
     }
 
-    /// The id that the upper has now, for a directory that comes into the table.
+    /// The shared id of the upper, for a directory that enters the table.
     pub fn upper_id(&self) -> &UpperId {
         &self.upper
     }
 
-    /// True if the upper is the one that it was when the directory was last found to be up to date.
+    /// True if the upper has not changed since the directory was last found up to date.
     pub(super) fn is_up_to_date(&self) -> bool {
         self.seen.load(Ordering::Acquire) == self.upper.get().number()
     }
 
-    /// Notes that it is.
+    /// Notes that the directory is up to date.
     pub(super) fn note_up_to_date(&self) {
         self.seen.store(self.upper.get().number(), Ordering::Release);
     }
 
-    /// The upper part has become a lower part, the topmost, in the layer `layer` under `path`. A no-op if it is one already.
+    /// Turns the upper part into the topmost lower part, in the layer `layer` under `path`. A no-op if this was done before.
     pub(super) fn become_lower(&self, layer: LayerId, path: Arc<CStr>) {
         let state = &mut *self.state.lock();
         if state.lowers.of_layer(layer).is_some() {
@@ -163,12 +163,12 @@ impl Dir {
         read(&self.state.lock().upper)
     }
 
-    /// Takes note of a change of the upper part's attributes, which has been made on disk.
+    /// Changes what is known of the upper part, after the change was made on disk.
     pub fn note_upper_part<R>(&self, note: impl FnOnce(&mut UpperPart) -> R) -> R {
         note(&mut self.state.lock().upper)
     }
 
-    /// The number of the known child `name`, without counting a lookup; `None` if the kernel does not know the name.
+    /// The inode number of the known child `name`, without counting a lookup; `None` if the kernel does not know the name.
     pub fn child_ino(&self, name: &CStr) -> Option<u64> {
         self.state.lock().children.get(name).map(|node| node.ino())
     }

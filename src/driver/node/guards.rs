@@ -6,7 +6,8 @@ use rustix::io::Errno;
 use crate::driver::node::sync::{Mutex, MutexGuard, RwLockReadGuard, RwLockWriteGuard};
 use crate::driver::node::{Dir, Node, NodeRef};
 
-/// Held while a directory moves, or a file moves to another directory: paths of directories stay what they are.
+/// Held while a directory moves, or a file moves to another directory. While it is held, the paths of
+/// directories do not change.
 #[derive(Debug, Default)]
 pub struct RenameLock(Mutex<()>);
 
@@ -29,7 +30,7 @@ pub trait Names {
     fn parent(&self) -> &NodeRef;
 }
 
-/// Holds the names of a directory for reading: nobody adds, removes or moves one.
+/// Holds the names of a directory for reading: no name is added, removed or moved.
 #[derive(Debug)]
 pub struct NamesRead<'d> {
     parent: &'d NodeRef,
@@ -83,11 +84,11 @@ impl Names for NamesWrite<'_> {
     }
 }
 
-/// Holds the names of two directories for writing, or of one twice named.
+/// Holds the names of two directories for writing, or those of one directory.
 #[derive(Debug)]
 pub struct NamesPair<'d> {
     first: NamesWrite<'d>,
-    /// The other directory, if it is another.
+    /// The other directory, if there are two.
     second: Option<NamesWrite<'d>>,
 }
 
@@ -108,7 +109,7 @@ impl<'d> NamesPair<'d> {
         Ok(Self { first: NamesWrite::lock(directory)?, second: None })
     }
 
-    /// Takes the locks of two directories, that of the lower node id first.
+    /// Takes the locks of two directories, the one with the lower node id first.
     ///
     /// # Errors
     /// `NOTDIR`.
@@ -124,12 +125,12 @@ impl<'d> NamesPair<'d> {
         Ok(Self { first: NamesWrite::lock(first)?, second: Some(second) })
     }
 
-    /// Those of the first directory: of a rename, the source's.
+    /// The first directory: the source of a rename.
     pub fn source(&self) -> &NamesWrite<'d> {
         &self.first
     }
 
-    /// Those of the second directory: of a rename, the target's.
+    /// The second directory: the target of a rename.
     pub fn target(&self) -> &NamesWrite<'d> {
         self.second.as_ref().unwrap_or(&self.first)
     }
@@ -140,7 +141,7 @@ impl<'d> NamesPair<'d> {
 pub struct NamesMany<'d>(Vec<NamesWrite<'d>>);
 
 impl<'d> NamesMany<'d> {
-    /// Takes the locks of `parents`, that of the lowest node id first. One may be named several times.
+    /// Takes the locks of `parents`, in the order of their node ids. A directory may be given several times.
     ///
     /// # Errors
     /// `NOTDIR`.
@@ -151,13 +152,13 @@ impl<'d> NamesMany<'d> {
         parents.into_iter().map(NamesWrite::lock).collect::<Result<_, _>>().map(Self)
     }
 
-    /// Those of one of them.
+    /// The guard of one of them.
     pub fn first(&self) -> Option<&NamesWrite<'d>> {
         self.0.first()
     }
 }
 
-/// Holds the number of names of a file with an index entry; holds nothing for a directory.
+/// Holds the link count of a file with an index entry; a no-op for a directory.
 #[derive(Debug)]
 pub struct LinksGuard<'n> {
     node: &'n Node,
@@ -165,12 +166,12 @@ pub struct LinksGuard<'n> {
 }
 
 impl<'n> LinksGuard<'n> {
-    /// Takes the lock, to change the number of names.
+    /// Takes the lock to change the link count.
     pub fn lock(_names: &NamesWrite<'_>, node: &'n Node) -> Self {
         Self::alone(node)
     }
 
-    /// Takes the lock, to reach the file through its index entry. The caller takes no further lock of names.
+    /// Takes the lock to reach the file through its index entry. The caller takes no lock of names after it.
     pub fn alone(node: &'n Node) -> Self {
         let held = if node.dir().is_none() { Some(node.links.lock()) } else { None };
         Self { node, _held: held }
@@ -182,7 +183,7 @@ impl<'n> LinksGuard<'n> {
     }
 }
 
-/// Held while a node is copied up, or its content.
+/// Held while a node, or its content, is copied up.
 #[derive(Debug)]
 pub struct CopyUpGuard<'n> {
     node: &'n NodeRef,
@@ -190,7 +191,7 @@ pub struct CopyUpGuard<'n> {
 }
 
 impl<'n> CopyUpGuard<'n> {
-    /// Takes the lock. The caller holds no other one of this module.
+    /// Takes the lock. The caller holds no other lock of this module.
     pub fn lock(node: &'n NodeRef) -> Self {
         Self { node, _held: node.copy_up.lock() }
     }

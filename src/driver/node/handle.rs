@@ -13,24 +13,24 @@ use dashmap::DashMap;
 pub struct FileHandle {
     /// The file.
     pub node: NodeRef,
-    /// The real file. A handle that reads a lower file changes over to the upper one after a copy-up.
+    /// The real file. A handle that reads a lower file switches to the upper one after a copy-up.
     pub real: RwLock<RealFile>,
-    /// It was opened for writing.
+    /// True if it was opened for writing.
     pub writable: bool,
-    /// The kernel reads and writes the backing file itself.
+    /// True if the kernel reads and writes the backing file itself.
     pub passthrough: bool,
-    /// It can be mapped for writing: opened for reading and writing.
+    /// True if it can be mapped for writing: it was opened for reading and writing.
     pub mappable: bool,
-    /// It is a program that is being executed.
+    /// True if it is a program that is being executed.
     pub executing: bool,
-    /// Of how many failed flushes its user was told.
+    /// Number of failed flushes that were reported to its user.
     pub failed_flushes: std::sync::atomic::AtomicU32,
-    /// How it is read.
+    /// The read pattern.
     pub pattern: ReadPattern,
 }
 
 impl FileHandle {
-    /// The real file is in the upper `to` now, no more in the layer `from`.
+    /// Notes that the real file has moved from the layer `from` to the upper `to`.
     pub(super) fn carry(&self, from: LayerId, to: LayerId) {
         let real = &mut *self.real.write();
         if let RealFile::Lower(fd, layer) | RealFile::Upper(fd, layer) = real
@@ -41,19 +41,19 @@ impl FileHandle {
     }
 }
 
-/// The real file behind an open one. Handles may share it, for it has no position of its own.
+/// The real file behind an open one. Handles may share it, because it has no position of its own.
 #[derive(Clone, Debug)]
 pub enum RealFile {
-    /// A lower layer's, to be opened when it is read.
+    /// A file of a lower layer, opened at its first read.
     Unopened,
-    /// A lower layer's.
+    /// An open file of a lower layer.
     Lower(Arc<OwnedFd>, LayerId),
-    /// The upper's; its layer may be a lower one by now. Handles of one access mode share it.
+    /// A file of the upper, which may have become a lower layer since. Handles of one access mode share it.
     Upper(Arc<OwnedFd>, LayerId),
 }
 
 impl RealFile {
-    /// A file of `layer` that has been opened; `upper`: that is the upper.
+    /// An open file of `layer`; `upper` is true if that is the upper.
     pub fn opened(fd: Arc<OwnedFd>, layer: LayerId, upper: bool) -> Self {
         if upper { Self::Upper(fd, layer) } else { Self::Lower(fd, layer) }
     }
@@ -79,7 +79,7 @@ impl RealFile {
         }
     }
 
-    /// It was in the upper when it was opened.
+    /// True if it was in the upper when it was opened.
     pub fn is_upper(&self) -> bool {
         matches!(self, Self::Upper(..))
     }
@@ -89,25 +89,25 @@ impl RealFile {
 #[derive(Debug, Default)]
 pub struct HandleTable {
     handles: DashMap<u64, Arc<FileHandle>>,
-    /// Numbers of the nodes that could be mapped for writing through a handle which is closed.
+    /// Nodes that may still be mapped for writing through a handle that is closed.
     once_mappable: DashMap<u64, ()>,
     next: AtomicU64,
 }
 
 impl HandleTable {
-    /// Puts a handle in; its number.
+    /// Adds a handle; returns its number.
     pub fn insert(&self, handle: Arc<FileHandle>) -> u64 {
         let id = self.next.fetch_add(1, Ordering::Relaxed) + 1;
         self.handles.insert(id, handle);
         id
     }
 
-    /// The open file of a number.
+    /// The open file with the number `id`.
     pub fn get(&self, id: u64) -> Option<Arc<FileHandle>> {
         self.handles.get(&id).map(|handle| handle.clone())
     }
 
-    /// Takes a handle out.
+    /// Removes a handle.
     pub fn remove(&self, id: u64) -> Option<Arc<FileHandle>> {
         let (_, handle) = self.handles.remove(&id)?;
         if handle.mappable {
@@ -116,22 +116,22 @@ impl HandleTable {
         Some(handle)
     }
 
-    /// The files that are open for writing; one may be there several times.
+    /// The files that are open for writing; a file may be listed several times.
     pub fn writers(&self) -> Vec<NodeRef> {
         self.handles.iter().filter(|handle| handle.writable).map(|handle| handle.node.clone()).collect()
     }
 
-    /// The files that the kernel reads and writes itself; one may be there several times.
+    /// The files that the kernel reads and writes itself; a file may be listed several times.
     pub fn passed_through(&self) -> Vec<NodeRef> {
         self.handles.iter().filter(|handle| handle.passthrough).map(|handle| handle.node.clone()).collect()
     }
 
-    /// Numbers of the nodes that could be mapped for writing through a handle which is closed.
+    /// Nodes that may still be mapped for writing through a handle that is closed.
     pub fn once_mappable(&self) -> Vec<u64> {
         self.once_mappable.iter().map(|entry| *entry.key()).collect()
     }
 
-    /// The node of that number is not mapped any more.
+    /// Notes that the node is no longer mapped.
     pub fn forget_mappable(&self, node: u64) {
         self.once_mappable.remove(&node);
     }

@@ -1,7 +1,7 @@
-//! The merged listings that directories keep, and the budget for all of them.
+//! The merged listings that directories keep, and the memory budget for all of them.
 //!
-//! Positions in a listing depend on names alone, so a listing can be dropped at any time, also while somebody reads the
-//! directory: the next request makes it anew and goes on where the last one ended.
+//! Positions in a listing depend on names alone. So a listing can be dropped at any time, even while a process reads
+//! the directory: the next request rebuilds it and continues at the same position.
 
 use std::collections::VecDeque;
 use std::ffi::CStr;
@@ -15,44 +15,45 @@ use crate::union::layer::{FileId, FileType};
 use crate::union::merge::listing::Moved;
 use crate::union::merge::{Listing, Source};
 
-/// Memory that all listings of a mount may take, in bytes. Half a million names take about as much.
+/// Memory that all listings of a mount may take, in bytes. Enough for about half a million names.
 pub const BUDGET: usize = 24 << 20;
 
-/// Lookups without a listing after which it is worth making one: a directory of several layers, and of one.
+/// Number of lookups without a listing after which making one pays, for a directory of several layers and for
+/// one of a single layer.
 const PROBES_MERGED: u32 = 1;
 const PROBES_SINGLE: u32 = 16;
 
-/// Changes that a listing may lack while a reader holds it; with more, a new listing is made.
+/// Changes that a listing may lag behind while a reader holds it; beyond that, a new listing is made.
 const MOST_BEHIND: usize = 1024;
 
 /// The listings of one directory.
 #[derive(Debug, Default)]
 pub(super) struct Listings {
-    /// Goes up whenever the names in the directory change.
+    /// Incremented whenever the names in the directory change.
     version: u64,
-    /// The version at which a name last came in.
+    /// The version at which a name was last added.
     grown: u64,
-    /// Lookups done without a listing.
+    /// Lookups made without a listing.
     probes: u32,
-    /// Names that are listed elsewhere than at their first position, for the next listing of what `readdir` reads. Kept
-    /// when listings are dropped: positions must not change while the directory is read.
+    /// Names that are not listed at their first position, for the next listing made by `readdir`. Kept when listings
+    /// are dropped: positions must not change while the directory is read.
     moved: Moved,
-    /// Of the lower parts.
+    /// The listing of the lower parts.
     lower: Option<Arc<Listing>>,
     /// When the layers were last listed for `lower` and `merged`.
     made: Option<Instant>,
-    /// Of everything.
+    /// The listing of everything.
     merged: Option<MergedListing>,
-    /// One of them was used since the budget last looked.
+    /// True if one of them was used since the budget's hand last passed.
     used: bool,
-    /// The budget's queue has the directory.
+    /// True if the directory is in the budget's queue.
     queued: bool,
-    /// The directory has other lower parts than the listings say. They only count as memory then.
+    /// True if the directory's lower parts are no longer those of the listings. Such listings only count as memory.
     outdated: bool,
 }
 
 impl Listings {
-    /// The directory has got another lower part.
+    /// Notes that the directory has another lower part.
     pub(super) fn outdate(&mut self) {
         self.outdated = self.lower.is_some() || self.merged.is_some();
         self.probes = 0;
@@ -63,7 +64,7 @@ impl Listings {
         self.lower.as_ref().filter(|_| !self.outdated)
     }
 
-    /// True if the listings are not older than `most`; without it, any age will do.
+    /// True if the listings are no older than `most`, or if `most` is `None`.
     fn are_recent(&self, most: Option<Duration>) -> bool {
         most.is_none_or(|most| self.made.is_some_and(|made| made.elapsed() < most))
     }
@@ -73,7 +74,7 @@ impl Listings {
         lower + self.merged.as_ref().map_or(0, |merged| merged.listing.memory())
     }
 
-    /// The names have changed: by `change`, or in a way that only a new listing shows.
+    /// Notes that the names have changed, either by `change` or in a way that needs a new listing.
     fn note_change(&mut self, grows: bool, change: Option<Change>) {
         let before = self.version;
         self.version += 1;
@@ -93,8 +94,8 @@ impl Listings {
         }
     }
 
-    /// Makes the changes that the listing of everything lacks. A reader that holds the listing keeps it as it was: the changes
-    /// are then made to a copy.
+    /// Applies the outstanding changes to the listing of everything. A reader that holds the listing keeps it unchanged; the
+    /// changes are then made to a copy.
     fn catch_up(&mut self) {
         let Some(merged) = &mut self.merged else { return };
         if merged.behind.is_empty() {
@@ -105,7 +106,7 @@ impl Listings {
             Change::Removed(name) => listing.remove(&name),
             Change::Added(name, NewEntry { id, kind }) => listing.add(&name, id, kind, Source::Upper),
         });
-        // Names that had to give way keep their positions in the next listing.
+        // Names that were moved to another position keep it in the next listing.
         self.moved = listing.moved();
         if !made {
             self.merged = None;
@@ -116,28 +117,28 @@ impl Listings {
 /// The listing of everything in a directory.
 #[derive(Debug)]
 struct MergedListing {
-    /// The version that `listing` shows once the changes `behind` are made. A listing that only lacks removals still serves
-    /// readers that are in the middle of it.
+    /// The version that `listing` shows once the changes in `behind` are applied. A listing that lacks only removals can
+    /// still serve readers in the middle of it.
     version: u64,
     listing: Arc<Listing>,
     /// Changes that came while a reader held the listing, oldest first.
     behind: Vec<Change>,
 }
 
-/// A change of the names that a listing can follow.
+/// A change of the names that can be applied to a listing.
 #[derive(Debug)]
 enum Change {
     Removed(Name),
     Added(Name, NewEntry),
 }
 
-/// Counts the memory of all listings, and drops those that were not used for the longest time (second chance).
+/// Counts the memory of all listings, and drops those unused for the longest time (second chance).
 #[derive(Debug)]
 pub(super) struct Budget {
     limit: usize,
     /// Bytes in use.
     used: AtomicUsize,
-    /// Directories with a listing, in the order of the hand; some may have left the table. Leaf lock.
+    /// Directories with a listing, in clock order; some may have left the table. Leaf lock.
     queue: Mutex<VecDeque<NodeId>>,
 }
 
@@ -155,21 +156,22 @@ impl Budget {
     }
 }
 
-/// What a lookup in a directory needs to know of it.
+/// What a lookup in a directory needs to know about the directory.
 #[derive(Debug)]
 pub struct Surroundings {
     /// The lower parts.
     pub lowers: Lowers,
     /// Their merged listing, if there is one.
     pub listing: Option<Arc<Listing>>,
-    /// There is none, and this lookup makes it worth while to make one.
+    /// There is no listing, and after this lookup making one pays.
     pub wants_listing: bool,
     /// The upper part holds files with an origin mark.
     pub impure: bool,
 }
 
 impl Dir {
-    /// What a lookup needs to know. Counts it, if there is no listing. A listing older than `most_age` is left out.
+    /// Returns what a lookup needs to know. Counts the lookup if there is no listing. Leaves out a listing that is older
+    /// than `most_age`.
     pub fn surroundings(&self, most_age: Option<Duration>) -> Surroundings {
         let DirState { lowers, listings, upper, .. } = &mut *self.state.lock();
         let recent = listings.are_recent(most_age);
@@ -185,7 +187,7 @@ impl Dir {
         Surroundings { lowers: lowers.clone(), listing, wants_listing, impure: upper.impure }
     }
 
-    /// The merged listing of the lower parts, if it is kept and can be used.
+    /// The merged listing of the lower parts, if there is a usable one.
     pub fn lower_listing(&self) -> Option<Arc<Listing>> {
         let listings = &mut self.state.lock().listings;
         let listing = listings.lower().cloned().filter(|listing| !listing.is_broken())?;
@@ -193,7 +195,7 @@ impl Dir {
         Some(listing)
     }
 
-    /// Names that the directory's last listing had elsewhere than at their first position.
+    /// Names that the directory's last listing did not have at their first position.
     pub fn moved_names(&self) -> Moved {
         self.state.lock().listings.moved.clone()
     }
@@ -202,14 +204,14 @@ impl Dir {
 /// A new entry of the upper.
 #[derive(Clone, Copy, Debug)]
 pub struct NewEntry {
-    /// The file; `None`: its number is looked up when the entry is listed.
+    /// The file; `None` if its number is looked up when the entry is listed.
     pub id: Option<FileId>,
     /// `DT_*`.
     pub kind: u8,
 }
 
 impl NewEntry {
-    /// That of a known node; `None` if its type does not say how it is listed.
+    /// The entry of a known node; `None` if its type does not tell how it is listed.
     pub(super) fn of(node: &Node) -> Option<Self> {
         let kind = match node.file_type {
             FileType::Regular => libc::DT_REG,
@@ -222,8 +224,8 @@ impl NewEntry {
 }
 
 impl NodeTable {
-    /// The merged listing of everything, to read from the start (`in_progress` is false) or to read on in: for that, one
-    /// that still has names that were removed is good enough.
+    /// The merged listing of everything, to be read from the start (`in_progress` is false) or from a position in it
+    /// (true). For the latter, a listing that still has removed names is good enough.
     pub fn merged_listing(&self, names: &NamesRead<'_>, in_progress: bool) -> Option<Arc<Listing>> {
         let listings = &mut names.parent().dir()?.state.lock().listings;
         let oldest = if in_progress { listings.grown } else { listings.version };
@@ -237,13 +239,12 @@ impl NodeTable {
         listings.merged.as_ref().map(|merged| merged.listing.clone())
     }
 
-    /// Takes note that a name came in. `entry`: what it is, where that is known; then the listing is changed, else made anew
-    /// when it is next read.
+    /// Notes that a name was added. If `entry` is given, the listing is updated; otherwise it is rebuilt at the next read.
     pub fn note_addition(&self, names: &NamesWrite<'_>, name: &CStr, entry: Option<NewEntry>) {
         self.note_change(names, true, entry.map(|entry| Change::Added(Name::from(name), entry)));
     }
 
-    /// Takes note that a name went.
+    /// Notes that a name was removed.
     pub(super) fn note_removal(&self, names: &NamesWrite<'_>, name: &CStr) {
         self.note_change(names, false, Some(Change::Removed(Name::from(name))));
     }
@@ -267,7 +268,7 @@ impl NodeTable {
         });
     }
 
-    /// Keeps the merged listing of everything in a directory. Its names did not change since it was begun.
+    /// Keeps the merged listing of everything in a directory. The names have not changed since it was begun.
     pub fn keep_merged_listing(&self, names: &NamesRead<'_>, listing: Arc<Listing>) {
         self.change_listings(names.parent(), |listings| {
             listings.moved = listing.moved();
@@ -275,7 +276,7 @@ impl NodeTable {
         });
     }
 
-    /// Lets go of the listings of a directory that are older than `most_age`: a lower layer may have changed since.
+    /// Drops the listings of a directory that are older than `most_age`: a lower layer may have changed since.
     pub fn drop_outdated_listings(&self, node: &Node, most_age: Duration) {
         let Some(dir) = node.dir() else { return };
         let listings = &mut dir.state.lock().listings;
@@ -286,7 +287,7 @@ impl NodeTable {
         }
     }
 
-    /// Lets go of the listing of the lower parts, if there is only one.
+    /// Drops the listing of the lower parts, if there is only one part.
     pub fn drop_single_listing(&self, node: &Node) {
         let Some(dir) = node.dir() else { return };
         let state = &mut *dir.state.lock();
@@ -297,7 +298,7 @@ impl NodeTable {
         }
     }
 
-    /// Lets go of the listing of everything: what it says of a file is wrong now.
+    /// Drops the listing of everything, because it shows outdated facts about a file.
     pub(super) fn drop_merged_listing(&self, dir: &Dir) {
         let listings = &mut dir.state.lock().listings;
         let before = listings.memory();
@@ -305,7 +306,7 @@ impl NodeTable {
         self.budget.settle(before, listings.memory());
     }
 
-    /// The directory leaves the table.
+    /// Called when the directory leaves the table.
     pub(super) fn forget_listings(&self, state: &mut DirState) {
         let before = state.listings.memory();
         (state.listings.lower, state.listings.merged) = (None, None);
@@ -322,7 +323,7 @@ impl NodeTable {
         let newly = {
             let listings = &mut dir.state.lock().listings;
             if node.is_buried() {
-                // What is kept now would not be let go of any more.
+                // A listing kept for a directory that has left the table would never be dropped.
                 return;
             }
             let before = listings.memory();
@@ -346,8 +347,8 @@ impl NodeTable {
         }
     }
 
-    /// Goes round the queue once: drops listings that were not used since the last time, until the rest is within the
-    /// budget. `kept` has just got one.
+    /// Makes one round of the queue: drops listings that were not used since the last round, until the rest is within
+    /// the budget. `kept` has just got its listing.
     fn drop_old_listings(&self, kept: NodeId) {
         let turns = self.budget.queue.lock().len();
         for _ in 0..turns {
@@ -355,7 +356,7 @@ impl NodeTable {
                 return;
             }
             let Some(id) = self.budget.queue.lock().pop_front() else { return };
-            // It may have left the table.
+            // The directory may have left the table.
             let Some(node) = self.get(id) else { continue };
             let Some(dir) = node.dir() else { continue };
             let stays = {
@@ -471,7 +472,7 @@ mod tests {
         };
         add(c"new");
         assert!(seen(c"new") && !seen(c"file-7"));
-        // One that is being read stays as it is; the next reader gets one that shows all changes.
+        // A listing that is being read does not change; the next reader gets one that shows all changes.
         let reading = current().expect("kept");
         let other = add_file(&table, &node, c"file-8");
         table.unlink(&NamesWrite::lock(&node).expect("a directory"), c"file-8", &other, UpperDir::stand_in());
@@ -479,7 +480,7 @@ mod tests {
         assert!(reading.get(c"file-8").is_some() && reading.get(c"newer").is_none());
         assert!(!seen(c"file-8") && seen(c"newer"));
         assert_eq!(table.listing_memory(), current().expect("kept").memory());
-        // A name whose kind is not known needs a new listing.
+        // A name of unknown kind needs a new listing.
         table.note_addition(&NamesWrite::lock(&node).expect("a directory"), c"special", None);
         assert!(current().is_none());
     }

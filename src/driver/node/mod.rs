@@ -2,23 +2,22 @@
 //!
 //! # Identity
 //!
-//! A [`Node`] is what the kernel knows under one [`NodeId`] (under two, where [`NodeTable::renumber`] was needed); ids
-//! are never reused. A name of a lower hard link is a
-//! node of its own until `index=on` says otherwise (kernel: `ovl_get_inode` does the same); names of an upper hard
-//! link share one, found through [`NodeTable::by_upper_file`].
+//! A [`Node`] is what the kernel knows under one [`NodeId`], or under two after [`NodeTable::renumber`]; ids are never
+//! reused. Each name of a lower hard link is a node of its own, unless `index=on` is set (kernel: `ovl_get_inode` does
+//! the same). Names of an upper hard link share one node, found through [`NodeTable::by_upper_file`].
 //!
 //! # States
 //!
-//! Where a node's file is, is one value ([`Residence`]). It changes by the transitions of [`NodeTable`] (`unlink`, `hide`,
-//! `rename`, `exchange`, `link`, `publish`, ...) and by nothing else.
+//! One value says where a node's file is ([`Residence`]). Only the transitions of [`NodeTable`] change it
+//! (`unlink`, `hide`, `rename`, `exchange`, `link`, `publish`, ...).
 //!
 //! # Lock order
 //!
-//! From first to last; a thread that holds one may only take those after it. `guards` makes that a matter of types: a
+//! From first to last: a thread that holds one may only take later ones. The types of `guards` enforce this: a
 //! function that needs a later lock takes the guard of the earlier one.
 //!
 //! 1. [`CopyUpGuard`]: one node is copied up. Held over I/O. A thread holds one at a time: directories are copied up from the
-//!    root down, each released before the next.
+//!    root down, and each lock is released before the next is taken.
 //! 2. [`RenameGuard`]: a directory moves, or a file moves to another directory. Held over I/O.
 //! 3. [`NamesRead`], [`NamesWrite`]: the names of one directory, or of two in the order of their node ids ([`NamesPair`]).
 //!    Held over I/O.
@@ -27,11 +26,10 @@
 //! 6. `WorkDir::whiteout` (`union/layer/work`): the whiteout that all others are links to. Held over I/O.
 //! 7. The leaf locks, each taken with no other leaf held: the state of a node, of a directory ([`Dir`]), `FileHandle::real`, the
 //!    queue of [`listings`], the shards of the tables and of [`Descriptors`], `ReadAhead::state`. None is held over a system
-//!    call, except that the state of a file is held while its backing file is registered with the kernel (an ioctl that waits for
-//!    nobody): two opens must agree on one registration.
+//!    call, with one exception: the state of a file is held while its backing file is registered with the kernel (an ioctl that
+//!    does not block), because two opens must agree on one registration.
 //!
-//! Descriptors of directories are fetched before a lock of the third kind is taken, because fetching may take that lock of
-//! the parent.
+//! Fetch descriptors of directories before taking a lock of the third kind: fetching may take that lock of the parent.
 
 mod dir;
 mod guards;
@@ -69,7 +67,7 @@ use sync::{AtomicBool, AtomicU8, AtomicU64, Mutex, MutexGuard, Ordering};
 pub use table::{Descriptors, LookupRef, NodeTable};
 pub use transitions::{Published, Replaced};
 
-/// Number by which the kernel names an inode of this mount. Never reused, never shown to users.
+/// The number under which the kernel knows an inode of this mount. Never reused, and never shown to users.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct NodeId(pub u64);
 
@@ -78,8 +76,8 @@ impl NodeId {
     pub const ROOT: Self = Self(1);
 }
 
-/// A node that somebody uses. Without the count of weak references that the standard library's has: a mount may know
-/// millions of nodes, and each byte of one counts.
+/// A reference to a node. It has no count of weak references, unlike the standard library's `Arc`: a mount may
+/// have millions of nodes, so each byte of one counts.
 pub type NodeRef = triomphe::Arc<Node>;
 
 /// Set in [`Node::lookups`] of a node that has left the table.
@@ -95,39 +93,39 @@ const APPEND_ONLY: u8 = 2;
 const PROGRAM: u8 = 4;
 const NO_PROGRAM: u8 = 8;
 
-/// One inode of the mount. 80 bytes: what few of them have is elsewhere, in boxes.
+/// One inode of the mount. 80 bytes: rare parts are boxed elsewhere.
 #[derive(Debug)]
 pub struct Node {
-    /// Its number: that under which the kernel is told of it. See [`NodeTable::renumber`].
+    /// The number under which the kernel is told of it. See [`NodeTable::renumber`].
     id: AtomicU64,
-    /// `st_ino`; only the copy-up of a lower hard link, which breaks it, changes the number.
+    /// `st_ino`. Only the copy-up of a lower hard link, which breaks it, changes this.
     ino: AtomicU64,
-    /// How many lookups the kernel has not yet forgotten, or [`DEAD`].
+    /// Number of lookups that the kernel has not yet forgotten, or [`DEAD`].
     lookups: AtomicU64,
-    /// Where it is found; of a file, where its content is and how it is open. Leaf lock.
+    /// Where the node is; for a file also where its content is and how it is open. Leaf lock.
     state: Mutex<State>,
-    /// What only directories have.
+    /// Present for directories only.
     dir: Option<Box<Dir>>,
     /// Its type.
     pub file_type: FileType,
-    /// See [`CopyUpGuard`]. What was copied stays so.
+    /// See [`CopyUpGuard`]. A copy-up is never undone.
     copy_up: Mutex<()>,
     /// See [`LinksGuard`].
     links: Mutex<()>,
-    /// What is known of its extended attributes: [`UNKNOWN`], [`BARE`], or [`ATTRIBUTED`], which it stays.
+    /// What is known of its extended attributes: [`UNKNOWN`], [`BARE`], or [`ATTRIBUTED`], which is final.
     attributes: AtomicU8,
-    /// The kernel was told to go straight to the backing file once: pages that it cached before may be old. Changes under
-    /// the lock of the state.
+    /// True if the kernel was once told to use the backing file directly: pages it cached before may be outdated. Changes
+    /// under the lock of the state.
     bypassed: AtomicBool,
-    /// Of a lower file: it was opened once, and was what is known of it.
+    /// For a lower file: it was opened once and matched what is known of it.
     confirmed: AtomicBool,
-    /// Its flags that forbid changes: [`IMMUTABLE`], [`APPEND_ONLY`]. Of a lower file that was opened, one of [`PROGRAM`]
-    /// and [`NO_PROGRAM`], or both.
+    /// Flags that forbid changes: [`IMMUTABLE`], [`APPEND_ONLY`]. For a lower file that was opened: [`PROGRAM`],
+    /// [`NO_PROGRAM`], or both.
     traits: AtomicU8,
 }
 
 impl Node {
-    /// A node that nobody has looked up. `dir`: what it has if it is a directory.
+    /// A node without lookups. `dir` is present if it is a directory.
     pub fn new(id: NodeId, ino: u64, file_type: FileType, state: State, dir: Option<Box<Dir>>) -> Self {
         Self {
             id: AtomicU64::new(id.0),
@@ -160,29 +158,29 @@ impl Node {
         self.ino.store(ino, Ordering::Relaxed);
     }
 
-    /// True if the file is known to have no extended attributes but our marks.
+    /// True if the file is known to have no extended attributes except our marks.
     pub fn is_bare(&self) -> bool {
         self.attributes.load(Ordering::Acquire) == BARE
     }
 
-    /// Notes that none was found. To no effect if somebody has begun to set one meanwhile.
+    /// Notes that the file has no extended attributes. A no-op if setting one has begun in the meantime.
     pub fn note_bare(&self) {
         let noted = self.attributes.compare_exchange(UNKNOWN, BARE, Ordering::AcqRel, Ordering::Acquire);
         debug_assert!(noted != Err(UNKNOWN), "a strong exchange");
     }
 
-    /// To be called before an extended attribute is set.
+    /// Must be called before an extended attribute is set.
     pub fn note_attributed(&self) {
         self.attributes.store(ATTRIBUTED, Ordering::Release);
     }
 
-    /// What may not be changed of it.
+    /// Returns which changes are forbidden.
     pub fn protection(&self) -> Protection {
         let bits = self.traits.load(Ordering::Relaxed);
         Protection { immutable: bits & IMMUTABLE != 0, append_only: bits & APPEND_ONLY != 0 }
     }
 
-    /// Notes what may not be changed of it. A copy-up keeps it.
+    /// Sets which changes are forbidden. A copy-up keeps it.
     pub fn protect(&self, protection: Protection) {
         let immutable = if protection.immutable { IMMUTABLE } else { 0 };
         let append_only = if protection.append_only { APPEND_ONLY } else { 0 };
@@ -195,7 +193,7 @@ impl Node {
         self.traits.load(Ordering::Relaxed) & PROGRAM != 0
     }
 
-    /// True if it is known whether the content of the file is that of a program.
+    /// True if it is known whether the file is a program.
     pub fn is_classified(&self) -> bool {
         self.traits.load(Ordering::Relaxed) & (PROGRAM | NO_PROGRAM) != 0
     }
@@ -205,7 +203,7 @@ impl Node {
         self.traits.fetch_or(if program { PROGRAM } else { NO_PROGRAM }, Ordering::Relaxed);
     }
 
-    /// The directory part, if it is one. Up to date (`settle`). Takes leaf locks, so the caller holds none.
+    /// The directory part, if the node is a directory. Up to date (`settle`). Takes leaf locks, so the caller holds none.
     pub fn dir(&self) -> Option<&Dir> {
         let dir = self.dir.as_deref()?;
         if !dir.is_up_to_date() {
@@ -214,7 +212,7 @@ impl Node {
         Some(dir)
     }
 
-    /// The state, for as long as the guard is held. It is a leaf lock. Up to date (`settle`).
+    /// Locks the state and returns it. It is a leaf lock. Up to date (`settle`).
     pub fn state(&self) -> MutexGuard<'_, State> {
         let state = self.state.lock();
         if state.outdated().is_none() {
@@ -225,27 +223,27 @@ impl Node {
         self.state.lock()
     }
 
-    /// The state, if it is not a directory.
+    /// Like `state`, for anything but a directory.
     pub fn file_state(&self) -> Option<MutexGuard<'_, State>> {
         if self.dir.is_none() { Some(self.state()) } else { None }
     }
 
-    /// True if the kernel was told to go straight to the backing file once.
+    /// True if the kernel was once told to use the backing file directly.
     pub fn is_bypassed(&self) -> bool {
         self.bypassed.load(Ordering::Relaxed)
     }
 
-    /// Notes it, or that it starts with an empty cache. The caller holds the state.
+    /// Notes it, or that the kernel's cache is empty again. The caller holds the state.
     pub fn set_bypassed(&self, _state: &mut State, bypassed: bool) {
         self.bypassed.store(bypassed, Ordering::Relaxed);
     }
 
-    /// True if a lower file was opened once, and was what is known of it.
+    /// True if a lower file was opened once and matched what is known of it.
     pub fn is_confirmed(&self) -> bool {
         self.confirmed.load(Ordering::Relaxed)
     }
 
-    /// Notes that.
+    /// Notes that it did.
     pub fn confirm(&self) {
         self.confirmed.store(true, Ordering::Relaxed);
     }
@@ -256,7 +254,7 @@ impl Node {
         self.lookups.fetch_update(Ordering::AcqRel, Ordering::Acquire, one_more).is_ok()
     }
 
-    /// Takes back `count` lookups; how many are left.
+    /// Takes back `count` lookups; returns how many are left.
     fn release(&self, count: u64) -> u64 {
         let less = |n: u64| (n & DEAD == 0).then_some(n.saturating_sub(count));
         match self.lookups.fetch_update(Ordering::AcqRel, Ordering::Acquire, less) {
@@ -280,12 +278,12 @@ impl Node {
         self.state().is_upper()
     }
 
-    /// True if the node's content is in the upper as well.
+    /// True if the node's content is in the upper too.
     pub fn has_upper_content(&self) -> bool {
         self.state().has_upper_content()
     }
 
-    /// One directory and name of the node; `None` for the root and for what was removed from the upper.
+    /// One directory and name of the node; `None` for the root and for a file removed from the upper.
     pub fn name(&self) -> Option<(NodeRef, Name)> {
         self.state().first_name().cloned()
     }
@@ -306,7 +304,7 @@ impl Node {
 mod tests {
     use super::*;
 
-    /// What a mount takes for a million names is mostly this.
+    /// Nodes are most of the memory that a mount with a million names takes.
     #[test]
     fn a_node_is_small() {
         assert_eq!(size_of::<Node>(), 80);

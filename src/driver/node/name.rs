@@ -8,7 +8,7 @@ use std::ops::Deref;
 
 use triomphe::ThinArc;
 
-/// A name. Cheap to clone, and one word: the length is kept with the bytes, which end with a NUL.
+/// A name. Cheap to clone and one word in size: the length is stored with the bytes, which end with a NUL.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Name(ThinArc<(), u8>);
 
@@ -16,7 +16,7 @@ impl Deref for Name {
     type Target = CStr;
 
     fn deref(&self) -> &CStr {
-        // Made of a `CStr`, so it is one.
+        // The slice was made from a `CStr`, so the conversion succeeds.
         CStr::from_bytes_with_nul(&self.0.slice).unwrap_or_default()
     }
 }
@@ -27,7 +27,7 @@ impl From<&CStr> for Name {
     }
 }
 
-/// By their bytes.
+/// Ordered by their bytes.
 impl Ord for Name {
     fn cmp(&self, other: &Self) -> std::cmp::Ordering {
         (**self).cmp(&**other)
@@ -40,7 +40,7 @@ impl PartialOrd for Name {
     }
 }
 
-/// So that a table of names can be asked for a `CStr`.
+/// Lets tables of names be searched with a `CStr`.
 impl Borrow<CStr> for Name {
     fn borrow(&self) -> &CStr {
         self

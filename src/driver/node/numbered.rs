@@ -1,6 +1,6 @@
 //! Nodes by number.
 
-// The counter is not one of `sync`: it changes while a shard is locked, where the scheduler of the tests must not switch.
+// Not from `sync`: it changes while a shard is locked, where the tests' scheduler must not switch.
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use dashmap::DashMap;
@@ -10,8 +10,8 @@ use crate::driver::node::NodeRef;
 /// How many numbers share a page.
 const PAGE: u64 = 16;
 
-/// Nodes by number. Numbers are given out one after the other, so that those in use lie close together: a page of them
-/// takes a third of what as many entries of a hash table do.
+/// Nodes by number. Numbers are given out in sequence, so those in use lie close together: a page of them takes a
+/// third of the memory of as many hash table entries.
 #[derive(Debug, Default)]
 pub(super) struct Numbered {
     pages: DashMap<u64, Box<Page>>,
@@ -21,7 +21,7 @@ pub(super) struct Numbered {
 
 type Page = [Option<NodeRef>; PAGE as usize];
 
-/// Page and place in it of a number.
+/// The page of a number, and its place in the page.
 fn place(id: u64) -> (u64, usize) {
     (id / PAGE, (id % PAGE) as usize)
 }

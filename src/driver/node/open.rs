@@ -11,7 +11,7 @@ use smallvec::SmallVec;
 use crate::driver::node::{FileHandle, State};
 use crate::union::layer::LayerId;
 
-/// How a file is open.
+/// The open handles of a file.
 #[derive(Debug, Default)]
 pub struct OpenState {
     /// Handles that use the kernel's page cache.
@@ -20,33 +20,33 @@ pub struct OpenState {
     pub passthrough: u32,
     /// Of the latter, those that can be mapped for writing.
     pub mappable: u32,
-    /// The registration that they share.
+    /// The registration that the latter share.
     pub backing: Option<u32>,
-    /// The layer that has the file which is registered.
+    /// The layer of the registered file.
     pub backing_layer: Option<LayerId>,
-    /// The open files, for requests that name no handle.
+    /// The open files, for requests without a handle.
     pub handles: SmallVec<[Arc<FileHandle>; 1]>,
-    /// Descriptors of files in the upper, by access mode, which handles share as long as one has them.
+    /// Descriptors of files in the upper, by access mode, shared by handles for as long as one uses them.
     shared: SmallVec<[(OFlags, LayerId, Weak<OwnedFd>); 1]>,
-    /// How many flushes of the upper's file have failed, and how the last one did.
+    /// Number of failed flushes of the upper file, and the last error.
     failed_flushes: (u32, Option<Errno>),
-    /// How it is open under the number that it had before.
+    /// The handles that are open under the node's former number.
     pub former: Option<Box<OpenState>>,
 }
 
 impl OpenState {
-    /// An open descriptor of the file in `layer`, with the access mode `access`.
+    /// An open descriptor of the file in `layer` with the access mode `access`.
     pub fn shared(&self, access: OFlags, layer: LayerId) -> Option<Arc<OwnedFd>> {
         self.shared.iter().find(|(of, within, _)| *of == access && *within == layer)?.2.upgrade()
     }
 
-    /// Lets later handles share the descriptor `file` of the file in `layer`, which has the access mode `access`.
+    /// Lets later handles share `file`, a descriptor of the file in `layer` with the access mode `access`.
     pub fn share(&mut self, access: OFlags, layer: LayerId, file: &Arc<OwnedFd>) {
         self.shared.retain(|(of, ..)| *of != access);
         self.shared.push((access, layer, Arc::downgrade(file)));
     }
 
-    /// The file is in the layer `to` now, no more in `from`.
+    /// Notes that the file has moved from the layer `from` to `to`.
     pub(super) fn carry(&mut self, from: LayerId, to: LayerId) {
         if self.backing_layer == Some(from) {
             self.backing_layer = Some(to);
@@ -57,13 +57,13 @@ impl OpenState {
         self.handles.iter().for_each(|handle| handle.carry(from, to));
     }
 
-    /// How many flushes of the upper's file have failed.
+    /// Number of failed flushes of the upper file.
     pub fn failed_flushes(&self) -> u32 {
         self.failed_flushes.0
     }
 
-    /// What a flush tells its caller, where the handle was told of the first `seen` failures. The kernel tells a
-    /// failed write-back once for each descriptor (`errseq_t`), and these handles share one.
+    /// The result of a flush for a caller whose handle has been told of the first `seen` failures. The kernel
+    /// reports a failed write-back once for each descriptor (`errseq_t`), and these handles share one.
     pub fn note_flush(&mut self, flushed: Result<(), Errno>, seen: &AtomicU32) -> Result<(), Errno> {
         if let Err(errno) = flushed {
             self.failed_flushes = (self.failed_flushes.0.wrapping_add(1), Some(errno));
@@ -91,7 +91,7 @@ impl OpenState {
         if self.passthrough == 0 { self.backing.take() } else { None }
     }
 
-    /// How the file is open under the node's number (`current`), or under the one before.
+    /// The handles under the node's number (`current`), or under its former one.
     pub fn under(&mut self, current: bool) -> &mut Self {
         if current { self } else { self.former.get_or_insert_default() }
     }
@@ -108,9 +108,9 @@ impl OpenState {
 }
 
 impl State {
-    /// True if the kernel's inode of the node's number (`current`), or of the one before, can serve a further open. That of
-    /// the number before can once nobody reads the lower file through it: if both inodes go straight to the upper file, they
-    /// show the same.
+    /// True if the kernel's inode with the node's number (`current`), or with the former one, can serve a further open. The
+    /// former inode can serve one when no handle reads the lower file through it any more: then both inodes use the upper
+    /// file directly and show the same content.
     pub fn can_open_under(&self, current: bool) -> bool {
         if current {
             return !self.must_part();
@@ -120,23 +120,23 @@ impl State {
             && self.open().is_none_or(|open| open.cached == 0 && !open.former.as_deref().is_some_and(other_backing))
     }
 
-    /// True if it is a program that is being executed.
+    /// True if a handle executes the file.
     pub fn is_executed(&self) -> bool {
         self.open().is_some_and(|open| open.handles.iter().any(|handle| handle.executing))
     }
 
-    /// True if the kernel's inode can serve no further open: the file is in the upper, and readers make the kernel read
-    /// it from a lower layer.
+    /// True if the kernel's inode can serve no further open: the file is in the upper, but readers still have the
+    /// kernel read it from a lower layer.
     pub fn must_part(&self) -> bool {
         self.has_upper_content() && self.open().is_some_and(|open| self.has_other_backing(open))
     }
 
-    /// True if handles make the kernel read the file of another layer than has the content now.
+    /// True if handles have the kernel read a file in another layer than the one that has the content now.
     fn has_other_backing(&self, open: &OpenState) -> bool {
         open.passthrough > 0 && open.backing_layer != self.content_layer()
     }
 
-    /// Counts the open handles as those of another inode of the kernel's.
+    /// Counts the open handles as belonging to a former inode of the kernel.
     pub fn part_from_readers(&mut self) {
         let former = self.take_open();
         *self.open_mut() = OpenState { former, ..OpenState::default() };
@@ -148,7 +148,7 @@ impl State {
 mod tests {
     use super::*;
 
-    /// Handles that share a descriptor are each told of a failed write-back, once.
+    /// Each of the handles that share a descriptor is told once of a failed write-back.
     #[test]
     fn every_handle_is_told_of_a_failed_flush() {
         let mut open = OpenState::default();

@@ -6,11 +6,11 @@ use rustix::io::Errno;
 
 use crate::driver::node::{NodeId, NodeRef, RenameGuard};
 
-/// The path by which the lower layers know the directory `node`: its names from the root down, where a redirect counts
-/// instead of a name and an absolute one ends the walk (kernel: `ovl_get_redirect`).
+/// The path by which the lower layers know the directory `node`: its names from the root down. A redirect replaces a
+/// name, and an absolute redirect replaces everything before it (kernel: `ovl_get_redirect`).
 ///
 /// # Errors
-/// `STALE` if the directory was removed; `IO` for a redirect with a NUL in it.
+/// `STALE` if the directory was removed; `IO` if a redirect has a NUL in it.
 pub fn path_in_lowers(_rename: &RenameGuard<'_>, node: &NodeRef) -> Result<Vec<u8>, Errno> {
     let mut components: Vec<CString> = Vec::new();
     let mut current = node.clone();

@@ -1,51 +1,51 @@
-//! How an open file is read.
+//! Detects random reads of an open file.
 //!
-//! The kernel asks for one page of what it has not cached when a program reads here and there, and its readahead on the
-//! lower file has nothing to go by either: each request waits for the disk. Who has read many places of a file will read
-//! more of them, and a disk gives a hundred pages in little more time than one. (By a simulation, 20,000 random reads of
-//! 4 KiB from 512 MiB wait 720 times for the disk, not 18,557 times.) A mapping is read so by the kernel from the first
-//! fault on (`do_sync_mmap_readahead`); we wait for some reads, so that a look into a large file costs what it did.
+//! When a program reads at random, the kernel asks for single pages, and its readahead on the lower file finds no
+//! pattern: each request waits for the disk. A program that has read many places of a file will read more of them, and a
+//! disk delivers a hundred pages in little more time than one. (In a simulation, 20,000 random reads of 4 KiB from 512
+//! MiB wait for the disk 720 times instead of 18,557.) The kernel reads around faults of a mapping from the first one on
+//! (`do_sync_mmap_readahead`). We wait for a few reads first, so that a short look into a large file stays cheap.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-/// Reads here and there, before we care.
+/// Number of random reads before we react.
 const LOOKS: u32 = 16;
-/// Longest read of that kind, in bytes: a longer one gains little.
+/// Longest read that counts, in bytes: longer ones gain little.
 const SHORT: usize = 64 << 10;
-/// First length of what is read around a place, in bytes; it doubles after each [`STEP`] waits, up to the last.
+/// Bytes that are read around a place, at first; doubles after each [`STEP`] waits, up to the last.
 const FIRST: u64 = 128 << 10;
 const LAST: u64 = 1 << 20;
 const STEP: u32 = 64;
 const DOUBLINGS: u32 = (LAST / FIRST).ilog2();
-/// No more of this.
+/// Marks a file that is not read around any more.
 const NEVER: u32 = u32::MAX;
 
-/// What is known of the reads of an open file. Threads may overwrite each other's counts; it is an estimate.
+/// The read pattern of an open file. Threads may overwrite each other's counts; they are estimates.
 #[derive(Debug, Default)]
 pub struct ReadPattern {
     /// Where the last read ended.
     end: AtomicU64,
-    /// Short reads that did not begin there.
+    /// Short reads that began elsewhere.
     looks: AtomicU32,
-    /// Of those after the first, how many had to wait for the disk.
+    /// The number of those, after the first ones, that had to wait for the disk.
     waits: AtomicU32,
 }
 
-/// What to do about a read.
+/// What the driver does about a read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reading {
     /// Nothing.
     Plain,
-    /// It is the first one, from the start of the file.
+    /// The first read, at the start of the file.
     First,
-    /// It is time to find out whether the file may be read around at all.
+    /// Find out whether the file may be read around at all.
     Ask,
-    /// If it is not in memory, its surroundings are to be read as well.
+    /// If it is not in memory, read its surroundings too.
     HereAndThere,
 }
 
 impl ReadPattern {
-    /// Takes note of a read of `length` bytes at `offset`.
+    /// Notes a read of `length` bytes at `offset`.
     pub fn note(&self, offset: u64, length: usize) -> Reading {
         let end = self.end.swap(offset + length as u64, Ordering::Relaxed);
         if end == 0 && offset == 0 {
@@ -63,12 +63,12 @@ impl ReadPattern {
         if looks == LOOKS { Reading::Ask } else { Reading::Plain }
     }
 
-    /// The file is not to be read around.
+    /// Stops reading around the file.
     pub fn give_up(&self) {
         self.looks.store(NEVER, Ordering::Relaxed);
     }
 
-    /// Takes note that the read at `offset` is not in memory: where to begin reading, and how much.
+    /// Notes that the read at `offset` is not in memory; returns where to begin reading, and how many bytes.
     pub fn surroundings(&self, offset: u64) -> (u64, u64) {
         let waits = self.waits.load(Ordering::Relaxed);
         self.waits.store(waits.saturating_add(1), Ordering::Relaxed);

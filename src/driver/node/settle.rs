@@ -1,11 +1,11 @@
-//! Nodes learn at the next look that the upper has become a lower layer.
+//! Brings nodes up to date after the upper has become a lower layer.
 //!
-//! A checkpoint makes the upper the topmost lower layer and an empty directory the upper. That changes nothing of what any
-//! name means, only where it is found: what was in the upper is in that layer. Nodes are not told, for there may be millions.
-//! A node in the upper knows the id that the upper had ([`Residence::Upper`]), and the layer keeps it. So [`Node::state`] and
-//! [`Node::dir`] can tell a node that is outdated, and bring it up to date before anybody sees its state. Nothing is asked of
-//! the layers: a directory of the layer is where it was in the upper, and it did not move since, because to move it somebody
-//! would have looked at it.
+//! A checkpoint makes the upper the topmost lower layer, and an empty directory the new upper. The meaning of names does not
+//! change, only the place where files are: files of the upper are now in that layer. Nodes are not told, because there may be
+//! millions. A node in the upper remembers the upper's id ([`Residence::Upper`]), and the layer keeps that id. So
+//! [`Node::state`] and [`Node::dir`] can tell that a node is outdated, and bring it up to date before they return. This asks
+//! nothing of the layers. A directory is at the same path in the layer as it was in the upper: moving it would have brought
+//! it up to date first.
 
 use crate::driver::node::{Dentry, Node, NodeRef};
 use crate::union::layer::LayerId;
@@ -23,8 +23,8 @@ impl Node {
         self.state.lock().outdated().map(|(at, layer)| (at.clone(), layer))
     }
 
-    /// Brings the node up to date. The path of a directory in the new layer is made of that of its parent, so the directories
-    /// above that are outdated as well come first, from the root down.
+    /// Brings the node up to date. The path of a directory in the new layer is built from its parent's path, so outdated
+    /// directories above it come first, from the root down.
     pub(super) fn settle(&self) {
         let mut above: Vec<NodeRef> = Vec::new();
         let mut next = self.outdated().map(|((parent, _), _)| parent);
@@ -40,7 +40,7 @@ impl Node {
         self.settle_alone();
     }
 
-    /// Brings a node up to date whose parent is. Threads that do it at the same time do the same.
+    /// Brings one node up to date; its parent already is. Several threads may do so at the same time, with the same result.
     fn settle_alone(&self) {
         let outdated = self.outdated();
         if let (Some(dir), Some(((parent, name), layer))) = (self.dir.as_deref(), &outdated) {

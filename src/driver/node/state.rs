@@ -21,58 +21,58 @@ pub type Dentry = (NodeRef, Name);
 pub enum Residence {
     /// The root, which has no name.
     Root {
-        /// The mount has an upper.
+        /// True if the mount has an upper.
         upper: bool,
     },
-    /// In a lower layer, of a directory its topmost part: in the part that the directory `at.0` has there, under the name
-    /// `at.1`.
+    /// In a lower layer, with the name `at.1` in the part that the directory `at.0` has there. For a directory, this is
+    /// its topmost part.
     Lower {
         /// Its first name.
         at: Dentry,
-        /// Which layer.
+        /// The layer.
         layer: LayerId,
     },
-    /// As [`Residence::Lower`], but its name was whited out. Its layer still has it.
+    /// Like [`Residence::Lower`], but the name was whited out. The layer still has it.
     Hidden {
         /// The name that it had.
         at: Dentry,
-        /// Which layer.
+        /// The layer.
         layer: LayerId,
     },
-    /// In the upper, under `at` and the further names; of a directory the upper part. If the upper has become a lower layer
-    /// since, this is what `Lower` says, and is changed to that at the next look (`settle`).
+    /// In the upper, under `at` and the further names. For a directory, this is the upper part. If the upper has become a
+    /// lower layer since, this means the same as `Lower`, and is changed to it at the next look (`settle`).
     Upper {
         /// Its first name.
         at: Dentry,
-        /// The id that the upper had.
+        /// The id of the upper.
         layer: LayerId,
     },
-    /// In the upper, or in a layer that was the upper, without a known name; held by descriptor.
+    /// In the upper, or in a layer that was the upper, without a known name; held by a descriptor.
     Orphan {
         /// The file or directory.
         held: UpperDir,
-        /// The id that the upper had.
+        /// The id of the upper.
         layer: LayerId,
     },
     /// The node has left the table.
     Gone,
 }
 
-/// Where a node is found; of a file, where its content is and how it is open.
+/// Where a node is; for a file also where its content is and how it is open.
 #[derive(Debug)]
 pub struct State {
     residence: Residence,
     rare: Option<Box<Rare>>,
 }
 
-/// What few nodes have, or only for a while.
+/// Parts that few nodes have, or only for a while.
 #[derive(Debug, Default)]
 struct Rare {
     /// Names after the first.
     names: Vec<Dentry>,
-    /// The upper file under which [`crate::driver::node::NodeTable::by_upper_file`] finds the node, if it does.
+    /// The upper file by which [`crate::driver::node::NodeTable::by_upper_file`] finds the node, if it can.
     upper_file: Option<FileId>,
-    /// Where the content is while only the attributes were copied up (`metacopy`).
+    /// Where the content is if only the attributes were copied up (`metacopy`).
     content: Option<Box<ContentRef>>,
     /// For a lower hard link on a mount with an index: the entry that all its names share.
     index: Option<Box<Indexed>>,
@@ -83,32 +83,32 @@ struct Rare {
 /// A regular file in a lower layer that holds the content of another.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ContentRef {
-    /// Which layer.
+    /// The layer.
     pub layer: LayerId,
     /// Path below the layer's root.
     pub path: Arc<CStr>,
 }
 
-/// What the index knows of a file with several names in a lower layer.
+/// What the index knows of a lower file with several names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Indexed {
     /// Name in the index directory.
     pub name: Name,
-    /// `st_nlink` of the mount.
+    /// `st_nlink` as the mount shows it.
     pub nlink: u32,
     /// Number of names in the lower layer.
     pub lower_nlink: u32,
-    /// When the entry was found, it had its attributes only.
+    /// True if the entry had only attributes when it was found.
     pub metacopy: bool,
 }
 
 impl State {
-    /// That of a node that nobody has open.
+    /// The state of a node that is not open.
     pub fn new(residence: Residence) -> Self {
         Self { residence, rare: None }
     }
 
-    /// As before, with its content in another file than its attributes.
+    /// Sets another file as the place of the content.
     #[must_use]
     pub fn with_content(mut self, content: Option<ContentRef>) -> Self {
         if let Some(content) = content {
@@ -117,7 +117,7 @@ impl State {
         self
     }
 
-    /// As before, with an index entry.
+    /// Sets an index entry.
     #[must_use]
     pub fn with_index(mut self, index: Option<Indexed>) -> Self {
         if let Some(index) = index {
@@ -130,7 +130,7 @@ impl State {
         self.rare.get_or_insert_default()
     }
 
-    /// Changes what is rare, and lets go of the memory if nothing is left.
+    /// Changes the rare parts, and frees their memory if nothing is left.
     fn change_rare<R>(&mut self, change: impl FnOnce(&mut Rare) -> R) -> Option<R> {
         let rare = self.rare.as_deref_mut()?;
         let changed = change(rare);
@@ -147,7 +147,7 @@ impl State {
         &self.residence
     }
 
-    /// One directory and name; that of a removed lower file is the one under which its layer still has it.
+    /// One directory and name; for a removed lower file, the name that its layer still has.
     pub fn first_name(&self) -> Option<&Dentry> {
         match &self.residence {
             Residence::Lower { at, .. } | Residence::Hidden { at, .. } | Residence::Upper { at, .. } => Some(at),
@@ -171,7 +171,7 @@ impl State {
         first.into_iter().chain(further).any(|at| is_at(at, parent, name))
     }
 
-    /// True if the last known name was removed, or it never had one.
+    /// True if the last known name was removed, or there never was one.
     pub fn is_removed(&self) -> bool {
         matches!(self.residence, Residence::Hidden { .. } | Residence::Orphan { .. })
     }
@@ -181,7 +181,7 @@ impl State {
         matches!(self.residence, Residence::Upper { .. } | Residence::Orphan { .. } | Residence::Root { upper: true })
     }
 
-    /// Name and layer of what only a lower layer has.
+    /// Name and layer of a node that has no upper part.
     pub fn lower(&self) -> Option<(&Dentry, LayerId)> {
         match &self.residence {
             Residence::Lower { at, layer } | Residence::Hidden { at, layer } => Some((at, *layer)),
@@ -189,12 +189,12 @@ impl State {
         }
     }
 
-    /// The upper file or directory that is held because it has no known name.
+    /// The upper file or directory that is held by descriptor because it has no known name.
     pub fn orphan(&self) -> Option<&UpperDir> {
         if let Residence::Orphan { held, .. } = &self.residence { Some(held) } else { None }
     }
 
-    /// The layer that has the file's attributes; `None` for the root and for what has left the table.
+    /// The layer that has the file's attributes; `None` for the root and for a node that has left the table.
     pub fn layer(&self) -> Option<LayerId> {
         match &self.residence {
             Residence::Lower { layer, .. }
@@ -210,7 +210,7 @@ impl State {
         self.content().map(|content| content.layer).or_else(|| self.layer())
     }
 
-    /// First name and layer of what is in the upper, if that has become a lower layer since.
+    /// First name and layer of a node in a former upper that has become a lower layer.
     pub(super) fn outdated(&self) -> Option<(&Dentry, LayerId)> {
         match &self.residence {
             Residence::Upper { at, layer } if at.0.current_upper() != Some(*layer) => Some((at, *layer)),
@@ -218,12 +218,12 @@ impl State {
         }
     }
 
-    /// True if the content is in the upper, too.
+    /// True if the content is in the upper too.
     pub fn has_upper_content(&self) -> bool {
         self.is_upper() && self.content().is_none()
     }
 
-    /// Where the content is while only the attributes were copied up (`metacopy`).
+    /// Where the content is if only the attributes were copied up (`metacopy`).
     pub fn content(&self) -> Option<&ContentRef> {
         self.rare.as_ref()?.content.as_deref()
     }
@@ -233,7 +233,7 @@ impl State {
         self.rare.as_ref()?.index.as_deref()
     }
 
-    /// The upper file under which the table finds the node.
+    /// The upper file by which the table finds the node.
     pub(super) fn upper_file(&self) -> Option<FileId> {
         self.rare.as_ref()?.upper_file
     }
@@ -244,7 +244,7 @@ impl State {
         self.rare_mut().upper_file = Some(id);
     }
 
-    /// The file has one more name. One that had none is found by it from now on.
+    /// The file has one more name. If it had none, this is its first name.
     pub(super) fn add_name(&mut self, parent: &NodeRef, name: &Name) {
         if self.is_named(parent, name) {
             return;
@@ -253,12 +253,12 @@ impl State {
         match &mut self.residence {
             Residence::Lower { .. } | Residence::Upper { .. } => self.rare_mut().names.push(at),
             Residence::Orphan { layer, .. } => self.residence = Residence::Upper { layer: *layer, at },
-            // A whited-out name is not found, nor is the root, nor what has left the table.
+            // A whited-out file, the root and a node that has left the table get no names.
             Residence::Root { .. } | Residence::Hidden { .. } | Residence::Gone => {}
         }
     }
 
-    /// An upper file or directory loses a name. `held` is the file, kept if that was the last known one.
+    /// An upper file or directory loses a name. `held` is the file; it is kept if this was the last known name.
     pub(super) fn remove_name(&mut self, parent: &NodeRef, name: &CStr, held: UpperDir) {
         self.change_rare(|rare| rare.names.retain(|at| !is_at(at, parent, name)));
         let Residence::Upper { at, layer } = &self.residence else { return };
@@ -272,7 +272,7 @@ impl State {
         }
     }
 
-    /// The name `name` in `parent` of what only a lower layer has is whited out.
+    /// Notes that `name` in `parent`, the name of a node without an upper part, was whited out.
     pub(super) fn hide(&mut self, parent: &NodeRef, name: &CStr) {
         self.change_rare(|rare| rare.names.retain(|at| !is_at(at, parent, name)));
         if !self.is_named(parent, name) {
@@ -288,7 +288,7 @@ impl State {
         };
     }
 
-    /// One name becomes another, in one step: there is no moment without a name.
+    /// Replaces one name by another in one step: the node always has a name.
     pub(super) fn replace_name(&mut self, from: (&NodeRef, &CStr), to: (&NodeRef, &Name)) {
         let further = self.rare.as_deref_mut().map_or(&mut [][..], |rare| &mut rare.names);
         let first = match &mut self.residence {
@@ -300,7 +300,8 @@ impl State {
         }
     }
 
-    /// The copy of a lower file or directory has taken its name in the upper. `content`: that stays where it is.
+    /// Notes that the copy of a lower file or directory has taken its name in the upper. `content` is set if the content
+    /// stays where it is.
     pub(super) fn publish(&mut self, upper: LayerId, content: Option<ContentRef>) {
         self.residence = match std::mem::replace(&mut self.residence, Residence::Gone) {
             Residence::Lower { at, .. } => Residence::Upper { at, layer: upper },
@@ -309,7 +310,7 @@ impl State {
         self.replace_content(content);
     }
 
-    /// The copy of a whited-out lower file or directory is in the upper, without a name.
+    /// Notes that the copy of a whited-out lower file or directory is in the upper, without a name.
     pub(super) fn publish_nameless(&mut self, held: UpperDir, upper: LayerId, content: Option<ContentRef>) {
         if matches!(self.residence, Residence::Hidden { .. }) {
             self.residence = Residence::Orphan { held, layer: upper };
@@ -317,7 +318,7 @@ impl State {
         self.replace_content(content);
     }
 
-    /// The upper `layer`, in which the file is, has become a lower layer.
+    /// Notes that `layer`, the upper that has the file, has become a lower layer.
     pub(super) fn become_lower(&mut self, layer: LayerId) {
         self.residence = match std::mem::replace(&mut self.residence, Residence::Gone) {
             Residence::Upper { at, layer: of } if of == layer => Residence::Lower { at, layer },
@@ -325,7 +326,7 @@ impl State {
         };
     }
 
-    /// The content is in the upper as well (`None`), or in another lower file.
+    /// Notes that the content is in the upper too (`None`), or in another lower file.
     pub(super) fn replace_content(&mut self, content: Option<ContentRef>) {
         match content {
             Some(content) => self.rare_mut().content = Some(Box::new(content)),
@@ -333,19 +334,20 @@ impl State {
         }
     }
 
-    /// The mount has `difference` more names of the indexed file. How many are left; `None` if it has no entry.
+    /// Changes the mount's link count of the indexed file by `difference`. Returns the new count; `None` if the file has
+    /// no entry.
     pub(super) fn count_link(&mut self, difference: i32) -> Option<u32> {
         let index = self.rare.as_deref_mut()?.index.as_deref_mut()?;
         index.nlink = index.nlink.saturating_add_signed(difference);
         Some(index.nlink)
     }
 
-    /// The index entry is gone.
+    /// Removes the index entry.
     pub(super) fn leave_index(&mut self) -> Option<Box<Indexed>> {
         self.change_rare(|rare| rare.index.take()).flatten()
     }
 
-    /// The node leaves the table; the names that it had.
+    /// Takes the node out of the table; returns its names.
     pub(super) fn bury(&mut self) -> SmallVec<[Dentry; 1]> {
         let further = self.change_rare(|rare| std::mem::take(&mut rare.names)).unwrap_or_default();
         let first = match std::mem::replace(&mut self.residence, Residence::Gone) {
@@ -357,7 +359,7 @@ impl State {
 
     // -------------------------------------------------------------------------------------------------- open
 
-    /// How the file is open, if it is.
+    /// How the file is open, if it is open.
     pub fn open(&self) -> Option<&OpenState> {
         self.rare.as_ref()?.open.as_deref()
     }
@@ -367,7 +369,7 @@ impl State {
         self.rare_mut().open.get_or_insert_default()
     }
 
-    /// The file went from the layer `from` to the layer `to` and stayed the same inode: what is open of it is there now.
+    /// Notes that the file, with the same inode, has moved from the layer `from` to `to`, and so have its open handles.
     pub fn carry(&mut self, from: LayerId, to: LayerId) {
         let mut open = self.rare.as_mut().and_then(|rare| rare.open.as_deref_mut());
         while let Some(state) = open {
@@ -380,7 +382,7 @@ impl State {
         self.rare_mut().open.take()
     }
 
-    /// Takes out a handle that was closed. Gives back the registration when no handle uses it any more.
+    /// Removes a closed handle. Returns the registration if no handle uses it any more.
     pub fn close(&mut self, handle: &Arc<FileHandle>) -> Option<u32> {
         self.change_rare(|rare| {
             let open = rare.open.as_mut()?;

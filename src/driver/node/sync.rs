@@ -1,5 +1,5 @@
-//! The locks and counters of nodes. With the feature `shuttle` they are those of a scheduler that tries the orders in
-//! which threads can take their steps (`src/driver/node/tests.rs`).
+//! The locks and counters of nodes. With the feature `shuttle` they come from a scheduler that tries different orders
+//! of the threads' steps (`src/driver/node/tests.rs`).
 
 #[cfg(not(feature = "shuttle"))]
 pub use parking_lot::{Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -13,7 +13,7 @@ pub use shuttle::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Or
 #[cfg(not(feature = "shuttle"))]
 pub use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 
-/// shuttle's locks, called as parking_lot's.
+/// The locks of shuttle behind the interface of parking_lot.
 #[cfg(feature = "shuttle")]
 mod scheduled {
     use std::sync::PoisonError;

@@ -14,7 +14,7 @@ use crate::driver::node::sync::{AtomicU64, Mutex, MutexGuard, Ordering};
 use crate::driver::node::{Name, Names, Node, NodeId, NodeRef, UpperId};
 use crate::union::layer::{Dir as LayerDir, FileId, LayerId, UpperDir};
 
-/// All nodes that the kernel knows, by number; and those with several names in the upper, by inode.
+/// All nodes that the kernel knows, by number; and those with several upper names, by inode.
 #[derive(Debug)]
 pub struct NodeTable {
     nodes: Numbered,
@@ -22,26 +22,26 @@ pub struct NodeTable {
     links: DashMap<FileId, NodeRef>,
     /// Nodes of files with an index entry, by its name.
     pub(super) indexed: DashMap<Name, NodeRef>,
-    /// For nodes that got another number: the new one, and the one before.
+    /// For nodes that got a new number: new number to former number.
     former: DashMap<u64, u64>,
-    /// Held while a name of a file with several is given its node: two threads that find two names must end with one.
+    /// Held while a name of a file with several names gets its node: two threads that find two names must end up with one node.
     multiple: Mutex<()>,
     next: AtomicU64,
     descriptors: Descriptors,
     pub(super) budget: Budget,
 }
 
-/// The number of a node, and of one of its layers.
+/// The number of a node, and the number of one of its layers.
 type Key = (u64, u32);
 
-/// Descriptors that are kept for nodes, as many as there is room for.
+/// Cached descriptors of nodes, in limited number.
 #[derive(Debug)]
 pub struct Descriptors {
     /// Open lower directories: node, number of the layer.
     pub lower_dirs: Cache<Key, LayerDir>,
     /// Open upper directories: node, id of the upper.
     pub upper_dirs: Cache<Key, UpperDir>,
-    /// Lower files that were read lately: node, number of the layer. Programs open the same ones again and again.
+    /// Lower files that were read lately: node, number of the layer. Programs open the same files again and again.
     pub lower_files: Cache<Key, Arc<OwnedFd>>,
 }
 
@@ -60,14 +60,14 @@ impl Descriptors {
         }
     }
 
-    /// Closes all that nobody uses just now. What is needed again is opened again.
+    /// Closes all descriptors that are not in use. Later calls open them again.
     pub fn clear(&self) {
         self.lower_dirs.clear();
         self.upper_dirs.clear();
         self.lower_files.clear();
     }
 
-    /// Closes what is kept for a node that has left the table; `layer` had it.
+    /// Closes the descriptors of a node that has left the table; `layer` is where it was.
     fn close(&self, node: &Node, layer: Option<LayerId>) {
         let id = node.id().0;
         let Some(dir) = node.dir() else {
@@ -83,7 +83,7 @@ impl Descriptors {
     }
 }
 
-/// A node with one lookup counted. The count is taken back when it is dropped, unless the kernel was told of it.
+/// A node with one lookup counted. Dropping it takes the count back, unless the kernel was told of it.
 #[derive(Debug)]
 #[must_use]
 pub struct LookupRef<'t> {
@@ -93,7 +93,7 @@ pub struct LookupRef<'t> {
 }
 
 impl LookupRef<'_> {
-    /// From now on the lookup is the kernel's, which forgets it by itself.
+    /// Passes the lookup on to the kernel, which forgets it in its own time.
     pub fn hand_over(mut self) {
         self.handed_over = true;
     }
@@ -134,23 +134,23 @@ impl NodeTable {
         table
     }
 
-    /// The upper has become the lower layer `layer`, and a directory of id `upper` the upper. Nobody else is in the table.
+    /// Makes the upper the lower layer `layer`, and a directory with the id `upper` the upper. No other thread is in the table.
     pub fn begin_upper(&self, layer: LayerId, current: &UpperId, upper: LayerId) {
         current.set(upper);
         if let Some(root) = self.get(NodeId::ROOT)
             && let Some(dir) = root.dir()
         {
-            // Every layer has a root, also one in which the root was not touched.
+            // Every layer has a root, even if nothing in it was changed.
             dir.become_lower(layer, Arc::from(c""));
         }
     }
 
-    /// The descriptors that are kept.
+    /// The cached descriptors.
     pub fn descriptors(&self) -> &Descriptors {
         &self.descriptors
     }
 
-    /// A number that no node has had.
+    /// A new number.
     pub fn next_id(&self) -> NodeId {
         NodeId(self.next.fetch_add(1, Ordering::Relaxed))
     }
@@ -160,8 +160,8 @@ impl NodeTable {
         self.nodes.get(id.0)
     }
 
-    /// Gives `node` a new number, so that the kernel makes another inode of it. The old number leads to it as before, and
-    /// the lookups of both are counted as one: an answer that is on its way may name either.
+    /// Gives `node` a new number, so that the kernel makes another inode for it. The old number still leads to it, and
+    /// lookups under both are counted together, because an answer that is under way may name either.
     pub fn renumber(&self, node: &NodeRef) {
         let (before, id) = (node.id(), self.next_id());
         self.nodes.insert(id.0, node.clone());
@@ -174,7 +174,7 @@ impl NodeTable {
         self.nodes.len().saturating_sub(self.former.len())
     }
 
-    /// True if there is none; never so, for there is a root.
+    /// True if there is no node; never the case, because there is a root.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -195,8 +195,8 @@ impl NodeTable {
         Some(self.counted(node))
     }
 
-    /// Makes `node` the child `name` of the directory whose names are held, unless another thread was faster: then that
-    /// one's node is given back.
+    /// Makes `node` the child `name` of the directory whose names are held. If another thread was faster, returns that
+    /// thread's node.
     pub fn adopt(&self, names: &impl Names, name: &Name, node: NodeRef) -> LookupRef<'_> {
         if let Some(dir) = names.parent().dir() {
             let mut state = dir.state.lock();
@@ -215,7 +215,7 @@ impl NodeTable {
         self.counted(node)
     }
 
-    /// Makes the known `node` also the child `name` of the directory whose names are held.
+    /// Makes the known `node` a further child, `name`, of the directory whose names are held.
     pub fn add_name(&self, names: &impl Names, name: &Name, node: &LookupRef<'_>) {
         let parent = names.parent();
         let Some(dir) = parent.dir() else { return };
@@ -223,20 +223,20 @@ impl NodeTable {
         dir.state.lock().children.insert(name.clone(), NodeRef::clone(node));
     }
 
-    /// Makes `node` a nameless member of the table (`O_TMPFILE`).
+    /// Adds `node` to the table without a name (`O_TMPFILE`).
     pub fn adopt_nameless(&self, node: NodeRef) -> LookupRef<'_> {
         node.acquire();
         self.nodes.insert(node.id().0, node.clone());
         self.counted(node)
     }
 
-    /// Held from looking for the node of a file with several names until it can be found. The caller holds the names of
-    /// the directory, and no leaf lock.
+    /// Held from the search for the node of a file with several names until the node is in the table. The caller holds
+    /// the names of the directory, and no leaf lock.
     pub fn multiple(&self, _names: &impl Names) -> MutexGuard<'_, ()> {
         self.multiple.lock()
     }
 
-    /// The node of the upper file `id`, if it has several names and one of them is known.
+    /// The node of the upper file `id`, if the file has several names and one of them is known.
     pub fn by_upper_file(&self, id: FileId) -> Option<LookupRef<'_>> {
         let node = self.links.get(&id).map(|node| node.clone())?;
         self.count(&node)
@@ -248,7 +248,7 @@ impl NodeTable {
         self.links.insert(id, node.clone());
     }
 
-    /// The node of the index entry `name`, if one of its names is known.
+    /// The node of the index entry `name`, if one of the file's names is known.
     pub fn by_index(&self, name: &CStr) -> Option<LookupRef<'_>> {
         let node = self.indexed.get(name).map(|node| node.clone())?;
         self.count(&node)
@@ -259,18 +259,18 @@ impl NodeTable {
         self.indexed.insert(name.clone(), node.clone());
     }
 
-    /// The kernel drops `count` lookups of `id`. How many nodes left the table by it.
+    /// Called when the kernel drops `count` lookups of `id`. Returns how many nodes left the table.
     pub fn forget(&self, id: NodeId, count: u64) -> usize {
         self.get(id).map_or(0, |node| self.release(&node, count))
     }
 
-    /// Takes `count` lookups back. How many nodes left the table by it.
+    /// Takes back `count` lookups. Returns how many nodes left the table.
     fn release(&self, node: &NodeRef, count: u64) -> usize {
         if node.release(count) != 0 {
             return 0;
         }
         let mut gone = 0;
-        // A directory stays while children of it are known, so its last child takes it along.
+        // A directory stays in the table while it has known children, so the last child takes it along.
         let mut candidates = vec![node.clone()];
         while let Some(node) = candidates.pop() {
             let layer = node.state().layer();
@@ -282,7 +282,7 @@ impl NodeTable {
         gone
     }
 
-    /// Removes `node` if nothing uses it; its parents, which may be unused as well now, become candidates.
+    /// Removes `node` if it is unused; its parents, which may now be unused too, become candidates.
     fn drop_unused(&self, node: &NodeRef, candidates: &mut Vec<NodeRef>) -> bool {
         if let Some(dir) = node.dir()
             && !dir.state.lock().children.is_empty()
@@ -317,7 +317,7 @@ impl NodeTable {
         true
     }
 
-    /// Takes the child `name` out of `parent`, if that is `node`.
+    /// Removes the child `name` from `parent`, if it is `node`.
     pub(super) fn detach(parent: &NodeRef, name: &CStr, node: &NodeRef) {
         let Some(dir) = parent.dir() else { return };
         let mut state = dir.state.lock();

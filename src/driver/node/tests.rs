@@ -1,5 +1,5 @@
-//! The transitions in every order that a scheduler finds (`cargo test --features shuttle --lib driver::node`). What is on
-//! disk is a value beside the nodes, changed under the guards under which the verbs change it.
+//! Runs the transitions in the orders that a scheduler chooses (`cargo test --features shuttle --lib driver::node`). The
+//! state on disk is a value beside the nodes. It is changed under the same guards as in the verbs.
 
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ const UPPER: LayerId = LayerId::of_number(1);
 /// Orders tried for each test.
 const ORDERS: usize = 3000;
 
-/// A table with a root, and ways to put nodes in.
+/// A table with a root, and functions that add nodes.
 struct Fixture {
     table: NodeTable,
     root: NodeRef,
@@ -79,7 +79,7 @@ enum OnDisk {
     Whiteout,
 }
 
-/// Removal finds the copy and the node's word for it together, or neither.
+/// A removal finds both the copy and the node that says so, or neither.
 #[test]
 fn publish_beside_unlink() {
     both(ORDERS, || {
@@ -120,7 +120,7 @@ fn publish_beside_unlink() {
     });
 }
 
-/// A directory that is moved always has a name, and is never taken for a removed one.
+/// A directory that is being moved always has a name, and never looks like a removed one.
 #[test]
 fn rename_beside_readdir() {
     both(ORDERS, || {
@@ -161,7 +161,7 @@ fn is_reachable(node: &Node) -> bool {
     state.orphan().is_some() || state.first_name().is_some()
 }
 
-/// Two names go at once: the file is held by whoever takes the last one.
+/// Two names are removed at once: whichever removal comes last holds the file.
 #[test]
 fn rename_over_beside_unlink_of_a_sibling() {
     both(ORDERS, || {
@@ -196,8 +196,8 @@ fn rename_over_beside_unlink_of_a_sibling() {
     });
 }
 
-/// The kernel forgets one name of an indexed file while another is looked up, and a link of it is counted: the file has one
-/// node, which the table, the index and the directory all know, or none.
+/// The kernel forgets one name of an indexed file while another name is looked up and linked. Afterwards the file has one
+/// node that the table, the index and the directory agree on, or none.
 #[test]
 fn forget_beside_lookup_and_index() {
     shuttle::check_random(
@@ -252,7 +252,7 @@ fn forget_beside_lookup_and_index() {
     );
 }
 
-/// The last name of an indexed file goes while the kernel forgets it: nothing of it stays.
+/// The last name of an indexed file is removed while the kernel forgets the file: nothing of it remains.
 #[test]
 fn an_indexed_file_leaves_the_index_beside_forget() {
     shuttle::check_random(
@@ -283,8 +283,8 @@ fn an_indexed_file_leaves_the_index_beside_forget() {
     );
 }
 
-/// A path for a redirect is one that the lower layers had, whatever moves above it: a directory that moves gets a redirect to
-/// where it was, then its new name.
+/// A path for a redirect is one that the lower layers have, whatever moves above it: a directory that moves first gets a
+/// redirect to its old path, then its new name.
 #[test]
 fn path_for_a_redirect_beside_rename_of_an_ancestor() {
     both(ORDERS, || {

@@ -1,5 +1,6 @@
-//! Changes of where files are. Each is one call, made after the change on disk and under the same guard of the names as that:
-//! nobody sees the one without the other. Lookups of known names take no lock of names; they see a node before or after.
+//! Transitions: changes of where files are. Each is one call, made after the change on disk and under the same guard of the
+//! names, so that other threads see both or neither. Lookups of known names take no lock of names; they see the node either
+//! before or after the change.
 
 use std::ffi::CStr;
 
@@ -8,46 +9,46 @@ use crate::driver::node::{
 };
 use crate::union::layer::UpperDir;
 
-/// What a rename replaces.
+/// The node that a rename replaces.
 #[derive(Debug)]
 pub struct Replaced<'n> {
     /// The node.
     pub node: &'n NodeRef,
-    /// Its upper file or directory, to be held for those who have it open; `None` if only a lower layer has it.
+    /// Its upper file or directory, held for open handles; `None` if it has no upper part.
     pub held: Option<UpperDir>,
 }
 
-/// What a copy-up has published.
+/// The result of a copy-up.
 #[derive(Debug, Default)]
 pub struct Published {
-    /// Where the content stays, if only the attributes were copied.
+    /// Where the content stays if only the attributes were copied.
     pub content: Option<ContentRef>,
-    /// The `st_ino` that the copy of a lower hard link has from now on.
+    /// The new `st_ino`, if this is the copy of a lower hard link.
     pub ino: Option<u64>,
 }
 
 impl NodeTable {
-    /// The name `name` of an upper file or directory was removed. `held` is the file itself, for those who have it open.
+    /// Notes that the name `name` of an upper file or directory was removed. `held` is the file itself, for open handles.
     pub fn unlink(&self, names: &NamesWrite<'_>, name: &CStr, node: &NodeRef, held: UpperDir) {
         Self::detach(names.parent(), name, node);
         node.state.lock().remove_name(names.parent(), name, held);
         self.note_removal(names, name);
     }
 
-    /// The name of what only a lower layer has was whited out.
+    /// Notes that the name of a node without an upper part was whited out.
     pub fn hide(&self, names: &NamesWrite<'_>, name: &CStr, node: &NodeRef) {
         Self::detach(names.parent(), name, node);
         node.state.lock().hide(names.parent(), name);
         self.note_removal(names, name);
     }
 
-    /// `node` got the further name `name`.
+    /// Notes that `node` has the further name `name`.
     pub fn link(&self, names: &NamesWrite<'_>, name: &Name, node: &LookupRef<'_>) {
         self.add_name(names, name, node);
         self.note_addition(names, name, NewEntry::of(node));
     }
 
-    /// `node` was moved from the name `from` to `to`.
+    /// Notes that `node` was moved from the name `from` to `to`.
     pub fn rename(
         &self,
         names: &NamesPair<'_>,
@@ -71,7 +72,7 @@ impl NodeTable {
         self.note_addition(target, to, NewEntry::of(node));
     }
 
-    /// `a`, called `name_a` in the first directory, and `b`, called `name_b` in the second, have changed places.
+    /// Notes that `a`, called `name_a` in the first directory, and `b`, called `name_b` in the second, have changed places.
     pub fn exchange(&self, names: &NamesPair<'_>, a: (&NodeRef, &Name), b: (&NodeRef, &Name)) {
         let (first, second) = (names.source(), names.target());
         let place = |names: &NamesWrite<'_>, name: &Name, node: &NodeRef| {
@@ -84,17 +85,17 @@ impl NodeTable {
         b.0.state.lock().replace_name((second.parent(), b.1), (first.parent(), a.1));
     }
 
-    /// The copy of `node` has its name in the upper, or its place in the index. `names` are those of its first name.
+    /// Notes that the copy of `node` has its name in the upper, or its place in the index. `names` guards the node's first name.
     pub fn publish(&self, names: &NamesWrite<'_>, node: &NodeRef, published: Published) {
         if let Some(ino) = published.ino {
             node.set_ino(ino);
-            // The listing says another number.
+            // The listing shows the old number.
             self.drop_merged_listing(names.dir());
         }
         node.state.lock().publish(names.dir().upper_id().get(), published.content);
     }
 
-    /// The copy of `node`, whose name was whited out, is held without a name.
+    /// Notes that the copy of `node`, whose name was whited out, is held without a name.
     pub fn publish_nameless(
         &self,
         names: &NamesWrite<'_>,
@@ -105,17 +106,17 @@ impl NodeTable {
         node.state.lock().publish_nameless(held, names.dir().upper_id().get(), content);
     }
 
-    /// The content of a file that had only its attributes in the upper was copied up.
+    /// Notes that the content was copied up of a file that had only its attributes in the upper.
     pub fn content_copied(&self, copy_up: &CopyUpGuard<'_>) {
         copy_up.node().state.lock().replace_content(None);
     }
 
-    /// The mount has `difference` more names of an indexed file. How many it has; `None` if it has no index entry.
+    /// Changes the mount's link count of an indexed file by `difference`. Returns the new count; `None` if it has no index entry.
     pub fn count_link(&self, links: &LinksGuard<'_>, difference: i32) -> Option<u32> {
         links.node().state.lock().count_link(difference)
     }
 
-    /// The index entry of the file is gone.
+    /// Notes that the index entry of the file was removed.
     pub fn leave_index(&self, links: &LinksGuard<'_>) {
         let Some(entry) = links.node().state.lock().leave_index() else { return };
         self.indexed.remove_if(&entry.name, |_, known| std::ptr::eq(&raw const **known, links.node()));

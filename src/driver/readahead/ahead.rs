@@ -1,10 +1,10 @@
-//! Files of a directory that are read one after the other.
+//! Reads ahead in directories whose files are read one after the other.
 //!
-//! Who reads a tree opens the files of each directory in the order in which it lists them (`tar`, `grep -r`, `cp -a`) or in
-//! that of their names (`cat *`, `git`, `rsync`), and waits for the disk once or twice for each. The listing tells which
-//! come next: a thread of its own opens them and has their beginnings read while the reader is busy with the first.
-//! Nothing changes by it but what the kernel has cached of the lower layers (and times of access, where the driver may not
-//! open files without touching them). It begins when reads wait for the disk, and ends when what it asks for is in memory.
+//! A program that reads a tree opens the files of each directory in the order of its listing (`tar`, `grep -r`, `cp -a`) or
+//! of their names (`cat *`, `git`, `rsync`). It waits for the disk once or twice for each file. The listing shows which
+//! files come next: a separate thread opens them and has their beginnings read while the program works on the first. The
+//! only effect is on the kernel's cache of the lower layers (and on access times, if the driver may not open files without
+//! changing them). It starts when reads wait for the disk, and ends when the files are in memory already.
 
 use std::collections::VecDeque;
 use std::ffi::CStr;
@@ -25,37 +25,37 @@ use crate::union::layer::Dir;
 use crate::union::merge::listing::{Listed, candidate};
 use crate::union::merge::{Listing, Source};
 
-/// Runs that are remembered: two orders for each of some directories. Each process that reads a tree is in one.
+/// Number of runs that are remembered: two orders for each of several directories. Each process that reads a tree is in one run.
 const RUNS: usize = 16;
-/// Files in order, before it is taken for a run.
+/// Number of files in order that start a run.
 const CAUTIOUS: u32 = 3;
-/// And after one run in that order that was one to the end.
+/// Number of files in order that start a run, if the last run in that order was a real one.
 const CONFIDENT: u32 = 1;
-/// So many times more, after what was none in the same directory.
+/// Threshold multiplier after a false start in the same directory.
 const BURNT: u32 = 4;
-/// Files after which a run is believed to have been one.
+/// Number of files after which a run counts as a real one.
 const BELIEVED: u32 = 8;
-/// For each file that was read, a run may have passed over so many entries: those read before, directories, links.
+/// Entries that a run may skip for each file it reads: files read before, directories, links.
 const SPARSE: usize = 4;
-/// Files that are asked for at once, and as long as there are fewer than [`CAUTIOUS`].
+/// Number of files requested at once; the second applies while a run has fewer than [`CAUTIOUS`] files.
 const WINDOW: usize = 32;
 const FIRST_WINDOW: usize = 8;
-/// Files that were in memory, one after the other, after which nobody reads from the disk any more.
+/// Number of successive files found in memory after which reading ahead stops.
 const LAPSE: u32 = 256;
-/// How much of each, in bytes: what the kernel's own readahead begins with at most.
+/// Bytes read of each file: the largest initial readahead of the kernel.
 const BEGINNING: u64 = 128 << 10;
-/// Entries of the largest directory that is put into the order of names for each window.
+/// Largest directory, in entries, that is sorted by name for each window.
 const SORTED: usize = 4096;
 
-/// Finds runs, and hands them to the thread.
+/// Finds runs, and passes them to the thread.
 #[derive(Debug, Default)]
 pub(in crate::driver) struct ReadAhead {
     /// Leaf lock.
     state: Mutex<AheadState>,
     work: Condvar,
-    /// A thread is there.
+    /// True if the thread is there.
     attended: AtomicBool,
-    /// There are runs that go on.
+    /// True if a run goes on.
     running: AtomicBool,
 }
 
@@ -63,21 +63,21 @@ pub(in crate::driver) struct ReadAhead {
 struct AheadState {
     runs: VecDeque<Run>,
     jobs: VecDeque<Job>,
-    /// The order of the last run that was believed.
+    /// The order of the last run that counted as a real one.
     believed: Option<Order>,
-    /// Files that were in memory since one was not, or the thread was called.
+    /// Files found in memory since the last one that was not, or since the thread was called.
     in_memory: u32,
     over: bool,
 }
 
-/// In which order files are read.
+/// The order in which files are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Order {
     Listing,
     Names,
 }
 
-/// Where a file comes in an order.
+/// The place of a file in an order.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Rank {
     /// Position in the listing.
@@ -100,11 +100,11 @@ struct Run {
     dir: NodeId,
     first: Rank,
     last: Rank,
-    /// Files from the first to the last.
+    /// Number of files from the first to the last.
     count: u32,
-    /// Files since it began; the first moves on with what was looked at.
+    /// Number of files since it began; `first` moves on with what was looked at.
     total: u32,
-    /// Files that are enough to call the thread.
+    /// Number of files that call the thread.
     enough: u32,
     due: Due,
 }
@@ -112,13 +112,13 @@ struct Run {
 /// When the thread is to be called for a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Due {
-    /// When there are files enough.
+    /// When the run has enough files.
     Enough,
-    /// When a file behind this place is read.
+    /// When a file after this place is read.
     Behind(Rank),
-    /// It has been called.
+    /// The thread has been called.
     Asked,
-    /// Not any more.
+    /// Never again.
     Never,
 }
 
@@ -129,11 +129,11 @@ pub(in crate::driver) struct Job {
     run: Run,
 }
 
-/// The listing of the last directory, as long as its files are read: that of a large one is not to be made for each window.
+/// The listing of the last directory, kept while its files are read: a large one must not be made anew for each window.
 #[derive(Debug)]
 pub(in crate::driver) struct Kept {
     dir: NodeId,
-    /// The listing names the parts of the directory as they were in this generation of the stack.
+    /// The generation of the stack in which the listing was made.
     generation: u64,
     listing: Arc<Listing>,
 }
@@ -143,7 +143,7 @@ impl AheadState {
         self.runs.iter_mut().find(|run| run.dir == dir && run.first.order() == order)
     }
 
-    /// Takes note of a file that is read from the start; the run for which the thread is to be called.
+    /// Notes a file that is read from its start; returns the run for which the thread must be called.
     fn note(&mut self, dir: NodeId, place: Rank, waits: bool) -> Option<Run> {
         let order = place.order();
         let enough = if self.believed == Some(order) { CONFIDENT } else { CAUTIOUS };
@@ -170,13 +170,14 @@ impl AheadState {
             && let Some(oldest) = self.runs.pop_front()
             && oldest.total < CAUTIOUS
         {
-            // It came to nothing.
+            // The run was a false start.
             self.believed.take_if(|believed| *believed == oldest.first.order());
         }
         self.runs.push_back(run);
     }
 
-    /// Whether anybody reads in order from the disk. `waits`: the last file had to; `called`: the thread was.
+    /// True if some process reads files in order from the disk. `waits`: the last file had to wait for the disk;
+    /// `called`: the thread was called.
     fn is_running(&mut self, waits: bool, called: bool) -> bool {
         self.in_memory = if waits || called { 0 } else { self.in_memory.saturating_add(1) };
         if self.in_memory > LAPSE {
@@ -185,7 +186,7 @@ impl AheadState {
         self.runs.iter().any(|run| run.due != Due::Never)
     }
 
-    /// Calls the thread. With as many directories waiting as are remembered, it does not keep up.
+    /// Calls the thread. If as many directories wait as are remembered, the thread does not keep up.
     fn ask(&mut self, job: Job) {
         if self.jobs.len() < RUNS {
             self.jobs.push_back(job);
@@ -194,7 +195,7 @@ impl AheadState {
         }
     }
 
-    /// What the thread found about a run, as it was then: `None` if it was none.
+    /// Applies the thread's answer about a run, `then` as it was at that time; `None` means that it is no run.
     fn settle(&mut self, then: &Run, next: Option<Due>) {
         let order = then.first.order();
         let Some(run) = self.find(then.dir, order) else { return };
@@ -205,7 +206,7 @@ impl AheadState {
             return;
         };
         run.due = next;
-        // What was looked at need not be again.
+        // Entries that were looked at need not be looked at again.
         run.first = then.last.clone();
         run.count = run.count.saturating_sub(then.count) + 1;
         if run.total >= BELIEVED {
@@ -219,7 +220,7 @@ impl Run {
         Self { dir, first: place.clone(), last: place, count: 1, total: 1, enough, due: Due::Enough }
     }
 
-    /// One more file. One that is not behind the last begins a new run, if it waits for the disk.
+    /// Adds one more file. A file that does not come after the last one begins a new run, if it waits for the disk.
     fn add(&mut self, place: Rank, waits: bool, enough: u32) {
         if place > self.last {
             self.last = place;
@@ -235,8 +236,8 @@ impl Run {
         if self.total < CAUTIOUS { FIRST_WINDOW } else { WINDOW }
     }
 
-    /// The entries of the directory in the order of the run: how many it has come by, and those behind its last. `None`:
-    /// they are too many.
+    /// The entries of the directory in the order of the run: the number of those passed, and those after the last one
+    /// read. Returns `None` if there are too many.
     fn entries<'l>(&self, listing: &'l Listing) -> Option<(usize, Vec<Listed<'l>>)> {
         match (&self.first, &self.last) {
             (Rank::Listed(first), Rank::Listed(last)) => {
@@ -276,12 +277,12 @@ fn is_file(listed: &Listed<'_>) -> bool {
 }
 
 impl ReadAhead {
-    /// Takes note that a thread is there.
+    /// Notes that the thread is there.
     pub(in crate::driver) fn attend(&self) {
         self.attended.store(true, Ordering::Relaxed);
     }
 
-    /// The next thing to do; `None` at the end.
+    /// The next job; `None` at the end.
     pub(in crate::driver) fn wait(&self) -> Option<Job> {
         let mut state = self.state.lock();
         loop {
@@ -292,7 +293,7 @@ impl ReadAhead {
                 self.work.wait(&mut state);
                 continue;
             };
-            // It may have gone on meanwhile.
+            // The run may have gone on in the meantime.
             if let Some(run) = state.find(job.run.dir, job.run.first.order()) {
                 job.run = run.clone();
             }
@@ -300,7 +301,7 @@ impl ReadAhead {
         }
     }
 
-    /// Takes note of a file that is read from the start.
+    /// Notes a file that is read from its start.
     fn note(&self, parent: &NodeRef, name: &Name, waits: bool) {
         let mut state = self.state.lock();
         let mut called = false;
@@ -330,7 +331,7 @@ impl ReadAhead {
 }
 
 impl Union {
-    /// Does one job of the thread that reads ahead. `kept`: a directory's listing.
+    /// Does one job of the thread that reads ahead. `kept` is the listing of the last directory.
     pub(in crate::driver) fn read_ahead(&self, job: &Job, kept: &mut Option<Kept>) {
         let next = self.follow(job, kept).unwrap_or_else(|errno| {
             tracing::debug!("not read ahead: {errno}");
@@ -342,9 +343,9 @@ impl Union {
         self.read_ahead.settle(&job.run, next);
     }
 
-    /// The first read of a lower file, from its start: what is in memory goes into `buffer`. How many bytes.
+    /// The first read of a lower file, from its start: copies what is in memory into `buffer`. Returns the number of bytes.
     pub(super) fn first_read(&self, handle: &FileHandle, file: &OwnedFd, buffer: &mut [u8]) -> usize {
-        // With metacopy, what a directory lists may have its content elsewhere.
+        // With metacopy, a listed file may have its content elsewhere.
         let attended = self.read_ahead.attended.load(Ordering::Relaxed) && !self.config.metacopy;
         if !attended || handle.real.read().is_upper() {
             return 0;
@@ -362,7 +363,8 @@ impl Union {
         read
     }
 
-    /// Has the next files of a run read; when to go on. `None`: it is no run. `kept`: a directory's listing.
+    /// Has the next files of a run read; returns when to go on. Returns `None` if it is no run. `kept` is the
+    /// listing of the last directory.
     fn follow(&self, job: &Job, kept: &mut Option<Kept>) -> Result<Option<Due>> {
         let is_current = |kept: &Kept| kept.dir == job.run.dir && kept.generation == self.stack.generation();
         let listing = match kept.take().filter(|kept| is_current(kept) && !kept.listing.is_broken()) {
@@ -399,7 +401,7 @@ impl Union {
             let part = lowers.get(usize::from(index)).ok_or(Errno::IO)?;
             match have_read(&self.lower_dir(dir, part)?, name) {
                 Ok(waited) => waits |= waited,
-                // Who reads it is told.
+                // The program's own read reports the error.
                 Err(errno) => tracing::debug!("{name:?} is not read ahead: {errno}"),
             }
         }
@@ -407,7 +409,7 @@ impl Union {
     }
 }
 
-/// Which of the directory's lower parts has a file, in the order in which a disk is likely to have them.
+/// The lower part that has a file, with a key that sorts files in their likely order on the disk.
 fn on_disk<'l>(listed: &Listed<'l>) -> Option<(u16, u64, &'l CStr)> {
     match listed.source {
         Source::Lower(index) => Some((index, listed.id.map_or(0, |id| id.ino), listed.name)),
@@ -415,7 +417,7 @@ fn on_disk<'l>(listed: &Listed<'l>) -> Option<(u16, u64, &'l CStr)> {
     }
 }
 
-/// Has the beginning of a file read, if it is not in memory; whether that was so.
+/// Has the beginning of a file read if it is not in memory; returns true if it was not.
 fn have_read(dir: &Dir, name: &CStr) -> Result<bool> {
     let file = dir.open_file(name)?;
     let waits = in_memory(&file, &mut [0]) == Err(Errno::AGAIN);
@@ -425,7 +427,7 @@ fn have_read(dir: &Dir, name: &CStr) -> Result<bool> {
     Ok(waits)
 }
 
-/// Reads from the start of a file what is in memory; AGAIN if nothing is.
+/// Reads from the start of a file what is in memory; `AGAIN` if nothing is.
 fn in_memory(file: &OwnedFd, buffer: &mut [u8]) -> Result<usize> {
     rustix::io::preadv2(file, &mut [IoSliceMut::new(buffer)], 0, ReadWriteFlags::NOWAIT)
 }
@@ -436,13 +438,13 @@ mod tests {
 
     const DIR: NodeId = NodeId(7);
 
-    /// Reads files at positions; for which the thread is called: the last position, and how many files.
+    /// Simulates reads at `positions`; returns the calls of the thread: last position and number of files.
     fn read(state: &mut AheadState, positions: impl IntoIterator<Item = u64>, waits: bool) -> Vec<(u64, u32)> {
         let asked = positions.into_iter().filter_map(|position| state.note(DIR, Rank::Listed(position), waits));
         asked.map(|run| (if let Rank::Listed(last) = run.last { last } else { 0 }, run.count)).collect()
     }
 
-    /// The thread's answer about the run as it is.
+    /// Applies the thread's answer to the run as it is.
     fn settle(state: &mut AheadState, next: Option<Due>) {
         let run = state.find(DIR, Order::Listing).expect("it is remembered").clone();
         state.settle(&run, next);

@@ -1,6 +1,6 @@
-//! Bytes of lower files that are read from the disk before they are asked for.
+//! Reading ahead: bytes of lower files that are read from the disk before they are asked for.
 //!
-//! [`ahead`] finds files of a directory that are read one after the other, [`around`] reads here and there in one file.
+//! [`ahead`] finds directories whose files are read one after the other, [`around`] finds random reads of one file.
 //! Verbs call [`Union::read_ready`]; the mount runs [`Union::read_ahead`] in a thread of its own.
 
 mod ahead;
@@ -15,8 +15,7 @@ use crate::driver::node::{FileHandle, Reading};
 use crate::driver::types::Result;
 
 impl Union {
-    /// Takes note of a read of `file` at `offset`. Fills `buffer` with what is in memory, where that has to be found out
-    /// anyway; how many bytes.
+    /// Notes a read of `file` at `offset`. If finding out what is in memory fills `buffer` anyway, returns the number of bytes.
     ///
     /// # Errors
     /// Those of `statx(2)`.

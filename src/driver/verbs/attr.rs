@@ -16,7 +16,7 @@ impl Union {
         Ok(self.show(node, &self.real_stat(node)?))
     }
 
-    /// Attributes of a node, and how long they hold.
+    /// Attributes of a node, and how long they are valid.
     ///
     /// # Errors
     /// `STALE`; those of `statx(2)`.
@@ -26,7 +26,7 @@ impl Union {
         let open = handle.and_then(|id| self.handles.get(id.0)).filter(|open| NodeRef::ptr_eq(&open.node, &node));
         if let Some(open) = open {
             let real = open.real.read();
-            // A lower file that was copied up since has other attributes there.
+            // If a lower file has been copied up since, its upper file has other attributes.
             let layer = node.state().layer();
             if let Some(fd) = real.of_layer(layer) {
                 let stat = self.shown_stat_of(fd.as_fd(), Stat::of(fd.as_fd(), c"")?)?;
@@ -37,7 +37,7 @@ impl Union {
         Ok((attr, Self::validity_for(&node, asked)))
     }
 
-    /// Changes attributes; the new ones.
+    /// Changes attributes; returns the new ones.
     ///
     /// # Errors
     /// `ROFS`; those of copy-up, `chown(2)`, `chmod(2)`, `truncate(2)`, `utimensat(2)`.
@@ -58,7 +58,7 @@ impl Union {
         let changed = self.change_attributes(caller, &node, handle, set);
         self.forget_inheritance(&node);
         let stat = changed.inspect_err(|_| {
-            // Some of it may have happened, and the kernel goes on with what it knew.
+            // Part of the change may have happened, but the kernel keeps its cached attributes.
             if let Some(kernel) = self.kernel() {
                 kernel.invalidate_attr(asked);
             }
@@ -67,7 +67,7 @@ impl Union {
         Ok((self.show(&node, &stat), Self::validity_for(&node, asked)))
     }
 
-    /// Changes attributes of the node's upper file; all of them afterwards.
+    /// Changes attributes of the node's upper file; returns all attributes afterwards.
     fn change_attributes(
         &self,
         caller: &Caller,
@@ -138,13 +138,13 @@ impl Union {
     /// Target of a symlink.
     ///
     /// # Errors
-    /// `INVAL` if it is none; those of `readlinkat(2)`.
+    /// `INVAL` if the node is no symlink; errors of `readlinkat(2)`.
     pub fn readlink(&self, node: NodeId) -> Result<OsString> {
         let node = self.node(node)?;
         self.on_real(&node, |dir, name| dir.read_link(name))
     }
 
-    /// Numbers of the file system: the upper's, or the topmost layer's where there is none.
+    /// Numbers of the upper's file system, or of the topmost layer's if there is no upper.
     ///
     /// # Errors
     /// Those of `fstatvfs(2)`.
@@ -167,12 +167,12 @@ impl Union {
     }
 }
 
-/// The permission bits that are left when somebody without the right to keep them changes a file (kernel:
+/// The permission bits that remain after a change by a caller without the right to keep set-id bits (kernel:
 /// `setattr_should_drop_suidgid`); `None` if there is nothing to clear.
 pub(in crate::driver) fn mode_without_set_id(caller: &Caller, stat: &Stat) -> Option<u32> {
     let mode = stat.mode & 0o7777;
     let mut kept = mode & !libc::S_ISUID;
-    // Without group execution the bit matters only to processes outside the group.
+    // Without group execution, the bit matters only for processes outside the group.
     if mode & libc::S_ISGID != 0 && (mode & libc::S_IXGRP != 0 || !crate::driver::owner::is_in_group(caller, stat.gid))
     {
         kept &= !libc::S_ISGID;

@@ -1,8 +1,8 @@
 //! New files and directories.
 //!
-//! Where the upper has nothing under the name and what the file system makes has the right owner and permissions, the
-//! file is made there at once. Else it is made in the work directory and gets its name in one step, if need be over a
-//! whiteout: a crash leaves nothing that belongs to the wrong user.
+//! If the upper has nothing under the name, and a file made there directly gets the right owner and permissions, it
+//! is made directly. Otherwise it is made in the work directory and published in one step, over a whiteout if
+//! necessary, so that a crash leaves no file with the wrong owner.
 
 use std::ffi::{CStr, CString, OsStr};
 use std::os::fd::{AsFd, OwnedFd};
@@ -20,12 +20,12 @@ use crate::marks::{AUFS_OPAQUE, Mark};
 use crate::union::layer::{LayerDir, Staged, Stat, UpperDir};
 use crate::union::merge::{Found, Source, is_mark_name};
 
-/// Mode with which a device is made, before its owner is right.
+/// Mode with which a device is made, before it has its final owner.
 pub(in crate::driver) fn mode_at_first(mode: u32, rdev: (u32, u32)) -> u32 {
     if is_zero_device(mode, rdev) { mode & !(libc::S_ISUID | libc::S_ISGID) } else { mode & !0o7000 }
 }
 
-/// What to make.
+/// The kind of file to make.
 enum New<'a> {
     Regular { flags: OFlags },
     Directory,
@@ -54,7 +54,7 @@ impl Union {
             let (node, attr, _) = self.make(caller, parent, name, mode, &New::Regular { flags: OFlags::RDWR })?;
             return Ok(self.entry(node, attr));
         }
-        // Without its sticky bit a device 0:0 is a whiteout.
+        // A device 0:0 without the sticky bit would be a whiteout.
         let mode = if is_zero_device(mode, rdev) { mode | libc::S_ISVTX } else { mode };
         let (node, attr, _) = self.make(caller, parent, name, mode, &New::Special { rdev })?;
         Ok(self.entry(node, attr))
@@ -103,7 +103,7 @@ impl Union {
     /// Makes a regular file without a name and opens it.
     ///
     /// # Errors
-    /// `OPNOTSUPP` where the upper's file system has no such files; as [`Self::mknod`].
+    /// `OPNOTSUPP` if the upper's file system does not support such files; otherwise as [`Self::mknod`].
     pub fn tmpfile(&self, caller: &Caller, parent: NodeId, mode: u32, flags: u32) -> Result<(Entry, Opened)> {
         let parent = self.dir_node(parent)?;
         parent.check_addition()?;
@@ -198,7 +198,7 @@ impl Union {
         Ok(inheritance)
     }
 
-    /// The open file, for regular ones, and its attributes.
+    /// Returns the open file, if it is a regular one, and the attributes.
     fn make_at_once(
         &self,
         dir: &UpperDir,
@@ -206,7 +206,7 @@ impl Union {
         owner: &Ownership,
         new: &New<'_>,
     ) -> Result<(Option<OwnedFd>, Stat)> {
-        // Without set-id bits until the owner is right: nobody may run it as somebody else in between.
+        // Set-id bits are added only when the owner is right: until then, the file must not run with the wrong identity.
         let mode = self.mode_at_first(owner);
         let file = match new {
             New::Regular { flags } => Some(dir.create_file(name, mode & 0o777, *flags)?),
@@ -234,7 +234,7 @@ impl Union {
         match finished {
             Ok(stat) => Ok((file, stat)),
             Err(errno) => {
-                // Not half-made: the name goes again.
+                // On failure the name is removed again, so that no half-made file remains.
                 match new {
                     New::Directory => dir.remove_dir(name)?,
                     _ => dir.remove_file(name)?,
@@ -244,7 +244,7 @@ impl Union {
         }
     }
 
-    /// Type and permission bits with which a file is made, before its owner is right.
+    /// Type and permission bits with which a file is made, before it has its final owner.
     fn mode_at_first(&self, owner: &Ownership) -> u32 {
         match &self.permissions {
             None => owner.mode & !0o7000,
@@ -252,7 +252,7 @@ impl Union {
         }
     }
 
-    /// Keeps owner and mode of a new file beside it, where the mount does so; `false` where it does not.
+    /// Stores owner and mode of a new file in an attribute, if the mount does so; otherwise returns `false`.
     fn keep_owner(&self, dir: &UpperDir, name: &CStr, owner: &Ownership) -> Result<bool> {
         let Some(permissions) = &self.permissions else { return Ok(false) };
         let stat = dir.stat(name)?.ok_or(Errno::IO)?;
@@ -265,22 +265,22 @@ impl Union {
     fn is_right_at_once(&self, owner: &Ownership) -> bool {
         let (uid, gid) = self.own_ids;
         let gid_is_right = owner.inherited.group.is_some() || gid == owner.gid;
-        // An ordinary user's mount cannot give files away in either manner.
+        // An ordinary user's mount cannot give files away, so every owner counts as right.
         let is_owner = (uid == owner.uid && gid_is_right) || uid != 0;
         self.permissions.is_none() && is_owner && owner.mode & 0o7000 == 0
     }
 
-    /// Sets what differs from what the file system gave the new file.
+    /// Sets what differs from the attributes that the file system gave the new file.
     fn correct_owner(&self, dir: &UpperDir, name: &CStr, owner: &Ownership) -> Result<()> {
         if self.keep_owner(dir, name, owner)? {
             return Ok(());
         }
         let (uid, gid) = self.own_ids;
-        // In a set-group-id directory the file system has set the group itself.
+        // In a set-group-id directory, the file system itself has set the group.
         let gid_is_right = owner.inherited.group.is_some() || gid == owner.gid;
         if uid != owner.uid || !gid_is_right {
             match dir.set_owner(name, Some(owner.uid), Some(owner.gid)) {
-                // An ordinary user's mount: everything belongs to that user.
+                // On an ordinary user's mount, all files belong to that user.
                 Err(Errno::PERM | Errno::INVAL) if uid != 0 => {}
                 done => done?,
             }
@@ -294,8 +294,8 @@ impl Union {
         Ok(())
     }
 
-    /// The open file, for regular ones; its attributes; true if it took the place of a whiteout.
-    /// `deleted_by_name`: `.wh.NAME` deletes what the lower layers have under the name.
+    /// Returns the open file, if it is a regular one, its attributes, and true if it replaced a whiteout.
+    /// `deleted_by_name` is true if `.wh.NAME` deletes the name in the lower layers.
     fn make_staged(
         &self,
         parent: &NodeRef,
@@ -323,10 +323,10 @@ impl Union {
         self.finish_staged(&staged, owner, new, hides)?;
         let (staged_dir, staged_name) = staged.place().ok_or(Errno::IO)?;
         self.mark_plain(staged_dir, staged_name, name)?;
-        // All that can fail comes before it is published.
+        // Every step that can fail comes before publication.
         let stat = self.shown_stat(staged_dir, staged_name, staged.stat()?)?;
         let file = match new {
-            // The staged descriptor reads and writes; the caller's may be able to do less.
+            // The staged descriptor can read and write; the caller's may be allowed less.
             New::Regular { flags } => Some(staged_dir.open_writable(staged_name, *flags & OFlags::ACCMODE)?),
             _ => None,
         };
@@ -338,7 +338,7 @@ impl Union {
         Ok((file, stat, hides))
     }
 
-    /// Prepares a character device 0:0 with no permissions, as `caller` would make it in `parent`.
+    /// Stages a character device 0:0 without permissions, as `caller` would make it in `parent`.
     pub(in crate::driver) fn stage_device(
         &self,
         caller: &Caller,
@@ -356,7 +356,7 @@ impl Union {
         Ok(staged)
     }
 
-    /// Gives a staged file what the file system would have given it in its directory.
+    /// Gives a staged file what it would have inherited from its directory.
     fn finish_staged(&self, staged: &Staged<'_>, owner: &Ownership, new: &New<'_>, over_whiteout: bool) -> Result<()> {
         let (dir, name) = staged.place().ok_or(Errno::IO)?;
         let hides = over_whiteout && matches!(new, New::Directory);
@@ -390,8 +390,8 @@ impl Union {
         if hides { self.mark_opaque(dir, name) } else { Ok(()) }
     }
 
-    /// Makes the upper directory `name` hide everything below it: by an attribute, or by an entry where the file system
-    /// keeps none.
+    /// Makes the upper directory `name` hide everything below it, by an attribute, or by an entry if the file system
+    /// has no attributes.
     pub(in crate::driver) fn mark_opaque(&self, dir: &UpperDir, name: &CStr) -> Result<()> {
         let upper = self.upper()?;
         if upper.keeps_marks() {
@@ -405,13 +405,13 @@ impl Union {
         }
     }
 
-    /// True if `.wh.NAME` in the upper deletes what lower layers may have under the name `name` of `parent`.
+    /// True if `.wh.NAME` in the upper deletes the name `name` of `parent` in the lower layers.
     fn is_deleted_by_name(&self, parent: &Node, dir: &UpperDir, name: &CStr) -> Result<bool> {
         let has_lowers = parent.dir().is_some_and(|dir| dir.has_lowers());
         Ok(has_lowers && crate::union::merge::is_deleted_by_name(dir, name)?)
     }
 
-    /// True if the upper has a whiteout under `name`; `false` if it has something else there, or nothing.
+    /// True if the upper has a whiteout under `name`; false if it has something else or nothing.
     pub(in crate::driver) fn is_whiteout_in_upper(&self, parent: &Node, dir: &UpperDir, name: &CStr) -> Result<bool> {
         let Some(stat) = dir.stat(name)? else { return Ok(false) };
         let by_xattr = parent.dir().is_some_and(|dir| dir.upper_part(|part| part.xattr_whiteouts));

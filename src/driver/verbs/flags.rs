@@ -1,7 +1,7 @@
 //! Flags of inodes, as `chattr` sets them and `lsattr` shows them (kernel: `ovl_fileattr_get`, `ovl_fileattr_set`).
 //!
-//! Immutable and append-only are a mark of the upper's file, never its real flags: the driver could not change it any more.
-//! All other flags are those of the real file. The kernel has checked that the caller may change them.
+//! Immutable and append-only are kept as a mark of the upper's file, never as its real flags, which would stop the driver
+//! from changing it. All other flags are the real file's. The kernel has checked that the caller may change them.
 
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -16,14 +16,14 @@ use crate::sys::flags::{self, FSXATTR};
 /// `FS_XFLAG_IMMUTABLE`, `FS_XFLAG_APPEND`
 const XFLAGS: [u32; 2] = [1 << 3, 1 << 4];
 
-/// The flags that a mark keeps.
+/// The flags that are kept as a mark.
 const KEPT: IFlags = IFlags::IMMUTABLE.union(IFlags::APPEND);
 
 impl Union {
     /// Flags of a file or directory (`FS_IOC_GETFLAGS`).
     ///
     /// # Errors
-    /// `NOTTY` where the layer's file system has none; others of `ioctl(2)`.
+    /// `NOTTY` if the layer's file system has no flags; others of `ioctl(2)`.
     pub fn flags(&self, node: NodeId) -> Result<u32> {
         let node = self.node(node)?;
         let Protection { immutable, append_only } = node.protection();
@@ -36,7 +36,7 @@ impl Union {
     /// Sets the flags of a file or directory (`FS_IOC_SETFLAGS`).
     ///
     /// # Errors
-    /// `ROFS`; `PERM` where the upper can keep no mark; those of copy-up and `ioctl(2)`.
+    /// `ROFS`; `PERM` if the upper cannot store marks; those of copy-up and `ioctl(2)`.
     pub fn set_flags(&self, node: NodeId, flags: u32) -> Result<()> {
         let flags = IFlags::from_bits_retain(flags);
         let protection =
@@ -83,19 +83,19 @@ impl Union {
         self.upper()?;
         let node = self.node(asked)?;
         self.copy_up(&node)?;
-        // A file system without flags refuses here, before anything has changed.
+        // A file system without flags refuses here, before any change is made.
         self.on_upper(&node, |dir, name| set_real(&dir.open_file(name)?))?;
         self.mark_protection(&node, protection)?;
         node.protect(protection);
         self.changed_under(&node, asked);
         if let Some(kernel) = self.kernel() {
-            // The time of the last change is another.
+            // The change updated `ctime`.
             kernel.invalidate_attr(asked);
         }
         Ok(())
     }
 
-    /// Keeps what is immutable and append-only in the mark of the upper's file (kernel: `ovl_set_protattr`).
+    /// Stores immutable and append-only in the mark of the upper's file (kernel: `ovl_set_protattr`).
     fn mark_protection(&self, node: &NodeRef, protection: Protection) -> Result<()> {
         let key = self.upper()?.mark_key(Mark::Protattr);
         if !protection.is_any() {
@@ -107,7 +107,7 @@ impl Union {
                 done => done,
             };
         }
-        // The marks of a file are looked for in impure directories only.
+        // For files, marks are read only in impure directories.
         if node.dir().is_none()
             && let Some((parent, _)) = node.name()
         {

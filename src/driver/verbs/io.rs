@@ -1,13 +1,13 @@
 //! Open files.
 //!
-//! A file opened for reading before a copy-up changes over to the upper file at its next read. The kernel allows one
-//! backing file per inode at a time and no mixing of passthrough with its page cache, so the way of the first open
-//! handle is that of all that come while it is open.
+//! A handle that was opened for reading before a copy-up switches to the upper file at its next read. The kernel
+//! allows one backing file per inode at a time and no mixing of passthrough with its page cache. So the first open
+//! handle decides for all that are opened while it is open.
 //!
-//! Lower files that were read lately stay open for the next open. A file that was opened before is opened again only when it
-//! is read; reads that the kernel's cache answers never need it (12,000 times open, read, close: 19 µs each instead of 23).
-//! Until then the file is lost if somebody removes it from its layer behind the mount. So the first open of a file, and every
-//! exec, opens the backing file eagerly.
+//! Lower files that were read lately are kept open for the next open. A file that was opened before is opened again only at
+//! the first read; reads answered by the kernel's cache never need it (open, read, close, 12,000 times: 19 µs each instead of
+//! 23). Until that read, the content is lost if the file is removed from its layer behind the mount's back. So the first open
+//! of a file, and every exec, opens the backing file eagerly.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -23,7 +23,7 @@ use crate::driver::types::{Caller, Errno, HandleId, NodeId, OpenMode, Opened, Re
 use crate::driver::verbs::attr::mode_without_set_id;
 use crate::union::layer::{FileType, Layer, Stat};
 
-/// The kernel opens a program to execute it (`FMODE_EXEC` in `include/linux/fs.h`).
+/// Flag of an open that executes a program (`FMODE_EXEC` in `include/linux/fs.h`).
 const EXECUTE: u32 = 0x20;
 
 /// Access mode bits of `open(2)`.
@@ -31,10 +31,10 @@ fn access_mode(flags: u32) -> u32 {
     flags & libc::O_ACCMODE as u32
 }
 
-/// A file to flush. Flushing may take long, so no lock is held meanwhile.
+/// A file to flush. Flushing may take long, so it is done without a lock.
 pub(in crate::driver) struct Flush {
     file: Arc<OwnedFd>,
-    /// The open file that is told of a failure, if its content is flushed.
+    /// If the content is flushed: the open file that is told of a failure.
     handle: Option<Arc<FileHandle>>,
 }
 
@@ -42,7 +42,7 @@ impl Flush {
     /// Flushes the file.
     ///
     /// # Errors
-    /// Those of `fsync(2)`, also of an earlier flush that the handle was not told of.
+    /// Those of `fsync(2)`, including that of an earlier flush which the handle was not told of.
     pub(in crate::driver) fn run(self, data_only: bool) -> Result<()> {
         let flushed = if data_only { rustix::fs::fdatasync(self.file) } else { rustix::fs::fsync(self.file) };
         let Some(handle) = self.handle else { return flushed };
@@ -52,11 +52,11 @@ impl Flush {
 }
 
 impl Union {
-    /// Flags with which the real file is opened: what the kernel does itself (append, sync, direct) is left out.
+    /// Flags with which the real file is opened: those that the kernel handles itself (append, sync, direct) are left out.
     pub(in crate::driver) fn backing_flags(&self, flags: u32) -> OFlags {
         let access = match access_mode(flags) {
             mode if mode == libc::O_RDONLY as u32 => OFlags::RDONLY,
-            // The writeback cache reads the pages that it writes parts of.
+            // The writeback cache reads pages before it writes parts of them.
             mode if mode == libc::O_WRONLY as u32 && !self.config.writeback => OFlags::WRONLY,
             _ => OFlags::RDWR,
         };
@@ -76,8 +76,8 @@ impl Union {
         }
         let truncates = flags & libc::O_TRUNC as u32 != 0;
         let writes = access_mode(flags) != libc::O_RDONLY as u32 || truncates;
-        // Before it asks for any other open that writes, the kernel has found that nobody executes the file. Of this kind it
-        // finds that afterwards (`do_open` in `fs/namei.c`), when the program would be empty. overlayfs empties a lower one.
+        // Before any other open for writing, the kernel has checked that no process executes the file. For this kind it checks
+        // afterwards (`do_open` in `fs/namei.c`), when the program would already be empty. overlayfs does empty a lower program.
         if truncates
             && access_mode(flags) == libc::O_RDONLY as u32
             && node.file_state().is_some_and(|s| s.is_executed())
@@ -118,8 +118,8 @@ impl Union {
         self.install(&node, asked, real, flags, mode)
     }
 
-    /// True if a file need not be opened before it is read: a lower one, which keeps its place whatever becomes of its
-    /// name, that was opened before, that the driver is allowed to open, and that the kernel does not read itself.
+    /// True if a file can be opened at its first read: it is a lower file, which keeps its place whatever happens to
+    /// its name, it was opened before, the driver may open it, and the kernel does not read it itself.
     fn opens_when_read(&self, node: &NodeRef) -> bool {
         self.privileged
             && !self.may_pass_through(node, false)
@@ -127,8 +127,8 @@ impl Union {
             && node.file_state().is_some_and(|state| state.lower().is_some())
     }
 
-    /// Opens the real file. Handles share the descriptor of an upper file, so that a file takes one for each access mode,
-    /// however often it is open.
+    /// Opens the real file. Handles share the descriptor of an upper file, so a file takes one descriptor for each access
+    /// mode, however often it is open.
     fn open_real(&self, node: &NodeRef, flags: OFlags) -> Result<RealFile> {
         let (is_lower, layer, content, shared) = {
             let state = node.file_state().ok_or(Errno::ISDIR)?;
@@ -179,8 +179,8 @@ impl Union {
         Ok(RealFile::Lower(file, part.layer))
     }
 
-    /// Makes a handle of an opened real file, for the inode that the kernel has under the number `asked`. `mode`: that
-    /// of the file, if it may be written.
+    /// Makes a handle of an opened real file, for the kernel's inode with the number `asked`. `mode` is the
+    /// file's mode if it may be written.
     pub(in crate::driver) fn install(
         &self,
         node: &NodeRef,
@@ -193,13 +193,13 @@ impl Union {
         let mappable = access_mode(flags) == libc::O_RDWR as u32;
         let mut state = node.file_state().ok_or(Errno::ISDIR)?;
         let bypassed = node.is_bypassed();
-        // Copied up since it was opened.
+        // The file was copied up after it was opened.
         let upper = file.is_upper();
         let outdated = file.layer().is_some_and(|layer| state.content_layer() != Some(layer))
             || (!upper && state.has_upper_content());
         let current = asked == node.id();
         let set_id = writable && mode & (libc::S_ISUID | libc::S_ISGID) != 0;
-        // Under the number before, only what the kernel reads and writes by itself.
+        // Under the former number, only passthrough handles are possible.
         let usable =
             state.can_open_under(current) && (current || (self.may_pass_through(node, upper) && upper && !set_id));
         if !usable {
@@ -218,7 +218,7 @@ impl Union {
             open.backing_layer = file.layer();
             (file.fd().and_then(|file| self.register(file)), true)
         } else {
-            // Somebody may have changed the lower file.
+            // With a timeout, the lower file may have changed.
             (None, !bypassed && (upper || self.config.timeout.is_none()))
         };
         let passthrough = backing.is_some();
@@ -249,7 +249,7 @@ impl Union {
         if (newly_mappable || (!upper && self.config.timeout.is_some()))
             && let Some(kernel) = self.kernel()
         {
-            // What it remembers of size and times may change by a mapping from now on.
+            // From now on, a mapping may change the size and times that the kernel has cached.
             kernel.invalidate_attr(node.id());
             self.changed_under(node, asked);
         }
@@ -286,14 +286,14 @@ impl Union {
         self.handles.get(handle.0).ok_or(Errno::BADF)
     }
 
-    /// The real file to read from or write to now.
+    /// The real file to read from or write to at this moment.
     fn current(&self, handle: &FileHandle) -> Result<Arc<OwnedFd>> {
         let layer = handle.node.state().content_layer();
         if let Some(fd) = handle.real.read().of_layer(layer) {
             return Ok(fd.clone());
         }
         let real = match self.open_real(&handle.node, OFlags::RDONLY) {
-            // It has changed in its layer, whose inventory is not believed any more.
+            // The file was changed in its layer; the inventory is not trusted for it any more.
             Err(Errno::STALE) => {
                 if let Some(kernel) = self.kernel() {
                     kernel.invalidate_attr(handle.node.id());
@@ -310,7 +310,7 @@ impl Union {
         Ok(fd)
     }
 
-    /// Reads into `buffer`; fewer bytes than its length only at the end of the file.
+    /// Reads into `buffer`. Reads fewer bytes than its length only at the end of the file.
     ///
     /// # Errors
     /// Those of `pread(2)`.
@@ -330,7 +330,7 @@ impl Union {
         Ok(done)
     }
 
-    /// Writes `bytes`; how many were written.
+    /// Writes `bytes`; returns how many were written.
     ///
     /// # Errors
     /// `BADF`; those of `pwrite(2)`.
@@ -381,22 +381,21 @@ impl Union {
         let handle = self.open_handle(handle)?;
         let file = self.current(&handle)?;
         if !handle.real.read().is_upper() && !handle.node.has_upper() {
-            // A read-only file system refuses it, and nothing of a lower file is dirty (kernel: `ovl_fsync`), unless it was
-            // written when its layer was the upper.
+            // A lower file has nothing to flush, and a read-only file system would refuse the fsync (kernel: `ovl_fsync`). The
+            // exception is a file that was written when its layer was the upper.
             let layer = handle.node.state().layer();
             let may_be_dirty = layer.is_some_and(|layer| self.stack.lower(layer).is_ok_and(Layer::was_upper));
             return Ok(may_be_dirty.then_some(Flush { file, handle: None }));
         }
         if !handle.real.read().is_upper() {
-            // Its content is still below, and nothing is to be done for that; its attributes are not (kernel:
-            // `ovl_fsync`).
+            // The content is still in a lower layer and needs no flush, but the attributes do (kernel: `ovl_fsync`).
             let attributes = self.on_upper(&handle.node, |dir, name| dir.open_writable(name, OFlags::RDONLY))?;
             return Ok(Some(Flush { file: Arc::new(attributes), handle: None }));
         }
         Ok(Some(Flush { file, handle: Some(handle) }))
     }
 
-    /// True unless the mount was asked not to flush.
+    /// True unless the mount never flushes.
     pub(in crate::driver) fn flushes(&self) -> bool {
         !self.config.ignore_fsync && !self.config.volatile
     }
@@ -428,7 +427,7 @@ impl Union {
         rustix::fs::seek(self.current(&*self.open_handle(handle)?)?, position)
     }
 
-    /// Copies inside the kernel; how many bytes.
+    /// Copies inside the kernel; returns the number of bytes.
     ///
     /// # Errors
     /// `BADF`; those of `copy_file_range(2)`.
@@ -447,7 +446,7 @@ impl Union {
         to.node.check_writing(true)?;
         let (source, target) = (self.current(&*self.open_handle(from)?)?, self.current(&to)?);
         let (mut read_at, mut write_at) = (from_offset, to_offset);
-        // The reply's counter has 32 bits, and a process that is killed waits for the end of the call.
+        // The reply has a 32-bit counter, and a killed process waits for the end of the call.
         let length = usize::try_from(length).unwrap_or(usize::MAX).min(1 << 27);
         rustix::fs::copy_file_range(source, Some(&mut read_at), target, Some(&mut write_at), length)
     }

@@ -39,7 +39,7 @@ impl Union {
         Ok(self.entry(node, attr))
     }
 
-    /// Links the file from where it is now, if it is still there when the names are held.
+    /// Links the file at its present place, if it is still there when the names are held.
     fn link_once(&self, node: &LookupRef<'_>, parent: &NodeRef, name: &Name) -> Result<Linked> {
         let dir = self.upper_dir(parent)?;
         let (at, orphan) = {
@@ -47,7 +47,7 @@ impl Union {
             (state.first_name().cloned(), state.orphan().cloned())
         };
         let (names, from) = match (self.index_place(node), orphan, &at) {
-            // The directory of an indexed file's old name need not be in the upper.
+            // The directory of an indexed file's old name may be missing in the upper.
             (Some((index, entry)), ..) => (NamesPair::within(parent)?, From::Named(index, entry)),
             (None, Some(held), _) => (NamesPair::within(parent)?, From::Open(held)),
             (None, None, Some((old_parent, old_name))) => {
@@ -114,16 +114,16 @@ impl Union {
     }
 }
 
-/// The file that gets a further name.
+/// The file that gets another name.
 enum From {
     Named(UpperDir, Name),
     Open(UpperDir),
 }
 
-/// What came of an attempt to link a file.
+/// Result of an attempt to link a file.
 enum Linked {
-    /// It has the name.
+    /// The file has the name.
     At(Stat),
-    /// It was moved or removed before its names were held.
+    /// The file was moved or removed before its names were held.
     Moved,
 }

@@ -15,7 +15,8 @@ use crate::union::layer::{Dir as LayerFile, FileId, LowerRef, Stat, UpperDir};
 use crate::union::merge::{Resolution, Source};
 
 impl Union {
-    /// Resolves `name` in `parent`; `None`: there is no such name, and there will be none until somebody creates it.
+    /// Resolves `name` in `parent`. `None` means that there is no such name, and that the kernel may remember that
+    /// until the name is created.
     ///
     /// # Errors
     /// `NAMETOOLONG`, `NOTDIR`, `STALE`; `IO` for a damaged mark; those of the layers.
@@ -39,15 +40,15 @@ impl Union {
         loop {
             let upper = self.upper_dir_if_any(parent)?;
             let names = NamesRead::lock(parent)?;
-            // It may have been copied up while the lock was not held.
+            // The directory may have been copied up while the lock was not held.
             if upper.is_some() == parent.has_upper() {
                 return self.find_unknown(&names, upper.as_ref(), name);
             }
         }
     }
 
-    /// With `timeout`, somebody may have changed a lower layer: true if the known `node` is not what `name` means any more. It has
-    /// lost the name then.
+    /// With `timeout`, a lower layer may change: returns true if `name` no longer means the known `node`. The node has then
+    /// lost the name.
     fn was_replaced(&self, parent: &NodeRef, name: &CStr, node: &NodeRef) -> Result<bool> {
         let Some((_, layer)) = node.state().lower().map(|(at, layer)| (at.clone(), layer)) else { return Ok(false) };
         if self.config.timeout.is_none() {
@@ -70,7 +71,7 @@ impl Union {
             }
         };
         if !is_same {
-            // Those who have it open keep what they have, as if it had been removed.
+            // Open handles keep their file, as if it had been removed.
             self.nodes.hide(&names, name, node);
         }
         Ok(!is_same)
@@ -96,7 +97,7 @@ impl Union {
         }
     }
 
-    /// Puts what is kept of the file's owner and mode in the place of what is really there.
+    /// Replaces the real owner and mode by those kept in the attribute.
     fn apply_permissions(
         &self,
         parent: &NodeRef,
@@ -110,7 +111,7 @@ impl Union {
         found.stat = match (found.source, upper, found.lowers.first()) {
             (Source::Upper, Some(upper), _) => self.shown_stat(upper, name, found.stat)?,
             (Source::Upper, None, _) => return Err(Errno::IO),
-            // Its name there may be another one (a redirect).
+            // With a redirect, the name there may differ.
             (Source::Lower(_), _, Some(part)) => {
                 self.shown_stat(&self.stack.lower(part.layer)?.open_dir(&part.path)?, c"", found.stat)?
             }
@@ -123,7 +124,7 @@ impl Union {
         Ok(())
     }
 
-    /// Puts what was found as `name`, in the directory whose names are held, into the table.
+    /// Puts `found`, called `name` in the directory whose names are held, into the table.
     pub(in crate::driver) fn admit(
         &self,
         names: &impl Names,
@@ -158,7 +159,7 @@ impl Union {
         Ok(node)
     }
 
-    /// True for a file of a layer that was this mount's upper: its names are one file, as they were then.
+    /// True for a file of a layer that was this mount's upper: its names are still one file.
     fn is_in_own(&self, parent: &NodeRef, found: &crate::union::merge::Found) -> bool {
         let Source::Lower(index) = found.source else { return false };
         let lowers = parent.dir().map(|dir| dir.lowers()).unwrap_or_default();
@@ -166,7 +167,7 @@ impl Union {
         part.is_some_and(|part| self.is_own(part.layer))
     }
 
-    /// The node that another name of the same file has been given.
+    /// The node of another name of the same file, if there is one.
     fn shared(&self, upper_file: Option<FileId>, indexed: Option<&(Indexed, Option<Stat>)>) -> Option<LookupRef<'_>> {
         let by_index = indexed.and_then(|(entry, _)| self.nodes.by_index(&entry.name));
         by_index.or_else(|| upper_file.and_then(|id| self.nodes.by_upper_file(id)))
@@ -197,7 +198,7 @@ impl Union {
         };
         let mut content = found.data.map(|(layer, path)| ContentRef { layer, path });
         let place = match (layer, indexed) {
-            // The index has it, whatever this name still is.
+            // The index has the file, wherever this name still is.
             (Some(layer), Some((entry, Some(_)))) => {
                 content = content.or(self.own_content(parent, layer, name)).filter(|_| entry.metacopy);
                 Residence::Upper { at, layer: self.stack.upper_id() }
@@ -224,8 +225,8 @@ impl Union {
         Ok(node)
     }
 
-    /// `st_ino` (kernel: `ovl_getattr`): that of the lower file that it came from, so that copy-up does not change
-    /// it; a lower hard link breaks on copy-up, so its copies have numbers of their own.
+    /// `st_ino` (kernel: `ovl_getattr`). A copied-up file keeps the number of its lower file. A lower hard link
+    /// breaks on copy-up, so its copies have their own numbers.
     fn ino_of(&self, parent: &NodeRef, name: &CStr, found: &crate::union::merge::Found) -> Result<u64> {
         let own = self.stack.shown_ino(&found.stat);
         match found.source {
@@ -247,7 +248,7 @@ impl Union {
                 match self.origins.resolve(mark) {
                     Some(origin)
                         if (origin.nlink == 1 || self.config.index)
-                            // A kept type may be another than the real one.
+                            // A kept type may differ from the real one.
                             && (self.permissions.is_some() || origin.file_type() == found.stat.file_type()) =>
                     {
                         Ok(self.stack.shown_ino(&origin))
@@ -269,8 +270,8 @@ impl Union {
         if layer.chain().is_none() { Ok(self.stack.shown_ino(&stat)) } else { self.ino_of_copy(&dir, c"", &stat) }
     }
 
-    /// `st_ino` of a file or directory of a checkpoint layer, whose attributes are `stat`: that of what it was copied up from,
-    /// as when the layer was the upper.
+    /// `st_ino` of a file or directory of a checkpoint layer, whose attributes are `stat`: the number of its origin, as when
+    /// the layer was the upper.
     fn ino_of_copy(&self, dir: &LayerFile, name: &CStr, stat: &Stat) -> Result<u64> {
         let origin = dir.marks(name)?.origin.and_then(|mark| self.origins.resolve(&mark));
         let is_it = |origin: &Stat| {
@@ -312,27 +313,27 @@ impl Union {
         Some(stat.blocks)
     }
 
-    /// What to tell the kernel of a node that was looked up: the lookup is the kernel's from now on.
+    /// The answer to the kernel for a node that was looked up. The lookup now belongs to the kernel.
     pub(in crate::driver) fn entry(&self, node: LookupRef<'_>, attr: Attr) -> Entry {
         let entry = Self::entry_of(&node, attr);
         node.hand_over();
         entry
     }
 
-    /// As [`Self::entry`], while it is not certain that the kernel will be told.
+    /// As [`Self::entry`], if the kernel may not be told after all.
     pub(in crate::driver) fn entry_of(node: &Node, attr: Attr) -> Entry {
         Entry { node: node.id(), attr, attr_validity: Self::validity(node) }
     }
 
-    /// Attributes change behind the kernel's back while a backing file may be mapped for writing.
+    /// While a backing file may be mapped for writing, attributes change without the kernel noticing.
     pub(in crate::driver) fn validity(node: &Node) -> Validity {
         let mapped = node.file_state().is_some_and(|state| state.open().is_some_and(OpenState::is_mappable));
         if mapped { Validity::None } else { Validity::Forever }
     }
 
-    /// The kernel drops `count` of its lookups of `node`.
+    /// Called when the kernel drops `count` of its lookups of `node`.
     pub fn forget(&self, node: NodeId, count: u64) {
-        /// Nodes after which the memory that they leave is worth giving back.
+        /// Number of freed nodes after which their memory is given back to the system.
         const TRIM: u64 = 16_384;
         let gone = self.nodes.forget(node, count) as u64;
         if gone == 0 {

@@ -12,17 +12,17 @@ use crate::union::layer::UpperDir;
 use crate::union::merge::listing::{FIRST_POSITION, Listed};
 use crate::union::merge::{Found, Listing, Source};
 
-/// `d_ino` of an entry whose number is not known: it is damaged. The kernel's own for such a case (`FUSE_UNKNOWN_INO`).
+/// `d_ino` of a damaged entry, whose number is not known. The kernel uses the same number in that case
+/// (`FUSE_UNKNOWN_INO`).
 const UNKNOWN_INO: u64 = 0xffff_ffff;
 
-/// Nothing behind `offset` means the end, unless the listing broke: then reading on gives the rest.
+/// If nothing comes after `offset`, that is the end, unless the listing broke: then reading on gives the rest.
 fn complete(listing: &Listing, offset: u64, last: u64) -> Result<()> {
     if offset > 0 && last == offset && listing.is_broken() { Err(Errno::IO) } else { Ok(()) }
 }
 
 impl Union {
-    /// Gives the entries behind position `offset` to `sink`. Positions outlive everything, so there are no open
-    /// directories to keep.
+    /// Passes the entries after position `offset` to `sink`. Positions stay valid for ever, so directories need no handles.
     ///
     /// # Errors
     /// `NOTDIR`, `STALE`; those of the layers.
@@ -45,7 +45,7 @@ impl Union {
         complete(&listing, offset, last)
     }
 
-    /// `DT_*` of an entry: where types are kept beside the files, a regular one may stand for another.
+    /// `DT_*` of an entry. If types are kept in attributes, a regular file may stand for another type.
     fn listed_kind(&self, parent: &NodeRef, listed: &Listed<'_>) -> Result<u8> {
         if self.permissions.is_none() || listed.kind != libc::DT_REG {
             return Ok(listed.kind);
@@ -53,7 +53,7 @@ impl Union {
         Ok(self.find_or_damaged(parent, listed.name)?.map_or(listed.kind, |attr| (attr.mode >> 12) as u8))
     }
 
-    /// Attributes of a listed name; `None` if it is gone or damaged, which must not hide the others.
+    /// Attributes of a listed name; `None` if it is gone or damaged. A damaged entry must not hide the others.
     fn find_or_damaged(&self, parent: &NodeRef, name: &CStr) -> Result<Option<Attr>> {
         match self.find(parent, name) {
             Ok(Some((_, attr))) => Ok(Some(attr)),
@@ -78,9 +78,9 @@ impl Union {
             let name = OsStr::from_bytes(listed.name.to_bytes());
             let (node, attr) = match self.find_listed(&parent, upper.as_ref(), &listed) {
                 Ok(Some(found)) => found,
-                // Removed since the listing was made.
+                // The name was removed after the listing was made.
                 Ok(None) => continue,
-                // A damaged entry must not hide the others: it is listed, and looking it up gives the error.
+                // A damaged entry must not hide the others: it is listed, and its lookup reports the error.
                 Err(errno) => {
                     tracing::debug!("{:?}: {errno}", listed.name);
                     let ino = listed.id.map_or(UNKNOWN_INO, |id| self.stack.shown_ino_of(id));
@@ -99,8 +99,8 @@ impl Union {
             last = listed.position;
         }
         if offset > 0 && last == offset && upper.is_none() {
-            // Its names have nodes now, so that of a directory of one layer the listing says nothing that these and one
-            // system call for a missing name do not.
+            // The names have nodes now. So for a directory with one layer, the listing adds nothing to these and to one
+            // system call for a missing name.
             self.nodes.drop_single_listing(&parent);
         }
         complete(&listing, offset, last)
@@ -117,8 +117,8 @@ impl Union {
         }
     }
 
-    /// The merged listing of everything in the directory, for reading on from position `offset`; a fresh one for
-    /// reading from the start.
+    /// The merged listing of everything in the directory: a current one to read from the start, or one to
+    /// continue at position `offset`.
     fn merged_listing(&self, node: &NodeRef, offset: u64) -> Result<Arc<Listing>> {
         if node.is_removed() {
             return Ok(Arc::default());
@@ -162,7 +162,7 @@ impl Union {
         if let Some(ino) = dir.child_ino(listed.name) {
             return Ok(ino);
         }
-        // Only files that were copied up, and merged directories, have another number than their own.
+        // Only copied-up files and merged directories have a number that differs from their own.
         let may_differ = match listed.source {
             Source::Upper => dir.upper_part(|part| part.impure) || (listed.kind == libc::DT_DIR && dir.has_lowers()),
             Source::Lower(index) => {
@@ -197,7 +197,7 @@ impl Union {
             return self.find(parent, listed.name);
         }
         let names = NamesRead::lock(parent)?;
-        // A file of a directory without an upper part is where the listing says, and nowhere else.
+        // In a directory without an upper part, a file can only be where the listing says.
         if let (None, Source::Lower(index)) = (upper, listed.source)
             && listed.kind != libc::DT_DIR
             && !self.config.metacopy

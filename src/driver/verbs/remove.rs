@@ -1,4 +1,4 @@
-//! Removal: of what only the upper has, by unlinking; of what a lower layer has, by a whiteout. Either in one step.
+//! Removal. A file that only the upper has is unlinked; a file that a lower layer has gets a whiteout. Both take one step.
 
 use std::ffi::{CStr, CString, OsStr};
 
@@ -10,12 +10,12 @@ use crate::union::layer::{Cleared, Place, UpperDir, WhiteoutForm};
 use crate::union::merge::Listing;
 use crate::union::merge::listing::Moved;
 
-/// What came of a change whose names were looked up before they were held.
+/// Result of a change whose names were looked up before they were locked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::driver) enum Attempt {
-    /// It is made.
+    /// The change is made.
     Done,
-    /// What was looked up is true no longer: nothing was changed, and it is to be looked up again.
+    /// The names have changed since the lookup: nothing was done, and the caller looks them up again.
     Outdated,
 }
 
@@ -76,31 +76,31 @@ impl Union {
         Ok(Attempt::Done)
     }
 
-    /// Before a name of an upper file goes: holds the file, for those who have it open. Which of its names is the last one
-    /// is only known when it is gone, so every one is held.
+    /// Called before a name of an upper file is removed: holds the file for open handles. Only after the removal is it
+    /// known whether that name was the last one, so every file is held.
     pub(in crate::driver) fn hold_file(&self, dir: &UpperDir, name: &CStr) -> Result<UpperDir> {
         Ok(self.upper()?.hold(dir.open_reference(name)?))
     }
 
-    /// Makes `name`, which the upper does not have, a whiteout.
+    /// Makes `name` a whiteout. The upper has nothing under that name.
     pub(in crate::driver) fn put_whiteout(&self, parent: &Node, dir: &UpperDir, name: &CStr) -> Result<()> {
         self.allow_whiteouts(parent, dir)?;
         self.upper()?.work()?.link_whiteout(dir, name)
     }
 
-    /// Puts a whiteout in the place of the upper's file `name`.
+    /// Replaces the upper's file `name` by a whiteout.
     pub(in crate::driver) fn whiteout_over(&self, parent: &Node, dir: &UpperDir, name: &CStr) -> Result<()> {
         self.allow_whiteouts(parent, dir)?;
         self.upper()?.work()?.stage_whiteout()?.publish_over(dir, name).map(|_| ())
     }
 
-    /// Puts a whiteout in the place of the upper's directory `name`, which goes with all that it holds.
+    /// Replaces the upper's directory `name`, with everything in it, by a whiteout.
     pub(in crate::driver) fn whiteout_for_dir(&self, parent: &Node, dir: &UpperDir, name: &CStr) -> Result<()> {
         self.allow_whiteouts(parent, dir)?;
         self.upper()?.work()?.whiteout_over_dir(Place::new(dir, name))
     }
 
-    /// Xattr whiteouts are only looked for in directories marked to hold some.
+    /// Xattr whiteouts are only recognized in directories with a mark that allows them.
     pub(in crate::driver) fn allow_whiteouts(&self, parent: &Node, dir: &UpperDir) -> Result<()> {
         let upper = self.upper()?;
         if upper.whiteout_form() == WhiteoutForm::Device {
@@ -141,7 +141,7 @@ impl Union {
         let held = self.upper_dir_if_any(node)?;
         let pair = NamesPair::ordered(parent, node)?;
         let names = pair.source();
-        // It may have been moved, or copied up, while the names were not held.
+        // The directory may have been moved or copied up while the names were not held.
         if !node.is_named(parent, name) || held.is_some() != node.has_upper() {
             return Ok(Attempt::Outdated);
         }
@@ -153,7 +153,7 @@ impl Union {
             (None, _) => self.put_whiteout(parent, &dir, name)?,
             (Some(_), true) => self.whiteout_for_dir(parent, &dir, name)?,
             (Some(_), false) => match dir.remove_dir(name) {
-                // It is empty to its users, but holds whiteouts.
+                // It looks empty to users, but holds whiteouts.
                 Err(Errno::NOTEMPTY | Errno::EXIST) => self.upper()?.work()?.discard(&dir, name)?,
                 done => done?,
             },
@@ -165,8 +165,8 @@ impl Union {
         Ok(Attempt::Done)
     }
 
-    /// True if the directory has no entries for its users. The caller holds its `names` lock or knows that nothing
-    /// is created in it.
+    /// True if users see no entries in the directory. The caller holds its `names` lock or knows that nothing can be created in
+    /// it.
     pub(in crate::driver) fn is_empty_dir(&self, node: &NodeRef, upper: Option<&UpperDir>) -> Result<bool> {
         if let Some(timeout) = self.config.timeout {
             self.nodes.drop_outdated_listings(node, timeout);
@@ -184,9 +184,9 @@ impl Union {
         }
     }
 
-    /// Rids the upper directory `name` of its whiteouts, so that something can be renamed over it; what they hid stays
-    /// hidden. Another directory takes its place (kernel: `ovl_clear_empty`): the directory itself is what is staged then,
-    /// for the nodes below know it. Without `RENAME_EXCHANGE` it is emptied where it is.
+    /// Removes the whiteouts from the upper directory `name`, so that something can be renamed over it. The lower files
+    /// stay hidden. An empty directory takes its place (kernel: `ovl_clear_empty`), and the directory itself becomes the
+    /// staged one, because the nodes below know it. Without `RENAME_EXCHANGE`, the directory is emptied in place.
     pub(in crate::driver) fn clear_dir(&self, dir: &UpperDir, name: &CStr, held: &UpperDir) -> Result<Cleared<'_>> {
         let work = self.upper()?.work()?;
         if !work.capabilities().exchange {

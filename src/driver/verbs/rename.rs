@@ -1,6 +1,5 @@
-//! Renames (kernel: `ovl_rename`). What moves is copied up first, so the upper does it in one step; what a lower
-//! layer still has under the old name is whited out in the same step. A directory with lower parts gets a redirect
-//! to where they are.
+//! Renames (kernel: `ovl_rename`). The source is copied up first, so that the upper can move it in one step. If a lower layer has
+//! the old name, the same step leaves a whiteout there. A directory with lower parts gets a redirect to them.
 
 use std::ffi::{CStr, OsStr};
 use std::sync::Arc;
@@ -16,7 +15,8 @@ use crate::marks::Mark;
 use crate::union::layer::{Cleared, LayerDir, Move, Place, Staged, UpperDir};
 use crate::union::merge::acts_by_name;
 
-/// Longest redirect written, in bytes; what is deeper gives EXDEV. Fits in the attribute space of one ext4 block.
+/// Longest redirect that is written, in bytes; for deeper directories, rename fails with EXDEV. It fits into
+/// the attribute space of one ext4 block.
 const REDIRECT_MAX: usize = 3000;
 
 /// One side of a rename.
@@ -25,22 +25,22 @@ struct Side {
     /// The parent's upper part.
     dir: UpperDir,
     name: Name,
-    /// What has the name; always there on the source side.
+    /// The node with the name; always present on the source side.
     node: Option<NodeRef>,
-    /// Upper part of the node, if that is a directory with one.
+    /// The upper part of the node, if it is a directory with one.
     held: Option<UpperDir>,
 }
 
 /// The locks under which a rename happens.
 struct Moving<'g> {
     names: &'g NamesPair<'g>,
-    /// Held where a directory moves, or a file moves to another directory.
+    /// Held if a directory moves, or a file moves to another directory.
     rename: Option<&'g RenameGuard<'g>>,
     /// Source and target are in different directories.
     across: bool,
 }
 
-/// What the upper has under the target name.
+/// The upper's file or directory under the target name.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Occupant {
     Nothing,
@@ -60,7 +60,8 @@ impl Union {
         self.rename_with((from, name), (to, new_name), flags, None)
     }
 
-    /// As [`Self::rename`], and a character device 0:0 of `caller` takes the place of `name` (`RENAME_WHITEOUT`).
+    /// As [`Self::rename`], and a character device 0:0 that belongs to `caller` takes the place of `name`
+    /// (`RENAME_WHITEOUT`).
     ///
     /// # Errors
     /// As [`Self::rename`] and [`Self::mknod`].
@@ -102,12 +103,12 @@ impl Union {
         }
     }
 
-    /// The node of the target name, if there is one.
+    /// The node of the target name, if it exists.
     fn target(&self, parent: &NodeRef, name: &CStr) -> Result<Option<LookupRef<'_>>> {
         if let Some(node) = self.nodes.child(parent, name) {
             return Ok(Some(node));
         }
-        // Most renames are to a new name, and most directories have no lower part: then one look is enough.
+        // Most renames are to a new name, and most directories have no lower part: then one check is enough.
         let exists = match self.upper_dir_if_any(parent)?.map(|dir| dir.stat(name)).transpose()?.flatten() {
             Some(stat) => !stat.is_whiteout_device(),
             None => self.exists_in_lower(parent, name)?,
@@ -151,7 +152,7 @@ impl Union {
             Side { parent: from.clone(), dir, name: name.clone(), node: Some(old.clone()), held: self.held(old)? };
         let held = new.map(|new| self.held(new)).transpose()?.flatten();
         let target = Side { parent: to.clone(), dir: to_dir, name: new_name.clone(), node: new.cloned(), held };
-        // Paths of directories, which redirects hold, change only under this lock.
+        // Redirects hold paths of directories, and these change only under this lock.
         let moves_dir = old.dir().is_some() || (exchange && new.is_some_and(|new| new.dir().is_some()));
         let across = !NodeRef::ptr_eq(from, to);
         let guard = (across || moves_dir).then(|| self.rename.lock());
@@ -177,8 +178,8 @@ impl Union {
         Ok(Attempt::Done)
     }
 
-    /// Puts the staged device under the name that was moved away. No system call does both: a crash in between leaves the name
-    /// free, and so does an error, because the rename cannot be undone.
+    /// Puts the staged device under the old name. No system call does both steps: after a crash in between the name is
+    /// free, and so it is after an error, because the rename cannot be undone.
     fn leave_device(&self, moving: &Moving<'_>, source: &Side, left: Staged<'_>) {
         let published = left.stat().and_then(|stat| {
             left.publish_over(&source.dir, &source.name)?;
@@ -190,7 +191,7 @@ impl Union {
         }
     }
 
-    /// True if what was looked up before the names were held is still so.
+    /// True if the names still are what the lookup found before they were held.
     fn is_current(source: &Side, target: &Side) -> bool {
         let is_same = |side: &Side| match &side.node {
             Some(node) => {
@@ -266,7 +267,7 @@ impl Union {
         Ok(())
     }
 
-    /// After the rename over a directory that was cleared for it.
+    /// Called after the rename over a directory that was cleared for it.
     fn end_clearing(&self, target: &Side, cleared: Option<Cleared<'_>>, was_replaced: bool) -> Result<()> {
         let (Some(cleared), Some(held)) = (cleared, &target.held) else { return Ok(()) };
         let (work, place) = (self.upper()?.work()?, Place::new(&target.dir, &target.name));
@@ -290,7 +291,7 @@ impl Union {
         })
     }
 
-    /// The rename itself, in one step where the file system can.
+    /// The rename itself, in one step if the file system can.
     fn move_over(
         &self,
         source: &Side,
@@ -328,7 +329,7 @@ impl Union {
         Ok(())
     }
 
-    /// A directory that takes files with an origin in is impure as well.
+    /// A directory that receives files with an origin becomes impure too.
     fn carry_impure(&self, source: &Side, target: &Side) -> Result<()> {
         let impure = |dir: &crate::driver::node::Dir| dir.upper_part(|part| part.impure);
         let merged = source.node.as_ref().and_then(|n| n.dir()).is_some_and(|dir| dir.has_lowers());
@@ -338,8 +339,8 @@ impl Union {
         Ok(())
     }
 
-    /// Before a directory moves from `source` to `target`: a redirect to its lower parts, or, if it has none, the
-    /// mark that hides what the target has below.
+    /// Called before a directory moves from `source` to `target`. Sets a redirect to its lower parts; if it has
+    /// none, sets the mark that hides the lower files of the target.
     fn prepare_dir(&self, moving: &Moving<'_>, source: &Side, target: &Side) -> Result<()> {
         let Some(node) = &source.node else { return Ok(()) };
         let (Some(dir), Some(held)) = (node.dir(), &source.held) else { return Ok(()) };
@@ -353,7 +354,7 @@ impl Union {
         }
         let present = dir.upper_part(|part| part.redirect.clone());
         let redirect = match present {
-            // It already says where the lower parts are, whatever the directory is called.
+            // The redirect already names the lower parts, whatever the directory is called.
             Some(redirect) if !moving.across || redirect.first() == Some(&b'/') => return Ok(()),
             _ if moving.across => path_in_lowers(moving.rename.ok_or(Errno::IO)?, node)?,
             _ => source.name.to_bytes().to_vec(),
@@ -367,7 +368,7 @@ impl Union {
     }
 }
 
-/// True if the upper directory physically holds anything.
+/// True if the upper directory has any entry on disk.
 fn held_entries(held: &UpperDir) -> Result<bool> {
     let mut any = false;
     held.list(|_| {

@@ -1,4 +1,4 @@
-//! Extended attributes. The marks are hidden; a user's own attribute of such a name is stored escaped.
+//! Extended attributes. The marks are hidden; a user's own attribute with a mark's name is stored escaped.
 
 use std::ffi::{CStr, CString, OsStr};
 use std::os::unix::ffi::OsStrExt;
@@ -12,20 +12,20 @@ use crate::driver::types::{Caller, Errno, NodeId, Result};
 use crate::marks::{Namespace, Visible, escape_xattr, unescape_xattr};
 use crate::union::layer::UpperLayer;
 
-/// Whether it pays to list the attributes of a file when the first is asked for.
+/// Decides whether to list a file's attributes when the first one is asked for.
 ///
-/// The kernel asks for one after the other (`ls -l` for two of every file: a label and an ACL), and keeps no answer but
-/// that on ACLs. Most files have none at all; one listing answers all questions about such a file. Where most have some,
-/// it only costs.
+/// The kernel asks for one attribute at a time (`ls -l` asks for a label and an ACL of every file), and caches only the
+/// answers about ACLs. Most files have none at all; one listing answers all questions about such a file. If most files
+/// have attributes, the listing is only a cost.
 #[derive(Debug)]
 pub(in crate::driver) struct Bare {
     credit: AtomicU32,
-    /// A security module answers for attributes that no list shows.
+    /// A security module shows attributes that no list contains.
     labels: bool,
 }
 
 impl Bare {
-    /// Files with attributes, more than without, after which listing is given up for good.
+    /// Surplus of files with attributes over files without after which listing is given up for good.
     const CREDIT: u32 = 64;
 
     pub(in crate::driver) fn new() -> Self {
@@ -37,7 +37,7 @@ impl Bare {
         self.credit.load(Ordering::Relaxed) > 0
     }
 
-    /// Threads may overwrite each other's counts; it is an estimate.
+    /// Threads may overwrite each other's counts; they are estimates.
     fn note(&self, bare: bool) {
         let before = self.credit.load(Ordering::Relaxed);
         let after = if bare { (before + 1).min(Self::CREDIT) } else { before.saturating_sub(1) };
@@ -47,13 +47,14 @@ impl Bare {
     }
 }
 
-/// Attributes that a listing shows if they are there; of others (`ceph.*`, `system.nfs4_acl`) it is not certain.
+/// True for attributes that a listing always shows; this is not certain for others (`ceph.*`,
+/// `system.nfs4_acl`).
 fn is_always_listed(key: &[u8]) -> bool {
     [&b"user."[..], b"security.", b"system.posix_acl_"].iter().any(|prefix| key.starts_with(prefix))
 }
 
 impl Union {
-    /// Name under which the attribute `key` of the mount is stored.
+    /// The name under which the mount's attribute `key` is stored.
     fn stored_key(&self, key: &OsStr) -> Result<CString> {
         let bytes = key.as_bytes();
         let is_acl = bytes.starts_with(b"system.posix_acl_");
@@ -76,7 +77,7 @@ impl Union {
     /// `NODATA`, `OPNOTSUPP`; those of `getxattr(2)`.
     pub fn getxattr(&self, node: NodeId, key: &OsStr) -> Result<Vec<u8>> {
         let node = self.node(node)?;
-        // What may not be set is not there.
+        // An attribute that users may not set does not exist for them.
         let stored = self.stored_key(key).map_err(|errno| if errno == Errno::PERM { Errno::NODATA } else { errno })?;
         if is_always_listed(key.as_bytes()) && self.is_bare(&node)? {
             return Err(Errno::NODATA);
@@ -84,7 +85,7 @@ impl Union {
         self.stored_value(&node, key, &stored)?.ok_or(Errno::NODATA)
     }
 
-    /// True if the file has no extended attributes for its users. False may only mean that it does not pay to look.
+    /// True if users see no extended attributes of the file. False may only mean that looking does not pay.
     fn is_bare(&self, node: &NodeRef) -> Result<bool> {
         if node.is_bare() {
             return Ok(true);
@@ -97,7 +98,7 @@ impl Union {
             return Ok(true);
         }
         let listed = match self.on_real(node, |dir, name| dir.list_xattrs(name)) {
-            // More than can be listed.
+            // More attributes than can be listed.
             Err(Errno::TOOBIG) => return Ok(false),
             listed => listed?,
         };
@@ -109,7 +110,7 @@ impl Union {
         Ok(bare)
     }
 
-    /// Takes note that a file was just made, which inherited no ACL. The kernel asks at the first write to it whether it
+    /// Notes that a file was just made and inherited no ACL. At the first write, the kernel asks whether the file
     /// has capabilities.
     pub(in crate::driver) fn note_new(&self, node: &NodeRef) {
         let bare = self.stack.upper().is_some_and(UpperLayer::makes_bare_files);
@@ -118,13 +119,13 @@ impl Union {
         }
     }
 
-    /// Value of the attribute `key`, stored as `stored`.
+    /// The value of the attribute `key`, which is stored as `stored`.
     fn stored_value(&self, node: &NodeRef, key: &OsStr, stored: &CStr) -> Result<Option<Vec<u8>>> {
         if self.has_no_xattrs(node)? {
             return Ok(None);
         }
         self.on_real(node, |dir, name| match dir.xattr(name, stored)? {
-            // A lower layer that root made has the real one.
+            // In a lower layer made by root, the file has the real attribute.
             None if self.permissions.is_some() && stored.to_bytes() != key.as_bytes() => {
                 let real = CString::new(key.as_bytes()).map_err(|_| Errno::INVAL)?;
                 if real.to_bytes().starts_with(b"security.") { dir.xattr(name, &real) } else { Ok(None) }
@@ -169,7 +170,7 @@ impl Union {
                 Visible::Hidden => continue,
             }
             shown.push(0);
-            // Kept and real: one attribute.
+            // The kept and the real attribute are shown as one.
             let (earlier, last) = shown.split_at_checked(before).unwrap_or_default();
             if self.permissions.is_some() && earlier.split_inclusive(|&byte| byte == 0).any(|name| name == last) {
                 shown.truncate(before);
@@ -178,8 +179,8 @@ impl Union {
         Ok(shown)
     }
 
-    /// Sets an attribute. `flags`: `XATTR_CREATE`, `XATTR_REPLACE`. `kill_sgid`: the caller may not keep the
-    /// set-group-id bit (of a file whose access ACL changes).
+    /// Sets an attribute. `flags`: `XATTR_CREATE`, `XATTR_REPLACE`. `kill_sgid` is true if the caller may not
+    /// keep the set-group-id bit (when the access ACL changes).
     ///
     /// # Errors
     /// Those of copy-up and `setxattr(2)`.
@@ -224,7 +225,7 @@ impl Union {
         let node = self.node(asked)?;
         let stored = self.stored_key(key)?;
         node.check_unprotected()?;
-        // Nothing is copied up for an attribute that is not there.
+        // A missing attribute must not cause a copy-up.
         if !node.has_upper() && self.stored_value(&node, key, &stored)?.is_none() {
             return Err(Errno::NODATA);
         }

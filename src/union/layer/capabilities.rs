@@ -1,4 +1,4 @@
-//! What the upper's file system can do. Each capability is probed once, at mount, by using it in the work directory.
+//! Capabilities of the upper's file system. Each is probed once, at mount, by using it in the work directory.
 
 use std::ffi::{CStr, CString};
 use std::fmt;
@@ -10,12 +10,12 @@ use rustix::io::Errno;
 use crate::marks::{Mark, Namespace};
 use crate::union::layer::{UpperDir, WhiteoutForm};
 
-/// What the upper's file system can do. `Display` gives it as one line.
+/// Capabilities of the upper's file system. `Display` writes them as one line.
 #[derive(Clone, Debug)]
 pub struct Capabilities {
     /// How deletions are marked.
     pub whiteouts: WhiteoutForm,
-    /// Where marks are kept; `None`: the file system keeps no extended attributes.
+    /// Where marks are stored; `None` if the file system has no extended attributes.
     pub marks: Option<Namespace>,
     /// `RENAME_WHITEOUT`.
     pub rename_whiteout: bool,
@@ -31,7 +31,7 @@ pub struct Capabilities {
     pub handles: bool,
     /// Files that share blocks (`FICLONE`).
     pub shared_blocks: bool,
-    /// A new file has no extended attributes: nobody labels or signs it.
+    /// A new file has no extended attributes: no security module labels or signs it.
     pub bare_files: bool,
 }
 
@@ -67,7 +67,7 @@ impl fmt::Display for Capabilities {
 }
 
 impl Capabilities {
-    /// Uses each of them in the empty directory `work`. `userxattr`: marks are `user.*` attributes in any case.
+    /// Probes each capability in the empty directory `work`. With `userxattr`, marks are always `user.*` attributes.
     ///
     /// # Errors
     /// `OPNOTSUPP` if deletions cannot be marked in any form; those of making files in `work`.
@@ -105,7 +105,7 @@ impl Capabilities {
         })
     }
 
-    /// What programs are refused on such an upper, in words; `None` if that is nothing.
+    /// The operations that fail on such an upper, in words; `None` if there are none.
     pub fn limits(&self) -> Option<String> {
         let mut refused = Vec::new();
         if !self.exchange {
@@ -124,7 +124,7 @@ impl Capabilities {
     }
 }
 
-/// The name space in which attributes can be set.
+/// The name space in which marks can be set.
 fn probe_marks(work: &UpperDir, userxattr: bool) -> Result<Option<Namespace>, Errno> {
     work.make_dir(A, 0o700)?;
     let mut found = None;
@@ -162,7 +162,7 @@ fn probe_whiteouts(work: &UpperDir, marks: Option<Namespace>) -> Result<Whiteout
     set.map(|()| WhiteoutForm::Xattr(namespace))
 }
 
-/// Expects a file [`A`] and no [`B`], and leaves them so.
+/// Expects a file [`A`] and no [`B`]; leaves the same.
 fn probe_rename_whiteout(work: &UpperDir) -> Result<bool, Errno> {
     if work.rename(A, work, B, RenameFlags::WHITEOUT).is_err() {
         return Ok(false);
@@ -172,7 +172,7 @@ fn probe_rename_whiteout(work: &UpperDir) -> Result<bool, Errno> {
     Ok(left)
 }
 
-/// Expects a file [`A`] and no [`B`], and leaves them so.
+/// Expects a file [`A`] and no [`B`]; leaves the same.
 fn probe_shared_blocks(work: &UpperDir) -> Result<bool, Errno> {
     let to = work.create_file(B, 0o600, OFlags::WRONLY)?;
     let cloned = rustix::fs::ioctl_ficlone(&to, work.open_file(A)?).is_ok();

@@ -1,4 +1,4 @@
-//! Chain marks on disk, and the root of an empty writable directory that takes another's place.
+//! Chain marks on disk, and the root of an empty directory that replaces the upper.
 
 use std::fs::File;
 use std::io::Read;
@@ -23,8 +23,8 @@ pub fn new_id() -> std::io::Result<ChainId> {
     Ok(ChainId::new(bytes))
 }
 
-/// The name space in which this process keeps the chain mark of `dir`: `trusted.*` if it can, else `user.*`. Only that one
-/// is read, too: of a privileged mount, everybody can set `user.*` through the mount.
+/// The name space in which this process stores the chain mark of `dir`: `trusted.*` if it can set those, otherwise
+/// `user.*`. Only that one is read: on a privileged mount, every user can set `user.*` through the mount.
 ///
 /// # Errors
 /// Those of `getxattr(2)`.
@@ -34,7 +34,7 @@ pub fn chain_namespace(dir: BorrowedFd<'_>) -> Result<Namespace, Errno> {
     }
     match crate::sys::xattr::get(Target { dir, name: c"" }, Namespace::Trusted.chain(), &mut []) {
         Err(Errno::OPNOTSUPP) => Ok(Namespace::User),
-        // RANGE is the answer to the empty buffer where there is a value.
+        // `RANGE` means that there is a value: the buffer is empty.
         Ok(_) | Err(Errno::NODATA | Errno::RANGE) => Ok(Namespace::Trusted),
         Err(errno) => Err(errno),
     }
@@ -59,8 +59,8 @@ pub fn write_chain(dir: BorrowedFd<'_>, namespace: Namespace, chain: &Chain) -> 
     xattr::set(Target { dir, name: c"" }, namespace.chain(), chain.encode().as_bytes(), 0)
 }
 
-/// Gives the empty directory `to` all that a mount shows of the root of the upper directory `from`: owner, mode, times and
-/// attributes. Marks of what is in `from`, or below it, do not belong to it.
+/// Gives the empty directory `to` everything that a mount shows of the root of the upper directory `from`: owner, mode,
+/// times and attributes. Marks that concern the content of `from`, or the layers below it, are left out.
 ///
 /// # Errors
 /// Those of `fsetxattr(2)`, `fchown(2)`, `fchmod(2)` and `futimens(2)`.
@@ -68,7 +68,7 @@ pub fn copy_root(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<(), Errno> 
     confined::copy_attributes(from, to, is_shown)
 }
 
-/// True for an attribute that says something of the directory itself.
+/// True for an attribute of the directory itself.
 fn is_shown(name: &[u8]) -> bool {
     let is_protection = |namespace: &Namespace| name == namespace.xattr(Mark::Protattr).as_bytes();
     override_stat::is_override(name)

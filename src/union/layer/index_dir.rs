@@ -1,5 +1,5 @@
-//! The index directory when a mount begins: does it belong to these layers, and is every entry in it still good
-//! (kernel: `ovl_get_indexdir`, `ovl_verify_set_fh`, `ovl_indexdir_cleanup`)?
+//! Checks the index directory when a mount begins: does it belong to these layers, and is every entry still
+//! valid (kernel: `ovl_get_indexdir`, `ovl_verify_set_fh`, `ovl_indexdir_cleanup`)?
 
 use std::ffi::{CStr, CString};
 use std::os::fd::AsFd;
@@ -12,25 +12,25 @@ use crate::marks::{Mark, Namespace};
 use crate::sys::handle;
 use crate::union::layer::{Dir, LayerStack, OpenError, OriginResolver, Stat, UpperDir, UpperLayer, describe};
 
-/// What to do about an index that does not fit.
+/// Advice for an index that does not match.
 const ADVICE: &str = "mount with index=off, or remove the index directory in the workdir";
 
-/// What an entry of the index is found to be.
+/// Result of checking an index entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Verdict {
     Good,
-    /// It is not what its name says, or its lower file is gone.
+    /// Its name does not match it, or its lower file is gone.
     Stale,
-    /// The mount has no name for it any more.
+    /// The mount no longer has a name for it.
     Orphan,
 }
 
 impl LayerStack {
-    /// Opens, checks and cleans the index; `false`: the file systems cannot have one, and the mount goes without,
-    /// as the kernel's.
+    /// Opens, checks and cleans the index. Returns `false` if the file systems do not support one; the mount then
+    /// goes without, as the kernel does.
     ///
     /// # Errors
-    /// One line: the index or the upper belongs to other layers, or holds what is no index entry.
+    /// One line: the index or the upper belongs to other layers, or the index holds something else than entries.
     pub(crate) fn prepare_index(&mut self, origins: &OriginResolver) -> Result<bool, OpenError> {
         let upper = match self.upper() {
             Some(upper) if !upper.is_read_only() => upper,
@@ -70,7 +70,7 @@ impl LayerStack {
         Ok(true)
     }
 
-    /// Origin mark of the topmost lower layer's root, if every lower file system can find files by such marks.
+    /// The origin mark of the topmost lower layer's root, if every lower file system can find files by such marks.
     fn lower_root_mark(&self, origins: &OriginResolver) -> Option<Vec<u8>> {
         let mut first = None;
         for layer in self.lowers() {
@@ -91,7 +91,7 @@ impl LayerStack {
         listed.map_err(|errno| failed(c".", &describe(errno)))?;
         for name in names {
             let removed = if name.to_bytes().starts_with(b"#") {
-                // The kernel stages there.
+                // The kernel stages files there.
                 index.remove_tree(&name)
             } else {
                 match self.verify_entry(upper, index, &name, origins).map_err(|why| failed(&name, &why))? {
@@ -107,7 +107,7 @@ impl LayerStack {
         Ok(())
     }
 
-    /// Judges one entry (kernel: `ovl_verify_index`).
+    /// Checks one entry (kernel: `ovl_verify_index`).
     fn verify_entry(
         &self,
         upper: &UpperLayer,
@@ -118,7 +118,7 @@ impl LayerStack {
         let origin = decode_entry_name(name.to_bytes()).filter(|mark| matches!(decode(mark), Decoded::Handle(_)));
         let origin = origin.ok_or("not an index entry, or one of another machine")?;
         let Some(stat) = index.stat(name).map_err(describe)? else { return Ok(Verdict::Good) };
-        // Entries of NFS exports, which mean nothing here.
+        // Entries for NFS export, which have no meaning here.
         if stat.is_whiteout_device() || stat.is_dir() {
             return Ok(Verdict::Good);
         }
@@ -135,7 +135,7 @@ impl LayerStack {
     }
 }
 
-/// Names that the mount still has of an index entry without a name in the upper.
+/// Number of names that the mount still has for an index entry that has no name in the upper.
 fn names_left(mark: Option<&[u8]>, entry: &Stat, lower: &Stat) -> u32 {
     if lower.nlink < 2 {
         return 0;
@@ -143,7 +143,7 @@ fn names_left(mark: Option<&[u8]>, entry: &Stat, lower: &Stat) -> u32 {
     mark.and_then(|mark| decode_nlink(mark, entry.nlink, lower.nlink)).unwrap_or(0)
 }
 
-/// The mark that names the directory `dir`; `None` where there are no file handles.
+/// The mark that identifies the directory `dir`; `None` if the file system has no handles.
 fn handle_mark(dir: &Dir, upper: bool) -> Option<Vec<u8>> {
     let handle = dir.handle(c"").ok()?;
     let uuid = handle::filesystem_uuid(dir.open_self().ok()?.as_fd()).unwrap_or_default();
@@ -151,7 +151,7 @@ fn handle_mark(dir: &Dir, upper: bool) -> Option<Vec<u8>> {
     Origin { uuid, handle_type, handle: handle.bytes, upper }.encode()
 }
 
-/// True if `dir` has the mark with the value `expected`; sets it where there is none.
+/// True if `dir` has the mark with the value `expected`; sets the mark if it is missing.
 fn verify_or_set(dir: &UpperDir, namespace: Namespace, mark: Mark, expected: &[u8]) -> Result<bool, Errno> {
     let key = CString::new(namespace.xattr(mark)).map_err(|_| Errno::INVAL)?;
     match dir.xattr(c"", &key)? {

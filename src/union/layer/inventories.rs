@@ -1,7 +1,7 @@
-//! Layers that get an inventory while they are mounted, for the next mount.
+//! Selects layers that get an inventory while they are mounted, for the next mount.
 //!
-//! An inventory does not notice a file that was changed in place until the file is opened. So by itself the driver makes
-//! one only for layers that no program changes: those in the store of a container engine.
+//! If a file is changed in place, the inventory does not show it until the file is opened. So without being asked, the
+//! driver makes inventories only for layers that no program changes: those in the store of a container engine.
 
 use std::fs;
 use std::io;
@@ -15,7 +15,7 @@ use crate::inventory::{self, Inventory};
 use crate::union::layer::LayerStack;
 
 impl LayerStack {
-    /// The layers that are to get an inventory, lowest first: it is the lowest that most stacks share.
+    /// The layers that get an inventory, lowest first, because most stacks share the lowest.
     pub(crate) fn without_inventory(&self, config: &OverlayConfig) -> Vec<PathBuf> {
         if config.timeout.is_some() || matches!(config.inventory, Inventories::Off | Inventories::Use) {
             return Vec::new();
@@ -50,11 +50,11 @@ fn is_of_engine(layer: &Path) -> bool {
     }
 }
 
-/// Makes the inventory of `layer`, unless it has one by now or another process is making it. `wanted` is asked between
-/// directories, and ends the work if it returns false. Returns true if an inventory was made.
+/// Makes the inventory of `layer`, unless the layer has one by now or another process is making it. `wanted` is asked
+/// between directories, and ends the work if it returns false. Returns true if an inventory was made.
 ///
 /// # Errors
-/// The layer cannot be read, or the file not written beside it.
+/// The layer cannot be read, or the file cannot be written beside it.
 pub(crate) fn make_inventory(layer: &Path, wanted: &dyn Fn() -> bool) -> io::Result<bool> {
     let Some(beside) = layer.parent() else { return Ok(false) };
     let lock = fs::File::open(beside)?;

@@ -1,4 +1,4 @@
-//! A directory of one layer as it is looked into: held by descriptor, or known from the layer's inventory.
+//! A directory of one layer for lookups: held by descriptor, or known from the layer's inventory.
 
 use std::ffi::{CStr, OsStr};
 use std::os::fd::AsFd;
@@ -11,12 +11,12 @@ use rustix::io::Errno;
 use crate::inventory::{DirNumber, Directory, Inventory, Record, Tick, Unusable};
 use crate::union::layer::{Device, Dir, Layer, LowerRef, Marks, RawEntry, Stat, Timestamp};
 
-/// A directory of a layer, to look names up in.
+/// A directory of a layer, for lookups.
 #[derive(Debug)]
 pub enum LayerDir<'a> {
     /// Held by descriptor.
     Held(Dir),
-    /// Known from the layer's inventory. What that does not say is asked of the layer.
+    /// Known from the layer's inventory. The layer is asked for anything that the inventory does not say.
     Listed(ListedDir<'a>),
 }
 
@@ -42,7 +42,7 @@ impl LayerDir<'_> {
         }
     }
 
-    /// Where `name` is, for a message.
+    /// The path of `name`, for a message.
     pub fn place(&self, name: &CStr) -> PathBuf {
         match self {
             Self::Held(dir) => dir.place(name),
@@ -79,7 +79,7 @@ impl LayerDir<'_> {
         }
     }
 
-    /// True if a directory in it may be a subvolume, whose root has another inode number and device than its entry says.
+    /// True if a subdirectory may be a subvolume, whose root has another inode number and device than its entry says.
     ///
     /// # Errors
     /// Those of `fstatfs(2)`.
@@ -88,7 +88,7 @@ impl LayerDir<'_> {
         const BTRFS: u32 = 0x9123_683e;
         match self {
             Self::Held(dir) => Ok(rustix::fs::fstatfs(dir)?.f_type as u32 == BTRFS),
-            // The inventory has their roots' own numbers, or leaves them to be asked for.
+            // The inventory either has the roots' own numbers or has none.
             Self::Listed(_) => Ok(false),
         }
     }
@@ -121,7 +121,7 @@ impl LayerDir<'_> {
                     let ino = if entry.record.must_ask() { 0 } else { entry.record.ino };
                     visit(RawEntry { name: entry.name, kind: entry.record.kind(), ino })?;
                 }
-                // It may have lost names; the next one who asks reads the layer.
+                // The listing may be incomplete; the next one reads the layer.
                 if listed.inventory.is_broken() { Err(Errno::IO) } else { Ok(()) }
             }
         }
@@ -135,7 +135,7 @@ impl LayerDir<'_> {
         }
     }
 
-    /// The inventory and the number in it, if that lists nothing but names to show.
+    /// The inventory and its number of the directory, if the directory holds only names that are shown.
     pub fn shown_by_inventory(&self) -> Option<(Arc<Inventory>, DirNumber)> {
         match self {
             Self::Listed(listed) if listed.directory.is_plain() => Some((listed.inventory.clone(), listed.number)),
@@ -143,10 +143,10 @@ impl LayerDir<'_> {
         }
     }
 
-    /// Compares what is known of `name` with `opened`, the attributes of the file that opening it gave.
+    /// Compares what is known of `name` with `opened`, the attributes of the opened file.
     ///
     /// # Errors
-    /// `STALE`: somebody changed the file in its layer. Looking it up again gives its true attributes.
+    /// `STALE` if the file was changed in its layer. Looking it up again gives its true attributes.
     pub fn confirm(&self, name: &CStr, opened: &Stat) -> Result<(), Errno> {
         let Self::Listed(listed) = self else { return Ok(()) };
         let Known::As(record) = listed.known(name) else { return Ok(()) };
@@ -161,11 +161,11 @@ impl LayerDir<'_> {
     }
 }
 
-/// What an inventory says of a name.
+/// What an inventory says about a name.
 enum Known {
     /// There is no such name.
     Absent,
-    /// It is this.
+    /// The name has this record.
     As(Record),
     /// The layer must be asked.
     Not,
@@ -177,7 +177,7 @@ impl<'a> ListedDir<'a> {
         if self.inventory.is_broken() { Known::Not } else { known }
     }
 
-    /// What the file says.
+    /// What the inventory file says.
     fn written(&self, name: &CStr) -> Known {
         if name.is_empty() {
             return Known::As(*self.directory.own());
@@ -189,7 +189,7 @@ impl<'a> ListedDir<'a> {
         if entry.record.kind() != libc::DT_DIR {
             return Known::As(entry.record);
         }
-        // A change in a directory changes its attributes, of which its parent knows nothing.
+        // A change in a directory changes its attributes, and its parent does not notice.
         let path = crate::union::layer::join(self.path, name);
         let below = entry.record.directory().and_then(|number| self.layer.believed(number, &path));
         below.map_or(Known::Not, |directory| Known::As(*directory.own()))
@@ -229,7 +229,7 @@ fn timestamp(tick: Tick) -> Timestamp {
 }
 
 impl Layer {
-    /// Uses the layer's inventory, if it has one that can be believed.
+    /// Uses the layer's inventory, if there is a valid one.
     pub(super) fn find_inventory(&mut self) {
         match Inventory::open(self.root.as_fd(), self.root.root_path()) {
             Ok(inventory) => self.inventory = Some(Arc::new(inventory)),
@@ -238,7 +238,7 @@ impl Layer {
         }
     }
 
-    /// The layer's inventory, if it is used.
+    /// The layer's inventory, if one is used.
     pub fn inventory(&self) -> Option<&Arc<Inventory>> {
         self.inventory.as_ref()
     }
@@ -247,7 +247,7 @@ impl Layer {
         self.inventory.as_ref()?.directory(number, self.root.as_fd(), path)
     }
 
-    /// The directory `part` of this layer as its inventory knows it, where that is so.
+    /// The directory `part` of this layer according to its inventory, if the inventory has it.
     pub fn listed_dir<'a>(&'a self, part: &'a LowerRef) -> Option<LayerDir<'a>> {
         let (inventory, number) = (self.inventory.as_ref()?, part.number?);
         let directory = self.believed(number, &part.path)?;

@@ -16,11 +16,11 @@ const SHOWN: usize = 64;
 pub struct Marks {
     /// The opaque mark of a directory, raw.
     opaque: Option<Vec<u8>>,
-    /// The redirect, raw: of a damaged one nobody knows what is below, which is an error for its reader.
+    /// The redirect, raw. With a damaged one, the lower parts are unknown, so readers get an error.
     pub redirect: Option<Vec<u8>>,
     /// The origin, raw.
     pub origin: Option<Vec<u8>>,
-    /// The file has its data in a layer below.
+    /// The file's content is in a lower layer.
     pub metacopy: bool,
     /// The directory holds entries with an origin.
     pub impure: bool,
@@ -28,17 +28,17 @@ pub struct Marks {
     pub whiteout: bool,
     /// The file is immutable or append-only.
     pub protection: Protection,
-    /// The file is an ordinary one, whatever its name says.
+    /// The file is an ordinary one, even if it has a mark's name.
     pub plain: bool,
 }
 
 impl Marks {
-    /// How the opaque mark reads.
+    /// The meaning of the opaque mark.
     pub fn opaque(&self) -> Opaque {
         self.opaque.as_deref().map_or(Opaque::No, marks::decode_opaque)
     }
 
-    /// Reads `mark`, which `file` has as the attribute `key`.
+    /// Reads `mark`, which is stored in the attribute `key` of `file`.
     fn read(&mut self, file: Entry<'_>, key: &CStr, mark: Mark) -> Result<(), Errno> {
         match mark {
             Mark::Opaque => self.opaque = sound(file, key, mark)?.0,
@@ -46,7 +46,7 @@ impl Marks {
             Mark::Origin => self.origin = sound(file, key, mark)?.0,
             Mark::Metacopy => match sound(file, key, mark)? {
                 (_, true) => self.metacopy = true,
-                // Nobody knows where the content is.
+                // The place of the content is unknown.
                 (_, false) => return Err(Errno::IO),
             },
             Mark::Impure => self.impure = sound(file, key, mark)?.0.as_deref() == Some(b"y"),
@@ -62,13 +62,13 @@ impl Marks {
 }
 
 impl Stat {
-    /// What may not be changed of the file, by its own flags.
+    /// Which changes the file's own flags forbid.
     pub fn protection(&self) -> Protection {
         Protection { immutable: self.immutable, append_only: self.append_only }
     }
 }
 
-/// Which mark, and in which name space, an attribute is.
+/// Classifies an attribute: the mark it holds, and its name space.
 pub fn classify(key: &[u8]) -> Option<(Namespace, Option<Mark>)> {
     let (namespace, rest) =
         Namespace::ALL.into_iter().find_map(|n| Some((n, key.strip_prefix(n.prefix().as_bytes())?)))?;
@@ -90,7 +90,7 @@ pub fn classify(key: &[u8]) -> Option<(Namespace, Option<Mark>)> {
 }
 
 impl Dir {
-    /// The marks of `name`, or of the directory itself if it is empty. The log names those that are damaged.
+    /// The marks of `name`, or of the directory itself if it is empty. Damaged marks are logged.
     ///
     /// # Errors
     /// Those of `listxattr(2)` and `getxattr(2)`.
@@ -105,7 +105,7 @@ impl Dir {
                     marks.read((self, name), key, mark)?;
                 }
             }
-            // More names than a system call lists: each mark is asked for. What is read last counts.
+            // There are more names than a system call can list, so each mark is asked for. The mark read last counts.
             Err(Errno::TOOBIG) => {
                 for (namespace, mark) in Namespace::ALL.into_iter().rev().flat_map(|n| FILE_MARKS.map(|mark| (n, mark)))
                 {
@@ -121,7 +121,7 @@ impl Dir {
     }
 }
 
-/// The marks that [`Marks`] knows.
+/// The marks that [`Marks`] holds.
 const FILE_MARKS: [Mark; 8] = [
     Mark::Opaque,
     Mark::Redirect,
@@ -136,7 +136,7 @@ const FILE_MARKS: [Mark; 8] = [
 /// A name in a directory; the directory itself if it is empty.
 type Entry<'a> = (&'a Dir, &'a CStr);
 
-/// Value of the mark `key`, and whether it means anything; the log tells of one that does not.
+/// The value of the mark `key`, and whether it is valid; invalid ones are logged.
 fn sound(file: Entry<'_>, key: &CStr, mark: Mark) -> Result<(Option<Vec<u8>>, bool), Errno> {
     let (dir, name) = file;
     let value = dir.xattr(name, key)?;

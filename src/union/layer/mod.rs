@@ -1,5 +1,5 @@
-//! Layers: [`Layer`] only reads; [`UpperLayer`] alone can write, with [`WorkDir`] to stage in; [`LayerStack`] is
-//! all of a mount.
+//! Layers. [`Layer`] only reads. [`UpperLayer`] alone can write, and stages changes in [`WorkDir`].
+//! [`LayerStack`] has all layers of a mount.
 
 mod capabilities;
 pub mod chain;
@@ -43,7 +43,7 @@ pub use crate::marks::Protection;
 use crate::marks::chain::Chain;
 use nesting::Traps;
 
-/// Why a stack of layers cannot be mounted: one line naming the layer.
+/// Why a stack of layers cannot be mounted: one line that names the layer.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct OpenError(pub String);
@@ -135,7 +135,7 @@ pub fn join(parent: &CStr, name: &CStr) -> Arc<CStr> {
     path.extend_from_slice(parent.to_bytes());
     path.push(b'/');
     path.extend_from_slice(name.to_bytes());
-    // Neither part holds a NUL, so the conversion cannot fail; an empty path would only be found missing.
+    // Neither part holds a NUL, so the conversion cannot fail.
     Arc::from(CString::new(path).unwrap_or_default())
 }
 
@@ -186,8 +186,8 @@ impl Layer {
         self.root.open_beneath(path)
     }
 
-    /// Attributes of the file `path` below the layer's root; `None` if there is none. No step follows a symlink; a
-    /// path through one names nothing.
+    /// Attributes of the file `path` below the layer's root; `None` if there is no such file. No step follows a
+    /// symlink; a path through a symlink finds nothing.
     ///
     /// # Errors
     /// Those of `openat2(2)` and `statx(2)`.
@@ -208,7 +208,7 @@ impl Layer {
         parent.open_file(&name)
     }
 
-    /// The directory that holds `path`, and the last component.
+    /// The directory of `path`, and the last component.
     fn parent_of(&self, path: &CStr) -> Result<(Dir, CString), Errno> {
         let bytes = path.to_bytes();
         let (above, name) = match bytes.iter().rposition(|&b| b == b'/') {
@@ -259,7 +259,7 @@ fn open_root(path: &Path, what: &str) -> Result<Dir, OpenError> {
     }
 }
 
-/// An error as people read it, without Rust's "(os error N)".
+/// An error's text without Rust's "(os error N)".
 pub(crate) fn describe(errno: Errno) -> String {
     match errno {
         Errno::NOENT => "no such directory".to_owned(),
@@ -275,14 +275,14 @@ pub(crate) fn describe(errno: Errno) -> String {
 /// All layers of a mount.
 #[derive(Debug)]
 pub struct LayerStack {
-    /// The visible layers, then those that only hold data. Ids fall from the first to the last.
+    /// The visible layers, then the layers for data only. Ids decrease from the first to the last.
     lowers: Vec<Layer>,
-    /// How many of them are visible.
+    /// Number of visible layers.
     visible: usize,
     upper: Option<UpperLayer>,
     /// The id that the upper keeps when it becomes a lower layer: higher than all others.
     upper_id: LayerId,
-    /// Goes up with each change of the stack.
+    /// Incremented at each change of the stack.
     generation: u64,
     filesystems: FileSystems,
     traps: Traps,
@@ -297,7 +297,7 @@ impl LayerStack {
         if config.lowers.is_empty() && config.upper.is_none() {
             return Err(OpenError("no layers: give lowerdir=, or upperdir= and workdir=".to_owned()));
         }
-        // Layer numbers are 16 bits wide, and the last ones are taken.
+        // Layer numbers have 16 bits, and the last ones are taken.
         if config.lowers.len() > 60_000 {
             return Err(OpenError(format!("too many lower layers: {}", config.lowers.len())));
         }
@@ -321,7 +321,7 @@ impl LayerStack {
             layer.fs = filesystems.add_root(layer.device);
             layer.holds_traps = traps.are_in(lowers.len());
             layer.find_chain()?;
-            // An inventory says what the layer was when it was written.
+            // An inventory describes the layer as it was when the inventory was written.
             if config.inventory != Inventories::Off && config.timeout.is_none() {
                 layer.find_inventory();
             }
@@ -332,7 +332,7 @@ impl LayerStack {
         Ok(stack)
     }
 
-    /// A stack whose layers get their ids.
+    /// A stack whose layers get new ids.
     fn numbered_anew(
         mut lowers: Vec<Layer>,
         visible: usize,
@@ -372,7 +372,7 @@ impl LayerStack {
         self.lowers.get(..self.visible).unwrap_or_default()
     }
 
-    /// The layers that only hold data, with their ids.
+    /// The layers for data only, with their ids.
     pub fn data_only(&self) -> impl Iterator<Item = (LayerId, &Layer)> {
         self.numbered().skip(self.visible)
     }
@@ -407,12 +407,12 @@ impl LayerStack {
         self.upper_id
     }
 
-    /// Goes up with each change of the stack.
+    /// Incremented at each change of the stack.
     pub fn generation(&self) -> u64 {
         self.generation
     }
 
-    /// True if there are layers that only hold data.
+    /// True if there are layers for data only.
     pub fn has_data_only(&self) -> bool {
         self.visible < self.lowers.len()
     }
@@ -420,7 +420,7 @@ impl LayerStack {
     /// The layer `id`.
     ///
     /// # Errors
-    /// `IO`: there is no such layer, which means a reference from another mount.
+    /// `IO` if there is no such layer: the reference comes from another mount.
     pub fn lower(&self, id: LayerId) -> Result<&Layer, Errno> {
         self.lowers.get(self.position(id)).ok_or(Errno::IO)
     }
@@ -435,12 +435,12 @@ impl LayerStack {
         self.lowers.get(self.position(layer)).is_some_and(|layer| layer.holds_traps)
     }
 
-    /// True for the upper and the work directory, which are not to be reached through a lower layer.
+    /// True for the upper and the work directory, which must not be reached through a lower layer.
     pub fn is_trap(&self, id: FileId) -> bool {
         self.traps.forbid(id)
     }
 
-    /// Leaves POSIX ACLs out, whatever the upper's file system can do.
+    /// Switches POSIX ACLs off, whatever the upper's file system supports.
     pub fn disable_acls(&mut self) {
         if let Some(upper) = &mut self.upper {
             upper.disable_acls();
@@ -451,12 +451,12 @@ impl LayerStack {
         self.upper.as_mut()
     }
 
-    /// Inode number that the mount shows for a file of a layer, whose attributes are `stat`.
+    /// The inode number that the mount shows for a file of a layer with the attributes `stat`.
     pub fn shown_ino(&self, stat: &Stat) -> u64 {
         self.filesystems.shown(stat.id())
     }
 
-    /// As [`Self::shown_ino`], for a file known by a listing.
+    /// As [`Self::shown_ino`], for a file known from a listing.
     pub fn shown_ino_of(&self, id: FileId) -> u64 {
         self.filesystems.shown(id)
     }

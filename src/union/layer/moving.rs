@@ -1,8 +1,8 @@
-//! Files that are in the upper and in the layer below it at once, while a checkpoint is being made.
+//! Files that are in both the upper and the layer below it while a checkpoint is made.
 //!
-//! A file that somebody writes to stays the same inode and goes into the new upper as a further name of it. The layer gets a
-//! copy of what it was at the checkpoint. Until the copy has the name in the layer, both are one file: the upper's root has a
-//! mark meanwhile. If the mark is found when the upper is mounted, a crash came in between, and the copies are made then.
+//! A file that is open for writing keeps its inode and gets a further name in the new upper. The layer gets a copy of its
+//! state at the checkpoint. Until the copy has the name in the layer, both names are one file, and the upper's root has a
+//! mark. If a mount finds the mark in its upper, there was a crash in between, and the mount makes the copies.
 
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -20,7 +20,7 @@ use crate::union::layer::{OpenError, UpperDir, UpperLayer, describe};
 /// Makes `name` in `dir` a copy of the open file `from`, with its owner, mode, times and all attributes.
 ///
 /// # Errors
-/// Those of reading and writing. Nothing is left then.
+/// Those of reading and writing. Nothing is left on an error.
 pub(crate) fn duplicate(
     copier: &Copier,
     from: BorrowedFd<'_>,
@@ -41,7 +41,7 @@ pub(crate) fn duplicate(
 /// Makes `name` in `dir` a copy of `from_name` in `from`, which is a symbolic link, a device, a pipe or a socket.
 ///
 /// # Errors
-/// Those of making it. Nothing is left then.
+/// Those of making it. Nothing is left on an error.
 pub(crate) fn duplicate_special(from: &Dir, from_name: &CStr, dir: &UpperDir, name: &CStr) -> Result<(), Errno> {
     let stat = from.stat(from_name)?.ok_or(Errno::STALE)?;
     match stat.file_type() {
@@ -70,7 +70,7 @@ pub(crate) fn duplicate_special(from: &Dir, from_name: &CStr, dir: &UpperDir, na
 fn fill(copier: &Copier, from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<(), Errno> {
     let stat = Stat::of(from, c"")?;
     copier.copy(from, to, &stat, stat.size)?;
-    // The owner before the attributes: changing it drops capabilities.
+    // The owner comes before the attributes, because changing it drops capabilities.
     let made = Stat::of(to, c"")?;
     if (made.uid, made.gid) != (stat.uid, stat.gid) {
         rustix::fs::fchown(to, Some(Uid::from_raw(stat.uid)), Some(Gid::from_raw(stat.gid)))?;
@@ -86,7 +86,7 @@ fn fill(copier: &Copier, from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<(),
     set_times_of(to, &Times::of(&stat))
 }
 
-/// Puts the file `staged` of the directory `work` in the place of `names`, which are in directories below `layer`. The
+/// Replaces `names`, which are in directories below `layer`, by the file `staged` of the directory `work`. The
 /// directories keep their times.
 ///
 /// # Errors
@@ -120,7 +120,7 @@ fn replace(
 }
 
 impl UpperLayer {
-    /// The files that were moving when the last mount ended have copies of their own in the layer now.
+    /// Ends the move: every file that moved has its own copy in the layer.
     ///
     /// # Errors
     /// Those of removing the mark.
@@ -132,10 +132,10 @@ impl UpperLayer {
         }
     }
 
-    /// Does what a crash has left undone: see the module.
+    /// Completes what a crash interrupted (see the module).
     ///
     /// # Errors
-    /// One line.
+    /// One line of text.
     pub(super) fn recover_moving(&self, below: Option<&Path>) -> Result<(), OpenError> {
         let (Some(below), Some(place)) = (below, self.place()) else { return Ok(()) };
         let fail = |errno| {

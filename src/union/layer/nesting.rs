@@ -1,9 +1,9 @@
-//! Which directories of a mount are inside others.
+//! Which directories of a mount lie inside others.
 //!
-//! As in the kernel (`ovl_check_overlapping_layers`), a lower layer must not be inside the upper or the work directory,
-//! where every change would change what is called read-only. The other way round is allowed since Linux 5.13: an upper on
-//! the root file system may be below the lower layer `/`. Its way through the lower layer leads nowhere: looking up the
-//! upper or the work directory there gives ELOOP (kernel: `ovl_lookup_trap_inode`).
+//! As in the kernel (`ovl_check_overlapping_layers`), a lower layer must not lie inside the upper or the work directory:
+//! every change there would change a read-only layer. The reverse is allowed since Linux 5.13: an upper on the root file
+//! system may lie below the lower layer `/`. It cannot be reached through the lower layer: looking up the upper or the
+//! work directory there fails with ELOOP (kernel: `ovl_lookup_trap_inode`).
 
 use std::fs;
 use std::os::fd::AsRawFd;
@@ -13,19 +13,19 @@ use crate::config::OverlayConfig;
 use crate::confined::{Device, mountinfo};
 use crate::union::layer::{Dir, FileId, OpenError, describe, open_root};
 
-/// What a walk through the lower layers must not enter.
+/// Directories that a walk through the lower layers must not enter.
 #[derive(Debug, Default)]
 pub(super) struct Traps {
     /// The upper and the work directory.
     forbidden: Vec<FileId>,
-    /// For each lower layer, from the top: one of them is inside it.
+    /// For each lower layer, topmost first: true if one of them is inside it.
     enclosing: Vec<bool>,
 }
 
 impl Traps {
-    /// Checks how the directories of a mount lie in each other.
+    /// Checks how the directories of a mount lie inside each other.
     ///
-    /// # Errors
+    /// Two directories overlap in a forbidden way.
     /// Two overlap that must not.
     pub(super) fn of(config: &OverlayConfig) -> Result<Self, OpenError> {
         let Some(upper) = &config.upper else { return Ok(Self::default()) };
@@ -61,12 +61,12 @@ impl Traps {
         Ok(Self { forbidden: writable.into_iter().map(|(_, _, id, _)| id).collect(), enclosing })
     }
 
-    /// True if the layer at position `at` holds something that must not be entered.
+    /// True if the layer at position `at` holds a directory that must not be entered.
     pub(super) fn are_in(&self, at: usize) -> bool {
         self.enclosing.get(at).is_some_and(|&encloses| encloses)
     }
 
-    /// Another directory, `id`, has taken the upper's place.
+    /// Another directory, `id`, has replaced the upper.
     pub(super) fn replace_upper(&mut self, id: FileId) {
         if let Some(upper) = self.forbidden.first_mut() {
             *upper = id;
@@ -79,10 +79,10 @@ impl Traps {
     }
 }
 
-/// Where a directory is in its file system, whatever it was mounted on.
+/// The place of a directory in its file system, wherever that is mounted.
 #[derive(Debug, PartialEq, Eq)]
 struct Place {
-    /// Its file system; none if the mount is not shown.
+    /// Its file system; `None` if the mount is not shown.
     filesystem: Option<Device>,
     path: PathBuf,
 }
@@ -127,7 +127,7 @@ mod tests {
         }
     }
 
-    /// A bind mount of a directory is that directory.
+    /// A bind mount of a directory has the place of that directory.
     #[test]
     fn a_place_is_where_the_mount_leads() {
         let dir = tempfile::tempdir().expect("a directory");

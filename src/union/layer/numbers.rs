@@ -1,23 +1,24 @@
-//! Inode numbers of the mount. Layers may be on several file systems, whose numbers repeat; the mount is one.
+//! Inode numbers of the mount. Layers may be on several file systems, whose numbers can collide; the mount
+//! shows one file system.
 
 use parking_lot::RwLock;
 
 use crate::config::Xino;
 use crate::union::layer::{Device, FileId, FsId};
 
-/// Bits that an inode number may have to get a small one in the mount, with up to 16 and up to 256 file systems: with the
-/// number of the file system above them it fits into 32 bits, which is all that a 32-bit `stat(2)` can return.
+/// Largest size, in bits, of an inode number that stays small in the mount, with up to 16 and up to 256 file systems:
+/// with the file system's number above it, it fits into the 32 bits that a 32-bit `stat(2)` can return.
 const SMALL: [(usize, u32); 2] = [(16, 28), (256, 24)];
 
-/// Bits that an inode number may have to get the number of its file system above it.
+/// Largest size, in bits, of an inode number that gets its file system's number above it.
 const LARGE: u32 = 48;
 
 /// The file systems of a stack, and how inode numbers on them are shown (kernel: `ovl_map_dev_ino`).
 #[derive(Debug)]
 pub(super) struct FileSystems {
-    /// Those of the layers' roots; the index is the [`FsId`].
+    /// The file systems of the layers' roots; the index is the [`FsId`].
     roots: Vec<Device>,
-    /// Those met later: subvolumes in a layer. They are numbered after the others.
+    /// File systems found later: subvolumes in a layer. Their numbers follow those of the roots.
     met: RwLock<Vec<Device>>,
     xino: Xino,
 }
@@ -27,7 +28,7 @@ impl FileSystems {
         Self { roots: Vec::new(), met: RwLock::default(), xino }
     }
 
-    /// Number of a layer's file system. Called for all layers before anything else is asked.
+    /// Number of a layer's file system. Called for all layers before any other method.
     pub(super) fn add_root(&mut self, device: Device) -> FsId {
         let at = self.roots.iter().position(|&known| known == device).unwrap_or_else(|| {
             self.roots.push(device);
@@ -36,7 +37,7 @@ impl FileSystems {
         FsId::try_from(at).unwrap_or(FsId::MAX)
     }
 
-    /// Number of any file system.
+    /// The number of any file system.
     fn number(&self, device: Device) -> usize {
         if let Some(at) = self.roots.iter().position(|&known| known == device) {
             return at;
@@ -53,7 +54,7 @@ impl FileSystems {
         self.roots.len() + at
     }
 
-    /// Number that the mount shows for the file `id`.
+    /// The number that the mount shows for the file `id`.
     ///
     /// `xino=off`, and files on the file system of all layers: the file's own number. `xino=on`: the number of the file
     /// system above bit 48. `xino=auto`: the same, unless the number is small enough for a sum that fits into 32 bits.
@@ -63,7 +64,7 @@ impl FileSystems {
             return ino;
         }
         let number = self.number(device) as u64;
-        // A single root shows every number as it is, so the small ones are taken.
+        // With a single root every number is shown unchanged, so the small ones are taken.
         let packs = self.xino == Xino::Auto && self.roots.len() > 1;
         let small = SMALL.iter().find(|(most, _)| packs && self.roots.len() <= *most);
         if let Some(&(_, bits)) = small
@@ -77,7 +78,7 @@ impl FileSystems {
         if ino >> LARGE == 0 {
             return (tag << LARGE) | ino;
         }
-        // No free bits: spread, so that equal numbers on two file systems differ.
+        // No bits are free: the numbers are spread, so that equal numbers on two file systems differ.
         ino ^ tag.wrapping_mul(0x9e37_79b9_7f4a_7c15)
     }
 }

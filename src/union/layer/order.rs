@@ -1,19 +1,20 @@
-//! In which order changes reach the disk.
+//! The order in which changes reach the disk.
 //!
-//! A copied-up file must not get its name before its content is safe: after a crash the name would hide the lower file
-//! with less than that. fsync does it, and costs a commit of the journal and a flush of the disk for each file (2.5 ms
-//! here, where one write takes 0.6 ms). The kernel's overlayfs pays that (`ovl_copy_up_file`).
+//! The content of a copied-up file must be safe before the file gets its name: otherwise, after a crash, the name
+//! would hide the lower file and show less content. An fsync ensures that, but costs a commit of the journal and a
+//! flush of the disk for each file (2.5 ms here; one write takes 0.6 ms). The kernel's overlayfs pays that price
+//! (`ovl_copy_up_file`).
 //!
 //! A journal makes it cheaper. It commits changes of names and attributes in the order in which they were made, and
-//! flushes the disk's cache before each commit. So it is enough that the content has been *written* before the name is
-//! given: writing it is what allocates its blocks and sets its size on the disk, and both come before the name in the
-//! journal. What a user asks to be on the disk (fsync of the file) still is: that commits the journal up to there.
+//! flushes the disk's cache before each commit. So it is enough that the content was *written* before the name is
+//! given: writing allocates the blocks and sets the size on the disk, and both come before the name in the journal.
+//! An fsync of the file by a user still commits the journal up to that point.
 //!
 //! - ext4, where `ext4_end_io_end` ends the writing of a page only after it has recorded its blocks; with `data=ordered`,
-//!   which is the default. Not without a journal, nor with `data=writeback`.
-//! - xfs, where `iomap_finish_ioend` likewise comes after `xfs_setfilesize` and `xfs_iomap_write_unwritten`. Not with a
-//!   realtime device, which has a cache of its own.
-//! - Not btrfs: `btrfs_finish_ordered_io` runs when the page has long been marked clean.
+//!   which is the default. Not used without a journal, nor with `data=writeback`.
+//! - xfs, where `iomap_finish_ioend` likewise comes after `xfs_setfilesize` and `xfs_iomap_write_unwritten`. Not used
+//!   with a realtime device, which has its own cache.
+//! - Not used on btrfs: `btrfs_finish_ordered_io` runs long after the page was marked clean.
 
 use std::fs;
 use std::path::PathBuf;
@@ -31,14 +32,14 @@ const XFS: u64 = 0x5846_5342;
 /// How a file's content is made safe before the file gets its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Order {
-    /// By writing it: the journal does the rest.
+    /// Written: the journal does the rest.
     Journal,
-    /// By fsync: nothing is known of the file system.
+    /// By fsync: the file system is not known to keep an order.
     Unknown,
 }
 
 impl Order {
-    /// That of the file system of `root`, whose attributes are `stat`.
+    /// The order on the file system of `root`, whose attributes are `stat`.
     pub(super) fn of(root: &UpperDir, stat: &Stat) -> Self {
         let kind = root.open_self().and_then(rustix::fs::fstatfs).map(|found| found.f_type.cast_unsigned());
         let ordered = match kind {
@@ -49,14 +50,14 @@ impl Order {
         if ordered { Self::Journal } else { Self::Unknown }
     }
 
-    /// Sees to it that the content of `file` reaches the disk no later than what is done to names after this. Between
-    /// pieces of it asks `go_on`, whose error ends it.
+    /// Makes sure that the content of `file` reaches the disk no later than any later change of names. Calls `go_on`
+    /// between pieces; its error ends the work.
     pub(super) fn settle(
         self,
         file: std::os::fd::BorrowedFd<'_>,
         go_on: impl Fn() -> Result<(), Errno>,
     ) -> Result<(), Errno> {
-        /// Bytes that a disk writes in some ten milliseconds.
+        /// Bytes that a disk writes in about ten milliseconds.
         const PIECE: u64 = 16 << 20;
         let size = rustix::fs::fstat(file)?.st_size.cast_unsigned();
         for start in (0..size.saturating_sub(PIECE)).step_by(PIECE as usize) {
@@ -78,7 +79,7 @@ impl Order {
     }
 }
 
-/// What `/proc/fs/ext4/DEVICE/options` says of the mounted file system; `None` if it is not there.
+/// The content of `/proc/fs/ext4/DEVICE/options` for the mounted file system; `None` if there is no such file.
 fn ext4_options(stat: &Stat) -> Option<String> {
     let (major, minor) = stat.device;
     let device = fs::read_link(format!("/sys/dev/block/{major}:{minor}")).ok()?;
@@ -89,7 +90,7 @@ fn is_ordered_ext4(options: &str) -> bool {
     options.lines().any(|line| line == "data=ordered")
 }
 
-/// True if the mounted file system has a realtime device; `None` if it is not in the table of mounts.
+/// True if the mounted file system has a realtime device; `None` if the table of mounts does not list it.
 fn has_realtime_device(stat: &Stat) -> Option<bool> {
     let table = fs::read(mountinfo::OWN).ok()?;
     let mount = mountinfo::parse(&table).find(|mount| mount.device == stat.device)?;

@@ -1,4 +1,4 @@
-//! Finding the lower file that an origin mark names.
+//! Finds the lower file that an origin mark names.
 
 use std::collections::HashMap;
 use std::ffi::CStr;
@@ -24,20 +24,20 @@ struct LowerFs {
 }
 
 impl OriginResolver {
-    /// Learns the file systems of `lowers`.
+    /// Takes the file systems of `lowers`.
     pub fn new(lowers: &[Layer]) -> Self {
         let mut known = Self::default();
         lowers.iter().for_each(|layer| known.learn(layer));
         known
     }
 
-    /// Learns the file system of one more layer.
+    /// Adds the file system of one more layer.
     pub(crate) fn learn(&mut self, layer: &Layer) {
         if self.filesystems.contains_key(&layer.fs()) {
             return;
         }
         let Ok(mount) = layer.root().open_self() else { return };
-        // Without the call (Linux < 6.9) or a UUID the kernel compares with zeros as well.
+        // Without this call (Linux < 6.9) or without a UUID, the kernel also compares with zeros.
         let uuid = handle::filesystem_uuid(mount.as_fd()).unwrap_or_default();
         self.filesystems.insert(layer.fs(), LowerFs { mount, uuid });
     }
@@ -46,7 +46,7 @@ impl OriginResolver {
     /// (kernel: `ovl_encode_real_fh`, `ovl_set_origin`).
     ///
     /// # Errors
-    /// Those of `name_to_handle_at(2)` but its absence.
+    /// Those of `name_to_handle_at(2)`, except that it is not supported.
     pub fn encode(&self, fs: FsId, dir: &Dir, name: &CStr) -> Result<Vec<u8>, Errno> {
         let Some(known) = self.filesystems.get(&fs) else { return Ok(Vec::new()) };
         let FileHandle { kind, bytes } = match dir.handle(name) {
@@ -59,8 +59,8 @@ impl OriginResolver {
         Ok(origin.encode().unwrap_or_default())
     }
 
-    /// Attributes of the lower file that `mark` names; `None` if the mark is empty, foreign, or
-    /// its file is gone. All of these only cost the constancy of the inode number.
+    /// Attributes of the lower file that `mark` names; `None` if the mark is empty, foreign, or its file is
+    /// gone. In these cases only the inode number changes.
     pub fn resolve(&self, mark: &[u8]) -> Option<Stat> {
         let Decoded::Handle(origin) = decode(mark) else { return None };
         for known in self.filesystems.values() {

@@ -1,12 +1,11 @@
-//! The pivot: an empty directory changes places with the upper, in one rename.
+//! The pivot: an empty directory and the upper change places, in one rename.
 //!
-//! A [`Successor`] is prepared beside the mount: it looks as the upper's root does, and its chain mark says what must be below
-//! it. Files that must stay writable come into it as further names of the same inodes ([`Successor::carry`]). Then
-//! [`Successor::exchange`] makes it the upper. Before that nothing has happened, after it everything has.
+//! A [`Successor`] is prepared beside the mount: its root looks like the upper's root, and its chain mark names the layer
+//! below it. Files that must stay writable get further names in it ([`Successor::carry`]). Then [`Successor::exchange`]
+//! makes it the upper. Before that call nothing has changed; after it, everything has.
 //!
-//! The directories are reached through the paths that the mount was given, not through the private copy of their mount that
-//! everything else goes through: a rename from one mount to another is refused, and the successor may be anywhere on the file
-//! system.
+//! The directories are reached through the paths given to the mount, and not through its private copies of mounts: a rename
+//! between two mounts is refused, and the successor may be anywhere on the file system.
 
 use std::ffi::{CStr, CString, OsStr};
 use std::os::fd::{AsFd, OwnedFd};
@@ -23,7 +22,7 @@ use crate::sys::xattr::{self, Target};
 use crate::union::layer::chain::{chain_namespace, copy_root, new_id, read_chain, write_chain};
 use crate::union::layer::{Layer, LayerId, LayerStack, OpenError, Stat, UpperLayer, describe};
 
-/// Why the stack of layers was not changed: one line, and what it comes down to.
+/// Why the stack of layers was not changed: one line, and an error number.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{line}")]
 pub struct ChangeError {
@@ -34,34 +33,34 @@ pub struct ChangeError {
 }
 
 impl ChangeError {
-    /// What could not be done with `path`, and why.
+    /// Says what failed with `path`.
     pub(crate) fn new(path: &Path, errno: Errno) -> Self {
         Self { errno, line: format!("{}: {}", path.display(), describe(errno)) }
     }
 
-    /// What is not possible.
+    /// Says that a change is not possible.
     pub(crate) fn refused(line: impl Into<String>) -> Self {
         Self { errno: Errno::OPNOTSUPP, line: line.into() }
     }
 }
 
-/// Where the upper and the work directory are, for those who rename them.
+/// The places of the upper and the work directory, for renaming them.
 #[derive(Debug)]
 pub(super) struct UpperPlace {
     /// The upper, without symbolic links.
     pub(super) path: PathBuf,
     /// The work directory `workdir/work`.
     pub(super) work: PathBuf,
-    /// Its parent, in the tree that the upper and the work directory are reached through.
+    /// The upper's parent, opened through the same mount as the upper and the work directory.
     pub(super) parent: super::UpperDir,
     /// Its name there.
     pub(super) name: CString,
 }
 
-/// An empty directory that is to become the upper. Dropped before that, it is removed.
+/// An empty directory that will become the upper. It is removed if it is dropped before that.
 #[derive(Debug)]
 pub struct Successor {
-    /// Its parent, and its name there: where the old upper will be.
+    /// Its parent and its name there; the old upper gets this place.
     beside: OwnedFd,
     name: CString,
     path: PathBuf,
@@ -72,11 +71,11 @@ pub struct Successor {
     /// The two directories, open for reading.
     root: OwnedFd,
     old: OwnedFd,
-    /// Attributes of the old root, as the new one has them.
+    /// Attributes of the old root that were given to the new one.
     copied: Stat,
     namespace: Namespace,
     old_id: ChainId,
-    /// The old upper as a layer, to be read, if it is to become one.
+    /// The old upper, opened as a layer, if it will become one.
     layer: Option<Layer>,
     is_done: bool,
 }
@@ -90,20 +89,20 @@ fn c_name(name: Option<&OsStr>) -> Option<CString> {
     name.and_then(|name| CString::new(name.as_bytes()).ok())
 }
 
-/// Which layer a successor names as the one below it.
+/// The layer that a successor names as the one below it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Below {
     /// The upper, which becomes a layer.
     Upper,
-    /// This layer; `None`: one without a mark.
+    /// This layer; `None` for a layer without a mark.
     Layer(Option<ChainId>),
 }
 
 impl Successor {
-    /// Makes `path`, whose id will be `id`. Gives the upper a chain mark if it has none.
+    /// Makes `path`, which will have the id `id`. Gives the upper a chain mark if it has none.
     ///
     /// # Errors
-    /// Nothing is left of it then.
+    /// Nothing is left on an error.
     pub(super) fn prepare(
         upper: &UpperLayer,
         path: &Path,
@@ -170,7 +169,7 @@ impl Successor {
         Ok(successor)
     }
 
-    /// The id that the old upper has.
+    /// The old upper's id.
     pub(crate) fn old_id(&self) -> ChainId {
         self.old_id
     }
@@ -185,7 +184,7 @@ impl Successor {
         Ok(layer)
     }
 
-    /// Brings the attributes of the root up to date: they may have changed since they were copied.
+    /// Copies the attributes of the root again, because they may have changed.
     pub(crate) fn refresh(&mut self) -> Result<(), Errno> {
         let now = Stat::of(self.old.as_fd(), c"")?;
         if (now.ctime, now.mtime) != (self.copied.ctime, self.copied.mtime) {
@@ -207,7 +206,7 @@ impl Successor {
         })
     }
 
-    /// The directory `path` in the upper and in the successor, where it is made if need be.
+    /// The directory `path` in the upper and in the successor, where it is made if necessary.
     fn make_dirs(&self, path: &CStr) -> Result<(OwnedFd, OwnedFd), Errno> {
         let dup = |fd: &OwnedFd| rustix::io::fcntl_dupfd_cloexec(fd, 0);
         let (mut from, mut to) = (dup(&self.old)?, dup(&self.root)?);
@@ -231,7 +230,7 @@ impl Successor {
         Ok((from, to))
     }
 
-    /// The marks that a directory has because of the files in it, and of where it came from.
+    /// Copies the marks that describe the files in a directory, and its origin.
     fn copy_marks(&self, from: &OwnedFd, to: &OwnedFd) -> Result<(), Errno> {
         for mark in [Mark::Impure, Mark::Origin] {
             let key = CString::new(self.namespace.xattr(mark)).map_err(|_| Errno::INVAL)?;
@@ -242,26 +241,26 @@ impl Successor {
         Ok(())
     }
 
-    /// Notes in the successor that names of files in it are names of files in the layer below it, too, until
+    /// Marks the successor: names of files in it are also names of files in the layer below, until
     /// [`UpperLayer::end_moving`].
     pub(crate) fn begin_moving(&self) -> Result<(), Errno> {
         xattr::set(Target { dir: self.root.as_fd(), name: c"" }, moving_key(self.namespace), b"y", 0)
     }
 
-    /// Makes the successor the upper, and puts the upper in its place.
+    /// Makes the successor the upper and puts the upper into its place.
     ///
     /// # Errors
-    /// That of `renameat2(2)`. Nothing has changed then.
+    /// That of `renameat2(2)`. Nothing has changed on an error.
     pub(super) fn exchange(&mut self) -> Result<(), ChangeError> {
         let flags = RenameFlags::EXCHANGE;
         rustix::fs::renameat_with(&self.above, &self.upper_name, &self.beside, &self.name, flags)
             .map_err(|errno| ChangeError::new(&self.path, errno))?;
-        // The second one, if it comes to that, puts everything back.
+        // A second exchange undoes the first.
         self.is_done = !self.is_done;
         Ok(())
     }
 
-    /// Sees to it that the exchange is on the disk.
+    /// Makes sure that the exchange is on the disk.
     ///
     /// # Errors
     /// Those of `fsync(2)`.
@@ -272,7 +271,7 @@ impl Successor {
         Ok(())
     }
 
-    /// The directory that was the upper, by its new place.
+    /// The former upper, at its new place.
     pub(crate) fn left(&self) -> &OwnedFd {
         &self.old
     }
@@ -293,7 +292,7 @@ impl Drop for Successor {
     }
 }
 
-/// The id of the upper `root`, which gets one if it has none; `lower` is that of the layer below it.
+/// The id of the upper `root`; an upper without one gets one. `lower` is the id of the layer below it.
 fn id_of(root: &OwnedFd, namespace: Namespace, lower: Option<ChainId>) -> Result<ChainId, Errno> {
     if let Some(chain) = read_chain(root.as_fd(), namespace)? {
         return Ok(chain.id);
@@ -304,7 +303,7 @@ fn id_of(root: &OwnedFd, namespace: Namespace, lower: Option<ChainId>) -> Result
     Ok(id)
 }
 
-/// Name of the mark of [`Successor::begin_moving`].
+/// Name of the mark set by [`Successor::begin_moving`].
 pub(super) const fn moving_key(namespace: Namespace) -> &'static CStr {
     match namespace {
         Namespace::Trusted => c"trusted.overlay.stratafs.moving",
@@ -317,7 +316,7 @@ pub(super) const fn moving_key(namespace: Namespace) -> &'static CStr {
 fn chain_of(root: &super::Dir, path: &Path) -> Result<Option<Chain>, OpenError> {
     let read = chain_namespace(root.as_fd()).and_then(|namespace| read_chain(root.as_fd(), namespace));
     match read {
-        // A file system without attributes.
+        // The file system has no attributes.
         Err(Errno::OPNOTSUPP | Errno::PERM) => Ok(None),
         Err(Errno::IO) => Err(OpenError(format!("{}: damaged checkpoint mark", path.display()))),
         read => read.map_err(|errno| OpenError(format!("{}: checkpoint mark: {}", path.display(), describe(errno)))),
@@ -328,7 +327,7 @@ impl Layer {
     /// Reads the layer's chain mark.
     ///
     /// # Errors
-    /// It is damaged, or cannot be read.
+    /// The mark is damaged or cannot be read.
     pub(super) fn find_chain(&mut self) -> Result<(), OpenError> {
         self.chain = chain_of(&self.root, &self.path)?;
         Ok(())
@@ -336,11 +335,11 @@ impl Layer {
 }
 
 impl LayerStack {
-    /// Checks that each layer has the one directly below it that its chain mark names, and does what a crash of a mount with
-    /// this upper has left undone.
+    /// Checks that each layer lies directly on the layer that its chain mark names, and completes what a crash of a mount
+    /// with this upper interrupted.
     ///
     /// # Errors
-    /// One line that names the layer that is missing.
+    /// One line that names the missing layer.
     pub(super) fn check_chain(&self) -> Result<(), OpenError> {
         let mut needed = None;
         if let Some(upper) = &self.upper {
@@ -381,10 +380,10 @@ impl LayerStack {
         Err(OpenError(format!("{above} needs the checkpoint layer {id}{path} directly below it")))
     }
 
-    /// Prepares a directory to take the upper's place.
+    /// Prepares a directory that can replace the upper.
     ///
     /// # Errors
-    /// One line.
+    /// One line of text.
     pub(crate) fn prepare_successor(&self, path: &Path, id: ChainId, below: Below) -> Result<Successor, ChangeError> {
         let upper = self.upper().filter(|upper| !upper.is_read_only());
         let upper =
@@ -393,10 +392,10 @@ impl LayerStack {
         Successor::prepare(upper, path, id, below, lower)
     }
 
-    /// The upper becomes the topmost lower layer, and the successor the upper. Returns the id of the layer.
+    /// Makes the upper the topmost lower layer, and the successor the upper. Returns the id of the layer.
     ///
     /// # Errors
-    /// One line. Nothing has changed then.
+    /// One line of text. Nothing has changed on an error.
     pub(crate) fn pivot(&mut self, successor: &mut Successor) -> Result<LayerId, ChangeError> {
         let mut layer = successor.layer.take().ok_or_else(|| ChangeError::refused("the upperdir stays"))?;
         let upper = self.upper_mut().ok_or_else(|| ChangeError::refused("there is no upperdir"))?;
@@ -411,7 +410,7 @@ impl LayerStack {
         Ok(id)
     }
 
-    /// The ids of those layers at `paths` that were the upper, and that no other mount uses.
+    /// The ids of the layers at `paths` that were this mount's upper and that no other mount uses.
     ///
     /// # Errors
     /// One of `paths` is no directory.
@@ -429,7 +428,7 @@ impl LayerStack {
         Ok(found)
     }
 
-    /// Other mounts may use the layer from now on: nothing in it is changed any more.
+    /// Notes that other mounts may use the layer: nothing in it changes from now on.
     pub(crate) fn disown(&mut self, id: LayerId) {
         let position = self.position(id);
         if let Some(layer) = self.lowers.get_mut(position) {
@@ -437,7 +436,7 @@ impl LayerStack {
         }
     }
 
-    /// Another directory is the upper now.
+    /// Notes that another directory is the upper now.
     pub(super) fn begin_generation(&mut self) {
         self.upper_id = self.upper_id.next();
         self.generation += 1;

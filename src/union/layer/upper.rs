@@ -17,7 +17,7 @@ use crate::union::layer::order::Order;
 use crate::union::layer::pivot::UpperPlace;
 use crate::union::layer::{Capabilities, ChangeError, OpenError, Stat, Successor, WorkDir, describe};
 
-/// A directory of the upper layer or the work directory. Only these two give one out.
+/// A directory of the upper layer or of the work directory. Only these two create one.
 #[derive(Clone, Debug)]
 pub struct UpperDir(WritableDir);
 
@@ -40,7 +40,7 @@ impl UpperDir {
         Self(WritableDir::new(fd))
     }
 
-    /// The directories `dirs` through one private copy of their mount.
+    /// Reopens the directories `dirs` through one private copy of their mount.
     fn private<const N: usize>(dirs: [&Self; N]) -> Result<[Self; N], Errno> {
         WritableDir::share_copy(dirs.map(|dir| &dir.0)).map(|copies| copies.map(Self))
     }
@@ -59,7 +59,7 @@ impl UpperDir {
     }
 }
 
-/// How deletions are marked in the upper.
+/// The form of deletions in the upper.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WhiteoutForm {
     /// A character device 0:0.
@@ -72,9 +72,9 @@ pub enum WhiteoutForm {
 #[derive(Debug)]
 pub struct UpperLayer {
     root: UpperDir,
-    /// As the mount was given it, for messages.
+    /// The path given to the mount, for messages.
     path: PathBuf,
-    /// Where it is; absent on a read-only mount, and where nobody could put another directory in its place.
+    /// Its place; absent on a read-only mount, and if the upper cannot be replaced.
     place: Option<UpperPlace>,
     /// Absent on a read-only mount.
     work: Option<WorkDir>,
@@ -88,15 +88,15 @@ pub struct UpperLayer {
     capabilities: Option<Capabilities>,
     volatile: bool,
     order: Order,
-    /// Hold the locks on the upper and the work directory that keep other mounts off: exclusive, or shared once the mount
-    /// is gone.
+    /// Hold the locks on the upper and the work directory that keep other mounts out: exclusive, or shared after the
+    /// mount is gone.
     locks: Vec<OwnedFd>,
 }
 
-/// How long a mount waits for the one that uses its upper, which may be about to notice that it was unmounted.
+/// How long a mount waits for another one that uses its upper. That one may be about to notice that it was unmounted.
 const LOCK_PATIENCE: Duration = Duration::from_secs(3);
 
-/// How long it waits for one that is known to be ending: writing everything of a volatile mount to a slow disk.
+/// How long a mount waits for one that is known to be ending: it may have to write all of a volatile mount to a slow disk.
 const ENDING_PATIENCE: Duration = Duration::from_secs(600);
 
 impl UpperLayer {
@@ -106,7 +106,7 @@ impl UpperLayer {
         let upper_stat = root.stat_self().map_err(|e| fail("upperdir", upper, describe(e)))?;
         let read_only = config.read_only || is_read_only(&root);
         if read_only && !config.read_only {
-            // Said before the daemon lets go of the caller's stderr. The kernel refuses to mount.
+            // Printed before the daemon closes the caller's stderr. The kernel refuses to mount.
             tracing::warn!(?upper, "the upper's file system is read-only; so is the mount");
         }
         let mut layer = Self {
@@ -154,8 +154,8 @@ impl UpperLayer {
         Ok(layer)
     }
 
-    /// Reaches the upper, its parent and the work directory `work`, which are at `upper_path` and `work_path`, through one
-    /// private copy of their mount if this process may make one. Gives back the work directory.
+    /// Reopens the upper, its parent and the work directory `work`, which are at `upper_path` and `work_path`, through one
+    /// private copy of their mount, if this process may make one. Returns the work directory.
     fn enter_private_copy(&mut self, work: UpperDir, upper_path: &Path, work_path: &Path) -> UpperDir {
         let place = (upper_path.canonicalize().ok()).zip(work_path.canonicalize().ok());
         let place = place.and_then(|(path, work)| {
@@ -194,17 +194,17 @@ impl UpperLayer {
         &self.root
     }
 
-    /// As the mount was given it, for messages.
+    /// The path given to the mount, for messages.
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Where it is, if another directory can take its place.
+    /// Its place, if it can be replaced.
     pub(super) fn place(&self) -> Option<&UpperPlace> {
         self.place.as_ref()
     }
 
-    /// Where the work directory `workdir/work` is, for what must not go through the private copy of the mount.
+    /// The path of the work directory `workdir/work`, for uses that must not go through the private copy of the mount.
     pub(crate) fn work_path(&self) -> Option<&Path> {
         self.place.as_ref().map(|place| place.work.as_path())
     }
@@ -212,7 +212,7 @@ impl UpperLayer {
     /// Exchanges the upper and `successor`.
     ///
     /// # Errors
-    /// One line. Nothing has changed then.
+    /// One line of text. Nothing has changed on an error.
     pub(super) fn replace(&mut self, successor: &mut Successor) -> Result<(), ChangeError> {
         let place = self.place.as_ref().ok_or_else(|| ChangeError::refused("the upperdir cannot change places"))?;
         let fail = |errno| ChangeError::new(&place.path, errno);
@@ -227,7 +227,7 @@ impl UpperLayer {
                 return Err(fail(found.err().unwrap_or(Errno::STALE)));
             }
         }
-        // The lock on the old directory ends with its descriptor.
+        // Closing the descriptor of the old directory releases its lock.
         if let Some(held) = self.locks.first_mut() {
             *held = lock;
         }
@@ -247,7 +247,7 @@ impl UpperLayer {
         self.index.as_ref()
     }
 
-    /// Opens the index directory, making it if need be.
+    /// Opens the index directory; makes it if necessary.
     ///
     /// # Errors
     /// `ROFS` on a read-only mount; those of `mkdirat(2)` and `openat(2)`.
@@ -261,17 +261,17 @@ impl UpperLayer {
         Ok(())
     }
 
-    /// True if nothing may be written.
+    /// True if the layer is read-only.
     pub(crate) fn is_read_only(&self) -> bool {
         self.work.is_none()
     }
 
-    /// Takes an open file of this layer, with or without a name, as something that may be written.
+    /// Wraps an open file of this layer, with or without a name, for writing.
     pub fn hold(&self, file: OwnedFd) -> UpperDir {
         self.root.hold(file)
     }
 
-    /// Name space in which marks are written.
+    /// The name space in which marks are written.
     pub fn namespace(&self) -> Namespace {
         self.namespace
     }
@@ -286,17 +286,17 @@ impl UpperLayer {
         self.capabilities.as_ref().is_some_and(|can| can.bare_files)
     }
 
-    /// How whiteouts are written.
+    /// The form in which whiteouts are written.
     pub(crate) fn whiteout_form(&self) -> WhiteoutForm {
         self.capabilities.as_ref().map_or(WhiteoutForm::Device, |can| can.whiteouts)
     }
 
-    /// True if the file system keeps marks.
+    /// True if the file system stores marks.
     pub(crate) fn keeps_marks(&self) -> bool {
         self.capabilities.as_ref().is_none_or(|can| can.marks.is_some())
     }
 
-    /// The file system keeps POSIX ACLs, and the mount shows them.
+    /// True if the file system stores POSIX ACLs and the mount shows them.
     pub(crate) fn has_acls(&self) -> bool {
         self.acls
     }
@@ -305,16 +305,16 @@ impl UpperLayer {
         self.acls = false;
     }
 
-    /// Nothing is ever flushed.
+    /// True if the mount never flushes.
     pub(crate) fn is_volatile(&self) -> bool {
         self.volatile
     }
 
-    /// Sees to it that the content of `file` reaches the disk no later than what is done to names in the layer after
-    /// this. Asks `go_on` now and then.
+    /// Makes sure that the content of `file` reaches the disk no later than any later change of names in the layer.
+    /// Calls `go_on` now and then.
     ///
     /// # Errors
-    /// Those of `fsync(2)` and `sync_file_range(2)`; that of `go_on`, which ends it.
+    /// Those of `fsync(2)` and `sync_file_range(2)`, and that of `go_on`, which ends the work.
     pub fn settle(&self, file: BorrowedFd<'_>, go_on: impl Fn() -> Result<(), Errno>) -> Result<(), Errno> {
         self.order.settle(file, go_on)
     }
@@ -327,7 +327,7 @@ impl UpperLayer {
         rustix::fs::syncfs(self.root.open_self()?)
     }
 
-    /// Lets who waits for the upper know that this mount is gone and its end only a matter of time. The upper stays ours.
+    /// Tells mounts that wait for the upper that this mount is gone and will end soon. The upper stays locked.
     pub(crate) fn announce_end(&self) {
         for lock in &self.locks {
             if let Err(errno) = rustix::fs::flock(lock, FlockOperation::NonBlockingLockShared) {
@@ -336,14 +336,14 @@ impl UpperLayer {
         }
     }
 
-    /// Leaves the layer in order: the work directory emptied, the volatile mark removed.
+    /// Cleans up: empties the work directory and removes the volatile mark.
     ///
     /// # Errors
     /// Those of `unlinkat(2)`.
     pub fn close(&self) -> Result<(), Errno> {
         let (Some(work), Some(parent)) = (&self.work, &self.work_parent) else { return Ok(()) };
         if self.volatile {
-            // Only now is everything known to be on its way to the disk.
+            // Only after this is everything known to be on the disk.
             self.sync()?;
             remove_volatile_mark(parent)?;
         }
@@ -368,8 +368,8 @@ fn supports_acls(root: &UpperDir) -> bool {
     matches!(got, Ok(_) | Err(Errno::NODATA | Errno::RANGE))
 }
 
-/// Two mounts writing one upper would corrupt it, and who mounts empties the work directory. Who comes while a
-/// predecessor is still ending waits: unmounting returns before the driver learns of it, while overlayfs is gone when
+/// Two mounts that write to one upper would corrupt it, and each mount empties the work directory. A new mount waits
+/// while the previous one is still ending: `umount` returns before the driver notices, whereas overlayfs is gone when
 /// `umount(2)` returns (`generic_shutdown_super()`).
 fn lock(option: &str, dir: &Path) -> Result<OwnedFd, OpenError> {
     let fail = |errno| OpenError(format!("{option} {}: {}", dir.display(), describe(errno)));
@@ -389,13 +389,13 @@ fn lock(option: &str, dir: &Path) -> Result<OwnedFd, OpenError> {
     }
 }
 
-/// Who holds a lock.
+/// The holder of a lock.
 enum Lock {
     Ours,
     InUse,
-    /// Its mount is gone; or somebody else waits, too.
+    /// A mount that is gone but has not ended yet; or another waiting mount.
     Ending,
-    /// No locks on this file system (some network ones): go without, as the kernel does.
+    /// The file system has no locks (as some network file systems): none is taken, as in the kernel.
     Unknown,
 }
 
@@ -418,10 +418,11 @@ fn try_lock(fd: &OwnedFd) -> Result<Lock, Errno> {
     Ok(Lock::Ending)
 }
 
-/// Where the kernel puts the mark of a volatile mount (`Documentation/filesystems/overlayfs.rst`, "Volatile mount").
+/// The place where the kernel puts the mark of a volatile mount (`Documentation/filesystems/overlayfs.rst`,
+/// "Volatile mount").
 const INCOMPAT: &CStr = c"incompat";
 
-/// Opens `work` in the work directory, making it if need be, and empties it.
+/// Opens `work` in the work directory and empties it; makes it if necessary.
 fn prepare_work(parent: &UpperDir, volatile: bool) -> Result<UpperDir, String> {
     let text = |errno| describe(errno);
     match parent.make_dir(c"work", 0o700) {
@@ -429,7 +430,7 @@ fn prepare_work(parent: &UpperDir, volatile: bool) -> Result<UpperDir, String> {
         Err(errno) => return Err(text(errno)),
     }
     let dir = parent.open_upper_dir(c"work").map_err(text)?;
-    // What its directory hands down would come into the upper with every file that is made here (kernel:
+    // Files made here would inherit ACLs of the directory and take them into the upper (kernel:
     // `ovl_workdir_create`).
     for acl in [c"system.posix_acl_default", c"system.posix_acl_access"] {
         match dir.remove_xattr(c"", acl) {
@@ -437,7 +438,7 @@ fn prepare_work(parent: &UpperDir, volatile: bool) -> Result<UpperDir, String> {
             Err(errno) => tracing::warn!("workdir: hands its ACL down: {errno}"),
         }
     }
-    // Somebody else may have made it.
+    // Another program may have made it.
     if parent.stat(c"work").map_err(text)?.is_some_and(|stat| stat.mode & 0o077 != 0)
         && let Err(errno) = parent.set_mode(c"work", 0o700)
     {
@@ -454,7 +455,7 @@ fn prepare_work(parent: &UpperDir, volatile: bool) -> Result<UpperDir, String> {
         dir.make_dir(INCOMPAT, 0o700).map_err(text)?;
         let incompat = dir.open_upper_dir(INCOMPAT).map_err(text)?;
         incompat.make_dir(c"volatile", 0o700).map_err(text)?;
-        // The one thing that must be on the disk before anything else.
+        // This must be on the disk before anything else is.
         for marked in [&incompat, &dir] {
             rustix::fs::fsync(marked.open_self().map_err(text)?).map_err(text)?;
         }
@@ -468,7 +469,7 @@ fn remove_volatile_mark(parent: &UpperDir) -> Result<(), Errno> {
 
 #[cfg(test)]
 impl UpperDir {
-    /// Something to hold in tests that change no file.
+    /// A stand-in for tests that change no file.
     pub(crate) fn stand_in() -> Self {
         Self::new(std::fs::File::open("/dev/null").expect("/dev/null").into())
     }

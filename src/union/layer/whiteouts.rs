@@ -1,10 +1,10 @@
-//! Whiteouts in the upper: how they are made, and what takes or leaves the place of one.
+//! Whiteouts in the upper: making them, and replacing or leaving them in a change.
 //!
-//! A change that needs a whiteout is one system call where the file system has `RENAME_WHITEOUT` and `RENAME_EXCHANGE`.
-//! Where it has not, [`Hidden`] covers the steps: `.wh.NAME` is created beside `NAME`, which hides the lower layers'
-//! `NAME` and nothing of the upper's, and goes once the real whiteout is in place. So the union shows the old state until
-//! one rename, and the new one after it. Every reader of layers but the kernel's overlayfs knows the form; after a crash
-//! between the steps, the kernel shows the lower file, and an empty file `.wh.NAME`.
+//! If the file system has `RENAME_WHITEOUT` and `RENAME_EXCHANGE`, a change that needs a whiteout is one system call.
+//! Otherwise [`Hidden`] covers the steps: it creates `.wh.NAME` beside `NAME`, which hides `NAME` of the lower layers but
+//! not of the upper, and removes it once the real whiteout is in place. So the union shows the old state until one
+//! rename, and the new one after it. All readers of layers know this form, except the kernel's overlayfs: after a crash
+//! between the steps it shows the lower file, and an empty file `.wh.NAME`.
 
 use std::ffi::{CStr, CString, OsStr};
 use std::os::unix::ffi::OsStrExt;
@@ -40,27 +40,27 @@ impl<'a> Place<'a> {
     }
 }
 
-/// What moves, and what it meets.
+/// What a move involves.
 #[derive(Clone, Copy, Debug)]
 pub struct Move {
-    /// The lower layers have the source's name: a whiteout takes its place.
+    /// The lower layers have the source's name, so a whiteout must take its place.
     pub whiteout_behind: bool,
-    /// There is a whiteout under the target's name.
+    /// The target name is a whiteout.
     pub over_whiteout: bool,
-    /// A directory moves.
+    /// The source is a directory.
     pub is_dir: bool,
 }
 
-/// True for the errors by which a file system refuses flags of `renameat2(2)` that it does not know.
+/// True for the errors by which a file system refuses unknown flags of `renameat2(2)`.
 fn refuses_flags(errno: Errno) -> bool {
     matches!(errno, Errno::INVAL | Errno::PERM | Errno::NOSYS | Errno::OPNOTSUPP)
 }
 
-/// A file `.wh.NAME`, which hides `NAME` of the lower layers. It stays until [`Hidden::reveal`].
+/// A file `.wh.NAME`, which hides `NAME` in the lower layers. It stays until [`Hidden::reveal`].
 #[must_use]
 struct Hidden<'a> {
     dir: &'a UpperDir,
-    /// `None`: there can be no such file, for the name is too long or has a meaning of its own.
+    /// `None` if there can be no such file: the name is too long or has a meaning of its own.
     file: Option<CString>,
 }
 
@@ -71,24 +71,24 @@ impl<'a> Hidden<'a> {
         let Some(file) = &hidden.file else { return Ok(hidden) };
         match place.dir.create_file(file, 0o600, OFlags::WRONLY) {
             Ok(_) => Ok(hidden),
-            // Left by a crash, or by another driver; or a user's own file.
+            // The file was left by a crash or by another driver, or is a user's own.
             Err(Errno::EXIST) => Ok(Self::of(place)),
             Err(errno) => Err(errno),
         }
     }
 
-    /// The file as it is there already.
+    /// Takes the existing file.
     fn of(place: Place<'a>) -> Self {
         let hidden = Self::named(place);
         let is_users = |file: &CString| {
-            // What cannot be told is left alone.
+            // When in doubt, the file is left alone.
             place.dir.stat(file).map_or(true, |stat| stat.is_some_and(|stat| stat.is_whiteout_device()))
                 || place.dir.marks(file).map_or(true, |marks| marks.plain)
         };
         Self { file: hidden.file.filter(|file| !is_users(file)), ..hidden }
     }
 
-    /// The file, whether it is there or not.
+    /// The file, whether or not it exists.
     fn named(place: Place<'a>) -> Self {
         let bytes = [AUFS_PREFIX, place.name.to_bytes()].concat();
         let meaning = decode_aufs_name(OsStr::from_bytes(&bytes));
@@ -96,7 +96,7 @@ impl<'a> Hidden<'a> {
         Self { dir: place.dir, file: if hides { CString::new(bytes).ok() } else { None } }
     }
 
-    /// Removes the file. If that fails, it stays and hides nothing that is not hidden or replaced already.
+    /// Removes the file. If that fails, the file stays; what it hides is already hidden or replaced.
     fn reveal(self) {
         let Some(file) = &self.file else { return };
         match self.dir.remove_file(file) {
@@ -113,14 +113,14 @@ impl<'a> Hidden<'a> {
 #[derive(Debug)]
 #[must_use]
 pub enum Cleared<'a> {
-    /// Another, empty directory has its place; it is staged.
+    /// An empty directory has taken its place; the directory itself is staged.
     Swapped(Staged<'a>),
-    /// It lost these entries itself, and what is below is hidden by the file `.wh.NAME`.
+    /// It lost these entries, and the file `.wh.NAME` hides the lower files.
     Emptied(Vec<CString>),
 }
 
 impl WorkDir {
-    /// Prepares a whiteout: a further name of the shared one.
+    /// Stages a whiteout: a further link of the shared one.
     ///
     /// # Errors
     /// Those of `linkat(2)` and of making the shared one.
@@ -130,7 +130,7 @@ impl WorkDir {
         Ok(self.staged(name))
     }
 
-    /// Makes `name` in `dir`, where nothing has that name, a whiteout.
+    /// Makes the unused name `name` in `dir` a whiteout.
     ///
     /// # Errors
     /// `EXIST`; others of `linkat(2)` and of making the shared one.
@@ -138,7 +138,8 @@ impl WorkDir {
         let mut shared = self.whiteout.lock();
         if let Some(existing) = shared.as_ref() {
             match dir.link(self.dir(), existing, name) {
-                // MLINK: it has 65,000 names (ext4). NOENT: somebody emptied the work directory under us.
+                // MLINK: the shared one has 65,000 links (the limit of ext4). NOENT: another process emptied
+                // the work directory.
                 Err(Errno::MLINK | Errno::NOENT | Errno::PERM | Errno::OPNOTSUPP) => {}
                 done => return done,
             }
@@ -155,7 +156,7 @@ impl WorkDir {
                 *shared = Some(fresh);
                 Ok(())
             }
-            // The file system has no hard links: moves the file there instead.
+            // The file system has no hard links: the file is moved there instead.
             Err(Errno::PERM | Errno::OPNOTSUPP | Errno::NOSYS | Errno::XDEV | Errno::MLINK) => {
                 self.staged(fresh).publish_new(dir, name).map(|_| ())
             }
@@ -172,7 +173,7 @@ impl WorkDir {
             WhiteoutForm::Xattr(namespace) => {
                 let staged = self.staged(name.to_owned());
                 drop(self.dir().create_file(name, 0o600, OFlags::WRONLY)?);
-                // It may be linked to a name `.wh.NAME` too, and shall not delete NAME then.
+                // The file may also be linked to a name `.wh.NAME`, and must not delete NAME then.
                 for mark in [Mark::Whiteout, Mark::Plain] {
                     let key = CString::new(namespace.xattr(mark)).unwrap_or_default();
                     staged.set_xattr(&key, b"y")?;
@@ -183,16 +184,16 @@ impl WorkDir {
         }
     }
 
-    /// Puts a whiteout in the place of the directory `place`, which goes with all that it holds.
+    /// Replaces the directory `place`, with everything in it, by a whiteout.
     ///
     /// # Errors
-    /// Those of `renameat2(2)` and of making the whiteout. Nothing has changed then.
+    /// Those of `renameat2(2)` and of making the whiteout. Nothing has changed on an error.
     pub(crate) fn whiteout_over_dir(&self, place: Place<'_>) -> Result<(), Errno> {
         let whiteout = self.stage_whiteout()?;
         if self.capabilities().exchange {
             match whiteout.swap(place.dir, place.name) {
                 Err(errno) if refuses_flags(errno) => {}
-                // Dropped with its name: what is staged now is the directory, and it is removed.
+                // The staged name is now the directory, which is removed when dropped.
                 done => return done,
             }
         }
@@ -205,7 +206,7 @@ impl WorkDir {
         }
         match whiteout.publish_new(place.dir, place.name) {
             Ok(_) => hidden.reveal(),
-            // `.wh.NAME` is a whiteout as well, and stays.
+            // `.wh.NAME` is a whiteout too, and stays.
             Err(errno) if hidden.file.is_some() => tracing::warn!("{:?}: {errno}", place.dir.place(place.name)),
             Err(errno) => {
                 removed.rename(place, RenameFlags::empty())?;
@@ -218,11 +219,11 @@ impl WorkDir {
 
     /// Moves `from` to `to`, over a file, an empty directory or a whiteout, as `how` says.
     ///
-    /// The lower layers' file of the source's name is visible at no moment, and the target is the old or the new one.
-    /// Names of more than 251 bytes have no `.wh.NAME`: without `RENAME_WHITEOUT`, a crash may then leave both names.
+    /// The lower file with the source's name never becomes visible, and the target is either the old or the new one. There is no
+    /// `.wh.NAME` for names longer than 251 bytes: without `RENAME_WHITEOUT`, a crash may then leave both names.
     ///
     /// # Errors
-    /// Those of `renameat2(2)`. Nothing has changed then.
+    /// Those of `renameat2(2)`. Nothing has changed on an error.
     pub(crate) fn move_to(&self, from: Place<'_>, to: Place<'_>, how: Move) -> Result<(), Errno> {
         let Move { whiteout_behind, over_whiteout, is_dir } = how;
         let dir_over_whiteout = is_dir && over_whiteout;
@@ -232,13 +233,13 @@ impl WorkDir {
                 done => return done,
             }
         }
-        // The whiteout that is there can as well be the one that stays behind.
+        // The target's whiteout can become the one that stays behind.
         if over_whiteout && (is_dir || whiteout_behind) && self.capabilities().exchange {
             match from.rename(to, RenameFlags::EXCHANGE) {
                 Err(errno) if refuses_flags(errno) => {}
                 Ok(()) if !whiteout_behind => {
                     if let Err(errno) = from.dir.remove_file(from.name) {
-                        // It hides nothing.
+                        // The whiteout hides nothing.
                         tracing::warn!("a whiteout that is no longer needed is left behind: {errno}");
                     }
                     return Ok(());
@@ -262,7 +263,7 @@ impl WorkDir {
         Ok(())
     }
 
-    /// Puts a whiteout where [`Hidden`] stood for one. If that fails, the latter stays: it is a whiteout as well.
+    /// Puts a real whiteout where [`Hidden`] stood in for one. If that fails, the latter stays, because it is a whiteout too.
     fn hide_for_good(&self, place: Place<'_>, hidden: Hidden<'_>) {
         match self.link_whiteout(place.dir, place.name) {
             Ok(()) => hidden.reveal(),
@@ -285,17 +286,17 @@ impl WorkDir {
         Ok(())
     }
 
-    /// Removes the entries of the directory `place`, held as `held`, which are all whiteouts. What they hid stays hidden.
+    /// Removes the entries of the directory `place`, held as `held`; all of them are whiteouts. The lower files stay hidden.
     ///
     /// # Errors
-    /// Those of listing and `unlinkat(2)`. The directory is what it was then.
+    /// Those of listing and `unlinkat(2)`. The directory is unchanged on an error.
     pub(crate) fn empty_in_place(&self, place: Place<'_>, held: &UpperDir) -> Result<Cleared<'static>, Errno> {
         let mut names: Vec<CString> = Vec::new();
         held.list(|entry| {
             names.push(entry.name.to_owned());
             Ok(())
         })?;
-        // Stays until the directory is replaced or its whiteouts are back.
+        // Kept until the directory is replaced or its whiteouts are back.
         let _hidden = Hidden::new(place)?;
         if let Err(errno) = names.iter().try_for_each(|name| held.remove_tree(name)) {
             self.refill(place, held, &names)?;
@@ -320,19 +321,19 @@ impl WorkDir {
         Ok(())
     }
 
-    /// What was cleared has been replaced.
+    /// Called when the cleared directory has been replaced.
     pub(crate) fn end_cleared(&self, cleared: Cleared<'_>, place: Place<'_>) {
         match cleared {
-            // With its name, which removes it.
+            // Dropping it removes its staged name.
             Cleared::Swapped(staged) => drop(staged),
             Cleared::Emptied(_) => Hidden::of(place).reveal(),
         }
     }
 
-    /// What was cleared has not been replaced after all: it becomes what it was. `held` is the directory `place`.
+    /// Called when the cleared directory was not replaced after all: restores it. `held` is the directory `place`.
     ///
     /// # Errors
-    /// Those of `renameat2(2)` and of making whiteouts. What is below stays hidden, on disk.
+    /// Those of `renameat2(2)` and of making whiteouts. The lower files stay hidden on disk.
     pub(crate) fn put_back(&self, cleared: &Cleared<'_>, place: Place<'_>, held: &UpperDir) -> Result<(), Errno> {
         match cleared {
             Cleared::Swapped(staged) => staged.swap(place.dir, place.name),
@@ -351,7 +352,7 @@ impl Staged<'_> {
         if work.capabilities().exchange {
             match self.swap(dir, name) {
                 Err(errno) if refuses_flags(errno) => {}
-                // Dropped with its name: what is staged now is the whiteout, and it is removed.
+                // The staged name is now the whiteout, which is removed when dropped.
                 done => return done,
             }
         }

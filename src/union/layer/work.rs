@@ -1,4 +1,4 @@
-//! The work directory: where changes are prepared before one rename or link makes them visible.
+//! The work directory: changes are prepared in it, then made visible by one rename or link.
 
 use std::ffi::{CStr, CString};
 use std::hash::{BuildHasher, RandomState};
@@ -12,24 +12,24 @@ use rustix::io::Errno;
 use crate::confined::xattr::{self, Target};
 use crate::union::layer::{Capabilities, Stat, UpperDir};
 
-/// The directory `work` inside `workdir=`, as the kernel lays it out. Nothing in it survives a mount.
+/// The directory `work` inside `workdir=`, as the kernel lays it out. Nothing in it outlives a mount.
 #[derive(Debug)]
 pub struct WorkDir {
     dir: UpperDir,
     /// Number of the next temporary name.
     next: AtomicU64,
-    /// Makes names of the numbers that nobody can foresee: a keyed hash, the key from the kernel's random numbers.
+    /// Turns the numbers into unpredictable names: a keyed hash, with a random key from the kernel.
     names: RandomState,
     capabilities: Capabilities,
-    /// Name of the whiteout that is linked into the upper; replaced when it has as many names as it can.
+    /// Name of the whiteout that is linked into the upper; replaced when it has reached the maximum of links.
     pub(super) whiteout: Mutex<Option<CString>>,
 }
 
-/// A file being prepared in the work directory. Dropped unpublished, it is removed.
+/// A file being prepared in the work directory. It is removed if dropped without being published.
 #[derive(Debug)]
 pub struct Staged<'a> {
     work: &'a WorkDir,
-    /// `None`: the file has no name (`O_TMPFILE`), or was published.
+    /// `None` if the file has no name (`O_TMPFILE`) or was published.
     name: Option<CString>,
     /// The open file, for regular files.
     file: Option<OwnedFd>,
@@ -51,19 +51,19 @@ impl WorkDir {
         Self { dir, next: AtomicU64::new(0), names: RandomState::new(), capabilities, whiteout: Mutex::new(None) }
     }
 
-    /// A name that nothing in the work directory has, and that nobody could have put something there under. (The
-    /// kernel counts, `ovl_tempname()`, and closes the directory to everybody; so do we, but may not be able to.)
+    /// An unused and unpredictable name in the work directory. (The kernel counts (`ovl_tempname()`) and closes
+    /// the directory to all others; so do we, but may not be able to.)
     pub(crate) fn temporary_name(&self) -> CString {
         let n = self.next.fetch_add(1, Ordering::Relaxed);
         CString::new(format!("#{:016x}", self.names.hash_one(n))).unwrap_or_default()
     }
 
-    /// The file or directory `name` in the work directory, as something staged.
+    /// The file or directory `name` in the work directory, as a staged one.
     pub(super) fn staged(&self, name: CString) -> Staged<'_> {
         Staged { work: self, name: Some(name), file: None }
     }
 
-    /// What the file system can do.
+    /// Capabilities of the file system.
     pub fn capabilities(&self) -> &Capabilities {
         &self.capabilities
     }
@@ -73,7 +73,7 @@ impl WorkDir {
         &self.dir
     }
 
-    /// Prepares an empty regular file: nameless where the file system can do that and `nameless` asks for it.
+    /// Stages an empty regular file; a nameless one if `nameless` asks for it and the file system supports it.
     ///
     /// # Errors
     /// Those of `openat(2)`.
@@ -87,7 +87,7 @@ impl WorkDir {
         Ok(Staged { work: self, name: Some(name), file: Some(file) })
     }
 
-    /// Prepares a directory.
+    /// Stages a directory.
     ///
     /// # Errors
     /// Those of `mkdirat(2)`.
@@ -97,7 +97,7 @@ impl WorkDir {
         Ok(Staged { work: self, name: Some(name), file: None })
     }
 
-    /// Prepares a symlink.
+    /// Stages a symlink.
     ///
     /// # Errors
     /// Those of `symlinkat(2)`.
@@ -107,7 +107,7 @@ impl WorkDir {
         Ok(Staged { work: self, name: Some(name), file: None })
     }
 
-    /// Prepares a device, fifo or socket.
+    /// Stages a device, fifo or socket.
     ///
     /// # Errors
     /// Those of `mknodat(2)`.
@@ -117,7 +117,7 @@ impl WorkDir {
         Ok(Staged { work: self, name: Some(name), file: None })
     }
 
-    /// Prepares a further name of `name` in `dir`.
+    /// Stages a further name of `name` in `dir`.
     ///
     /// # Errors
     /// Those of `linkat(2)`.
@@ -127,7 +127,7 @@ impl WorkDir {
         Ok(Staged { work: self, name: Some(staged), file: None })
     }
 
-    /// Prepares a name for the open file `file`, which may have none yet.
+    /// Stages a name for the open file `file`, which may have none yet.
     ///
     /// # Errors
     /// Those of `linkat(2)`.
@@ -137,10 +137,10 @@ impl WorkDir {
         Ok(Staged { work: self, name: Some(staged), file: None })
     }
 
-    /// Takes `name` out of `dir` in one step and removes it with all that it holds.
+    /// Moves `name` out of `dir` in one step, then removes it with everything in it.
     ///
     /// # Errors
-    /// Those of `renameat(2)`. What cannot be removed after that stays in the work directory until the next mount.
+    /// Those of `renameat(2)`. If the removal fails, the rest stays in the work directory until the next mount.
     pub(crate) fn discard(&self, dir: &UpperDir, name: &CStr) -> Result<(), Errno> {
         let staged = self.temporary_name();
         dir.rename(name, &self.dir, &staged, RenameFlags::empty())?;
@@ -168,7 +168,7 @@ impl<'a> Staged<'a> {
         self.work
     }
 
-    /// Forgets its name, which is not in the work directory any more, or shall stay there.
+    /// Forgets the staged name, which is no longer in the work directory or must stay there.
     pub(super) fn keep(mut self) {
         self.name = None;
     }
@@ -181,7 +181,7 @@ impl<'a> Staged<'a> {
         self.file.as_ref().map(AsFd::as_fd).ok_or(Errno::IO)
     }
 
-    /// Directory and name to change attributes by. A nameless file has neither: use [`Staged::file`].
+    /// The directory and name by which attributes are changed. A nameless file has neither: use [`Staged::file`].
     pub fn place(&self) -> Option<(&'a UpperDir, &CStr)> {
         self.name.as_deref().map(|name| (&self.work.dir, name))
     }
@@ -211,17 +211,17 @@ impl<'a> Staged<'a> {
         xattr::set(target, key, value, 0)
     }
 
-    /// Makes it visible as `name` in `dir`, where nothing has that name. Gives back the open file, if it is one.
+    /// Makes it visible as the unused name `name` in `dir`. Returns the open file, if it is one.
     ///
     /// # Errors
-    /// `EXIST`; others of `linkat(2)` and `renameat2(2)`. Nothing was changed then.
+    /// `EXIST`; others of `linkat(2)` and `renameat2(2)`. Nothing has changed on an error.
     pub(crate) fn publish_new(mut self, dir: &UpperDir, name: &CStr) -> Result<Option<OwnedFd>, Errno> {
         match (&self.name, &self.file) {
             (None, Some(file)) => dir.link_open_file(file.as_fd(), name)?,
             (Some(staged), _) if self.work.capabilities.noreplace => {
                 self.work.dir.rename(staged, dir, name, RenameFlags::NOREPLACE)?;
             }
-            // The caller holds the directory's lock and nobody else writes the upper, so a plain rename does the same.
+            // The caller holds the directory's lock and nothing else writes to the upper, so a plain rename has the same effect.
             (Some(_), _) if dir.stat(name)?.is_some() => return Err(Errno::EXIST),
             (Some(staged), _) => self.work.dir.rename(staged, dir, name, RenameFlags::empty())?,
             (None, None) => return Err(Errno::IO),
@@ -233,7 +233,7 @@ impl<'a> Staged<'a> {
     /// Makes it visible as `name` in `dir` in place of the file or whiteout of that name, in one step.
     ///
     /// # Errors
-    /// Those of `renameat(2)`. Nothing was changed then.
+    /// Those of `renameat(2)`. Nothing has changed on an error.
     pub(crate) fn publish_over(mut self, dir: &UpperDir, name: &CStr) -> Result<Option<OwnedFd>, Errno> {
         if self.name.is_none() {
             let staged = self.work.temporary_name();
@@ -246,17 +246,17 @@ impl<'a> Staged<'a> {
         Ok(self.file.take())
     }
 
-    /// Changes places with `name` in `dir`: what is staged is visible then, and what was there is staged.
+    /// Exchanges it with `name` in `dir`: the staged file becomes visible, and the former one is staged.
     ///
     /// # Errors
-    /// Those of `renameat2(2)`. Nothing was changed then.
+    /// Those of `renameat2(2)`. Nothing has changed on an error.
     pub fn swap(&self, dir: &UpperDir, name: &CStr) -> Result<(), Errno> {
         let Some(staged) = &self.name else { return Err(Errno::IO) };
         self.work.dir.rename(staged, dir, name, RenameFlags::EXCHANGE)
     }
 
-    /// A descriptor of what shall never get a name: of a regular file the open file, else a mere reference. What it was
-    /// staged under is removed.
+    /// A descriptor of a file that will never get a name: an open file if it is a regular one, otherwise a reference
+    /// (`O_PATH`). The staged name is removed.
     ///
     /// # Errors
     /// Those of `openat(2)`.
@@ -290,7 +290,7 @@ mod tests {
         UpperDir::new(fs::File::open(path).expect("a directory").into())
     }
 
-    /// What is staged is published whole or leaves nothing, with everything the upper can do and with less.
+    /// A staged file is published whole or leaves nothing, with all capabilities of the upper and with fewer.
     #[test]
     fn staged_files_are_published_or_vanish() {
         for (nameless_files, noreplace) in [(true, true), (false, true), (false, false)] {

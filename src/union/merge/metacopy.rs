@@ -1,4 +1,4 @@
-//! Metacopy files: their attributes are in one layer, their content in another below (kernel:
+//! Metacopy files: the attributes are in one layer and the content in another below it (kernel:
 //! `Documentation/filesystems/overlayfs.rst`, "Metadata only copy up", "Data-only lower layers").
 
 use std::ffi::CStr;
@@ -18,7 +18,7 @@ pub type Data = (LayerId, Arc<CStr>);
 /// Finds the content of the upper's metacopy file `name`.
 ///
 /// # Errors
-/// `PERM` without `metacopy=on`; `IO` if there is no content to be found.
+/// `PERM` without `metacopy=on`; `IO` if no content is found.
 pub(super) fn below_upper(dir: &MergedDir<'_>, upper: &Dir, name: &CStr, marks: &Marks) -> Result<Data, Errno> {
     if !dir.metacopy {
         tracing::error!("{:?} has only attributes; metacopy=on is needed to read it", upper.place(name));
@@ -35,7 +35,7 @@ pub(super) fn below_upper(dir: &MergedDir<'_>, upper: &Dir, name: &CStr, marks: 
 /// Finds the content of `name` in the lower part `index` of `dir`, if that is a metacopy file.
 ///
 /// # Errors
-/// `IO` if there is no content to be found.
+/// `IO` if no content is found.
 pub(super) fn of_lower(
     dir: &MergedDir<'_>,
     parent: &LayerDir<'_>,
@@ -107,6 +107,6 @@ fn by_path(dir: &MergedDir<'_>, path: Vec<u8>, layers: impl Iterator<Item = Laye
             return Ok(Some((number, Arc::from(c_path))));
         }
     }
-    // Its attributes can be seen all the same; opening it fails (kernel: `ovl_maybe_lookup_lowerdata`).
+    // The attributes can still be read; opening the file fails (kernel: `ovl_maybe_lookup_lowerdata`).
     Ok(dir.stack.data_only().next().map(|(number, _)| (number, Arc::from(c_path))))
 }

@@ -1,5 +1,5 @@
-//! The union's rules: which file a name means, given the layers (kernel: `ovl_lookup`), and what a merged
-//! directory lists. Reads layers; keeps nothing.
+//! The rules of the union: which file a name means in the layers (kernel: `ovl_lookup`), and what a merged
+//! directory lists. Reads layers, and keeps no state.
 
 pub mod listing;
 mod metacopy;
@@ -19,7 +19,7 @@ use redirect::{c_name, follow, redirect_of, redirected_end};
 use crate::marks::{AUFS_OPAQUE, AUFS_PREFIX, AufsName, Opaque, Redirect, decode_aufs_name};
 use crate::union::layer::{Dir, FileType, LayerDir, LayerId, LayerStack, LowerRef, Marks, Stat};
 
-/// A directory to look names up in.
+/// A directory for lookups.
 pub struct MergedDir<'a> {
     /// All layers.
     pub stack: &'a LayerStack,
@@ -27,22 +27,22 @@ pub struct MergedDir<'a> {
     pub upper: Option<&'a Dir>,
     /// Its lower parts, topmost first.
     pub lowers: &'a [LowerRef],
-    /// The lower part of an index, to look into.
+    /// Opens the lower part with this index.
     pub open_lower: &'a dyn Fn(usize) -> Result<LayerDir<'a>, Errno>,
-    /// The merged listing of the lower parts, where it has been read already.
+    /// The merged listing of the lower parts, if it was made.
     pub listing: Option<&'a Listing>,
-    /// Entries of the upper may be xattr whiteouts (opaque mark `x`). In a directory without that mark such a file is an
-    /// ordinary one. The kernel is of two minds there: it lists it, and does not find it.
+    /// Entries of the upper may be xattr whiteouts (opaque mark `x`). In a directory without that mark, a file with the
+    /// whiteout mark is an ordinary one. (The kernel is inconsistent there: it lists the file but does not find it.)
     pub upper_xattr_whiteouts: bool,
-    /// Entries of the upper may have marks: it holds copied-up files (`impure`), or that is not known.
+    /// Entries of the upper may have marks: the directory holds copied-up files (`impure`), or this is not known.
     pub upper_may_have_marks: bool,
     /// Redirects are followed (`redirect_dir` is not `nofollow`).
     pub follow_redirects: bool,
-    /// Files may have their content in a layer below (`metacopy=on`).
+    /// Files may have their content in a lower layer (`metacopy=on`).
     pub metacopy: bool,
 }
 
-/// What a name means.
+/// The meaning of a name.
 #[derive(Debug)]
 #[expect(
     clippy::large_enum_variant,
@@ -51,43 +51,44 @@ pub struct MergedDir<'a> {
 pub enum Resolution {
     /// Nothing, in any layer.
     Absent,
-    /// Deleted: there is a whiteout in the upper.
+    /// Deleted by a whiteout in the upper.
     WhiteoutInUpper,
     /// A file or directory.
     Found(Found),
 }
 
-/// A file or directory, possibly of several parts.
+/// A file or directory, possibly with several parts.
 #[derive(Debug)]
 pub struct Found {
     /// Attributes of its topmost part.
     pub stat: Stat,
-    /// Where the topmost part is.
+    /// Place of the topmost part.
     pub source: Source,
-    /// Marks of the upper part; default where there is none.
+    /// Marks of the upper part; the default without one.
     pub marks: Marks,
     /// Lower parts of a directory, topmost first.
     pub lowers: Vec<LowerRef>,
-    /// The upper part is a directory that hides what is below.
+    /// True if the upper part is a directory that hides the lower layers.
     pub closed: bool,
-    /// Where the content of a metacopy file is: layer and path.
+    /// For a metacopy file: layer and path of its content.
     pub data: Option<(LayerId, std::sync::Arc<CStr>)>,
 }
 
 impl Found {
-    /// A file or directory of one part.
+    /// A file or directory with one part.
     pub fn single(stat: Stat, source: Source) -> Self {
         Self { stat, source, marks: Marks::default(), lowers: Vec::new(), closed: false, data: None }
     }
 }
 
-/// True for names that mean deletions in some layers (`.wh.…`), unless [`acts_by_name`] says otherwise of the entry.
+/// True for names that mean deletions in some layers (`.wh.…`), unless [`acts_by_name`] is false for the entry.
 pub fn is_mark_name(name: &CStr) -> bool {
     decode_aufs_name(OsStr::from_bytes(name.to_bytes())) != AufsName::Plain
 }
 
-/// True if the entry `name` of `dir`, whose attributes are `stat`, is a mark because of its name. A file that a user made under
-/// such a name has a mark that says so, and a whiteout device under it deletes such a file.
+/// True if the entry `name` of `dir`, which has the attributes `stat`, is a mark because of its name. A file that a user made
+/// under such a name has a mark that says so. If a user deletes such a file, its whiteout device has the name, and does not
+/// act by it.
 ///
 /// # Errors
 /// Those of `listxattr(2)` and `getxattr(2)`.
@@ -116,7 +117,8 @@ pub fn resolve(dir: &MergedDir<'_>, name: &CStr) -> Result<Resolution, Errno> {
             let marks = upper.marks(name)?;
             let is_opaque = marks.opaque() == Opaque::Yes || has_opaque_entry(upper, name)?;
             let mut lowers = if is_opaque { Vec::new() } else { lower_parts_below_upper(dir, upper, name, &marks)? };
-            // `.wh.NAME` beside the directory closes it, as in a lower layer. A redirect says that it came from elsewhere.
+            // `.wh.NAME` beside the directory closes it, as in a lower layer. A redirect, however, says that the directory
+            // came from elsewhere.
             let mut closed = is_opaque;
             if !lowers.is_empty() && marks.redirect.is_none() && is_deleted_by_name(upper, name)? {
                 lowers = Vec::new();
@@ -160,25 +162,25 @@ pub fn root_parts(stack: &LayerStack) -> Result<Vec<LowerRef>, Errno> {
     Ok(parts)
 }
 
-/// A whiteout by attribute is an empty file; one with content was damaged, and the content may be somebody's.
+/// Logs a whiteout by attribute that has content: it should be empty, so it is damaged, and the content may be a user's.
 fn tell_of_content(place: PathBuf) {
     tracing::warn!("{place:?}: a whiteout with content: shown as the file that it is");
 }
 
-/// A redirect is left where something was below: one that leads to no directory was damaged, or layers are missing.
+/// Logs a redirect that leads to no directory: it is damaged, or layers are missing.
 fn tell_of_lost_way(place: PathBuf) {
     tracing::warn!("{place:?}: its redirect leads to no directory of the layers below");
 }
 
-/// True if the directory `name` in `upper`, or `upper` itself if that is empty, is opaque by an entry in it
-/// (`.wh..wh..opq`).
+/// True if the directory `name` in `upper`, or `upper` itself if `name` is empty, is opaque because of an
+/// entry in it (`.wh..wh..opq`).
 pub(crate) fn has_opaque_entry(upper: &Dir, name: &CStr) -> Result<bool, Errno> {
     let mut path = name.to_bytes().to_vec();
     if !path.is_empty() {
         path.push(b'/');
     }
     path.extend_from_slice(AUFS_OPAQUE);
-    // A name with a NUL cannot come from a `CStr`.
+    // A `CStr` holds no NUL, so this cannot fail.
     let entry = CString::new(path).map_err(|_| Errno::INVAL)?;
     Ok(match upper.stat(&entry)? {
         Some(stat) => !stat.is_whiteout_device() && !upper.marks(&entry)?.plain,
@@ -186,7 +188,7 @@ pub(crate) fn has_opaque_entry(upper: &Dir, name: &CStr) -> Result<bool, Errno> 
     })
 }
 
-/// True if `dir` deletes `name` by a name of its own: `.wh.NAME`, or `.wh..wh..opq` for all of them.
+/// True if an entry of `dir` deletes `name`: `.wh.NAME`, or `.wh..wh..opq` for all names.
 fn named_whiteout(dir: &LayerDir<'_>, name: &CStr) -> Result<bool, Errno> {
     let opaque = CString::new(AUFS_OPAQUE).map_err(|_| Errno::INVAL)?;
     Ok(deletes_by_name(dir, name)? || is_there_and_acts(dir, &opaque)?)
@@ -211,7 +213,7 @@ fn deletes_by_name(dir: &LayerDir<'_>, name: &CStr) -> Result<bool, Errno> {
     }
     let whiteout = CString::new([AUFS_PREFIX, name.to_bytes()].concat()).map_err(|_| Errno::INVAL)?;
     match is_there_and_acts(dir, &whiteout) {
-        // `.wh.` in front of a name of over 251 bytes: there can be no such file.
+        // For a name of more than 251 bytes, there can be no file with `.wh.` in front.
         Err(Errno::NAMETOOLONG) => Ok(false),
         found => found,
     }
@@ -273,17 +275,17 @@ fn lower_parts_below_upper(
     Ok(walk.parts)
 }
 
-/// One walk down the layers, collecting the parts of a directory.
+/// One walk down the layers that collects the parts of a directory.
 struct Walk<'w, 'a> {
     dir: &'w MergedDir<'a>,
     /// Attributes of the topmost part and the index of its parent's lower part.
     stat: Option<(Stat, u16)>,
     parts: Vec<LowerRef>,
-    /// How many parts there were up to the last one with a redirect.
+    /// Number of parts up to the last one with a redirect.
     redirected: Option<usize>,
 }
 
-/// Whether to look further down.
+/// Where to look further down.
 enum Next {
     /// Under the same name.
     Below,
@@ -291,7 +293,7 @@ enum Next {
     Renamed(CString),
     /// Under a path from the root of the layers.
     Moved(Vec<u8>),
-    /// Not at all.
+    /// Nowhere: the search ends.
     Stop,
 }
 
@@ -303,7 +305,7 @@ impl Walk<'_, '_> {
         Ok(Found { data, ..Found::single(stat, Source::Lower(index)) })
     }
 
-    /// Takes the directory `name` of layer `layer` as the next part. `LOOP` if it is the upper or the work directory.
+    /// Adds the directory `name` of layer `layer` as the next part. Fails with `LOOP` if it is the upper or the work directory.
     fn take(
         &mut self,
         parent: &LayerDir<'_>,
@@ -316,7 +318,7 @@ impl Walk<'_, '_> {
             return Err(Errno::LOOP);
         }
         let mut part = LowerRef { layer, xattr_whiteouts: false, impure: false, number: parent.number_of(name), path };
-        // Nothing is below the last layer, so its marks mean nothing (kernel: `d->last`).
+        // The marks of the last layer have no effect, because nothing is below it (kernel: `d->last`).
         if self.dir.stack.is_lowest(layer) {
             self.parts.push(part);
             return Ok(Next::Stop);
@@ -338,7 +340,7 @@ impl Walk<'_, '_> {
         })
     }
 
-    /// The log tells of a redirect that has led nowhere.
+    /// Logs a redirect that led nowhere.
     fn tell_if_lost(&self) {
         if self.redirected == Some(self.parts.len())
             && let Some(part) = self.parts.last()
@@ -348,7 +350,7 @@ impl Walk<'_, '_> {
         }
     }
 
-    /// Uses the merged listing: only the layers that have the name are visited.
+    /// Uses the merged listing, so that only layers with the name are visited.
     fn by_listing(&mut self, listing: &Listing, name: &CStr) -> Result<Option<Found>, Errno> {
         for &index in listing.lower_parts(name) {
             let Some(part) = self.dir.lowers.get(usize::from(index)) else { continue };
@@ -376,7 +378,7 @@ impl Walk<'_, '_> {
         Ok(None)
     }
 
-    /// Path of the entry `name` of `part`: mostly the one that the layer above has it under, and then the same string.
+    /// The path of the entry `name` of `part`. It is mostly the same as in the layer above; then both share one string.
     fn path_below(&self, part: &LowerRef, name: &CStr) -> std::sync::Arc<CStr> {
         let same = |above: &&LowerRef| {
             let (above, parent) = (above.path.to_bytes(), part.path.to_bytes());
@@ -387,7 +389,7 @@ impl Walk<'_, '_> {
         self.parts.last().filter(same).map_or_else(|| part.child_path(name), |above| above.path.clone())
     }
 
-    /// Asks the parent's lower parts from index `start` on, one after the other.
+    /// Asks the parent's lower parts one after the other, from index `start` on.
     fn by_probing(&mut self, name: &CStr, start: usize) -> Result<Option<Found>, Errno> {
         let mut name = name.to_owned();
         let mut above: Vec<LayerDir<'_>> = Vec::new();
@@ -400,7 +402,8 @@ impl Walk<'_, '_> {
                     continue;
                 }
             };
-            // Layers above may delete the name by a name; asked only now that there is something to delete.
+            // Layers above may delete the name by `.wh.NAME`; this is checked only now that there is
+            // something to delete.
             for higher in above.drain(..) {
                 if named_whiteout(&higher, &name)? {
                     return Ok(None);
@@ -417,7 +420,7 @@ impl Walk<'_, '_> {
                 self.stat = Some((stat, source));
             }
             match self.take(&parent, &name, part.layer, self.path_below(part, &name))? {
-                // `.wh.NAME` or `.wh..wh..opq` beside the directory itself close it as well.
+                // `.wh.NAME` or `.wh..wh..opq` beside the directory itself closes it too.
                 Next::Below if index + 1 < self.dir.lowers.len() && named_whiteout(&parent, &name)? => break,
                 Next::Below => {}
                 Next::Stop => break,
@@ -438,7 +441,7 @@ impl Walk<'_, '_> {
             let step = follow(self.dir, layer, &path)?;
             path = step.path;
             if let Some(end) = step.end {
-                // A whiteout or a file in the place of the directory ends the search.
+                // If a whiteout or a file has the directory's name, the search ends.
                 if !end.stat.is_dir() {
                     return Ok(());
                 }

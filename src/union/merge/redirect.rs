@@ -1,4 +1,4 @@
-//! Following a redirect: a path from the root of one layer (kernel: `ovl_lookup_layer`).
+//! Follows a redirect: a path from the root of one layer (kernel: `ovl_lookup_layer`).
 
 use std::ffi::{CStr, CString};
 use std::sync::Arc;
@@ -9,11 +9,11 @@ use crate::marks::{self, Opaque, Redirect};
 use crate::union::layer::{Dir, LayerId, Marks, Stat};
 use crate::union::merge::MergedDir;
 
-/// Where a path led in one layer.
+/// The result of following a path in one layer.
 pub(super) struct Followed {
-    /// What it names there, if anything.
+    /// The file or directory that it names there, if any.
     pub(super) end: Option<End>,
-    /// No layer below may be asked: something on the way hides them.
+    /// Layers below must not be asked, because something on the way hides them.
     pub(super) stop: bool,
     /// The path for the layers below.
     pub(super) path: Vec<u8>,
@@ -27,10 +27,10 @@ pub(super) struct End {
     pub(super) path: Arc<CStr>,
 }
 
-/// The redirect that `marks` hold, if any. The log has told of a malformed one.
+/// The redirect in `marks`, if any. A malformed one has been logged.
 ///
 /// # Errors
-/// `IO` if it is malformed; `PERM` if redirects are not to be followed.
+/// `IO` if it is malformed; `PERM` if redirects must not be followed.
 pub(super) fn redirect_of(dir: &MergedDir<'_>, marks: &Marks, name: &CStr) -> Result<Option<Redirect>, Errno> {
     let Some(value) = marks.redirect.as_deref() else { return Ok(None) };
     if !dir.follow_redirects {
@@ -40,13 +40,13 @@ pub(super) fn redirect_of(dir: &MergedDir<'_>, marks: &Marks, name: &CStr) -> Re
     marks::decode_redirect(value).map(Some).map_err(|_| Errno::IO)
 }
 
-/// A name out of a redirect.
+/// A name from a redirect.
 pub(super) fn c_name(name: &[u8]) -> Result<CString, Errno> {
     CString::new(name).map_err(|_| Errno::IO)
 }
 
-/// Follows `path` in layer `layer`. Directories on the way count as everywhere: whiteouts and files end the search,
-/// opaque ones end it for the layers below, redirected ones change the path for them.
+/// Follows `path` in layer `layer`. Directories on the way have their usual effect: whiteouts and files end the
+/// search, opaque directories end it for the layers below, redirected ones change the path for them.
 pub(super) fn follow(dir: &MergedDir<'_>, layer: LayerId, path: &[u8]) -> Result<Followed, Errno> {
     let mut current = dir.stack.lower(layer)?.root().clone();
     let mut real: Arc<CStr> = Arc::from(c"");
@@ -54,7 +54,7 @@ pub(super) fn follow(dir: &MergedDir<'_>, layer: LayerId, path: &[u8]) -> Result
     let components: Vec<CString> = path.split(|&b| b == b'/').map(c_name).collect::<Result<_, _>>()?;
     let is_lowest = dir.stack.is_lowest(layer);
     for (at, name) in components.iter().enumerate() {
-        // A missing component says nothing of the layers below.
+        // A missing component does not affect the layers below.
         let Some(stat) = current.stat(name)? else { return Ok(step) };
         real = crate::union::layer::join(&real, name);
         if at + 1 == components.len() {
@@ -77,7 +77,7 @@ pub(super) fn follow(dir: &MergedDir<'_>, layer: LayerId, path: &[u8]) -> Result
     Ok(step)
 }
 
-/// The path `components` where the one at `at` is redirected.
+/// The path `components` with the redirect of the component at `at` applied.
 pub(super) fn redirected(components: &[CString], at: usize, redirect: &Redirect) -> Vec<u8> {
     let before = components.get(..at).unwrap_or_default().iter().map(|c| c.to_bytes());
     let after = components.get(at + 1..).unwrap_or_default().iter().map(|c| c.to_bytes());
@@ -88,7 +88,7 @@ pub(super) fn redirected(components: &[CString], at: usize, redirect: &Redirect)
     parts.join(&b'/')
 }
 
-/// The path that `components` becomes when its last one is redirected.
+/// The path with the redirect of its last component applied.
 pub(super) fn redirected_end(path: &[u8], redirect: &Redirect) -> Result<Vec<u8>, Errno> {
     let components: Vec<CString> = path.split(|&b| b == b'/').map(c_name).collect::<Result<_, _>>()?;
     Ok(redirected(&components, components.len().saturating_sub(1), redirect))

@@ -6,12 +6,12 @@ use std::path::Path;
 use super::*;
 use crate::union::view::View;
 
-/// What a layer of a test holds: a path and what is there.
+/// The content of a test's layer: a path and what is there.
 #[derive(Clone, Copy)]
 enum At {
     File(&'static str),
     Directory(&'static str),
-    /// A directory with a mark: its name without the name space, and its value.
+    /// A directory with a mark: the mark's name without the name space, and its value.
     Marked(&'static str, &'static str, &'static str),
 }
 
@@ -74,13 +74,13 @@ const TABLE: &[(&[&[At]], &str, &str)] = &[
     (&[&[Directory("d"), File("d/.wh..wh..opq")], &[Directory("d"), File("d/x")]], "d/x", "absent"),
     (&[&[Marked("d", "opaque", "y")], &[Directory("d"), File("d/x")]], "d", "dir 1"),
     (&[&[Marked("d", "opaque", "y")], &[Directory("d"), File("d/x")]], "d/x", "absent"),
-    // The mark of the lowest layer hides nothing.
+    // The marks of the lowest layer have no effect.
     (&[&[Directory("d")], &[Marked("d", "opaque", "y"), File("d/x")]], "d/x", "file 0"),
     (&[&[Marked("d", "redirect", "e")], &[Directory("d"), Directory("e"), File("e/x")]], "d/x", "file 0"),
     (&[&[Marked("d", "redirect", "/p/e")], &[Directory("p"), Directory("p/e"), File("p/e/x")]], "d/x", "file 0"),
     (&[&[Marked("d", "redirect", "gone")], &[Directory("d"), File("d/x")]], "d/x", "absent"),
     (&[&[Marked("d", "redirect", "../e")], &[Directory("e")]], "d", "IO"),
-    // Two redirects, one below the other.
+    // Two redirects in two layers.
     (
         &[&[Marked("d", "redirect", "e")], &[Marked("e", "redirect", "f")], &[Directory("f"), File("f/x")]],
         "d/x",

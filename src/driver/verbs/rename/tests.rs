@@ -1,4 +1,4 @@
-//! Renames step by step, on directories of their own.
+//! Renames step by step, on directories made for each test.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,7 +15,7 @@ struct Fixture {
 }
 
 impl Fixture {
-    /// Paths that end with a slash are directories of the lower layer, others files.
+    /// Paths that end with a slash are directories of the lower layer, others are files.
     fn new(lower: &[&str]) -> Self {
         let directory = tempfile::Builder::new().tempdir_in("/var/tmp").expect("a directory");
         let at = |name: &str| directory.path().join(name);
@@ -76,7 +76,7 @@ impl Fixture {
         attribute(&self.upper(path), "trusted.overlay.redirect")
     }
 
-    /// One attempt, with nodes that were looked up before.
+    /// One attempt, with nodes looked up earlier.
     fn attempt(&self, from: (&str, &NodeRef), to: (&str, Option<&NodeRef>)) -> Result<Attempt> {
         let root = self.at("");
         let name = |name: &str| Name::from(std::ffi::CString::new(name).expect("no NUL").as_c_str());
@@ -121,7 +121,7 @@ fn the_types_of_source_and_target_decide() {
     }
 }
 
-/// The lower layers never move, so a redirect is written once and made absolute once.
+/// The lower layers never move, so a redirect is written once and made absolute at most once.
 #[test]
 fn a_redirect_says_where_the_lower_parts_are() {
     let union = Fixture::new(&["above/dir/", "above/dir/file", "other/"]);
@@ -138,7 +138,7 @@ fn a_redirect_says_where_the_lower_parts_are() {
     union.at("top/file");
 }
 
-/// A directory without lower parts hides what its new name has below.
+/// A directory without lower parts hides the lower files of its new name.
 #[test]
 fn a_directory_of_the_upper_hides_what_is_below_its_new_name() {
     let union = Fixture::new(&["gone/", "gone/below"]);
@@ -152,15 +152,15 @@ fn a_directory_of_the_upper_hides_what_is_below_its_new_name() {
     assert!(union.overlay.lookup(root.id(), "made".as_ref()).expect("looked up").is_none());
 }
 
-/// What was looked up before the names were held, and is so no longer, changes nothing and is looked up again.
+/// If a lookup made before the names were held is outdated, nothing changes and the names are looked up again.
 #[test]
 fn an_outdated_look_changes_nothing() {
     let union = Fixture::new(&["source", "dir/"]);
     union.create("target");
     let (source, target) = (union.at("source"), union.at("target"));
-    // Made meanwhile.
+    // Created in the meantime.
     assert_eq!(union.attempt(("source", &source), ("target", None)), Ok(Attempt::Outdated));
-    // Moved meanwhile: the source, the target.
+    // Moved in the meantime: the source, then the target.
     assert_eq!(union.attempt(("other", &source), ("target", Some(&target))), Ok(Attempt::Outdated));
     assert_eq!(union.attempt(("source", &source), ("other", Some(&target))), Ok(Attempt::Outdated));
     assert!(union.upper("target").exists());

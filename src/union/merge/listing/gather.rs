@@ -1,4 +1,4 @@
-//! Reading the directories of layers, and putting their entries together.
+//! Reads the directories of layers and combines their entries.
 
 use std::collections::HashMap;
 use std::ffi::{CStr, CString, OsStr};
@@ -11,7 +11,7 @@ use crate::union::layer::{Device, FileType, LayerDir, Stat};
 use crate::union::merge::listing::name_at;
 use crate::union::merge::{acts_by_name, tell_of_content};
 
-/// Inode number of an entry that must be looked up to know its own.
+/// Inode number of an entry whose own number needs a lookup.
 pub(super) const UNKNOWN_INO: u64 = 0;
 
 /// Gathers the entries of a directory, topmost layer first.
@@ -31,13 +31,13 @@ pub(super) struct Entry {
     pub(super) ino: u64,
     pub(super) source: u16,
     pub(super) kind: u8,
-    /// A whiteout: hides what is below, is not shown.
+    /// A whiteout: it hides the entry in lower layers, and is not shown.
     pub(super) hidden: bool,
-    /// Nothing further down belongs to this entry.
+    /// Nothing in lower layers belongs to this entry.
     closed: bool,
-    /// As `closed`, once the layer has been read: `.wh.NAME` does not hide NAME of its own layer.
+    /// Like `closed`, after the layer has been read: `.wh.NAME` does not hide NAME of its own layer.
     closing: bool,
-    /// Lower parts after the first, of a directory.
+    /// For a directory: lower parts after the first.
     pub(super) more: Vec<u16>,
 }
 
@@ -56,8 +56,8 @@ impl Gathered {
             if existing.closed {
                 return Ok(());
             }
-            // A whiteout by name (`.wh.x`) does not hide `x` of its own layer, whichever of them is listed first, and closes it
-            // to what is below.
+            // A whiteout by name (`.wh.x`) does not hide `x` of its own layer, in whichever order they are listed. It closes
+            // the entry for lower layers.
             if existing.hidden && existing.source == source && !hidden {
                 (existing.kind, existing.ino, existing.hidden, existing.closed) = (kind, ino, false, true);
             } else if hidden {
@@ -86,14 +86,14 @@ impl Gathered {
         }
     }
 
-    /// A whiteout closes its entry once its own layer has been read.
+    /// A whiteout closes its entry after its own layer has been read.
     fn end_layer(&mut self) {
         for entry in self.entries.iter_mut().filter(|e| e.closing) {
             entry.closed = true;
         }
     }
 
-    /// Reads one real directory; true if it turned out to be opaque (`.wh..wh..opq`).
+    /// Reads one real directory; returns true if it is opaque (`.wh..wh..opq`).
     pub(super) fn read(
         &mut self,
         dir: &LayerDir<'_>,
@@ -143,7 +143,7 @@ impl Gathered {
             }
         }
         for (name, ino) in unsure {
-            // Gone between listing and looking: not there.
+            // The file vanished between listing and lookup.
             let Some(stat) = dir.stat(&name)? else { continue };
             let hidden = is_whiteout(dir, &name, &stat, xattr_whiteouts)?;
             self.add(&name, ino, dirent_type(&stat), source, hidden, true)?;
@@ -153,7 +153,7 @@ impl Gathered {
     }
 }
 
-/// Names in one directory of a layer; for each, whether it is a whiteout. In the order of the layer.
+/// Names in one directory of a layer, in the layer's order; for each, whether it is a whiteout.
 ///
 /// # Errors
 /// Those of listing.
@@ -166,12 +166,12 @@ pub fn entries_of(dir: &LayerDir<'_>, xattr_whiteouts: bool) -> Result<Vec<(CStr
 
 /// `DT_*` of a file.
 pub fn dirent_type(stat: &Stat) -> u8 {
-    // S_IFMT >> 12 is DT_*, by design of both.
+    // By definition, `S_IFMT >> 12` is `DT_*`.
     ((stat.mode & libc::S_IFMT) >> 12) as u8
 }
 
-/// True if `name` in `dir`, whose attributes are `stat`, is a whiteout. Among whiteouts by attribute every file is asked
-/// for the mark: the log tells of one that has content.
+/// True if `name` in `dir`, which has the attributes `stat`, is a whiteout. Where xattr whiteouts are allowed, every
+/// file is asked for the mark; a whiteout with content is logged.
 ///
 /// # Errors
 /// Those of `getxattr(2)`.

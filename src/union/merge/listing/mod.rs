@@ -1,7 +1,7 @@
-//! Merged listing of a directory: one entry a name, in the order of positions.
+//! Merged listing of a directory: one entry for each name, in the order of positions.
 //!
 //! A position is a hash of the name ([`crate::inventory::position`]), so it stays valid whatever is created, removed or
-//! rebuilt in between, and a name is found by its position.
+//! rebuilt in between, and a name can be found by its position.
 
 mod gather;
 #[cfg(test)]
@@ -25,14 +25,14 @@ pub use gather::{dirent_type, entries_of, is_whiteout};
 pub enum Source {
     /// In the upper layer.
     Upper,
-    /// In the directory's lower part of this index.
+    /// In the directory's lower part with this index.
     Lower(u16),
 }
 
 /// Source index of upper entries.
 const UPPER: u16 = u16::MAX;
 
-/// Bytes of removed names that are kept without a thought.
+/// Bytes of removed names that are kept without compaction.
 const SPARE: usize = 4096;
 
 #[derive(Clone, Copy, Debug)]
@@ -43,12 +43,12 @@ struct Item {
     kind: u8,
 }
 
-/// The lower parts of a directory that has several.
+/// The lower parts of a directory, if it has several.
 #[derive(Clone, Copy, Debug)]
 struct Parts {
-    /// Which item: its [`Item::name_at`].
+    /// Identifies the item by its [`Item::name_at`].
     name_at: u32,
-    /// Where in [`Merged::dirs`] they are.
+    /// Index of the first in [`Merged::dirs`].
     at: u32,
     len: u16,
 }
@@ -59,9 +59,9 @@ pub struct Listing(Form);
 
 #[derive(Clone, Debug)]
 enum Form {
-    /// Made of the layers' directories.
+    /// Made from the layers' directories.
     Merged(Merged),
-    /// Of a directory that only one layer has, as it stands in the layer's inventory: takes no memory.
+    /// The listing of a directory of one layer, read from the layer's inventory; it takes no memory of its own.
     Inventory(Arc<Inventory>, DirNumber),
 }
 
@@ -69,14 +69,14 @@ enum Form {
 struct Merged {
     /// Names, each ended by a NUL.
     names: Vec<u8>,
-    /// How many bytes of them belong to no item any more.
+    /// Number of bytes in it that belong to no item any more.
     spare: usize,
-    /// By position.
+    /// Items by position.
     items: BTreeMap<u32, Item>,
     moved: Moved,
-    /// For each directory that has several lower parts, in the order of `name_at`. Only in listings of lower parts.
+    /// The parts of each directory with several lower parts, in the order of `name_at`. Only in listings of lower parts.
     parts: Vec<Parts>,
-    /// Lower parts of those directories.
+    /// Lower parts of these directories.
     dirs: Vec<u16>,
     /// The file system of each source.
     devices: Vec<(u16, Device)>,
@@ -89,8 +89,8 @@ pub struct Listed<'a> {
     pub name: &'a CStr,
     /// Position; unique in the directory.
     pub position: u64,
-    /// The file of the topmost real entry. None if the layer does not say without a lookup: a directory there may be a
-    /// subvolume, which has another number than its entry.
+    /// The file of the topmost real entry. `None` if a lookup is needed: a directory in the layer may be a subvolume,
+    /// whose number differs from that of its entry.
     pub id: Option<FileId>,
     /// `DT_*`.
     pub kind: u8,
@@ -104,13 +104,14 @@ fn name_at(names: &[u8], at: u32) -> &CStr {
     CStr::from_bytes_until_nul(tail).unwrap_or_default()
 }
 
-/// A position as key of [`Merged::items`]; positions fit.
+/// A position as a key of [`Merged::items`]; positions fit into 32 bits.
 fn key(position: u64) -> u32 {
     u32::try_from(position).unwrap_or(u32::MAX)
 }
 
 impl Merged {
-    /// What was gathered, without what is hidden. `kept`: names that were moved when the directory was listed before.
+    /// Makes a listing of the gathered entries without the hidden ones. `kept` has the names that were moved
+    /// in the directory's last listing.
     fn new(gathered: Gathered, kept: &Moved) -> Self {
         let mut names = gathered.names;
         names.shrink_to_fit();
@@ -118,7 +119,7 @@ impl Merged {
         let bytes: Vec<&[u8]> = shown.iter().map(|entry| name_at(&names, entry.name_at).to_bytes()).collect();
         let (positions, moved) = allot(&bytes, kept);
         let mut merged = Self { moved, devices: gathered.devices, ..Self::default() };
-        // In the order in which they came, so that `name_at` only grows.
+        // In the order in which they were gathered, so that `name_at` only grows.
         for entry in shown.iter().filter(|entry| !entry.more.is_empty()) {
             let at = u32::try_from(merged.dirs.len()).unwrap_or(u32::MAX);
             let len = u16::try_from(entry.more.len() + 1).unwrap_or(u16::MAX);
@@ -184,14 +185,14 @@ impl Merged {
         let mut names = Vec::with_capacity(self.names.len().saturating_sub(self.spare));
         for item in self.items.values_mut() {
             let name = name_at(&self.names, item.name_at).to_bytes_with_nul();
-            // No longer than what it replaces, whose length fits.
+            // The new length is not greater than the old one, which fits.
             item.name_at = names.len() as u32;
             names.extend_from_slice(name);
         }
         (self.names, self.spare) = (names, 0);
     }
 
-    /// False if it cannot be added.
+    /// Returns false if the name cannot be added.
     fn add(&mut self, name: &CStr, id: Option<FileId>, kind: u8, source: u16) -> bool {
         self.remove(name);
         let Ok(name_at) = u32::try_from(self.names.len()) else { return false };
@@ -212,7 +213,7 @@ impl Merged {
     }
 }
 
-/// An entry of an inventory as one of a listing.
+/// Converts an entry of an inventory.
 fn listed_in_inventory(device: Device, entry: crate::inventory::Entry<'_>) -> Listed<'_> {
     let record = &entry.record;
     Listed {
@@ -231,11 +232,12 @@ impl Default for Listing {
 }
 
 impl Listing {
-    /// Merges the lower parts of a directory, topmost first. What is whited out is left out. `kept`: what [`Self::moved`]
-    /// of the directory's last listing was.
+    /// Merges the lower parts of a directory, topmost first. Whited-out names are left out. `kept` is
+    /// [`Self::moved`] of the directory's last listing.
     ///
     /// # Errors
-    /// Those of listing; an unreadable layer fails the whole, rather than showing what it may hide.
+    /// Those of listing. If a layer cannot be read, the whole listing fails, because that layer may hide
+    /// entries of others.
     pub(crate) fn of_lowers(parts: &[(&LowerRef, LayerDir<'_>)], kept: &Moved) -> Result<Self, Errno> {
         if let [(part, dir)] = parts
             && !part.xattr_whiteouts
@@ -246,7 +248,7 @@ impl Listing {
         let mut gathered = Gathered::default();
         for (index, (part, dir)) in parts.iter().enumerate() {
             let source = u16::try_from(index).map_err(|_| Errno::OVERFLOW)?;
-            // With one layer, no name is met twice.
+            // With one layer, no name occurs twice.
             if gathered.read(dir, source, part.xattr_whiteouts, parts.len() > 1)? {
                 break;
             }
@@ -254,8 +256,8 @@ impl Listing {
         Ok(Self(Form::Merged(Merged::new(gathered, kept))))
     }
 
-    /// Merges the upper part of a directory with the listing of its lower parts. `kept`: what [`Self::moved`] of the
-    /// directory's last listing was.
+    /// Merges the upper part of a directory with the listing of its lower parts. `kept` is [`Self::moved`] of the
+    /// directory's last listing.
     ///
     /// # Errors
     /// Those of listing.
@@ -274,7 +276,7 @@ impl Listing {
             if let Some(id) = listed.id {
                 gathered.note_device(source, id.device);
             }
-            // The directory may have been listed as its lower parts alone.
+            // The last listing may have been that of the lower parts alone.
             if listed.position != candidate(listed.name.to_bytes(), 0) {
                 kept.insert(listed.name.to_bytes(), listed.position);
             }
@@ -283,7 +285,7 @@ impl Listing {
         Ok(Self(Form::Merged(Merged::new(gathered, &kept))))
     }
 
-    /// True if an upper directory holds anything but whiteouts and marks, which are removed with it.
+    /// True if an upper directory holds anything except whiteouts and marks, which are removed with it.
     ///
     /// # Errors
     /// Those of listing.
@@ -293,18 +295,18 @@ impl Listing {
         Ok(gathered.entries.iter().any(|e| !e.hidden))
     }
 
-    /// Names that do not have their first position. While a directory is in use, each listing gets those of the one before:
-    /// else a name that stayed could be listed twice, or not at all.
+    /// Names that are not at their first position. While a directory is in use, each listing gets those of the previous
+    /// one: otherwise a name could be listed twice or not at all.
     pub fn moved(&self) -> Moved {
         match &self.0 {
             Form::Merged(merged) => merged.moved.clone(),
-            // An inventory's are made of its names alone, as often as need be.
+            // Positions in an inventory depend on its names alone.
             Form::Inventory(..) => Moved::default(),
         }
     }
 
-    /// Takes `name` out, as a new listing would lack it; costs the logarithm of the number of entries. False: this listing
-    /// cannot be changed and is to be made again.
+    /// Removes `name`, as if the listing were made again; the cost is logarithmic in the number of entries. Returns
+    /// false if the listing cannot be changed and must be made again.
     pub fn remove(&mut self, name: &CStr) -> bool {
         match &mut self.0 {
             Form::Merged(merged) if merged.parts.is_empty() => {
@@ -315,8 +317,8 @@ impl Listing {
         }
     }
 
-    /// Puts `name` in, in the place of another entry of that name; costs the logarithm of the number of entries. Without
-    /// `id`, its number is looked up when it is listed. False: this listing cannot be changed and is to be made again.
+    /// Adds `name`, or replaces the entry of that name; the cost is logarithmic in the number of entries. Without `id`, the
+    /// number is looked up when the entry is listed. Returns false if the listing cannot be changed and must be made again.
     pub fn add(&mut self, name: &CStr, id: Option<FileId>, kind: u8, source: Source) -> bool {
         let source = match source {
             Source::Upper => UPPER,
@@ -328,7 +330,7 @@ impl Listing {
         }
     }
 
-    /// The part of the inventory, if the listing is one.
+    /// The directory in the inventory, if the listing is read from one.
     fn directory(&self) -> Option<(Device, Directory<'_>)> {
         match &self.0 {
             Form::Merged(_) => None,
@@ -336,13 +338,13 @@ impl Listing {
         }
     }
 
-    /// True if it can be used no longer, and what it gave may have lacked names: the inventory behind it cannot be
-    /// read any more.
+    /// True if the listing must not be used any more: its inventory can no longer be read, and entries may already
+    /// have been missing.
     pub(crate) fn is_broken(&self) -> bool {
         matches!(&self.0, Form::Inventory(inventory, _) if inventory.is_broken())
     }
 
-    /// The merged items behind `position`; none if the listing is an inventory's.
+    /// The merged items after `position`; none if the listing is read from an inventory.
     fn items(&self, position: u64) -> impl Iterator<Item = Listed<'_>> {
         let merged = match &self.0 {
             Form::Merged(merged) => Some(merged),
@@ -359,7 +361,7 @@ impl Listing {
         self.after(0)
     }
 
-    /// The entries behind `position`.
+    /// The entries after `position`.
     pub fn after(&self, position: u64) -> impl Iterator<Item = Listed<'_>> {
         let directory = self.directory();
         let known = directory.into_iter().flat_map(move |(device, directory)| {
@@ -381,7 +383,7 @@ impl Listing {
         }
     }
 
-    /// The lower parts that make up the directory `name`, as indices into those of its parent, topmost first.
+    /// The lower parts of the directory `name`, as indices into its parent's, topmost first.
     pub(crate) fn lower_parts(&self, name: &CStr) -> &[u16] {
         match &self.0 {
             Form::Merged(merged) => merged.lower_parts(name),
@@ -403,10 +405,10 @@ impl Listing {
         self.len() == 0
     }
 
-    /// Memory held, in bytes, about.
+    /// Approximate memory use in bytes.
     pub fn memory(&self) -> usize {
         let Form::Merged(merged) = &self.0 else { return 0 };
-        // A full leaf of the tree has 11 entries and 16 bytes of its own.
+        // A full leaf of the tree has 11 entries and 16 further bytes.
         let items = merged.items.len() * (size_of::<u32>() + size_of::<Item>() + 2);
         merged.names.capacity() + items + merged.parts.capacity() * size_of::<Parts>() + merged.dirs.capacity() * 2
     }

@@ -59,7 +59,7 @@ fn reading_on_after_a_position_misses_and_repeats_nothing() {
     assert_eq!(seen.len(), 300);
 }
 
-/// Names with one first position: every one is listed and found, in a listing that is made at once, step by step, or again.
+/// Names that share one first position are all listed and found, whether the listing is made at once, step by step, or again.
 #[test]
 fn names_with_one_position_are_all_found() {
     let (less, more) = crate::inventory::position::tests::colliding();
@@ -77,7 +77,7 @@ fn names_with_one_position_are_all_found() {
         }
         let positions = |made: &Listing| order.map(|name| made.get(&c(name)).map(|listed| listed.position));
         assert_eq!(positions(&steps), positions(&again), "a listing that is made again moves nothing");
-        // The one that is left stays where it is.
+        // The remaining name keeps its position.
         let left = positions(&steps)[1];
         assert!(steps.remove(&c(order[0])));
         assert_eq!(steps.get(&c(order[1])).map(|listed| listed.position), left);
@@ -117,8 +117,8 @@ fn an_entry_says_its_file_if_that_is_known() {
     assert_eq!((id(c"a"), id(c"sub"), id(c"b")), (Some(FileId { device: here, ino: 7 }), None, None));
 }
 
-/// Take the first, remove it, again: the processor time for each does not grow with the number of names. Building a listing
-/// anew each time takes thirty times as long for the larger one.
+/// Reads the first name and removes it, again and again: the processor time for each does not grow with the number of
+/// names. If the listing were rebuilt each time, the larger one would take thirty times as long.
 #[test]
 fn taking_the_first_again_and_again_is_flat() {
     let now = || {
@@ -135,7 +135,7 @@ fn taking_the_first_again_and_again_is_flat() {
         }
         (now() - start) / count as f64
     };
-    // The best of three: on a busy machine the others wait for memory.
+    // Takes the best of three: on a busy machine, runs are slowed down by others.
     let best = |count: usize| (0..3).map(|_| time(count)).fold(f64::INFINITY, f64::min);
     let (small, large) = (best(2000), best(60_000));
     assert!(large < small * 8.0 + 2e-6, "{small} s each of 2,000, {large} s each of 60,000");
