@@ -24,7 +24,7 @@ use stratafs::image::digest::Digest;
 use stratafs::image::snapshot::{self as layer, SnapshotOptions};
 use stratafs::image::unpack::{UnpackOptions, unpack};
 use stratafs::store::trace::{What, trace};
-use stratafs::store::{Layer, Store};
+use stratafs::store::{Store, StoredLayer};
 use stratafs::union::layer::LowerRef;
 use stratafs::union::view::{self, View};
 
@@ -35,7 +35,7 @@ type Tree = BTreeMap<String, Result<String, Errno>>;
 struct Layers {
     /// Holds the store.
     directory: tempfile::TempDir,
-    layers: Vec<Layer>,
+    layers: Vec<StoredLayer>,
 }
 
 impl Layers {
@@ -59,7 +59,7 @@ impl Layers {
     }
 
     fn dirs(&self) -> Vec<PathBuf> {
-        self.layers.iter().map(Layer::diff).collect()
+        self.layers.iter().map(StoredLayer::diff).collect()
     }
 }
 
@@ -373,7 +373,7 @@ fn agree(name: &str, texts: &[&str], inventories: bool) {
 /// `strata which` names layers for what is there, the right one first, and none for what is not.
 /// `metacopy`: contents may be in other layers.
 fn check_which(layers: &Layers, whole: &Tree, metacopy: bool, what: &str) {
-    let lowest_first: Vec<Layer> = layers.layers.iter().rev().cloned().collect();
+    let lowest_first: Vec<StoredLayer> = layers.layers.iter().rev().cloned().collect();
     let names = all_names(&layers.dirs());
     let parents = whole.iter().filter(|(_, shown)| matches!(shown, Ok(text) if text.starts_with("dir")));
     let parents: Vec<&str> = std::iter::once("").chain(parents.map(|(path, _)| path.as_str())).collect();

@@ -57,7 +57,7 @@ use crate::image::files::{make_dir, sync_dir};
 use crate::image::time::Timestamp;
 use crate::image::{ImageError, IoContext, Result, nearest, spec};
 use crate::marks::Namespace;
-use crate::store::{Image, Layer, Store, replace_file, retry_interrupted};
+use crate::store::{Image, Store, StoredLayer, replace_file, retry_interrupted};
 
 pub use damaged::Damaged;
 pub use finish::finish;
@@ -147,7 +147,7 @@ impl Container {
                 id: id.clone(),
                 image: image.id(),
                 image_name: options.image_name.clone(),
-                layers: layers.iter().map(Layer::id).collect(),
+                layers: layers.iter().map(StoredLayer::id).collect(),
                 blobs: vec![image.id(), image.descriptor.digest],
                 created: Timestamp::now().to_string(),
                 driver: options.driver,
@@ -299,7 +299,7 @@ impl Container {
     ///
     /// # Errors
     /// When the store lost one.
-    pub fn layers(&self, store: &Store) -> Result<Vec<Layer>> {
+    pub fn layers(&self, store: &Store) -> Result<Vec<StoredLayer>> {
         store.layers_by_id(&self.record.layers)
     }
 
@@ -408,7 +408,7 @@ impl Container {
 
 /// Fills a new container's directory. The upper directory becomes the root of the union, so it gets the
 /// attributes of the topmost layer's.
-fn prepare(dir: &Path, top: Option<&Layer>) -> Result<()> {
+fn prepare(dir: &Path, top: Option<&StoredLayer>) -> Result<()> {
     for (name, mode) in [("upper", 0o755), ("work", 0o700), ("merged", 0o755), ("empty", 0o755)] {
         make_dir(&dir.join(name), mode)?;
     }

@@ -18,7 +18,7 @@ use super::{Container, Record};
 use crate::confined::mountinfo;
 use crate::image::{ImageError, IoContext, Result};
 use crate::store::checkpoints::CheckpointLayer;
-use crate::store::{Layer, Store};
+use crate::store::{Store, StoredLayer};
 
 /// Longest wait for a driver whose mount is gone.
 const DRIVER_PATIENCE: Duration = Duration::from_secs(60);
@@ -62,7 +62,7 @@ impl Container {
             return Err(ImageError::refused(&self.name, "is mounted in another namespace; use exec, or stop it first"));
         }
         if self.record.driver == Driver::Stratafs {
-            self.layers(store)?.iter().for_each(Layer::ensure_inventory);
+            self.layers(store)?.iter().for_each(StoredLayer::ensure_inventory);
         }
         // No layer is merged into another, or removed, before the driver has opened it.
         let _chains = store.lock_chains_if_any()?;
@@ -79,7 +79,8 @@ impl Container {
     /// The directories below its upper, or below another one that stands on `chain`, the topmost first.
     pub(super) fn lower_dirs(&self, store: &Store, chain: &[CheckpointLayer]) -> Result<Vec<PathBuf>> {
         let layers = self.layers(store)?;
-        let mut lowers = distinct(chain.iter().map(CheckpointLayer::dir).chain(layers.iter().rev().map(Layer::diff)));
+        let mut lowers =
+            distinct(chain.iter().map(CheckpointLayer::dir).chain(layers.iter().rev().map(StoredLayer::diff)));
         // overlayfs wants two layers if none is writable, and every driver wants one; an empty one changes nothing.
         if lowers.len() < 1 + usize::from(self.record.read_only) {
             lowers.push(self.dir.join("empty"));

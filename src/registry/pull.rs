@@ -23,7 +23,7 @@ use crate::registry::session::{Access, Session};
 use crate::registry::spool::Spool;
 use crate::registry::{AT_ONCE, Options, Progress, manifest};
 use crate::store::load::LoadOptions;
-use crate::store::{AddedLayer, Layer, LayerEvent, NewLayer, Slot, Transaction, blob_mark, rounds};
+use crate::store::{AddedLayer, LayerEvent, NewLayer, Slot, StoredLayer, Transaction, blob_mark, rounds};
 
 /// Bytes that are passed on at once.
 const CHUNK: usize = 128 << 10;
@@ -127,7 +127,7 @@ struct Fetched {
 
 impl Transfer<'_> {
     /// The layers, the lowest first, and the marks of those that were unpacked from their blobs.
-    fn run(&self, into: &mut Transaction<'_>) -> Result<(Vec<Layer>, Vec<String>)> {
+    fn run(&self, into: &mut Transaction<'_>) -> Result<(Vec<StoredLayer>, Vec<String>)> {
         let wanted = self.plan(into)?;
         let (next, cancelled) = (AtomicUsize::new(0), AtomicBool::new(false));
         let failure = Mutex::new(None);
@@ -165,7 +165,7 @@ impl Transfer<'_> {
     /// of those may be fetched in vain.
     fn plan(&self, into: &Transaction<'_>) -> Result<Vec<Fetched>> {
         let mut wanted: Vec<Fetched> = Vec::new();
-        let mut below: Option<Vec<Layer>> = Some(Vec::new());
+        let mut below: Option<Vec<StoredLayer>> = Some(Vec::new());
         for (at, (descriptor, diff_id)) in self.layers.iter().enumerate() {
             let known = into.find_layer(below.as_deref().unwrap_or_default(), diff_id)?;
             let keeps = self.options.keep_blobs && descriptor.digest != *diff_id && !into.has_blob(&descriptor.digest);
@@ -204,7 +204,7 @@ impl Transfer<'_> {
         into: &mut Transaction<'_>,
         wanted: &[Fetched],
         cancelled: &AtomicBool,
-    ) -> Result<(Vec<Layer>, Vec<String>)> {
+    ) -> Result<(Vec<StoredLayer>, Vec<String>)> {
         let (mut stack, mut marks) = (Vec::new(), Vec::new());
         for now in rounds(self.layers, |(_, diff_id)| *diff_id, &self.options.unpack) {
             let round = Round { transfer: self, first: stack.len(), layers: now, wanted };
@@ -264,7 +264,7 @@ impl<'t> Round<'t> {
     }
 
     /// The layers below, and these on top of them.
-    fn slots(&self, into: &Transaction<'_>, below: Vec<Layer>) -> Result<Vec<Slot<'t>>> {
+    fn slots(&self, into: &Transaction<'_>, below: Vec<StoredLayer>) -> Result<Vec<Slot<'t>>> {
         let mut diff_ids: Vec<Digest> = below.iter().map(|layer| layer.record.diff_id).collect();
         let mut slots: Vec<Slot<'t>> = below.into_iter().map(Slot::There).collect();
         for (at, (descriptor, diff_id)) in self.layers.iter().enumerate() {

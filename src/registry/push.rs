@@ -22,7 +22,7 @@ use crate::registry::session::{Access, Session};
 use crate::registry::upload::upload;
 use crate::registry::{AT_ONCE, Options, Progress, blob_path};
 use crate::store::save::compress;
-use crate::store::{Image, Layer, Store, blob_mark};
+use crate::store::{Image, Store, StoredLayer, blob_mark};
 use crate::tar::compression::Compression;
 
 /// How to push.
@@ -167,8 +167,8 @@ struct Sender<'s> {
 
 impl Sender<'_> {
     /// Sees to it that the registry has every layer; returns as what.
-    fn send_layers(&self, layers: &[Layer]) -> Result<Vec<Descriptor>> {
-        let mut distinct: Vec<&Layer> = Vec::new();
+    fn send_layers(&self, layers: &[StoredLayer]) -> Result<Vec<Descriptor>> {
+        let mut distinct: Vec<&StoredLayer> = Vec::new();
         for layer in layers {
             if !distinct.iter().any(|known| known.record.diff_id == layer.record.diff_id) {
                 distinct.push(layer);
@@ -197,7 +197,7 @@ impl Sender<'_> {
         Ok(layers.iter().filter_map(|layer| sent.get(&layer.record.diff_id).cloned()).collect())
     }
 
-    fn send_layer(&self, layer: &Layer) -> Result<Descriptor> {
+    fn send_layer(&self, layer: &StoredLayer) -> Result<Descriptor> {
         let diff_id = &layer.record.diff_id;
         let known = self.known.get(diff_id).map(Vec::as_slice).unwrap_or_default();
         for blob in known {

@@ -9,7 +9,7 @@ use rustix::io::Errno;
 
 use crate::image::digest::Digest;
 use crate::image::{ImageError, Result};
-use crate::store::Layer;
+use crate::store::StoredLayer;
 use crate::union::merge::Resolution;
 use crate::union::view::{UpperPart, View};
 
@@ -119,7 +119,7 @@ impl Anatomy {
     ///
     /// # Errors
     /// When a layer cannot be read.
-    pub fn of(layers: &[Layer]) -> Result<Self> {
+    pub fn of(layers: &[StoredLayer]) -> Result<Self> {
         let mut anatomy = Self::default();
         for layer in layers {
             let entries = entries(layer)?;
@@ -261,7 +261,7 @@ fn deletions(hidden: &BTreeMap<Vec<u8>, Shown>, own: &Own<'_>) -> Vec<Change> {
 }
 
 /// Everything that the layer's directory has, parents before what is in them.
-fn entries(layer: &Layer) -> Result<Vec<Entry>> {
+fn entries(layer: &StoredLayer) -> Result<Vec<Entry>> {
     let failed = |path: &[u8], errno: Errno| ImageError::Io {
         path: layer.diff().join(OsStr::from_bytes(path)),
         source: errno.into(),

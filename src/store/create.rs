@@ -16,7 +16,7 @@ use crate::image::time::Timestamp;
 use crate::image::unpack::UnpackOptions;
 use crate::image::{ImageError, Result};
 use crate::store::checkpoints::merge;
-use crate::store::{AddedLayer, Layer, Transaction, open_topmost_first};
+use crate::store::{AddedLayer, StoredLayer, Transaction, open_topmost_first};
 
 /// What to write into a new image.
 #[derive(Clone, Debug, Default)]
@@ -76,7 +76,7 @@ pub fn import(
 pub fn commit(
     into: &mut Transaction<'_>,
     parent: &ImageConfig,
-    stack: &[Layer],
+    stack: &[StoredLayer],
     upper: BorrowedFd<'_>,
     authoring: &Authoring,
     unpack: &UnpackOptions,
@@ -92,7 +92,7 @@ pub fn commit(
 pub fn commit_each(
     into: &mut Transaction<'_>,
     parent: &ImageConfig,
-    stack: &[Layer],
+    stack: &[StoredLayer],
     changed: &[BorrowedFd<'_>],
     authoring: &Authoring,
     unpack: &UnpackOptions,
@@ -147,7 +147,7 @@ pub fn squash(changed: &[BorrowedFd<'_>], scratch: &Path) -> Result<Option<PathB
 pub fn flatten(
     into: &mut Transaction<'_>,
     parent: &ImageConfig,
-    stack: &[Layer],
+    stack: &[StoredLayer],
     authoring: &Authoring,
     unpack: &UnpackOptions,
 ) -> Result<Digest> {
@@ -164,7 +164,7 @@ pub fn flatten(
 /// makes of it.
 fn add_made(
     into: &mut Transaction<'_>,
-    stack: &[Layer],
+    stack: &[StoredLayer],
     make: impl FnOnce(&mut dyn Write, &SnapshotOptions) -> std::result::Result<Snapshot, LayerError> + Send,
     authoring: &Authoring,
     unpack: &UnpackOptions,

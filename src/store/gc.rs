@@ -12,7 +12,7 @@ use crate::image::files::{is_gone, read_limited, remove_tree};
 use crate::image::spec::{self, Descriptor, Index, IndexEntry, Manifest};
 use crate::image::{ImageError, IoContext, Result};
 use crate::store::annotations::ORIGINAL_MANIFEST;
-use crate::store::{Layer, Store};
+use crate::store::{Store, StoredLayer};
 use crate::text::shown_path;
 
 /// What a removal freed.
@@ -103,7 +103,7 @@ impl Store {
         for (name, path) in layers {
             if !live.incomplete && !live.layers.contains(&name) {
                 freed.layers += 1;
-                freed.bytes += Layer::load(path.clone()).map_or(0, |layer| layer.record.content_size);
+                freed.bytes += StoredLayer::load(path.clone()).map_or(0, |layer| layer.record.content_size);
                 self.discard(&path)?;
             }
         }

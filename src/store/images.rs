@@ -8,7 +8,7 @@ use crate::image::spec::{self, Descriptor, Index, Manifest};
 use crate::image::{ImageError, Result};
 use crate::store::annotations::{ORIGINAL_MANIFEST, REPO_DIGESTS};
 use crate::store::image_index::{self, name_of};
-use crate::store::{Freed, Layer, Store};
+use crate::store::{Freed, Store, StoredLayer};
 
 /// An image of the store.
 #[derive(Clone, Debug)]
@@ -267,7 +267,7 @@ impl Store {
     ///
     /// # Errors
     /// When one is not in the store.
-    pub fn layers_of(&self, image: &Image) -> Result<Vec<Layer>> {
+    pub fn layers_of(&self, image: &Image) -> Result<Vec<StoredLayer>> {
         self.stack(&image.config)
     }
 }

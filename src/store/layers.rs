@@ -45,13 +45,13 @@ impl LayerRecord {
 
 /// A layer in a store, or about to be published there.
 #[derive(Clone, Debug)]
-pub struct Layer {
+pub struct StoredLayer {
     pub(super) dir: PathBuf,
     /// What is known of it.
     pub record: LayerRecord,
 }
 
-impl Layer {
+impl StoredLayer {
     /// The name of its directory.
     pub fn id(&self) -> Digest {
         self.record.id()
@@ -145,13 +145,13 @@ impl Layer {
 
 impl Store {
     /// The layer with this diff id on this chain, if the store has it.
-    pub(super) fn find_layer(&self, diff_id: &Digest, chain_id: &Digest) -> Result<Option<Layer>> {
+    pub(super) fn find_layer(&self, diff_id: &Digest, chain_id: &Digest) -> Result<Option<StoredLayer>> {
         for id in [diff_id, chain_id] {
             let dir = self.layers_dir().join(id.hex());
             if is_gone(&dir)? {
                 continue;
             }
-            let layer = Layer::load(dir)?;
+            let layer = StoredLayer::load(dir)?;
             // A chain id of one layer is its diff id; what else lies there belongs to another chain.
             if layer.record.diff_id == *diff_id && layer.id() == *id {
                 return Ok(Some(layer));
@@ -164,7 +164,7 @@ impl Store {
     ///
     /// # Errors
     /// When one is not in the store.
-    pub fn stack(&self, config: &ImageConfig) -> Result<Vec<Layer>> {
+    pub fn stack(&self, config: &ImageConfig) -> Result<Vec<StoredLayer>> {
         let chain = chain_ids(config.diff_ids());
         let missing = |diff_id: &Digest| {
             ImageError::refused(format!("layer {diff_id}"), "is not unpacked in this store; load the image again")
@@ -177,21 +177,21 @@ impl Store {
     ///
     /// # Errors
     /// When one is not in the store.
-    pub fn layers_by_id(&self, ids: &[Digest]) -> Result<Vec<Layer>> {
-        ids.iter().map(|id| Layer::load(self.layers_dir().join(id.hex()))).collect()
+    pub fn layers_by_id(&self, ids: &[Digest]) -> Result<Vec<StoredLayer>> {
+        ids.iter().map(|id| StoredLayer::load(self.layers_dir().join(id.hex()))).collect()
     }
 
     /// Every layer of the store, in the order of their ids. Those whose record cannot be used are told and left out.
     ///
     /// # Errors
     /// When the store cannot be listed.
-    pub fn all_layers(&self) -> Result<Vec<Layer>> {
+    pub fn all_layers(&self) -> Result<Vec<StoredLayer>> {
         let mut layers = Vec::new();
         if self.is_nothing() {
             return Ok(layers);
         }
         for (name, dir) in entries(&self.layers_dir())? {
-            match Layer::load(dir.clone()) {
+            match StoredLayer::load(dir.clone()) {
                 Ok(layer) => layers.push(layer),
                 // It was removed since the directory was read.
                 Err(_) if is_gone(&dir).unwrap_or(false) => {}

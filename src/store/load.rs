@@ -9,7 +9,7 @@ use crate::image::reference::Reference;
 use crate::image::spec::Platform;
 use crate::image::unpack::UnpackOptions;
 use crate::image::{IoContext, Result};
-use crate::store::{Layer, LayerEvent, NewLayer, Slot, Transaction, rounds};
+use crate::store::{LayerEvent, NewLayer, Slot, StoredLayer, Transaction, rounds};
 
 /// How to load.
 #[derive(Clone, Debug, Default)]
@@ -100,8 +100,8 @@ fn add_stack(
     layers: &[FoundLayer],
     options: &LoadOptions,
     progress: &mut dyn Progress,
-) -> Result<Vec<Layer>> {
-    let mut stack: Vec<Layer> = Vec::new();
+) -> Result<Vec<StoredLayer>> {
+    let mut stack: Vec<StoredLayer> = Vec::new();
     for now in rounds(layers, |found| found.diff_id, &options.unpack) {
         stack = add_some(into, archive, stack, now, options, progress)?;
     }
@@ -115,11 +115,11 @@ fn add_stack(
 fn add_some(
     into: &mut Transaction<'_>,
     archive: &Archive,
-    below: Vec<Layer>,
+    below: Vec<StoredLayer>,
     layers: &[FoundLayer],
     options: &LoadOptions,
     progress: &mut dyn Progress,
-) -> Result<Vec<Layer>> {
+) -> Result<Vec<StoredLayer>> {
     let offset = below.len();
     let mut diff_ids: Vec<Digest> = below.iter().map(|layer| layer.record.diff_id).collect();
     let mut slots: Vec<Slot<'_>> = below.into_iter().map(Slot::There).collect();

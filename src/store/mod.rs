@@ -56,7 +56,7 @@ pub use annotations::blob_mark;
 pub use gc::Freed;
 pub use images::short_id;
 pub use images::{Image, Removed};
-pub use layers::{Layer, LayerRecord};
+pub use layers::{LayerRecord, StoredLayer};
 pub use together::{LayerEvent, NewLayer, Slot, rounds};
 pub(crate) use transaction::open_topmost_first;
 pub use transaction::{AddedLayer, Transaction};

@@ -17,7 +17,7 @@ use parking_lot::{Condvar, Mutex};
 use crate::image::digest::Digest;
 use crate::image::unpack::{Lowers, UnpackOptions, Unpacked};
 use crate::store::transaction::{AddedLayer, Staged, Transaction, check_diff_id};
-use crate::store::{ImageError, Layer, Result};
+use crate::store::{ImageError, Result, StoredLayer};
 
 /// Layers at the same time at most: each has its threads and buffers.
 const TOGETHER: usize = 4;
@@ -37,7 +37,7 @@ pub struct NewLayer<'a> {
 /// A place in an image's stack.
 pub enum Slot<'a> {
     /// The layer is there already.
-    There(Layer),
+    There(StoredLayer),
     /// It is to be unpacked.
     New(NewLayer<'a>),
 }
@@ -214,7 +214,7 @@ impl Transaction<'_> {
                 }
             }
         });
-        let mut stack: Vec<Layer> = Vec::new();
+        let mut stack: Vec<StoredLayer> = Vec::new();
         let mut added = Vec::new();
         let mut jobs = jobs.into_iter();
         for layer in there {

@@ -11,7 +11,7 @@ use rustix::io::Errno;
 
 use crate::image::digest::Digest;
 use crate::image::{ImageError, IoContext, Result};
-use crate::store::Layer;
+use crate::store::StoredLayer;
 use crate::union::layer::LowerRef;
 use crate::union::merge::Resolution;
 use crate::union::view::{Entry, UpperPart, View};
@@ -72,7 +72,7 @@ pub struct Traced {
 ///
 /// # Errors
 /// When the path is not plain, or a layer cannot be read.
-pub fn trace(layers: &[Layer], path: &Path) -> Result<Vec<Traced>> {
+pub fn trace(layers: &[StoredLayer], path: &Path) -> Result<Vec<Traced>> {
     let mut names = Vec::new();
     for component in path.components() {
         let malformed = |why: &str| ImageError::malformed(path.display().to_string(), why);
@@ -84,7 +84,7 @@ pub fn trace(layers: &[Layer], path: &Path) -> Result<Vec<Traced>> {
             _ => return Err(malformed("`..` cannot be part of it")),
         }
     }
-    let roots: Vec<OwnedFd> = layers.iter().rev().map(Layer::open_diff).collect::<Result<_>>()?;
+    let roots: Vec<OwnedFd> = layers.iter().rev().map(StoredLayer::open_diff).collect::<Result<_>>()?;
     let fds: Vec<_> = roots.iter().map(AsFd::as_fd).collect();
     let failed = |errno: Errno| ImageError::malformed(path.display().to_string(), errno.to_string());
     let view = View::new(&fds, true).map_err(failed)?;

@@ -19,7 +19,7 @@ use crate::image::{ImageError, IoContext, Result};
 use crate::inventory;
 use crate::store::annotations::{ORIGINAL_MANIFEST, REPO_DIGESTS, VERIFIED_BLOBS, blob_mark};
 use crate::store::images::Image;
-use crate::store::layers::{Layer, LayerRecord};
+use crate::store::layers::{LayerRecord, StoredLayer};
 use crate::store::{Store, StoreLock, image_index};
 
 /// Layers, blobs and images that are about to be added. Dropped without [`publish`](Self::publish), it leaves
@@ -32,7 +32,7 @@ pub struct Transaction<'s> {
     stage: tempfile::TempDir,
     /// Directories of layers that were made in the stage.
     staged: usize,
-    layers: Vec<Layer>,
+    layers: Vec<StoredLayer>,
     blobs: Vec<Digest>,
     images: Vec<(Descriptor, Vec<Reference>)>,
     /// Declared last: the stage is removed before the lock is let go.
@@ -44,7 +44,7 @@ pub struct Transaction<'s> {
 struct Inventories(Vec<JoinHandle<()>>);
 
 impl Inventories {
-    fn begin(&mut self, layer: &Layer) {
+    fn begin(&mut self, layer: &StoredLayer) {
         let layer = layer.clone();
         self.0.push(std::thread::spawn(move || layer.ensure_inventory()));
     }
@@ -69,7 +69,7 @@ impl Drop for Inventories {
 #[derive(Clone, Debug)]
 pub struct AddedLayer {
     /// The layer, perhaps one that was there before.
-    pub layer: Layer,
+    pub layer: StoredLayer,
     /// Digest and size of the compressed stream, if it was compressed.
     pub compressed: Option<(Digest, u64)>,
 }
@@ -150,7 +150,7 @@ impl Transaction<'_> {
     ///
     /// # Errors
     /// When the store's record of it is unreadable.
-    pub(crate) fn find_layer(&self, below: &[Layer], diff_id: &Digest) -> Result<Option<Layer>> {
+    pub(crate) fn find_layer(&self, below: &[StoredLayer], diff_id: &Digest) -> Result<Option<StoredLayer>> {
         let below: Vec<Digest> = diff_ids_of(below).collect();
         self.find_layer_on(&below, diff_id)
     }
@@ -159,7 +159,7 @@ impl Transaction<'_> {
     ///
     /// # Errors
     /// When the store's record of it is unreadable.
-    pub(crate) fn find_layer_on(&self, below: &[Digest], diff_id: &Digest) -> Result<Option<Layer>> {
+    pub(crate) fn find_layer_on(&self, below: &[Digest], diff_id: &Digest) -> Result<Option<StoredLayer>> {
         let chain_id = chain_of(below.iter().copied(), diff_id);
         let staged = self.layers.iter().find(|layer| {
             let id = layer.id();
@@ -178,7 +178,7 @@ impl Transaction<'_> {
     pub(crate) fn add_layer(
         &mut self,
         name: &str,
-        below: &[Layer],
+        below: &[StoredLayer],
         expected: Option<&Digest>,
         input: &mut dyn Read,
         options: &UnpackOptions,
@@ -204,7 +204,7 @@ impl Transaction<'_> {
         &mut self,
         staged: Staged,
         name: &str,
-        below: &[Layer],
+        below: &[StoredLayer],
         expected: Option<&Digest>,
         unpacked: Unpacked,
     ) -> Result<AddedLayer> {
@@ -226,7 +226,7 @@ impl Transaction<'_> {
         };
         let record_path = dir.join("layer.json");
         fs::write(&record_path, spec::serialize("layer.json", &record)?).at(&record_path)?;
-        let layer = Layer { dir, record };
+        let layer = StoredLayer { dir, record };
         self.inventories.begin(&layer);
         self.layers.push(layer.clone());
         Ok(AddedLayer { layer, compressed: unpacked.compressed })
@@ -317,7 +317,7 @@ impl Transaction<'_> {
     pub(crate) fn add_image(
         &mut self,
         config: &ImageConfig,
-        layers: &[Layer],
+        layers: &[StoredLayer],
         names: &[Reference],
         original: Option<Digest>,
     ) -> Result<Descriptor> {
@@ -403,17 +403,17 @@ pub(super) fn check_diff_id(name: &str, expected: &Digest, unpacked: &Unpacked) 
 }
 
 /// The store's manifest of an image: its layers as uncompressed tars.
-pub(crate) fn manifest_of(config: &ImageConfig, layers: &[Layer]) -> Manifest {
+pub(crate) fn manifest_of(config: &ImageConfig, layers: &[StoredLayer]) -> Manifest {
     let layers = layers.iter().map(|layer| Descriptor::new(spec::LAYER, layer.record.diff_id, layer.record.size));
     Manifest::new(Descriptor::of(spec::CONFIG, config.bytes()), layers.collect())
 }
 
 /// Opens the directories of layers, which are given lowest first, and returns them topmost first.
-pub(crate) fn open_topmost_first(layers: &[Layer]) -> Result<Vec<OwnedFd>> {
-    layers.iter().rev().map(Layer::open_diff).collect()
+pub(crate) fn open_topmost_first(layers: &[StoredLayer]) -> Result<Vec<OwnedFd>> {
+    layers.iter().rev().map(StoredLayer::open_diff).collect()
 }
 
-fn diff_ids_of(layers: &[Layer]) -> impl Iterator<Item = Digest> {
+fn diff_ids_of(layers: &[StoredLayer]) -> impl Iterator<Item = Digest> {
     layers.iter().map(|layer| layer.record.diff_id)
 }
 

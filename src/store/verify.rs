@@ -14,7 +14,7 @@ use crate::image::spec::{self, Descriptor, Index};
 use crate::image::{ImageError, IoContext, Result};
 use crate::inventory::Unusable;
 use crate::store::gc::entries;
-use crate::store::{Image, Layer, Store, image_index};
+use crate::store::{Image, Store, StoredLayer, image_index};
 
 /// Something that is not as it was.
 #[derive(Clone, Debug)]
@@ -63,7 +63,7 @@ pub struct Verification {
     /// The rest.
     pub damages: Vec<Damage>,
     /// Sound layers whose inventory does not fit, and why. This is not damage: after a store is copied, no inventory fits.
-    pub without_inventory: Vec<(Layer, Unusable)>,
+    pub without_inventory: Vec<(StoredLayer, Unusable)>,
 }
 
 impl Verification {
@@ -306,7 +306,7 @@ fn verify_blob(name: &str, path: &Path) -> Result<()> {
 
 fn verify_layer(name: &str, dir: &Path, found: &mut Verification) {
     let untrusted = || Some(Untrusted::Layer(dir.to_owned()));
-    let layer = match Layer::load(dir.to_owned()) {
+    let layer = match StoredLayer::load(dir.to_owned()) {
         Ok(layer) if layer.id().hex() == name => layer,
         Ok(layer) => {
             let told = format!("{}: its record is that of layer {}", dir.display(), layer.id());

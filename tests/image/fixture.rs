@@ -10,7 +10,7 @@ use stratafs::image::archive::ArchiveInput;
 use stratafs::image::digest::Digest;
 use stratafs::store::load::{self, LoadOptions, Loaded, Progress};
 use stratafs::store::save::{self, Format, SaveOptions, Target};
-use stratafs::store::{Image, Layer, Store};
+use stratafs::store::{Image, Store, StoredLayer};
 use stratafs::tar::compression::Compression;
 
 use super::layer_dirs::tree;
@@ -213,7 +213,7 @@ impl Scratch {
             Some(_) => (path, "whiteout".to_owned()),
             None => (path, line),
         };
-        let tree_of = |layer: &Layer| tree(&layer.diff()).into_iter().map(timeless).collect();
+        let tree_of = |layer: &StoredLayer| tree(&layer.diff()).into_iter().map(timeless).collect();
         self.store.layers_of(image).expect("layers").iter().map(tree_of).collect()
     }
 

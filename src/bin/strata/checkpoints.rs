@@ -12,7 +12,7 @@ use stratafs::container::{Container, escaped_option, rootless};
 use stratafs::image::ImageError;
 use stratafs::image::snapshot::{self, Omitted};
 use stratafs::image::time::Timestamp;
-use stratafs::store::{Layer, Store};
+use stratafs::store::{Store, StoredLayer};
 use stratafs::union::view::{Entry, View};
 
 use super::archives::enter_namespace_of;
@@ -167,7 +167,7 @@ impl Side {
                     }
                 })?;
                 rootless::enter()?;
-                Ok(Self::Image(layers.iter().rev().map(Layer::open_diff).collect::<Result<_, _>>()?))
+                Ok(Self::Image(layers.iter().rev().map(StoredLayer::open_diff).collect::<Result<_, _>>()?))
             }
         }
     }

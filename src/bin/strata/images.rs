@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use stratafs::image::digest::Digest;
 use stratafs::image::reference::Reference;
 use stratafs::image::time::Timestamp;
-use stratafs::store::{Image, Layer, Removed, Store, short_id};
+use stratafs::store::{Image, Removed, Store, StoredLayer, short_id};
 
 use super::args::{Images, Rmi, Tag};
 use super::filters::{all_hold, has_label, matches_pattern, moment, truth};
@@ -136,7 +136,7 @@ fn means(wanted: &str, name: &Reference) -> bool {
 
 /// Bytes of file contents if the layers are here, else of the tars.
 pub fn content_size(store: &Store, image: &Image) -> u64 {
-    let contents = |layers: Vec<Layer>| layers.iter().map(|layer| layer.record.content_size).sum();
+    let contents = |layers: Vec<StoredLayer>| layers.iter().map(|layer| layer.record.content_size).sum();
     store.layers_of(image).map_or_else(|_| image.size(), contents)
 }
 
@@ -187,7 +187,7 @@ impl Rows {
 /// Bytes of the layers that other images have too.
 fn shared_size(store: &Store, image: &Image, users: &BTreeMap<Digest, Vec<String>>) -> u64 {
     let layers = store.layers_of(image).unwrap_or_default();
-    let is_shared = |layer: &&Layer| users.get(&layer.id()).is_some_and(|users| users.len() > 1);
+    let is_shared = |layer: &&StoredLayer| users.get(&layer.id()).is_some_and(|users| users.len() > 1);
     layers.iter().filter(is_shared).map(|layer| layer.record.content_size).sum()
 }
 

@@ -4,7 +4,7 @@ use anyhow::Result;
 use serde_json::json;
 use stratafs::store::anatomy::Anatomy;
 use stratafs::store::trace::Traced;
-use stratafs::store::{Layer, Store, short_id};
+use stratafs::store::{Store, StoredLayer, short_id};
 
 use super::args::{Layers, Which};
 use super::images::users;
@@ -22,12 +22,12 @@ pub fn layers(store: &Store, args: &Layers) -> Result<()> {
     }
     let users = users(store)?;
     let label = image.label();
-    let sharers = |layer: &Layer| -> Vec<String> {
+    let sharers = |layer: &StoredLayer| -> Vec<String> {
         users.get(&layer.id()).into_iter().flatten().filter(|name| **name != label).cloned().collect()
     };
     let layers = store.layers_of(&image)?;
     if args.json {
-        let value = |layer: &Layer| {
+        let value = |layer: &StoredLayer| {
             json!({"DiffId": layer.record.diff_id, "Id": layer.id(), "Dir": layer.diff(), "TarSize": layer.record.size,
                 "ContentSize": layer.record.content_size, "Entries": layer.record.entries, "SharedWith": sharers(layer)})
         };
@@ -36,7 +36,7 @@ pub fn layers(store: &Store, args: &Layers) -> Result<()> {
     if args.quiet {
         return Ok(layers.iter().rev().try_for_each(|layer| print_line(&layer.record.diff_id.to_string()))?);
     }
-    let row = |layer: &Layer| {
+    let row = |layer: &StoredLayer| {
         let shared = sharers(layer);
         let shared = if shared.is_empty() { "-".to_owned() } else { shared.join(", ") };
         vec![short_id(&layer.record.diff_id), size(layer.record.content_size), layer.record.entries.to_string(), shared]

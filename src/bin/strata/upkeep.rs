@@ -8,7 +8,7 @@ use serde_json::json;
 use stratafs::container::{Container, rootless};
 use stratafs::image::time::Timestamp;
 use stratafs::inventory::Unusable;
-use stratafs::store::{Image, Layer, Removed, Repaired, Store, Verification};
+use stratafs::store::{Image, Removed, Repaired, Store, StoredLayer, Verification};
 use stratafs::text::shown_path;
 
 use super::args::{ContainerPrune, Gc, ImagePrune, PruneArgs, SystemPrune, Verify};
@@ -62,7 +62,7 @@ fn print_verification(found: &Verification) -> Result<ExitCode> {
 /// Tells of inventories that do not fit, or makes them again. An inventory fits in one user namespace: a user without
 /// privilege may have them for its own, where `mount` works, or for the one that its containers run in. Those that do not
 /// fit here are looked at and made there. There is no way back, so this is the last thing that a process does.
-fn verify_inventories(unfit: &[(Layer, Unusable)], repair: bool) -> Result<()> {
+fn verify_inventories(unfit: &[(StoredLayer, Unusable)], repair: bool) -> Result<()> {
     if unfit.is_empty() {
         return Ok(());
     }

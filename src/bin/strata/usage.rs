@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use stratafs::container::stratafs_program;
 use stratafs::image::digest::Digest;
 use stratafs::image::spec::Platform;
-use stratafs::store::{Layer, Store, short_id};
+use stratafs::store::{Store, StoredLayer, short_id};
 
 use super::args::{Df, Info, Version};
 use super::doctor::in_path;
@@ -33,7 +33,7 @@ struct Usage {
     images: usize,
     images_in_use: usize,
     containers: Vec<Listed>,
-    layers: Vec<Layer>,
+    layers: Vec<StoredLayer>,
     /// How many images have the layer, by the number of the layer.
     users: Vec<usize>,
     /// Layers that neither an image nor a container needs.
@@ -71,7 +71,7 @@ impl Usage {
     }
 
     fn inventories(&self) -> Vec<u64> {
-        self.layers.iter().map(Layer::inventory_size).filter(|&bytes| bytes > 0).collect()
+        self.layers.iter().map(StoredLayer::inventory_size).filter(|&bytes| bytes > 0).collect()
     }
 
     fn container_bytes(&self, select: impl Fn(&Listed) -> bool) -> u64 {
@@ -84,8 +84,9 @@ impl Usage {
             json!({"Type": what, "TotalCount": total.to_string(), "Active": active.to_string(), "Size": size(bytes),
                 "Reclaimable": format!("{} ({share}%)", size(reclaimable))})
         };
-        let needed =
-            |layer: &Layer| self.containers.iter().any(|listed| listed.container.record.layers.contains(&layer.id()));
+        let needed = |layer: &StoredLayer| {
+            self.containers.iter().any(|listed| listed.container.record.layers.contains(&layer.id()))
+        };
         let all: u64 = self.layer_bytes(|_| true);
         let spare: u64 = self.layers.iter().filter(|layer| !needed(layer)).map(|layer| layer.record.content_size).sum();
         let (inventories, up) = (self.inventories(), |listed: &Listed| listed.condition.is_up());
@@ -138,7 +139,7 @@ fn verbose(store: &Store, usage: &Usage) -> Result<()> {
     let mut rows = Vec::new();
     for image in store.images()? {
         let layers = store.layers_of(&image).unwrap_or_default();
-        let is_shared = |layer: &&Layer| users.get(&layer.id()).is_some_and(|users| users.len() > 1);
+        let is_shared = |layer: &&StoredLayer| users.get(&layer.id()).is_some_and(|users| users.len() > 1);
         let shared: u64 = layers.iter().filter(is_shared).map(|layer| layer.record.content_size).sum();
         let bytes = content_size(store, &image);
         let containers = usage.containers.iter().filter(|listed| listed.container.record.image == image.id()).count();

@@ -20,7 +20,7 @@ use crate::image::recipe;
 use crate::image::reference::Reference;
 use crate::image::spec::{self, Annotations, Descriptor, IMAGE_NAME, Index, Manifest, REF_NAME};
 use crate::image::{ImageError, IoContext, Result};
-use crate::store::{Image, Layer, Store};
+use crate::store::{Image, Store, StoredLayer};
 use crate::tar::compression::Compression;
 pub use sink::Target;
 use sink::{Directory, Sink, Tar};
@@ -57,7 +57,7 @@ pub struct Selected {
 /// Where a blob's bytes come from.
 enum Blob<'l> {
     Bytes(Vec<u8>),
-    Tar(&'l Layer),
+    Tar(&'l StoredLayer),
     File(PathBuf),
 }
 
@@ -92,11 +92,12 @@ pub fn select(store: &Store, texts: &[String]) -> Result<Vec<Selected>> {
 /// When a layer is damaged or missing, or the archive cannot be written; a file or directory is then not made.
 pub fn save(store: &Store, selection: &[Selected], target: Target<'_>, options: SaveOptions) -> Result<()> {
     let transaction = store.begin()?;
-    let mut stacks: Vec<Vec<Layer>> = Vec::new();
+    let mut stacks: Vec<Vec<StoredLayer>> = Vec::new();
     for selected in selection {
         stacks.push(store.layers_of(&selected.image)?);
     }
-    let layers: BTreeMap<Digest, &Layer> = stacks.iter().flatten().map(|layer| (layer.record.diff_id, layer)).collect();
+    let layers: BTreeMap<Digest, &StoredLayer> =
+        stacks.iter().flatten().map(|layer| (layer.record.diff_id, layer)).collect();
     let packed = pack(&layers, options.compression, transaction.scratch())?;
     let contents = Contents::assemble(selection, &stacks, packed, options.format)?;
     match options.format {
@@ -108,10 +109,14 @@ pub fn save(store: &Store, selection: &[Selected], target: Target<'_>, options: 
 type Packed<'l> = BTreeMap<Digest, (Descriptor, Blob<'l>)>;
 
 /// Compresses the layers, several at a time; uncompressed layers are assembled while they are written.
-fn pack<'l>(layers: &BTreeMap<Digest, &'l Layer>, compression: Compression, scratch: &Path) -> Result<Packed<'l>> {
+fn pack<'l>(
+    layers: &BTreeMap<Digest, &'l StoredLayer>,
+    compression: Compression,
+    scratch: &Path,
+) -> Result<Packed<'l>> {
     let suffix = match compression {
         Compression::None => {
-            let tar = |(&diff_id, &layer): (&Digest, &&'l Layer)| {
+            let tar = |(&diff_id, &layer): (&Digest, &&'l StoredLayer)| {
                 (diff_id, (Descriptor::new(spec::LAYER, diff_id, layer.record.size), Blob::Tar(layer)))
             };
             return Ok(layers.iter().map(tar).collect());
@@ -119,7 +124,7 @@ fn pack<'l>(layers: &BTreeMap<Digest, &'l Layer>, compression: Compression, scra
         Compression::Gzip => "+gzip",
         Compression::Zstd => "+zstd",
     };
-    let queue: Vec<&Layer> = layers.values().copied().collect();
+    let queue: Vec<&StoredLayer> = layers.values().copied().collect();
     let next = AtomicUsize::new(0);
     let work = || -> Result<Vec<(Digest, (Descriptor, Blob<'l>))>> {
         let mut done = Vec::new();
@@ -143,7 +148,7 @@ fn pack<'l>(layers: &BTreeMap<Digest, &'l Layer>, compression: Compression, scra
 }
 
 /// Writes a layer's tar, compressed, to a new file; the same layer gives the same bytes every time.
-pub(crate) fn compress(layer: &Layer, compression: Compression, path: &Path) -> Result<(Digest, u64)> {
+pub(crate) fn compress(layer: &StoredLayer, compression: Compression, path: &Path) -> Result<(Digest, u64)> {
     let file = BufWriter::with_capacity(1 << 18, File::create(path).at(path)?);
     let hashed = DigestWriter::new(file);
     let hashed = match compression {
@@ -172,7 +177,7 @@ pub(crate) fn compress(layer: &Layer, compression: Compression, path: &Path) -> 
 ///
 /// # Errors
 /// When the layer's directory was changed, or `out` fails.
-pub fn reassemble(layer: &Layer, out: &mut dyn Write) -> Result<()> {
+pub fn reassemble(layer: &StoredLayer, out: &mut dyn Write) -> Result<()> {
     let name = format!("layer {}", layer.record.diff_id);
     let diff = layer.open_diff()?;
     let mut recipe = io::BufReader::new(layer.open_recipe()?);
@@ -188,7 +193,12 @@ struct Contents<'l> {
 }
 
 impl<'l> Contents<'l> {
-    fn assemble(selection: &[Selected], stacks: &[Vec<Layer>], mut packed: Packed<'l>, format: Format) -> Result<Self> {
+    fn assemble(
+        selection: &[Selected],
+        stacks: &[Vec<StoredLayer>],
+        mut packed: Packed<'l>,
+        format: Format,
+    ) -> Result<Self> {
         let mut documents = vec![("oci-layout".to_owned(), spec::OCI_LAYOUT.as_bytes().to_vec())];
         let mut blobs: Vec<(Digest, u64, Blob<'l>)> = Vec::new();
         let mut entries = Vec::new();
