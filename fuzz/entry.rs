@@ -45,7 +45,7 @@ pub fn layer_tar(bytes: &[u8]) {
     let layer = File::open(dir.path().join("layer")).expect("open");
     let options = UnpackOptions { limits: limits(), threads: false, ..UnpackOptions::default() };
     let mut recipe = Vec::new();
-    let unpacked = unpack::unpack(&mut tar.as_slice(), layer.as_fd(), &[], Some(&mut recipe), &options);
+    let unpacked = unpack::unpack_layer(&mut tar.as_slice(), layer.as_fd(), &[], Some(&mut recipe), &options);
     let beside: Vec<_> = std::fs::read_dir(dir.path()).expect("read_dir").collect();
     assert_eq!(beside.len(), 2, "something was made beside the layer");
     assert_eq!(std::fs::read(dir.path().join("witness")).expect("read"), b"untouched");

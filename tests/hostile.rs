@@ -91,7 +91,7 @@ fn run(cases: Vec<Case>) {
         let mut recipe = Vec::new();
         HEAP.reset_peak_usage();
         let before_it = HEAP.current_usage();
-        let result = stratafs::image::unpack::unpack(
+        let result = stratafs::image::unpack::unpack_layer(
             &mut case.stream.as_slice(),
             std::os::fd::AsFd::as_fd(&fd),
             &[lower.as_fd()],
@@ -777,7 +777,7 @@ fn another_process_swapping_directories_and_links() {
                     .fold(tar.dir("d"), |tar, other| if index == 0 { tar.dir(format!("o{other}")) } else { tar });
                 other.file(format!("d/{round}-{index}"), "x").dir(format!("d/sub{index}"))
             });
-            drop(stratafs::image::unpack::unpack(
+            drop(stratafs::image::unpack::unpack_layer(
                 &mut tar.end().as_slice(),
                 std::os::fd::AsFd::as_fd(&fd),
                 &[],

@@ -22,7 +22,7 @@ use stratafs::driver::Overlay;
 use stratafs::driver::types::{Caller, DirEntry, DirSink, Entry, NodeId};
 use stratafs::image::digest::Digest;
 use stratafs::image::snapshot::{self as layer, SnapshotOptions};
-use stratafs::image::unpack::{UnpackOptions, unpack};
+use stratafs::image::unpack::{UnpackOptions, unpack_layer};
 use stratafs::store::trace::{What, trace};
 use stratafs::store::{Store, StoredLayer};
 use stratafs::union::layer::LowerRef;
@@ -339,7 +339,7 @@ fn agree(name: &str, texts: &[&str], inventories: bool) {
         let path = scratch("committed");
         fs::create_dir(&path).unwrap();
         let into = File::open(&path).unwrap();
-        unpack(&mut &committed[..], into.as_fd(), &fds[1..], None, &UnpackOptions::default()).unwrap();
+        unpack_layer(&mut &committed[..], into.as_fd(), &fds[1..], None, &UnpackOptions::default()).unwrap();
         let stack: Vec<PathBuf> = std::iter::once(path).chain(dirs[1..].iter().cloned()).collect();
         let committed = viewed(&stack, inventories, &names, &format!("{what}, committed"));
         assert_same(&whole, &committed, &format!("{what}: driver / committed"));

@@ -115,8 +115,8 @@ impl Dir {
     }
 
     /// Where `name` is, for a message.
-    pub fn place(&self, name: &CStr) -> PathBuf {
-        let dir = self.0.tree.place(self.as_fd());
+    pub fn shown_path(&self, name: &CStr) -> PathBuf {
+        let dir = self.0.tree.shown_path(self.as_fd());
         if name.is_empty() { dir } else { dir.join(OsStr::from_bytes(name.to_bytes())) }
     }
 

@@ -11,7 +11,7 @@ pub const OWN: &str = "/proc/self/mountinfo";
 
 /// One line of the table.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Mount {
+pub struct MountEntry {
     /// Number of the mount, as `statx(2)` gives it.
     pub id: u64,
     /// The file system.
@@ -27,12 +27,12 @@ pub struct Mount {
 }
 
 /// The mounts of a table, in its order. Names are bytes; lines that cannot be read are left out.
-pub fn parse(table: &[u8]) -> impl Iterator<Item = Mount> {
+pub fn parse(table: &[u8]) -> impl Iterator<Item = MountEntry> {
     table.split(|&byte| byte == b'\n').filter_map(parse_line)
 }
 
 /// `36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw,errors=continue`
-fn parse_line(line: &[u8]) -> Option<Mount> {
+fn parse_line(line: &[u8]) -> Option<MountEntry> {
     let mut fields = line.split(|&byte| byte == b' ');
     let id = str::from_utf8(fields.next()?).ok()?.parse().ok()?;
     let device = str::from_utf8(fields.nth(1)?).ok()?.split_once(':')?;
@@ -40,7 +40,7 @@ fn parse_line(line: &[u8]) -> Option<Mount> {
     let point = PathBuf::from(unescape(fields.next()?));
     let kind = fields.by_ref().skip_while(|&field| field != b"-").nth(1)?.to_vec();
     let options = fields.nth(1).unwrap_or_default().to_vec();
-    Some(Mount { id, device: (device.0.parse().ok()?, device.1.parse().ok()?), root, point, kind, options })
+    Some(MountEntry { id, device: (device.0.parse().ok()?, device.1.parse().ok()?), root, point, kind, options })
 }
 
 /// Space, tab, newline and backslash are written as three octal digits.
@@ -80,8 +80,8 @@ mod tests {
     fn lines() {
         let table = b"40 28 0:38 / /mnt/a\\040b rw,nosuid master:3 propagate_from:2 - fuse.stratafs stratafs rw,x=1\n\
             28 1 8:1 / / rw - ext4 /dev/root rw\n\nrubbish\n41 28 0:39 / /\xff rw shared:1 - tmpfs  rw\n";
-        let found: Vec<Mount> = parse(table).collect();
-        let line = |id, device, point: &[u8], kind: &[u8], options: &[u8]| Mount {
+        let found: Vec<MountEntry> = parse(table).collect();
+        let line = |id, device, point: &[u8], kind: &[u8], options: &[u8]| MountEntry {
             id,
             device,
             root: "/".into(),

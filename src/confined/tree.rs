@@ -49,7 +49,7 @@ impl Tree {
     }
 
     /// Where an open file of the tree is, for a message.
-    pub(super) fn place(&self, file: BorrowedFd<'_>) -> PathBuf {
+    pub(super) fn shown_path(&self, file: BorrowedFd<'_>) -> PathBuf {
         let link = rustix::fs::readlink(proc_path(file), Vec::new());
         let found = PathBuf::from(link.map_or_else(|_| OsString::new(), |path| OsString::from_vec(path.into_bytes())));
         match found.strip_prefix("/") {
@@ -167,7 +167,7 @@ mod tests {
         let proc = beneath(root.as_fd(), b"proc", OFlags::RDONLY | OFlags::DIRECTORY).expect("the directory below");
         let one = Stat::of(root.as_fd(), c"").expect("stat");
         assert_eq!(Stat::of(proc.as_fd(), c"").expect("stat").mount, one.mount);
-        assert_eq!(tree.place(proc.as_fd()), Path::new("/proc"));
+        assert_eq!(tree.shown_path(proc.as_fd()), Path::new("/proc"));
         let refused = rustix::fs::openat(&root, "tmp/x", OFlags::CREATE | OFlags::WRONLY, Mode::RWXU).map(drop);
         assert_eq!(refused, Err(Errno::ROFS));
     }

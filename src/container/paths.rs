@@ -16,7 +16,7 @@ use crate::confined;
 const MOST_LINKS: usize = 40;
 
 /// A container's file tree before it runs.
-pub(super) struct View<'a> {
+pub(super) struct ContainerView<'a> {
     root: BorrowedFd<'a>,
     /// Where a file or directory of the host will be mounted, links resolved, and which.
     volumes: Vec<(PathBuf, PathBuf)>,
@@ -32,7 +32,7 @@ pub(super) enum Place {
     Kernel,
 }
 
-impl<'a> View<'a> {
+impl<'a> ContainerView<'a> {
     /// The tree at `root` with these volumes (source, destination).
     ///
     /// # Errors
@@ -168,7 +168,7 @@ mod tests {
         link("device", "/dev/null");
         std::fs::write(root.join("file"), "").expect("write");
         let fd = File::open(&root).expect("open");
-        let view = View::new(fd.as_fd(), [(volume.as_path(), Path::new("/up"))].into_iter()).expect("view");
+        let view = ContainerView::new(fd.as_fd(), [(volume.as_path(), Path::new("/up"))].into_iter()).expect("view");
         let table = [
             ("/bin/tool", "there /data/bin/tool"),
             ("/up/bin/../bin/tool", "there /data/bin/tool"),

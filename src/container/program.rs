@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FileType, fstat};
 use rustix::io::Errno;
 
-use super::paths::{Place, View, reopen};
+use super::paths::{ContainerView, Place, reopen};
 use super::users::Identity;
 use crate::image::{ImageError, Result};
 
@@ -29,7 +29,13 @@ enum Leads {
 ///
 /// # Errors
 /// [`ImageError::CannotRun`]
-pub(super) fn check(view: &View<'_>, word: &str, path: &str, working_dir: &str, identity: &Identity) -> Result<()> {
+pub(super) fn check(
+    view: &ContainerView<'_>,
+    word: &str,
+    path: &str,
+    working_dir: &str,
+    identity: &Identity,
+) -> Result<()> {
     let cannot = |reason: &str, missing| {
         Err(ImageError::CannotRun { program: word.to_owned(), reason: reason.to_owned(), missing })
     };
@@ -61,7 +67,7 @@ const MISSING_INTERPRETER: &str = "its interpreter is not in the image";
 ///
 /// # Errors
 /// [`ImageError::CannotRun`]
-pub(super) fn check_working_dir(view: &View<'_>, working_dir: &str) -> Result<()> {
+pub(super) fn check_working_dir(view: &ContainerView<'_>, working_dir: &str) -> Result<()> {
     let is_none = match view.resolve(Path::new(working_dir)) {
         Ok(Place::There(file, _)) => kind(&file)? != FileType::Directory,
         Ok(Place::Missing(_) | Place::Kernel) => false,
@@ -82,7 +88,7 @@ fn kind(file: &OwnedFd) -> Result<FileType> {
     Ok(FileType::from_raw_mode(stat.st_mode))
 }
 
-fn leads(view: &View<'_>, path: &Path, identity: &Identity) -> Result<Leads> {
+fn leads(view: &ContainerView<'_>, path: &Path, identity: &Identity) -> Result<Leads> {
     let file = match view.resolve(path) {
         Ok(Place::There(file, _)) => file,
         Ok(Place::Missing(_)) | Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(Leads::Nowhere),
@@ -116,7 +122,7 @@ fn may_execute(stat: &rustix::fs::Stat, identity: &Identity) -> bool {
     stat.st_mode & mask != 0
 }
 
-fn is_missing(view: &View<'_>, interpreter: &Path) -> bool {
+fn is_missing(view: &ContainerView<'_>, interpreter: &Path) -> bool {
     // A relative one starts from the working directory; nobody writes such.
     interpreter.is_absolute()
         && matches!(view.resolve(interpreter), Ok(Place::Missing(_)) | Err(Errno::NOTDIR | Errno::LOOP))

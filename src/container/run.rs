@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use serde_json::{Value, json};
 
 use super::bundle::{RunOptions, Setting, Volume, configuration};
-use super::paths::View;
+use super::paths::ContainerView;
 use super::runtime::in_path;
 use super::users::Identity;
 use super::{Container, devices, program, rootless, stubs, users};
@@ -14,7 +14,7 @@ use crate::image::{ImageError, IoContext, Result, spec};
 use crate::store::Store;
 
 /// Checks that the program of a runtime's configuration can be started.
-pub(super) fn check_program(view: &View<'_>, process: &Value) -> Result<()> {
+pub(super) fn check_program(view: &ContainerView<'_>, process: &Value) -> Result<()> {
     let working_dir = process["cwd"].as_str().unwrap_or("/");
     let env = process["env"].as_array().map(Vec::as_slice).unwrap_or_default();
     let path = env.iter().filter_map(|line| line.as_str()?.strip_prefix("PATH=")).next_back().unwrap_or_default();
@@ -102,7 +102,7 @@ impl Container {
             fs::symlink_metadata(&volume.source).at(&volume.source)?;
         }
         let volumes = own.iter().chain(&options.volumes);
-        let view = View::new(root.as_fd(), volumes.map(|volume| (&*volume.source, &*volume.destination)));
+        let view = ContainerView::new(root.as_fd(), volumes.map(|volume| (&*volume.source, &*volume.destination)));
         check_program(&view.at(&self.record.mountpoint)?, &document["process"])
     }
 

@@ -10,7 +10,7 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags, fchmod, mkdirat, openat, stata
 use rustix::io::{Errno, Result};
 use serde_json::Value;
 
-use super::paths::{Place, View, is_kernels};
+use super::paths::{ContainerView, Place, is_kernels};
 use crate::confined;
 use crate::image::ImageError;
 
@@ -33,7 +33,7 @@ pub(super) fn check(root: &File, image: &str) -> crate::image::Result<()> {
 
 /// Makes what is missing for these mounts of an OCI runtime's configuration, below `root`; returns it, parents first.
 pub(super) fn make(root: &File, mounts: &[Value]) -> Result<Vec<PathBuf>> {
-    let view = View::new(root.as_fd(), std::iter::empty())?;
+    let view = ContainerView::new(root.as_fd(), std::iter::empty())?;
     let mut made = Vec::new();
     for mount in mounts {
         let Some(destination) = mount["destination"].as_str().map(Path::new) else { continue };

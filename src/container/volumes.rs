@@ -87,7 +87,7 @@ fn fill(root: &File, destination: &Path, source: &Path, scratch: &Path) -> Resul
         true => UnpackOptions::default(),
         false => UnpackOptions::unprivileged(),
     };
-    unpack::unpack(&mut tar, open_dir(source)?.as_fd(), &[], None, &options).map(drop).map_err(named)
+    unpack::unpack_layer(&mut tar, open_dir(source)?.as_fd(), &[], None, &options).map(drop).map_err(named)
 }
 
 #[cfg(test)]

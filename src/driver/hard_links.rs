@@ -76,7 +76,7 @@ impl Union {
                     let shown = mark.escape_ascii();
                     tracing::warn!(
                         "{:?}: damaged mark {key:?}: \"{shown}\"; the real count is shown",
-                        index.place(&entry)
+                        index.shown_path(&entry)
                     );
                 }
                 kept.unwrap_or(stat.nlink)

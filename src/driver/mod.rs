@@ -29,7 +29,7 @@ use rustix::thread::CapabilitySet;
 use crate::config::{OverlayConfig, Passthrough, RedirectDir};
 use crate::confined::Copier;
 use crate::driver::node::{
-    Descriptors, HandleTable, Node, NodeRef, NodeTable, RenameLock, Residence, State, UpperId, UpperPart,
+    Descriptors, HandleTable, Node, NodeRef, NodeTable, RenameLock, Residence, State, UpperId, UpperMarks,
 };
 use crate::marks::{Mark, Opaque, Protection};
 use crate::sys::namespace::has_everywhere;
@@ -244,16 +244,16 @@ fn open_root(stack: &LayerStack, upper_id: &UpperId) -> Result<Node> {
     let mut opaque_above = false;
     let mut protection = Protection::NONE;
     let upper = match stack.upper() {
-        None => UpperPart::default(),
+        None => UpperMarks::default(),
         Some(upper) => {
             let marks = upper.root().marks(c"")?;
             protection = upper.root().stat_self()?.protection().with(marks.protection);
             opaque_above = marks.opaque() == Opaque::Yes || has_opaque_entry(upper.root().as_dir(), c"")?;
-            UpperPart {
+            UpperMarks {
                 impure: marks.impure,
                 xattr_whiteouts: marks.opaque() == Opaque::XattrWhiteouts,
                 opaque: opaque_above,
-                ..UpperPart::default()
+                ..UpperMarks::default()
             }
         }
     };

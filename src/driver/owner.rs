@@ -96,7 +96,7 @@ impl Union {
         if unknown(uid, stat.uid, &|| is_plain && dir.refuses_noatime(name))
             || unknown(gid, stat.gid, &|| is_plain && dir.refuses_writing(name))
         {
-            tracing::warn!("{:?}: not copied up: its owner has no number here", dir.place(name));
+            tracing::warn!("{:?}: not copied up: its owner has no number here", dir.shown_path(name));
             return Err(Errno::OVERFLOW);
         }
         Ok(())

@@ -68,7 +68,7 @@ impl Permissions {
     pub(in crate::driver) fn probe(&self, stack: &LayerStack) -> std::result::Result<(), OpenError> {
         let Some(work) = stack.upper().and_then(|upper| upper.work().ok()) else { return Ok(()) };
         let probed = work.stage_file(0o600, false).and_then(|staged| {
-            let (dir, name) = staged.place().ok_or(Errno::IO)?;
+            let (dir, name) = staged.dir_and_name().ok_or(Errno::IO)?;
             dir.set_xattr(name, &self.key, b"0:0:0600:file", 0)
         });
         probed.map_err(|errno| {
@@ -181,7 +181,7 @@ impl Union {
     pub(in crate::driver) fn shown_stat(&self, dir: &Dir, name: &CStr, stat: Stat) -> Result<Stat> {
         match &self.permissions {
             None => Ok(stat),
-            Some(permissions) => permissions.apply(Target { dir: dir.as_fd(), name }, stat, || dir.place(name)),
+            Some(permissions) => permissions.apply(Target { dir: dir.as_fd(), name }, stat, || dir.shown_path(name)),
         }
     }
 
@@ -199,7 +199,7 @@ impl Union {
             None => Ok(stat),
             Some(permissions) => {
                 let target = Target { dir: file, name: c"" };
-                permissions.apply(target, stat, || target.place())
+                permissions.apply(target, stat, || target.shown_path())
             }
         }
     }

@@ -13,7 +13,7 @@ use crate::image::{ImageError, Result};
 mod change;
 mod signal;
 mod words;
-pub use change::Change;
+pub use change::ConfigChange;
 
 /// A configuration, with the bytes that it was read from.
 #[derive(Clone, Debug, PartialEq)]
@@ -107,7 +107,7 @@ impl ImageConfig {
     ///
     /// # Errors
     /// When a part that must be changed has another shape than the specification gives it.
-    pub fn with_layer(&self, diff_id: Digest, history: &History, changes: &[Change]) -> Result<Self> {
+    pub fn with_layer(&self, diff_id: Digest, history: &History, changes: &[ConfigChange]) -> Result<Self> {
         Self::add_layer(self.document.clone(), diff_id, history, changes)
     }
 
@@ -115,7 +115,7 @@ impl ImageConfig {
     ///
     /// # Errors
     /// As [`with_layer`](Self::with_layer).
-    pub(crate) fn with_only_layer(&self, diff_id: Digest, history: &History, changes: &[Change]) -> Result<Self> {
+    pub(crate) fn with_only_layer(&self, diff_id: Digest, history: &History, changes: &[ConfigChange]) -> Result<Self> {
         let mut document = self.document.clone();
         document.insert("history".to_owned(), json!([]));
         document.insert("rootfs".to_owned(), json!({"type": "layers", "diff_ids": []}));
@@ -126,7 +126,7 @@ impl ImageConfig {
         mut document: Map<String, Value>,
         diff_id: Digest,
         history: &History,
-        changes: &[Change],
+        changes: &[ConfigChange],
     ) -> Result<Self> {
         complete(&mut document);
         if let Some(created) = &history.created {
@@ -151,7 +151,7 @@ impl ImageConfig {
             let Value::Object(process) = process else {
                 return Err(ImageError::document("config", "config is not an object"));
             };
-            Change::apply_all(changes, process)?;
+            ConfigChange::apply_all(changes, process)?;
         }
         Self::from_document(document)
     }
@@ -312,7 +312,7 @@ mod tests {
         let config = ImageConfig::parse("c", parent.clone().into_bytes()).expect("parse");
         assert_eq!(config.bytes(), parent.as_bytes());
         let history = History { comment: Some("why".to_owned()), ..History::default() };
-        let change: Change = r#"CMD ["y"]"#.parse().expect("change");
+        let change: ConfigChange = r#"CMD ["y"]"#.parse().expect("change");
         let child = config.with_layer(Digest::of(b"layer"), &history, &[change]).expect("with_layer");
         let expected = format!(
             r#"{{"zeta":{{"b":1,"a":[2]}},"config":{{"Odd":true,"Cmd":["y"]}},"rootfs":{{"type":"layers","diff_ids":["{A}","{}"]}},"history":[{{"x-note":"kept"}},{{"comment":"why"}}],"os":"linux","architecture":"amd64"}}"#,

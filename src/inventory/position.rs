@@ -75,7 +75,7 @@ impl Moved {
 }
 
 /// Finds a position for `name` that is not taken, and notes it in `moved` if it is not the first candidate.
-pub fn place(name: &[u8], moved: &mut Moved, is_taken: impl Fn(u64) -> bool) -> u64 {
+pub fn choose_position(name: &[u8], moved: &mut Moved, is_taken: impl Fn(u64) -> bool) -> u64 {
     let mut attempt = 0;
     loop {
         let position = candidate(name, attempt);
@@ -116,7 +116,7 @@ pub fn allot(names: &[&[u8]], kept: &Moved) -> (Vec<u64>, Moved) {
     }
     let mut taken: HashSet<u64> = positions.iter().copied().collect();
     for at in losers {
-        positions[at] = place(names[at], &mut moved, |position| taken.contains(&position));
+        positions[at] = choose_position(names[at], &mut moved, |position| taken.contains(&position));
         taken.insert(positions[at]);
     }
     (positions, moved)

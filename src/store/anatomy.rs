@@ -39,7 +39,7 @@ pub enum Effect {
 
 /// One path that a layer adds, replaces or deletes.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Change {
+pub struct LayerChange {
     /// From the root, without a leading `/`.
     pub path: Vec<u8>,
     /// What happens to it.
@@ -62,7 +62,7 @@ pub struct Part {
     /// How many files of any kind but directories it has.
     pub files: u64,
     /// What it does, sorted by path. A deleted directory stands for everything in it.
-    pub changes: Vec<Change>,
+    pub changes: Vec<LayerChange>,
 }
 
 /// A file of a layer that a layer above hides.
@@ -166,7 +166,7 @@ impl Anatomy {
             if !merges {
                 let effect = if before.is_some() { Effect::Replaced } else { Effect::Added };
                 let hides = if before.is_some() { bytes_at(&hidden, &entry.path) } else { 0 };
-                changes.push(Change { path: entry.path.clone(), effect, kind, adds, hides });
+                changes.push(LayerChange { path: entry.path.clone(), effect, kind, adds, hides });
             }
             self.shown.insert(entry.path.clone(), Shown { layer: number, kind, bytes: adds });
         }
@@ -233,8 +233,8 @@ fn bytes_at(hidden: &BTreeMap<Vec<u8>, Shown>, path: &[u8]) -> u64 {
 }
 
 /// What is hidden and has no successor, each with everything inside.
-fn deletions(hidden: &BTreeMap<Vec<u8>, Shown>, own: &Own<'_>) -> Vec<Change> {
-    let mut changes: Vec<Change> = Vec::new();
+fn deletions(hidden: &BTreeMap<Vec<u8>, Shown>, own: &Own<'_>) -> Vec<LayerChange> {
+    let mut changes: Vec<LayerChange> = Vec::new();
     // Which change stands for a path that is gone; none: that of the file in its place.
     let mut stands: HashMap<&[u8], Option<usize>> = HashMap::new();
     for (path, shown) in hidden {
@@ -249,7 +249,7 @@ fn deletions(hidden: &BTreeMap<Vec<u8>, Shown>, own: &Own<'_>) -> Vec<Change> {
         let parent = path.iter().rposition(|&byte| byte == b'/').and_then(|at| path.get(..at)).unwrap_or_default();
         let number = stands.get(parent).copied().unwrap_or_else(|| {
             let (path, kind) = (path.clone(), shown.kind);
-            changes.push(Change { path, effect: Effect::Deleted, kind, adds: 0, hides: 0 });
+            changes.push(LayerChange { path, effect: Effect::Deleted, kind, adds: 0, hides: 0 });
             Some(changes.len() - 1)
         });
         if let Some(change) = number.and_then(|number| changes.get_mut(number)) {

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
 use crate::image::archive::check;
-use crate::image::config::{Change, History, ImageConfig};
+use crate::image::config::{ConfigChange, History, ImageConfig};
 use crate::image::digest::Digest;
 use crate::image::files::{make_dir, open_dir};
 use crate::image::layer::LayerError;
@@ -30,7 +30,7 @@ pub struct Authoring {
     /// By what command, in its history.
     pub created_by: Option<String>,
     /// Changes of its configuration.
-    pub changes: Vec<Change>,
+    pub changes: Vec<ConfigChange>,
     /// The time to stamp it with; none: now. Later times in a snapshot are set back to it.
     pub source_date_epoch: Option<i64>,
     /// Paths of a container's upper that are no change of its.

@@ -116,7 +116,7 @@ impl Staged {
         let recipe_path = self.0.join("recipe");
         let mut recipe = BufWriter::new(File::create(&recipe_path).at(&recipe_path)?);
         let options = UnpackOptions { write_out: true, ..options.clone() };
-        let unpacked = unpack::unpack_above(input, self.open()?.as_fd(), lowers, Some(&mut recipe), &options)
+        let unpacked = unpack::unpack_layer_above(input, self.open()?.as_fd(), lowers, Some(&mut recipe), &options)
             .map_err(|source| ImageError::Layer { layer: name.to_owned(), source })?;
         recipe.flush().at(&recipe_path)?;
         Ok(unpacked)

@@ -39,7 +39,7 @@ pub struct Target<'a> {
 
 impl Target<'_> {
     /// Where it is, for a message; only the name where nobody can tell.
-    pub fn place(&self) -> PathBuf {
+    pub fn shown_path(&self) -> PathBuf {
         let link = format!("/proc/self/fd/{}", self.dir.as_raw_fd());
         let dir = rustix::fs::readlink(link, Vec::new()).map(|path| OsString::from_vec(path.into_bytes()));
         let dir = PathBuf::from(dir.unwrap_or_default());

@@ -51,7 +51,7 @@ pub fn unpack_with(tar: &[u8], lowers: &[&Layer], options: &UnpackOptions) -> Re
     let fd = File::open(&path).expect("the layer's directory");
     let fds: Vec<BorrowedFd<'_>> = lowers.iter().map(|lower| lower.as_fd()).collect();
     let mut recipe = Vec::new();
-    let unpacked = unpack::unpack(&mut &tar[..], fd.as_fd(), &fds, Some(&mut recipe), options)?;
+    let unpacked = unpack::unpack_layer(&mut &tar[..], fd.as_fd(), &fds, Some(&mut recipe), options)?;
     Ok(Layer { dir, fd, unpacked, recipe })
 }
 

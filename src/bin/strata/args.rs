@@ -13,7 +13,7 @@ mod volume;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use stratafs::image::config::Change;
+use stratafs::image::config::ConfigChange;
 use stratafs::image::reference::Reference;
 use stratafs::image::spec::Platform;
 use stratafs::image::time::WRITABLE;
@@ -166,7 +166,7 @@ pub struct Import {
 pub struct AuthoringArgs {
     /// Apply a Dockerfile instruction: CMD ENTRYPOINT ENV EXPOSE LABEL STOPSIGNAL USER VOLUME WORKDIR
     #[arg(short, long = "change", value_name = "INSTRUCTION")]
-    pub changes: Vec<Change>,
+    pub changes: Vec<ConfigChange>,
     /// A message for the history
     #[arg(short, long)]
     pub message: Option<String>,

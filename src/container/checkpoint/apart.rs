@@ -36,18 +36,18 @@ pub fn list_apart(layer: &CheckpointLayer) {
 }
 
 /// Where an open directory is.
-fn place(dir: &OwnedFd) -> Option<PathBuf> {
+fn path_of(dir: &OwnedFd) -> Option<PathBuf> {
     std::fs::read_link(format!("/proc/self/fd/{}", dir.as_raw_fd())).ok()
 }
 
 fn remove_dir(dir: OwnedFd) -> ! {
-    let removed = place(&dir).is_some_and(|path| remove_tree(&path).is_ok());
+    let removed = path_of(&dir).is_some_and(|path| remove_tree(&path).is_ok());
     std::process::exit(i32::from(!removed))
 }
 
 fn list_dir(dir: OwnedFd) -> ! {
     // Whatever else there is to do comes first.
     let gentle = rustix::process::nice(19).is_ok();
-    let listed = place(&dir).is_some_and(|path| inventory::write(&path).is_ok());
+    let listed = path_of(&dir).is_some_and(|path| inventory::write(&path).is_ok());
     std::process::exit(i32::from(!(gentle && listed)))
 }

@@ -91,7 +91,7 @@ impl Union {
         let found = source_dir.stat(source_name)?;
         let stat = found.map(|stat| self.shown_stat(&source_dir, source_name, stat)).transpose()?;
         let Some(stat) = stat.filter(|stat| stat.file_type() == node.file_type) else {
-            let place = source_dir.place(source_name);
+            let place = source_dir.shown_path(source_name);
             tracing::error!("{place:?}: not the file that it was: a lower layer changed while mounted");
             return Err(Errno::IO);
         };

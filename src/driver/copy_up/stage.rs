@@ -119,7 +119,7 @@ pub fn copy_content(copier: &Copier, source: &CopySource<'_>, to: BorrowedFd<'_>
 
 /// The staged file as something to set attributes on.
 fn target<'a>(staged: &'a Staged<'_>) -> Result<Target<'a>, Errno> {
-    match staged.place() {
+    match staged.dir_and_name() {
         Some((dir, name)) => Ok(Target { dir: dir.as_fd(), name }),
         None => Ok(Target { dir: staged.file()?, name: c"" }),
     }
@@ -135,7 +135,7 @@ fn copy_attributes(
     let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
     let owner_in_inode = plan.kept.as_ref().is_none_or(|k| stat.file_type() == FileType::Symlink && !k.privileged);
     if owner_in_inode && (uid, gid) != (stat.uid, stat.gid) {
-        match staged.place() {
+        match staged.dir_and_name() {
             Some((dir, name)) => dir.set_owner(name, Some(stat.uid), Some(stat.gid)),
             None => set_owner_of(staged.file()?, stat),
         }
@@ -155,7 +155,7 @@ fn copy_attributes(
             Err(errno) => return Err(errno),
         }
     }
-    match (stat.file_type(), staged.place()) {
+    match (stat.file_type(), staged.dir_and_name()) {
         (FileType::Symlink, _) => {}
         // The file was made with its final mode, which only an ACL may have changed.
         (FileType::Regular, None) if plan.mode(stat) & 0o7000 == 0 && !plan.acls => {}
@@ -167,7 +167,7 @@ fn copy_attributes(
         // Truncation is a change: it sets the modification time, and readers must see both together.
         times.mtime = Some(TimeTo::Now);
     }
-    match staged.place() {
+    match staged.dir_and_name() {
         Some((dir, name)) => dir.set_times(name, &times),
         None => set_times_of(staged.file()?, &times),
     }
@@ -185,7 +185,7 @@ fn copy_flags(upper: &UpperLayer, staged: &Staged<'_>, source: &CopySource<'_>) 
             Err(Errno::OPNOTSUPP | Errno::PERM) => {
                 tracing::warn!(
                     "{:?}: the copy is not protected: the upper keeps no marks",
-                    source.dir.place(source.name)
+                    source.dir.shown_path(source.name)
                 );
             }
             done => done?,
@@ -203,7 +203,7 @@ fn copy_flags(upper: &UpperLayer, staged: &Staged<'_>, source: &CopySource<'_>) 
         return Ok(());
     }
     let set = |file: BorrowedFd<'_>| rustix::fs::ioctl_setflags(file, rustix::fs::ioctl_getflags(file)?.union(kept));
-    let done = match staged.place() {
+    let done = match staged.dir_and_name() {
         Some((dir, name)) => dir.open_file(name).and_then(|file| set(file.as_fd())),
         None => set(staged.file()?),
     };

@@ -53,7 +53,7 @@ pub(super) struct DirState {
     /// Its lower parts, topmost first.
     pub(super) lowers: Lowers,
     /// What is known of its upper part; the default if it has none.
-    pub(super) upper: UpperPart,
+    pub(super) upper: UpperMarks,
     /// The nodes of those names in it that the kernel knows.
     pub(super) children: HashMap<Name, NodeRef>,
     /// Its listings.
@@ -88,7 +88,7 @@ impl From<Vec<LowerRef>> for Lowers {
 
 /// What is known of the upper part of a directory, from its attributes on disk.
 #[derive(Clone, Debug, Default)]
-pub struct UpperPart {
+pub struct UpperMarks {
     /// It holds files with an origin mark.
     pub impure: bool,
     /// Its entries may be xattr whiteouts.
@@ -112,7 +112,7 @@ pub struct Inheritance {
 
 impl Dir {
     /// A directory none of whose names the kernel knows yet.
-    pub fn new(lowers: Lowers, upper: UpperPart, upper_id: &UpperId) -> Self {
+    pub fn new(lowers: Lowers, upper: UpperMarks, upper_id: &UpperId) -> Self {
         let state = DirState { lowers, upper, ..DirState::default() };
         let seen = AtomicU32::new(upper_id.get().number());
         Self { names: RwLock::new(()), state: Mutex::new(state), upper: upper_id.clone(), seen }
@@ -139,7 +139,7 @@ impl Dir {
         if state.lowers.of_layer(layer).is_some() {
             return;
         }
-        let UpperPart { xattr_whiteouts, opaque, impure, .. } = std::mem::take(&mut state.upper);
+        let UpperMarks { xattr_whiteouts, opaque, impure, .. } = std::mem::take(&mut state.upper);
         let mut parts = vec![LowerRef { layer, xattr_whiteouts, impure, number: None, path }];
         if !opaque {
             parts.extend_from_slice(&state.lowers);
@@ -159,12 +159,12 @@ impl Dir {
     }
 
     /// Reads what is known of the upper part.
-    pub fn upper_part<R>(&self, read: impl FnOnce(&UpperPart) -> R) -> R {
+    pub fn upper_part<R>(&self, read: impl FnOnce(&UpperMarks) -> R) -> R {
         read(&self.state.lock().upper)
     }
 
     /// Changes what is known of the upper part, after the change was made on disk.
-    pub fn note_upper_part<R>(&self, note: impl FnOnce(&mut UpperPart) -> R) -> R {
+    pub fn note_upper_part<R>(&self, note: impl FnOnce(&mut UpperMarks) -> R) -> R {
         note(&mut self.state.lock().upper)
     }
 

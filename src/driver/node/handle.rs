@@ -10,7 +10,7 @@ use dashmap::DashMap;
 
 /// An open file.
 #[derive(Debug)]
-pub struct FileHandle {
+pub struct OpenFile {
     /// The file.
     pub node: NodeRef,
     /// The real file. A handle that reads a lower file switches to the upper one after a copy-up.
@@ -29,7 +29,7 @@ pub struct FileHandle {
     pub pattern: ReadPattern,
 }
 
-impl FileHandle {
+impl OpenFile {
     /// Notes that the real file has moved from the layer `from` to the upper `to`.
     pub(super) fn carry(&self, from: LayerId, to: LayerId) {
         let real = &mut *self.real.write();
@@ -88,7 +88,7 @@ impl RealFile {
 /// All open handles.
 #[derive(Debug, Default)]
 pub struct HandleTable {
-    handles: DashMap<u64, Arc<FileHandle>>,
+    handles: DashMap<u64, Arc<OpenFile>>,
     /// Nodes that may still be mapped for writing through a handle that is closed.
     once_mappable: DashMap<u64, ()>,
     next: AtomicU64,
@@ -96,19 +96,19 @@ pub struct HandleTable {
 
 impl HandleTable {
     /// Adds a handle; returns its number.
-    pub fn insert(&self, handle: Arc<FileHandle>) -> u64 {
+    pub fn insert(&self, handle: Arc<OpenFile>) -> u64 {
         let id = self.next.fetch_add(1, Ordering::Relaxed) + 1;
         self.handles.insert(id, handle);
         id
     }
 
     /// The open file with the number `id`.
-    pub fn get(&self, id: u64) -> Option<Arc<FileHandle>> {
+    pub fn get(&self, id: u64) -> Option<Arc<OpenFile>> {
         self.handles.get(&id).map(|handle| handle.clone())
     }
 
     /// Removes a handle.
-    pub fn remove(&self, id: u64) -> Option<Arc<FileHandle>> {
+    pub fn remove(&self, id: u64) -> Option<Arc<OpenFile>> {
         let (_, handle) = self.handles.remove(&id)?;
         if handle.mappable {
             self.once_mappable.insert(handle.node.id().0, ());

@@ -381,11 +381,11 @@ impl NodeTable {
 mod tests {
     use super::*;
     use crate::config::OverlayConfig;
-    use crate::driver::node::{Descriptors, NamesPair, NodeRef, Residence, State, UpperId, UpperPart};
+    use crate::driver::node::{Descriptors, NamesPair, NodeRef, Residence, State, UpperId, UpperMarks};
     use crate::union::layer::{LayerDir, LayerId, LayerStack, UpperDir};
 
     fn directory(id: NodeId, residence: Residence) -> NodeRef {
-        let dir = Some(Box::new(Dir::new(Lowers::default(), UpperPart::default(), &UpperId::new(LayerId::LOWEST))));
+        let dir = Some(Box::new(Dir::new(Lowers::default(), UpperMarks::default(), &UpperId::new(LayerId::LOWEST))));
         NodeRef::new(Node::new(id, 1, FileType::Directory, State::new(residence), dir))
     }
 

@@ -24,7 +24,7 @@
 //! 4. [`LinksGuard`]: how many names an indexed file has. Held over I/O.
 //! 5. [`NodeTable::multiple`]: a name of a file with several gets its node.
 //! 6. `WorkDir::whiteout` (`union/layer/work`): the whiteout that all others are links to. Held over I/O.
-//! 7. The leaf locks, each taken with no other leaf held: the state of a node, of a directory ([`Dir`]), `FileHandle::real`, the
+//! 7. The leaf locks, each taken with no other leaf held: the state of a node, of a directory ([`Dir`]), `OpenFile::real`, the
 //!    queue of [`listings`], the shards of the tables and of [`Descriptors`], `ReadAhead::state`. None is held over a system
 //!    call, with one exception: the state of a file is held while its backing file is registered with the kernel (an ioctl that
 //!    does not block), because two opens must agree on one registration.
@@ -52,11 +52,11 @@ use std::ffi::CStr;
 
 pub use crate::union::layer::Timestamp;
 use crate::union::layer::{FileType, Protection};
-pub use dir::{Dir, Inheritance, Lowers, UpperId, UpperPart};
+pub use dir::{Dir, Inheritance, Lowers, UpperId, UpperMarks};
 pub use guards::{
     CopyUpGuard, LinksGuard, Names, NamesMany, NamesPair, NamesRead, NamesWrite, RenameGuard, RenameLock,
 };
-pub use handle::{FileHandle, HandleTable};
+pub use handle::{HandleTable, OpenFile};
 pub use listings::{NewEntry, Surroundings};
 pub use name::Name;
 pub use open::OpenState;

@@ -22,18 +22,18 @@ pub(super) struct Numbered {
 type Page = [Option<NodeRef>; PAGE as usize];
 
 /// The page of a number, and its place in the page.
-fn place(id: u64) -> (u64, usize) {
+fn page_and_slot(id: u64) -> (u64, usize) {
     (id / PAGE, (id % PAGE) as usize)
 }
 
 impl Numbered {
     pub(super) fn get(&self, id: u64) -> Option<NodeRef> {
-        let (page, at) = place(id);
+        let (page, at) = page_and_slot(id);
         self.pages.get(&page)?.get(at)?.clone()
     }
 
     pub(super) fn insert(&self, id: u64, node: NodeRef) {
-        let (page, at) = place(id);
+        let (page, at) = page_and_slot(id);
         let mut page = self.pages.entry(page).or_default();
         if let Some(slot) = page.get_mut(at)
             && slot.replace(node).is_none()
@@ -43,7 +43,7 @@ impl Numbered {
     }
 
     pub(super) fn remove(&self, id: u64) {
-        let (number, at) = place(id);
+        let (number, at) = page_and_slot(id);
         let Some(mut page) = self.pages.get_mut(&number) else { return };
         if page.get_mut(at).and_then(Option::take).is_some() {
             self.count.fetch_sub(1, Ordering::Relaxed);

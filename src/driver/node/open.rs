@@ -8,7 +8,7 @@ use rustix::fs::OFlags;
 use rustix::io::Errno;
 use smallvec::SmallVec;
 
-use crate::driver::node::{FileHandle, State};
+use crate::driver::node::{OpenFile, State};
 use crate::union::layer::LayerId;
 
 /// The open handles of a file.
@@ -25,7 +25,7 @@ pub struct OpenState {
     /// The layer of the registered file.
     pub backing_layer: Option<LayerId>,
     /// The open files, for requests without a handle.
-    pub handles: SmallVec<[Arc<FileHandle>; 1]>,
+    pub handles: SmallVec<[Arc<OpenFile>; 1]>,
     /// Descriptors of files in the upper, by access mode, shared by handles for as long as one uses them.
     shared: SmallVec<[(OFlags, LayerId, Weak<OwnedFd>); 1]>,
     /// Number of failed flushes of the upper file, and the last error.
@@ -73,7 +73,7 @@ impl OpenState {
         last.filter(|_| before != count).map_or(Ok(()), Err)
     }
 
-    pub(super) fn close(&mut self, handle: &Arc<FileHandle>) -> Option<u32> {
+    pub(super) fn close(&mut self, handle: &Arc<OpenFile>) -> Option<u32> {
         let before = self.handles.len();
         self.handles.retain(|other| !Arc::ptr_eq(other, handle));
         if self.handles.len() == before {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
-use crate::driver::node::{FileHandle, Name, NodeRef, OpenState};
+use crate::driver::node::{Name, NodeRef, OpenFile, OpenState};
 use crate::union::layer::{FileId, LayerId, UpperDir};
 
 /// A directory and a name in it.
@@ -383,7 +383,7 @@ impl State {
     }
 
     /// Removes a closed handle. Returns the registration if no handle uses it any more.
-    pub fn close(&mut self, handle: &Arc<FileHandle>) -> Option<u32> {
+    pub fn close(&mut self, handle: &Arc<OpenFile>) -> Option<u32> {
         self.change_rare(|rare| {
             let open = rare.open.as_mut()?;
             let unused = open.close(handle);

@@ -26,7 +26,7 @@ struct Fixture {
 impl Fixture {
     fn new() -> Arc<Self> {
         let state = State::new(Residence::Root { upper: true });
-        let dir = Some(Box::new(Dir::new(Lowers::default(), UpperPart::default(), &UpperId::new(UPPER))));
+        let dir = Some(Box::new(Dir::new(Lowers::default(), UpperMarks::default(), &UpperId::new(UPPER))));
         let root = NodeRef::new(Node::new(NodeId::ROOT, 1, FileType::Directory, state, dir));
         let table = NodeTable::new(root.clone(), Descriptors::new(64));
         Arc::new(Self { table, root, rename: RenameLock::default() })
@@ -52,7 +52,7 @@ impl Fixture {
             Residence::Lower { at, layer: LayerId::LOWEST }
         };
         let is_dir = file_type == FileType::Directory;
-        let dir = is_dir.then(|| Box::new(Dir::new(Lowers::default(), UpperPart::default(), &UpperId::new(UPPER))));
+        let dir = is_dir.then(|| Box::new(Dir::new(Lowers::default(), UpperMarks::default(), &UpperId::new(UPPER))));
         let node = Node::new(self.table.next_id(), 7, file_type, State::new(residence).with_index(index), dir);
         let lookup = self.table.adopt(names, &Name::from(name), NodeRef::new(node));
         let node = NodeRef::clone(&lookup);

@@ -19,7 +19,7 @@ use rustix::fs::Advice;
 use rustix::io::ReadWriteFlags;
 
 use crate::driver::Union;
-use crate::driver::node::{FileHandle, Name, NodeId, NodeRef};
+use crate::driver::node::{Name, NodeId, NodeRef, OpenFile};
 use crate::driver::types::{Errno, Result};
 use crate::union::layer::Dir;
 use crate::union::merge::listing::{Listed, candidate};
@@ -131,7 +131,7 @@ pub(in crate::driver) struct Job {
 
 /// The listing of the last directory, kept while its files are read: a large one must not be made anew for each window.
 #[derive(Debug)]
-pub(in crate::driver) struct Kept {
+pub(in crate::driver) struct HeldListing {
     dir: NodeId,
     /// The generation of the stack in which the listing was made.
     generation: u64,
@@ -332,7 +332,7 @@ impl ReadAhead {
 
 impl Union {
     /// Does one job of the thread that reads ahead. `kept` is the listing of the last directory.
-    pub(in crate::driver) fn read_ahead(&self, job: &Job, kept: &mut Option<Kept>) {
+    pub(in crate::driver) fn read_ahead(&self, job: &Job, kept: &mut Option<HeldListing>) {
         let next = self.follow(job, kept).unwrap_or_else(|errno| {
             tracing::debug!("not read ahead: {errno}");
             None
@@ -344,7 +344,7 @@ impl Union {
     }
 
     /// The first read of a lower file, from its start: copies what is in memory into `buffer`. Returns the number of bytes.
-    pub(super) fn first_read(&self, handle: &FileHandle, file: &OwnedFd, buffer: &mut [u8]) -> usize {
+    pub(super) fn first_read(&self, handle: &OpenFile, file: &OwnedFd, buffer: &mut [u8]) -> usize {
         // With metacopy, a listed file may have its content elsewhere.
         let attended = self.read_ahead.attended.load(Ordering::Relaxed) && !self.config.metacopy;
         if !attended || handle.real.read().is_upper() {
@@ -365,8 +365,8 @@ impl Union {
 
     /// Has the next files of a run read; returns when to go on. Returns `None` if it is no run. `kept` is the
     /// listing of the last directory.
-    fn follow(&self, job: &Job, kept: &mut Option<Kept>) -> Result<Option<Due>> {
-        let is_current = |kept: &Kept| kept.dir == job.run.dir && kept.generation == self.stack.generation();
+    fn follow(&self, job: &Job, kept: &mut Option<HeldListing>) -> Result<Option<Due>> {
+        let is_current = |kept: &HeldListing| kept.dir == job.run.dir && kept.generation == self.stack.generation();
         let listing = match kept.take().filter(|kept| is_current(kept) && !kept.listing.is_broken()) {
             Some(kept) => Some(kept.listing),
             None => {
@@ -380,7 +380,7 @@ impl Union {
         };
         let Some(listing) = listing else { return Ok(None) };
         let next = self.follow_in(job, &listing);
-        *kept = Some(Kept { dir: job.run.dir, generation: self.stack.generation(), listing });
+        *kept = Some(HeldListing { dir: job.run.dir, generation: self.stack.generation(), listing });
         next
     }
 

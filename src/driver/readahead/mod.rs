@@ -11,7 +11,7 @@ use std::os::fd::OwnedFd;
 pub(in crate::driver) use ahead::ReadAhead;
 
 use crate::driver::Union;
-use crate::driver::node::{FileHandle, Reading};
+use crate::driver::node::{OpenFile, Reading};
 use crate::driver::types::Result;
 
 impl Union {
@@ -21,7 +21,7 @@ impl Union {
     /// Those of `statx(2)`.
     pub(in crate::driver) fn read_ready(
         &self,
-        handle: &FileHandle,
+        handle: &OpenFile,
         file: &OwnedFd,
         offset: u64,
         buffer: &mut [u8],

@@ -321,7 +321,7 @@ impl Union {
             New::Special { rdev } => work.stage_node(mode_at_first(owner.mode, *rdev), *rdev)?,
         };
         self.finish_staged(&staged, owner, new, hides)?;
-        let (staged_dir, staged_name) = staged.place().ok_or(Errno::IO)?;
+        let (staged_dir, staged_name) = staged.dir_and_name().ok_or(Errno::IO)?;
         self.mark_plain(staged_dir, staged_name, name)?;
         // Every step that can fail comes before publication.
         let stat = self.shown_stat(staged_dir, staged_name, staged.stat()?)?;
@@ -358,7 +358,7 @@ impl Union {
 
     /// Gives a staged file what it would have inherited from its directory.
     fn finish_staged(&self, staged: &Staged<'_>, owner: &Ownership, new: &New<'_>, over_whiteout: bool) -> Result<()> {
-        let (dir, name) = staged.place().ok_or(Errno::IO)?;
+        let (dir, name) = staged.dir_and_name().ok_or(Errno::IO)?;
         let hides = over_whiteout && matches!(new, New::Directory);
         if self.keep_owner(dir, name, owner)? {
             return if hides { self.mark_opaque(dir, name) } else { Ok(()) };

@@ -18,7 +18,7 @@ use crate::driver::Union;
 use crate::driver::locate::LowerPlace;
 use crate::driver::node::handle::RealFile;
 use crate::driver::node::sync::RwLock;
-use crate::driver::node::{FileHandle, NodeRef, ReadPattern};
+use crate::driver::node::{NodeRef, OpenFile, ReadPattern};
 use crate::driver::types::{Caller, Errno, HandleId, NodeId, OpenMode, Opened, Result};
 use crate::driver::verbs::attr::mode_without_set_id;
 use crate::union::layer::{FileType, Layer, Stat};
@@ -35,7 +35,7 @@ fn access_mode(flags: u32) -> u32 {
 pub(in crate::driver) struct Flush {
     file: Arc<OwnedFd>,
     /// If the content is flushed: the open file that is told of a failure.
-    handle: Option<Arc<FileHandle>>,
+    handle: Option<Arc<OpenFile>>,
 }
 
 impl Flush {
@@ -160,7 +160,7 @@ impl Union {
         let (part, name) = (place.part()?, place.name());
         let view = self.lower_view(&place.dir, part)?;
         let changed = |found: &str, errno: Errno| {
-            tracing::error!("{:?}: {found}: a lower layer changed while mounted", view.place(name));
+            tracing::error!("{:?}: {found}: a lower layer changed while mounted", view.shown_path(name));
             Err(errno)
         };
         let file = match self.lower_dir(&place.dir, part)?.open_file(name) {
@@ -222,7 +222,7 @@ impl Union {
             (None, !bypassed && (upper || self.config.timeout.is_none()))
         };
         let passthrough = backing.is_some();
-        let handle = Arc::new(FileHandle {
+        let handle = Arc::new(OpenFile {
             node: node.clone(),
             real: RwLock::new(file),
             writable,
@@ -282,12 +282,12 @@ impl Union {
         }
     }
 
-    fn open_handle(&self, handle: HandleId) -> Result<Arc<FileHandle>> {
+    fn open_handle(&self, handle: HandleId) -> Result<Arc<OpenFile>> {
         self.handles.get(handle.0).ok_or(Errno::BADF)
     }
 
     /// The real file to read from or write to at this moment.
-    fn current(&self, handle: &FileHandle) -> Result<Arc<OwnedFd>> {
+    fn current(&self, handle: &OpenFile) -> Result<Arc<OwnedFd>> {
         let layer = handle.node.state().content_layer();
         if let Some(fd) = handle.real.read().of_layer(layer) {
             return Ok(fd.clone());

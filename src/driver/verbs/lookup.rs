@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 
 use crate::driver::node::{
     self, ContentRef, Indexed, LookupRef, Name, Names, NamesRead, NamesWrite, Node, NodeRef, OpenState, Residence,
-    State, UpperPart,
+    State, UpperMarks,
 };
 use crate::driver::types::{Attr, Entry, Errno, NodeId, Result, Validity};
 use crate::driver::{Union, checked_name};
@@ -209,8 +209,8 @@ impl Union {
         let state = State::new(place).with_content(content).with_index(indexed.map(|(entry, _)| entry.clone()));
         let dir = found.stat.is_dir().then(|| {
             let upper = match found.source {
-                Source::Lower(_) => UpperPart::default(),
-                Source::Upper => UpperPart {
+                Source::Lower(_) => UpperMarks::default(),
+                Source::Upper => UpperMarks {
                     impure: found.marks.impure,
                     xattr_whiteouts: found.marks.opaque() == Opaque::XattrWhiteouts,
                     opaque: found.marks.opaque() == Opaque::Yes,

@@ -195,7 +195,7 @@ impl Union {
         let stat = held.stat_self()?;
         let staged = work.stage_dir(stat.mode & 0o777)?;
         {
-            let (work, staged_name) = staged.place().ok_or(Errno::IO)?;
+            let (work, staged_name) = staged.dir_and_name().ok_or(Errno::IO)?;
             let staged_name: CString = staged_name.to_owned();
             work.set_owner(&staged_name, Some(stat.uid), Some(stat.gid))?;
             work.set_mode(&staged_name, stat.mode & 0o7777)?;

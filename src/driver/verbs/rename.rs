@@ -187,7 +187,7 @@ impl Union {
         });
         match published {
             Ok(entry) => self.nodes.note_addition(moving.names.source(), &source.name, Some(entry)),
-            Err(errno) => tracing::error!("{:?}: no device left: {errno}", source.dir.place(&source.name)),
+            Err(errno) => tracing::error!("{:?}: no device left: {errno}", source.dir.shown_path(&source.name)),
         }
     }
 

@@ -16,7 +16,7 @@ use crate::image::{ImageError, Result};
 /// Some instructions, one a line. Variables are replaced when they are applied, by the values that the configuration has
 /// then.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Change {
+pub struct ConfigChange {
     /// A verb in upper case, and what follows it.
     instructions: Vec<(Verb, String)>,
 }
@@ -48,7 +48,7 @@ const VERBS: [(&str, Verb); 10] = [
     ("WORKDIR", Verb::WorkingDir),
 ];
 
-impl FromStr for Change {
+impl FromStr for ConfigChange {
     type Err = ImageError;
 
     fn from_str(text: &str) -> Result<Self> {
@@ -79,7 +79,7 @@ impl FromStr for Change {
     }
 }
 
-impl Change {
+impl ConfigChange {
     /// Applies changes to the object `config` of an image's configuration.
     ///
     /// # Errors
@@ -243,8 +243,8 @@ mod tests {
     /// The configuration after some changes to another.
     fn changed(from: Value, changes: &[&str]) -> Value {
         let Value::Object(mut process) = from else { unreachable!() };
-        let changes: Vec<Change> = changes.iter().map(|text| text.parse().expect(text)).collect();
-        Change::apply_all(&changes, &mut process).expect("apply");
+        let changes: Vec<ConfigChange> = changes.iter().map(|text| text.parse().expect(text)).collect();
+        ConfigChange::apply_all(&changes, &mut process).expect("apply");
         Value::Object(process)
     }
 
@@ -305,10 +305,10 @@ mod tests {
             "LABEL x=1 y",
         ];
         for bad in bad {
-            assert!(bad.parse::<Change>().is_err(), "{bad:?}");
+            assert!(bad.parse::<ConfigChange>().is_err(), "{bad:?}");
         }
-        let later: Change = "EXPOSE $A".parse().expect("its variable may be a port");
-        assert!(Change::apply_all(&[later], &mut Map::new()).is_err());
+        let later: ConfigChange = "EXPOSE $A".parse().expect("its variable may be a port");
+        assert!(ConfigChange::apply_all(&[later], &mut Map::new()).is_err());
     }
 
     #[test]

@@ -141,11 +141,11 @@ impl List {
 }
 
 impl Visit for List {
-    fn visit(&mut self, path: &[u8], change: &walk::Change<'_>) -> Result<()> {
+    fn visit(&mut self, path: &[u8], change: &walk::Visited<'_>) -> Result<()> {
         match change {
-            walk::Change::Directory { attributes, opaque, hides } => self.directory(path, attributes, *opaque, *hides),
-            walk::Change::File(changed) => self.file(path, changed),
-            walk::Change::Whiteout => {
+            walk::Visited::Directory { attributes, opaque, hides } => self.directory(path, attributes, *opaque, *hides),
+            walk::Visited::File(changed) => self.file(path, changed),
+            walk::Visited::Whiteout => {
                 if self.below(path)?.is_some() {
                     self.record(path, ChangeKind::Deleted);
                 }

@@ -114,7 +114,7 @@ fn out_error(source: io::Error) -> LayerError {
 }
 
 impl Visit for Writer<'_> {
-    fn visit(&mut self, path: &[u8], change: &walk::Change<'_>) -> Result<()> {
+    fn visit(&mut self, path: &[u8], change: &walk::Visited<'_>) -> Result<()> {
         let (parent, name) = split(path).unwrap_or_default();
         if name.starts_with(AUFS_PREFIX) {
             return Err(LayerError::entry(
@@ -123,14 +123,14 @@ impl Visit for Writer<'_> {
             ));
         }
         match change {
-            walk::Change::Directory { attributes, opaque, .. } => {
+            walk::Visited::Directory { attributes, opaque, .. } => {
                 if !path.is_empty() || self.root_shown {
                     let name = if path.is_empty() { b"./".to_vec() } else { [path, b"/"].concat() };
                     self.header(&name, EntryType::Directory, attributes)?;
                 }
                 if *opaque { self.mark(&join(path, AUFS_OPAQUE)) } else { Ok(()) }
             }
-            walk::Change::Whiteout => {
+            walk::Visited::Whiteout => {
                 let name = [AUFS_PREFIX, name].concat();
                 if name.len() > crate::image::layer::path::NAME_MAX {
                     // Read back, it is refused as too long; the deletion cannot be said in this format.
@@ -138,7 +138,7 @@ impl Visit for Writer<'_> {
                 }
                 self.mark(&join(parent, &name))
             }
-            walk::Change::File(changed) => self.file(path, changed),
+            walk::Visited::File(changed) => self.file(path, changed),
         }
     }
 }

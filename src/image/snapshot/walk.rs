@@ -21,7 +21,7 @@ use crate::union::merge::{self, Resolution};
 use crate::union::view::UpperPart;
 
 /// One change.
-pub(crate) enum Change<'c> {
+pub(crate) enum Visited<'c> {
     /// A directory; the root too.
     Directory {
         attributes: &'c Attributes,
@@ -79,7 +79,7 @@ impl Changed<'_> {
 /// Receives the changes.
 pub(crate) trait Visit {
     /// One change, at `path`.
-    fn visit(&mut self, path: &[u8], change: &Change<'_>) -> Result<()>;
+    fn visit(&mut self, path: &[u8], change: &Visited<'_>) -> Result<()>;
 }
 
 /// A directory that is still to be visited.
@@ -229,7 +229,7 @@ impl Walk<'_> {
             // What is written out whole merges with nothing.
             items.retain(|_, item| !matches!(item, Item::Whiteout));
         }
-        let change = Change::Directory { attributes: &attributes, opaque: dir.opaque, hides: dir.hidden.as_ref() };
+        let change = Visited::Directory { attributes: &attributes, opaque: dir.opaque, hides: dir.hidden.as_ref() };
         visitor.visit(&dir.path, &change)?;
         Ok(Level { dir, items: items.into_iter().rev().collect() })
     }
@@ -246,7 +246,7 @@ impl Walk<'_> {
     fn visit_item(&self, dir: &Pending, name: &[u8], item: Item, visitor: &mut dyn Visit) -> Result<Option<Pending>> {
         let path = join(&dir.path, name);
         match item {
-            Item::Whiteout => visitor.visit(&path, &Change::Whiteout).map(|()| None),
+            Item::Whiteout => visitor.visit(&path, &Visited::Whiteout).map(|()| None),
             Item::Lower(LowerEntry::Directory(lower)) => {
                 Ok(Some(Pending { path, upper: None, lower: Some(lower), hidden: None, opaque: false, whole: true }))
             }
@@ -255,7 +255,7 @@ impl Walk<'_> {
                 let (kind, attributes) = attributes::read(fd.as_fd(), lower_name, &file.stat).at(&path)?;
                 let place = Place::Lower { dir: fd.as_fd(), name: lower_name, file: &file };
                 let changed = Changed { kind, attributes, stat: file.stat, place, view: &self.view };
-                visitor.visit(&path, &Change::File(&changed)).map(|()| None)
+                visitor.visit(&path, &Visited::File(&changed)).map(|()| None)
             }
             Item::Upper if self.omitted.has(self.upper, &path) => Ok(None),
             Item::Upper => self.visit_upper(dir, name, path, visitor),
@@ -285,7 +285,7 @@ impl Walk<'_> {
         let (kind, attributes) = attributes::read(fd.as_fd(), name, &stat).at(&path)?;
         let place = Place::Upper { dir: fd.as_fd(), name, path: &path, content: found.data.as_ref() };
         let changed = Changed { kind, attributes, stat, place, view: &self.view };
-        visitor.visit(&path, &Change::File(&changed)).map(|()| None)
+        visitor.visit(&path, &Visited::File(&changed)).map(|()| None)
     }
 
     fn upper_directory(&self, dir: &Pending, name: &[u8], path: Vec<u8>, found: merge::Found) -> Result<Pending> {

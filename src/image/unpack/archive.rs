@@ -44,7 +44,7 @@ pub fn unpack_archive(
         let lowers: Vec<BorrowedFd<'_>> = stack.iter().rev().map(AsFd::as_fd).collect();
         let location = archive.locate(&found.member);
         let mut member = archive.member(&found.member)?;
-        let unpacked = unpack::unpack(&mut member, dest.as_fd(), &lowers, None, options)
+        let unpacked = unpack::unpack_layer(&mut member, dest.as_fd(), &lowers, None, options)
             .map_err(|source| ImageError::Layer { layer: location.clone(), source })?;
         check(&format!("{location}: uncompressed layer"), &found.diff_id, &unpacked.diff_id)?;
         if let Some(descriptor) = &found.descriptor {

@@ -19,20 +19,20 @@ const HELD: usize = 64;
 
 /// An open directory of the layer.
 #[derive(Clone)]
-pub(crate) struct Dir {
+pub(crate) struct HeldDir {
     fd: Rc<OwnedFd>,
     /// New entries get an ACL from it.
     pub(crate) gives_acl: bool,
 }
 
-impl AsFd for Dir {
+impl AsFd for HeldDir {
     fn as_fd(&self) -> BorrowedFd<'_> {
         (*self.fd).as_fd()
     }
 }
 
 struct Held {
-    dir: Dir,
+    dir: HeldDir,
     /// What its modification time is to be in the end.
     mtime: Time,
     used: u64,
@@ -51,7 +51,7 @@ impl<'a> Dirs<'a> {
     }
 
     /// Opens the directory at `path`, no component of which is a symbolic link.
-    pub(crate) fn get(&mut self, path: &[u8]) -> Result<Dir> {
+    pub(crate) fn get(&mut self, path: &[u8]) -> Result<HeldDir> {
         match self.try_get(path)? {
             Some(dir) => Ok(dir),
             None => Err(LayerError::io(path, Errno::NOTDIR)),
@@ -59,7 +59,7 @@ impl<'a> Dirs<'a> {
     }
 
     /// Opens the directory at `path`; `None` where there is none, or a component of the path is a symbolic link.
-    pub(crate) fn try_get(&mut self, path: &[u8]) -> Result<Option<Dir>> {
+    pub(crate) fn try_get(&mut self, path: &[u8]) -> Result<Option<HeldDir>> {
         self.clock += 1;
         if let Some(held) = self.held.get_mut(path) {
             held.used = self.clock;
@@ -75,7 +75,7 @@ impl<'a> Dirs<'a> {
         }
         let mtime = mtime(&rustix::fs::fstat(&fd).at(path)?);
         let gives_acl = has_default_acl(fd.as_fd()).at(path)?;
-        let dir = Dir { fd: Rc::new(fd), gives_acl };
+        let dir = HeldDir { fd: Rc::new(fd), gives_acl };
         self.held.insert(path.to_vec(), Held { dir: dir.clone(), mtime, used: self.clock });
         Ok(Some(dir))
     }

@@ -80,21 +80,21 @@ type Buffer = Arc<Vec<u8>>;
 ///
 /// # Errors
 /// [`LayerError`]; `dest` then holds some of the layer and is to be removed.
-pub fn unpack(
+pub fn unpack_layer(
     input: &mut dyn Read,
     dest: BorrowedFd<'_>,
     lowers: &[BorrowedFd<'_>],
     recipe: Option<&mut dyn Write>,
     options: &UnpackOptions,
 ) -> Result<Unpacked> {
-    unpack_above(input, dest, &Lowers { dirs: lowers, ready: &|| true }, recipe, options)
+    unpack_layer_above(input, dest, &Lowers { dirs: lowers, ready: &|| true }, recipe, options)
 }
 
 /// The same, above layers that may still be unpacked themselves.
 ///
 /// # Errors
-/// Those of [`unpack`], and when the layers below are needed and will not be complete.
-pub(crate) fn unpack_above(
+/// Those of [`unpack_layer`], and when the layers below are needed and will not be complete.
+pub(crate) fn unpack_layer_above(
     input: &mut dyn Read,
     dest: BorrowedFd<'_>,
     lowers: &Lowers<'_>,

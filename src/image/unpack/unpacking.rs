@@ -15,7 +15,7 @@ use crate::image::layer::lower_view::{LowerEntry, LowerView};
 use crate::image::layer::marks::{self, MarkStyle};
 use crate::image::layer::path::pop;
 use crate::image::recipe::RecipeWriter;
-use crate::image::unpack::dirs::{Dir, Dirs};
+use crate::image::unpack::dirs::{Dirs, HeldDir};
 use crate::image::unpack::options::{Lowers, UnpackOptions};
 use crate::tar::limits::Growth;
 use crate::tar::read::TarReader;
@@ -166,7 +166,7 @@ impl<'a> Unpacking<'a> {
 
 /// Where an entry goes.
 pub(super) struct Destination<'p> {
-    pub(super) dir: Dir,
+    pub(super) dir: HeldDir,
     pub(super) name: &'p [u8],
     pub(super) path: Vec<u8>,
 }

@@ -43,9 +43,9 @@ impl LayerDir<'_> {
     }
 
     /// The path of `name`, for a message.
-    pub fn place(&self, name: &CStr) -> PathBuf {
+    pub fn shown_path(&self, name: &CStr) -> PathBuf {
         match self {
-            Self::Held(dir) => dir.place(name),
+            Self::Held(dir) => dir.shown_path(name),
             Self::Listed(listed) => {
                 let dir = listed.layer.path().join(OsStr::from_bytes(listed.path.to_bytes()));
                 dir.join(OsStr::from_bytes(name.to_bytes()))
@@ -155,7 +155,7 @@ impl LayerDir<'_> {
         if seen(&known) == seen(opened) {
             return Ok(());
         }
-        tracing::warn!("{:?}: changed in its layer", self.place(name));
+        tracing::warn!("{:?}: changed in its layer", self.shown_path(name));
         listed.inventory.disbelieve(listed.number, &Unusable::Stale);
         Err(Errno::STALE)
     }

@@ -144,7 +144,7 @@ fn sound(file: Entry<'_>, key: &CStr, mark: Mark) -> Result<(Option<Vec<u8>>, bo
     if !good {
         let shown = value.as_deref().unwrap_or_default();
         let start = shown.get(..SHOWN).unwrap_or(shown).escape_ascii();
-        tracing::warn!("{:?}: damaged mark {key:?} of {} bytes: \"{start}\"", dir.place(name), shown.len());
+        tracing::warn!("{:?}: damaged mark {key:?} of {} bytes: \"{start}\"", dir.shown_path(name), shown.len());
     }
     Ok((value, good))
 }

@@ -150,7 +150,7 @@ impl Layer {
 
     fn of_root(root: Dir) -> Result<Self, Errno> {
         let stat = root.stat_self()?;
-        let path = root.place(c"");
+        let path = root.shown_path(c"");
         Ok(Self::new(root, path, &stat))
     }
 

@@ -137,7 +137,7 @@ impl UpperLayer {
     /// # Errors
     /// One line of text.
     pub(super) fn recover_moving(&self, below: Option<&Path>) -> Result<(), OpenError> {
-        let (Some(below), Some(place)) = (below, self.place()) else { return Ok(()) };
+        let (Some(below), Some(place)) = (below, self.location()) else { return Ok(()) };
         let fail = |errno| {
             OpenError(format!("layer {}: not separated from the upperdir: {}", below.display(), describe(errno)))
         };

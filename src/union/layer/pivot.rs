@@ -110,7 +110,7 @@ impl Successor {
         below: Below,
         lower: Option<ChainId>,
     ) -> Result<Self, ChangeError> {
-        let place = upper.place().ok_or_else(|| ChangeError::refused("the upperdir cannot change places"))?;
+        let place = upper.location().ok_or_else(|| ChangeError::refused("the upperdir cannot change places"))?;
         let fail = |errno| ChangeError::new(path, errno);
         let old = open_dir(&place.path)?;
         let copied = Stat::of(old.as_fd(), c"").map_err(|errno| ChangeError::new(&place.path, errno))?;

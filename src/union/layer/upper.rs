@@ -200,7 +200,7 @@ impl UpperLayer {
     }
 
     /// Its place, if it can be replaced.
-    pub(super) fn place(&self) -> Option<&UpperPlace> {
+    pub(super) fn location(&self) -> Option<&UpperPlace> {
         self.place.as_ref()
     }
 

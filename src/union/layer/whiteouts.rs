@@ -102,7 +102,7 @@ impl<'a> Hidden<'a> {
         match self.dir.remove_file(file) {
             Ok(()) | Err(Errno::NOENT) => {}
             Err(errno) => {
-                let place = self.dir.place(file);
+                let place = self.dir.shown_path(file);
                 tracing::warn!("{place:?}: a whiteout that is no longer needed is left behind: {errno}");
             }
         }
@@ -207,7 +207,7 @@ impl WorkDir {
         match whiteout.publish_new(place.dir, place.name) {
             Ok(_) => hidden.reveal(),
             // `.wh.NAME` is a whiteout too, and stays.
-            Err(errno) if hidden.file.is_some() => tracing::warn!("{:?}: {errno}", place.dir.place(place.name)),
+            Err(errno) if hidden.file.is_some() => tracing::warn!("{:?}: {errno}", place.dir.shown_path(place.name)),
             Err(errno) => {
                 removed.rename(place, RenameFlags::empty())?;
                 return Err(errno);
@@ -267,7 +267,7 @@ impl WorkDir {
     fn hide_for_good(&self, place: Place<'_>, hidden: Hidden<'_>) {
         match self.link_whiteout(place.dir, place.name) {
             Ok(()) => hidden.reveal(),
-            Err(errno) => tracing::error!("{:?}: no whiteout: {errno}", place.dir.place(place.name)),
+            Err(errno) => tracing::error!("{:?}: no whiteout: {errno}", place.dir.shown_path(place.name)),
         }
     }
 
@@ -356,7 +356,7 @@ impl Staged<'_> {
                 done => return done,
             }
         }
-        let (staged_in, staged) = self.place().ok_or(Errno::IO)?;
+        let (staged_in, staged) = self.dir_and_name().ok_or(Errno::IO)?;
         work.dir_over_whiteout(Place::new(staged_in, staged), place)?;
         self.keep();
         Ok(())

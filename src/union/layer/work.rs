@@ -182,7 +182,7 @@ impl<'a> Staged<'a> {
     }
 
     /// The directory and name by which attributes are changed. A nameless file has neither: use [`Staged::file`].
-    pub fn place(&self) -> Option<(&'a UpperDir, &CStr)> {
+    pub fn dir_and_name(&self) -> Option<(&'a UpperDir, &CStr)> {
         self.name.as_deref().map(|name| (&self.work.dir, name))
     }
 

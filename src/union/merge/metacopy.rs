@@ -21,7 +21,7 @@ pub type Data = (LayerId, Arc<CStr>);
 /// `PERM` without `metacopy=on`; `IO` if no content is found.
 pub(super) fn below_upper(dir: &MergedDir<'_>, upper: &Dir, name: &CStr, marks: &Marks) -> Result<Data, Errno> {
     if !dir.metacopy {
-        tracing::error!("{:?} has only attributes; metacopy=on is needed to read it", upper.place(name));
+        tracing::error!("{:?} has only attributes; metacopy=on is needed to read it", upper.shown_path(name));
         return Err(Errno::PERM);
     }
     let found = match redirect_of(dir, marks, name)? {
@@ -29,7 +29,7 @@ pub(super) fn below_upper(dir: &MergedDir<'_>, upper: &Dir, name: &CStr, marks: 
         Some(Redirect::Relative(other)) => by_name(dir, &c_name(&other)?, 0)?,
         Some(Redirect::Absolute(path)) => by_path(dir, path, dir.stack.ids())?,
     };
-    found.ok_or_else(|| missing(&upper.place(name)))
+    found.ok_or_else(|| missing(&upper.shown_path(name)))
 }
 
 /// Finds the content of `name` in the lower part `index` of `dir`, if that is a metacopy file.
@@ -56,7 +56,7 @@ pub(super) fn of_lower(
         Some(Redirect::Relative(other)) => by_name(dir, &c_name(&other)?, index + 1)?,
         Some(Redirect::Absolute(path)) => by_path(dir, path, dir.stack.below(part.layer))?,
     };
-    found.map(Some).ok_or_else(|| missing(&parent.place(name)))
+    found.map(Some).ok_or_else(|| missing(&parent.shown_path(name)))
 }
 
 fn missing(place: &Path) -> Errno {

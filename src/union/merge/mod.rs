@@ -136,7 +136,7 @@ pub fn resolve(dir: &MergedDir<'_>, name: &CStr) -> Result<Resolution, Errno> {
                 if stat.may_be_xattr_whiteout() {
                     return Ok(Resolution::WhiteoutInUpper);
                 }
-                tell_of_content(upper.place(name));
+                tell_of_content(upper.shown_path(name));
             }
             let data = if marks.metacopy { Some(metacopy::below_upper(dir, upper, name, &marks)?) } else { None };
             Ok(Resolution::Found(Found { marks, data, ..Found::single(stat, Source::Upper) }))
@@ -269,7 +269,7 @@ fn lower_parts_below_upper(
         Some(Redirect::Absolute(path)) => walk.by_path(path, dir.stack.ids())?,
     }
     if walk.parts.is_empty() && marks.redirect.is_some() {
-        tell_of_lost_way(upper.place(name));
+        tell_of_lost_way(upper.shown_path(name));
     }
     walk.tell_if_lost();
     Ok(walk.parts)
@@ -357,7 +357,7 @@ impl Walk<'_, '_> {
             let parent = (self.dir.open_lower)(usize::from(index))?;
             if self.stat.is_none() {
                 let Some(stat) = parent.stat(name)? else {
-                    tracing::error!("{:?} vanished: a lower layer changed while mounted", parent.place(name));
+                    tracing::error!("{:?} vanished: a lower layer changed while mounted", parent.shown_path(name));
                     return Err(Errno::IO);
                 };
                 if !stat.is_dir() {

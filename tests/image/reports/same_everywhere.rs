@@ -60,7 +60,7 @@ fn files_of(mut read: impl FnMut(&str) -> Option<Vec<u8>>) -> BTreeMap<&'static 
 fn in_a_layer(tar: &[u8]) -> Held {
     let dir = tempfile::tempdir().unwrap();
     let fd = std::fs::File::open(dir.path()).unwrap();
-    unpack::unpack(&mut &tar[..], fd.as_fd(), &[], None, &UnpackOptions::default()).ok()?;
+    unpack::unpack_layer(&mut &tar[..], fd.as_fd(), &[], None, &UnpackOptions::default()).ok()?;
     Some(files_of(|name| std::fs::read(dir.path().join(name)).ok()))
 }
 

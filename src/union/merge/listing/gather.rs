@@ -184,7 +184,7 @@ pub fn is_whiteout(dir: &LayerDir<'_>, name: &CStr, stat: &Stat, xattr_whiteouts
     }
     let is_empty = stat.may_be_xattr_whiteout();
     if !is_empty {
-        tell_of_content(dir.place(name));
+        tell_of_content(dir.shown_path(name));
     }
     Ok(is_empty)
 }

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use rustix::io::Errno;
 
 pub use crate::inventory::position::{FIRST_POSITION, Moved, candidate};
-use crate::inventory::position::{allot, place};
+use crate::inventory::position::{allot, choose_position};
 use crate::inventory::{DirNumber, Directory, Inventory};
 use crate::union::layer::{Device, Dir, FileId, FileType, LayerDir, LowerRef};
 use gather::{Gathered, UNKNOWN_INO};
@@ -206,7 +206,7 @@ impl Merged {
             _ => UNKNOWN_INO,
         };
         let items = &self.items;
-        let position = place(name.to_bytes(), &mut self.moved, |position| items.contains_key(&key(position)));
+        let position = choose_position(name.to_bytes(), &mut self.moved, |position| items.contains_key(&key(position)));
         self.names.extend_from_slice(name.to_bytes_with_nul());
         self.items.insert(key(position), Item { ino, name_at, source, kind });
         true
