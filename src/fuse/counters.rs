@@ -1,5 +1,4 @@
-//! How many requests of each kind there were, and how many failed with which error. `SIGUSR1` and `strata mounts` show
-//! them.
+//! Counts requests by kind, and failures by error. `SIGUSR1` and `strata mounts` show them.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -7,10 +6,10 @@ use rustix::io::Errno;
 
 use super::wire::opcode::Opcode;
 
-/// Errors are numbered below this (`MAX_ERRNO` is larger, but none beyond `EHWPOISON` is for programs).
+/// Errors have numbers below this. (`MAX_ERRNO` is larger, but programs see none beyond `EHWPOISON`.)
 const ERRNOS: usize = 134;
 
-/// One counter a request number, and one an errno.
+/// One counter for each request number, and one for each errno.
 pub(super) struct Counters {
     requests: [AtomicU64; Opcode::COUNT],
     errors: [AtomicU64; ERRNOS],
@@ -21,7 +20,7 @@ impl Counters {
         Self { requests: [const { AtomicU64::new(0) }; Opcode::COUNT], errors: [const { AtomicU64::new(0) }; ERRNOS] }
     }
 
-    /// `None`: a request of a newer kernel, which shares the counter of the number that stands for nothing.
+    /// `None` is a request of a newer kernel; those share the counter of a number that stands for no request.
     pub(super) fn count(&self, opcode: Option<Opcode>) {
         if let Some(counter) = self.requests.get(opcode.map_or(0, |opcode| opcode as usize)) {
             counter.fetch_add(1, Ordering::Relaxed);
@@ -42,7 +41,7 @@ impl Counters {
             .map(|(number, count)| (Opcode::of(number).map_or("other", Opcode::name), count))
     }
 
-    /// Text and count of each error that was told to somebody.
+    /// Text and count of each error that was returned.
     pub(super) fn errors(&self) -> impl Iterator<Item = (String, u64)> {
         let counts = (0..).zip(&self.errors).map(|(number, counter)| (number, counter.load(Ordering::Relaxed)));
         counts.filter(|&(_, count)| count > 0).map(|(number, count)| {

@@ -1,15 +1,15 @@
-//! Who makes a request.
+//! Who makes a request: the process behind it.
 //!
-//! Where idmapped mounts are allowed, the kernel tells user and group only with the requests that create a file, as that
-//! mount maps them (`fuse_get_req`). Few others need them; for those `/proc` is asked.
+//! If idmapped mounts are allowed, the kernel sends user and group only with requests that create a file, as that mount
+//! maps them (`fuse_get_req`). Few other requests need them; those read `/proc`.
 
 use crate::driver::types::Caller;
 use crate::fuse::wire::request::Header;
 
-/// What stands in the place of an id that is not told (`FUSE_INVALID_UIDGID`).
+/// Stands for an id that the kernel does not send (`FUSE_INVALID_UIDGID`).
 const NOT_TOLD: u32 = u32::MAX;
 
-/// The caller as the request tells it.
+/// The caller according to the request.
 pub(super) fn caller(header: &Header, umask: u32) -> Caller {
     Caller { uid: header.uid, gid: header.gid, pid: header.pid, umask }
 }
@@ -23,7 +23,7 @@ pub(super) fn user(header: &Header) -> Option<u32> {
     user_in(&status)
 }
 
-/// The last of the four user ids in a text of `proc_pid_status(5)`.
+/// The last of the four user ids in a `proc_pid_status(5)` text.
 fn user_in(status: &str) -> Option<u32> {
     let ids = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
     ids.split_whitespace().nth(3)?.parse().ok()

@@ -1,9 +1,9 @@
-//! Requests that are worked on, so that `INTERRUPT` finds them.
+//! Requests that are being worked on, so that `INTERRUPT` finds them.
 //!
 //! The kernel sends it when the process that waits for an answer gets a signal. Most signals do not matter: the process
-//! goes on waiting, and a system call on a local file system is not ended by them either. A process that was killed is
-//! gone as soon as its request is answered, so that a long copy which only it waits for is given up (kernel:
-//! `ovl_copy_up_file` asks for a pending fatal signal).
+//! goes on waiting, as it does for a system call on a local file system. A killed process, however, ends as soon as its
+//! request is answered. So a long copy that only this process waits for is given up (kernel: `ovl_copy_up_file` checks
+//! for a pending fatal signal).
 
 use std::fs;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -11,34 +11,34 @@ use std::sync::{Arc, Weak};
 
 use parking_lot::{Mutex, RwLock};
 
-/// Marks the request of a slot as interrupted: the kernel's numbers of requests are even (`FUSE_REQ_ID_STEP`).
+/// Marks the request of a slot as interrupted. The kernel's request numbers are even (`FUSE_REQ_ID_STEP`).
 const INTERRUPTED: u64 = 1;
 
-/// Interrupts that are remembered for requests which no thread has begun yet.
+/// Number of remembered interrupts for requests that no thread has begun yet.
 const EARLY: usize = 16;
 
-/// The request that one thread works on.
+/// The request that a thread works on.
 #[derive(Debug, Default)]
 pub(super) struct Slot {
-    /// Its number, and [`INTERRUPTED`]; 0 for none.
+    /// Its number, possibly with [`INTERRUPTED`]; 0 for none.
     request: AtomicU64,
-    /// The process that waits for the answer; 0 if it cannot be seen from here.
+    /// The process that waits for the answer; 0 if it is not visible here.
     pid: AtomicU32,
 }
 
 /// All slots of a mount.
 #[derive(Debug, Default)]
 pub(super) struct InFlight {
-    /// Taken for reading by interrupts, for writing by new threads; never by a request.
+    /// Interrupts take it for reading, new threads for writing, requests never.
     slots: RwLock<Vec<Weak<Slot>>>,
-    /// Interrupts of requests that were in no slot: another thread has read the request and not begun it, or has answered
-    /// it. Leaf lock.
+    /// Interrupts of requests that were in no slot: another thread has read the request but not begun it, or has already
+    /// answered it. Leaf lock.
     early: Mutex<Vec<u64>>,
     has_early: AtomicBool,
 }
 
 impl InFlight {
-    /// A slot for a thread that begins to answer requests.
+    /// Returns a slot for a thread that will answer requests.
     pub(super) fn join(&self) -> Arc<Slot> {
         let slot = Arc::new(Slot::default());
         let mut slots = self.slots.write();
@@ -47,10 +47,10 @@ impl InFlight {
         slot
     }
 
-    /// A thread begins to work on a request.
+    /// Notes that a thread begins to work on a request.
     pub(super) fn begin(&self, slot: &Slot, request: u64, pid: u32) {
         slot.pid.store(pid, Ordering::Relaxed);
-        // Before the look at what came early: an interrupt either sees the slot or is seen here.
+        // Stored before `early` is checked: an interrupt either sees the slot or is found there.
         slot.request.store(request, Ordering::SeqCst);
         if self.has_early.load(Ordering::SeqCst) {
             let mut early = self.early.lock();
@@ -62,14 +62,14 @@ impl InFlight {
         }
     }
 
-    /// The process that waits for `request` was sent a signal.
+    /// Notes that the process that waits for `request` received a signal.
     pub(super) fn interrupt(&self, request: u64) {
         if self.mark(request) {
             return;
         }
         {
             let mut early = self.early.lock();
-            // The oldest was answered long ago.
+            // The oldest one was answered long ago.
             if early.len() == EARLY {
                 early.remove(0);
             }
@@ -91,7 +91,7 @@ impl InFlight {
 }
 
 impl Slot {
-    /// The request was answered.
+    /// Notes that the request was answered.
     pub(super) fn end(&self) {
         self.request.store(0, Ordering::Release);
     }
@@ -102,7 +102,8 @@ impl Slot {
     }
 }
 
-/// True if a fatal signal waits for thread `pid`: the kernel turns every one into SIGKILL (`complete_signal()`).
+/// True if a fatal signal is pending for thread `pid`: the kernel turns every one into SIGKILL
+/// (`complete_signal()`).
 fn is_killed(pid: u32) -> bool {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     status.lines().any(|line| {

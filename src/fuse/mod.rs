@@ -10,36 +10,36 @@
 //! | `in_flight` | which thread works on which request, for `INTERRUPT` |
 //! | `counters`, `stats` | how many requests of which kind; what the mount says about itself |
 //!
-//! # What fuser does for us, and what not
+//! What fuser does for us, and what it does not
 //!
 //! fuser 0.18 (the newest release) mounts, with `fusermount3` where the user may not, and answers `INIT`; it also
 //! registers passthrough files and sends invalidations. It does **not** read our requests: [`fuser::Session::run`] is
 //! never called. Its dispatcher cannot express what this file system needs:
 //!
-//! - `ReplyCreate` and `ReplyDirectoryPlus` take the node id from `attr.ino`, so that `st_ino` would have to be the
-//!   node id. Ours differ: names of one lower hard link are nodes of their own with the same `st_ino`, and `st_ino`
-//!   must survive a copy-up and a remount while node ids are never used again. (`ReplyEntry` has no other field for it
+//! - `ReplyCreate` and `ReplyDirectoryPlus` take the node id from `attr.ino`, so `st_ino` would have to be the node
+//!   id. Ours differ: names of one lower hard link are separate nodes with the same `st_ino`, and `st_ino` must
+//!   survive a copy-up and a remount, whereas node ids are never reused. (`ReplyEntry` has no other field for it
 //!   either.) An entry of `readdirplus` cannot say "no node" for `.` and `..`.
 //! - `TMPFILE`, `STATX` (creation times), `SYNCFS` and `COPY_FILE_RANGE_64` are not in its list of requests; they end
 //!   in ENOSYS before a file system sees them.
-//! - `FUSE_OPEN_KILL_SUIDGID` (it calls the field `unused`), `FATTR_KILL_SUIDGID` and `FUSE_SETXATTR_EXT` are not
-//!   decoded; without them set-user-id bits survive a write.
-//! - A reply of `read` is handed over as a slice that the file system has to allocate for every request, and every
-//!   thread's request buffer has room for writes of 16 MiB.
+//! - `FUSE_OPEN_KILL_SUIDGID` (which it calls `unused`), `FATTR_KILL_SUIDGID` and `FUSE_SETXATTR_EXT` are not
+//!   decoded; without them, set-user-id bits survive a write.
+//! - The reply to `read` is a slice that the file system must allocate for every request, and every thread's
+//!   request buffer has room for writes of 16 MiB.
 //!
-//! The ways out that were weighed:
+//! The alternatives that were considered:
 //!
 //! - *A newer fuser*: there is none (0.18.0 is the latest on crates.io), and the first point is its public interface.
 //! - *A patched copy* (`[patch]` or vendoring): 10,000 lines to carry, for changes that break its interface; crates
 //!   that depend on us from crates.io would not get the patch.
-//! - *Another crate*: fuser is the project's choice, and what it does for us it does well.
-//! - *All by ourselves*: mounting with `fusermount3`, its socket and its fallbacks would be written again for no gain.
-//! - *This*: the wire format of the requests above fits in 700 lines of safe code that decode borrowed bytes, under
-//!   tests; it is a stable kernel interface. fuser stays for what it does well. Chosen.
+//! - *Another crate*: fuser is the project's choice, and it does its part well.
+//! - *No crate*: mounting with `fusermount3`, its socket and its fallbacks would have to be rewritten without any gain.
+//! - *This one, chosen*: decoding the requests above takes 700 lines of safe and tested code on borrowed bytes, for
+//!   a stable kernel interface. fuser keeps the parts that it does well.
 //!
-//! When fuser gains separate node ids and these requests, `transport`, `serve` and `wire` can go.
+//! When fuser has separate node ids and these requests, `transport`, `serve` and `wire` can go.
 //!
-//! fuser's unmounting is not trusted either, see `mount::mountpoint`: the session is never dropped.
+//! fuser's unmounting is not used either: the session is never dropped (see `mount::mountpoint`).
 
 mod counters;
 mod identity;

@@ -17,26 +17,26 @@ use super::wire::request::{CopyArgs, CreateArgs, Header, IoctlArgs, Malformed, O
 use crate::driver::Overlay;
 use crate::driver::types::{Errno, HandleId, NodeId, Result, SetAttr};
 
-/// Whose requests are served, where the kernel does not check it for us.
+/// Whose requests are served, for cases that the kernel does not check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Door {
-    /// Everybody that the kernel lets through.
+    /// Everyone that the kernel admits.
     Open,
-    /// `allow_root`: the user that mounted, and root.
+    /// `allow_root`: the mounting user and root.
     RootAnd(u32),
 }
 
-/// A request, if it is one.
+/// A request, or the reason why it is malformed.
 pub(super) type Decoded<'a> = std::result::Result<Message<'a>, Malformed>;
 
-/// What a request came to.
+/// Result of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Outcome {
     /// The kernel waits for this answer.
     Reply(Answer),
-    /// The kernel wants no answer.
+    /// The kernel expects no answer.
     Silent,
-    /// The kernel said goodbye; this is the last answer.
+    /// The kernel ends the connection; this is the last answer.
     Goodbye(Answer),
 }
 
@@ -45,13 +45,13 @@ pub(super) struct Server {
     pub(super) overlay: Arc<Overlay>,
     pub(super) counters: Counters,
     pub(super) in_flight: InFlight,
-    /// A regular file that was opened lately, so that the kernel probably knows it; 0 if there is none.
+    /// A regular file that was opened lately, so the kernel probably knows it; 0 if there is none.
     pub(super) opened: AtomicU64,
-    /// Requests come through rings, not through the device.
+    /// Requests come through rings and not through the device.
     pub(super) on_rings: AtomicBool,
-    /// When the mount was made.
+    /// Time of mounting.
     pub(super) since: Instant,
-    /// The user that mounted.
+    /// The mounting user.
     pub(super) mounter: u32,
     pub(super) door: Door,
     /// `FUSE_SETXATTR_EXT` was negotiated.
@@ -61,7 +61,7 @@ pub(super) struct Server {
 }
 
 impl Server {
-    /// Answers `message` in the thread that `slot` stands for. The payload of the answer is in `reply`.
+    /// Answers `message` in the thread that owns `slot`. The payload of the answer is in `reply`.
     pub(super) fn answer(&self, slot: &Slot, message: Decoded<'_>, reply: &mut Reply<'_>) -> Outcome {
         reply.clear();
         let (header, arguments) = match message.and_then(|message| Header::decode(&message)) {
@@ -104,7 +104,7 @@ impl Server {
         }
     }
 
-    /// Answers `message` without doing what it asks: the mount is being given up.
+    /// Answers `message` without acting on it, because the mount is ending.
     pub(super) fn decline(&self, message: Decoded<'_>) -> Outcome {
         match message.and_then(|message| Header::decode(&message)) {
             Ok((
@@ -119,7 +119,7 @@ impl Server {
         }
     }
 
-    /// As libfuse: what the kernel sends on its own account (write-back, closing) is let through whoever's it is.
+    /// As in libfuse, requests that the kernel makes by itself (write-back, closing) are always admitted.
     fn admits(&self, header: &Header) -> bool {
         let Door::RootAnd(owner) = self.door else { return true };
         let is_kernels_own = matches!(
@@ -143,7 +143,7 @@ impl Server {
         is_kernels_own || header.uid == 0 || header.uid == owner
     }
 
-    /// Calls the verb; if there are no descriptors left for it, once more when those that are only kept were closed.
+    /// Calls the verb. If no descriptors are left, closes the cached ones and calls it once more.
     fn call(&self, header: &Header, operation: &Operation<'_>, reply: &mut Reply<'_>) -> Result<()> {
         match self.try_call(header, operation, reply) {
             Err(Errno::MFILE | Errno::NFILE) => {
@@ -155,7 +155,7 @@ impl Server {
         }
     }
 
-    /// Calls the verb. A panic in it is a bug; it costs this one request, not the mount.
+    /// Calls the verb. A panic in it is a bug; it fails this request, but not the mount.
     fn try_call(&self, header: &Header, operation: &Operation<'_>, reply: &mut Reply<'_>) -> Result<()> {
         guard(header.request(), || {
             debug_assert!(!is_trapped(header.request()), "STRATAFS_TEST_PANIC names this request");
@@ -163,8 +163,7 @@ impl Server {
         })
     }
 
-    /// Says what failed, with the path: what a disk or a limit is to blame for, louder than what a caller asked for in
-    /// vain.
+    /// Logs the failure with the path. Failures of a disk or a limit get a higher level than a caller's vain requests.
     fn log_failure(&self, header: &Header, operation: &Operation<'_>, errno: Errno) {
         let request = header.request();
         let path = || {
@@ -177,7 +176,7 @@ impl Server {
             Errno::NOSPC | Errno::DQUOT | Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::STALE => {
                 tracing::warn!(request, path = ?path(), %error, "failed");
             }
-            // Asked often: attributes that are not there, requests that the kernel then does without.
+            // Frequent: missing attributes, and requests that the kernel then handles without us.
             Errno::NODATA | Errno::NOSYS => {}
             _ => tracing::debug!(request, path = ?path(), %error, "failed"),
         }
@@ -188,7 +187,7 @@ impl Server {
     fn perform(&self, header: &Header, operation: &Operation<'_>, reply: &mut Reply<'_>) -> Result<()> {
         let (overlay, node) = (&*self.overlay, header.node);
         match *operation {
-            // Names and inodes.
+            // Requests on names and inodes.
             Operation::Lookup(name) => match overlay.lookup(node, name)? {
                 Some(entry) => reply.entry(&entry),
                 None => reply.no_entry(),
@@ -231,7 +230,7 @@ impl Server {
             Operation::Rename { name, to, new_name, flags } => overlay.rename(node, name, to, new_name, flags),
             Operation::Link { node: linked, name } => reply.entry(&overlay.link(linked, node, name)?),
 
-            // Extended attributes.
+            // Requests on extended attributes.
             Operation::SetXattr { name, .. } | Operation::RemoveXattr(name) if is_stats(header, name) => {
                 Err(Errno::PERM)
             }
@@ -246,7 +245,7 @@ impl Server {
             Operation::ListXattr { size } => reply.xattr(&overlay.listxattr(node)?, size),
             Operation::RemoveXattr(name) => overlay.removexattr(node, name),
 
-            // Files.
+            // Requests on files.
             Operation::Open(open) => {
                 self.opened.store(node.0, Ordering::Relaxed);
                 reply.opened(&overlay.open_file(&caller(header, 0), node, open.flags, open.kill_suidgid)?)
@@ -279,8 +278,8 @@ impl Server {
             Operation::CopyFileRange(arguments) => self.copy_file_range(arguments, reply),
             Operation::Ioctl(arguments) => self.ioctl(node, arguments, reply),
 
-            // Directories. If they need not be opened, the kernel sends neither OPENDIR nor RELEASEDIR after one ENOSYS,
-            // and keeps listings all the same.
+            // Requests on directories. If directories need no open, the kernel sends neither OPENDIR nor RELEASEDIR
+            // after one ENOSYS, but still caches listings.
             Operation::OpenDir if self.no_opendir => Err(Errno::NOSYS),
             Operation::OpenDir => reply.opened_dir(HandleId(0)),
             Operation::ReadDir(ReadArgs { offset, size, .. }) => {
@@ -292,7 +291,7 @@ impl Server {
             Operation::ReleaseDir => Ok(()),
             Operation::FsyncDir { data_only } => overlay.fsync_dir(node, data_only),
 
-            // The mount.
+            // Requests on the mount.
             Operation::StatFs => reply.statfs(&overlay.statfs()?),
             Operation::SyncFs => overlay.sync(),
             Operation::Interrupt { unique } => {
@@ -301,8 +300,8 @@ impl Server {
             }
             Operation::NotifyReply | Operation::Destroy => Ok(()),
 
-            // Refused on purpose: the kernel does them by itself after one ENOSYS (FLUSH, ACCESS, POLL), or never sends
-            // them (locks and INIT as negotiated; BMAP for block devices; DAX mappings).
+            // Refused on purpose: after one ENOSYS, the kernel handles them by itself (FLUSH, ACCESS, POLL), or it
+            // never sends them (locks and INIT as negotiated; BMAP for block devices; DAX mappings).
             Operation::Flush | Operation::Access | Operation::Poll | Operation::Bmap | Operation::Init => {
                 Err(Errno::NOSYS)
             }
@@ -313,13 +312,13 @@ impl Server {
 
     fn copy_file_range(&self, arguments: CopyArgs, reply: &mut Reply<'_>) -> Result<()> {
         let CopyArgs { from, from_offset, to, to_offset, length, wide } = arguments;
-        // The narrow reply has 32 bits for the count; copying less than asked is allowed.
+        // The count in the narrow reply has 32 bits; copying less than asked is allowed.
         let length = if wide { length } else { length.min(0x7fff_f000) };
         let copied = self.overlay.copy_file_range(from, from_offset, to, to_offset, length)?;
         if wide { reply.number(u64::try_from(copied).map_err(|_| Errno::OVERFLOW)?) } else { reply.written(copied) }
     }
 
-    /// The ioctls that the kernel passes on after its own checks (`fuse_fileattr_get`, `fuse_fileattr_set`).
+    /// The ioctls that the kernel forwards after its own checks (`fuse_fileattr_get`, `fuse_fileattr_set`).
     fn ioctl(&self, node: NodeId, arguments: IoctlArgs<'_>, reply: &mut Reply<'_>) -> Result<()> {
         const FS_IOC_GETFLAGS: u32 = 0x8008_6601;
         const FS_IOC_SETFLAGS: u32 = 0x4008_6602;
@@ -348,29 +347,30 @@ impl Server {
     }
 }
 
-/// True for the attribute of the mount's root that tells about the mount.
+/// True for the attribute of the mount's root that describes the mount.
 fn is_stats(header: &Header, name: &OsStr) -> bool {
     name == STATS_XATTR && header.node == NodeId::ROOT
 }
 
-/// With HANDLE_KILLPRIV_V2 a change of nothing is what is left of the kernel's own "clear the set-id bits" before a write
-/// (`file_remove_privs()`; `fuse_setattr()` takes the mode out). There is no other sign of a passed-through write, and of
-/// others the kernel would keep showing the old mode. Who lacks CAP_FSETID is not told; root has it.
+/// With HANDLE_KILLPRIV_V2, the kernel's "clear the set-id bits" before a write arrives as a change of nothing
+/// (`file_remove_privs()`; `fuse_setattr()` removes the mode). For a passed-through write this is the only sign; for
+/// other writes the kernel would otherwise keep showing the old mode. The request does not say whether the caller
+/// lacks CAP_FSETID; root has it.
 fn with_kill(mut set: SetAttr, header: &Header) -> SetAttr {
     set.kill_suidgid |= changes_nothing(&set) && identity::user(header) != Some(0);
     set
 }
 
-/// Calls a verb; EIO if it panics.
+/// Calls a verb; returns EIO if it panics.
 fn guard(request: &str, call: impl FnOnce() -> Result<()>) -> Result<()> {
     catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|_| {
-        // The hook has logged what and where.
+        // The hook has logged the panic and its place.
         tracing::error!(request, "answered with EIO after a panic");
         Err(Errno::IO)
     })
 }
 
-/// True for the request that shall panic, in a test of what a panic does. Asked only in builds with debug assertions.
+/// True if this request must panic, in a test of what a panic does. Called only in builds with debug assertions.
 fn is_trapped(request: &str) -> bool {
     static TRAPPED: LazyLock<Option<OsString>> = LazyLock::new(|| std::env::var_os("STRATAFS_TEST_PANIC"));
     TRAPPED.as_ref().is_some_and(|name| name == request)

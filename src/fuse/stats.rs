@@ -1,8 +1,8 @@
-//! What the mount says about itself: the attribute [`STATS_XATTR`] of its root, for `strata mounts`.
+//! What the mount reports about itself: the attribute [`STATS_XATTR`] of its root, for `strata mounts`.
 //!
-//! The mount is its own channel: nothing is left behind when the process is killed, there is no socket to guard, and
-//! whoever asks reaches the mount anyway. It is not listed, cannot be set, and answers only root and the user that
-//! mounted. That can be root in a container, so it says nothing about the host but the process id: layers are not in it.
+//! The mount itself is the channel. So a killed process leaves nothing behind, there is no socket to protect, and every client
+//! reaches the mount anyway. The attribute is not listed, cannot be set, and is shown only to root and the mounting user. That
+//! user can be root in a container, so of the host it tells only the process id, and no layers.
 
 use std::fs;
 use std::time::Instant;
@@ -12,10 +12,10 @@ use serde_json::{Map, Value, json};
 use super::counters::Counters;
 use crate::driver::Overlay;
 
-/// Name of the attribute; its value is one JSON object.
+/// Name of the attribute; its value is a JSON object.
 pub const STATS_XATTR: &str = "user.stratafs.stats";
 
-/// One JSON object.
+/// Writes the JSON object.
 pub(super) fn describe(overlay: &Overlay, counters: &Counters, transport: &str, since: Instant) -> String {
     let (nodes, handles) = overlay.population();
     let requests: Map<String, Value> =
@@ -40,7 +40,7 @@ pub(super) fn describe(overlay: &Overlay, counters: &Counters, transport: &str, 
     value.to_string()
 }
 
-/// A number of `proc_pid_status(5)`; 0 if it is not there.
+/// A number in `proc_pid_status(5)`; 0 if it is missing.
 fn status_field(status: &str, name: &str) -> u64 {
     let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
     line.split_whitespace().next().and_then(|number| number.parse().ok()).unwrap_or(0)

@@ -1,4 +1,4 @@
-//! What the mount is asked through the control socket in its work directory.
+//! Requests that come through the control socket in the mount's work directory.
 
 use std::path::Path;
 use std::sync::{Arc, Weak};
@@ -11,11 +11,11 @@ use crate::driver::Overlay;
 use crate::driver::checkpoint::{ChangeError, StackState};
 use crate::marks::chain::ChainId;
 
-/// Answers requests for `overlay`, if it can be written. A mount is as good without: then it cannot have checkpoints while it is
-/// mounted.
+/// Answers requests for `overlay`, if it is writable. A mount works without the socket, but then has no checkpoints while it
+/// is mounted.
 pub(super) fn listen(overlay: &Arc<Overlay>, config: &OverlayConfig) -> Option<Server> {
     let work = config.work.as_ref().filter(|_| !overlay.is_read_only())?;
-    // The threads of the socket may outlive the mount by a moment.
+    // The socket's threads may outlive the mount for a moment.
     let overlay = Arc::downgrade(overlay);
     let server = Server::start(work, move |request| match Weak::upgrade(&overlay) {
         Some(overlay) => answer(&overlay, request),
@@ -46,7 +46,7 @@ fn answer(overlay: &Overlay, request: Request) -> Answer {
     })
 }
 
-/// The name of an error that a client may want to tell from others.
+/// The name of an error that clients may want to distinguish.
 fn name_of(errno: Errno) -> Option<&'static str> {
     Some(match errno {
         Errno::NOSPC => "ENOSPC",
@@ -89,7 +89,7 @@ fn told(state: &StackState) -> Answer {
     }
 }
 
-/// A path that is not UTF-8 is only shown: a request cannot name it.
+/// A path that is not UTF-8 is only displayed: requests cannot name it.
 fn shown(path: &Path) -> String {
     path.to_string_lossy().into_owned()
 }

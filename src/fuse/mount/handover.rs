@@ -1,12 +1,12 @@
-//! An upper that an old mount still holds, although nobody here can see that mount any more.
+//! Takes an upper over from an old mount that is no longer visible but still holds it.
 //!
-//! A mount that was unmounted lives on in every mount namespace that copied it (a service with mounts of its own, a
-//! container's helper), and after a lazy unmount while files are open. Kernel overlayfs then mounts the upper a second
-//! time and has two writers. Here the old mount ends instead, which its users in the other namespace see as ENOTCONN,
-//! unless it has files of the upper open for writing: what is written to them must not be lost, so that the new mount
-//! waits for them, and fails if they stay open.
+//! A mount that was unmounted lives on in every mount namespace that has a copy of it (that of a service with its own mounts, or
+//! of a container's helper). After a lazy unmount, it lives on while files are open. The kernel's overlayfs would then mount the
+//! upper a second time, and both mounts would write to it. Here, the old mount ends instead, and its users in the other
+//! namespace get ENOTCONN. The exception is a mount that has files of the upper open for writing, because what is written to
+//! them must not be lost: the new mount waits for them, and fails if they stay open.
 //!
-//! The new mount decides, by what `/proc` says of the old one's daemon; a daemon that it may not look at keeps its upper.
+//! The new mount decides by what `/proc` says about the old daemon; a daemon that it may not inspect keeps its upper.
 
 use std::fs;
 use std::os::fd::OwnedFd;
@@ -22,10 +22,10 @@ use super::mountpoint::is_mounted;
 use crate::config::OverlayConfig;
 use crate::confined::mountinfo;
 
-/// How long files that are open for writing in the old mount are waited for.
+/// How long the new mount waits for files that the old one has open for writing.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// Has the old mount of the upper end, if it is mounted in no namespace that its daemon sees.
+/// Ends the old mount of the upper, if it is mounted in no namespace that its daemon sees.
 ///
 /// # Errors
 /// One line: the old mount has files open for writing.
@@ -90,19 +90,19 @@ impl Holder {
         fs::read_to_string(format!("/proc/{}/fdinfo/{number}", self.pid.as_raw_pid())).unwrap_or_default()
     }
 
-    /// True if it serves a FUSE mount, and its own namespace has none that it serves.
+    /// True if it serves a FUSE mount, and none of those it serves is in its own namespace.
     fn is_detached(&self) -> bool {
         let Ok(mountinfo) = fs::read(format!("/proc/{}/mountinfo", self.pid.as_raw_pid())) else { return false };
         let mut connections =
             self.files().filter_map(|(number, _)| field(&self.fdinfo(&number), "fuse_connection:")).peekable();
-        // Before Linux 6.16 it is not told which mount a descriptor belongs to.
+        // Before Linux 6.16, the kernel does not say which mount a descriptor belongs to.
         connections.peek().is_some() && connections.all(|minor| !is_mounted(&mountinfo, &format!("0:{minor}")))
     }
 
-    /// A file below one of `directories` that it has open for writing.
+    /// Returns a file below one of `directories` that it has open for writing.
     ///
-    /// It reaches them by a copy of their mount where it may make one. Paths of descriptors begin at the root of that copy
-    /// then, so that the copy itself tells what belongs to them.
+    /// The daemon reaches them through a private copy of their mount, if it may make one. Then paths of descriptors
+    /// begin at the root of that copy, so the copy itself shows which files belong to them.
     fn writes_below(&self, directories: &[&Path]) -> Option<PathBuf> {
         let id = |stat: fs::Metadata| (stat.dev(), stat.ino());
         let wanted: Vec<_> = directories.iter().filter_map(|path| fs::metadata(path).ok().map(id)).collect();
@@ -126,8 +126,8 @@ impl Holder {
     }
 }
 
-/// The process of a line of `proc_locks(5)` that is an exclusive flock on inode `ino`:
-/// `1: FLOCK  ADVISORY  WRITE 24474 fe:00:11094813 0 EOF`.
+/// The process in a line of `proc_locks(5)` that is an exclusive flock on inode `ino`: `1: FLOCK ADVISORY
+/// WRITE 24474 fe:00:11094813 0 EOF`.
 fn exclusive_holder(line: &str, ino: u64) -> Option<Pid> {
     let fields: Vec<&str> = line.split_whitespace().collect();
     let [_, "FLOCK", _, "WRITE", pid, inode, ..] = fields.as_slice() else { return None };

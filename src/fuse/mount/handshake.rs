@@ -1,4 +1,4 @@
-//! What is agreed with the kernel at the start (`INIT`).
+//! Negotiation with the kernel at the start (`INIT`).
 
 use std::io;
 use std::sync::{Arc, OnceLock};
@@ -7,39 +7,39 @@ use fuser::{Filesystem, InitFlags, KernelConfig, Request};
 
 use crate::fuse::wire::MAX_WRITE;
 
-/// Requests that the kernel sends without somebody waiting (readahead, write-back), at most.
+/// Most requests that the kernel sends without a waiting process (readahead, write-back).
 const MAX_BACKGROUND: u16 = 64;
 
-/// What we would like.
+/// Features that we ask for.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Wishes {
-    /// The upper keeps POSIX ACLs.
+    /// The upper supports POSIX ACLs.
     pub(super) acls: bool,
     /// The option `writeback`.
     pub(super) writeback: bool,
-    /// Passthrough is wanted, and we are privileged enough for it.
+    /// Passthrough is wanted, and the process is privileged enough for it.
     pub(super) passthrough: bool,
-    /// Mounts of this mount may map ids (Linux 6.12). The kernel refuses `INIT` where it does not check permissions itself
-    /// (`default_permissions`), and then tells the caller's ids only with requests that create files.
+    /// Mounts of this mount may map ids (Linux 6.12). The kernel refuses `INIT` if it does not check permissions itself
+    /// (`default_permissions`). With this, it sends the caller's ids only with requests that create files.
     pub(super) idmap: bool,
-    /// Requests through rings are wanted, and this process may have rings.
+    /// Rings are wanted for requests, and this process may have them.
     pub(super) rings: bool,
 }
 
-/// What the kernel granted.
+/// Features that the kernel granted.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Agreed {
     /// `FUSE_PASSTHROUGH`
     pub(super) passthrough: bool,
-    /// `FUSE_OVER_IO_URING`: all requests wait until rings are there, or are refused.
+    /// `FUSE_OVER_IO_URING`: all requests wait until the rings exist or are refused.
     pub(super) rings: bool,
     /// `FUSE_SETXATTR_EXT`: `SETXATTR` has longer arguments.
     pub(super) setxattr_ext: bool,
-    /// `FUSE_NO_OPENDIR_SUPPORT`: directories need not be opened.
+    /// `FUSE_NO_OPENDIR_SUPPORT`: directories need no open.
     pub(super) no_opendir: bool,
 }
 
-/// The file system that fuser sees: it only lives to answer `INIT`.
+/// The file system that fuser sees; it only answers `INIT`.
 pub(super) struct Handshake {
     wishes: Wishes,
     /// Set when `INIT` was answered.
@@ -52,9 +52,9 @@ impl Handshake {
         (Self { wishes, agreed: Arc::clone(&agreed) }, agreed)
     }
 
-    /// Only what `serve` implements is asked for. Not asked for, on purpose: `POSIX_LOCKS` and `FLOCK_LOCKS` (the
-    /// kernel then keeps locks on its inodes, where they outlive a copy-up), `HANDLE_KILLPRIV` (v2 is), `AUTO_INVAL_DATA`
-    /// (nothing changes behind the kernel's back), `NO_OPEN_SUPPORT` (handles pin what is open over copy-up and unlink),
+    /// Asks only for what `serve` implements. Left out on purpose: `POSIX_LOCKS` and `FLOCK_LOCKS` (the kernel then keeps
+    /// locks on its inodes, where they outlive a copy-up), `HANDLE_KILLPRIV` (we use v2), `AUTO_INVAL_DATA` (nothing
+    /// changes without the kernel knowing), `NO_OPEN_SUPPORT` (handles keep open files through copy-up and unlink),
     /// `SPLICE_*` (we copy).
     fn flags(&self) -> InitFlags {
         let mut flags = InitFlags::FUSE_ASYNC_READ
@@ -83,7 +83,7 @@ impl Handshake {
         if self.wishes.rings {
             flags |= InitFlags::FUSE_OVER_IO_URING;
         }
-        // process_init_reply() takes one or the other.
+        // process_init_reply() accepts one of the two.
         if self.wishes.writeback {
             flags |= InitFlags::FUSE_WRITEBACK_CACHE;
         } else if self.wishes.passthrough {
@@ -100,7 +100,7 @@ impl Filesystem for Handshake {
         config.add_capabilities(granted).map_err(|_| refused("capabilities that the kernel has"))?;
         config.set_max_write(MAX_WRITE).map_err(|_| refused("max_write"))?;
         config.set_max_background(MAX_BACKGROUND).map_err(|_| refused("max_background"))?;
-        // 1, so that an overlayfs can still be mounted on us; backing files on a stacked file system are refused
+        // 1, so that an overlayfs can still be mounted on us. Backing files on a stacked file system are refused
         // (ELOOP) one by one.
         config.set_max_stack_depth(1).map_err(|_| refused("max_stack_depth"))?;
         let agreed = Agreed {

@@ -1,4 +1,4 @@
-//! What the overlay may ask of the kernel.
+//! Requests of the overlay to the kernel.
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,12 +11,12 @@ use crate::sys::fuse_device;
 
 /// The kernel's end of the connection.
 pub(super) struct Connection {
-    /// Any descriptor of the connection: registrations belong to all.
+    /// Any descriptor of the connection: registrations belong to the whole connection.
     device: OwnedFd,
     notifier: Notifier,
-    /// The kernel said that it will never take a registration from us.
+    /// The kernel will never accept a registration from us.
     no_passthrough: AtomicBool,
-    /// A refusal was logged; the next ones are not.
+    /// A refusal was logged; later ones are not.
     refusal_logged: AtomicBool,
 }
 
@@ -25,7 +25,7 @@ impl Connection {
         Self { device, notifier, no_passthrough: AtomicBool::new(false), refusal_logged: AtomicBool::new(false) }
     }
 
-    /// Invalidations may fail only by the inode being unknown to the kernel, which is as good.
+    /// An invalidation can only fail because the kernel does not know the inode, which is just as good.
     fn invalidate(&self, node: NodeId, offset: i64) {
         if let Err(error) = self.notifier.inval_inode(INodeNo(node.0), offset, 0) {
             tracing::debug!(node = node.0, %error, "the kernel did not take an invalidation");
@@ -40,7 +40,7 @@ impl Kernel for Connection {
         }
         BackingId::create_raw(&self.device, file).map_err(|error| {
             let errno = Errno::from_io_error(&error).unwrap_or(Errno::IO);
-            // EPERM is about us; ELOOP (a backing file on a stacked file system) and EOPNOTSUPP are about this file.
+            // EPERM concerns the process; ELOOP (a backing file on a stacked file system) and EOPNOTSUPP concern this file.
             if errno == Errno::PERM {
                 self.no_passthrough.store(true, Ordering::Relaxed);
             }
@@ -58,7 +58,7 @@ impl Kernel for Connection {
     }
 
     fn invalidate_attr(&self, node: NodeId) {
-        // fuse_reverse_inval_inode(): a negative offset spares the pages.
+        // fuse_reverse_inval_inode(): a negative offset leaves the pages alone.
         self.invalidate(node, -1);
     }
 

@@ -1,9 +1,8 @@
-//! Where the mount is, and whether it is still there.
+//! Finds out where the mount is, and whether it is still there.
 //!
-//! fuser unmounts by path only: if somebody else has unmounted us, its `Drop` and `unmount()` hit whatever is mounted
-//! at the path by then (its guard `is_mounted()` takes POLLERR, the sign of a dead connection, for "mounted"). So the
-//! mount is looked up in `/proc/self/mountinfo` by its id before anything is unmounted, which also finds it where it was
-//! moved to.
+//! fuser unmounts only by path: after an unmount from outside, its `Drop` and `unmount()` hit whatever is mounted at the path by
+//! then. (Its check `is_mounted()` takes POLLERR, which means a dead connection, for "mounted".) So before anything is
+//! unmounted, the mount is looked up in `/proc/self/mountinfo` by its id. This also finds a mount that was moved.
 
 use std::ffi::OsString;
 use std::fs;
@@ -16,18 +15,17 @@ use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, unmount};
 
-/// A mount of ours.
+/// One of our mounts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Mountpoint {
-    /// Where it was when it was found. Somebody may move it or rename a directory above it.
+    /// The path where it was found. The mount may be moved, or a directory above it renamed.
     path: PathBuf,
     identity: Identity,
-    /// An id that the kernel gives to no other mount (Linux 6.8).
+    /// An id that the kernel never gives to another mount (Linux 6.8).
     unique: Option<u64>,
 }
 
-/// What `/proc/self/mountinfo` tells a mount by. The kernel soon gives both numbers to another mount once this one is
-/// gone.
+/// What identifies a mount in `/proc/self/mountinfo`. When the mount is gone, the kernel soon gives both numbers to another one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Identity {
     mount: u64,
@@ -35,12 +33,12 @@ struct Identity {
     device: OsString,
 }
 
-/// How unmounting went.
+/// Result of unmounting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Unmounted {
-    /// Nothing of ours is mounted there (any more).
+    /// None of our mounts is there (any more).
     Gone,
-    /// Somebody still uses it.
+    /// It is still in use.
     Busy,
     /// Only `fusermount3` may do it.
     NotPermitted,
@@ -59,7 +57,7 @@ impl Mountpoint {
         Self { path, identity, unique }
     }
 
-    /// The mount of the connection that `device` belongs to. `None` if it is in no namespace of ours, or if the kernel
+    /// The mount of the connection that `device` belongs to. `None` if no namespace of ours has it, or if the kernel
     /// does not say which one it is (before Linux 6.16).
     pub(super) fn of_connection(device: BorrowedFd<'_>) -> io::Result<Option<Self>> {
         let shown = fs::read_to_string(format!("/proc/self/fdinfo/{}", device.as_raw_fd()))?;
@@ -69,7 +67,7 @@ impl Mountpoint {
         Ok(mounts(&mountinfo()?).find(|mount| mount.identity.device == device).map(Self::of))
     }
 
-    /// Where it is now. `None` if it is gone, or if another mount covers it, which unmounting the path would hit.
+    /// Its present path. `None` if it is gone, or if another mount covers it and would be unmounted instead.
     pub(super) fn path(&self) -> io::Result<Option<PathBuf>> {
         let shown = mountinfo()?;
         let Some(path) = mounts(&shown).find(|mount| mount.identity == self.identity).map(|mount| mount.path) else {
@@ -77,18 +75,18 @@ impl Mountpoint {
         };
         let topmost = mounts(&shown).filter(|mount| mount.path == path).last();
         let is_topmost = topmost.is_some_and(|mount| mount.identity == self.identity);
-        // Without an id for good, a mount at another path may be another one.
+        // Without a unique id, a mount at another path may be a different one.
         let is_ours = if self.unique.is_some() { unique_id(&path) == self.unique } else { path == self.path };
         Ok((is_topmost && is_ours).then_some(path))
     }
 
-    /// Has the kernel read ahead in pieces of `kilobytes`. What is asked for in `INIT` can only lower its default.
+    /// Sets the kernel's readahead to `kilobytes`. `INIT` can only lower its default.
     pub(super) fn set_readahead(&self, kilobytes: u32) -> io::Result<()> {
         let device = self.identity.device.to_string_lossy();
         fs::write(format!("/sys/class/bdi/{device}/read_ahead_kb"), kilobytes.to_string())
     }
 
-    /// `lazily`: even if it is in use.
+    /// With `lazily`, unmounts even if it is in use.
     pub(super) fn unmount(&self, lazily: bool) -> io::Result<Unmounted> {
         let Some(path) = self.path()? else { return Ok(Unmounted::Gone) };
         let flags = if lazily { UnmountFlags::NOFOLLOW | UnmountFlags::DETACH } else { UnmountFlags::NOFOLLOW };
@@ -107,8 +105,8 @@ struct Mount {
     path: PathBuf,
 }
 
-/// The unique id of the topmost mount at `path`, as far as the kernel has such ids. Asks the file system nothing, so that a
-/// mount of ours need not be answered.
+/// The unique id of the topmost mount at `path`, if the kernel has such ids. Asks the file system nothing, so our own
+/// mount need not answer.
 fn unique_id(path: &Path) -> Option<u64> {
     const MNT_ID_UNIQUE: StatxFlags = StatxFlags::from_bits_retain(0x4000);
     let flags = AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT | AtFlags::SYMLINK_NOFOLLOW;
@@ -116,7 +114,7 @@ fn unique_id(path: &Path) -> Option<u64> {
     (shown.stx_mask & MNT_ID_UNIQUE.bits() != 0).then_some(shown.stx_mnt_id)
 }
 
-/// True if a mount of the file system `device` (`major:minor`) is in a mountinfo file.
+/// True if a mountinfo file has a mount of the file system `device` (`major:minor`).
 pub(super) fn is_mounted(mountinfo: &[u8], device: &str) -> bool {
     mounts(mountinfo).any(|mount| mount.identity.device == device)
 }
@@ -125,7 +123,7 @@ fn mountinfo() -> io::Result<Vec<u8>> {
     fs::read("/proc/self/mountinfo")
 }
 
-/// The mounts of a mountinfo file (`proc_pid_mountinfo(5)`): `ID PARENT MAJOR:MINOR ROOT MOUNTPOINT …`. The last one at a
+/// The mounts in a mountinfo file (`proc_pid_mountinfo(5)`): `ID PARENT MAJOR:MINOR ROOT MOUNTPOINT …`. The last one at a
 /// path is the topmost.
 fn mounts(mountinfo: &[u8]) -> impl Iterator<Item = Mount> {
     mountinfo.split(|&byte| byte == b'\n').filter_map(|line| {
@@ -137,7 +135,7 @@ fn mounts(mountinfo: &[u8]) -> impl Iterator<Item = Mount> {
     })
 }
 
-/// Takes the octal escapes (`\040`) away.
+/// Decodes the octal escapes (`\040`).
 fn unescape(field: &[u8]) -> Vec<u8> {
     let mut plain = Vec::with_capacity(field.len());
     let mut rest = field;

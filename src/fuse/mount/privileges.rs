@@ -1,13 +1,13 @@
-//! What the process gives up before it serves anybody.
+//! Privileges that the process gives up before it serves requests.
 //!
-//! What was weighed beside it:
+//! Also considered:
 //!
-//! - *seccomp*: the calls that are needed are those that open, read, write, rename and remove files by any name, so a
-//!   filter leaves an attacker all that matters here; and a call that a newer libc or kernel makes instead of another
-//!   would end in a file system that fails. Not done.
-//! - *landlock*: rules name directories, and the layers' are known. But a domain with any rule may neither mount nor
-//!   unmount, which the end of the mount needs, and renames between directories need a right that Linux before 5.19
-//!   does not know. Each step of a path goes through a held directory without following links already. Not done.
+//! - *seccomp*: the driver needs the calls that open, read, write, rename and remove files by any name, so a filter
+//!   would leave an attacker everything that matters here. And if a newer libc or kernel makes another call instead
+//!   of a known one, the file system would fail. Not done.
+//! - *landlock*: rules name directories, and those of the layers are known. But a domain with any rule may neither mount nor
+//!   unmount, which the end of the mount needs. And renames between directories need a right that Linux before 5.19 does not
+//!   know. Each step of a path already goes through a held directory without following links. Not done.
 
 use std::fs;
 use std::io;
@@ -15,12 +15,12 @@ use std::io;
 use rustix::io::Errno;
 use rustix::thread::{CapabilitySet, CapabilitySets};
 
-/// What serving needs: files of any owner, their attributes and devices, handles, marks, passthrough, unmounting, labels of
-/// security modules.
+/// Capabilities that serving needs: for files of any owner, their attributes and devices, handles, marks, passthrough,
+/// unmounting, labels of security modules.
 ///
-/// Not `CAP_SYS_RESOURCE`: it would let every user of the mount write past quotas, and into the blocks that file systems
-/// reserve (kernel: `ovl_fill_super` lowers it in the mounter's credentials for the same reason). What passes through is
-/// written with the credentials of the thread that registered the backing file, which has not got it either.
+/// `CAP_SYS_RESOURCE` is left out: with it, every user of the mount could exceed quotas and use the blocks that file
+/// systems reserve (kernel: `ovl_fill_super` drops it from the mounter's credentials for the same reason).
+/// Passed-through writes use the credentials of the thread that registered the backing file, which lacks it too.
 const NEEDED: CapabilitySet = CapabilitySet::CHOWN
     .union(CapabilitySet::DAC_OVERRIDE)
     .union(CapabilitySet::DAC_READ_SEARCH)
@@ -32,20 +32,20 @@ const NEEDED: CapabilitySet = CapabilitySet::CHOWN
     .union(CapabilitySet::MAC_ADMIN)
     .union(CapabilitySet::MAC_OVERRIDE);
 
-/// Leaves the calling thread, and those that it starts, only the capabilities that serving needs, and none that a program
-/// could get by being executed. To be called before other threads are.
+/// Leaves the calling thread, and the threads it starts, only the capabilities that serving needs, and none that an
+/// executed program could regain. Must be called before other threads are started.
 ///
-/// Where unmounting needs `fusermount3`, which is set-user-id, a program may still gain privileges.
+/// If unmounting needs `fusermount3`, which is set-user-id, a program may still gain privileges.
 ///
 /// # Errors
 /// Those of `capset(2)` and `prctl(2)`.
 pub fn give_up() -> Result<(), Errno> {
     let held = rustix::thread::capabilities(None)?;
-    // The bounding set first: it takes CAP_SETPCAP, which goes after that.
+    // The bounding set comes first: changing it needs CAP_SETPCAP, which is dropped afterwards.
     if held.effective.contains(CapabilitySet::SETPCAP) {
         for capability in CapabilitySet::all().difference(NEEDED).iter() {
             match rustix::thread::remove_capability_from_bounding_set(capability) {
-                // Newer than the kernel.
+                // The capability is newer than the kernel.
                 Ok(()) | Err(Errno::INVAL) => {}
                 Err(errno) => return Err(errno),
             }
@@ -63,10 +63,11 @@ pub fn give_up() -> Result<(), Errno> {
     Ok(())
 }
 
-/// As container engines' own daemons have it: others go first when memory runs out, for many depend on this one.
+/// The value of container engines' own daemons: when memory runs out, others are killed first, because many
+/// depend on this one.
 const OOM_SCORE_ADJ: i32 = -500;
 
-/// Asks the kernel to end others first when memory runs out. Takes `CAP_SYS_RESOURCE`.
+/// Asks the kernel to kill other processes first when memory runs out. Needs `CAP_SYS_RESOURCE`.
 ///
 /// # Errors
 /// Those of writing `/proc/self/oom_score_adj`: `EACCES` without the capability.
@@ -83,7 +84,7 @@ pub fn stay_when_memory_is_short() -> io::Result<()> {
 mod tests {
     use super::*;
 
-    /// The machine of the tests may not have the capability, so that no mount shows whether it is given up.
+    /// The tests may run without the capability, and then no mount shows whether it is given up.
     #[test]
     fn quotas_and_reserved_blocks_hold() {
         assert!(!NEEDED.contains(CapabilitySet::SYS_RESOURCE));

@@ -1,4 +1,4 @@
-//! Changing the flags of a mount that is there. Its daemon is not asked: the kernel keeps them.
+//! Changes the flags of an existing mount. The kernel keeps them, so its daemon is not involved.
 
 use std::io;
 use std::path::Path;
@@ -16,8 +16,8 @@ const FUSE_MAGIC: u32 = 0x6573_5546;
 /// Changes the flags of the mount at `mountpoint`.
 ///
 /// # Errors
-/// It is no FUSE mount; `EBUSY`: it has files open for writing and shall be read-only; `EROFS`: it shall be writable and
-/// has no upper that could be written, it is read-only still then; `EPERM`.
+/// The mount is no FUSE mount. `EBUSY`: it has files open for writing and cannot become read-only. `EROFS`: it has no
+/// writable upper, so it stays read-only. `EPERM`.
 pub fn remount(mountpoint: &Path, change: &Remount) -> Result<(), MountError> {
     try_remount(mountpoint, change).map_err(|cause| MountError { mountpoint: mountpoint.to_owned(), cause })
 }
@@ -36,17 +36,17 @@ fn try_remount(mountpoint: &Path, change: &Remount) -> io::Result<()> {
     Ok(())
 }
 
-/// The kernel now lets writers through. Whether the daemon does, it says to a file without a name: that leaves nothing.
+/// The kernel now admits writers. Creates a nameless file to find out whether the daemon does too; that leaves nothing behind.
 fn is_writable(mountpoint: &Path) -> io::Result<bool> {
     match openat(CWD, mountpoint, OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC, Mode::RUSR | Mode::WUSR) {
         Err(Errno::ROFS) => Ok(false),
-        // It got as far as the upper's file system.
+        // The request reached the upper's file system.
         Ok(_) | Err(Errno::OPNOTSUPP | Errno::NOSPC | Errno::DQUOT | Errno::ACCESS) => Ok(true),
         Err(errno) => Err(errno.into()),
     }
 }
 
-/// All flags: what is not given to the kernel is off afterwards, but for those of access times.
+/// All flags of the mount: a flag that is not passed to the kernel is switched off, except those for access times.
 fn flags(before: StatVfsMountFlags, change: &Remount) -> MountFlags {
     let mut flags = MountFlags::empty();
     let mut set = |flag, asked: Option<bool>, is: StatVfsMountFlags| {

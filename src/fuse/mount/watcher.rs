@@ -1,7 +1,7 @@
-//! `auto_unmount`: a second process that unmounts when the daemon is killed.
+//! `auto_unmount`: a second process that unmounts if the daemon is killed.
 //!
-//! libfuse leaves this to `fusermount3`, which stays for it and unmounts whatever is at the path by then. The watcher looks
-//! for the mount itself, so that it also finds one that was moved, and never unmounts another one.
+//! libfuse leaves this to a `fusermount3` that keeps running and unmounts whatever is at the path by then. The watcher
+//! looks up the mount itself. So it finds a mount that was moved, and never unmounts another one.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -14,12 +14,12 @@ use std::process::Command;
 use super::mountpoint::{Mountpoint, Unmounted};
 use crate::sys::fork::fork_apart;
 
-/// The daemon's end of the pipe to the watcher, which unmounts once this is closed.
+/// The daemon's end of the pipe to the watcher; the watcher unmounts once it is closed.
 #[derive(Debug)]
 pub struct Watcher(PipeWriter);
 
 impl Watcher {
-    /// Starts the process. To be called before the first thread is started and while the process has all its privileges.
+    /// Starts the process. Must be called before the first thread is started and while the process has all its privileges.
     ///
     /// # Errors
     /// Those of `pipe(2)` and `fork(2)`.
@@ -29,13 +29,13 @@ impl Watcher {
         Ok(Self(writer))
     }
 
-    /// Tells the watcher which mount it is about.
+    /// Tells the watcher which mount to watch.
     pub(super) fn guard(&mut self, path: &Path) -> io::Result<()> {
         self.0.write_all(&[path.as_os_str().as_encoded_bytes(), b"\0"].concat())
     }
 }
 
-/// The watcher's life.
+/// Main function of the watcher.
 fn watch(pipe: OwnedFd) -> ! {
     let mut pipe = File::from(pipe);
     if let Some(mountpoint) = read_path(&mut pipe).and_then(|path| Mountpoint::find(&path).ok()) {
@@ -45,7 +45,7 @@ fn watch(pipe: OwnedFd) -> ! {
     std::process::exit(0)
 }
 
-/// The path up to its NUL. `None`: the daemon ended without a mount.
+/// The path, up to its NUL. `None` if the daemon ended without a mount.
 fn read_path(pipe: &mut File) -> Option<PathBuf> {
     let mut path = Vec::new();
     let mut byte = [0];
@@ -58,7 +58,7 @@ fn read_path(pipe: &mut File) -> Option<PathBuf> {
     None
 }
 
-/// Nothing more is written: the read returns when the last process that holds the other end has ended.
+/// Nothing more is written, so the read returns when the last process that holds the other end has ended.
 fn wait_for_end(pipe: &mut File) {
     let mut rest = [0];
     while let Err(error) = pipe.read(&mut rest) {
@@ -68,7 +68,7 @@ fn wait_for_end(pipe: &mut File) {
     }
 }
 
-/// Best effort: there is nobody to tell.
+/// Best effort: no process waits for the result.
 fn unmount(mountpoint: &Mountpoint) {
     let Ok(Unmounted::NotPermitted) = mountpoint.unmount(true) else { return };
     let Ok(Some(path)) = mountpoint.path() else { return };

@@ -1,12 +1,13 @@
-//! How many threads wait for a request, and whether they get on.
+//! Number of threads that wait for a request, and whether they make progress.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Counted by the threads, looked at by the foreman.
+/// The threads count, the foreman looks.
 #[derive(Debug, Default)]
 pub(super) struct Activity(AtomicU64);
 
-/// The count at one moment: how many threads wait (low 16 bits), and how often one has begun to wait (the rest, wrapping).
+/// The count at one moment: the number of waiting threads (low 16 bits), and how often a thread has begun to wait (the
+/// rest, wrapping).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Moment(u64);
 
@@ -17,12 +18,12 @@ impl Activity {
         Moment(self.0.load(Ordering::SeqCst))
     }
 
-    /// A thread begins to wait. Returns how many waited before.
+    /// Notes that a thread begins to wait. Returns how many waited before.
     pub(super) fn begin_to_wait(&self) -> usize {
         Moment(self.0.fetch_add(BEGIN_TO_WAIT, Ordering::SeqCst)).waiting()
     }
 
-    /// A thread stops waiting. Returns how many still wait.
+    /// Notes that a thread stops waiting. Returns how many still wait.
     pub(super) fn end_to_wait(&self) -> usize {
         Moment(self.0.fetch_sub(1, Ordering::SeqCst).wrapping_sub(1)).waiting()
     }
@@ -33,7 +34,7 @@ impl Moment {
         usize::from(self.0 as u16)
     }
 
-    /// Returns true if no thread waits, and none has begun to since `before`.
+    /// True if no thread waits and none has begun to wait since `before`.
     pub(super) fn is_stuck_since(self, before: Self) -> bool {
         self.waiting() == 0 && self == before
     }

@@ -1,16 +1,16 @@
-//! The parts of a request, whichever transport brought it.
+//! The parts of a request, from either transport.
 
 use super::request::Malformed;
 
 /// Size of `struct fuse_in_header`.
 const HEADER: usize = 40;
 
-/// The arguments of a request. They are in two places if a ring brought the request.
+/// The arguments of a request. They are in two places if the request came through a ring.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(in crate::fuse) struct Arguments<'a> {
-    /// The fixed structure of the request's kind, or all arguments.
+    /// The fixed structure for the kind of request, or all arguments.
     pub(in crate::fuse) structure: &'a [u8],
-    /// Names and data, if they are not behind the structure.
+    /// Names and data, if they are not in `structure`.
     pub(in crate::fuse) payload: &'a [u8],
 }
 
@@ -39,8 +39,8 @@ impl<'a> Message<'a> {
         Ok(Self { header, arguments: Arguments::whole(arguments) })
     }
 
-    /// A request of a ring: `header` and `structure` are areas of fixed size that begin with what is meant, and `payload` is
-    /// exactly what is meant. The header states the length of all three.
+    /// A request of a ring. `header` and `structure` are areas of fixed size, and only their beginnings belong to the
+    /// request; `payload` has its exact size. The header states the length of all three.
     pub(in crate::fuse) fn parts(header: &'a [u8], structure: &'a [u8], payload: &'a [u8]) -> Result<Self, Malformed> {
         let header = header.first_chunk().ok_or(Malformed::Header)?;
         let length = stated_length(header).checked_sub(HEADER + payload.len());

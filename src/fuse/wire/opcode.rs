@@ -1,6 +1,6 @@
-//! Numbers of the requests.
+//! Numbers of requests.
 
-/// Makes the enum, and what follows from its list.
+/// Makes the enum and its derived items from one list.
 macro_rules! opcodes {
     ($($variant:ident = $number:literal $name:literal,)*) => {
         /// `enum fuse_opcode` of Linux 6.18, without CUSE.
@@ -11,7 +11,7 @@ macro_rules! opcodes {
         }
 
         impl Opcode {
-            /// The request of a number; `None` for one of a newer kernel.
+            /// The request with a number; `None` for one of a newer kernel.
             pub(in crate::fuse) const fn of(number: u32) -> Option<Self> {
                 match number {
                     $($number => Some(Self::$variant),)*
@@ -19,7 +19,7 @@ macro_rules! opcodes {
                 }
             }
 
-            /// What `STRATAFS_LOG` and the counters call it.
+            /// The name in `STRATAFS_LOG` and the counters.
             pub(in crate::fuse) const fn name(self) -> &'static str {
                 match self {
                     $(Self::$variant => $name,)*

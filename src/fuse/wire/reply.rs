@@ -1,4 +1,4 @@
-//! Replies. The payload is encoded where the transport wants it, so that a reply allocates and copies nothing.
+//! Replies. The payload is encoded in the transport's buffer, so a reply allocates and copies nothing.
 
 use std::os::unix::ffi::OsStrExt;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use crate::driver::types::{
 /// Size of `struct fuse_out_header`.
 pub(in crate::fuse) const HEADER: usize = 16;
 
-/// What goes back to the kernel beside the payload.
+/// The parts of a reply other than the payload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::fuse) struct Answer {
     /// The request that is answered.
@@ -42,7 +42,7 @@ impl Answer {
     }
 }
 
-/// The notification `FUSE_NOTIFY_RETRIEVE` for no bytes of the regular file `node`: the kernel answers it with a request of
+/// The notification `FUSE_NOTIFY_RETRIEVE` for zero bytes of the regular file `node`: the kernel answers with a request of
 /// its own (`NOTIFY_REPLY`), which carries `unique`.
 pub(in crate::fuse) fn retrieve_nothing(unique: u64, node: NodeId) -> [u8; 48] {
     const FUSE_NOTIFY_RETRIEVE: u32 = 5;
@@ -62,11 +62,11 @@ pub(in crate::fuse) struct Ttl {
 }
 
 impl Ttl {
-    /// 136 years: what the kernel calls MAX_JIFFY_OFFSET is less.
+    /// 136 years; the kernel's MAX_JIFFY_OFFSET is less.
     const FOREVER: Self = Self { sec: u32::MAX as u64, nsec: 0 };
     const ZERO: Self = Self { sec: 0, nsec: 0 };
 
-    /// `timeout`: the option of that name.
+    /// `timeout` is the option of that name.
     pub(in crate::fuse) fn new(timeout: Option<Duration>) -> Self {
         timeout.map_or(Self::FOREVER, |timeout| Self { sec: timeout.as_secs(), nsec: timeout.subsec_nanos() })
     }
@@ -82,7 +82,7 @@ impl Ttl {
 /// The payload of a reply under construction.
 pub(in crate::fuse) struct Reply<'b> {
     bytes: &'b mut [u8],
-    /// End of what has been written.
+    /// End of the encoded bytes.
     end: usize,
     ttl: Ttl,
 }
@@ -93,7 +93,7 @@ impl<'b> Reply<'b> {
         Self { bytes, end: 0, ttl }
     }
 
-    /// Drops what has been encoded.
+    /// Drops what was encoded.
     pub(in crate::fuse) fn clear(&mut self) {
         self.end = 0;
     }
@@ -109,13 +109,13 @@ impl<'b> Reply<'b> {
         }
     }
 
-    /// The payload that `answer`, which this reply gave, goes with.
+    /// The payload that belongs to `answer`, which came from this reply.
     #[cfg(test)]
     pub(in crate::fuse) fn payload(&self, answer: &Answer) -> &[u8] {
         &self.bytes[..answer.length]
     }
 
-    /// Takes `bytes` as the payload's next part.
+    /// Appends `bytes` to the payload.
     pub(in crate::fuse) fn bytes(&mut self, bytes: &[u8]) -> Result<()> {
         let room =
             self.bytes.get_mut(self.end..).and_then(|rest| rest.get_mut(..bytes.len())).ok_or(Errno::OVERFLOW)?;
@@ -124,7 +124,7 @@ impl<'b> Reply<'b> {
         Ok(())
     }
 
-    /// Lets `fill` write up to `size` bytes of payload; it says how many it wrote.
+    /// Lets `fill` write up to `size` bytes of payload; it returns how many it wrote.
     pub(in crate::fuse) fn fill(&mut self, size: u32, fill: impl FnOnce(&mut [u8]) -> Result<usize>) -> Result<()> {
         let room = self.bytes.get_mut(self.end..).unwrap_or_default();
         let size = usize::try_from(size).unwrap_or(usize::MAX).min(room.len());
@@ -192,7 +192,7 @@ impl<'b> Reply<'b> {
     /// `struct fuse_entry_out`. The node id is ours, the inode number the user's: they are never mixed up.
     pub(in crate::fuse) fn entry(&mut self, entry: &Entry) -> Result<()> {
         let (name, attr) = (self.ttl, self.ttl.limited(entry.attr_validity));
-        // Node ids are never used again, so that one generation is enough.
+        // Node ids are never reused, so one generation is enough.
         self.u64s([entry.node.0, 0, name.sec, attr.sec])?;
         self.u32s([name.nsec, attr.nsec])?;
         self.fuse_attr(&entry.attr)
@@ -211,7 +211,7 @@ impl<'b> Reply<'b> {
         let (flags, backing) = match opened.mode {
             OpenMode::KeepCache => (fopen::KEEP_CACHE, 0),
             OpenMode::DropCache => (0, 0),
-            // The kernel's FOPEN_PASSTHROUGH_MASK: no caching flags beside it.
+            // The kernel's FOPEN_PASSTHROUGH_MASK allows no caching flags with it.
             OpenMode::Passthrough(backing) => (fopen::PASSTHROUGH, backing),
         };
         self.u64(opened.handle.0)?;
@@ -230,7 +230,7 @@ impl<'b> Reply<'b> {
         self.u32s([u32::try_from(count).map_err(|_| Errno::OVERFLOW)?, 0])
     }
 
-    /// `struct fuse_ioctl_out`, and `output`, of which the kernel wants `room` bytes.
+    /// `struct fuse_ioctl_out`, then `output`, for which the kernel has room for `room` bytes.
     pub(in crate::fuse) fn ioctl(&mut self, output: &[u8], room: u32) -> Result<()> {
         let room = usize::try_from(room).map_err(|_| Errno::INVAL)?;
         self.u32s([0; 4])?;
@@ -250,7 +250,7 @@ impl<'b> Reply<'b> {
         self.u32s([0; 6])
     }
 
-    /// The value or the list of an extended attribute; its length only, when `size` is 0.
+    /// The value or the list of an extended attribute; only its length if `size` is 0.
     pub(in crate::fuse) fn xattr(&mut self, value: &[u8], size: u32) -> Result<()> {
         let length = u32::try_from(value.len()).map_err(|_| Errno::TOOBIG)?;
         match size {
@@ -265,16 +265,16 @@ const FUSE_ATTR: usize = 88;
 const FUSE_ENTRY_OUT: usize = 40 + FUSE_ATTR;
 const FUSE_DIRENT: usize = 24;
 
-/// Takes a listing for `READDIR` or `READDIRPLUS`.
+/// Encodes a listing for `READDIR` or `READDIRPLUS`.
 pub(in crate::fuse) struct DirReply<'a, 'b> {
     reply: &'a mut Reply<'b>,
-    /// The payload must not grow past this.
+    /// Maximum length of the payload.
     limit: usize,
     plus: bool,
 }
 
 impl<'a, 'b> DirReply<'a, 'b> {
-    /// `size`: the room that the kernel has; `plus`: with looked-up entries.
+    /// `size` is the kernel's room; `plus` is true for looked-up entries.
     pub(in crate::fuse) fn new(reply: &'a mut Reply<'b>, size: u32, plus: bool) -> Self {
         let limit = usize::try_from(size).map_or(reply.bytes.len(), |size| reply.bytes.len().min(size));
         Self { reply, limit, plus }
@@ -284,7 +284,7 @@ impl<'a, 'b> DirReply<'a, 'b> {
         if self.plus {
             match entry {
                 Some(entry) => self.reply.entry(entry)?,
-                // fuse_direntplus_link(): node id 0 means that nothing is said about it.
+                // fuse_direntplus_link(): node id 0 means that the entry was not looked up.
                 None => self.reply.bytes(&[0; FUSE_ENTRY_OUT])?,
             }
         }

@@ -11,9 +11,9 @@ use crate::driver::types::{HandleId, SetAttr, SetTime};
 /// Why a request cannot be decoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::fuse) enum Malformed {
-    /// Not even a header: nobody can be answered.
+    /// There is not even a header, so no reply is possible.
     Header,
-    /// The arguments are cut off or no valid names.
+    /// The arguments are cut off, or have invalid names.
     Arguments,
 }
 
@@ -22,7 +22,7 @@ pub(in crate::fuse) enum Malformed {
 pub(in crate::fuse) struct Header {
     /// `None`: a request of a newer kernel.
     pub(in crate::fuse) opcode: Option<Opcode>,
-    /// Names the request in the reply.
+    /// Identifies the request in the reply.
     pub(in crate::fuse) unique: u64,
     pub(in crate::fuse) node: NodeId,
     pub(in crate::fuse) uid: u32,
@@ -33,13 +33,13 @@ pub(in crate::fuse) struct Header {
 /// Arguments of `OPEN`, `CREATE` and `TMPFILE`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::fuse) struct OpenArgs {
-    /// Those of `open(2)`.
+    /// The flags of `open(2)`.
     pub(in crate::fuse) flags: u32,
     /// The opener lacks `CAP_FSETID` and truncates.
     pub(in crate::fuse) kill_suidgid: bool,
 }
 
-/// What to create.
+/// The file to create.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::fuse) struct CreateArgs<'a> {
     pub(in crate::fuse) name: &'a OsStr,
@@ -65,9 +65,9 @@ pub(in crate::fuse) struct CopyArgs {
 pub(in crate::fuse) struct IoctlArgs<'a> {
     /// The number of the ioctl.
     pub(in crate::fuse) command: u32,
-    /// What the caller hands in.
+    /// Input of the ioctl.
     pub(in crate::fuse) input: &'a [u8],
-    /// Bytes that the kernel wants back.
+    /// Number of bytes that the kernel accepts as output.
     pub(in crate::fuse) room: u32,
 }
 
@@ -79,7 +79,7 @@ pub(in crate::fuse) struct ReadArgs {
     pub(in crate::fuse) size: u32,
 }
 
-/// Names and how often to forget them (`BATCH_FORGET`).
+/// Nodes, and how often to forget each (`BATCH_FORGET`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::fuse) struct Forgets<'a>(&'a [[u8; 16]]);
 
@@ -92,7 +92,7 @@ impl Forgets<'_> {
     }
 }
 
-/// A request with its arguments; of those that are refused, none.
+/// A request with its arguments; refused kinds have none.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::fuse) enum Operation<'a> {
     Lookup(&'a OsStr),
@@ -171,7 +171,7 @@ pub(in crate::fuse) enum Operation<'a> {
     CopyFileRange(CopyArgs),
     SyncFs,
     Ioctl(IoctlArgs<'a>),
-    /// The requester of another request was sent a signal.
+    /// The process that made another request received a signal.
     Interrupt {
         unique: u64,
     },
@@ -192,7 +192,7 @@ pub(in crate::fuse) enum Operation<'a> {
 }
 
 impl Operation<'_> {
-    /// The name in the directory that the request is on, where it is on one.
+    /// The name in the request's directory, if it has one.
     pub(in crate::fuse) fn name(&self) -> Option<&OsStr> {
         match self {
             Self::Lookup(name) | Self::Unlink(name) | Self::Rmdir(name) => Some(name),
@@ -204,7 +204,7 @@ impl Operation<'_> {
 }
 
 impl Header {
-    /// What the log calls the request.
+    /// The name of the request in the log.
     pub(in crate::fuse) fn request(&self) -> &'static str {
         self.opcode.map_or("other", Opcode::name)
     }
@@ -229,7 +229,7 @@ impl Header {
 }
 
 impl<'a> Operation<'a> {
-    /// Decodes the arguments of a request. `setxattr_ext`: `FUSE_SETXATTR_EXT` was negotiated.
+    /// Decodes the arguments of a request. `setxattr_ext` is true if `FUSE_SETXATTR_EXT` was negotiated.
     pub(in crate::fuse) fn decode(
         header: &Header,
         arguments: Arguments<'a>,
@@ -322,7 +322,7 @@ mod fattr {
 struct Fields<'a>(Arguments<'a>);
 
 impl<'a> Fields<'a> {
-    /// What comes next: the payload once the structure is used up. No field is in both.
+    /// The next bytes: the payload once the structure is used up. No field spans both.
     fn rest(&mut self) -> &mut &'a [u8] {
         let Arguments { structure, payload } = &mut self.0;
         if structure.is_empty() { payload } else { structure }
@@ -358,7 +358,7 @@ impl<'a> Fields<'a> {
         self.u64().map(NodeId)
     }
 
-    /// Bytes up to a NUL.
+    /// The bytes up to a NUL.
     fn name(&mut self) -> Result<&'a OsStr, Malformed> {
         let end = self.rest().iter().position(|&byte| byte == 0).ok_or(Malformed::Arguments)?;
         let name = self.bytes(end)?;
@@ -408,7 +408,7 @@ impl<'a> Fields<'a> {
         Ok(Operation::Fallocate { handle, offset, length, mode: self.u32()? })
     }
 
-    /// `struct fuse_ioctl_in`, and what is handed in.
+    /// `struct fuse_ioctl_in`, then the input.
     fn ioctl(&mut self) -> Result<IoctlArgs<'a>, Malformed> {
         let (_handle, _flags, command) = (self.handle()?, self.u32()?, self.u32()?);
         let (_pointer, size, room) = (self.u64()?, self.u32()?, self.u32()?);

@@ -12,7 +12,7 @@ use crate::driver::types::{
     Attr, DirEntry, DirSink, Entry, Errno, HandleId, OpenMode, Opened, SetTime, StatFs, Validity,
 };
 
-/// Builds what the kernel would send.
+/// Builds requests as the kernel sends them.
 #[derive(Default)]
 struct Bytes(Vec<u8>);
 
@@ -64,7 +64,7 @@ fn headers() {
     assert_eq!(Message::whole(&longer), Err(Malformed::Header));
 }
 
-/// Size of the structure that the kernel puts into the first area of a ring's entry; `None`: all arguments.
+/// Size of the structure in the first area of a ring's entry; `None` if all arguments are there.
 fn structure(opcode: u32) -> Option<usize> {
     match Opcode::of(opcode)? {
         Opcode::Lookup | Opcode::Unlink | Opcode::Rmdir | Opcode::Symlink | Opcode::RemoveXattr => Some(0),
@@ -81,7 +81,7 @@ fn requests_in_parts() {
     for (opcode, bytes, expected) in requests() {
         let whole = request(opcode, &bytes);
         let (structure, payload) = bytes.split_at(structure(opcode).unwrap_or(bytes.len()));
-        // The areas are of fixed size: what an earlier request left there follows.
+        // The areas have a fixed size, so bytes of an earlier request follow.
         let area = |used: &[u8]| [used, &[0xaa; 128]].concat();
         let (head, structure) = (area(&whole[..40]), area(structure));
         let message = Message::parts(&head, &structure, payload).unwrap();
@@ -101,7 +101,7 @@ fn parts_of_another_length() {
     assert_eq!(Message::parts(&head[..39], &[0; 128], b""), Err(Malformed::Header));
 }
 
-/// A sound request of every kind, and what it means.
+/// A valid request of every kind, and its meaning.
 fn requests() -> Vec<(u32, Vec<u8>, &'static str)> {
     let create = arguments().u32(0x8042).u32(0o100_644).u32(0o22).u32(1);
     let read = arguments().u64(9).u64(4096).u32(512).u32(0).u64(0).u32(0).u32(0);
@@ -208,7 +208,7 @@ fn every_request_decodes() {
     }
 }
 
-/// Cut off anywhere a request is refused or, where only padding is missing, understood; it never panics.
+/// A request that is cut off anywhere is refused; if only padding is missing, it is understood. Decoding never panics.
 #[test]
 fn cut_off_requests() {
     for (opcode, bytes, _) in requests() {
@@ -222,7 +222,7 @@ fn cut_off_requests() {
             }
         }
     }
-    // The last byte of a name is its NUL; of a write, data.
+    // The last byte of a name is its NUL; that of a write is data.
     for opcode in [
         Opcode::Lookup as u32,
         Opcode::Symlink as u32,
@@ -475,7 +475,7 @@ fn open_flags() {
         kernel.header(16, 0);
         assert_eq!((kernel.u64(), kernel.u32s()), (9, [flags, 0]));
     }
-    // With `timeout` the kernel keeps no listings.
+    // With `timeout`, the kernel keeps no listings.
     for (timeout, flags) in [(None, 2 | 8), (Some(Duration::ZERO), 0)] {
         let mut reply = reply_of(4096, timeout);
         reply.opened_dir(HandleId(9)).unwrap();
@@ -538,7 +538,7 @@ fn reads_are_bounded() {
 fn listings() {
     let name = |name| DirEntry { name: OsStr::new(name), ino: 11, kind: 8, next: 1 };
     let mut reply = reply();
-    // Room for two entries of 24 + 8 bytes; the third must be refused whole.
+    // Room for two entries of 24 + 8 bytes; the third must be refused as a whole.
     let mut listing = DirReply::new(&mut reply, 64 + 31, false);
     assert!(listing.push(&name("a"), None) && listing.push(&name("12345678"), None));
     assert!(!listing.push(&name("c"), None));

@@ -1,4 +1,4 @@
-//! One descriptor of `/dev/fuse` with the buffers of the thread that uses it.
+//! One descriptor of `/dev/fuse`, with the buffers of its thread.
 
 use std::os::fd::OwnedFd;
 
@@ -10,12 +10,12 @@ use crate::fuse::wire::MAX_WRITE;
 use crate::fuse::wire::message::Message;
 use crate::fuse::wire::reply::{Answer, HEADER, Reply, Ttl};
 
-/// Longest request: the longest write, the longest xattr with its name, headers.
+/// Longest request: the longest write, or the longest xattr with its name, and headers.
 const REQUEST: usize = MAX_WRITE as usize + (1 << 16) + 4096;
 /// Longest payload of a reply: the longest read; xattrs and listings are shorter.
 const PAYLOAD: usize = MAX_WRITE as usize;
 
-/// What came out of waiting for a request.
+/// Result of waiting for a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::fuse::transport) enum Received {
     Request,
@@ -26,9 +26,9 @@ pub(in crate::fuse::transport) enum Received {
 pub(in crate::fuse::transport) struct Channel {
     device: OwnedFd,
     request: Box<[u8]>,
-    /// Bytes of `request` that were read last.
+    /// Length of the request in `request`.
     length: usize,
-    /// Header and payload, so that a reply is one `write(2)`.
+    /// Header and payload together, so that a reply is one `write(2)`.
     reply: Box<[u8]>,
     ttl: Ttl,
 }
@@ -51,9 +51,9 @@ impl Channel {
                     self.length = length;
                     return Received::Request;
                 }
-                // ENOENT: the request was interrupted while it was being read.
+                // ENOENT: the request was interrupted while we read it.
                 Err(Errno::INTR | Errno::AGAIN | Errno::NOENT) => {}
-                // ECONNABORTED: somebody wrote to /sys/fs/fuse/connections/*/abort.
+                // ECONNABORTED: the connection was aborted through /sys/fs/fuse/connections/*/abort.
                 Err(Errno::NODEV | Errno::CONNABORTED) => return Received::Unmounted,
                 Err(error) => {
                     tracing::error!(%error, "cannot read requests");
@@ -63,7 +63,7 @@ impl Channel {
         }
     }
 
-    /// Answers the request that was received; `refused`: with ENODEV. False when the kernel said goodbye.
+    /// Answers the received request; with `refused`, by ENODEV. Returns false if the kernel has ended the connection.
     pub(in crate::fuse::transport) fn answer(&mut self, server: &Server, slot: &Slot, refused: bool) -> bool {
         let message = Message::whole(self.request.get(..self.length).unwrap_or_default());
         let outcome = if refused {
@@ -92,9 +92,9 @@ impl Channel {
         let message = self.reply.get(..HEADER + answer.length).unwrap_or_default();
         match rustix::io::write(&self.device, message) {
             Ok(_) => {}
-            // The mount went away meanwhile; the kernel has answered for us.
+            // The mount is gone; the kernel has answered by itself.
             Err(error @ (Errno::NOENT | Errno::NODEV)) => tracing::debug!(%error, "a reply came too late"),
-            // The kernel turns it into EIO for the caller.
+            // The kernel reports EIO to the caller.
             Err(error) => tracing::error!(%error, length = message.len(), "the kernel refused a reply"),
         }
     }

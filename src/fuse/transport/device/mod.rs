@@ -1,10 +1,9 @@
 //! The threads that answer requests.
 //!
-//! Each has its own descriptor of the connection, cloned so that threads do not meet on one queue of outstanding
-//! requests, and its own buffers. There are as many threads as processors; more of them only cost caches. Of these, one
-//! waits for requests while that is enough, see `shift`. When all that do not rest are stuck in requests that wait
-//! (fsync, a big copy-up), one more is called or started, so that the others' requests are not held up; it ends when the
-//! rush is over.
+//! Each has its own buffers and its own clone of the connection's descriptor, so that threads do not share one queue of
+//! outstanding requests. There are as many threads as processors; more would only cost caches. As long as one thread is enough,
+//! only one waits for requests (see `shift`). If all threads that do not rest are stuck in slow requests (fsync, a big
+//! copy-up), one more is called or started, so that other requests are not held up. It ends when the rush is over.
 
 pub(super) mod channel;
 mod shift;
@@ -35,27 +34,27 @@ pub(in crate::fuse) struct Crew {
     server: Arc<Server>,
     session: OwnedFd,
     ttl: Ttl,
-    /// As many threads stay when there is nothing to do.
+    /// Number of threads that stay when there is nothing to do.
     base: usize,
-    /// Never more threads than this.
+    /// Maximum number of threads.
     limit: usize,
-    /// Threads that have been started and have not ended.
+    /// Threads that were started and have not ended.
     hired: AtomicUsize,
     activity: Activity,
-    /// The foreman looks at the activity now and then; otherwise it waits to be woken.
+    /// True while the foreman checks the activity periodically; otherwise it waits to be woken.
     watching: AtomicBool,
     /// The thread that starts others; set once.
     foreman: OnceLock<Thread>,
     spin: Spin,
     shift: Shift,
-    /// Requests are answered with ENODEV.
+    /// True if requests are answered with ENODEV.
     stopped: AtomicBool,
     /// Becomes readable when the last thread has ended.
     ended: OwnedFd,
 }
 
 impl Crew {
-    /// Starts answering. `limit`: the option `threads=`.
+    /// Starts the threads. `limit` is the option `threads=`.
     pub(in crate::fuse) fn start(
         server: Arc<Server>,
         session: OwnedFd,
@@ -97,7 +96,7 @@ impl Crew {
     fn hire(self: &Arc<Self>) -> io::Result<()> {
         let device = match fuse_device::clone_device(self.session.as_fd()) {
             Ok(device) => device,
-            // Mounted by fusermount3 for a user who may not open /dev/fuse: all threads share one queue.
+            // Mounted by fusermount3 for a user who may not open /dev/fuse, so all threads share one queue.
             Err(error) => {
                 tracing::debug!(%error, "threads share one descriptor");
                 self.session.try_clone()?
@@ -115,7 +114,7 @@ impl Crew {
         }
     }
 
-    /// The foreman's life: sleeps until all threads are busy, then looks whether they get on.
+    /// Main function of the foreman: sleeps until all threads are busy, then checks whether they make progress.
     fn watch(self: Arc<Self>) {
         let mut quiet = 0;
         loop {
@@ -142,7 +141,7 @@ impl Crew {
         }
     }
 
-    /// Nobody is left to take the next request.
+    /// No thread is left to take the next request.
     fn wake_foreman(&self) {
         if !self.watching.swap(true, Ordering::SeqCst)
             && let Some(foreman) = self.foreman.get()
@@ -151,7 +150,7 @@ impl Crew {
         }
     }
 
-    /// Answers requests until the mount is gone, or until the rush is over that the thread was started for.
+    /// Answers requests until the mount is gone; an extra thread also ends when the rush is over.
     fn work(self: &Arc<Self>, device: OwnedFd, surplus: bool) {
         let mut channel = Channel::new(device, self.ttl);
         let slot = self.server.in_flight.join();
@@ -179,7 +178,7 @@ impl Crew {
         }
     }
 
-    /// Waits for one request, as counted in the activity, and answers it. False when the mount is gone.
+    /// Waits for one request, counts the wait in the activity, and answers the request. Returns false when the mount is gone.
     fn next(&self, channel: &mut Channel, slot: &Slot) -> bool {
         let at_once = self.spin.wait(channel.device());
         let received = channel.receive();

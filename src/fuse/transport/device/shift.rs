@@ -1,45 +1,45 @@
-//! How many threads wait for requests.
+//! Decides how many threads wait for requests.
 //!
-//! One, while requests come one after the other and are answered quickly: the kernel wakes a sleeping reader for each
-//! request, also if another one is awake and about to take it, and on two processors that useless waking costs more
-//! than the answer. (20,000 `ls -l` entries: 0.50 s of processor time with two waiting, 0.29 s with one; the client
-//! waits half as long.) The others rest on a condition variable, where no request disturbs them.
+//! One thread waits as long as requests come one after the other and are answered quickly. The kernel wakes a sleeping reader for
+//! each request, even if another one is awake and about to take it. On two processors, that useless wake-up costs more than the
+//! answer. (`ls -l` of 20,000 entries: 0.50 s of processor time with two waiting threads, 0.29 s with one; the client waits half
+//! as long.) The other threads rest on a condition variable, where requests do not wake them.
 //!
-//! When requests pile up or take long (a cold disk below, a copy-up), all of them wait.
+//! When requests pile up or take long (a cold disk, a copy-up), all threads wait.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 
-/// A request that took this long has waited for a disk or for another thread. At 60 µs, which a `CREATE` may take when the
-/// host has other work, an `untar` of one process was answered by two threads now and then: 0.75 s, not 0.64 s.
+/// A request that took this long has waited for a disk or for another thread. With 60 µs, which a `CREATE` may take when
+/// the host has other work, one process' `untar` was sometimes answered by two threads: 0.75 s instead of 0.64 s.
 const LONG: Duration = Duration::from_micros(250);
-/// What a long request adds to the pressure; it takes as many quick ones to make up for it.
+/// The pressure added by a long request; as many quick requests make up for it.
 const LONG_WEIGHT: u32 = 12;
-/// What a request adds that was waiting already when the last one was done.
+/// The pressure added by a request that was already waiting when the last one was done.
 const WAITING_WEIGHT: u32 = 2;
-/// From this pressure on all threads wait, until it is 0 again.
+/// From this pressure on, all threads wait until it is 0 again.
 const ALL_HANDS: u32 = 24;
 const MOST: u32 = 64;
 
-/// Decides who waits. Shared by all threads.
+/// Decides which threads wait. Shared by all threads.
 #[derive(Debug, Default)]
 pub(super) struct Shift {
-    /// Grows with requests that wait or take long, shrinks with the others.
+    /// Rises with requests that wait or take long, falls with others.
     pressure: AtomicU32,
-    /// All threads wait.
+    /// True if all threads wait.
     all_hands: AtomicBool,
-    /// Threads that rest. The lock is held from deciding to rest until resting.
+    /// Number of resting threads. The lock is held from the decision to rest until the thread rests.
     resting: Mutex<usize>,
-    /// As many as `resting`, to look at without the lock.
+    /// Same as `resting`, readable without the lock.
     resting_now: AtomicUsize,
     wake: Condvar,
     over: AtomicBool,
 }
 
 impl Shift {
-    /// Takes note of a request: whether it was there `at_once`, and how long it took.
+    /// Notes a request: whether it was there `at_once`, and how long it took.
     pub(super) fn note(&self, at_once: bool, took: Duration) {
         let before = self.pressure.load(Ordering::Relaxed);
         let after = match (took >= LONG, at_once) {
@@ -47,7 +47,7 @@ impl Shift {
             (false, true) => (before + WAITING_WEIGHT).min(MOST),
             (false, false) => before.saturating_sub(1),
         };
-        // Threads may overwrite each other's sums; it is an estimate.
+        // Threads may overwrite each other's sums; they are estimates.
         if after != before {
             self.pressure.store(after, Ordering::Relaxed);
         }
@@ -63,7 +63,7 @@ impl Shift {
         waiting > 0 && !self.all_hands.load(Ordering::Relaxed) && !self.over.load(Ordering::SeqCst)
     }
 
-    /// Rests until called.
+    /// Rests until it is called.
     pub(super) fn rest(&self) {
         let mut resting = self.resting.lock();
         if self.over.load(Ordering::SeqCst) || self.all_hands.load(Ordering::Relaxed) {
@@ -76,12 +76,12 @@ impl Shift {
         self.resting_now.store(*resting, Ordering::SeqCst);
     }
 
-    /// Number of threads that rest.
+    /// Number of resting threads.
     pub(super) fn resting(&self) -> usize {
         self.resting_now.load(Ordering::SeqCst)
     }
 
-    /// Calls one of those who rest; `false` if there is none.
+    /// Calls one resting thread; `false` if there is none.
     pub(super) fn call_one(&self) -> bool {
         let resting = self.resting.lock();
         *resting > 0 && self.wake.notify_one()
@@ -92,7 +92,7 @@ impl Shift {
         self.wake.notify_all();
     }
 
-    /// Nobody rests any more: the mount is gone.
+    /// Ends all rest, because the mount is gone.
     pub(super) fn end(&self) {
         self.over.store(true, Ordering::SeqCst);
         self.call_all();

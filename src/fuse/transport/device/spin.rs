@@ -1,13 +1,13 @@
-//! Waiting for the next request without going to sleep.
+//! Waits for the next request without sleeping.
 //!
-//! A process that makes one system call after the other sends its next request some microseconds after it got the
-//! last answer. Falling asleep and being woken in between costs more than that: on two virtual processors a
-//! `getxattr` through the mount took 12 to 14 µs without spinning and 9 to 10 µs with it, open-read-close of a cached
-//! file 17 to 21 µs and 12 to 13 µs. One thread spins at a time, and while it does not pay, none does.
+//! A process that makes one system call after the other sends its next request a few microseconds after the last
+//! answer. Sleeping and waking up take longer than that: on two virtual processors, a `getxattr` through the mount
+//! took 12 to 14 µs without spinning and 9 to 10 µs with it; open-read-close of a cached file took 17 to 21 µs and 12
+//! to 13 µs. One thread spins at a time, and none while it does not pay.
 //!
-//! Tried and given up: to read a descriptor with `O_NONBLOCK` rather than to ask with `poll` first. That is one system call
-//! of three less for each request, but 12,000 times open-read-close of cached files took the same 0.29 s of our processor
-//! time and no less of the client's.
+//! Tried and dropped: reading a descriptor with `O_NONBLOCK` instead of `poll` first. That saves one system call of three
+//! for each request, but 12,000 open-read-close calls of cached files took the same 0.29 s of our processor time, and the
+//! client's did not drop either.
 
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -15,25 +15,25 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-/// How long a thread looks for a request before it sleeps.
+/// How long a thread spins before it sleeps.
 const PATIENCE: Duration = Duration::from_micros(25);
-/// After this many vain attempts in a row it is not worth trying.
+/// After this many vain attempts in a row, spinning pauses.
 const VAIN: u32 = 4;
-/// Requests that are waited for asleep then, before the next attempt.
+/// Number of requests that are then waited for asleep, before the next attempt.
 const PAUSE: u32 = 32;
 
-/// Who spins, and whether it pays. Shared by all threads.
+/// Decides which thread spins, and whether spinning pays. Shared by all threads.
 #[derive(Debug, Default)]
 pub(super) struct Spin {
-    /// A thread is spinning.
+    /// True if a thread is spinning.
     taken: AtomicBool,
-    /// Vain attempts in a row; beyond [`VAIN`], how many requests since.
+    /// Number of vain attempts in a row; above [`VAIN`], it also counts the requests since.
     vain: AtomicU32,
 }
 
 impl Spin {
-    /// Looks for a request on `device` for a while, if no other thread does and it has paid lately. True if there was
-    /// one at once.
+    /// Spins for a request on `device` for a while, if no other thread does and it has paid lately. True if there was
+    /// one immediately.
     pub(super) fn wait(&self, device: &OwnedFd) -> bool {
         if is_ready(device) {
             return true;
@@ -52,7 +52,7 @@ impl Spin {
         false
     }
 
-    /// True if a request (or the end of the mount) shows up in time.
+    /// True if a request (or the end of the mount) arrives in time.
     fn look(device: &OwnedFd) -> bool {
         let start = Instant::now();
         while start.elapsed() < PATIENCE {
@@ -64,10 +64,10 @@ impl Spin {
     }
 }
 
-/// True if reading `device` would not wait.
+/// True if reading `device` would not block.
 fn is_ready(device: &OwnedFd) -> bool {
     const AT_ONCE: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
-    // What is wrong with the descriptor, reading it tells.
+    // An error of the descriptor shows when it is read.
     !matches!(poll(&mut [PollFd::new(device, PollFlags::IN)], Some(&AT_ONCE)), Ok(0))
 }
 

@@ -1,16 +1,16 @@
 //! Rings: each request is answered on the processor where it is made.
 //!
-//! The kernel has a queue for each processor and puts a request into the queue of the one that the caller runs on. Two
-//! threads stay on each processor and wait for its queue, each with a ring and one entry of its own ([`Ring`]). The kernel
-//! gives a request to the entry that was answered last, so that the second thread sleeps as long as the first one gets on.
-//! While the first is stuck (a cold disk, fsync, a big copy-up), the second answers, and when both are, the foreman adds a
-//! thread to the queue. An entry is never waited for by a busy thread, so that no request waits behind another one while a
-//! thread is free. Threads that were added stay: the kernel does not take entries back.
+//! The kernel has a queue for each processor, and puts a request into the queue of the caller's processor. Two threads on
+//! each processor wait for its queue; each has a ring with one entry ([`Ring`]). The kernel gives a request to the entry
+//! that was answered last, so the second thread sleeps as long as the first one keeps up. While the first is stuck (a cold
+//! disk, fsync, a big copy-up), the second one answers. When both are stuck, the foreman adds a thread to the queue. A
+//! busy thread's entry takes no requests, so no request waits behind another while a thread is free. Added threads stay,
+//! because the kernel does not take entries back.
 //!
-//! `FORGET`, `INTERRUPT` and what the driver tells the kernel go through `/dev/fuse` as before; one thread reads it.
+//! `FORGET`, `INTERRUPT` and the driver's notifications go through `/dev/fuse` as before; one thread reads it.
 //!
-//! Processors that do not run when the mount is made have queues too. One thread waits for all of them. When a request
-//! comes out of such a queue, its processor runs by now and gets threads of its own.
+//! Processors that are offline when the mount is made have queues too. One thread waits for all of them. A
+//! request from such a queue means that its processor is online now; it then gets its own threads.
 
 mod processors;
 
@@ -38,31 +38,31 @@ use crate::fuse::wire::reply::{Answer, Reply, Ttl, retrieve_nothing};
 use crate::sys::fuse_ring::{Blank, Request, Ring};
 use processors::{Processors, stay_on};
 
-/// Room for the longest write and the longest read; the kernel asks for as much.
+/// Room for the longest write and the longest read, as the kernel demands.
 const PAYLOAD: usize = MAX_WRITE as usize;
 
-/// Names and values up to this size are moved out of the payload's way, which the answer is encoded into. What is longer
-/// (a write, a big attribute) gets answers that are shorter than this.
+/// Names and values up to this size are moved aside, because the answer is encoded where they are. The answers to
+/// longer ones (a write, a big attribute) are shorter than this.
 const ASIDE: usize = 8192;
 
-/// Threads that wait for a queue when the mount is made.
+/// Number of threads that wait for each queue when the mount is made.
 const THREADS: usize = 2;
 
-/// Machines with more processors than this keep to the device unless they are told otherwise: each mount has two threads and
-/// rings of 50 KiB a processor.
+/// Machines with more processors use the device unless told otherwise: each mount has two threads and rings of 50 KiB for
+/// each processor.
 const MOST_PROCESSORS: u16 = 32;
 
-/// Number of the first request that we had the kernel make. It counts its own from 0, and they are even.
+/// Number of the first request that we had the kernel make. The kernel counts its own from 0 in even numbers.
 const MADE: u64 = 1 << 62;
 
-/// Looks of the foreman without finding anything stuck, until it sleeps.
+/// After this many checks without a stuck queue, the foreman sleeps.
 const QUIET: u32 = 50;
 
-/// Rings that this process may have, before the kernel is asked for them.
+/// Rings that were made in advance, before the kernel is asked to use them.
 pub(in crate::fuse) struct Prospect {
     processors: Processors,
     limit: usize,
-    /// Refuses all rings if not all of them can be had.
+    /// Refuses all rings if some of them cannot be made.
     spare: Blank,
 }
 
@@ -71,25 +71,25 @@ pub(in crate::fuse) struct Rings {
     server: Arc<Server>,
     session: OwnedFd,
     ttl: Ttl,
-    /// One a processor, then one for the processors that do not run.
+    /// One for each processor, then one for the processors that are offline.
     queues: Box<[Queue]>,
-    /// Never more threads than this.
+    /// Maximum number of threads.
     limit: usize,
-    /// Threads that have been started and have not ended.
+    /// Threads that were started and have not ended.
     hired: AtomicUsize,
-    /// Waits of the thread that reads the device.
+    /// Activity of the thread that reads the device.
     reader: Activity,
-    /// The foreman looks at the queues now and then; otherwise it waits to be woken.
+    /// True while the foreman checks the queues periodically; otherwise it waits to be woken.
     watching: AtomicBool,
     /// The thread that starts others; set once.
     foreman: OnceLock<Thread>,
-    /// No more threads can be had.
+    /// True if no more threads can be started.
     is_full: AtomicBool,
-    /// Requests that were made to have something to answer.
+    /// Number of requests that were made to have something to answer.
     made: AtomicU64,
-    /// Requests are answered with ENODEV.
+    /// True if requests are answered with ENODEV.
     stopped: AtomicBool,
-    /// Becomes readable when the last thread has ended, or when one cannot go on.
+    /// Becomes readable when the last thread has ended, or when one cannot continue.
     ended: OwnedFd,
 }
 
@@ -97,17 +97,17 @@ pub(in crate::fuse) struct Rings {
 #[derive(Debug, Default)]
 struct Queue {
     activity: Activity,
-    /// Threads that were started for it.
+    /// Number of threads that were started for it.
     threads: AtomicUsize,
-    /// A request came for a processor that has no threads yet.
+    /// True if a request came for a processor that has no threads yet.
     is_wanting: AtomicBool,
 }
 
 impl Prospect {
-    /// `threads`: the option of that name. `insisting`: also on machines with many processors.
+    /// `threads` is the option of that name. With `insisting`, machines with many processors get rings too.
     ///
     /// # Errors
-    /// One line: why there are no rings here.
+    /// One line that says why there are no rings.
     pub(in crate::fuse) fn new(threads: Option<usize>, insisting: bool) -> io::Result<Self> {
         let processors = Processors::find()?;
         let wanted = usize::from(processors.possible) * THREADS;
@@ -121,14 +121,14 @@ impl Prospect {
         Ok(Self { processors, limit: threads.unwrap_or_else(|| default_limit().max(wanted)), spare })
     }
 
-    /// Starts answering on a connection whose `INIT` asked for rings.
+    /// Starts the threads on a connection whose `INIT` asked for rings.
     ///
     /// # Errors
-    /// Threads or rings cannot be had; the kernel was told to use the device. `NOTCONN`, `CONNABORTED`: the mount is gone.
+    /// Threads or rings cannot be made; the kernel was told to use the device. `NOTCONN`, `CONNABORTED` if the mount is gone.
     pub(in crate::fuse) fn start(self, server: &Arc<Server>, session: &OwnedFd, ttl: Ttl) -> io::Result<Arc<Rings>> {
         let Self { processors, limit, spare } = self;
         Rings::start(&processors, limit, server, session, ttl).inspect_err(|_| {
-            // Otherwise all requests would wait for rings.
+            // All requests would wait for rings otherwise.
             if let Err(refusal) = spare.on(session.as_fd()).refuse() {
                 tracing::debug!(error = %refusal, "rings are not refused");
             }
@@ -160,8 +160,8 @@ impl Rings {
             ended: eventfd(0, EventfdFlags::CLOEXEC)?,
         });
         rings.hire("fuse-device".to_owned(), Self::read_device)?;
-        // One entry for each queue. If a queue gets none, the kernel uses no rings, and they can be refused; once all have
-        // one, it is too late for that.
+        // One entry for each queue. As long as a queue has none, the kernel uses no rings and they can still be refused;
+        // once all queues have one, that is too late.
         let (report, started) = channel();
         for &queue in &processors.online {
             rings.hire_for(queue, Some(report.clone()))?;
@@ -226,7 +226,7 @@ impl Rings {
         }
     }
 
-    /// Answers what does not come through rings.
+    /// Answers the requests that do not come through rings.
     fn read_device(self: &Arc<Self>) {
         let device = match self.session.try_clone() {
             Ok(device) => device,
@@ -258,8 +258,8 @@ impl Rings {
         self.stopped.load(Ordering::SeqCst)
     }
 
-    /// Answers the requests of `queues` until the mount is gone. Reports when it is about to begin. `are_offline`: the
-    /// processors did not run when the mount was made.
+    /// Answers the requests of `queues` until the mount is gone. Reports when it begins. `are_offline` is true if the
+    /// processors were offline when the mount was made.
     fn attend(self: &Arc<Self>, queues: &[u16], are_offline: bool, report: Option<Sender<io::Result<()>>>) {
         let registered = self.register(queues);
         let (mut ring, outcome) = match registered {
@@ -267,7 +267,7 @@ impl Rings {
             Err(error) => (None, Err(error)),
         };
         match (report, outcome) {
-            // The receiver has gone if another thread has failed.
+            // The receiver is gone if another thread has failed.
             (Some(report), outcome) => report.send(outcome).unwrap_or(()),
             (None, Err(error)) => self.give_up_adding(&error),
             (None, Ok(())) => self.make_a_request(),
@@ -289,10 +289,10 @@ impl Rings {
         Ok(ring)
     }
 
-    /// Has the kernel put a request into the queue of this processor, if it knows a file that can be asked for.
+    /// Has the kernel put a request into this processor's queue, if there is a file that it knows.
     ///
-    /// A new entry gets none of the requests that wait in the queue already (`fuse_uring_do_register()`): only an answer
-    /// fetches one. So there must be something to answer. Otherwise they wait for the next request of this processor.
+    /// A new entry gets none of the requests that already wait in the queue (`fuse_uring_do_register()`): only an answer fetches
+    /// one. So this makes a request that can be answered. Without it, they would wait for the next request of this processor.
     fn make_a_request(&self) {
         let file = NodeId(self.server.opened.load(Ordering::Relaxed));
         if file.0 == 0 {
@@ -304,7 +304,7 @@ impl Rings {
         }
     }
 
-    /// The number in [`Self::queues`] of what a thread for `queues` counts in.
+    /// The index in [`Self::queues`] under which a thread for `queues` counts.
     fn counted(&self, queues: &[u16], are_offline: bool) -> Option<&Queue> {
         match queues.first() {
             Some(&queue) if !are_offline => self.queues.get(usize::from(queue)),
@@ -333,7 +333,7 @@ impl Rings {
         }
     }
 
-    /// Answers one request. The payload of the answer is in that of the request afterwards.
+    /// Answers one request. Afterwards, the request's payload holds that of the answer.
     fn answer(&self, slot: &Slot, request: Request<'_>, aside: &mut [u8]) -> Answer {
         let Request { header, structure, unique, length, payload } = request;
         let outcome = match aside.get_mut(..length) {
@@ -354,7 +354,7 @@ impl Rings {
         };
         match outcome {
             Outcome::Reply(answer) | Outcome::Goodbye(answer) => answer,
-            // Every entry must be answered. Where an answer was needed, the kernel makes an error of an empty one.
+            // Every entry must be answered. If an answer was needed, the kernel turns an empty one into an error.
             Outcome::Silent => Answer { unique, error: 0, length: 0 },
         }
     }
@@ -367,7 +367,7 @@ impl Rings {
         }
     }
 
-    /// A request came out of a queue that has no threads of its own.
+    /// Notes that a request came from a queue without threads of its own.
     fn want_threads(&self, queue: u16) {
         if let Some(queue) = self.queues.get(usize::from(queue)) {
             queue.is_wanting.store(true, Ordering::SeqCst);
@@ -375,7 +375,7 @@ impl Rings {
         }
     }
 
-    /// The foreman's life: sleeps until all threads of a queue are busy, then looks whether they get on.
+    /// Main function of the foreman: sleeps until all threads of a queue are busy, then checks whether they make progress.
     fn watch(self: Arc<Self>) {
         let mut quiet = 0;
         loop {
@@ -393,7 +393,7 @@ impl Rings {
             for (number, (queue, before)) in (0..).zip(self.queues.iter().zip(before)) {
                 let threads = queue.threads.load(Ordering::SeqCst);
                 let is_new = queue.is_wanting.swap(false, Ordering::SeqCst) && threads == 0;
-                // The last queue stands for several, and nobody is started for it.
+                // The last queue stands for several processors, and gets no further threads.
                 let is_stuck = threads > 0 && queue.activity.now().is_stuck_since(before);
                 let added = if is_new { THREADS } else { usize::from(is_stuck) };
                 for _ in 0..added {
@@ -413,7 +413,7 @@ impl Rings {
         }
     }
 
-    /// Threads or locked memory are used up: those that are there must do.
+    /// Threads or locked memory have run out: the existing threads must do.
     fn give_up_adding(&self, error: &io::Error) {
         if !self.is_full.swap(true, Ordering::Relaxed) && !is_gone(error) {
             tracing::debug!(%error, "no thread can be added");
@@ -429,7 +429,7 @@ impl Rings {
     }
 }
 
-/// Returns true if the kernel says that the mount is gone.
+/// True if the error means that the mount is gone.
 pub(in crate::fuse) fn is_gone(error: &io::Error) -> bool {
     matches!(Errno::from_io_error(error), Some(Errno::NOTCONN | Errno::CONNABORTED | Errno::NODEV | Errno::CANCELED))
 }

@@ -1,22 +1,22 @@
-//! Which processors there are.
+//! The processors of the machine.
 
 use std::fs;
 use std::io;
 
 use rustix::thread::{CpuSet, sched_setaffinity};
 
-/// The processors of this machine, by the numbers that the kernel gives to the queues of a ring.
+/// The processors, by the numbers that the kernel gives to the queues of a ring.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Processors {
-    /// How many there may ever be: the kernel wants a queue for each.
+    /// The number that the machine may ever have: the kernel wants a queue for each.
     pub(super) possible: u16,
-    /// Those that run now.
+    /// Those that are online.
     pub(super) online: Vec<u16>,
 }
 
 impl Processors {
     /// # Errors
-    /// `/sys` is absent or its content is not understood.
+    /// `/sys` is missing or cannot be parsed.
     pub(super) fn find() -> io::Result<Self> {
         let list = |name: &str| {
             let path = format!("/sys/devices/system/cpu/{name}");
@@ -28,19 +28,19 @@ impl Processors {
         Ok(Self { possible, online })
     }
 
-    /// Those that do not run.
+    /// Those that are offline.
     pub(super) fn offline(&self) -> Vec<u16> {
         (0..self.possible).filter(|number| !self.online.contains(number)).collect()
     }
 }
 
-/// Reads `0-3,8`.
+/// Parses `0-3,8`.
 fn parse(list: &str) -> Option<Vec<u16>> {
     let mut numbers = Vec::new();
     for range in list.split(',').filter(|range| !range.is_empty()) {
         let (first, last) = range.split_once('-').unwrap_or((range, range));
         let (first, last) = (first.parse::<u16>().ok()?, last.parse::<u16>().ok()?);
-        // The last number stands for no queue.
+        // The highest number stands for no queue.
         if last == u16::MAX {
             return None;
         }
@@ -49,7 +49,7 @@ fn parse(list: &str) -> Option<Vec<u16>> {
     Some(numbers)
 }
 
-/// Keeps the calling thread on `processor`. Best effort: it may be forbidden, and processors go away.
+/// Pins the calling thread to `processor`. Best effort: this may be forbidden, and processors go offline.
 pub(super) fn stay_on(processor: u16) {
     let processor = usize::from(processor);
     if processor >= CpuSet::MAX_CPU {
