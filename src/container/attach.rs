@@ -1,4 +1,4 @@
-//! The side of the monitor's clients: a terminal, or standard input and output, joined with a container's.
+//! The client's side of a container's monitor: connects a terminal, or standard input and output, to the container.
 
 use std::io::{self, ErrorKind, IsTerminal, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -17,18 +17,18 @@ use crate::image::{ImageError, IoContext, Result};
 use crate::sys::forward;
 use crate::sys::signals::interrupt_at_resize;
 
-/// What messages are about.
+/// Names this module in messages.
 const PLACE: &str = "attach";
 
-/// The terminal's size is looked at this often, should the signal that tells of a change come at a bad moment.
+/// How often the terminal's size is checked, in case the signal that reports a change is missed.
 const SIZE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The keys that detach, one after the other.
+/// The keys that detach, typed in this order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DetachKeys(Vec<u8>);
 
 impl Default for DetachKeys {
-    /// As docker's: ctrl-p, ctrl-q.
+    /// The same as docker's: ctrl-p, ctrl-q.
     fn default() -> Self {
         Self(vec![0x10, 0x11])
     }
@@ -37,7 +37,7 @@ impl Default for DetachKeys {
 impl std::str::FromStr for DetachKeys {
     type Err = ImageError;
 
-    /// `ctrl-p,ctrl-q`, `a`; the empty text: no keys detach.
+    /// Parses `ctrl-p,ctrl-q` or `a`. With the empty text, no keys detach.
     fn from_str(text: &str) -> Result<Self> {
         let bad = || ImageError::malformed(text, "detach keys are characters or ctrl-LETTER, separated by commas");
         let key = |word: &str| match (word.as_bytes(), word.strip_prefix("ctrl-").map(str::as_bytes)) {
@@ -52,16 +52,16 @@ impl std::str::FromStr for DetachKeys {
     }
 }
 
-/// Looks for the keys in what is typed.
+/// Looks for the keys in the typed bytes.
 #[derive(Debug)]
 struct KeyWatch {
     keys: Vec<u8>,
-    /// How many of them were typed just now. They are held back.
+    /// Number of keys that were typed so far. They are held back until it is known whether the rest follows.
     matched: usize,
 }
 
 impl KeyWatch {
-    /// What of `typed` goes to the container, up to the keys; and whether they were typed.
+    /// Returns the part of `typed` that goes to the container, up to the keys, and whether the keys were typed.
     fn pass(&mut self, typed: &[u8]) -> (Vec<u8>, bool) {
         let mut passed = Vec::with_capacity(typed.len());
         for &byte in typed {
@@ -82,33 +82,33 @@ impl KeyWatch {
     }
 }
 
-/// How to be attached.
+/// How to attach.
 #[derive(Clone, Debug, Default)]
 pub struct Attendance {
-    /// Leave as soon as the container runs.
+    /// Detach as soon as the container runs.
     pub until_started: bool,
-    /// Pass standard input on.
+    /// Pass standard input to the container.
     pub input: bool,
-    /// The container has a terminal: what is typed goes to it as it is.
+    /// The container has a terminal: typed bytes go to it unchanged.
     pub terminal: bool,
-    /// The keys that detach, if there is a terminal.
+    /// The keys that detach, if the container has a terminal.
     pub detach_keys: DetachKeys,
-    /// The monitor, to which signals go on.
+    /// The monitor that signals are forwarded to.
     pub signals_to: Option<Pid>,
 }
 
-/// How it ended.
+/// How an attachment ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ended {
-    /// The container runs and is left alone.
+    /// The container runs; nothing is attached.
     Started,
-    /// The user detached; the container runs on.
+    /// The user detached; the container goes on.
     Detached,
-    /// The container has ended with this code.
+    /// The container ended with this code.
     Exited(u8),
-    /// The container could not be started: the exit code of `run`, and why.
+    /// The container could not be started: the exit code for `run`, and the reason.
     Failed(u8, String),
-    /// The monitor has gone without a word.
+    /// The monitor ended without a message.
     Lost,
 }
 
@@ -117,12 +117,12 @@ pub enum Ended {
 pub struct Attachment {
     stream: UnixStream,
     decoder: Decoder,
-    /// What the monitor has not taken yet.
+    /// Bytes that the monitor has not accepted yet.
     pending: Vec<u8>,
     size: Option<(u16, u16)>,
 }
 
-/// Puts a terminal back as it was.
+/// Restores a terminal's mode when it is dropped.
 struct Raw {
     before: Termios,
 }
@@ -150,7 +150,7 @@ impl Attachment {
         Self { stream, decoder: Decoder::default(), pending: Vec::new(), size: None }
     }
 
-    /// A connection and its other end, which is for the monitor that is about to be started.
+    /// Makes a connection and its other end, for a monitor that is about to be started.
     ///
     /// # Errors
     /// Too many open files.
@@ -162,16 +162,16 @@ impl Attachment {
     /// Connects to the monitor of a running container.
     ///
     /// # Errors
-    /// When it has none.
+    /// When the container has no monitor.
     pub fn to(container: &Container) -> Result<Self> {
-        // The path of a socket may be no longer than 107 bytes.
+        // A socket's path may have at most 107 bytes.
         let dir = open_dir(container.dir())?;
         let path = format!("/proc/self/fd/{}/attach", dir.as_raw_fd());
         UnixStream::connect(path).map(Self::new).map_err(|_| ImageError::refused(container.name(), "does not run"))
     }
 
-    /// Waits for the end of the container and does nothing else. None if the monitor goes without a word: it had said it
-    /// before, or was killed.
+    /// Waits for the end of the container; transfers nothing. Returns `None` if the monitor ends without a message:
+    /// it sent it before, or was killed.
     ///
     /// # Errors
     /// When the connection fails.
@@ -183,7 +183,8 @@ impl Attachment {
         }
     }
 
-    /// Sends the size of this process's terminal. Done before the monitor is started, the container has it from its start.
+    /// Sends the size of this process's terminal. If this is called before the monitor is started, the container has that
+    /// size from its start.
     ///
     /// # Errors
     /// When the connection fails.
@@ -196,7 +197,7 @@ impl Attachment {
         self.send()
     }
 
-    /// Joins standard input, output and error with the container's.
+    /// Connects standard input, output and error to the container's.
     ///
     /// # Errors
     /// When the connection or the terminal fails.
@@ -245,12 +246,12 @@ impl Attachment {
         }
     }
 
-    /// Waits; whether the socket and standard input have something.
+    /// Waits; returns whether the socket and standard input are readable.
     fn ready(&self, session: &Session<'_>) -> Result<(bool, bool)> {
         let stdin = io::stdin();
         let talks = if self.pending.is_empty() { PollFlags::empty() } else { PollFlags::OUT };
         let mut fds = vec![PollFd::from_borrowed_fd(self.stream.as_fd(), PollFlags::IN | talks)];
-        // No more is read than the monitor takes.
+        // Standard input is read only when the monitor has accepted everything so far.
         if session.reads && self.pending.is_empty() {
             fds.push(PollFd::from_borrowed_fd(stdin.as_fd(), PollFlags::IN));
         }
@@ -263,14 +264,14 @@ impl Attachment {
         Ok((has(0), has(1)))
     }
 
-    /// Sends what the monitor takes now.
+    /// Sends as much as the monitor accepts now.
     fn send(&mut self) -> Result<()> {
         while !self.pending.is_empty() {
             match self.stream.write(&self.pending) {
                 Ok(count) => drop(self.pending.drain(..count)),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                // What it said last may still be read.
+                // The monitor's last messages may still be readable.
                 Err(error) if matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset) => {
                     self.pending.clear();
                 }
@@ -280,7 +281,7 @@ impl Attachment {
         Ok(())
     }
 
-    /// Reads what there is; true at the end.
+    /// Reads what is there; returns true at the end.
     fn receive(&mut self) -> Result<bool> {
         let mut buffer = [0; 64 << 10];
         match self.stream.read(&mut buffer) {
@@ -310,7 +311,7 @@ impl Attachment {
                 Ok(detaches.then_some(Ended::Detached))
             }
             Err(Errno::AGAIN | Errno::INTR) => Ok(None),
-            // A terminal that has gone says EIO.
+            // A terminal whose other side is gone returns EIO.
             Ok(0) | Err(Errno::IO) => {
                 session.reads = false;
                 Frame::InputEnd.write(&mut self.pending);
@@ -321,16 +322,16 @@ impl Attachment {
     }
 }
 
-/// The course of one attendance.
+/// The state of one attachment.
 struct Session<'a> {
     how: &'a Attendance,
     keys: KeyWatch,
-    /// Standard input has not ended.
+    /// True until standard input ends.
     reads: bool,
     forwarding: Option<forward::Forwarding>,
-    /// What the monitor said of the end.
+    /// The end, if the monitor has reported it.
     told: Option<Ended>,
-    /// Nobody reads this process's output, or error output.
+    /// True if nothing reads this process's output, or error output, any more.
     output_closed: [bool; 2],
 }
 
@@ -338,7 +339,7 @@ impl Session<'_> {
     fn handle(&mut self, frame: Frame, answer: &mut Vec<u8>) -> Result<Option<Ended>> {
         match frame {
             Frame::Ready => {
-                // Before, a signal would have found the monitor without its handlers.
+                // Signals are forwarded only now: earlier, the monitor would not have had its handlers.
                 if let Some(monitor) = self.how.signals_to {
                     let monitor = monitor.as_raw_nonzero().get().unsigned_abs();
                     self.forwarding = Some(forward::forward_to(monitor, false).at("signals")?);

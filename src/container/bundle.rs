@@ -1,5 +1,6 @@
-//! What an OCI runtime is told: `config.json` of a bundle (OCI runtime specification 1.0, config.md and
-//! config-linux.md). Masked and read-only paths are docker's defaults (moby, `oci/defaults.go`).
+//! Writes the configuration for an OCI runtime: `config.json` of a bundle (OCI runtime specification 1.0,
+//! config.md and config-linux.md). Masked and read-only paths are docker's defaults (moby,
+//! `oci/defaults.go`).
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -40,44 +41,44 @@ pub use super::volume::Volume;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Network {
-    /// The host's.
+    /// The host's network.
     #[default]
     Host,
-    /// One of its own with nothing but `lo`.
+    /// A separate network with nothing but `lo`.
     None,
-    /// One of its own that pasta joins with the host's.
+    /// A separate network that pasta connects with the host's.
     Pasta,
 }
 
-/// What the user asks of a run, beside what the image says.
+/// What the user asks for, in addition to the image's configuration.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct RunOptions {
     /// The command, or arguments of the entry point.
     pub command: Vec<String>,
-    /// Instead of the image's entry point; empty text: none.
+    /// Replaces the image's entry point; the empty text removes it.
     pub entrypoint: Option<String>,
-    /// `NAME=VALUE`, or `NAME` to pass the caller's.
+    /// `NAME=VALUE`, or `NAME` to pass the caller's value.
     pub env: Vec<String>,
-    /// Where it starts.
+    /// The working directory.
     pub working_dir: Option<String>,
     /// `USER[:GROUP]`.
     pub user: Option<String>,
-    /// What of the host it sees.
+    /// Volumes.
     pub volumes: Vec<Volume>,
-    /// Its host name; none: the container's name.
+    /// Its host name; by default the container's name.
     pub hostname: Option<String>,
     /// Its network.
     pub network: Network,
-    /// Ports of the host that lead into it.
+    /// Published ports.
     pub ports: Vec<Port>,
-    /// A port of the host leads to each port that the image, or `expose`, names.
+    /// Publish each port that the image or `expose` names.
     pub publish_all: bool,
-    /// Ports that it listens on, beside those that the image names.
+    /// Ports that it listens on, in addition to the image's.
     pub expose: Vec<String>,
     /// Addresses of name servers, instead of the host's.
     pub dns: Vec<String>,
-    /// Domains in which names are looked for, instead of the host's; `.`: none.
+    /// Domains in which names are searched, instead of the host's; `.` means none.
     pub dns_search: Vec<String>,
     /// Options for resolv.conf, instead of the host's.
     pub dns_options: Vec<String>,
@@ -87,25 +88,25 @@ pub struct RunOptions {
     pub terminal: bool,
     /// Its standard input is open.
     pub interactive: bool,
-    /// Labels: name and value. Filters select by them.
+    /// Labels: name and value. Filters can select by them.
     pub labels: BTreeMap<String, String>,
-    /// The signal that asks it to end, instead of the image's: a name or a number.
+    /// The signal that asks it to end, a name or a number, instead of the image's.
     pub stop_signal: Option<String>,
-    /// Seconds that it may take to end when it is asked to; none: 10.
+    /// Seconds that it may take to end after that signal; 10 by default.
     pub stop_timeout: Option<u32>,
-    /// It cannot change its root file system.
+    /// Its root file system is read-only.
     pub read_only: bool,
-    /// What it may do.
+    /// Privileges.
     pub privileges: Privileges,
-    /// What it may use.
+    /// Resource limits.
     pub limits: Limits,
     /// Devices of the host: `PATH[:PATH][:rwm]`, or names of the Container Device Interface.
     pub devices: Vec<String>,
-    /// Directories of its own that its upper has no part of, as the image's `Volumes`.
+    /// Directories that are kept apart from the upper, like the image's `Volumes`.
     pub anonymous_volumes: Vec<String>,
-    /// Directories in memory: `PATH[:OPTIONS]`.
+    /// Directories in memory (tmpfs): `PATH[:OPTIONS]`.
     pub tmpfs: Vec<String>,
-    /// A small program that passes signals on and reaps children is its first process.
+    /// The first process is a small program that forwards signals and reaps children.
     pub init: bool,
     /// It sees the host's processes.
     pub pid_host: bool,
@@ -113,16 +114,16 @@ pub struct RunOptions {
     pub ipc_host: bool,
     /// It has the host's name.
     pub uts_host: bool,
-    /// `NAME=VALUE`, kernel parameters of its namespaces.
+    /// Kernel parameters of its namespaces: `NAME=VALUE`.
     pub sysctls: Vec<String>,
-    /// Further groups, numbers or names of the image's.
+    /// Further groups: numbers, or names in the image.
     pub groups: Vec<String>,
 }
 
 impl RunOptions {
-    /// The words to run: docker's rules for entry point and command.
+    /// The words to run, by docker's rules for entry point and command.
     ///
-    /// An image's command of one empty word is none.
+    /// A command in the image that consists of one empty word counts as none.
     pub fn words(&self, image: &Process) -> Vec<String> {
         let (entrypoint, default) = match &self.entrypoint {
             Some(program) if program.is_empty() => (Vec::new(), Vec::new()),
@@ -142,13 +143,12 @@ impl RunOptions {
         env
     }
 
-    /// Puts the caller's values in the place of variables without one, so that a later start by another caller finds the
-    /// same.
+    /// Gives variables without a value the caller's values, so that a later start by another caller uses the same.
     pub fn settle_environment(&mut self) {
         self.env = self.assignments().collect();
     }
 
-    /// The user's variables; a name alone passes the caller's on, if it has one.
+    /// The user's variables; a name alone takes the caller's value, if there is one.
     fn assignments(&self) -> impl Iterator<Item = String> {
         self.env.iter().filter_map(|assignment| match assignment.contains('=') {
             true => Some(assignment.clone()),
@@ -161,14 +161,14 @@ fn named(words: &[String]) -> Vec<String> {
     if words == [""] { Vec::new() } else { words.to_vec() }
 }
 
-/// Sets a variable; what comes later wins.
+/// Sets a variable. Later assignments override earlier ones.
 fn assign(env: &mut Vec<String>, assignment: String) {
     let name = assignment.split('=').next().unwrap_or_default();
     env.retain(|present| present.split('=').next() != Some(name));
     env.push(assignment);
 }
 
-/// The configuration of one more process: the first one's, but for what the options say.
+/// The configuration of one more process: that of the first one with the changes in `options`.
 pub(super) fn further_process(first: &Value, options: &RunOptions, identity: Option<&Identity>) -> Value {
     let mut process = first.clone();
     process["terminal"] = json!(options.terminal);
@@ -196,28 +196,28 @@ fn user(identity: &Identity) -> Value {
     json!({"uid": identity.uid, "gid": identity.gid, "additionalGids": identity.additional_gids})
 }
 
-/// What the first process may gain, for a process of another user.
+/// The capabilities that the first process may gain, for a process of another user.
 fn narrowed(identity: &Identity, bounding: Option<&Vec<Value>>) -> Value {
     let names = || bounding.into_iter().flatten().filter_map(Value::as_str);
     let bare: Vec<&str> = names().map(|name| name.trim_start_matches("CAP_")).collect();
     privileges::of_process(identity, &bare)
 }
 
-/// What stands behind a container when its configuration is written.
+/// What the configuration is written for.
 pub(super) struct Setting<'a> {
     pub(super) name: &'a str,
     pub(super) root: &'a Path,
     pub(super) cgroup: &'a str,
     pub(super) image: &'a Process,
     pub(super) identity: &'a Identity,
-    /// What is mounted beside the user's volumes: the host's network set-up, the image's own volumes.
+    /// Mounts in addition to the user's volumes: the host's network files, the image's own volumes.
     pub(super) volumes: &'a [Volume],
 }
 
 /// The runtime's configuration.
 ///
 /// # Errors
-/// When the user asks for what there is not: a capability, a seccomp profile.
+/// When the user asks for something that does not exist: a capability, a seccomp profile.
 pub(super) fn configuration(options: &RunOptions, setting: &Setting<'_>) -> Result<Value> {
     let hostname = options.hostname.as_deref().unwrap_or(setting.name);
     let identity = setting.identity;
@@ -276,7 +276,7 @@ fn namespaces(options: &RunOptions) -> Value {
     own.into_iter().filter(|(_, own)| *own).map(|(kind, _)| json!({ "type": kind })).collect()
 }
 
-/// Kernel parameters: the user's; and in a network of its own any user may listen on any port, as docker has it.
+/// Kernel parameters: the user's. In a separate network, any user may also listen on any port, as with docker.
 fn sysctls(options: &RunOptions) -> Value {
     const PORTS: &str = "net.ipv4.ip_unprivileged_port_start";
     let mut sysctls = json!({});
@@ -316,7 +316,7 @@ fn mounts(options: &RunOptions, setting: &Setting<'_>) -> Vec<Value> {
         }
         mounts.push(file_system(destination, "tmpfs", &words));
     }
-    // A directory's mount comes before those in it, whoever wants them.
+    // A directory is mounted before the directories in it, whichever option names them.
     let mut volumes: Vec<&Volume> = setting.volumes.iter().chain(&options.volumes).collect();
     volumes.sort_by_key(|volume| volume.destination.components().count());
     for volume in volumes {

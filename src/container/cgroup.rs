@@ -1,4 +1,4 @@
-//! Control groups of a running container (cgroups(7)): whether its processes are frozen, whether memory ran out.
+//! Control groups of a running container (cgroups(7)): finds out whether its processes are frozen, and whether memory ran out.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,7 +7,7 @@ use rustix::process::Pid;
 
 use crate::confined::mountinfo;
 
-/// The directory of a process' group; of version 1 the one of this controller.
+/// The directory of a process' group; with version 1, that of this controller.
 pub(super) fn directory(pid: Pid, controller: &str) -> Option<PathBuf> {
     let groups = fs::read_to_string(format!("/proc/{}/cgroup", pid.as_raw_nonzero())).ok()?;
     let table = fs::read(mountinfo::OWN).ok()?;
@@ -19,7 +19,7 @@ pub(super) fn directory(pid: Pid, controller: &str) -> Option<PathBuf> {
         Some((fields.next()?, fields.next()?))
     };
     let lines: Vec<(String, String)> = groups.lines().filter_map(fields).collect();
-    // A hierarchy of version 1 is mounted at a directory of its controllers' names.
+    // With version 1, each hierarchy is mounted at a directory with its controllers' names.
     let of_controller = lines.iter().find(|(controllers, _)| has(controllers));
     let found = of_controller.or_else(|| lines.iter().find(|(controllers, _)| controllers.is_empty()))?;
     let below = found.1.trim_start_matches('/');
@@ -38,7 +38,7 @@ pub(super) fn is_frozen(pid: Pid) -> bool {
     })
 }
 
-/// True if the kernel ended a process in a group for lack of memory. `group` is [`directory`] for `memory`.
+/// True if the kernel killed a process in a group for lack of memory. `group` is [`directory`] for `memory`.
 pub(super) fn ran_out_of_memory(group: &Path) -> bool {
     let killed = |line: &str| {
         let count = line.strip_prefix("oom_kill ")?;

@@ -1,4 +1,4 @@
-//! Containers whose record cannot be used: they can be named, set aside and removed, and nothing else.
+//! Containers whose record is unusable: they can be named, set aside and removed, but not used.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ use crate::image::files::remove_tree;
 use crate::image::{ImageError, IoContext, Result, spec};
 use crate::store::Store;
 
-/// A container that is not as it was made.
+/// A container that was damaged.
 #[derive(Debug)]
 pub struct Damaged {
     /// Its name.
@@ -24,7 +24,7 @@ pub struct Damaged {
 }
 
 impl Container {
-    /// The container of this name without its record, which is damaged: enough to kill what runs in it and to remove it.
+    /// The container of this name without its damaged record: enough to kill its processes and to remove it.
     ///
     /// # Errors
     /// When there is none.
@@ -58,7 +58,7 @@ impl Container {
         Ok(Self { name: name.to_owned(), dir, record })
     }
 
-    /// Removes whatever lies in the container's place. What is mounted there goes first, even if it is in use.
+    /// Removes everything in the container's place. A mount there is unmounted first, even if it is in use.
     ///
     /// # Errors
     /// When it cannot be unmounted or removed.
@@ -70,14 +70,14 @@ impl Container {
     }
 }
 
-/// True if there is something at `path`, of whatever kind.
+/// True if there is anything at `path`.
 pub(super) fn is_there(path: &Path) -> bool {
     fs::symlink_metadata(path).is_ok()
 }
 
 /// Removes a container's directory so that its name is free at once.
 pub(super) fn discard(store: &Store, dir: &Path) -> Result<()> {
-    // A writer that is alone empties `tmp`; it must not do so while this one does.
+    // A writer that holds the store alone empties `tmp`, which must not happen while this one works.
     let _lock = store.lock_shared()?;
     let tmp = store.root().join("tmp");
     let doomed = tempfile::Builder::new().prefix("removed-").tempdir_in(&tmp).at(&tmp)?;

@@ -1,5 +1,5 @@
 //! Devices of the host in a container: `--device`, by path, or by name through the Container Device Interface (CDI: JSON
-//! files in `/etc/cdi` and `/var/run/cdi` that say what a vendor's device needs).
+//! files in `/etc/cdi` and `/var/run/cdi` that describe what a vendor's device needs).
 
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -9,16 +9,16 @@ use serde_json::{Value, json};
 
 use crate::image::{ImageError, IoContext, Result, spec};
 
-/// Where specifications of devices lie; a later directory overrides an earlier one.
+/// Directories with specifications of devices; a later one overrides an earlier one.
 const CDI_DIRS: [&str; 2] = ["/var/run/cdi", "/etc/cdi"];
 
-/// Directories of `/dev` that are the container's own.
+/// Directories of `/dev` that every container has for itself.
 const OWN: [&str; 3] = ["pts", "shm", "mqueue"];
 
-/// Adds the devices that `words` name to an OCI runtime's configuration.
+/// Adds the devices named by `words` to an OCI runtime's configuration.
 ///
 /// # Errors
-/// When one is not there.
+/// When a device does not exist.
 pub(super) fn add(document: &mut Value, words: &[String], rootless: bool) -> Result<()> {
     for word in words {
         match word.contains('=') && !word.starts_with('/') {
@@ -83,7 +83,7 @@ fn add_node(document: &mut Value, host: &Path, inside: &Path, access: &str, root
         return Err(ImageError::refused(host.display().to_string(), "is no device"));
     };
     if rootless {
-        // Nobody makes devices in a user namespace.
+        // Devices cannot be made in a user namespace, so the host's is mounted.
         let mount = json!({"destination": inside, "type": "bind", "source": host,
             "options": ["bind", "rprivate", "nosuid", "noexec"]});
         push(document, &["mounts"], mount);

@@ -1,12 +1,12 @@
-//! What is done when a container has ended.
+//! Work after the end of a container.
 
 use super::locks::RunLock;
 use super::{Container, Runtime};
 use crate::image::Result;
 use crate::store::Store;
 
-/// After a container has ended: the runtime forgets it, its mount goes, and with `--rm`, or if it `is_new`, all of it.
-/// Every step is tried, whatever became of those before; the first error is returned.
+/// Cleans up after a container has ended: the runtime forgets it and it is unmounted. With `--rm`, or if it `is_new`,
+/// it is removed. Each step is tried even if earlier ones failed; the first error is returned.
 pub fn finish(
     store: &Store,
     runtime: &Runtime,
@@ -16,7 +16,7 @@ pub fn finish(
 ) -> Result<()> {
     let forgotten = match runtime.state(&container) {
         Ok(Some(_)) => runtime.delete(&container, true),
-        // It was never asked to run it, or has forgotten it by itself.
+        // The runtime was never asked to run it, or has already forgotten it.
         Ok(None) | Err(_) => Ok(()),
     };
     let removes = is_new || container.record.remove_at_exit;
@@ -32,13 +32,13 @@ pub fn finish(
 fn unmount(store: &Store, container: &Container, is_new: bool, removes: bool) -> Result<()> {
     let cleaned = match is_new {
         true => Ok(()),
-        // Mounts again if the driver died.
+        // If the driver died, the container is mounted again.
         false if !removes => container.mount(store).map(drop).and_then(|()| container.remove_stubs()),
         false => Ok(()),
     };
     let unmounted = match container.is_mounted()? {
         false => Ok(()),
-        // Where nothing of it stays, what uses it keeps no one from removing it.
+        // If it is removed, other users of the mount do not prevent that.
         true if removes => container.unmount(false).or_else(|_| container.unmount(true)),
         true => container.unmount(false),
     };

@@ -1,4 +1,4 @@
-//! What a container may use: memory, processors, processes, files.
+//! Resource limits of a container: memory, processors, processes, files.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -25,7 +25,7 @@ const NAMES: [&str; 16] = [
     "stack",
 ];
 
-/// Microseconds in which a share of processors is counted.
+/// The period, in microseconds, in which processor shares are counted.
 const PERIOD: f64 = 100_000.0;
 
 /// A limit of the container's processes.
@@ -39,7 +39,7 @@ pub struct Ulimit {
 impl std::str::FromStr for Ulimit {
     type Err = ImageError;
 
-    /// `nofile=1024:2048`, `core=-1`
+    /// Parses Parses `nofile=1024:2048`, `core=-1`..
     fn from_str(text: &str) -> Result<Self> {
         let bad = || ImageError::malformed(text, format!("a limit reads NAME=SOFT[:HARD]; names: {}", NAMES.join(" ")));
         let number = |word: &str| match word {
@@ -56,29 +56,29 @@ impl std::str::FromStr for Ulimit {
     }
 }
 
-/// What the user says of limits.
+/// The user's limits.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Limits {
     /// Bytes of memory.
     pub memory: Option<i64>,
-    /// Bytes of memory and swap together; -1: any.
+    /// Bytes of memory and swap together; -1 for no limit.
     pub memory_swap: Option<i64>,
     /// Bytes of memory that it keeps when memory is scarce.
     pub memory_reservation: Option<i64>,
     /// Number of processes.
     pub pids: Option<i64>,
-    /// Processors, also parts of one.
+    /// Number of processors; fractions are allowed.
     pub cpus: Option<f64>,
-    /// Weight against others, 1024 by default.
+    /// Weight relative to other containers, 1024 by default.
     pub cpu_shares: Option<u64>,
-    /// The processors that it may run on, `0-2,4`.
+    /// The processors that it may use, `0-2,4`.
     pub cpuset: Option<String>,
-    /// Of each process.
+    /// Limits of each process.
     pub ulimits: Vec<Ulimit>,
     /// Bytes of `/dev/shm`.
     pub shm_size: Option<i64>,
-    /// How willingly the kernel ends it when memory runs out.
+    /// Adjusts how likely the kernel kills it when memory runs out.
     pub oom_score_adj: Option<i32>,
 }
 

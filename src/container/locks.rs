@@ -1,4 +1,4 @@
-//! Locks on a container's directory: one for running it, one for changing it.
+//! Locks on a container's directory: one to run it, one to change it.
 
 use std::fs::File;
 use std::path::Path;
@@ -9,8 +9,8 @@ use super::Container;
 use crate::image::{ImageError, IoContext, Result};
 use crate::store::retry_interrupted;
 
-/// A lock on an open directory. It ends when this is dropped, even if a child that was just forked, and has not executed
-/// its program yet, has the directory open too.
+/// A lock on an open directory. It is released when this is dropped, even if a child that was just forked, and has not
+/// executed its program yet, also has the directory open.
 #[derive(Debug)]
 pub(super) struct DirLock(pub(super) Option<File>);
 
@@ -29,12 +29,12 @@ impl Drop for DirLock {
 pub struct RunLock(pub(super) DirLock);
 
 impl RunLock {
-    /// The lock for another program: it is held as long as that has the file open.
+    /// Passes the lock to another program, which holds it as long as the file is open.
     pub fn into_file(mut self) -> Option<File> {
         self.0.0.take()
     }
 
-    /// The lock that the process which started this one handed over as standard input.
+    /// The lock that the parent process passed as standard input.
     ///
     /// # Errors
     /// Standard input is not this container's directory.
@@ -54,7 +54,7 @@ pub struct ChangeLock {
     pub(super) _lock: DirLock,
 }
 
-/// Takes the lock on a directory, if nobody has it.
+/// Takes the lock on a directory if it is free.
 pub(super) fn lock_dir(path: &Path) -> Result<DirLock> {
     let file = File::open(path).at(path)?;
     retry_interrupted(|| flock(&file, FlockOperation::NonBlockingLockExclusive)).at(path)?;

@@ -1,4 +1,4 @@
-//! Containers: a writable directory on top of an image's layers, mounted, and perhaps run by an OCI runtime.
+//! Containers: a writable directory on top of an image's layers, mounted, and optionally run by an OCI runtime.
 //!
 //! ```text
 //! containers/NAME/       an OCI runtime bundle
@@ -71,9 +71,9 @@ pub use state::{Phase, ProcessId, State, Status};
 /// The containers of a store.
 #[derive(Debug, Default)]
 pub struct Listed {
-    /// Those that can be used, the oldest first.
+    /// The usable ones, the oldest first.
     pub containers: Vec<Container>,
-    /// Those that cannot.
+    /// The unusable ones.
     pub damaged: Vec<Damaged>,
 }
 
@@ -82,32 +82,32 @@ pub struct Listed {
 pub struct Container {
     name: String,
     dir: PathBuf,
-    /// What it is made of.
+    /// Its description.
     pub record: Record,
 }
 
 /// How to make a container.
 #[derive(Clone, Debug, Default)]
 pub struct CreateOptions {
-    /// Its name; none: one is made up.
+    /// Its name; `None` generates one.
     pub name: Option<String>,
-    /// How the user called the image.
+    /// The image's name as the user gave it.
     pub image_name: String,
-    /// What mounts it.
+    /// The driver that mounts it.
     pub driver: Driver,
-    /// No writable directory.
+    /// It has no writable directory.
     pub read_only: bool,
-    /// Where to mount it; none: in its own directory.
+    /// Where to mount it; `None`: in its own directory.
     pub mountpoint: Option<PathBuf>,
-    /// What it is to run, entry point and arguments.
+    /// The command, with entry point and arguments.
     pub command: Vec<String>,
     /// Remove it when it ends.
     pub remove_at_exit: bool,
-    /// A user without privilege makes it.
+    /// It belongs to a user without privilege.
     pub rootless: bool,
-    /// How it is to run.
+    /// Options for running it.
     pub run: RunOptions,
-    /// The OCI runtime that is to run it.
+    /// The OCI runtime for it.
     pub runtime: Option<String>,
 }
 
@@ -120,13 +120,13 @@ impl Container {
         Self::create_locked(store, image, options).map(|(container, _)| container)
     }
 
-    /// Makes a container that this process is about to run: no other process can run or remove it first.
+    /// Makes a container that this process will run: no other process can run or remove it before.
     ///
     /// # Errors
     /// As [`create`](Self::create).
     pub fn create_locked(store: &Store, image: &Image, options: &CreateOptions) -> Result<(Self, RunLock)> {
         let _lock = store.lock_shared()?;
-        // Its layers may still be there, being others', too; its configuration is not.
+        // Its layers may still be there because other images use them, but its configuration is not.
         store.refuse_if_gone(image)?;
         let layers = store.layers_of(image)?;
         let mut naming = match &options.name {
@@ -161,10 +161,10 @@ impl Container {
                 runtime: options.runtime.clone(),
             };
             write_record(stage.path(), &record)?;
-            // The rename is what takes the name: of several processes that want it, one gets it.
+            // The rename takes the name: if several processes want it, one gets it.
             match renameat_with(CWD, stage.path(), CWD, &dir, RenameFlags::NOREPLACE) {
                 Ok(()) => {
-                    // Not to be removed any more.
+                    // From here on it must not be removed.
                     drop(stage.keep());
                     sync_dir(&store.containers())?;
                     return Ok((Self { name, dir, record }, lock));
@@ -178,10 +178,10 @@ impl Container {
         }
     }
 
-    /// The container of this name, or the only one whose id begins with this.
+    /// The container with this name, or the only one whose id begins with this.
     ///
     /// # Errors
-    /// When there is none, or its record cannot be used.
+    /// When there is none, or its record is unusable.
     pub fn open(store: &Store, name: &str) -> Result<Self> {
         match Self::by_name(store, name) {
             Err(error @ ImageError::NoSuchContainer { .. }) if may_be_id(name) => {
@@ -205,7 +205,7 @@ impl Container {
         match fs::read(&path) {
             Ok(bytes) => {
                 let mut record: Record = spec::parse(&path.display().to_string(), &bytes)?;
-                // It was renamed.
+                // The container was renamed.
                 if record.mountpoint.parent().and_then(Path::parent) == Some(&store.containers()) {
                     record.mountpoint = dir.join("merged");
                 }
@@ -220,7 +220,7 @@ impl Container {
         }
     }
 
-    /// All containers, the oldest first, and those whose record cannot be used.
+    /// All containers, the oldest first, and those with an unusable record.
     ///
     /// # Errors
     /// When the store cannot be listed.
@@ -229,7 +229,7 @@ impl Container {
         for name in names(store)? {
             match Self::by_name(store, &name) {
                 Ok(container) => listed.containers.push(container),
-                // It was removed since the directory was read.
+                // The container was removed after the directory was read.
                 Err(ImageError::NoSuchContainer { .. }) => {}
                 Err(reason) => listed.damaged.push(Damaged { name, reason }),
             }
@@ -243,18 +243,18 @@ impl Container {
         &self.name
     }
 
-    /// What the OCI runtime knows it by.
+    /// The OCI runtime's name for it.
     pub(crate) fn runtime_id(&self) -> &str {
         if self.record.id.is_empty() { &self.name } else { &self.record.id }
     }
 
-    /// Gives it another name, even while it runs.
+    /// Renames it, even while it runs.
     ///
     /// # Errors
     /// When the name is taken or malformed.
     pub fn rename(self, store: &Store, name: &str) -> Result<()> {
         let to = store.containers().join(check_name(name)?);
-        // Nobody mounts, unmounts or reads it by its old path meanwhile.
+        // The lock keeps others from mounting, unmounting or reading it by its old path.
         let _change = self.lock_change()?;
         if self.record.id.is_empty() && self.status()?.is_running() {
             return Err(ImageError::refused(self.name, "was started by version 0.1; stop it first"));
@@ -266,7 +266,7 @@ impl Container {
         }
     }
 
-    /// The same container where it is now: whoever has its lock finds it again after a rename.
+    /// The same container at its present place: a process that holds its lock finds it again after a rename.
     pub(crate) fn relocated(&self, lock: &RunLock) -> Self {
         let mut here = self.clone();
         let link = lock.0.0.as_ref().map(|file| format!("/proc/self/fd/{}", file.as_raw_fd()));
@@ -290,7 +290,7 @@ impl Container {
     /// The configuration of its image.
     ///
     /// # Errors
-    /// When the store lost it.
+    /// When the store has lost it.
     pub fn config(&self, store: &Store) -> Result<ImageConfig> {
         ImageConfig::parse(&format!("config {}", self.record.image), store.read_blob(&self.record.image)?)
     }
@@ -298,7 +298,7 @@ impl Container {
     /// The layers of its image, the lowest first.
     ///
     /// # Errors
-    /// When the store lost one.
+    /// When the store has lost one.
     pub fn layers(&self, store: &Store) -> Result<Vec<StoredLayer>> {
         store.layers_by_id(&self.record.layers)
     }
@@ -315,7 +315,7 @@ impl Container {
         open(&path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW, Mode::empty()).at(path)
     }
 
-    /// Marks it as being run by this process, until the lock is dropped or the process dies.
+    /// Marks it as run by this process, until the lock is dropped or the process ends.
     ///
     /// # Errors
     /// When another process runs it.
@@ -353,21 +353,21 @@ impl Container {
     /// # Errors
     /// When it is mounted.
     pub fn remove_locked(self, store: &Store, _lock: &RunLock) -> Result<()> {
-        // Nobody mounts it from here on.
+        // From here on it cannot be mounted.
         let _change = self.lock_change()?;
         if self.is_mounted()? || self.record.rootless && self.holder()?.is_some() {
             return Err(self.in_use());
         }
         let has_layers = self.has_layers();
         damaged::discard(store, &self.dir)?;
-        // What that leaves behind is rubbish, and the next removal takes it too.
+        // The rest is garbage, which the next removal takes too.
         if has_layers && let Err(error) = checkpoint::tidy(store, false) {
             tracing::debug!("{error}");
         }
         Ok(())
     }
 
-    /// Keeps others from mounting, unmounting, committing or removing it meanwhile.
+    /// Keeps others from mounting, unmounting, committing or removing it in the meantime.
     fn lock_change(&self) -> Result<ChangeLock> {
         self.change_lock(FlockOperation::LockExclusive)
     }
@@ -375,12 +375,12 @@ impl Container {
     /// Keeps others from mounting, unmounting or removing it while its changes are read.
     ///
     /// # Errors
-    /// When it was removed meanwhile.
+    /// When it was removed in the meantime.
     pub fn lock_for_reading(&self) -> Result<ChangeLock> {
         self.change_lock(FlockOperation::LockShared)
     }
 
-    /// The lock is on a directory that nothing else locks: on `upper` the driver has one.
+    /// The lock is on a directory that nothing else locks; the driver locks `upper`.
     fn change_lock(&self, operation: FlockOperation) -> Result<ChangeLock> {
         let path = self.dir.join("empty");
         let gone = || ImageError::NoSuchContainer { name: self.name.clone(), near: None };
@@ -389,7 +389,7 @@ impl Container {
             file => file.at(&path)?,
         };
         retry_interrupted(|| flock(&file, operation)).at(&path)?;
-        // Whoever had the lock before may have removed it.
+        // The previous holder of the lock may have removed it.
         let locked = fstat(&file).at(&path)?;
         match rustix::fs::stat(&path) {
             Ok(there) if (there.st_dev, there.st_ino) == (locked.st_dev, locked.st_ino) => {
@@ -424,7 +424,7 @@ fn prepare(dir: &Path, top: Option<&StoredLayer>) -> Result<()> {
 fn write_record(dir: &Path, record: &Record) -> Result<()> {
     let path = dir.join("container.json");
     fs::write(&path, spec::serialize("container.json", record)?).at(&path)?;
-    // An empty upper directory is worth no wait for all that other programs write (syncfs).
+    // For an empty upper directory, it is not worth waiting for the writes of all other programs (syncfs).
     File::open(&path).and_then(|file| file.sync_all()).at(&path)?;
     sync_dir(dir)
 }

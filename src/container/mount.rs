@@ -1,4 +1,4 @@
-//! Mounting a container's stack, and unmounting it.
+//! Mounts and unmounts a container's stack.
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -20,13 +20,13 @@ use crate::image::{ImageError, IoContext, Result};
 use crate::store::checkpoints::CheckpointLayer;
 use crate::store::{Store, StoredLayer};
 
-/// Longest wait for a driver whose mount is gone.
+/// Longest wait for a driver to end after its mount is gone.
 const DRIVER_PATIENCE: Duration = Duration::from_secs(60);
 
-/// Longest wait for what uses a mount: processes that are killed with their container end a moment after it.
+/// Longest wait for users of a mount: processes that are killed with their container end a moment later.
 const USER_PATIENCE: Duration = Duration::from_secs(3);
 
-/// What mounts a stack.
+/// The program or file system that mounts a stack.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Driver {
@@ -46,7 +46,7 @@ struct Stack {
 }
 
 impl Container {
-    /// Mounts it and returns where. Mounted already, it stays so, unless its driver died.
+    /// Mounts it; returns the mountpoint. If it is mounted already, it stays mounted, unless its driver died.
     ///
     /// # Errors
     /// When a directory is missing, or the driver reports failure.
@@ -64,7 +64,7 @@ impl Container {
         if self.record.driver == Driver::Stratafs {
             self.layers(store)?.iter().for_each(StoredLayer::ensure_inventory);
         }
-        // No layer is merged into another, or removed, before the driver has opened it.
+        // Until the driver has opened the layers, none of them is merged or removed.
         let _chains = store.lock_chains_if_any()?;
         let lowers = self.lower_dirs(store, &self.chain(store)?)?;
         let writable = (!self.record.read_only).then(|| (self.dir.join("upper"), self.dir.join("work")));
@@ -76,19 +76,19 @@ impl Container {
         Ok(&self.record.mountpoint)
     }
 
-    /// The directories below its upper, or below another one that stands on `chain`, the topmost first.
+    /// The directories below its upper, or below another upper on `chain`, the topmost first.
     pub(super) fn lower_dirs(&self, store: &Store, chain: &[CheckpointLayer]) -> Result<Vec<PathBuf>> {
         let layers = self.layers(store)?;
         let mut lowers =
             distinct(chain.iter().map(CheckpointLayer::dir).chain(layers.iter().rev().map(StoredLayer::diff)));
-        // overlayfs wants two layers if none is writable, and every driver wants one; an empty one changes nothing.
+        // overlayfs needs two layers if none is writable, and every driver needs one. An empty one changes nothing.
         if lowers.len() < 1 + usize::from(self.record.read_only) {
             lowers.push(self.dir.join("empty"));
         }
         Ok(lowers)
     }
 
-    /// Unmounts it. `lazily`: at once, even if it is in use.
+    /// Unmounts it. With `lazily`, at once, even if it is in use.
     ///
     /// # Errors
     /// When it is not mounted, or stays in use for 3 seconds.
@@ -112,7 +112,7 @@ impl Container {
         if lazily || !rustix::process::geteuid().is_root() { Ok(()) } else { self.wait_for_driver() }
     }
 
-    /// Unmounts it; `false` if it is in use.
+    /// Unmounts it; returns false if it is in use.
     fn try_unmount(&self, lazily: bool) -> Result<bool> {
         let mountpoint = &self.record.mountpoint;
         if !rustix::process::geteuid().is_root() {
@@ -126,13 +126,13 @@ impl Container {
         let flags = if lazily { UnmountFlags::DETACH } else { UnmountFlags::empty() };
         match unmount(mountpoint, flags | UnmountFlags::NOFOLLOW) {
             Err(rustix::io::Errno::BUSY) => Ok(false),
-            // Somebody else was faster.
+            // Another process has unmounted it.
             Err(rustix::io::Errno::INVAL) if !self.is_mounted()? => Ok(true),
             done => done.at(mountpoint).map(|()| true),
         }
     }
 
-    /// The driver lets go of the upper a moment after the mount is gone; until then it refuses the next mount of it.
+    /// The driver releases the upper a moment after the mount is gone; until then, the upper cannot be mounted again.
     fn wait_for_driver(&self) -> Result<()> {
         if self.record.read_only || self.record.driver != Driver::Stratafs {
             return Ok(());
@@ -147,7 +147,7 @@ impl Container {
         Ok(())
     }
 
-    /// True if something is mounted at its mount point.
+    /// True if its mountpoint has a mount.
     ///
     /// # Errors
     /// When the mount table cannot be read.
@@ -156,13 +156,13 @@ impl Container {
         Ok(is_mountpoint_in(&table, &self.record.mountpoint))
     }
 
-    /// True if a container is mounted, here or in the namespace of a user, even if its record is damaged.
+    /// True if a container is mounted, here or in a user's namespace, even if its record is damaged.
     pub fn is_in_use(store: &Store, name: &str) -> bool {
         let Ok(container) = Self::open(store, name).or_else(|_| Self::without_record(store, name)) else {
             return false;
         };
         let below = || mounts_below(container.dir()).map_or(true, |mounts| !mounts.is_empty());
-        // What cannot be found out is taken for true.
+        // When in doubt, it counts as mounted.
         container.is_mounted().unwrap_or(true) || below() || container.holder().map_or(true, |holder| holder.is_some())
     }
 
@@ -171,7 +171,7 @@ impl Container {
     /// # Errors
     /// When the mount table cannot be read.
     pub fn is_alive(&self) -> Result<bool> {
-        // statfs(2), as the kernel would answer stat(2) from its cache.
+        // Asks statfs(2): the kernel might answer stat(2) from its cache.
         let answers = || match rustix::fs::statfs(&self.record.mountpoint) {
             // The driver was killed; its changes are in the upper directory.
             Err(rustix::io::Errno::NOTCONN | rustix::io::Errno::CONNABORTED) => false,
@@ -180,10 +180,10 @@ impl Container {
         Ok(self.is_mounted()? && answers())
     }
 
-    /// Writes what the kernel still holds back of this container's changes to its upper directory.
+    /// Has the kernel write back this container's changes to its upper directory.
     ///
     /// # Errors
-    /// When it is mounted and does not answer.
+    /// When the mount does not answer.
     pub fn sync(&self) -> Result<()> {
         if !self.is_mounted()? {
             return Ok(());
@@ -193,8 +193,8 @@ impl Container {
     }
 }
 
-/// The directories of a stack, topmost first, each once. overlayfs refuses a directory that it is given twice (ELOOP).
-/// The upper one of two equal layers shows everything that the lower one does, so only the upper one is kept.
+/// The directories of a stack, topmost first, without duplicates. overlayfs refuses a directory that occurs twice (ELOOP). If two
+/// layers are equal, the upper one shows everything that the lower one has, so only the upper one is kept.
 fn distinct(dirs: impl Iterator<Item = PathBuf>) -> Vec<PathBuf> {
     let mut kept: Vec<PathBuf> = Vec::new();
     for dir in dirs {
@@ -205,7 +205,7 @@ fn distinct(dirs: impl Iterator<Item = PathBuf>) -> Vec<PathBuf> {
     kept
 }
 
-/// Where something is mounted at or below `dir`, the innermost first.
+/// Mountpoints at or below `dir`, the innermost first.
 pub(super) fn mounts_below(dir: &Path) -> Result<Vec<PathBuf>> {
     let table = fs::read(mountinfo::OWN).at(mountinfo::OWN)?;
     let points = mountinfo::parse(&table).map(|mount| mount.point);
@@ -214,16 +214,16 @@ pub(super) fn mounts_below(dir: &Path) -> Result<Vec<PathBuf>> {
     Ok(mounts)
 }
 
-/// Whether something is mounted at `path`, by the mount table of a process.
+/// True if `path` is a mountpoint, according to a process' mount table.
 pub(super) fn is_mountpoint_in(table: &[u8], path: &Path) -> bool {
     mountinfo::parse(table).any(|mount| mount.point == path)
 }
 
-/// Longest option string that names all layers by their whole paths. The kernel takes 128 KiB in one argument.
+/// Longest option string that names all layers by their full paths. The kernel accepts 128 KiB in one argument.
 const LONG_OPTIONS: usize = 96 << 10;
 
-/// The layers as an option, and the directory that relative ones among them start from. In a long chain, checkpoint layers are
-/// named by their place among the store's.
+/// The `lowerdir` option, and the directory to which relative paths in it refer. In a long chain, checkpoint layers are named
+/// relative to the store's.
 fn lowerdir(lowers: &[PathBuf]) -> (OsString, &Path) {
     let is_long = lowers.iter().map(|lower| lower.as_os_str().len() + 1).sum::<usize>() > LONG_OPTIONS;
     let among = lowers.first().and_then(|lower| lower.parent()?.parent()).filter(|_| is_long);
@@ -250,10 +250,10 @@ fn mount_stratafs(stack: &Stack, record: &Record, name: &str) -> Result<()> {
     if rustix::process::geteuid().is_root() {
         options.push(",allow_other,default_permissions,suid,dev");
     }
-    // Said in either case: a layer's content must not choose.
+    // Set in both cases: the content of a layer must not decide.
     options.push(if record.rootless { ",xattr_permissions=2" } else { ",xattr_permissions=0" });
     if record.rootless && !rustix::process::geteuid().is_root() {
-        // Outside of a namespace the user takes root's part, or could not change anything.
+        // Outside a namespace, files must appear to belong to the user, or the user could not change them.
         let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
         options.push(format!(",uidmapping=0:{uid}:1,gidmapping=0:{gid}:1"));
     }
@@ -263,18 +263,18 @@ fn mount_stratafs(stack: &Stack, record: &Record, name: &str) -> Result<()> {
     succeed(command, &program.display().to_string())
 }
 
-/// The program that mounts: beside this one, else on the PATH.
+/// The program that mounts: the one beside this program, or else the one in PATH.
 pub fn stratafs_program() -> PathBuf {
     let beside = std::env::current_exe().ok().map(|program| program.with_file_name("stratafs"));
     beside.filter(|program| program.is_file()).unwrap_or_else(|| PathBuf::from("stratafs"))
 }
 
-/// A path as the value of a mount option: `\:`, `\,` and `\\`.
+/// A path as the value of a mount option, with `\:`, `\,` and `\\` escaped.
 pub fn escaped_option(path: &Path) -> OsString {
     escaped(path, b":,\\")
 }
 
-/// A path with a backslash before each of these bytes.
+/// A path with a backslash before each of the bytes `special`.
 fn escaped(path: &Path, special: &[u8]) -> OsString {
     let mut bytes = Vec::new();
     for &byte in path.as_os_str().as_bytes() {
@@ -286,7 +286,7 @@ fn escaped(path: &Path, special: &[u8]) -> OsString {
     OsString::from_vec(bytes)
 }
 
-/// Runs a program to its end; its error output becomes the error's reason.
+/// Runs a program to its end; on failure its error output is the reason.
 fn succeed(mut command: Command, name: &str) -> Result<()> {
     let output = command.output().at(name)?;
     if output.status.success() {
@@ -299,8 +299,8 @@ fn succeed(mut command: Command, name: &str) -> Result<()> {
     Err(ImageError::refused(name, reason))
 }
 
-/// Mounts by the kernel (`Documentation/filesystems/overlayfs.rst`). The new mount calls take any number of
-/// layers of any name; `lowerdir+` is known to Linux >= 6.7.
+/// Mounts with the kernel's overlayfs (`Documentation/filesystems/overlayfs.rst`). The new mount calls accept
+/// any number of layers with any names; `lowerdir+` needs Linux >= 6.7.
 fn mount_overlay(stack: &Stack) -> Result<()> {
     let mountpoint = &stack.mountpoint;
     let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).at(mountpoint)?;
@@ -317,7 +317,7 @@ fn mount_overlay(stack: &Stack) -> Result<()> {
         set("lowerdir+", lower.as_os_str())?;
     }
     if let Some((upper, work)) = &stack.writable {
-        // Of these two the kernel takes a backslash as an escape (`ovl_mount_dir`), of `lowerdir+` not.
+        // In these two the kernel treats a backslash as an escape (`ovl_mount_dir`), but not in `lowerdir+`.
         set("upperdir", &escaped(upper, b"\\"))?;
         set("workdir", &escaped(work, b"\\"))?;
         set("redirect_dir", OsStr::new("on"))?;

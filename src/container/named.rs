@@ -1,4 +1,4 @@
-//! Named volumes: directories of the store that containers share and that outlive them.
+//! Named volumes: directories of the store that containers share. They outlive the containers.
 //!
 //! ```text
 //! volumes/NAME/      volume.json    a [`NamedVolume`]'s creation time and labels
@@ -35,9 +35,9 @@ struct Record {
 pub struct NamedVolume {
     /// Its name.
     pub name: String,
-    /// When it was made, in RFC 3339.
+    /// Time of creation, in RFC 3339.
     pub created: String,
-    /// Marks of the user's.
+    /// The user's labels.
     pub labels: BTreeMap<String, String>,
     /// The directory that is mounted.
     pub mountpoint: PathBuf,
@@ -54,7 +54,7 @@ fn dir_of(store: &Store, name: &str) -> Result<PathBuf> {
 }
 
 impl NamedVolume {
-    /// The volume of this name.
+    /// The volume with this name.
     ///
     /// # Errors
     /// When there is none.
@@ -72,7 +72,7 @@ impl NamedVolume {
         }
     }
 
-    /// Makes a volume; one of this name that is there already is as good.
+    /// Makes a volume; if one with this name exists, returns it.
     ///
     /// # Errors
     /// When the name is malformed or the directory cannot be made.
@@ -98,7 +98,7 @@ impl NamedVolume {
         Self::open(store, name)
     }
 
-    /// A new volume with a name of its own.
+    /// Makes a volume with a generated name.
     ///
     /// # Errors
     /// As [`create`](Self::create).
@@ -137,7 +137,7 @@ impl NamedVolume {
         Ok(Container::list(store)?.containers.iter().filter(|one| uses(one)).map(|one| one.name().to_owned()).collect())
     }
 
-    /// Removes it with all that is in it.
+    /// Removes it with everything in it.
     ///
     /// # Errors
     /// When a container uses it.

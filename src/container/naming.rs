@@ -8,7 +8,7 @@ use crate::image::reference::Reference;
 use crate::image::{ImageError, IoContext, Result};
 use crate::store::{Image, Store};
 
-/// A name is one path component that no option can be mistaken for, as docker's are.
+/// A name is one path component that cannot be mistaken for an option, as docker's.
 pub(super) fn check_name(name: &str) -> Result<&str> {
     let first = |b: u8| b.is_ascii_alphanumeric();
     let later = |b: u8| first(b) || matches!(b, b'_' | b'.' | b'-');
@@ -18,7 +18,7 @@ pub(super) fn check_name(name: &str) -> Result<&str> {
     }
 }
 
-/// Names of everything that lies where containers do, in order. Others than this program makes are not named.
+/// Names of everything in the containers' directory, sorted. Names that this program does not make are left out.
 pub(super) fn names(store: &Store) -> Result<Vec<String>> {
     let mut names = Vec::new();
     for entry in fs::read_dir(store.containers()).at(store.containers())? {
@@ -29,11 +29,11 @@ pub(super) fn names(store: &Store) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// Where a new container's name comes from.
+/// The origin of a new container's name.
 pub(super) enum Naming {
     /// The user chose it.
     Chosen(String),
-    /// `debian-1`, `debian-2`, …: says where the container comes from.
+    /// `debian-1`, `debian-2`, …: shows the image of the container.
     Numbered { base: String, last: u64 },
 }
 
@@ -44,7 +44,7 @@ impl Naming {
         Self::Numbered { base, last: 0 }
     }
 
-    /// The next name to try. Another process may be faster, so the rename that takes it decides.
+    /// The next name to try. Another process may be faster: the rename that takes the name decides.
     pub(super) fn next(&mut self, store: &Store) -> Result<String> {
         let (base, last) = match self {
             Self::Chosen(name) => return Ok(name.clone()),
@@ -60,7 +60,7 @@ impl Naming {
     }
 }
 
-/// A new id: 64 hexadecimal digits, as docker's.
+/// A new id: 64 hexadecimal digits, like docker's.
 pub(super) fn new_id() -> Result<String> {
     let path = "/dev/urandom";
     let mut bytes = [0; 32];

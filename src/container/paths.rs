@@ -1,4 +1,4 @@
-//! Paths as a container sees them: its root file system, links resolved within it, volumes on top.
+//! Paths as a container sees them: within its root file system, with symbolic links resolved there and volumes on top.
 
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
@@ -12,23 +12,23 @@ use rustix::io::{Errno, Result};
 
 use crate::confined;
 
-/// As many links as the kernel follows (path_resolution(7)).
+/// As many symbolic links as the kernel follows (path_resolution(7)).
 const MOST_LINKS: usize = 40;
 
 /// A container's file tree before it runs.
 pub(super) struct ContainerView<'a> {
     root: BorrowedFd<'a>,
-    /// Where a file or directory of the host will be mounted, links resolved, and which.
+    /// For each volume: its destination with links resolved, and the host's file or directory.
     volumes: Vec<(PathBuf, PathBuf)>,
 }
 
-/// What a path leads to.
+/// The result of following a path.
 pub(super) enum Place {
-    /// A file or directory that is there, opened with O_PATH, and its path without links.
+    /// An existing file or directory, opened with O_PATH, and its path without links.
     There(OwnedFd, PathBuf),
-    /// Nothing. Its path without links, as far as there is anything to resolve.
+    /// Nothing is there. The path without links, as far as it can be resolved.
     Missing(PathBuf),
-    /// Something in the kernel's file systems, which are not mounted yet.
+    /// A path in the kernel's file systems, which are not mounted yet.
     Kernel,
 }
 
@@ -49,7 +49,7 @@ impl<'a> ContainerView<'a> {
         Ok(view)
     }
 
-    /// Follows an absolute path and the links on it.
+    /// Follows an absolute path and its symbolic links.
     ///
     /// # Errors
     /// `ENOTDIR`, `ELOOP`, `EACCES`, …
@@ -96,12 +96,12 @@ impl<'a> ContainerView<'a> {
         Ok(Place::There(self.open(&at)?, at))
     }
 
-    /// Opens a path without links, by way of the volume that it lies in.
+    /// Opens a path without links, through the volume that contains it.
     fn open(&self, path: &Path) -> Result<OwnedFd> {
-        // No component is a link: those before the last were resolved, and the last is not followed.
+        // No component is a link: those before the last one were resolved, and the last one is not followed.
         let flags = OFlags::PATH | OFlags::NOFOLLOW;
         let below = |(at, source): &(PathBuf, PathBuf)| Some((path.strip_prefix(at).ok()?.to_owned(), source.clone()));
-        // The last one that fits: later mounts hide earlier ones.
+        // The last match: later mounts hide earlier ones.
         if let Some((rest, source)) = self.volumes.iter().rev().find_map(below) {
             let source = openat(rustix::fs::CWD, &source, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
             return match rest.as_os_str().is_empty() {
@@ -113,13 +113,13 @@ impl<'a> ContainerView<'a> {
     }
 }
 
-/// Opens for reading what was opened with O_PATH.
+/// Opens a file for reading that was opened with O_PATH.
 pub(super) fn reopen(file: &OwnedFd) -> std::io::Result<File> {
     use std::os::fd::AsRawFd;
     File::open(format!("/proc/self/fd/{}", file.as_fd().as_raw_fd()))
 }
 
-/// Resolves `.`, `..` and repeated slashes of an absolute path without looking at any file.
+/// Resolves `.`, `..` and repeated slashes of an absolute path, without looking at files.
 pub(super) fn clean(path: &Path) -> PathBuf {
     lexically(PathBuf::from("/"), steps(path))
 }
@@ -143,7 +143,7 @@ fn steps(path: &Path) -> VecDeque<OsString> {
     path.components().filter_map(step).collect()
 }
 
-/// What lies below these is made in the file systems that are mounted on them.
+/// True below the mountpoints of the kernel's file systems.
 pub(super) fn is_kernels(path: &Path) -> bool {
     ["/dev", "/proc", "/sys"].iter().any(|top| path != Path::new(top) && path.starts_with(top))
 }

@@ -1,8 +1,8 @@
-//! What a container's processes may do: capabilities, and system calls (seccomp(2)).
+//! Privileges of a container's processes: capabilities, and system calls (seccomp(2)).
 //!
-//! The default filter is our own: it allows every system call that Linux has (`syscalls.txt`), except those that reach beyond
-//! the container or that ordinary programs have no use for, as docker's documentation lists them. A capability that the
-//! container has brings its calls back. What is not known at all gives ENOSYS, as on an older kernel.
+//! The default filter is our own. It allows every system call of Linux (`syscalls.txt`), except those that docker's
+//! documentation lists because they reach beyond the container or are of no use to ordinary programs. With the matching
+//! capability, a container may use those too. Unknown calls fail with ENOSYS, as on an older kernel.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use super::users::Identity;
 use crate::image::{ImageError, IoContext, Result, spec};
 
-/// What docker leaves to root in a container.
+/// The capabilities that docker leaves to root in a container.
 const DEFAULT: [&str; 14] = [
     "CHOWN",
     "DAC_OVERRIDE",
@@ -76,7 +76,7 @@ const ALL: [&str; 41] = [
     "CHECKPOINT_RESTORE",
 ];
 
-/// Calls that need one of these capabilities. A call with an empty list is always refused.
+/// Calls that need one of these capabilities. Calls with an empty list are always refused.
 const GUARDED: [(&[&str], &[&str]); 14] = [
     (
         &[],
@@ -158,22 +158,22 @@ const GUARDED: [(&[&str], &[&str]); 14] = [
     (&["SYS_TTY_CONFIG"], &["vhangup"]),
 ];
 
-/// Namespace flags of clone(2), all together.
+/// All namespace flags of clone(2).
 const CLONE_NAMESPACES: u64 = 0x7e02_0000;
 
-/// What the user says of privileges.
+/// The user's choice of privileges.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Privileges {
-    /// Capabilities beside the default ones; `ALL`.
+    /// Capabilities in addition to the default ones; or `ALL`.
     pub cap_add: Vec<String>,
-    /// Default capabilities that it does not get; `ALL`.
+    /// Default capabilities that are removed; or `ALL`.
     pub cap_drop: Vec<String>,
-    /// Everything that this process may.
+    /// All privileges of this process.
     pub privileged: bool,
-    /// Programs give it no further privileges.
+    /// Executing a program gives no further privileges.
     pub no_new_privileges: bool,
-    /// The file of another seccomp profile (OCI's), or `unconfined`; none: the default one.
+    /// The file of another seccomp profile (in OCI's format), or `unconfined`; `None` for the default one.
     pub seccomp: Option<String>,
 }
 
@@ -183,7 +183,7 @@ impl Privileges {
     /// # Errors
     /// When one is unknown.
     pub(super) fn capabilities(&self) -> Result<Vec<&'static str>> {
-        // Nobody can give what this process may not have.
+        // A process can only pass on capabilities that it has.
         let bounding = bounding();
         let all_held =
             || ALL.into_iter().enumerate().filter(|(number, _)| bounding >> number & 1 == 1).map(|(_, name)| name);
@@ -205,7 +205,7 @@ impl Privileges {
         };
         let (added, dropped) = (named(&self.cap_add)?, named(&self.cap_drop)?);
         let all = |words: &[String]| words.iter().any(|word| word.eq_ignore_ascii_case("ALL"));
-        // One that is named is meant, even beside ALL.
+        // A capability that is named takes precedence over ALL.
         let has = |name: &&str| match (all(&self.cap_add), all(&self.cap_drop)) {
             (true, _) => added.contains(*name) && (!dropped.contains(*name) || all(&self.cap_drop)),
             (false, true) => added.contains(*name),
@@ -214,7 +214,7 @@ impl Privileges {
         Ok(ALL.into_iter().filter(has).collect())
     }
 
-    /// `linux.seccomp` of an OCI runtime's configuration; none: no filter.
+    /// `linux.seccomp` of an OCI runtime's configuration; `None` for no filter.
     ///
     /// # Errors
     /// When the user's profile cannot be read.
@@ -230,17 +230,17 @@ impl Privileges {
         }
     }
 
-    /// Reads one `--security-opt`.
+    /// Parses one `--security-opt`.
     ///
     /// # Errors
-    /// When it is not known.
+    /// When it is unknown.
     pub fn set(&mut self, option: &str) -> Result<()> {
         let (name, value) = option.split_once(['=', ':']).unwrap_or((option, ""));
         match (name, value) {
             ("no-new-privileges", "" | "true") => self.no_new_privileges = true,
             ("no-new-privileges", "false") => self.no_new_privileges = false,
             ("seccomp", profile) if !profile.is_empty() => self.seccomp = Some(profile.to_owned()),
-            // No module labels containers here.
+            // No security module labels containers here, so there is nothing to do.
             ("label", "disable") | ("apparmor", "unconfined") => {}
             _ => {
                 let known = "the options are no-new-privileges and seccomp=unconfined|FILE";
@@ -251,14 +251,14 @@ impl Privileges {
     }
 }
 
-/// The capabilities that this process and what it starts may have, a bit for each (`CapBnd`, proc_pid_status(5)).
+/// The capabilities that this process and its children may have, one bit for each (`CapBnd`, proc_pid_status(5)).
 fn bounding() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("CapBnd:"));
     line.and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok()).unwrap_or(u64::MAX)
 }
 
-/// The capabilities of a process: root's; others may gain them by programs that have them.
+/// The capabilities of a process. Root has them; other users may gain them by executing programs that have them.
 pub(super) fn of_process(identity: &Identity, capabilities: &[&str]) -> Value {
     let all: Vec<String> = capabilities.iter().map(|name| format!("CAP_{name}")).collect();
     let held: &[String] = if identity.uid == 0 { &all } else { &[] };
@@ -286,17 +286,17 @@ fn default_filter(capabilities: &[&str]) -> Value {
     } else {
         let none = json!([{"index": 0, "value": CLONE_NAMESPACES, "valueTwo": 0, "op": "SCMP_CMP_MASKED_EQ"}]);
         rules.push(rule(&["clone"], "SCMP_ACT_ALLOW", none));
-        // Its flags are in memory, where a filter cannot look. The C library falls back to clone.
+        // The flags of clone3 are in memory, where a filter cannot look. The C library falls back to clone.
         let mut unknown = rule(&["clone3"], "SCMP_ACT_ERRNO", json!([]));
         unknown["errnoRet"] = json!(libc::ENOSYS);
         rules.push(unknown);
     }
-    // Linux, 32 bits, Linux of another release, both; and the question which it is.
+    // Linux, 32 bits, Linux of another release, both; and the query for the present one.
     for persona in [0_u64, 0x8, 0x2_0000, 0x2_0008, 0xffff_ffff] {
         let is = json!([{"index": 0, "value": persona, "op": "SCMP_CMP_EQ"}]);
         rules.push(rule(&["personality"], "SCMP_ACT_ALLOW", is));
     }
-    // Sockets between virtual machines and their host know no namespaces.
+    // Sockets between virtual machines and their host ignore namespaces.
     let not_vsock = json!([{"index": 0, "value": libc::AF_VSOCK, "op": "SCMP_CMP_NE"}]);
     rules.push(rule(&["socket"], "SCMP_ACT_ALLOW", not_vsock));
     let architectures: &[&str] = match std::env::consts::ARCH {

@@ -1,5 +1,5 @@
-//! Whether a container's program can be started at all: told before the runtime is, which would say it in the middle
-//! of the container's own output, and with an exit code of its own.
+//! Checks whether a container's program can be started. This comes before the runtime is called, because the runtime
+//! would mix its message with the container's output and use its own exit code.
 
 use std::io::Read;
 use std::os::fd::OwnedFd;
@@ -17,15 +17,15 @@ use crate::image::{ImageError, Result};
 /// Longest first line of a script that the kernel reads (`BINPRM_BUF_SIZE`).
 const HEAD: usize = 256;
 
-/// What a path leads to in the container.
+/// The result of following a path in the container.
 enum Leads {
     Program,
     Nowhere,
     Elsewhere(&'static str),
 }
 
-/// Checks the program `word` as execvp(3) would find it, on `path` (the variable's value), from `working_dir`, for a
-/// process with these ids.
+/// Checks the program `word` for a process with these ids. Searches it like execvp(3), in `path` (the variable's
+/// value), from `working_dir`.
 ///
 /// # Errors
 /// [`ImageError::CannotRun`]
@@ -60,10 +60,10 @@ pub(super) fn check(
     }
 }
 
-/// The kernel says ENOENT of such a program, as if it were not there itself.
+/// For such a program the kernel reports ENOENT, as if the program itself did not exist.
 const MISSING_INTERPRETER: &str = "its interpreter is not in the image";
 
-/// Checks that the process can start in `working_dir`; the runtime makes one that is not there.
+/// Checks that the process can start in `working_dir`. A missing one is made by the runtime.
 ///
 /// # Errors
 /// [`ImageError::CannotRun`]
@@ -92,7 +92,7 @@ fn leads(view: &ContainerView<'_>, path: &Path, identity: &Identity) -> Result<L
     let file = match view.resolve(path) {
         Ok(Place::There(file, _)) => file,
         Ok(Place::Missing(_)) | Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(Leads::Nowhere),
-        // The runtime will see.
+        // The runtime decides.
         Ok(Place::Kernel) => return Ok(Leads::Program),
         Err(error) => return Err(ImageError::refused(path.display().to_string(), error)),
     };
@@ -108,7 +108,7 @@ fn leads(view: &ContainerView<'_>, path: &Path, identity: &Identity) -> Result<L
     })
 }
 
-/// By the permission bits alone. Root needs one of them.
+/// Judges by the permission bits only. Root needs one of them.
 fn may_execute(stat: &rustix::fs::Stat, identity: &Identity) -> bool {
     let mask = if identity.uid == 0 {
         0o111
@@ -123,13 +123,13 @@ fn may_execute(stat: &rustix::fs::Stat, identity: &Identity) -> bool {
 }
 
 fn is_missing(view: &ContainerView<'_>, interpreter: &Path) -> bool {
-    // A relative one starts from the working directory; nobody writes such.
+    // A relative path would start from the working directory; such interpreters are not used in practice.
     interpreter.is_absolute()
         && matches!(view.resolve(interpreter), Ok(Place::Missing(_)) | Err(Errno::NOTDIR | Errno::LOOP))
 }
 
-/// The program that the kernel starts instead of this one: of a script (execve(2), "Interpreter scripts"), or of a
-/// dynamically linked ELF file of 64 bits (elf(5), `PT_INTERP`).
+/// The program that the kernel starts instead of this one: the interpreter of a script (execve(2), "Interpreter
+/// scripts") or of a dynamically linked 64-bit ELF file (elf(5), `PT_INTERP`).
 fn interpreter(file: &OwnedFd) -> Option<PathBuf> {
     let mut file = reopen(file).ok()?;
     let mut head = Vec::new();

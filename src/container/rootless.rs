@@ -1,12 +1,12 @@
 //! Containers of users without privilege.
 //!
-//! Such a user is root in a user namespace of its own: user 0 there is the user itself, 1 and up are its subordinate
-//! ids (`/etc/subuid`, `/etc/subgid`), given by `newuidmap` and `newgidmap`; without these it has one id only. In a
-//! mount namespace that belongs to it the driver mounts for everybody in the namespace, and the OCI runtime runs. On
-//! disk all files are the user's; owner and mode that a container sees are kept beside them
-//! (`user.containers.override_stat`), so that a commit finds them whatever ids the next user of the image has.
+//! Such a user is root in its own user namespace. User 0 there is the user itself; 1 and up are its subordinate ids
+//! (`/etc/subuid`, `/etc/subgid`), set by `newuidmap` and `newgidmap`. Without these, the namespace has one id only. The driver
+//! mounts in a mount namespace that belongs to the user namespace, so every process in it sees the mount. The OCI runtime runs
+//! there too. On disk, all files belong to the user. The owner and mode that a container sees are kept in an attribute
+//! (`user.containers.override_stat`), so a commit finds them independently of the ids that the next user has.
 //!
-//! The namespaces live as long as something runs in them: the driver, at least. They are found by its mount.
+//! The namespaces exist as long as a process runs in them, at least the driver. They are found by its mount.
 
 use std::fs;
 use std::io::{self, Read, Write};
@@ -23,7 +23,7 @@ use crate::image::{ImageError, IoContext, Result};
 use crate::sys::fork::{Forked, fork};
 use crate::sys::namespace::unshare_user_and_mounts;
 
-/// What messages are about.
+/// Names the namespace in messages.
 const PLACE: &str = "user namespace";
 
 /// One row of a namespace's map of ids.
@@ -34,15 +34,15 @@ struct Row {
     count: u32,
 }
 
-/// True if this process is root, or has become it by [`enter`].
+/// True if this process is root, or became root by [`enter`].
 fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
-/// Makes a user without privilege root in a namespace of its own; true if it had to.
+/// Makes a user without privilege root in a new namespace; returns true if that was necessary.
 ///
 /// # Errors
-/// The machine allows no user namespaces, or the user's subordinate ids cannot be used.
+/// The machine allows no user namespaces, or the user's subordinate ids are unusable.
 pub fn enter() -> Result<bool> {
     if is_root() {
         return Ok(false);
@@ -66,7 +66,7 @@ fn refused(error: &io::Error) -> ImageError {
     ImageError::refused(PLACE, format!("cannot be made: {error} (see strata doctor)"))
 }
 
-/// With one id: a process may give itself that much.
+/// With one id, which a process may map by itself.
 fn enter_alone(uid: u32, gid: u32) -> Result<()> {
     unshare_user_and_mounts().map_err(|error| refused(&error))?;
     for (file, text) in
@@ -78,8 +78,8 @@ fn enter_alone(uid: u32, gid: u32) -> Result<()> {
     Ok(())
 }
 
-/// With ranges: `newuidmap` and `newgidmap` are set-user-id and must be called from outside, so by a child that is
-/// made before.
+/// With ranges. `newuidmap` and `newgidmap` are set-user-id and must be called from outside the namespace, so a
+/// child that was forked before calls them.
 fn enter_with_ranges(users: &[Row], groups: &[Row]) -> Result<()> {
     let (mut begin, mut start) = io::pipe().at(PLACE)?;
     let (mut answer, mut report) = io::pipe().at(PLACE)?;
@@ -92,7 +92,7 @@ fn enter_with_ranges(users: &[Row], groups: &[Row]) -> Result<()> {
                 Ok(()) => {
                     give_ids("newuidmap", ourselves, users).and_then(|()| give_ids("newgidmap", ourselves, groups))
                 }
-                // The parent failed and says so itself.
+                // The parent has failed and reports it itself.
                 Err(_) => Ok(()),
             };
             let written = told.err().map_or(Ok(()), |error| report.write_all(error.to_string().as_bytes()));
@@ -126,13 +126,13 @@ fn give_ids(program: &str, process: Pid, rows: &[Row]) -> io::Result<()> {
     Err(io::Error::other(format!("{program}: {told}")))
 }
 
-/// Name of a user in `/etc/passwd`.
+/// The name of a user in `/etc/passwd`.
 fn user_name(passwd: &str, uid: u32) -> Option<String> {
     let entry = passwd.lines().find(|line| line.split(':').nth(2).and_then(|id| id.parse().ok()) == Some(uid))?;
     entry.split(':').next().map(str::to_owned)
 }
 
-/// The ranges of a user in `/etc/subuid` or `/etc/subgid` (subuid(5)): `NAME-OR-UID:FIRST:COUNT`.
+/// A user's ranges in `/etc/subuid` or `/etc/subgid` (subuid(5)): `NAME-OR-UID:FIRST:COUNT`.
 fn subordinate(table: &str, name: Option<&str>, uid: u32) -> Vec<(u32, u32)> {
     let of_user = |line: &str| {
         let mut fields = line.trim().split(':');
@@ -144,7 +144,7 @@ fn subordinate(table: &str, name: Option<&str>, uid: u32) -> Vec<(u32, u32)> {
     table.lines().filter_map(of_user).collect()
 }
 
-/// The user as 0, its ranges after it.
+/// The user as 0, followed by its ranges.
 fn map(own: u32, ranges: &[(u32, u32)]) -> Vec<Row> {
     let mut rows = vec![Row { inside: 0, outside: own, count: 1 }];
     let mut inside = 1_u32;
@@ -156,10 +156,10 @@ fn map(own: u32, ranges: &[(u32, u32)]) -> Vec<Row> {
 }
 
 impl Container {
-    /// Enters the namespaces in which it is mounted, if a user without privilege runs it; true if there are any.
+    /// Enters the namespaces in which it is mounted, if it runs without privilege; returns true if there are any.
     ///
     /// # Errors
-    /// They end just now.
+    /// When they are just ending.
     pub fn join(&self) -> Result<bool> {
         if is_root() {
             return Ok(false);
@@ -169,21 +169,21 @@ impl Container {
         let handle = pidfd_open(process, PidfdFlags::empty()).at(PLACE)?;
         let both = ThreadNameSpaceType::USER | ThreadNameSpaceType::MOUNT;
         move_into_thread_name_spaces(std::os::fd::AsFd::as_fd(&handle), both).at(PLACE)?;
-        // The kernel has moved us to the root.
+        // The kernel has changed our working directory to the root.
         here.and_then(std::env::set_current_dir).at(".")?;
         Ok(true)
     }
 
-    /// Does something in the namespaces in which it is mounted, if there are any but ours.
+    /// Does `work` in the namespaces in which it is mounted, if these are not ours.
     ///
     /// # Errors
-    /// What `work` says, or there is no second process to do it.
+    /// Errors of `work`, or no second process can be started to do it.
     pub fn in_its_namespace(
         &self,
         work: impl FnOnce() -> std::result::Result<(), String>,
     ) -> std::result::Result<(), String> {
         let told = |error: &dyn std::fmt::Display| error.to_string();
-        // There is no way back from a namespace.
+        // A process cannot return from a namespace, so a second one is used.
         if is_root() || self.holder().map_err(|error| told(&error))?.is_none() {
             return work();
         }
@@ -214,7 +214,7 @@ impl Container {
             else {
                 continue;
             };
-            // What is not ours cannot be read, and what ends meanwhile is gone.
+            // Processes of other users cannot be read, and some may have ended.
             let Ok(namespace) = fs::read_link(entry.path().join("ns/mnt")) else { continue };
             let Ok(table) = fs::read(entry.path().join("mountinfo")) else { continue };
             if namespace != ours && is_mountpoint_in(&table, &self.record.mountpoint) {
@@ -225,7 +225,7 @@ impl Container {
     }
 }
 
-/// Takes from an OCI runtime's configuration what root of a user namespace may not do.
+/// Removes from an OCI runtime's configuration everything that root in a user namespace may not do.
 pub(super) fn adapt(document: &mut Value) {
     let groups = fs::read_to_string("/proc/self/gid_map").unwrap_or_default();
     let alone = fs::read_to_string("/proc/self/setgroups").is_ok_and(|text| text.trim() == "deny");
@@ -233,7 +233,7 @@ pub(super) fn adapt(document: &mut Value) {
 }
 
 fn adapt_to(document: &mut Value, groups: &str, alone: bool) {
-    // No cgroup is this user's.
+    // This user has no cgroup.
     let resources = document["linux"]["resources"].take();
     for limit in ["memory", "pids"] {
         if !resources[limit].is_null() {
@@ -251,7 +251,7 @@ fn adapt_to(document: &mut Value, groups: &str, alone: bool) {
     mounts.retain(|mount| mount["destination"] != "/sys/fs/cgroup");
     for mount in mounts {
         if mount["destination"] == "/sys" {
-            // A new one belongs to the network's namespace, which is the host's.
+            // A new sysfs would belong to the network's namespace, which is the host's.
             *mount = json!({"destination": "/sys", "type": "bind", "source": "/sys",
                 "options": ["rbind", "nosuid", "noexec", "nodev", "ro"]});
         } else if mount["destination"] == "/dev/pts"
@@ -263,7 +263,7 @@ fn adapt_to(document: &mut Value, groups: &str, alone: bool) {
     }
 }
 
-/// Whether a namespace has an id, by its `/proc/PID/uid_map` (user_namespaces(7)).
+/// True if a namespace has an id, according to its `/proc/PID/uid_map` (user_namespaces(7)).
 fn is_mapped(map: &str, id: u32) -> bool {
     map.lines().any(|line| {
         let mut numbers = line.split_whitespace().map_while(|number| number.parse::<u64>().ok());

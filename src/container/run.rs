@@ -1,4 +1,4 @@
-//! What an OCI runtime needs before it can run a container: the bundle's configuration, mount points.
+//! Prepares a container for an OCI runtime: the bundle's configuration and mountpoints.
 
 use std::fs::{self, File};
 use std::os::fd::AsFd;
@@ -13,7 +13,7 @@ use super::{Container, devices, program, rootless, stubs, users};
 use crate::image::{ImageError, IoContext, Result, spec};
 use crate::store::Store;
 
-/// Checks that the program of a runtime's configuration can be started.
+/// Checks that the program in a runtime's configuration can be started.
 pub(super) fn check_program(view: &ContainerView<'_>, process: &Value) -> Result<()> {
     let working_dir = process["cwd"].as_str().unwrap_or("/");
     let env = process["env"].as_array().map(Vec::as_slice).unwrap_or_default();
@@ -30,7 +30,7 @@ pub(super) fn check_program(view: &ContainerView<'_>, process: &Value) -> Result
     program::check(view, process["args"][0].as_str().unwrap_or_default(), path, working_dir, &identity)
 }
 
-/// Has a small program be the first process, which starts the container's own.
+/// Makes a small program the first process; it starts the container's own.
 fn put_init_first(document: &mut Value) -> Result<()> {
     const INSIDE: &str = "/dev/init";
     let found = ["catatonit", "tini-static", "docker-init", "tini"].into_iter().find_map(in_path);
@@ -51,7 +51,7 @@ impl Container {
     /// Writes the bundle's `config.json` for a mounted container.
     ///
     /// # Errors
-    /// When the image names a user that it does not have, or nothing is to be run, or that is no program.
+    /// When the image lacks the user, there is no command, or the command is no program.
     pub fn prepare_run(&mut self, store: &Store) -> Result<()> {
         let options = &self.record.options.clone();
         let image = self.config(store)?.process();
@@ -106,7 +106,7 @@ impl Container {
         check_program(&view.at(&self.record.mountpoint)?, &document["process"])
     }
 
-    /// Removes the mount points that were made for the runtime and that are still empty.
+    /// Removes mountpoints that were made for the runtime and are still empty.
     ///
     /// # Errors
     /// When the mount does not answer.

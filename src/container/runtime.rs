@@ -1,4 +1,4 @@
-//! An OCI runtime's command line (runc's, which crun shares).
+//! The command line of an OCI runtime (runc's, which crun shares).
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -23,25 +23,25 @@ use crate::store::{Store, retry_interrupted};
 use crate::sys::forward;
 use crate::sys::namespace::unshare_mounts;
 
-/// An OCI runtime, and where it keeps the state of this store's containers.
+/// An OCI runtime, and the directory with the state of this store's containers.
 #[derive(Clone, Debug)]
 pub struct Runtime {
     program: PathBuf,
     state: PathBuf,
 }
 
-/// What the runtime says of a container.
+/// What the runtime reports about a container.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub struct RuntimeState {
     /// `created`, `running`, `paused` or `stopped`.
     pub status: String,
-    /// Its first process, as the host numbers it.
+    /// Its first process, with the host's number.
     #[serde(default)]
     pub pid: i32,
 }
 
 impl Runtime {
-    /// The runtime of the user's choice, else runc, else crun.
+    /// The runtime chosen by the user, or else runc, or else crun.
     ///
     /// # Errors
     /// When there is none.
@@ -55,7 +55,7 @@ impl Runtime {
         Ok(Self { program, state: state_base(store).join("strata").join(&store_id[..16]) })
     }
 
-    /// The runtime of the user's choice, else the one that the container was started with, if it is still there.
+    /// The runtime chosen by the user, or else the one that started the container, if it is still installed.
     ///
     /// # Errors
     /// When there is none.
@@ -64,7 +64,7 @@ impl Runtime {
         Self::find(store, wanted.or(recorded))
     }
 
-    /// Where the state of this store's containers is.
+    /// The directory with the state of this store's containers.
     pub(super) fn state_dir(&self) -> &Path {
         &self.state
     }
@@ -76,12 +76,12 @@ impl Runtime {
 
     fn command(&self, verb: &str) -> Command {
         let mut command = Command::new(&self.program);
-        // The caller's directory may be gone, and means nothing to a container.
+        // The caller's directory may be gone, and has no meaning for a container.
         command.current_dir("/").arg("--root").arg(&self.state).arg(verb);
         command
     }
 
-    /// What the runtime knows of a container; none if it does not know it.
+    /// What the runtime knows of a container; `None` if it does not know it.
     ///
     /// # Errors
     /// When the runtime cannot be started.
@@ -95,9 +95,8 @@ impl Runtime {
     }
 
     /// Has the runtime make the first process of a prepared container, which waits to be started. Its standard streams are
-    /// `stdio`, or a terminal that the runtime sends to the socket `console`. The process becomes this one's child if this
-    /// is a subreaper (prctl(2)). In the inner result: the status of a runtime that failed; what it says is on the error
-    /// stream.
+    /// `stdio`, or a terminal that the runtime sends to the socket `console`. The process becomes this one's child if this is a
+    /// subreaper (prctl(2)). If the runtime failed, the inner result has its status; its message is on the error stream.
     ///
     /// # Errors
     /// When the runtime cannot be started.
@@ -139,7 +138,7 @@ impl Runtime {
         }
     }
 
-    /// The error of a runtime that failed, by what it wrote.
+    /// The error of a runtime that failed, from its output.
     pub(super) fn refusal(&self, container: &Container, told: &[u8], status: ExitStatus) -> ImageError {
         let told = plain(&String::from_utf8_lossy(told));
         let program = || container.record.command.first().cloned().unwrap_or_default();
@@ -154,7 +153,7 @@ impl Runtime {
         ImageError::refused(self.program.display().to_string(), reason)
     }
 
-    /// Freezes a container's processes, or lets them go on.
+    /// Freezes or thaws a container's processes.
     ///
     /// # Errors
     /// When the container does not run, or its control group cannot be frozen.
@@ -163,8 +162,9 @@ impl Runtime {
         self.succeed(self.command(verb).arg(container.runtime_id()))
     }
 
-    /// Runs one more process in a running container and returns its exit code: like its first one, except for what the
-    /// options say. With `interactive` it gets this process's standard input. With `detached` this does not wait for it.
+    /// Runs one more process in a running container and returns its exit code. The process is like the first one, except for the
+    /// changes in `options`. With `interactive` it gets this process's standard input. With `detached`, this does not wait for
+    /// it.
     ///
     /// # Errors
     /// When the container does not run, the runtime cannot be started, or the image has no such user.
@@ -205,7 +205,7 @@ impl Runtime {
         waiting_for(child, true).at(&self.program).map(exit_code)
     }
 
-    /// Opens a running container's root as its processes see it, with all that is mounted there.
+    /// Opens the root of a running container as its processes see it, with everything mounted there.
     fn inside(&self, container: &Container) -> Result<File> {
         let pid = self.state(container)?.map_or(0, |state| state.pid);
         let root = PathBuf::from(format!("/proc/{pid}/root"));
@@ -220,7 +220,7 @@ impl Runtime {
         self.succeed(self.command("kill").arg(container.runtime_id()).arg(signal))
     }
 
-    /// Forgets an ended container; with `force` a running one is killed.
+    /// Removes an ended container from the runtime; with `force`, kills a running one.
     ///
     /// # Errors
     /// When the runtime refuses.
@@ -228,8 +228,7 @@ impl Runtime {
         self.succeed(self.command("delete").args(force.then_some("--force")).arg(container.runtime_id()))
     }
 
-    /// Has the runtime do something that goes on after it: the process that it starts keeps the streams, so nothing is read
-    /// from them.
+    /// Runs a runtime command that leaves a process behind. That process keeps the streams open, so they are not read.
     fn succeed_quietly(&self, command: &mut Command) -> Result<()> {
         match command.status().at(&self.program)? {
             status if status.success() => Ok(()),
@@ -246,35 +245,34 @@ impl Runtime {
     }
 }
 
-/// Waits for a child; signals sent to this process go on to it. With `shares_terminal` the child is in the terminal's
-/// process group too.
+/// Waits for a child and forwards signals to it. With `shares_terminal`, the child is in the terminal's process group too.
 ///
 /// # Errors
 /// When it cannot be waited for.
 pub(crate) fn waiting_for(mut child: Child, shares_terminal: bool) -> std::io::Result<ExitStatus> {
     let forwarding = forward::forward_to(child.id(), shares_terminal)?;
     let pid = Pid::from_child(&child);
-    // While the child is not reaped its number is its own, and a signal reaches nobody else.
+    // Until the child is reaped, its number stays its own, so signals reach no other process.
     retry_interrupted(|| waitid(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT))?;
     drop(forwarding);
     child.wait()
 }
 
-/// For work that a signal may end, between its steps.
+/// Called between the steps of work that a signal may end.
 ///
 /// # Errors
-/// [`ImageError::Interrupted`] if a signal asked this process to end since [`forward::hold`].
+/// [`ImageError::Interrupted`] if this process was asked to end by a signal since [`forward::hold`].
 pub fn refuse_if_interrupted() -> Result<()> {
     forward::interrupted().map_or(Ok(()), |signal| Err(ImageError::Interrupted { signal }))
 }
 
-/// As shells count: 128 and the signal's number.
+/// As shells count: 128 plus the signal's number.
 fn exit_code(status: ExitStatus) -> u8 {
     let code = status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0));
     u8::try_from(code & 0xff).unwrap_or(1)
 }
 
-/// Where the runtime may keep what need not survive a restart of the machine. Root of a user namespace is no root here.
+/// A directory for the runtime's state, which need not survive a reboot. Root of a user namespace does not count as root here.
 fn state_base(store: &Store) -> PathBuf {
     let system = Path::new("/run");
     if rustix::fs::access(system, Access::WRITE_OK).is_ok() {
@@ -293,7 +291,7 @@ pub(super) fn in_path(name: &str) -> Option<PathBuf> {
     dirs.map(|dir| dir.join(name)).find(|path| path.is_file())
 }
 
-/// Makes the directory `path` where only this process and its children see it. runc starts each further process of a
+/// Makes the directory `path` visible to this process and its children only. runc starts each further process of a
 /// container in the directory of its root, by the name that this had when the container was started.
 fn show_place(path: &Path) -> Result<()> {
     let Some(containers) = path.parent().and_then(Path::parent) else { return Ok(()) };
@@ -302,14 +300,14 @@ fn show_place(path: &Path) -> Result<()> {
     fs::create_dir_all(path).at(path)
 }
 
-/// What a runtime wrote, in one line and without the form of a log: `time="..." level=error msg="..."`.
+/// A runtime's message in one line, without the format of a log: `time="..." level=error msg="..."`.
 fn plain(told: &str) -> String {
     let line = |line: &str| match line.split_once(" msg=\"") {
         Some((_, message)) => message.trim_end().trim_end_matches('"').replace("\\\"", "\""),
         None => line.trim().to_owned(),
     };
     let mut lines: Vec<String> = told.lines().map(line).filter(|line| !line.is_empty()).collect();
-    // runc writes its error to the log and to standard error.
+    // runc writes its error both to the log and to standard error.
     lines.dedup();
     lines.join("; ")
 }

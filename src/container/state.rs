@@ -1,4 +1,4 @@
-//! What became of a container: whether it runs, since when, and how it ended.
+//! The state of a container: whether it runs, since when, and how it ended.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -13,19 +13,19 @@ use super::{Container, cgroup};
 use crate::image::{IoContext, Result, spec};
 use crate::store::replace_file;
 
-/// Names a process beyond its end: no later process is taken for it.
+/// Identifies a process even after its end: no later process is mistaken for it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProcessId {
-    /// As the host numbers it.
+    /// The host's number for it.
     pub pid: i32,
-    /// When it started, in clock ticks since the machine did (`starttime`, proc_pid_stat(5)).
+    /// Its start time, in clock ticks since boot (`starttime`, proc_pid_stat(5)).
     start: u64,
     /// `/proc/sys/kernel/random/boot_id`
     boot: String,
 }
 
 impl ProcessId {
-    /// The process that has this number now; none if it has ended.
+    /// The process that has this number now; `None` if it has ended.
     pub(super) fn of(pid: Pid) -> Option<Self> {
         let (state, start) = stat_of(pid.as_raw_nonzero().get())?;
         (state != 'Z').then(|| Self { pid: pid.as_raw_nonzero().get(), start, boot: boot_id() })
@@ -47,16 +47,16 @@ fn boot_id() -> String {
     fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
 }
 
-/// State and start time of a process.
+/// The state and start time of a process.
 fn stat_of(pid: i32) -> Option<(char, u64)> {
     let text = fs::read(format!("/proc/{pid}/stat")).ok()?;
     let text = String::from_utf8_lossy(&text);
-    // The program's name, which may hold anything, ends with the last parenthesis.
+    // The program's name may contain anything; it ends with the last parenthesis.
     let mut fields = text.rsplit_once(") ")?.1.split(' ');
     Some((fields.next()?.chars().next()?, fields.nth(18)?.parse().ok()?))
 }
 
-/// How far a container has come, as the process that runs it last wrote it down.
+/// The last phase of a container that was recorded by the process that runs it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Phase {
@@ -69,40 +69,40 @@ pub enum Phase {
     Exited,
 }
 
-/// `state.json`: what became of a container. Only the holder of its [`RunLock`] writes it.
+/// `state.json`: the state of a container. Only the holder of its [`RunLock`] writes it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct State {
-    /// The record's id, for the case that the record is lost.
+    /// The record's id, in case the record is lost.
     pub id: String,
-    /// What was known last. [`Container::status`] says what is the case now.
+    /// The last known phase. [`Container::status`] returns the present status.
     pub phase: Phase,
     /// Its first process.
     pub process: Option<ProcessId>,
     /// The process that watches it.
     pub monitor: Option<ProcessId>,
-    /// When it was last started, in RFC 3339.
+    /// Time of its last start, in RFC 3339.
     pub started: Option<String>,
-    /// When it last ended, in RFC 3339.
+    /// Time of its last end, in RFC 3339.
     pub finished: Option<String>,
-    /// How it last ended: the program's exit code, or 128 and the number of the signal that ended it.
+    /// Result of its last run: the program's exit code, or 128 plus the number of the signal that ended it.
     pub exit_code: Option<u8>,
-    /// Why it could not be started the last time.
+    /// Why the last start failed.
     pub error: Option<String>,
-    /// The kernel ended a process of it for lack of memory.
+    /// The kernel killed a process in it for lack of memory.
     pub oom_killed: bool,
-    /// The process that is its network (pasta).
+    /// The process that provides its network (pasta).
     pub network: Option<ProcessId>,
-    /// Ports of the host that lead into it while it runs, each with its number.
+    /// Published ports while it runs, each with its number.
     pub ports: Vec<Port>,
 }
 
-/// What is the case with a container.
+/// The present status of a container.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Status {
     /// It never ran and is not mounted.
     Created,
-    /// It is mounted and does not run.
+    /// It is mounted but does not run.
     Mounted,
     /// Its first process runs.
     Running,
@@ -110,12 +110,12 @@ pub enum Status {
     Paused,
     /// It ran and has ended.
     Exited,
-    /// It ran, and nobody saw its end: the machine or the process that watched it was ended.
+    /// It ran, but its end was not recorded: the machine or the process that watched it was ended.
     Stopped,
 }
 
 impl Status {
-    /// docker's word for it; `mounted` and `stopped` are ours.
+    /// docker's word for it; `mounted` and `stopped` are our own.
     pub fn word(self) -> &'static str {
         match self {
             Self::Created => "created",
@@ -134,10 +134,10 @@ impl Status {
 }
 
 impl Container {
-    /// What was last written down of it.
+    /// The recorded state.
     ///
     /// # Errors
-    /// When that cannot be read.
+    /// When it cannot be read.
     pub fn state(&self) -> Result<State> {
         let path = self.dir.join("state.json");
         match fs::read(&path) {
@@ -147,14 +147,14 @@ impl Container {
         }
     }
 
-    /// Of a container that never ran, or that was made by version 0.1, which wrote only the exit code.
+    /// The state of a container that never ran, or that was made by version 0.1, which recorded only the exit code.
     fn state_of_version_0_1(&self) -> State {
         let exit_code = fs::read_to_string(self.dir.join("exit")).ok().and_then(|text| text.trim().parse().ok());
         let phase = if exit_code.is_some() { Phase::Exited } else { Phase::Created };
         State { id: self.record.id.clone(), phase, exit_code, ..State::default() }
     }
 
-    /// Writes down what became of it.
+    /// Records its state.
     ///
     /// # Errors
     /// When it cannot be written.
@@ -175,7 +175,7 @@ impl Container {
         Ok(())
     }
 
-    /// The numbers of its processes, as the host has them; none if it does not run.
+    /// The host's numbers of its processes; empty if it does not run.
     ///
     /// # Errors
     /// When the state or the processes cannot be read.
@@ -193,7 +193,7 @@ impl Container {
         Ok(found)
     }
 
-    /// What is the case with it now.
+    /// Its present status.
     ///
     /// # Errors
     /// When its state or the mount table cannot be read.
@@ -201,7 +201,7 @@ impl Container {
         self.status_of(&self.state()?)
     }
 
-    /// The same for a state that was read already.
+    /// Its present status, from a state that was already read.
     ///
     /// # Errors
     /// When the mount table cannot be read.
@@ -211,7 +211,7 @@ impl Container {
         }
         let watched = state.monitor.as_ref().is_some_and(ProcessId::is_alive);
         Ok(match state.phase {
-            // Its end is about to be written down.
+            // Its end is about to be recorded.
             Phase::Running if watched => Status::Running,
             // It is about to be unmounted.
             Phase::Exited if watched => Status::Exited,

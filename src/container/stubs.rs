@@ -1,5 +1,5 @@
-//! Mount points that an image lacks. A runtime would make them, and a commit would take them for changes of the
-//! container; so they are made here, leaving the times of the directories around them alone, and removed afterwards.
+//! Mountpoints that an image lacks. A runtime would make them, and a commit would count them as changes of the
+//! container. So they are made here, without changing the times of their parents, and removed afterwards.
 
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
@@ -14,11 +14,11 @@ use super::paths::{ContainerView, Place, is_kernels};
 use crate::confined;
 use crate::image::ImageError;
 
-/// The kernel's file systems are mounted on these. A link of the image's there would make a runtime mount them
-/// somewhere else, and leave what should be under them bare.
+/// Checks the mountpoints of the kernel's file systems. If the image had a symbolic link there, a runtime
+/// would mount the file system somewhere else and leave the real path uncovered.
 ///
 /// # Errors
-/// When one is something else than a directory.
+/// When one of them is not a directory.
 pub(super) fn check(root: &File, image: &str) -> crate::image::Result<()> {
     for name in ["dev", "proc", "sys"] {
         match statat(root, name, AtFlags::SYMLINK_NOFOLLOW) {
@@ -31,13 +31,13 @@ pub(super) fn check(root: &File, image: &str) -> crate::image::Result<()> {
     Ok(())
 }
 
-/// Makes what is missing for these mounts of an OCI runtime's configuration, below `root`; returns it, parents first.
+/// Makes the missing mountpoints of an OCI runtime's configuration, below `root`; returns them, parents first.
 pub(super) fn make(root: &File, mounts: &[Value]) -> Result<Vec<PathBuf>> {
     let view = ContainerView::new(root.as_fd(), std::iter::empty())?;
     let mut made = Vec::new();
     for mount in mounts {
         let Some(destination) = mount["destination"].as_str().map(Path::new) else { continue };
-        // A link that leads nowhere, as /etc/resolv.conf often is: what it leads to is made, as the runtime would.
+        // A dangling symbolic link, as /etc/resolv.conf often is: its target is made, as the runtime would do.
         let destination = match view.resolve(destination) {
             Ok(Place::Missing(path)) if !is_kernels(&path) => path,
             Ok(_) | Err(Errno::NOTDIR | Errno::LOOP) => continue,
@@ -57,7 +57,7 @@ pub(super) fn make(root: &File, mounts: &[Value]) -> Result<Vec<PathBuf>> {
     Ok(made)
 }
 
-/// False if its parent is no directory, or something that leads nowhere is in the way: the runtime will say so.
+/// Returns false if its parent is no directory or a dangling link is in the way; the runtime will report it.
 fn make_one(root: &File, path: &Path, is_file: bool) -> Result<bool> {
     let Some((parent, name)) = path.parent().zip(path.file_name()) else { return Ok(false) };
     let parent = match open(root, parent, OFlags::RDONLY | OFlags::DIRECTORY) {
@@ -72,7 +72,7 @@ fn make_one(root: &File, path: &Path, is_file: bool) -> Result<bool> {
                 .map(|file| fchmod(file, Mode::from_raw_mode(0o644)))
         } else {
             mkdirat(&parent, name, Mode::from_raw_mode(0o755)).map(|()| {
-                // Whatever the umask is.
+                // The mode must not depend on the umask.
                 let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
                 openat(&parent, name, flags, Mode::empty()).and_then(|dir| fchmod(dir, Mode::from_raw_mode(0o755)))
             })
@@ -85,7 +85,7 @@ fn make_one(root: &File, path: &Path, is_file: bool) -> Result<bool> {
     })
 }
 
-/// Removes those stubs that are still empty.
+/// Removes the stubs that are still empty.
 pub(super) fn remove(root: &File, stubs: &[PathBuf]) -> Result<()> {
     for stub in stubs.iter().rev() {
         let Some((parent, name)) = stub.parent().zip(stub.file_name()) else { continue };

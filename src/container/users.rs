@@ -1,5 +1,5 @@
-//! Who runs in a container: names are looked up in the image's own `/etc/passwd` and `/etc/group`, which are
-//! opened so that no symbolic link leads out of the image and no fifo hangs us.
+//! The user of a container. Names are looked up in the image's own `/etc/passwd` and `/etc/group`. These are
+//! opened so that no symbolic link leads out of the image and a fifo does not block.
 
 use std::fs::File;
 use std::io::Read;
@@ -10,10 +10,10 @@ use rustix::fs::{FileType, OFlags, fstat};
 use crate::confined;
 use crate::image::{ImageError, Result};
 
-/// Larger ones are not read to their end.
+/// Larger files are truncated.
 const TABLE_LIMIT: u64 = 4 << 20;
 
-/// The largest id that runc takes.
+/// The largest id that runc accepts.
 const MOST_ID: u32 = i32::MAX as u32;
 
 /// The ids of a container's process.
@@ -32,7 +32,7 @@ pub struct Identity {
 /// Resolves `USER[:GROUP]`, names or numbers; empty means root.
 ///
 /// # Errors
-/// When a name is not in the image's tables.
+/// When a name is missing in the image's tables.
 pub fn resolve(root: impl AsFd, user: &str) -> Result<Identity> {
     let passwd = read_table(&root, "etc/passwd");
     let group = read_table(&root, "etc/group");
@@ -41,7 +41,7 @@ pub fn resolve(root: impl AsFd, user: &str) -> Result<Identity> {
 
 fn resolve_in(passwd: &str, group: &str, user: &str) -> Result<Identity> {
     let (user, wanted_group) = user.split_once(':').map_or((user, None), |(user, group)| (user, Some(group)));
-    // As runc reads it: a part that is empty is as absent.
+    // Like runc, treats an empty part as absent.
     let wanted_group = wanted_group.filter(|group| !group.is_empty());
     let user = if user.is_empty() { "0" } else { user };
     let number = id_of(user)?;
@@ -72,7 +72,7 @@ fn resolve_in(passwd: &str, group: &str, user: &str) -> Result<Identity> {
     Ok(Identity { uid, gid, additional_gids, home })
 }
 
-/// A number as an id; none if it is a name.
+/// The id, if the text is a number; `None` if it is a name.
 fn id_of(text: &str) -> Result<Option<u32>> {
     match text.parse::<i64>() {
         Ok(number) => match u32::try_from(number).ok().filter(|id| *id <= MOST_ID) {
@@ -90,7 +90,7 @@ fn lines(table: &str) -> impl Iterator<Item = Vec<&str>> {
     table.lines().map(|line| line.split(':').collect())
 }
 
-/// Empty if it is not there or not a regular file: then only numbers are known.
+/// Empty if the file is missing or not a regular file: then only numbers work.
 fn read_table(root: impl AsFd, path: &str) -> String {
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
     let Ok(file) = confined::in_root(root.as_fd(), path.as_bytes(), flags) else { return String::new() };

@@ -1,4 +1,4 @@
-//! Directories of the host, and named volumes, that a container sees.
+//! Volumes: directories of the host, and named volumes, that a container sees.
 
 use std::path::{Path, PathBuf};
 
@@ -11,19 +11,19 @@ use crate::image::{ImageError, Result};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Volume {
-    /// On the host.
+    /// The path on the host.
     pub source: PathBuf,
-    /// In the container.
+    /// The path in the container.
     pub destination: PathBuf,
-    /// It cannot be changed there.
+    /// True if the container cannot change it.
     pub read_only: bool,
-    /// The named volume that it is.
+    /// The name, if it is a named volume.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub volume: Option<String>,
 }
 
 impl Volume {
-    /// A file or directory of the host that can be changed.
+    /// A writable file or directory of the host.
     pub(super) fn bind(source: PathBuf, destination: PathBuf) -> Self {
         Self { source, destination, read_only: false, volume: None }
     }
@@ -44,7 +44,7 @@ impl std::str::FromStr for Volume {
         for option in options.split(',') {
             match option {
                 "ro" | "readonly" => read_only = true,
-                // Nothing to choose here: no labels, no other machine, no propagation.
+                // Accepted without effect: there are no labels, no other machine and no propagation here.
                 "rw" | "z" | "Z" | "nocopy" | "cached" | "delegated" | "consistent" | "rprivate" | "private" => {}
                 _ => return Err(bad("the options of a volume are ro and rw")),
             }
@@ -57,7 +57,7 @@ impl Volume {
     /// A directory of the host, or the named volume `source`.
     ///
     /// # Errors
-    /// Why it cannot be one.
+    /// The reason, if it is not possible.
     pub fn new(source: &str, destination: &str, read_only: bool) -> std::result::Result<Self, String> {
         if !destination.starts_with('/') || source.is_empty() {
             return Err("a volume reads SOURCE:DESTINATION[:ro], with an absolute destination".to_owned());

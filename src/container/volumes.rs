@@ -1,6 +1,6 @@
-//! Directories that an image wants to be no part of what a container changes (`Volumes` of its configuration). Each gets
-//! a directory beside the container's upper, filled with what the image has there, as docker's anonymous volumes are; it
-//! goes with the container.
+//! Directories that an image keeps apart from the container's changes (`Volumes` of its configuration). Each gets a
+//! directory beside the container's upper. It starts with the image's content, like docker's anonymous volumes, and is
+//! removed with the container.
 
 use std::fs::{self, File};
 use std::io::Seek;
@@ -20,10 +20,10 @@ use crate::image::unpack::{self, UnpackOptions};
 use crate::image::{ImageError, IoContext, Result};
 
 impl Container {
-    /// Makes the directories for `wanted`, but for those that the user's own volumes are mounted on.
+    /// Makes the directories for `wanted`, except those covered by the user's own volumes.
     ///
     /// # Errors
-    /// When the image names something that is no directory of its own, or the content cannot be copied.
+    /// When the image names something that is not one of its directories, or the content cannot be copied.
     pub(super) fn make_image_volumes(&self, root: &File, wanted: &[String], users: &[Volume]) -> Result<Vec<Volume>> {
         let mut made: Vec<Volume> = Vec::new();
         for text in wanted {
@@ -36,7 +36,7 @@ impl Container {
             let parent = self.dir.join("volumes");
             make_dir(&parent, 0o700)?;
             let source = parent.join(made.len().to_string());
-            // It stays when the container is started again.
+            // It is kept for the next start.
             if !source.exists() {
                 let stage = parent.join("new");
                 remove_tree(&stage)?;
@@ -49,7 +49,7 @@ impl Container {
         Ok(made)
     }
 
-    /// Copies what the image has into named volumes that are still empty, as docker does.
+    /// Copies the image's content into named volumes that are still empty, as docker does.
     ///
     /// # Errors
     /// When it cannot be copied.
@@ -63,7 +63,7 @@ impl Container {
     }
 }
 
-/// An absolute path below the root, without steps that lead elsewhere.
+/// An absolute path below the root, without `..`.
 fn normal(text: &str) -> Option<PathBuf> {
     let path = Path::new(text);
     let below = path.strip_prefix("/").ok()?;
@@ -71,7 +71,7 @@ fn normal(text: &str) -> Option<PathBuf> {
     (plain && below.components().next().is_some()).then(|| Path::new("/").join(below))
 }
 
-/// Copies what the image has at `destination`, by way of a tar, which keeps owners, attributes and links.
+/// Copies the image's content at `destination` through a tar, which keeps owners, attributes and links.
 fn fill(root: &File, destination: &Path, source: &Path, scratch: &Path) -> Result<()> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY;
     let from = match confined::in_root(root.as_fd(), destination.as_os_str().as_bytes(), flags) {

@@ -15,7 +15,7 @@ mod signal;
 mod words;
 pub use change::ConfigChange;
 
-/// A configuration, with the bytes that it was read from.
+/// A configuration and its original bytes.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ImageConfig {
     bytes: Vec<u8>,
@@ -26,24 +26,24 @@ pub struct ImageConfig {
 /// One line of an image's history.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct History {
-    /// When, in RFC 3339.
+    /// Time, in RFC 3339.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub created: Option<String>,
-    /// By whom.
+    /// The author.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub author: Option<String>,
-    /// By what command.
+    /// The command that made the layer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub created_by: Option<String>,
     /// The message of a commit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub comment: Option<String>,
-    /// The step made no layer.
+    /// True if the step made no layer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub empty_layer: Option<bool>,
 }
 
-/// How to run a container of the image. Fields that are absent, null or of another shape are empty.
+/// How to run a container of the image. A field that is missing, null or of another shape is empty.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Process {
     /// `USER[:GROUP]`, names or numbers.
@@ -54,11 +54,11 @@ pub struct Process {
     pub entrypoint: Vec<String>,
     /// The command, or its default arguments.
     pub cmd: Vec<String>,
-    /// Where it starts.
+    /// The working directory.
     pub working_dir: String,
-    /// Directories that want to outlive the container.
+    /// Directories whose content should outlive the container.
     pub volumes: Vec<String>,
-    /// What asks it to end: a signal's number.
+    /// The signal that asks it to end.
     pub stop_signal: i32,
 }
 
@@ -79,10 +79,10 @@ impl ImageConfig {
         Ok(Self { bytes, document, diff_ids })
     }
 
-    /// The configuration of an image without layers, for this machine's kind.
+    /// The configuration of an image without layers, for this machine's platform.
     ///
     /// # Errors
-    /// None that can be provoked.
+    /// None in practice.
     pub fn empty(platform: &Platform, created: Timestamp) -> Result<Self> {
         let mut document = Map::new();
         document.insert("created".to_owned(), json!(created.to_string()));
@@ -102,16 +102,15 @@ impl ImageConfig {
         Self::parse("config", bytes)
     }
 
-    /// This configuration with one more layer and one more line of history; all else stays, but what `changes`
-    /// say.
+    /// This configuration with one more layer and one more line of history. Everything else stays, except for `changes`.
     ///
     /// # Errors
-    /// When a part that must be changed has another shape than the specification gives it.
+    /// When a part that must change does not have the shape that the specification demands.
     pub fn with_layer(&self, diff_id: Digest, history: &History, changes: &[ConfigChange]) -> Result<Self> {
         Self::add_layer(self.document.clone(), diff_id, history, changes)
     }
 
-    /// This configuration with one layer and one line of history in the place of all.
+    /// This configuration with one layer and one line of history in place of all present ones.
     ///
     /// # Errors
     /// As [`with_layer`](Self::with_layer).
@@ -176,13 +175,13 @@ impl ImageConfig {
         &self.diff_ids
     }
 
-    /// When the image was made.
+    /// Time of creation.
     pub fn created(&self) -> Option<Timestamp> {
-        // The zero of Go's times was left out when it was read.
+        // Go's zero time was dropped when the document was read.
         self.document.get("created").and_then(Value::as_str).and_then(Timestamp::parse)
     }
 
-    /// What it runs on; none if it does not say.
+    /// Its platform, if it names one.
     pub fn platform(&self) -> Option<Platform> {
         let field = |name: &str| self.document.get(name).and_then(Value::as_str).filter(|text| !text.is_empty());
         let variant = field("variant").map(str::to_owned);
@@ -216,7 +215,7 @@ impl ImageConfig {
             env: list("Env"),
             entrypoint: list("Entrypoint"),
             cmd: list("Cmd"),
-            // A relative one starts at the root.
+            // A relative path starts at the root.
             working_dir: if working_dir.is_empty() { working_dir } else { absolute(&working_dir, "/") },
             volumes: volumes.map(|volumes| volumes.keys().cloned().collect()).unwrap_or_default(),
             stop_signal: stop_signal(&text("StopSignal")),
@@ -224,7 +223,7 @@ impl ImageConfig {
     }
 }
 
-/// The signal that asks a container to end. If the image names no signal, or an unknown one: SIGTERM, as in moby.
+/// The signal that asks a container to end. SIGTERM if the image names no signal or an unknown one, as in moby.
 fn stop_signal(name: &str) -> i32 {
     const TERM: i32 = 15;
     match signal::number(name) {
@@ -238,7 +237,7 @@ fn stop_signal(name: &str) -> i32 {
     }
 }
 
-/// A path that goes on from `from`, without `.`, `..` and repeated slashes.
+/// Resolves `path` relative to `from`, without `.`, `..` and repeated slashes.
 fn absolute(path: &str, from: &str) -> String {
     let whole = if path.starts_with('/') { path.to_owned() } else { format!("/{from}/{path}") };
     let mut steps: Vec<&str> = Vec::new();
@@ -252,7 +251,7 @@ fn absolute(path: &str, from: &str) -> String {
     format!("/{}", steps.join("/"))
 }
 
-/// Adds what the specification asks for and an old or careless tool left out.
+/// Adds required fields that an old or careless tool left out.
 fn complete(document: &mut Map<String, Value>) {
     let host = Platform::host();
     for (name, ours) in [("architecture", host.architecture), ("os", host.os)] {
@@ -268,8 +267,8 @@ fn complete(document: &mut Map<String, Value>) {
     }
 }
 
-/// Makes as many lines tell of a layer as there are layers: podman and docker refuse a history that has more or less.
-/// Layers that nothing is known of are the upper ones, and so are lines whose layers are not there.
+/// Makes the number of history lines with a layer equal to the number of layers: podman and docker refuse the image
+/// otherwise. Missing lines are assumed for the upper layers, and so are superfluous lines.
 fn match_layers(lines: &mut Vec<Value>, layers: usize) {
     let mut told = 0;
     for line in lines.iter_mut() {
@@ -342,7 +341,7 @@ mod tests {
         assert_eq!(config.process(), expected);
     }
 
-    /// `empty_layer` of each line after a commit; the layers below are two.
+    /// `empty_layer` of each line after a commit, above two layers.
     #[test]
     fn a_commit_tells_of_each_layer_once() {
         let table = [

@@ -13,10 +13,10 @@ use sha2::{Digest as _, Sha256};
 #[serde(try_from = "String", into = "String")]
 pub struct Digest([u8; 32]);
 
-/// Why a text is not a digest that this program can check.
+/// Why a text is not a digest that this program supports.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ParseDigestError {
-    /// There is an algorithm, but another one.
+    /// It has another algorithm.
     #[error("digest {0:?}: only sha256 is supported")]
     Algorithm(String),
     /// Not `sha256:` and 64 lower-case hexadecimal digits.
@@ -50,7 +50,7 @@ impl Digest {
         Self(bytes)
     }
 
-    /// The digest whose hexadecimal digits are `hex`, without an algorithm (old docker archives name files so).
+    /// The digest with the hexadecimal digits `hex`, without an algorithm (as in file names of old docker archives).
     ///
     /// # Errors
     /// [`ParseDigestError::Malformed`] unless there are exactly 64 lower-case digits.
@@ -150,14 +150,14 @@ impl Hasher {
     }
 }
 
-/// Hashes and counts what is written through it.
+/// Hashes and counts the bytes written through it.
 pub struct DigestWriter<W> {
     inner: W,
     hasher: Hasher,
 }
 
 impl<W: Write> DigestWriter<W> {
-    /// Passes everything on to `inner`.
+    /// Passes all bytes on to `inner`.
     pub fn new(inner: W) -> Self {
         Self { inner, hasher: Hasher::new() }
     }
@@ -167,7 +167,7 @@ impl<W: Write> DigestWriter<W> {
         self.hasher.count()
     }
 
-    /// The writer, and digest and length of what was written.
+    /// Returns the writer, and digest and length of the written bytes.
     pub fn finish(self) -> (W, Digest, u64) {
         let (digest, count) = self.hasher.finish();
         (self.inner, digest, count)
@@ -186,7 +186,7 @@ impl<W: Write> Write for DigestWriter<W> {
     }
 }
 
-/// Hashes and counts what is read through it.
+/// Hashes and counts the bytes read through it.
 pub struct DigestReader<R> {
     inner: R,
     hasher: Hasher,
@@ -203,7 +203,7 @@ impl<R: Read> DigestReader<R> {
         self.hasher.count()
     }
 
-    /// The reader, and digest and length of what was read; what `inner` still holds is not included.
+    /// Returns the reader, and digest and length of the bytes read; bytes still in `inner` are not included.
     pub fn finish(self) -> (R, Digest, u64) {
         let (digest, count) = self.hasher.finish();
         (self.inner, digest, count)

@@ -1,6 +1,6 @@
-//! Reads the JSON documents of images as moby reads them: Go's `encoding/json` first, then moby's own types. One place
-//! for all of them (configuration, manifest, index, `manifest.json`, docker's version 1), so that a document means the
-//! same wherever it is read. What comes out has the shape that the specification gives it, and that is what is written.
+//! Reads the JSON documents of images as moby reads them: Go's `encoding/json` first, then moby's own types. All
+//! documents are read here (configuration, manifest, index, `manifest.json`, docker's version 1), so a document always
+//! has the same meaning. The result has the shape given by the specification, and is written in this shape.
 //!
 //! | rule | where it comes from |
 //! |---|---|
@@ -21,34 +21,34 @@ use serde_json::{Map, Value, json};
 
 use crate::image::time::Timestamp;
 
-/// What a field is read as.
+/// How a field is read.
 #[derive(Clone, Copy)]
 pub(crate) enum Kind {
     Text,
-    /// A text that is RFC 3339.
+    /// An RFC 3339 time.
     Time,
-    /// A number that is not negative.
+    /// A non-negative number.
     Size,
     Number,
     Flag,
-    /// A list of texts; a text alone is a list of one.
+    /// A list of strings; a single string is a list of one.
     Words,
-    /// `NAME=VALUE`; a name alone has an empty value.
+    /// `NAME=VALUE`; a bare name has an empty value.
     Assignments,
-    /// An object whose keys are what counts.
+    /// An object of which only the keys matter.
     Set,
-    /// An object of texts.
+    /// An object with string values.
     Texts,
     Object(&'static Shape),
-    /// A list of objects. Without it the document is nothing: another shape is an error.
+    /// A list of objects. The document is useless without it, so another shape is an error.
     List(&'static Shape),
-    /// A list of objects. Anything that is not a list counts as an empty one.
+    /// A list of objects. Anything else counts as an empty list.
     Lines(&'static Shape),
-    /// A list that must be one.
+    /// A list; another shape is an error.
     Digests,
 }
 
-/// The fields that are read, with their names as they are written.
+/// The fields that are read, with the names under which they are written.
 pub(crate) type Shape = [(&'static str, Kind)];
 
 /// An image's configuration (moby, `image.Image` and `container.Config`).
@@ -153,10 +153,10 @@ pub(crate) const INDEX: &Shape = &[
     ("annotations", Kind::Texts),
 ];
 
-/// The value that a document's bytes stand for.
+/// Parses a document's bytes.
 ///
 /// # Errors
-/// What is wrong with it, if it is no JSON.
+/// The reason, if it is not JSON.
 pub(crate) fn value(bytes: &[u8]) -> Result<Value, serde_json::Error> {
     let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
     let text = String::from_utf8_lossy(bytes);
@@ -166,7 +166,7 @@ pub(crate) fn value(bytes: &[u8]) -> Result<Value, serde_json::Error> {
     })
 }
 
-/// Replaces each `\uD8xx` or `\uDCxx` that is half of a character.
+/// Replaces each `\uD8xx` or `\uDCxx` that is only half of a character.
 fn whole_surrogates(text: &str) -> Cow<'_, str> {
     let unit = |at: usize| {
         let digits = text.get(at..at + 6)?.strip_prefix("\\u")?;
@@ -184,7 +184,7 @@ fn whole_surrogates(text: &str) -> Cow<'_, str> {
                 at += 6;
                 copied = at;
             }
-            // The character after a backslash is part of the escape, and always ASCII.
+            // The character after a backslash belongs to the escape, and is always ASCII.
             _ => at = (at + 2).min(text.len()),
         }
         if !text.is_char_boundary(at) {
@@ -198,10 +198,10 @@ fn whole_surrogates(text: &str) -> Cow<'_, str> {
     Cow::Owned(out)
 }
 
-/// An object in the shape that the specification gives it. Keys keep their order.
+/// Brings an object into the shape given by the specification. Keys keep their order.
 ///
 /// # Errors
-/// A field without which the document is nothing has another shape.
+/// A required field has another shape.
 pub(crate) fn normal(object: Map<String, Value>, shape: &Shape) -> Result<Map<String, Value>, String> {
     let mut out = Map::new();
     for (key, value) in object {
@@ -218,7 +218,7 @@ pub(crate) fn normal(object: Map<String, Value>, shape: &Shape) -> Result<Map<St
     Ok(out)
 }
 
-/// An object, or nothing.
+/// The object, if the value is one.
 pub(crate) fn object(value: Value) -> Option<Map<String, Value>> {
     match value {
         Value::Object(object) => Some(object),
@@ -243,7 +243,7 @@ fn read(value: Value, kind: Kind) -> Result<Option<Value>, String> {
     Ok(match kind {
         Kind::Text => text(value).map(Value::String),
         Kind::Time => text(value).filter(|text| is_time(text)).map(Value::String),
-        // A size beyond 63 bits stays what it is: whoever uses it says that it is too large.
+        // A size of more than 63 bits is kept: its user reports that it is too large.
         Kind::Size if value.as_u64().is_some() => Some(value),
         Kind::Size => number(&value).filter(|&number| number >= 0).map(|number| json!(number)),
         Kind::Number => number(&value).map(|number| json!(number)),
@@ -275,7 +275,7 @@ fn list(value: Value, shape: &Shape) -> Result<Value, String> {
     let Value::Array(items) = value else { return Err("is not a list".to_owned()) };
     let item = |item| match item {
         Value::Object(object) => normal(object, shape).map(Value::Object),
-        // Null stands for an empty object.
+        // Null counts as an empty object.
         Value::Null => Ok(Value::Object(Map::new())),
         other => Ok(other),
     };
@@ -314,7 +314,7 @@ fn flag(value: &Value) -> Option<bool> {
     }
 }
 
-/// A text alone is one word; an empty one is none.
+/// A single string is one word; an empty one is no word.
 fn words(value: Value) -> Option<Vec<String>> {
     match value {
         Value::Array(items) => Some(items.into_iter().filter_map(text).collect()),
@@ -349,7 +349,7 @@ fn set(value: Value) -> Option<Map<String, Value>> {
 fn texts(value: Value) -> Option<Map<String, Value>> {
     match value {
         Value::Object(object) => {
-            // Null is the empty text in Go.
+            // In Go, null is the empty string.
             let pair = |(name, value): (String, Value)| match value.is_null() {
                 true => Some((name, json!(""))),
                 false => text(value).map(|text| (name, json!(text))),

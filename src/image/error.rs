@@ -1,4 +1,4 @@
-//! What can go wrong with images, each told in one line that names the thing.
+//! Errors of the image side; each is one line that names the object.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -17,13 +17,13 @@ pub enum ImageError {
     Io {
         /// The file or directory.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
-    /// An archive is not what it should be.
+    /// An archive is malformed.
     #[error("{}: {}", line(archive), line(reason))]
     Archive {
-        /// The archive, and the entry in it where that is known.
+        /// The archive, and the entry in it if known.
         archive: String,
         /// What is wrong.
         reason: String,
@@ -44,41 +44,41 @@ pub enum ImageError {
         /// What went wrong in it.
         source: LayerError,
     },
-    /// Bytes are not those that were promised.
+    /// Bytes do not match their digest or size.
     #[error("{}: {} was promised, but it is {}", line(subject), line(expected), line(found))]
     Mismatch {
-        /// What was read.
+        /// The object that was read.
         subject: String,
-        /// The digest or size that was promised.
+        /// The expected digest or size.
         expected: String,
-        /// The digest or size that was found.
+        /// The actual digest or size.
         found: String,
     },
     /// No image by this name or id.
     #[error("{}: no such image{}", line(name), suggestion(near))]
     NoSuchImage {
-        /// As it was asked for.
+        /// The name or id that was asked for.
         name: String,
-        /// A name that looks alike.
+        /// A similar name.
         near: Option<String>,
     },
     /// No container by this name.
     #[error("{}: no such container{}", line(name), suggestion(near))]
     NoSuchContainer {
-        /// As it was asked for.
+        /// The name that was asked for.
         name: String,
-        /// A name that looks alike.
+        /// A similar name.
         near: Option<String>,
     },
-    /// An abbreviated id fits several images.
+    /// An abbreviated id matches several images.
     #[error("{}: fits several images ({candidates}); give more of the id", line(prefix))]
     Ambiguous {
-        /// As it was given.
+        /// The abbreviated id.
         prefix: String,
-        /// The images that fit.
+        /// The matching images.
         candidates: String,
     },
-    /// Text from the user that does not parse.
+    /// User input that cannot be parsed.
     #[error("{}: {}", line(what), line(reason))]
     Malformed {
         /// The text.
@@ -89,28 +89,28 @@ pub enum ImageError {
     /// A container's program cannot be started.
     #[error("{}: {}", line(program), line(reason))]
     CannotRun {
-        /// The program, or the directory it should start in.
+        /// The program, or the working directory.
         program: String,
-        /// Why.
+        /// The reason.
         reason: String,
-        /// It is not there at all, rather than no program.
+        /// True if it does not exist, false if it is not executable.
         missing: bool,
     },
-    /// A signal asked this process to end before its work was done; what it had begun was undone.
+    /// A signal asked this process to end before its work was done; the work was undone.
     #[error("interrupted")]
     Interrupted {
         /// The signal's number.
         signal: i32,
     },
-    /// Another process of this program failed and said why.
+    /// Another process of this program failed and reported why.
     #[error("{}", line(message))]
     Told {
         /// Its exit code.
         code: u8,
-        /// What it said.
+        /// Its message.
         message: String,
     },
-    /// A registry cannot be reached, refuses, or does not keep its word.
+    /// A registry cannot be reached, refuses, or breaks the protocol.
     #[error("{}: {}", line(place), line(reason))]
     Registry {
         /// The registry and the repository.
@@ -118,12 +118,12 @@ pub enum ImageError {
         /// What is wrong.
         reason: String,
     },
-    /// The store holds something that stands in the way.
+    /// The operation is refused because of the state of the store.
     #[error("{}: {}", line(what), line(reason))]
     Refused {
-        /// What was to be changed.
+        /// The object of the operation.
         what: String,
-        /// Why it is not.
+        /// The reason.
         reason: String,
     },
 }
@@ -143,13 +143,13 @@ impl ImageError {
         Self::Archive { archive: archive.into(), reason: reason.to_string() }
     }
 
-    /// Text that does not parse.
+    /// User input that cannot be parsed.
     pub fn malformed(what: impl Into<String>, reason: impl ToString) -> Self {
         Self::Malformed { what: what.into(), reason: reason.to_string() }
     }
 
-    /// The exit code of a `run` that fails so: 127 if there is no such program, 126 if it cannot be run, as shells have
-    /// them; 128 and the number of the signal that ended the work; else 125, as docker has it.
+    /// The exit code of a `run` that fails with this error: 127 if there is no such program and 126 if it cannot be
+    /// run, as in shells; 128 plus the number of the signal that ended the work; otherwise 125, as in docker.
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::CannotRun { missing: true, .. } => 127,
@@ -160,7 +160,7 @@ impl ImageError {
         }
     }
 
-    /// Something that is not done.
+    /// A refused operation.
     pub fn refused(what: impl Into<String>, reason: impl ToString) -> Self {
         Self::Refused { what: what.into(), reason: reason.to_string() }
     }
@@ -181,7 +181,7 @@ impl<T, E: Into<io::Error>> IoContext<T> for std::result::Result<T, E> {
     }
 }
 
-/// The candidate that looks most like `name`, if one looks alike enough to be worth suggesting.
+/// The candidate most similar to `name`, if it is similar enough to be suggested.
 pub(crate) fn nearest<'a>(name: &str, candidates: impl Iterator<Item = &'a str>) -> Option<String> {
     let limit = (name.chars().count() / 3).max(1);
     candidates

@@ -15,7 +15,7 @@ use super::spec::DOCUMENT_LIMIT;
 use super::{ImageError, IoContext, Result};
 use crate::confined;
 
-/// Makes the names in a directory durable.
+/// Writes the names in a directory to the disk.
 pub(crate) fn sync_dir(path: &Path) -> Result<()> {
     File::open(path).and_then(|dir| dir.sync_all()).at(path)
 }
@@ -33,7 +33,7 @@ pub(crate) fn read_limited(input: &mut dyn Read, name: &str) -> Result<Vec<u8>> 
     Ok(bytes)
 }
 
-/// Makes a directory unless it is there. It gets this mode whatever the umask is.
+/// Makes a directory unless it exists. Its mode does not depend on the umask.
 pub(crate) fn make_dir(path: &Path, mode: u32) -> Result<()> {
     match fs::DirBuilder::new().mode(mode).create(path) {
         Ok(()) => fs::set_permissions(path, fs::Permissions::from_mode(mode)).at(path),
@@ -42,10 +42,10 @@ pub(crate) fn make_dir(path: &Path, mode: u32) -> Result<()> {
     }
 }
 
-/// True if nothing has this name. A name that cannot be looked up, as in a directory that may not be searched, may be there.
+/// True if nothing has this name. If the lookup fails, for example because a directory may not be searched, the name may exist.
 ///
 /// # Errors
-/// When it cannot be looked up.
+/// When the lookup fails.
 pub(crate) fn is_gone(path: &Path) -> Result<bool> {
     match fs::symlink_metadata(path) {
         Ok(_) => Ok(false),
@@ -54,7 +54,7 @@ pub(crate) fn is_gone(path: &Path) -> Result<bool> {
     }
 }
 
-/// Removes a file or a whole directory. Succeeds if there is none.
+/// Removes a file or a whole directory. Succeeds if it does not exist.
 pub(crate) fn remove_tree(path: &Path) -> Result<()> {
     let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return Err(Errno::INVAL).at(path) };
     let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };

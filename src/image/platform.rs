@@ -1,12 +1,12 @@
-//! What an image runs on, and which image of several a machine takes. The rules are those of containerd's `platforms`
-//! package (`Normalize`, `Only`), which docker follows:
+//! The platform of an image, and the choice between images for several platforms. The rules are those of containerd's
+//! `platforms` package (`Normalize`, `Only`), which docker follows:
 //!
-//! - Names have one normal form: `x86_64` is `amd64`, `aarch64` is `arm64`, `armhf` is `arm/v7`, `i386` is `386`;
+//! - Names have a normal form: `x86_64` is `amd64`, `aarch64` is `arm64`, `armhf` is `arm/v7`, `i386` is `386`;
 //!   `arm` alone is `arm/v7`, `arm64/v8` is `arm64`, `amd64/v1` is `amd64`. Upper case counts as lower case.
-//! - A processor runs images of its own variant and of all below it, the closest first: `arm/v7` takes `v6` before `v5`,
-//!   `amd64/v3` takes `v2` before plain `amd64`. Plain `amd64` never takes `v2` or `v3`.
+//! - A processor runs images of its own variant and of all lower ones, the closest first: `arm/v7` takes `v6` before
+//!   `v5`, `amd64/v3` takes `v2` before plain `amd64`. Plain `amd64` never takes `v2` or `v3`.
 //! - The 32-bit sibling comes last: `386` for `amd64`, `arm` for `arm64`.
-//! - An image that names no variant at all may be any: it is taken where nothing fits better.
+//! - An image without a named variant may be for any: it is taken if nothing fits better.
 
 use std::fs;
 use std::path::Path;
@@ -23,7 +23,7 @@ impl Platform {
         Self::of_machine(std::env::consts::ARCH, &machine.machine().to_string_lossy())
     }
 
-    /// The platform of a program built for `architecture` on a machine that calls itself `machine`.
+    /// The platform of a program built for `architecture` on a machine that reports `machine`.
     fn of_machine(architecture: &str, machine: &str) -> Self {
         match architecture {
             "x86" => Self::new("386", None),
@@ -43,7 +43,7 @@ impl Platform {
         Self { architecture: architecture.to_owned(), os: "linux".to_owned(), variant, unknown: Map::new() }
     }
 
-    /// The same in the normal form of its names.
+    /// The platform with names in normal form.
     #[must_use]
     pub(crate) fn normalized(&self) -> Self {
         let os = match self.os.to_lowercase().as_str() {
@@ -75,12 +75,12 @@ impl Platform {
         Self { architecture: architecture.to_owned(), os, variant, unknown: self.unknown.clone() }
     }
 
-    /// True if it says nothing: indexes and configs of odd tools leave it empty.
+    /// True if all fields are empty, as in indexes and configs of some tools.
     pub(crate) fn is_unnamed(&self) -> bool {
         self.os.is_empty() && self.architecture.is_empty()
     }
 
-    /// How well an image for `self` runs where `wanted` does: the smaller, the better; none if it does not.
+    /// How well an image for `self` runs on `wanted`: smaller is better; `None` if it does not run.
     fn rank(&self, wanted: &Self) -> Option<usize> {
         let (ours, wanted) = (self.normalized(), wanted.normalized());
         if ours.os != wanted.os {
@@ -95,7 +95,7 @@ impl Platform {
         order.iter().position(is).or(any)
     }
 
-    /// What a processor runs, the best first. In normal form.
+    /// What a processor can run, the best first. In normal form.
     fn order(&self) -> Vec<(&str, String)> {
         let variant = self.variant.clone().unwrap_or_default();
         let own = self.architecture.as_str();
@@ -126,15 +126,15 @@ impl Platform {
         }
     }
 
-    /// True if an image for `self` runs where one for `wanted` does.
+    /// True if an image for `self` runs on `wanted`.
     pub fn serves(&self, wanted: &Self) -> bool {
         self.rank(wanted).is_some()
     }
 
-    /// Checks that a single image may be taken where `wanted` is wanted; one that does not say what it runs on may.
+    /// Checks that a single image may be used on `wanted`; an image that names no platform may.
     ///
     /// # Errors
-    /// The reason why not, with the option that takes it all the same.
+    /// The reason, with the option that overrides it.
     pub(crate) fn check_serves(&self, wanted: &Self) -> Result<(), String> {
         if self.is_unnamed() || self.serves(wanted) {
             return Ok(());
@@ -143,11 +143,11 @@ impl Platform {
         Err(format!("is for {own}, not for {}; --platform {own} takes it all the same", wanted.normalized()))
     }
 
-    /// Checks that this machine runs programs of an image for `self`: its own kind, or with an interpreter that is
-    /// registered with the kernel (binfmt_misc) in a way that works in containers.
+    /// Checks that this machine runs the programs of an image for `self`: natively, or with an interpreter
+    /// registered with the kernel (binfmt_misc) that works in containers.
     ///
     /// # Errors
-    /// The reason why not.
+    /// The reason why it does not.
     pub fn check_runs_here(&self) -> Result<(), String> {
         self.check_runs(&Self::host(), Path::new("/proc/sys/fs/binfmt_misc"))
     }
@@ -165,7 +165,7 @@ impl Platform {
             let entries = fs::read_dir(interpreters).ok()?;
             let texts = entries.flatten().filter_map(|entry| fs::read_to_string(entry.path()).ok());
             let mut fitting: Vec<String> = texts.filter(|text| interprets(text, &head)).collect();
-            // One with `F` first.
+            // Interpreters with the flag `F` come first.
             fitting.sort_by_key(|text| !is_fixed(text));
             fitting.into_iter().next()
         });
@@ -183,7 +183,7 @@ impl Platform {
     }
 }
 
-/// `v9.2` is all of `v8.7`.
+/// `v9.2` includes all of `v8.7`.
 fn arm64_order<'a>(own: &'a str, variant: &str) -> Vec<(&'a str, String)> {
     let parts = |text: &str| -> Option<(u32, u32)> {
         let text = text.strip_prefix('v')?;
@@ -207,7 +207,7 @@ fn arm64_order<'a>(own: &'a str, variant: &str) -> Vec<(&'a str, String)> {
 }
 
 impl Index {
-    /// The entry that runs best on a platform; where entries do not say what they are for, the first of those.
+    /// The entry that runs best on a platform; if entries name no platform, the first one.
     pub(crate) fn choose(&self, wanted: &Platform) -> Option<&Descriptor> {
         let candidates = || self.descriptors().filter(|entry| !entry.is_attestation());
         let named = |entry: &Descriptor| entry.platform.clone().filter(|platform| !platform.is_unnamed());
@@ -226,7 +226,7 @@ impl Index {
     }
 }
 
-/// The beginning of a program for an architecture, as binfmt_misc looks at it; none for one that is not known.
+/// The beginning of a program for an architecture, as binfmt_misc sees it; `None` for an unknown architecture.
 fn elf_head(architecture: &str) -> Option<[u8; 20]> {
     const LITTLE: u8 = 1;
     const BIG: u8 = 2;
@@ -252,7 +252,7 @@ fn elf_head(architecture: &str) -> Option<[u8; 20]> {
     Some(head)
 }
 
-/// True if an entry of binfmt_misc (`Documentation/admin-guide/binfmt-misc.rst`) is enabled and takes such a program.
+/// True if an entry of binfmt_misc (`Documentation/admin-guide/binfmt-misc.rst`) is enabled and accepts such a program.
 fn interprets(entry: &str, head: &[u8]) -> bool {
     let value = |name: &str| entry.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
     let bytes = |text: &str| -> Option<Vec<u8>> {
@@ -273,7 +273,7 @@ fn interprets(entry: &str, head: &[u8]) -> bool {
     entry.lines().next() == Some("enabled") && fits
 }
 
-/// True for an interpreter that was opened when it was registered, so that containers need not have it.
+/// True for an interpreter that was opened at its registration, so that containers need not have it.
 fn is_fixed(entry: &str) -> bool {
     entry.lines().any(|line| line.strip_prefix("flags:").is_some_and(|flags| flags.contains('F')))
 }
@@ -286,7 +286,7 @@ impl std::fmt::Display for Platform {
     }
 }
 
-/// In normal form. A lone word is an operating system's name (`linux`) or an architecture's.
+/// In normal form. A single word is the name of an operating system (`linux`) or of an architecture.
 impl std::str::FromStr for Platform {
     type Err = ImageError;
 
@@ -364,7 +364,7 @@ mod tests {
         }
     }
 
-    /// An index with an entry for each platform; `-` names none.
+    /// An index with an entry for each platform; `-` stands for an entry without one.
     fn index(platforms: &[&str]) -> Index {
         let entry = |text: &&str| {
             let mut entry = Descriptor::of(MANIFEST, text.as_bytes());

@@ -25,8 +25,8 @@ impl Reference {
         format!("{}/{}:{}", self.domain, self.path, self.tag)
     }
 
-    /// The repository in the short form that docker shows: `debian`. One whose short form would name another registry
-    /// keeps the long one.
+    /// The repository in the short form that docker shows: `debian`. If the short form would name another registry,
+    /// returns the long one.
     pub fn repository(&self) -> String {
         let full = || format!("{}/{}", self.domain, self.path);
         if self.domain != DEFAULT_DOMAIN {
@@ -44,12 +44,12 @@ impl Reference {
         &self.domain
     }
 
-    /// The repository as its registry calls it: `library/debian`.
+    /// The repository's name in its registry: `library/debian`.
     pub fn path(&self) -> &str {
         &self.path
     }
 
-    /// A digest in the repository, in the short form that docker shows: `debian@sha256:…`.
+    /// A digest in the repository, in docker's short form: `debian@sha256:…`.
     pub fn at_digest(&self, digest: &Digest) -> String {
         format!("{}@{digest}", self.repository())
     }
@@ -59,8 +59,8 @@ impl Reference {
         &self.tag
     }
 
-    /// The same tag of the repository that podman keeps local images under (`localhost/NAME`), for a name that
-    /// was given without a domain.
+    /// The same tag in the repository that podman uses for local images (`localhost/NAME`), if the name was
+    /// given without a domain.
     pub fn at_localhost(&self) -> Option<Self> {
         let name = self.path.strip_prefix(DEFAULT_NAMESPACE).unwrap_or(&self.path);
         (self.domain == DEFAULT_DOMAIN).then(|| Self {
@@ -160,14 +160,14 @@ fn is_path_component(component: &str) -> bool {
         .all(|separator| matches!(separator, b"" | b"." | b"_" | b"__") || separator.iter().all(|&b| b == b'-'))
 }
 
-/// What a user may write where an image is wanted.
+/// How a user can name an image.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ImageQuery {
-    /// A name, and a digest that the manifest must have if one was given.
+    /// A name, and the manifest's digest if one was given.
     Named(Reference, Option<Digest>),
-    /// A digest or the beginning of one, in hexadecimal.
+    /// A digest or its beginning, in hexadecimal.
     Id(String),
-    /// Either: `cafe` names a repository and may begin an id.
+    /// Either: `cafe` names a repository, but may also begin an id.
     NamedOrId(Reference, String),
 }
 

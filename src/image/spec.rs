@@ -17,7 +17,7 @@ pub const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 pub const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 /// Media type of an OCI config.
 pub const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
-/// Media type of a layer that is not compressed; `+gzip` and `+zstd` follow for those that are.
+/// Media type of an uncompressed layer; `+gzip` and `+zstd` are appended for compressed ones.
 pub const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 /// Media type of docker's manifest, schema 2.
 pub(crate) const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
@@ -39,26 +39,26 @@ pub type Annotations = BTreeMap<String, String>;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", remote = "Self")]
 pub struct Descriptor {
-    /// What the blob is; docker-archives and some indexes leave it out.
+    /// The type of the blob; docker-archives and some indexes leave it out.
     #[serde(default)]
     pub media_type: String,
     /// The blob's digest.
     pub digest: Digest,
     /// The blob's size in bytes.
     pub size: u64,
-    /// Of an index's entry: what the image runs on.
+    /// In an entry of an index: the platform of the image.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub platform: Option<Platform>,
-    /// Free notes.
+    /// Annotations.
     #[serde(default, skip_serializing_if = "Annotations::is_empty")]
     pub annotations: Annotations,
-    /// What this program does not know (`urls`, `artifactType`, …).
+    /// Unknown fields (`urls`, `artifactType`, …).
     #[serde(flatten)]
     pub unknown: Map<String, Value>,
 }
 
 impl Descriptor {
-    /// A descriptor with nothing but the three fields that all have.
+    /// A descriptor with only the three required fields.
     pub fn new(media_type: impl Into<String>, digest: Digest, size: u64) -> Self {
         let media_type = media_type.into();
         Self { media_type, digest, size, platform: None, annotations: Annotations::new(), unknown: Map::new() }
@@ -74,12 +74,12 @@ impl Descriptor {
         matches!(essence(&self.media_type).as_str(), INDEX | DOCKER_INDEX)
     }
 
-    /// True for an image's manifest, OCI's or docker's.
+    /// True for the manifest of an image, OCI's or docker's.
     pub(crate) fn is_manifest(&self) -> bool {
         matches!(essence(&self.media_type).as_str(), MANIFEST | DOCKER_MANIFEST)
     }
 
-    /// True for a type that servers and old tools give to anything: what it is, its content says.
+    /// True for a type that servers and old tools use for anything; the content then decides.
     pub(crate) fn is_of_any_type(&self) -> bool {
         is_unspecific(&essence(&self.media_type))
     }
@@ -91,7 +91,7 @@ impl Descriptor {
     }
 }
 
-/// What an image runs on.
+/// A platform.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Platform {
     /// `amd64`, `arm64`, … in Go's names.
@@ -123,19 +123,19 @@ pub struct Manifest {
     /// The layers, the lowest first.
     #[serde(default)]
     pub layers: Vec<Descriptor>,
-    /// What this program does not know.
+    /// Unknown fields.
     #[serde(flatten)]
     pub unknown: Map<String, Value>,
 }
 
 impl Manifest {
-    /// An OCI manifest of these parts.
+    /// An OCI manifest with these parts.
     pub fn new(config: Descriptor, layers: Vec<Descriptor>) -> Self {
         Self { schema_version: 2, media_type: Some(MANIFEST.to_owned()), config, layers, unknown: Map::new() }
     }
 }
 
-/// An entry of an index; foreign ones (other digest algorithms, other shapes) are carried along unread.
+/// An entry of an index. Foreign entries (other digest algorithms, other shapes) are kept unchanged.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum IndexEntry {
@@ -171,10 +171,10 @@ pub struct Index {
     /// [`INDEX`] or docker's manifest list.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub media_type: Option<String>,
-    /// What it lists.
+    /// The entries.
     #[serde(default)]
     pub manifests: Vec<IndexEntry>,
-    /// What this program does not know.
+    /// Unknown fields.
     #[serde(flatten)]
     pub unknown: Map<String, Value>,
 }
@@ -197,12 +197,12 @@ fn essence(media_type: &str) -> String {
     media_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
 }
 
-/// Types that registries and tools have written where they knew none (moby, `distribution`, `ImageTypes`).
+/// Types that registries and tools have used for want of a better one (moby, `distribution`, `ImageTypes`).
 fn is_unspecific(essence: &str) -> bool {
     matches!(essence, "" | "application/octet-stream" | "application/json" | "text/html" | "text/plain")
 }
 
-/// True for the types that configs of images are given; others belong to artifacts.
+/// True for media types of image configs; others belong to artifacts.
 pub(crate) fn is_image_config(media_type: &str) -> bool {
     let docker = "application/vnd.docker.container.image.v1+json";
     let essence = essence(media_type);
@@ -229,12 +229,12 @@ pub fn serialize(name: &str, document: &impl Serialize) -> Result<Vec<u8>> {
     serde_json::to_vec(document).map_err(|error| ImageError::document(name, error))
 }
 
-/// The only version of manifests and indexes that there is.
+/// The only version of manifests and indexes.
 fn two() -> u32 {
     2
 }
 
-/// Each of these is read as moby reads it, whoever reads it (see [`document`]), and written as it is.
+/// Each of these is always read as by moby (see [`document`]), and written unchanged.
 macro_rules! read_as_moby_reads {
     ($($name:ident: $shape:ident),*) => {$(
         impl<'de> Deserialize<'de> for $name {

@@ -1,4 +1,4 @@
-//! Times as image documents write them: RFC 3339 in UTC. Only what images need, so that no date crate is.
+//! Times in image documents: RFC 3339 in UTC. Only what images need, which saves a date crate.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -14,11 +14,11 @@ pub struct Timestamp {
 /// 0001-01-01T00:00:00Z.
 const GO_ZERO: i64 = -62_135_596_800;
 
-/// The first second of the year 0, and the last of 9999: what RFC 3339 can write.
+/// The first second of the year 0, and the last of 9999: the range of RFC 3339.
 pub const WRITABLE: std::ops::RangeInclusive<i64> = -62_167_219_200..=253_402_300_799;
 
 impl Timestamp {
-    /// The time to stamp a new image with: `source_date_epoch` if given, else now.
+    /// The time stamp for a new image: `source_date_epoch` if given, otherwise now.
     pub(crate) fn now_or(source_date_epoch: Option<i64>) -> Self {
         match source_date_epoch {
             Some(seconds) => Self { seconds, nanoseconds: 0 },
@@ -26,22 +26,22 @@ impl Timestamp {
         }
     }
 
-    /// The clock's time; the epoch if the clock stands before it.
+    /// The clock's time, but not before the epoch.
     pub fn now() -> Self {
         Self::from(SystemTime::now())
     }
 
-    /// So many seconds since 1970.
+    /// The time `seconds` after the epoch.
     pub fn at(seconds: i64) -> Self {
         Self { seconds, nanoseconds: 0 }
     }
 
-    /// So many seconds before this time.
+    /// The time `seconds` before this one.
     pub fn earlier(self, seconds: i64) -> Self {
         Self { seconds: self.seconds.saturating_sub(seconds), ..self }
     }
 
-    /// Reads an RFC 3339 time with `Z` or a numeric offset.
+    /// Parses an RFC 3339 time with `Z` or a numeric offset.
     pub fn parse(text: &str) -> Option<Self> {
         let number = |range: std::ops::Range<usize>| -> Option<i64> {
             let digits = text.get(range)?;
@@ -57,7 +57,7 @@ impl Timestamp {
         let (year, month, day) = (number(0..4)?, number(5..7)?, number(8..10)?);
         let (hour, minute, second) = (number(11..13)?, number(14..16)?, number(17..19)?);
         let days = days_from_civil(year, month, day);
-        // A day that the month does not have is another one when it is written again.
+        // A day that the month does not have would be written as another day.
         if !(1..=12).contains(&month) || civil_from_days(days) != (year, month, day) {
             return None;
         }
@@ -73,7 +73,7 @@ impl Timestamp {
         Some(Self { seconds: days * 86_400 + in_day - offset, nanoseconds })
     }
 
-    /// True for the zero of Go's times, the beginning of the year 1, which stands for no time at all.
+    /// True for the zero of Go's times, the beginning of the year 1, which means that there is no time.
     pub fn is_zero(self) -> bool {
         self == Self { seconds: GO_ZERO, nanoseconds: 0 }
     }
@@ -141,7 +141,7 @@ fn parse_offset(zone: &str) -> Option<i64> {
     Some(sign * (number(hours, 23)? * 3600 + number(minutes, 59)? * 60))
 }
 
-/// Days since 1970-01-01 of a date of the proleptic Gregorian calendar (Howard Hinnant, "chrono-compatible
+/// Days from 1970-01-01 to a date of the proleptic Gregorian calendar (Howard Hinnant, "chrono-compatible
 /// low-level date algorithms").
 fn days_from_civil(year: i64, month: i64, day: i64) -> i64 {
     let year = if month <= 2 { year - 1 } else { year };

@@ -1,4 +1,4 @@
-//! Long work in the background, in a process of its own.
+//! Long work in a background process.
 
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
@@ -12,10 +12,10 @@ use crate::sys::fork::fork_apart;
 use super::Abandoned;
 
 impl Abandoned {
-    /// Removes it in a process of its own, or at once if there can be none.
+    /// Removes it in a background process, or at once if none can be started.
     ///
     /// # Errors
-    /// When something cannot be removed.
+    /// When a file cannot be removed.
     pub fn remove_apart(self) -> Result<()> {
         let begun = open_dir(self.path()).map(|dir| fork_apart(dir, remove_dir));
         match begun {
@@ -25,8 +25,8 @@ impl Abandoned {
     }
 }
 
-/// Makes the inventory of a new layer in a process of its own: the next mount finds names in it faster. A layer is as good
-/// without.
+/// Makes the inventory of a new layer in a background process, so that the next mount finds names in it faster. Best
+/// effort: the layer works without.
 pub fn list_apart(layer: &CheckpointLayer) {
     match layer.open().map(|dir| fork_apart(dir, list_dir)) {
         Ok(Ok(())) => {}
@@ -46,7 +46,7 @@ fn remove_dir(dir: OwnedFd) -> ! {
 }
 
 fn list_dir(dir: OwnedFd) -> ! {
-    // Whatever else there is to do comes first.
+    // Everything else has priority.
     let gentle = rustix::process::nice(19).is_ok();
     let listed = path_of(&dir).is_some_and(|path| inventory::write(&path).is_ok());
     std::process::exit(i32::from(!(gentle && listed)))

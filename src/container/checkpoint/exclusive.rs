@@ -1,4 +1,4 @@
-//! Making sure that nothing else uses an upper directory that is about to be replaced.
+//! Makes sure that nothing else uses an upper directory that will be replaced.
 
 use std::collections::HashSet;
 use std::ffi::OsStr;
@@ -16,12 +16,12 @@ use crate::confined::mountinfo;
 use crate::image::{ImageError, IoContext, Result};
 use crate::store::retry_interrupted;
 
-/// Locks that every mount of stratafs holds too.
+/// Locks that every stratafs mount holds too.
 pub(super) struct Held {
     _locks: Vec<DirLock>,
 }
 
-/// Takes the upper and the work directory of a container, which is not mounted here, for this process.
+/// Locks the upper and the work directory of a container that is not mounted here.
 ///
 /// # Errors
 /// When another mount uses the upper.
@@ -42,7 +42,7 @@ pub(super) fn hold(container: &Container) -> Result<Held> {
 pub(super) fn lock(dir: &Path) -> Result<DirLock> {
     let file = File::open(dir).at(dir)?;
     match retry_interrupted(|| flock(&file, FlockOperation::NonBlockingLockExclusive)) {
-        // No locks on this file system: then no mount has one either.
+        // If this file system has no locks, no mount has one either.
         Ok(()) | Err(Errno::NOLCK | Errno::OPNOTSUPP | Errno::NOSYS) => Ok(DirLock(Some(file))),
         Err(Errno::WOULDBLOCK) => {
             Err(ImageError::refused(dir.display().to_string(), "is in use by another mount; unmount that first"))
@@ -51,9 +51,9 @@ pub(super) fn lock(dir: &Path) -> Result<DirLock> {
     }
 }
 
-/// Where the kernel's overlayfs has this upper mounted, in any mount namespace that this process can look into. Namespaces
-/// that are copies of this one still have mounts that were unmounted here: what is at `usual` elsewhere is taken for such a
-/// copy, which is unused.
+/// Where the kernel's overlayfs has mounted this upper, in any mount namespace that this process can inspect. Namespaces
+/// that are copies of this one may still have mounts that were unmounted here: a mount at `usual` in another namespace
+/// counts as such a copy, which is unused.
 fn overlay_on(upper: &Path, usual: &Path) -> Result<Option<PathBuf>> {
     let own = fs::metadata(upper).at(upper)?;
     let here = fs::read_link("/proc/self/ns/mnt").at("/proc/self/ns/mnt")?;
@@ -63,7 +63,7 @@ fn overlay_on(upper: &Path, usual: &Path) -> Result<Option<PathBuf>> {
         if !entry.file_name().as_bytes().iter().all(u8::is_ascii_digit) {
             continue;
         }
-        // What ends meanwhile is gone, and what is not ours cannot be read.
+        // Processes that end in the meantime are skipped, and so are those of other users, which cannot be read.
         let Ok(namespace) = fs::read_link(entry.path().join("ns/mnt")) else { continue };
         let is_here = namespace == here;
         if !seen.insert(namespace) {
@@ -87,7 +87,7 @@ fn overlay_on(upper: &Path, usual: &Path) -> Result<Option<PathBuf>> {
     Ok(None)
 }
 
-/// The upper directory among the options of an overlayfs. The kernel writes a comma in it as three octal digits.
+/// The upper directory in the options of an overlayfs. The kernel writes a comma in it as three octal digits.
 fn upper_of(options: &[u8]) -> Option<PathBuf> {
     let value = options.split(|&byte| byte == b',').find_map(|option| option.strip_prefix(b"upperdir="))?;
     Some(PathBuf::from(mountinfo::unescape(OsStr::from_bytes(value).as_bytes())))

@@ -1,4 +1,4 @@
-//! Another container that begins where one is, or was.
+//! Forks: a new container that begins with the files that another one has, or had.
 
 use std::fs;
 
@@ -15,8 +15,8 @@ use crate::store::Store;
 use crate::union::layer::chain::new_id;
 
 impl Container {
-    /// Makes the container `name` with the files that this one has at a checkpoint, or now. Both stand on the same layers. It
-    /// is not mounted yet.
+    /// Makes the container `name` with the files that this one has at a checkpoint, or now if there is none. Both use the
+    /// same layers. The new one is not mounted.
     ///
     /// # Errors
     /// When there is no such checkpoint, or the name is taken or malformed.

@@ -1,4 +1,4 @@
-//! Stopping a container's processes for a moment.
+//! Stops a container's processes for a moment.
 
 use std::fs;
 use std::io::{PipeWriter, Read, Write, pipe};
@@ -11,10 +11,10 @@ use serde_json::Value;
 use super::super::Container;
 use crate::sys::fork::{Forked, fork};
 
-/// Longest wait until all processes have stopped. One that waits for a disk stops when that answers.
+/// Longest wait until all processes have stopped. A process that waits for a disk stops when the disk answers.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// The control file of a freezer, what to write to it, and how it says that all is frozen.
+/// The control file of a freezer, what to write to it, and how it shows that all processes are frozen.
 struct Freezer {
     control: PathBuf,
     freeze: &'static str,
@@ -24,7 +24,7 @@ struct Freezer {
 }
 
 impl Freezer {
-    /// That of a cgroup, in version 2 or 1 of the hierarchy.
+    /// The freezer of a cgroup, in version 2 or 1 of the hierarchy.
     fn of(cgroup: &str, mounted: &Path) -> Option<Self> {
         let below = |top: &str| mounted.join(top).join(cgroup.trim_start_matches('/'));
         let (two, one) = (below(""), below("freezer"));
@@ -50,19 +50,18 @@ impl Freezer {
     }
 }
 
-/// A container whose processes stand still until this is dropped. If this process is killed meanwhile, a second one lets
-/// them go on.
+/// A container whose processes are frozen until this is dropped. If this process is killed, a second process thaws them.
 pub(super) struct Frozen {
     freezer: Freezer,
     guard: Option<(PipeWriter, Pid)>,
 }
 
-/// Freezes the processes of a container, where its runtime has put them into a cgroup that this process may freeze.
+/// Freezes the processes of a container, if its runtime has put them into a cgroup that this process may freeze.
 pub(super) fn freeze(container: &Container) -> Option<Frozen> {
     let document = fs::read(container.dir.join("config.json")).ok()?;
     let document: Value = serde_json::from_slice(&document).ok()?;
     let freezer = Freezer::of(document["linux"]["cgroupsPath"].as_str()?, Path::new("/sys/fs/cgroup"))?;
-    // Somebody has paused it, and wants it to stay so.
+    // A container that was paused by a user must stay paused.
     if freezer.is_frozen() {
         return None;
     }
@@ -74,7 +73,7 @@ fn frozen_by(freezer: Freezer) -> std::io::Result<Frozen> {
     let child = match fork()? {
         Forked::Child => {
             drop(end);
-            // Not to be killed with the terminal's other processes.
+            // The second process must not be killed together with the terminal's other processes.
             let separate = rustix::process::setsid();
             let mut told = Vec::new();
             let thawed = ended.read_to_end(&mut told);
@@ -98,7 +97,7 @@ impl Drop for Frozen {
     fn drop(&mut self) {
         let thawed = fs::write(&self.freezer.control, self.freezer.thaw);
         let Some((mut end, child)) = self.guard.take() else { return };
-        // If that failed, the second process tries it too.
+        // If that failed, the second process tries again.
         let told = if thawed.is_ok() { end.write_all(b"!") } else { Ok(()) };
         drop(end);
         let reaped = waitpid(Some(child), WaitOptions::empty());

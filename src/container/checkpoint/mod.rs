@@ -1,7 +1,7 @@
-//! Checkpoints of containers: remembered states of their files, to go back to and to make further containers of.
+//! Checkpoints of containers: named states of their files, for going back and for making further containers.
 //!
-//! A checkpoint puts the container's upper aside as a layer ([`crate::store::checkpoints`]) and gives it an empty one. Nothing
-//! is copied. If the container is mounted, its driver does that between two requests; else it is done here.
+//! A checkpoint moves the container's upper aside as a layer ([`crate::store::checkpoints`]) and gives the container an empty
+//! one. Nothing is copied. If the container is mounted, its driver does that between two requests; otherwise this module does it.
 
 mod apart;
 mod exclusive;
@@ -40,13 +40,13 @@ pub use tidy::tidy;
 pub struct Checkpoint {
     /// Its name.
     pub name: String,
-    /// When it was made.
+    /// Time of creation.
     pub created: Timestamp,
-    /// What the container had changed by then, on top of the layer below.
+    /// The container's changes at that time, on top of the layer below.
     pub layer: CheckpointLayer,
 }
 
-/// Splits `CONTAINER@CHECKPOINT`. No container's name has an `@` in it.
+/// Splits `CONTAINER@CHECKPOINT`. No container name contains an `@`.
 pub fn split_name(text: &str) -> (&str, Option<&str>) {
     text.split_once('@').map_or((text, None), |(container, checkpoint)| (container, Some(checkpoint)))
 }
@@ -87,7 +87,7 @@ impl Container {
         Err(ImageError::refused(format!("{}@{name}", self.name), format!("no such checkpoint{near}")))
     }
 
-    /// The checkpoint layers that its upper stands on, the topmost first.
+    /// The checkpoint layers below its upper, the topmost first.
     ///
     /// # Errors
     /// When one is missing.
@@ -105,10 +105,10 @@ impl Container {
         })
     }
 
-    /// Remembers the container's files as they are under a name.
+    /// Remembers the container's present files under a name.
     ///
     /// # Errors
-    /// When the name is taken or malformed, something else uses the upper, or the disk is full. Then nothing has changed.
+    /// When the name is taken or malformed, something else uses the upper, or the disk is full. Nothing has changed on an error.
     pub fn create_checkpoint(&self, store: &Store, name: &str) -> Result<Checkpoint> {
         check_checkpoint_name(name)?;
         let _chains = store.lock_chains()?;
@@ -117,7 +117,7 @@ impl Container {
         Ok(Checkpoint { name: name.to_owned(), created: Timestamp::now(), layer })
     }
 
-    /// Removes a checkpoint. Its layer goes with the next [`tidy`], if nothing stands on it.
+    /// Removes a checkpoint. The next [`tidy`] removes its layer, unless another layer depends on it.
     ///
     /// # Errors
     /// When there is none of this name.
@@ -128,7 +128,7 @@ impl Container {
         self.remove_name(name)
     }
 
-    /// True if its removal may leave layers that nothing needs.
+    /// True if the container's removal may leave layers that nothing needs.
     pub(super) fn has_layers(&self) -> bool {
         let stands_on_one = || {
             let upper = self.open_upper()?;
@@ -155,7 +155,7 @@ impl Container {
         sync_dir(&self.dir.join("checkpoints"))
     }
 
-    /// Makes a layer of the upper. The caller holds the locks of the chains and of the container.
+    /// Turns the upper into a layer. The caller holds the locks of the chains and of the container.
     fn put_aside(&self, store: &Store, name: Option<&str>) -> Result<CheckpointLayer> {
         let mut running = self.running()?;
         let mark = self.own_mark(store)?;
@@ -168,7 +168,8 @@ impl Container {
         self.settle(store, mark.id, name, done)
     }
 
-    /// After the upper was exchanged, or was not: the layer, or the error with everything as it was.
+    /// Called after the exchange of the upper succeeded or failed: returns the layer, or restores everything
+    /// and returns the error.
     fn settle(&self, store: &Store, id: ChainId, name: Option<&str>, done: Result<()>) -> Result<CheckpointLayer> {
         let layer = store.checkpoint_layer(id)?;
         match (done, layer) {
@@ -176,7 +177,7 @@ impl Container {
             (Ok(()), None) => {
                 Err(ImageError::refused(&self.name, "its driver says that it made a checkpoint, but has not"))
             }
-            // It happened, but may not be on the disk.
+            // The exchange happened, but may not be on the disk.
             (Err(error), Some(_)) => Err(error),
             (Err(error), None) => {
                 self.give_up(store, id, name);
@@ -185,7 +186,7 @@ impl Container {
         }
     }
 
-    /// Takes back what [`reserve`](Self::reserve) made.
+    /// Undoes [`reserve`](Self::reserve).
     fn give_up(&self, store: &Store, id: ChainId, name: Option<&str>) {
         let named = name.map_or(Ok(()), |name| self.remove_name(name));
         if let Err(error) = named.and_then(|()| remove_tree(&store.checkpoint_entry(id))) {
@@ -193,7 +194,7 @@ impl Container {
         }
     }
 
-    /// The mark of the upper, which gets one if it has none.
+    /// The mark of the upper; an upper without one gets one.
     fn own_mark(&self, store: &Store) -> Result<Chain> {
         let (upper, path) = (self.open_upper()?, self.upper());
         let mark = match mark_of(upper.as_fd(), &path)? {
@@ -212,8 +213,8 @@ impl Container {
         }
     }
 
-    /// Makes the place of the layer that the upper is to become, and its name. Neither counts before the layer is there.
-    /// What an interrupted checkpoint left of either goes away.
+    /// Makes the place of the future layer, and its name. Neither has an effect before the layer is there.
+    /// Leftovers of an interrupted checkpoint are removed.
     fn reserve(&self, store: &Store, id: ChainId, name: Option<&str>) -> Result<PathBuf> {
         for stale in names_in(&self.dir)?.into_iter().filter(|named| named.id == id) {
             self.remove_name(&stale.name)?;
@@ -241,7 +242,7 @@ impl Container {
     }
 }
 
-/// The mark of a new container's upper. A file system without attributes keeps no marks, and no checkpoints.
+/// Sets the mark of a new container's upper. On a file system without attributes there are no marks, and no checkpoints.
 pub(super) fn mark_new_upper(upper: &Path) -> Result<()> {
     let dir = crate::image::files::open_dir(upper)?;
     let chain = Chain { id: new_id().at(upper)?, below: None };
@@ -252,7 +253,7 @@ pub(super) fn mark_new_upper(upper: &Path) -> Result<()> {
     }
 }
 
-/// True if a file or directory is not there.
+/// True if a file or directory does not exist.
 fn is_missing(error: &ImageError) -> bool {
     matches!(error, ImageError::Io { source, .. } if source.kind() == ErrorKind::NotFound)
 }

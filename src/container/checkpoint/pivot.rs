@@ -1,4 +1,4 @@
-//! Replacing the upper of a container that is not mounted.
+//! Replaces the upper of a container that is not mounted.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
@@ -13,18 +13,18 @@ use crate::image::{ImageError, IoContext, Result};
 use crate::marks::chain::Chain;
 use crate::union::layer::chain::{chain_namespace, copy_root, write_chain};
 
-/// Exchanges the container's upper with an empty directory, made at `place`, that has the attributes of `root` and the mark
-/// `chain`. All of it is on the disk then.
+/// Exchanges the container's upper with an empty directory made at `place`, which has the attributes of `root` and the mark
+/// `chain`. Everything is on the disk when this returns.
 ///
-/// # Errors
-/// When something uses the upper, or the disk is full. If the exchange did not happen, nothing is at `place`.
+/// When the file system cannot exchange names.
+/// When another program uses the upper, or the disk is full. If the exchange did not happen, nothing is at `place`.
 pub(super) fn exchange(container: &Container, root: &Path, place: &Path, chain: &Chain) -> Result<()> {
     let upper = container.upper();
     let _held = exclusive::hold(container)?;
     drop_index(&container.work())?;
     let made = make_empty(root, place, chain);
     let exchanged = made.and_then(|empty| {
-        // Whoever may mount the upper the moment after waits until this is over.
+        // A mount that starts right after the exchange waits for this lock.
         let _lock = exclusive::lock(place)?;
         syncfs(&empty).at(place)?;
         swap(place, &upper)
@@ -57,7 +57,7 @@ pub(super) fn mark_root(from: &OwnedFd, empty: &OwnedFd, chain: &Chain) -> Resul
 
 /// Exchanges two directories in one step.
 ///
-/// # Errors
+/// When the file system cannot exchange names.
 /// When the file system cannot do that.
 pub(super) fn swap(one: &Path, other: &Path) -> Result<()> {
     match renameat_with(CWD, one, CWD, other, RenameFlags::EXCHANGE) {
@@ -68,12 +68,12 @@ pub(super) fn swap(one: &Path, other: &Path) -> Result<()> {
     }
 }
 
-/// Brings the names of two directories to the disk.
+/// Writes the names of two directories to the disk.
 pub(super) fn sync_both(one: &Path, other: &Path) -> Result<()> {
     [one, other].iter().filter_map(|path| path.parent()).try_for_each(sync_dir)
 }
 
-/// An index (`index=on`) belongs to one upper. An empty one is made again by the next mount that wants it.
+/// An index (`index=on`) belongs to one upper. The next mount that wants one makes a new, empty one.
 fn drop_index(work: &Path) -> Result<()> {
     let index = work.join("index");
     match unlinkat(CWD, &index, AtFlags::REMOVEDIR) {

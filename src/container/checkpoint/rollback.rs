@@ -10,7 +10,7 @@ use crate::marks::chain::Chain;
 use crate::store::Store;
 use crate::union::layer::chain::new_id;
 
-/// The state that a rollback left behind and that is not kept. It is still on the disk.
+/// The abandoned state after a rollback that keeps nothing. It is still on the disk.
 #[derive(Debug)]
 #[must_use]
 pub struct Abandoned(PathBuf);
@@ -20,25 +20,24 @@ impl Abandoned {
         &self.0
     }
 
-    /// Removes it, which takes as long as there are files.
+    /// Removes it; the time depends on the number of files.
     ///
     /// # Errors
-    /// When something cannot be removed. The next command that writes to the store removes it.
+    /// When a file cannot be removed. The next command that writes to the store removes the rest.
     pub fn remove(self) -> Result<()> {
         remove_tree(&self.0)
     }
 }
 
 impl Container {
-    /// Makes the container's files those of a checkpoint again. What they are now is kept under the name `keep`, or is
-    /// abandoned.
+    /// Makes the container's files those of a checkpoint again. The present files are kept under the name `keep`, or abandoned.
     ///
     /// # Errors
     /// When there is no such checkpoint, `keep` is taken or malformed, something else uses the upper, or the disk is full.
-    /// Then nothing has changed.
+    /// Nothing has changed on an error.
     pub fn rollback(&self, store: &Store, name: &str, keep: Option<&str>) -> Result<Option<Abandoned>> {
         keep.map_or(Ok(""), check_checkpoint_name)?;
-        // A writer that is alone empties `tmp`; it must not do so while this one does.
+        // A writer that holds the store alone empties `tmp`, which must not happen while this one works.
         let _store = store.lock_shared()?;
         let _chains = store.lock_chains()?;
         let _change = self.lock_change()?;

@@ -1,4 +1,4 @@
-//! Containers that are mounted: their drivers are asked.
+//! Checkpoints of mounted containers: requests to their drivers.
 
 use std::collections::HashSet;
 use std::io::ErrorKind;
@@ -13,7 +13,7 @@ use crate::store::Store;
 use crate::store::checkpoints::CheckpointLayer;
 use crate::union::layer::chain::new_id;
 
-/// Paths as a request holds them.
+/// Paths in the form that requests use.
 fn texts(paths: &[PathBuf]) -> Result<Vec<String>> {
     paths.iter().map(|path| text(path).at(path)).collect()
 }
@@ -22,7 +22,7 @@ impl Container {
     /// The driver of its mount; `None` if it is not mounted.
     ///
     /// # Errors
-    /// When it is mounted by something that cannot be asked.
+    /// When it is mounted by something that takes no requests.
     pub(super) fn running(&self) -> Result<Option<Client>> {
         let refused = |reason: &str| Err(ImageError::refused(&self.name, reason));
         if self.record.driver == Driver::Stratafs {
@@ -45,16 +45,16 @@ impl Container {
         ImageError::refused(&self.name, error.to_string())
     }
 
-    /// Has the driver make a layer of its upper, at `place`.
+    /// Asks the driver to turn its upper into a layer at `place`.
     pub(super) fn ask_for_checkpoint(&self, mount: &mut Client, place: &Path, next: &Chain) -> Result<()> {
         let request = Request::Checkpoint { place: text(place).at(place)?, id: next.id.to_string(), sync: true };
         let state = mount.ask(&Request::State).map_err(|error| self.told(&error))?;
-        // Only the contents of files that are open for writing are copied, and may change meanwhile.
+        // Only the contents of files that are open for writing are copied, and only they can change in the meantime.
         let _frozen = (state.writers != Some(0)).then(|| freeze::freeze(self)).flatten();
         mount.ask(&request).map(drop).map_err(|error| self.told(&error))
     }
 
-    /// Has the driver stand on the layer below `next`, with an empty upper. The old upper goes to `place`.
+    /// Asks the driver to use the layer below `next`, with an empty upper. The old upper goes to `place`.
     pub(super) fn ask_to_switch(&self, store: &Store, mount: &mut Client, place: &Path, next: &Chain) -> Result<()> {
         let lowers = texts(&self.lower_dirs(store, &store.chain(next.below)?)?)?;
         let place = text(place).at(place)?;
@@ -63,7 +63,7 @@ impl Container {
     }
 }
 
-/// The mounted containers that stand on one of these layers, with their drivers, as far as those can be asked.
+/// The mounted containers that use one of these layers, each with its driver if that takes requests.
 pub(super) fn users_of(store: &Store, layers: &HashSet<ChainId>) -> Result<Vec<(Container, Option<Client>)>> {
     let mut users = Vec::new();
     for container in Container::list(store)?.containers {
@@ -81,26 +81,26 @@ pub(super) fn users_of(store: &Store, layers: &HashSet<ChainId>) -> Result<Vec<(
     Ok(users)
 }
 
-/// Tells the mounts that use these layers that somebody else is about to: no mount may change a file of them any more, not even
-/// by putting a copy in its place.
+/// Tells the mounts that use these layers that others will use them too. From then on, no mount may change a file in them, not
+/// even by replacing it with a copy.
 ///
 /// # Errors
-/// When a mount cannot do it.
+/// When a mount cannot comply.
 pub fn share(store: &Store, layers: &[CheckpointLayer]) -> Result<()> {
     let ids = layers.iter().map(|layer| layer.id).collect();
     let dirs: Vec<PathBuf> = layers.iter().map(CheckpointLayer::dir).collect();
     for (container, client) in users_of(store, &ids)? {
-        // A mount that cannot be asked has had these layers from its beginning, and never writes into those.
+        // A mount that takes no requests has had these layers from its start, and never writes to such layers.
         let Some(mut client) = client else { continue };
         client.ask(&Request::Share { layers: texts(&dirs)? }).map_err(|error| container.told(&error))?;
     }
     Ok(())
 }
 
-/// Makes a layer of the upper of a mount that belongs to no store. Returns the mount's layers after that, the topmost first.
+/// Turns the upper of a mount that belongs to no store into a layer. Returns the mount's new layers, the topmost first.
 ///
 /// # Errors
-/// When nothing answers in the work directory, or the driver cannot do it.
+/// When nothing answers in the work directory, or the driver reports failure.
 pub fn of_mount(work: &Path, dir: &Path) -> Result<Vec<PathBuf>> {
     let name = || dir.display().to_string();
     if std::fs::symlink_metadata(dir).is_ok() {

@@ -1,4 +1,4 @@
-//! The directories of a container, open for reading.
+//! The directories of a container, opened for reading.
 
 use std::os::fd::OwnedFd;
 
@@ -7,12 +7,12 @@ use crate::image::Result;
 use crate::store::checkpoints::CheckpointLayer;
 use crate::store::{Store, StoreLock, open_topmost_first};
 
-/// What a container consists of, or consisted of at a checkpoint. None of it is merged, removed or unmounted while this lives.
+/// The directories of a container, now or at a checkpoint. As long as this exists, none of them is merged, removed or unmounted.
 #[derive(Debug)]
 pub struct OpenStack {
-    /// What it changed: the upper and checkpoint layers, the topmost first.
+    /// The changed part: the upper and checkpoint layers, the topmost first.
     pub changed: Vec<OwnedFd>,
-    /// The checkpoint layers among those.
+    /// The checkpoint layers among these.
     pub layers: Vec<CheckpointLayer>,
     /// The layers of its image, the topmost first.
     pub image: Vec<OwnedFd>,
@@ -28,7 +28,7 @@ impl OpenStack {
 }
 
 impl Container {
-    /// Opens its directories, or those of a checkpoint. What the kernel holds back of its changes is written first.
+    /// Opens its directories, or those of a checkpoint. First has the kernel write back its changes.
     ///
     /// # Errors
     /// When a layer is missing, or there is no such checkpoint.

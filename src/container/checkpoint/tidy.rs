@@ -1,4 +1,4 @@
-//! Removing layers that nothing needs, and merging those that only one layer needs.
+//! Removes layers that nothing needs, and merges layers that only one other layer needs.
 
 use std::collections::HashSet;
 use std::fs;
@@ -18,9 +18,9 @@ use crate::store::checkpoints::{CheckpointLayer, Dependent, MergeError, Survey, 
 use crate::store::{Store, StoreLock};
 use crate::union::layer::chain::{chain_namespace, write_chain};
 
-/// Removes checkpoint layers that neither a container nor a checkpoint needs, and merges those that are no checkpoint into the
-/// one layer, or the unmounted upper, that stands on them. Mounts that have the old layers go on with those, which are removed
-/// once no mount has them. With `wait` it waits for whoever reads or makes layers; else it leaves the rest to the next time.
+/// Removes checkpoint layers that neither a container nor a checkpoint needs. Merges layers that are no checkpoint into the
+/// only layer, or unmounted upper, on top of them. Mounts go on with the old layers; these are removed once no mount uses
+/// them. With `wait`, waits for processes that read or make layers; otherwise it leaves the rest to the next call.
 ///
 /// # Errors
 /// When a layer cannot be removed or merged.
@@ -41,7 +41,7 @@ pub fn tidy(store: &Store, wait: bool) -> Result<()> {
         let next = survey.mergeable().into_iter().find(|(layer, _)| !failed.contains(&layer.id));
         drop(alone);
         doomed.iter().try_for_each(|path| remove_tree(path))?;
-        // What stood on them alone may be alone on what is below now.
+        // Without the removed layers, what they lay on may have a single layer on top.
         if !doomed.is_empty() {
             continue;
         }
@@ -57,7 +57,7 @@ fn alone(store: &Store, wait: bool) -> Result<Option<StoreLock>> {
     if wait { store.lock_chains_alone().map(Some) } else { store.try_lock_chains_alone() }
 }
 
-/// Names of checkpoints that were never finished.
+/// Removes names of checkpoints that were never finished.
 fn drop_stale_names(store: &Store, survey: &Survey) -> Result<()> {
     for (container, named) in &survey.names {
         let is_pending = survey.uppers.iter().any(|(name, mark)| name == container && mark.id == named.id);
@@ -68,7 +68,7 @@ fn drop_stale_names(store: &Store, survey: &Survey) -> Result<()> {
     Ok(())
 }
 
-/// Renames what is not needed, so that it can be removed without anybody waiting.
+/// Renames layers that are not needed, so that they can be removed without blocking others.
 fn set_apart(store: &Store, survey: &Survey) -> Result<Vec<PathBuf>> {
     let dead: Vec<&CheckpointLayer> = survey.dead();
     let mut doomed = survey.rubbish.clone();
@@ -76,7 +76,7 @@ fn set_apart(store: &Store, survey: &Survey) -> Result<Vec<PathBuf>> {
         return Ok(doomed);
     }
     let held = held_by_mounts(store)?;
-    // A mount that has a layer that was merged also has the other one as it was before, which is in the stage.
+    // A mount that uses a merged layer also uses the former state of the other one, which is in the stage.
     let is_held = |path: &PathBuf| held.iter().any(|layer| path == layer || Some(path) == stage_of(layer).as_ref());
     doomed.retain(|path| !is_held(path));
     for layer in dead.iter().filter(|layer| !is_held(&store.checkpoint_entry(layer.id))) {
@@ -89,7 +89,7 @@ fn set_apart(store: &Store, survey: &Survey) -> Result<Vec<PathBuf>> {
     Ok(doomed)
 }
 
-/// `ROOT/checkpoints/ID` of the layers that drivers have in use.
+/// `ROOT/checkpoints/ID` of the layers that drivers are using.
 fn held_by_mounts(store: &Store) -> Result<HashSet<PathBuf>> {
     let mut held = HashSet::new();
     for container in Container::list(store)?.containers {
@@ -109,12 +109,12 @@ fn stage_of(entry: &Path) -> Option<PathBuf> {
 /// The directory that a layer is merged into.
 struct Target {
     path: PathBuf,
-    /// Of an upper: what keeps it unmounted.
+    /// For an upper: the locks that keep it unmounted.
     _locks: Option<(ChangeLock, exclusive::Held)>,
     chain: Chain,
 }
 
-/// `None` if it cannot be replaced now.
+/// Returns Returns `None` if it cannot be replaced now.
 fn target(store: &Store, dependent: &Dependent) -> Result<Option<Target>> {
     match dependent {
         Dependent::Layer(id) => {
@@ -124,7 +124,7 @@ fn target(store: &Store, dependent: &Dependent) -> Result<Option<Target>> {
         Dependent::Upper(name) => {
             let container = Container::open(store, name)?;
             let change = container.lock_change()?;
-            // The driver alone replaces the upper of a mount: the next checkpoint makes a layer of it.
+            // Only the driver can replace the upper of a mount; the next checkpoint turns it into a layer.
             let Ok(None) = container.running() else { return Ok(None) };
             let held = match exclusive::hold(&container) {
                 Err(error @ ImageError::Refused { .. }) => {
@@ -140,7 +140,7 @@ fn target(store: &Store, dependent: &Dependent) -> Result<Option<Target>> {
     }
 }
 
-/// Where a merged directory is made.
+/// The place where a merged directory is made.
 struct Stage(PathBuf);
 
 impl Stage {
@@ -157,7 +157,7 @@ impl Drop for Stage {
     }
 }
 
-/// Merges `layer` into what stands on it; `false` if that cannot be done now.
+/// Merges `layer` into the layer or upper on top of it; returns false if that is not possible now.
 fn merge_into(store: &Store, layer: &CheckpointLayer, dependent: &Dependent, wait: bool) -> Result<bool> {
     let Some(stage) = stage_of(&store.checkpoint_entry(layer.id)).map(Stage) else { return Ok(false) };
     let Some(target) = prepare(store, layer, dependent, &stage)? else { return Ok(false) };
@@ -166,7 +166,7 @@ fn merge_into(store: &Store, layer: &CheckpointLayer, dependent: &Dependent, wai
     if !store.survey()?.mergeable().iter().any(is_candidate) {
         return Ok(false);
     }
-    // The merged one's is another.
+    // The merged layer has another size.
     let size = target.path.with_file_name("size");
     if matches!(dependent, Dependent::Layer(_)) && size.exists() {
         fs::remove_file(&size).at(&size)?;
@@ -174,7 +174,8 @@ fn merge_into(store: &Store, layer: &CheckpointLayer, dependent: &Dependent, wai
     pivot::swap(&stage.layer(), &target.path)?;
     pivot::sync_both(&stage.layer(), &target.path)?;
     drop(alone);
-    // It holds the old directory now, which is removed with the layer that was merged: a mount may have both.
+    // The stage now holds the old directory. It is removed together with the layer that was merged, because a
+    // mount may use both.
     std::mem::forget(stage);
     if matches!(dependent, Dependent::Layer(_))
         && let Err(error) = inventory::write(&target.path)
@@ -184,11 +185,11 @@ fn merge_into(store: &Store, layer: &CheckpointLayer, dependent: &Dependent, wai
     Ok(true)
 }
 
-/// Makes the merged directory. Nobody is kept from making and reading layers meanwhile.
+/// Makes the merged directory. Meanwhile, others can make and read layers.
 fn prepare(store: &Store, layer: &CheckpointLayer, dependent: &Dependent, stage: &Stage) -> Result<Option<Target>> {
     let _chains = store.lock_chains()?;
     let found = match target(store, dependent) {
-        // It was removed meanwhile.
+        // It was removed in the meantime.
         Err(ImageError::NoSuchContainer { .. }) => None,
         Err(error) if is_missing(&error) => None,
         found => found?,
@@ -198,13 +199,13 @@ fn prepare(store: &Store, layer: &CheckpointLayer, dependent: &Dependent, stage:
     if users.iter().any(|(_, client)| client.is_none()) {
         return Ok(None);
     }
-    // What is linked now must not become a file of an upper.
+    // Files that are linked now must not become files of an upper.
     let mut both = vec![layer.clone()];
     if let Dependent::Layer(id) = dependent {
         both.extend(store.checkpoint_layer(*id)?);
     }
     match running::share(store, &both) {
-        // Next time, or when it is unmounted.
+        // This is tried again next time, or when it is unmounted.
         Err(error @ ImageError::Refused { .. }) => {
             tracing::debug!("checkpoint layer {} stays: {error}", layer.id);
             return Ok(None);
@@ -217,7 +218,7 @@ fn prepare(store: &Store, layer: &CheckpointLayer, dependent: &Dependent, stage:
     Ok(made.then_some(target))
 }
 
-/// `false` if the two cannot be merged.
+/// Returns false if the two cannot be merged.
 fn make_merged(layer: &CheckpointLayer, target: &Target, place: &Path) -> Result<bool> {
     make_dir(place, 0o700)?;
     let (upper, lower, into) = (open_dir(&target.path)?, layer.open()?, open_dir(place)?);

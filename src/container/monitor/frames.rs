@@ -1,15 +1,15 @@
-//! What passes between the process that watches a container and those that are attached to it: a byte for the kind, four
-//! for the length (little endian), the content.
+//! The messages between the process that watches a container and the clients attached to it: one byte for the kind, four
+//! for the length (little endian), then the content.
 
 use crate::image::{ImageError, Result};
 
-/// A frame with more content than this is invalid.
+/// A frame with more content is invalid.
 const LARGEST: usize = 1 << 20;
 
-/// Most content of one frame that this program sends.
+/// Largest content of a frame that this program sends.
 pub(super) const CHUNK: usize = 64 << 10;
 
-/// Which output of a container something is.
+/// An output of a container.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Stream {
     Output,
@@ -19,25 +19,25 @@ pub(crate) enum Stream {
 /// One message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Frame {
-    /// From the monitor: signals reach it from here on.
+    /// From the monitor: it is ready to receive signals.
     Ready,
     /// From the monitor: the container's program was started.
     Started,
-    /// From the monitor: it could not be started. An exit code as `run` has it, and why.
+    /// From the monitor: the program could not be started. The exit code for `run`, and the reason.
     Failed(u8, String),
-    /// From the monitor: what the container wrote.
+    /// From the monitor: output of the container.
     Wrote(Stream, Vec<u8>),
-    /// From the monitor: the container has ended, with this code.
+    /// From the monitor: the container has ended with this code.
     Exited(u8),
-    /// From a client: what the container is to read.
+    /// From a client: input for the container.
     Input(Vec<u8>),
-    /// From a client: no more of that.
+    /// From a client: the input has ended.
     InputEnd,
     /// From a client: rows and columns of its terminal.
     Size(u16, u16),
-    /// From a client: it wants to know the end only.
+    /// From a client: it only waits for the end.
     Watch,
-    /// From the client that started the container: nobody reads this output any more.
+    /// From the client that started the container: this output has no reader any more.
     Hangup(Stream),
 }
 
@@ -86,7 +86,7 @@ fn put(to: &mut Vec<u8>, kind: u8, parts: &[&[u8]]) {
     parts.iter().for_each(|part| to.extend_from_slice(part));
 }
 
-/// Bytes that came in, and the frames that they are.
+/// Received bytes, to be split into frames.
 #[derive(Debug, Default)]
 pub(crate) struct Decoder(Vec<u8>);
 
@@ -98,7 +98,7 @@ impl Decoder {
     /// The next whole frame.
     ///
     /// # Errors
-    /// When the bytes are none of ours.
+    /// When the bytes are not a valid frame.
     pub(crate) fn next(&mut self) -> Result<Option<Frame>> {
         let [kind, a, b, c, d, rest @ ..] = self.0.as_slice() else { return Ok(None) };
         let length = u32::from_le_bytes([*a, *b, *c, *d]) as usize;

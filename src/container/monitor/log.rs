@@ -1,5 +1,5 @@
-//! The log of a container: a line for each line that it wrote, as Kubernetes' runtimes write them:
-//! `2024-01-31T12:00:00.000000000Z stdout F text`. `P` in the place of `F`: the line goes on in the next one.
+//! The log of a container. It has one line for each line of output, in the format of Kubernetes' runtimes:
+//! `2024-01-31T12:00:00.000000000Z stdout F text`. With `P` in place of `F`, the line continues in the next one.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -8,17 +8,17 @@ use std::path::Path;
 use super::frames::Stream;
 use crate::image::time::Timestamp;
 
-/// A log that is written.
+/// A log that is being written.
 #[derive(Debug)]
 pub(super) struct Log(File);
 
 impl Log {
-    /// Opens a container's log, to go on at its end.
+    /// Opens a container's log to append to it.
     pub(super) fn open(path: &Path) -> io::Result<Self> {
         File::options().create(true).append(true).open(path).map(Self)
     }
 
-    /// Writes down what came in one piece.
+    /// Appends bytes that arrived in one piece.
     pub(super) fn write(&mut self, stream: Stream, bytes: &[u8]) -> io::Result<()> {
         self.0.write_all(&lines_of(Timestamp::now(), stream, bytes))
     }
@@ -40,7 +40,7 @@ fn lines_of(now: Timestamp, stream: Stream, bytes: &[u8]) -> Vec<u8> {
     text
 }
 
-/// With nine digits of the second, so that times sort as text.
+/// With nine digits for the fraction of a second, so that times sort as text.
 fn fixed(time: Timestamp) -> String {
     let whole = Timestamp { nanoseconds: 0, ..time }.to_string();
     format!("{}.{:09}Z", whole.trim_end_matches('Z'), time.nanoseconds)
@@ -49,18 +49,18 @@ fn fixed(time: Timestamp) -> String {
 /// One line of a log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogLine<'a> {
-    /// When it was written, as the log has it; none in the log of version 0.1, which is the output itself.
+    /// The time of writing, as in the log; `None` in logs of version 0.1, which have the output only.
     pub time: Option<&'a str>,
-    /// The container wrote it to its standard error.
+    /// True for standard error.
     pub is_error: bool,
-    /// What it wrote.
+    /// The output.
     pub content: &'a [u8],
-    /// The line ends here.
+    /// True if the line ends here.
     pub is_whole: bool,
 }
 
 impl<'a> LogLine<'a> {
-    /// Reads a line, without its newline.
+    /// Parses a line without its newline.
     pub fn parse(line: &'a [u8]) -> Self {
         Self::parts(line).unwrap_or(Self { time: None, is_error: false, content: line, is_whole: true })
     }

@@ -1,8 +1,8 @@
-//! The process that watches a container: it starts it, carries its streams ([`relay`]), writes down its end and cleans up
-//! after it. It is a session of its own and outlives whoever started it.
+//! The process that watches a container. It starts the container, transfers its streams ([`relay`]), records its end and
+//! cleans up. It has its own session, and outlives the process that started it.
 //!
-//! Its clients talk to it in [`frames`]: the one that started it over a pair of sockets, others over the socket `attach` in
-//! the container's directory.
+//! It talks to its clients in [`frames`]: to the client that started it through a pair of sockets, to others through the
+//! socket `attach` in the container's directory.
 
 mod frames;
 mod log;
@@ -36,41 +36,41 @@ use crate::image::{ImageError, IoContext, Result};
 use crate::store::Store;
 use crate::sys::forward;
 
-/// How long the clients may take to get a container's last words before it is cleaned up.
+/// How long clients may take to read a container's last output before it is cleaned up.
 const LAST_WORDS: Duration = Duration::from_millis(200);
 
-/// How long the clients other than the one that started it may take after that.
+/// How long clients other than the one that started it may take after that.
 const FAREWELL: Duration = Duration::from_secs(5);
 
-/// What is watched, and for whom.
+/// A container to watch, and the client to report to.
 #[derive(Debug)]
 pub struct Monitor<'s> {
-    /// Where the container is.
+    /// The store with the container.
     pub store: &'s Store,
-    /// What runs it.
+    /// The runtime for it.
     pub runtime: &'s Runtime,
     /// The container, mounted and prepared.
     pub container: Container,
-    /// Says that it is ours.
+    /// The lock that marks it as ours.
     pub lock: RunLock,
-    /// Whoever started it.
+    /// The client that started it.
     pub client: UnixStream,
-    /// The client stays and gets its output.
+    /// True if the client stays and gets the output.
     pub is_attached: bool,
-    /// It never ran: if it does not start, nothing of it is to stay.
+    /// True if it never ran: if it does not start, nothing of it may stay.
     pub is_new: bool,
 }
 
-/// A container that runs.
+/// A running container.
 struct Running {
     pid: Pid,
-    /// Where to look for its end by lack of memory.
+    /// Where to find out whether memory ran out.
     memory: Option<PathBuf>,
 }
 
 impl Monitor<'_> {
-    /// Runs the container to its end and returns its exit code, or that of the failure to start it, which the client is
-    /// told.
+    /// Runs the container to its end and returns its exit code. If it cannot be started, tells the client and returns
+    /// the code for that.
     ///
     /// # Errors
     /// When cleaning up fails.
@@ -109,7 +109,7 @@ impl Monitor<'_> {
         Ok(Running { pid, memory: cgroup::directory(pid, "memory") })
     }
 
-    /// Has the runtime make the container's first process, which waits.
+    /// Has the runtime make the container's first process, which waits to be started.
     fn create(&self, relay: &mut Relay) -> Result<Pid> {
         let options = &self.container.record.options;
         let mut streams = match options.terminal {
@@ -119,7 +119,7 @@ impl Monitor<'_> {
         let console = streams.console.take();
         let stdio = [streams.input, streams.output, streams.error];
         let created = self.runtime.create(&self.container, stdio, console.as_ref().map(|console| console.path()));
-        // Whatever was written by now is the runtime's.
+        // All output so far is the runtime's.
         let told = relay.discard();
         let pid = created?.map_err(|status| self.runtime.refusal(&self.container, &told, status))?;
         if let Some(console) = console {
@@ -129,7 +129,7 @@ impl Monitor<'_> {
     }
 
     fn launch(&self, relay: &mut Relay, state: &mut State, pid: Pid) -> Result<()> {
-        // The size of the client's terminal, and what it typed already.
+        // Takes the size of the client's terminal, and early input.
         relay.turn(None, Some(Duration::ZERO)).at("client")?;
         state.process = ProcessId::of(pid);
         state.phase = Phase::Running;
@@ -143,7 +143,7 @@ impl Monitor<'_> {
         Ok(())
     }
 
-    /// It could not be started.
+    /// Reports that it could not be started.
     fn give_up(self, mut relay: Relay, state: State, error: &ImageError) -> Result<u8> {
         disconnect(state.network.as_ref());
         let code = error.exit_code();
@@ -162,7 +162,7 @@ impl Monitor<'_> {
         }
         let Self { store, runtime, container, lock, is_new, .. } = self;
         let finished = finish(store, runtime, container.relocated(&lock), Some(lock), is_new);
-        // Told last, so that nothing is left of it by then.
+        // Sent last: by now, nothing of it is left.
         relay.tell(&Frame::Failed(code, error.to_string()));
         relay.flush(Some(FAREWELL)).at("client")?;
         finished.map(|()| code)
@@ -172,7 +172,7 @@ impl Monitor<'_> {
         let forwarding = forward::forward_to(running.pid.as_raw_nonzero().get().unsigned_abs(), false).at("signals")?;
         let process = pidfd_open(running.pid, PidfdFlags::empty()).at("pidfd")?;
         while !relay.turn(Some(process.as_fd()), None).at("attach")? {}
-        // While the process is not reaped its number is its own, and a signal reaches nobody else.
+        // Until the process is reaped, its number stays its own, so signals reach no other process.
         drop(forwarding);
         let code = reap(running.pid);
         let oom_killed = running.memory.as_deref().is_some_and(cgroup::ran_out_of_memory);
@@ -203,7 +203,7 @@ impl Monitor<'_> {
     }
 }
 
-/// Ends the process that is a container's network.
+/// Ends the process that provides a container's network.
 fn disconnect(network: Option<&ProcessId>) {
     if let Some(network) = network.and_then(ProcessId::alive)
         && let Err(error) = kill_process(network, Signal::TERM)
@@ -212,7 +212,7 @@ fn disconnect(network: Option<&ProcessId>) {
     }
 }
 
-/// Takes the exit status of the container's first process, which this process inherited from the runtime.
+/// Reaps the container's first process, which this process inherited from the runtime; returns its exit code.
 fn reap(pid: Pid) -> u8 {
     let low = |code: i32| u8::try_from(code & 0xff).unwrap_or(u8::MAX);
     match crate::store::retry_interrupted(|| waitpid(Some(pid), WaitOptions::empty())) {
@@ -221,7 +221,7 @@ fn reap(pid: Pid) -> u8 {
             (None, Some(signal)) => low(128 + signal),
             (None, None) => u8::MAX,
         },
-        // The runtime gave it to another process.
+        // The runtime passed it to another process.
         Ok(None) | Err(_) => u8::MAX,
     }
 }
@@ -234,6 +234,6 @@ fn listen(container: &Container) -> Result<UnixListener> {
         _ => {}
     }
     let dir = open_dir(container.dir())?;
-    // The path of a socket may be no longer than 107 bytes.
+    // A socket's path may have at most 107 bytes.
     UnixListener::bind(format!("/proc/self/fd/{}/attach", dir.as_raw_fd())).at(path)
 }

@@ -1,5 +1,5 @@
-//! Carries a container's output to its log and to the attached clients, and their input to it. One thread, no call that
-//! waits for anything but all of them at once.
+//! Transfers a container's output to its log and to the attached clients, and their input to the container. One thread
+//! does it, and blocks only in one call that waits for all of them.
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
@@ -14,10 +14,11 @@ use rustix::termios::{Winsize, tcsetwinsize};
 use super::frames::{CHUNK, Decoder, Frame, Stream};
 use super::log::Log;
 
-/// While a client has so many bytes to take, no more are read from the container; the same for the container's input.
+/// While a client has this many bytes outstanding, no more are read from the container. The same limit applies to the
+/// container's input.
 const HIGH: usize = 256 << 10;
 
-/// Most that is read of one output after the container's end; no pipe holds more.
+/// Most bytes that are read of one output after the container's end; no pipe holds more.
 const REST: usize = 2 << 20;
 
 /// An output of the container.
@@ -30,15 +31,15 @@ pub(super) struct Source {
 /// The container's standard input.
 #[derive(Debug, Default)]
 struct Input {
-    /// None if it has none or no more.
+    /// `None` if there is none, or it has ended.
     file: Option<File>,
     pending: Vec<u8>,
-    /// Nobody is to write any more.
+    /// True if no more input will come.
     is_ending: bool,
 }
 
 impl Input {
-    /// Writes what it takes. An input that nobody reads is no error.
+    /// Writes as much as the container accepts. It is no error if the container does not read.
     fn flush(&mut self) {
         while let (Some(file), false) = (&mut self.file, self.pending.is_empty()) {
             match file.write(&self.pending) {
@@ -63,9 +64,9 @@ struct Peer {
     decoder: Decoder,
     pending: Vec<u8>,
     is_gone: bool,
-    /// It started the container: the container's input ends with it.
+    /// True for the client that started the container: when it leaves, the input ends.
     is_owner: bool,
-    /// It gets no output.
+    /// True if it gets no output.
     watches: bool,
 }
 
@@ -81,7 +82,7 @@ impl Peer {
         }
     }
 
-    /// Reads what there is.
+    /// Reads everything available.
     fn receive(&mut self) {
         let mut buffer = vec![0; CHUNK];
         match self.stream.read(&mut buffer) {
@@ -93,7 +94,7 @@ impl Peer {
     }
 }
 
-/// What poll(2) is asked about.
+/// Identifies a descriptor in poll(2).
 #[derive(Clone, Copy, Debug)]
 enum Token {
     Process,
@@ -103,7 +104,7 @@ enum Token {
     Peer(usize),
 }
 
-/// Everything that is carried.
+/// All streams and clients.
 #[derive(Debug, Default)]
 pub(super) struct Relay {
     sources: Vec<Source>,
@@ -116,7 +117,7 @@ pub(super) struct Relay {
 }
 
 impl Relay {
-    /// Takes clients from here on.
+    /// Accepts clients from here on.
     pub(super) fn listen(&mut self, listener: UnixListener) -> io::Result<()> {
         listener.set_nonblocking(true)?;
         self.listener = Some(listener);
@@ -127,17 +128,17 @@ impl Relay {
         self.log = Some(log);
     }
 
-    /// Adds an output. Its file must not block.
+    /// Adds an output. Its file must be non-blocking.
     pub(super) fn carry(&mut self, source: Source) {
         self.sources.push(source);
     }
 
-    /// Sets the container's input. Its file must not block.
+    /// Sets the container's input. Its file must be non-blocking.
     pub(super) fn feed(&mut self, input: File) {
         self.input.file = Some(input);
     }
 
-    /// Takes a terminal as output and input.
+    /// Uses a terminal as output and input.
     pub(super) fn carry_terminal(&mut self, master: File) -> io::Result<()> {
         self.carry(Source { file: master.try_clone()?, stream: Stream::Output });
         self.feed(master.try_clone()?);
@@ -145,7 +146,7 @@ impl Relay {
         Ok(())
     }
 
-    /// Adds the client that started the container. If it `stays`, it gets the output, and the input ends with it.
+    /// Adds the client that started the container. If it `stays`, it gets the output, and the input ends when it leaves.
     pub(super) fn serve_owner(&mut self, stream: UnixStream, stays: bool) -> io::Result<()> {
         self.serve(stream, stays)?;
         self.peers.iter_mut().for_each(|peer| peer.watches = !stays);
@@ -159,8 +160,8 @@ impl Relay {
         Ok(())
     }
 
-    /// Does what can be done now: waits at most `patience` (none: for ever) until there is something. True if `process`, a
-    /// pidfd, has ended.
+    /// Transfers everything that is ready, after waiting at most `patience` (`None`: for ever) for something. Returns
+    /// true if `process`, a pidfd, has ended.
     pub(super) fn turn(&mut self, process: Option<BorrowedFd<'_>>, patience: Option<Duration>) -> io::Result<bool> {
         let ready = self.wait(process, patience)?;
         let mut ended = false;
@@ -213,12 +214,12 @@ impl Relay {
         let Some(listener) = &self.listener else { return Ok(()) };
         match listener.accept() {
             Ok((stream, _)) => self.serve(stream, false),
-            // It has gone again.
+            // The client is gone already.
             Err(_) => Ok(()),
         }
     }
 
-    /// Reads one output once; how much it was.
+    /// Reads one output once; returns the number of bytes.
     fn read(&mut self, index: usize) -> io::Result<usize> {
         let Some(source) = self.sources.get_mut(index) else { return Ok(0) };
         let stream = source.stream;
@@ -230,7 +231,7 @@ impl Relay {
                 Ok(count)
             }
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => Ok(0),
-            // All who could write have closed it; a terminal says EIO then.
+            // All writers have closed it; a terminal then returns EIO.
             Ok(0) | Err(_) => {
                 self.sources.remove(index);
                 Ok(0)
@@ -279,7 +280,7 @@ impl Relay {
         self.input.flush();
     }
 
-    /// A terminal stays open: others may attach.
+    /// A terminal stays open, because other clients may attach.
     fn end_input(&mut self) {
         self.input.is_ending = self.terminal.is_none();
     }
@@ -295,7 +296,7 @@ impl Relay {
         self.peers.retain(|peer| !peer.is_gone);
     }
 
-    /// Drops what was written so far: it is not the container's.
+    /// Drops all output so far, because it is not the container's.
     pub(super) fn discard(&mut self) -> Vec<u8> {
         let mut all = Vec::new();
         for source in &mut self.sources {
@@ -307,7 +308,7 @@ impl Relay {
         all
     }
 
-    /// Carries what the container wrote before it ended.
+    /// Transfers everything that the container wrote before it ended.
     pub(super) fn drain(&mut self) -> io::Result<()> {
         for index in (0..self.sources.len()).rev() {
             let mut total = 0;
@@ -322,7 +323,7 @@ impl Relay {
         Ok(())
     }
 
-    /// Tells all clients.
+    /// Sends the frame to all clients.
     pub(super) fn tell(&mut self, frame: &Frame) {
         for peer in &mut self.peers {
             frame.write(&mut peer.pending);
@@ -330,8 +331,8 @@ impl Relay {
         }
     }
 
-    /// Waits until the clients have taken everything: the one that started the container for as long as it takes, and no
-    /// longer than `patience`.
+    /// Waits until the clients have taken everything. The one that started the container may take any time, the others
+    /// no longer than `patience`.
     pub(super) fn flush(&mut self, patience: Option<Duration>) -> io::Result<()> {
         let deadline = patience.map(|patience| Instant::now() + patience);
         loop {

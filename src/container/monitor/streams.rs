@@ -1,4 +1,4 @@
-//! The standard streams that a container gets: pipes, or a terminal, whose other ends the monitor keeps.
+//! The standard streams of a container: pipes, or a terminal. The monitor keeps the other ends.
 
 use std::fs::File;
 use std::io::{IoSliceMut, pipe};
@@ -15,7 +15,7 @@ use super::frames::Stream;
 use super::relay::{Relay, Source};
 use crate::image::{ImageError, IoContext, Result};
 
-/// What messages are about.
+/// Names the streams in messages.
 const PLACE: &str = "container's streams";
 
 /// The container's ends, for the OCI runtime.
@@ -26,7 +26,7 @@ pub(super) struct Streams {
     pub(super) console: Option<Console>,
 }
 
-/// The socket over which the runtime hands out the terminal that it makes for the container.
+/// The socket through which the runtime passes the terminal that it makes for the container.
 pub(super) struct Console {
     listener: UnixListener,
     path: PathBuf,
@@ -34,7 +34,7 @@ pub(super) struct Console {
 }
 
 impl Streams {
-    /// Makes pipes; the relay gets their other ends.
+    /// Makes pipes; the relay gets the other ends.
     pub(super) fn pipes(relay: &mut Relay, input: bool) -> Result<Self> {
         let (output, error) = (outgoing(relay, Stream::Output)?, outgoing(relay, Stream::Error)?);
         let input = match input {
@@ -48,10 +48,10 @@ impl Streams {
         Ok(Self { input, output, error, console: None })
     }
 
-    /// Makes a socket for the terminal. The runtime's own errors come by a pipe, of which the relay gets the other end.
+    /// Makes a socket for the terminal. The runtime's own errors come through a pipe, whose other end the relay gets.
     pub(super) fn terminal(relay: &mut Relay) -> Result<Self> {
         let error = outgoing(relay, Stream::Error)?;
-        // Short: the path of a socket may be no longer than 107 bytes.
+        // The name is short, because a socket's path may have at most 107 bytes.
         let dir = tempfile::Builder::new().prefix("strata-").tempdir_in("/tmp").at("/tmp")?;
         let path = dir.path().join("console");
         let listener = UnixListener::bind(&path).at(&path)?;
@@ -65,12 +65,12 @@ impl Console {
         &self.path
     }
 
-    /// The terminal that the runtime has sent. It must have ended successfully, or this waits.
+    /// Receives the terminal from the runtime. The runtime must have succeeded, or this blocks.
     pub(super) fn receive(self) -> Result<File> {
         let (connection, _) = self.listener.accept().at(&self.path)?;
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
-        // The message is the terminal's name.
+        // The message contains the terminal's name.
         let mut name = [0; 4096];
         recvmsg(&connection, &mut [IoSliceMut::new(&mut name)], &mut control, RecvFlags::CMSG_CLOEXEC).at(&self.path)?;
         let received = control.drain().find_map(|message| match message {
@@ -88,7 +88,7 @@ fn outgoing(relay: &mut Relay, stream: Stream) -> Result<Stdio> {
     Ok(theirs.into())
 }
 
-/// Reading and writing no longer wait.
+/// Makes reading and writing non-blocking.
 fn without_waiting(file: OwnedFd) -> Result<File> {
     let flags = fcntl_getfl(file.as_fd()).at(PLACE)?;
     fcntl_setfl(file.as_fd(), flags | OFlags::NONBLOCK).at(PLACE)?;

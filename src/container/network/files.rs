@@ -1,5 +1,4 @@
-//! `/etc/hosts` and `/etc/resolv.conf` of a container. They are files of its own, so that a change in the container is not
-//! one of the host.
+//! `/etc/hosts` and `/etc/resolv.conf` of a container. The container has its own copies, so changes in it do not reach the host.
 
 use std::fs;
 use std::path::Path;
@@ -9,14 +8,14 @@ use super::super::bundle::{Network, RunOptions, Volume};
 use super::{FORWARDED_RESOLVER, HOST};
 use crate::image::{ImageError, IoContext, Result};
 
-/// What every machine knows.
+/// Entries that every machine has.
 const LOCAL_HOSTS: &str = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n";
 
 impl Container {
     /// Writes the files and returns them as volumes.
     ///
     /// # Errors
-    /// When one cannot be read or written, or a host of the user's has no address.
+    /// When a file cannot be read or written, or a host given by the user has no address.
     pub(in super::super) fn network_files(&self, hostname: &str) -> Result<Vec<Volume>> {
         let options = &self.record.options;
         let mut files = vec![("hosts", hosts(options, hostname, &read("/etc/hosts"), &read("/proc/net/route"))?)];
@@ -37,12 +36,12 @@ fn read(path: &str) -> String {
     fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
 }
 
-/// True if questions about names must go through pasta.
+/// True if name queries must go through pasta.
 pub(super) fn forwards_names(options: &RunOptions) -> bool {
     options.network == Network::Pasta && options.dns.is_empty() && usable(&read("/etc/resolv.conf")).is_empty()
 }
 
-/// The host's resolvers that can be reached from another network namespace.
+/// The host's resolvers that are reachable from another network namespace.
 fn usable(resolv_conf: &str) -> Vec<&str> {
     let addresses = resolv_conf.lines().filter_map(|line| line.strip_prefix("nameserver")).map(str::trim);
     let is_usable = |address: &&str| {
@@ -99,8 +98,8 @@ fn hosts(options: &RunOptions, hostname: &str, of_host: &str, routes: &str) -> R
     Ok(text)
 }
 
-/// The default gateway in a table of routes (`/proc/net/route`, proc_pid_net(5)): pasta gives it to the container, and
-/// takes what is sent there to the host.
+/// The default gateway in a table of routes (`/proc/net/route`, proc_pid_net(5)). pasta gives the container this
+/// address, and forwards packets for it to the host.
 fn gateway(routes: &str) -> Option<String> {
     let of_line = |line: &str| {
         let mut fields = line.split_whitespace().skip(1);

@@ -1,5 +1,5 @@
-//! The network of a container: the host's, none, or one of its own that pasta(1) joins with the host's. pasta needs no
-//! privilege, so that the network is the same for root and for users.
+//! The network of a container: the host's, none, or a separate one that pasta(1) connects with the host's. pasta needs
+//! no privilege, so the network is the same for root and for users.
 
 mod files;
 mod ports;
@@ -20,8 +20,8 @@ use super::{Container, Runtime};
 use crate::image::{ImageError, IoContext, Result};
 use crate::store::Store;
 
-/// An address to which the container sends its questions about names if the host's own resolver listens on the host's
-/// loopback only. It is link-local and unassigned.
+/// The address for a container's name queries if the host's own resolver listens only on the host's loopback. It is
+/// link-local and unassigned.
 const FORWARDED_RESOLVER: &str = "169.254.1.1";
 
 /// The name that stands for the host in `--add-host NAME:host-gateway`.
@@ -30,7 +30,7 @@ const HOST: &str = "host-gateway";
 /// The program.
 ///
 /// # Errors
-/// When it is not there.
+/// When it is not installed.
 fn pasta() -> Result<PathBuf> {
     in_path("pasta").ok_or_else(|| {
         ImageError::refused("pasta", "not found, and a network of the container's own needs it; apt-get install passt")
@@ -38,7 +38,7 @@ fn pasta() -> Result<PathBuf> {
 }
 
 impl Container {
-    /// The ports of the host that lead into it, each with a number. With `-P`, those that the image exposes are among them.
+    /// The ports to publish, each with a host port number. With `-P`, the ports that the image exposes are included.
     ///
     /// # Errors
     /// When one of them is taken.
@@ -64,7 +64,7 @@ impl Container {
         ports.iter().map(Port::settled).collect()
     }
 
-    /// Joins the network of the process `pid` with the host's; the process that does it.
+    /// Connects the network of the process `pid` with the host's; returns the process that does so.
     ///
     /// # Errors
     /// When pasta fails.
@@ -77,14 +77,14 @@ impl Container {
             (runtime.state_dir().join(format!("{}.net", self.runtime_id())), self.dir.join("pasta.pid"));
         let log = self.dir.join("pasta.log");
         File::create(&place).at(&place)?;
-        // A name that pasta may open once it has dropped its capabilities, unlike /proc/PID/ns/net.
+        // pasta may open this name after dropping its capabilities, unlike /proc/PID/ns/net.
         let namespace = format!("/proc/{}/ns/net", pid.as_raw_nonzero());
         mount_bind(&namespace, &place).at(&namespace)?;
         let mut command = Command::new(pasta()?);
         command.current_dir("/").args(["--config-net", "--netns-only", "--no-netns-quit", "--netns"]).arg(&place);
         command.arg("--pid").arg(&pid_file).args(["--quiet", "--tcp-ns", "none", "--udp-ns", "none"]);
         if rustix::process::geteuid().is_root() && !self.record.rootless {
-            // It would become `nobody`, who may not open the namespace.
+            // Otherwise it would become `nobody`, which may not open the namespace.
             command.args(["--runas", "0"]);
         }
         if !options.add_hosts.iter().any(|host| host.ends_with(&format!(":{HOST}"))) {
@@ -103,7 +103,7 @@ impl Container {
         }
         let output = File::create(&log).at(&log)?;
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(output);
-        // It goes into the background once the network is there.
+        // pasta goes into the background once the network is there.
         let status = command.status().at("pasta");
         unmount(&place, UnmountFlags::DETACH).at(&place)?;
         fs::remove_file(&place).at(&place)?;
@@ -115,7 +115,7 @@ impl Container {
     }
 }
 
-/// What pasta complains of: it writes to the system's log too, and of that as well if there is none.
+/// pasta's error message. pasta also writes to the system's log, and complains if there is none.
 fn complaint(log: &Path) -> String {
     let text = fs::read(log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
     let lines: Vec<&str> = text.lines().filter(|line| !line.is_empty() && !line.contains("to syslog")).collect();

@@ -1,4 +1,4 @@
-//! Ports of the host that lead into a container: `[ADDRESS:][HOST:]CONTAINER[/udp]`, with ranges, as docker reads them.
+//! Published ports: `[ADDRESS:][HOST:]CONTAINER[/udp]`, with ranges, as in docker.
 
 use std::net::{IpAddr, Ipv4Addr, TcpListener, UdpSocket};
 
@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::image::{ImageError, Result};
 
-/// What a port is of.
+/// The protocol of a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Protocol {
@@ -17,7 +17,7 @@ pub enum Protocol {
 }
 
 impl Protocol {
-    /// As docker writes it.
+    /// The word that docker uses.
     pub fn word(self) -> &'static str {
         match self {
             Self::Tcp => "tcp",
@@ -26,26 +26,26 @@ impl Protocol {
     }
 }
 
-/// A port of a container, and the host's that leads there.
+/// A port of a container, and the host port that leads to it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Port {
-    /// In the container.
+    /// The container's port.
     pub container: u16,
-    /// What it is of.
+    /// The protocol.
     pub protocol: Protocol,
-    /// On the host; 0: any that is free.
+    /// The host's port; 0 for any free one.
     pub host: u16,
-    /// The host's address; none: all.
+    /// The host's address; `None` for all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<IpAddr>,
 }
 
 impl Port {
-    /// Reads what `-p` says, which may be a range.
+    /// Parses the value of `-p`, which may be a range.
     ///
     /// # Errors
-    /// When it reads otherwise.
+    /// When it has another form.
     pub fn parse(text: &str) -> Result<Vec<Self>> {
         let bad = || ImageError::malformed(text, "a port reads [ADDRESS:][HOST:]CONTAINER[/tcp|/udp]");
         let (ports, protocol) = match text.split_once('/') {
@@ -80,15 +80,15 @@ impl Port {
         Ok((first..=last).map(one).collect())
     }
 
-    /// Reads what an image exposes: `80/tcp`, `53`, `8000-8010/udp`.
+    /// Parses an exposed port of an image: `80/tcp`, `53`, `8000-8010/udp`.
     pub(super) fn exposed(text: &str) -> Vec<Self> {
         if text.contains(':') { Vec::new() } else { Self::parse(text).unwrap_or_default() }
     }
 
-    /// The port with a number on the host that is free.
+    /// The same port with a free host port number.
     ///
     /// # Errors
-    /// When the number that was asked for is not.
+    /// When the requested number is taken.
     pub(super) fn settled(&self) -> Result<Self> {
         let address = self.address.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
         let bound = match self.protocol {

@@ -26,7 +26,7 @@ pub(crate) fn images(archive: &Archive) -> Result<Vec<FoundImage>> {
     let value = document::value(&archive.document("manifest.json")?).map_err(|error| bad(error.to_string()))?;
     let items = match value {
         Value::Array(items) => items,
-        // Of one image, by careless tools.
+        // Careless tools write a single image this way.
         Value::Object(item) => vec![Value::Object(item)],
         Value::Null => Vec::new(),
         _ => return Err(bad("is not a list".to_owned())),
@@ -62,12 +62,12 @@ fn image(archive: &Archive, item: Item) -> Result<FoundImage> {
     Ok(FoundImage { names, config, layers, manifest: None })
 }
 
-/// What docker writes for an image without a name.
+/// Docker writes this for an image without a name.
 fn is_none(name: &str) -> bool {
     name.is_empty() || name == "<none>:<none>"
 }
 
-/// Invalid names are left out: an archive must not add a name that the user cannot type.
+/// Leaves invalid names out: an archive must not add a name that the user cannot type.
 pub(crate) fn usable_names(names: Vec<String>) -> Vec<Reference> {
     let usable = |name: String| match name.parse() {
         Ok(reference) => Some(reference),

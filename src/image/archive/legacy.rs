@@ -1,6 +1,7 @@
 //! Archives of docker before 1.10: no `manifest.json`, but `repositories`, and for each layer a directory with its
-//! tar and its part of the configuration (moby's "Docker Image Specification v1.0"). The configuration of today is
-//! put together as docker does on loading them (moby, `image/v1/imagev1.go`, `MakeConfigFromV1Config`).
+//! tar and its part of the configuration (moby's "Docker Image Specification v1.0"). The present form of the
+//! configuration is assembled as docker does when it loads them (moby, `image/v1/imagev1.go`,
+//! `MakeConfigFromV1Config`).
 
 use std::collections::BTreeMap;
 use std::io::{self, BufReader};
@@ -17,7 +18,7 @@ use crate::image::spec;
 use crate::tar::compression::{decoder, sniff};
 use crate::tar::limits::Bounded;
 
-/// More layers than docker ever allowed.
+/// Docker never allowed as many layers.
 const DEPTH: usize = 256;
 
 type Repositories = BTreeMap<String, Option<BTreeMap<String, String>>>;
@@ -100,7 +101,7 @@ fn history_of(step: &Map<String, Value>, throwaway: bool) -> Value {
     Value::Object(line)
 }
 
-/// These archives do not say their layers' digests, so each is read once more than those of today.
+/// These archives do not contain their layers' digests, so each layer is read once more.
 fn diff_id(archive: &Archive, member: &str) -> Result<Digest> {
     let location = archive.locate(member);
     let (packing, input) = sniff(archive.member(member)?).at(&location)?;

@@ -1,6 +1,6 @@
-//! The members of a tar that holds an image: where each one's bytes are.
+//! The members of a tar that holds an image, and where each one's bytes are.
 //!
-//! Members that image archives use are kept (regular files, sparse ones too, and links); others are passed over.
+//! Only the kinds that image archives use are kept (regular files, also sparse ones, and links).
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -16,13 +16,13 @@ use crate::tar::sparse::Segment;
 use crate::tar::{TarError, holes};
 use crate::text::printable;
 
-/// More members than any image has.
+/// No image has as many members.
 const MEMBER_LIMIT: usize = 1 << 20;
 const LINK_DEPTH: u32 = 16;
-/// The spool's members begin at multiples of this, so that holes stay holes.
+/// The spool's members begin at multiples of this, so that holes remain holes.
 const ALIGNMENT: u64 = 4096;
 
-/// The members of an archive, by name, and the file that has their bytes.
+/// The members of an archive by name, and the file with their bytes.
 #[derive(Debug)]
 pub(crate) struct Members {
     file: File,
@@ -36,7 +36,7 @@ enum Member {
     Skipped,
 }
 
-/// Where the contents of a member are: its stored bytes, one segment after the other, from `offset` on.
+/// The place of a member's contents: its stored bytes, one segment after the other, from `offset` on.
 #[derive(Debug)]
 pub(super) struct Contents {
     pub(super) offset: u64,
@@ -45,7 +45,7 @@ pub(super) struct Contents {
 }
 
 impl Members {
-    /// Of a regular file: read in place if it is a plain tar.
+    /// The members of a regular file; a plain tar is read in place.
     pub(crate) fn of_file(name: &str, mut file: File, spooling: &Spooling<'_>) -> Result<Self> {
         let (packing, _) = compression::sniff(&file).at(name)?;
         file.rewind().at(name)?;
@@ -63,7 +63,7 @@ impl Members {
         Ok(Self { members: list.members, file })
     }
 
-    /// Of a stream, compressed or not: spooled.
+    /// The members of a stream, compressed or not, which is spooled.
     pub(crate) fn of_stream(name: &str, stream: &mut dyn Read, spooling: &Spooling<'_>) -> Result<Self> {
         let taken = AtomicU64::new(0);
         let (packing, input) = compression::sniff(Counted { inner: stream, count: &taken }).at(name)?;
@@ -87,12 +87,12 @@ impl Members {
             })?;
             list.add(entry, offset)?;
         }
-        // A pipe's writer must not be killed by SIGPIPE over the padding that follows the archive's end.
+        // The padding after the archive's end is read too: otherwise SIGPIPE would kill the pipe's writer.
         reader.finish().map_err(|error| list.error(error))?;
         Ok(Self { file: spool.finish().at(spooling.scratch)?, members: list.members })
     }
 
-    /// Opens a member; links lead to other members.
+    /// Opens a member; links refer to other members.
     pub(crate) fn open(&self, name: &str) -> Result<Option<MemberReader<'_>>, String> {
         let Some(mut name) = normalise("", name) else { return Err(format!("{name} leads out of the archive")) };
         for _ in 0..LINK_DEPTH {
@@ -120,7 +120,7 @@ impl<'n> List<'n> {
         Self { archive, members: HashMap::new() }
     }
 
-    /// The next entry of the archive.
+    /// Reads the next entry of the archive.
     fn next<R: std::io::BufRead>(&self, reader: &mut TarReader<'_, R, ()>) -> Result<Option<Entry>> {
         match reader.next() {
             Ok(None) if reader.entries() == 0 => Err(ImageError::archive(self.archive, "is empty")),
@@ -131,7 +131,7 @@ impl<'n> List<'n> {
         }
     }
 
-    /// Takes an entry in. `offset` tells where its stored bytes are, if they were kept.
+    /// Adds an entry. `offset` is the place of its stored bytes, if they were kept.
     fn add(&mut self, entry: Entry, offset: Option<u64>) -> Result<()> {
         let Some(name) = member_name(&entry.name) else { return Ok(()) };
         let target = |base: &str, link: Vec<u8>| normalise(base, &String::from_utf8(link).ok()?);
@@ -156,7 +156,7 @@ impl<'n> List<'n> {
         ImageError::archive(self.archive, error)
     }
 
-    /// An error met in the contents of `entry`.
+    /// An error in the contents of `entry`.
     fn in_entry(&self, entry: &Entry, error: TarError) -> ImageError {
         ImageError::archive(self.archive, format!("{}: {error}", printable(&entry.name)))
     }
@@ -224,8 +224,8 @@ fn member_name(name: &[u8]) -> Option<String> {
     normalise("", std::str::from_utf8(name).ok()?).filter(|name| !name.is_empty())
 }
 
-/// `path` as seen from the directory `base`, without `.`, `..`, empty parts or a leading slash. `None` if it
-/// leads out of the archive.
+/// `path` as seen from the directory `base`, without `.`, `..`, empty parts or a leading slash. Returns
+/// Returns `None` if it leads out of the archive.
 fn normalise(base: &str, path: &str) -> Option<String> {
     let base = if path.starts_with('/') { "" } else { base };
     let mut parts: Vec<&str> = Vec::new();

@@ -1,8 +1,8 @@
-//! What a docker-archive, an OCI archive or an OCI directory holds. Nothing here writes to a store.
+//! The content of a docker-archive, an OCI archive or an OCI directory. This module never writes to a store.
 //!
-//! An archive in a regular file that is not compressed is read in place: finding out what it holds reads only
-//! tar headers and documents. Anything else (a pipe, a compressed file) is spooled into a scratch directory,
-//! because its members may come in any order.
+//! An archive in an uncompressed regular file is read in place: listing its images reads only tar headers and
+//! documents. Anything else (a pipe, a compressed file) is spooled into a scratch directory, because its
+//! members may come in any order.
 
 mod docker;
 mod legacy;
@@ -27,7 +27,7 @@ use crate::image::spec::{Descriptor, Platform};
 use crate::tar::Limits;
 use members::{Contents, Members};
 
-/// An archive or image directory that was opened.
+/// An opened archive or image directory.
 #[derive(Debug)]
 pub struct Archive {
     name: String,
@@ -45,17 +45,17 @@ enum Backing {
 pub enum ArchiveInput<'a> {
     /// A file or a directory.
     Path(&'a Path),
-    /// A stream, and what to call it in messages.
+    /// A stream, and its name in messages.
     Stream(&'a mut dyn Read, &'a str),
 }
 
 /// How an archive that cannot be read in place is spooled.
 pub struct Spooling<'a> {
-    /// Where.
+    /// The directory for the spool.
     pub scratch: &'a Path,
-    /// Members that are not kept, and cannot be opened.
+    /// True for members that are skipped, and then cannot be opened.
     pub skip: &'a dyn Fn(&str) -> bool,
-    /// How much a compressed one may grow.
+    /// How large a compressed archive may become.
     pub limits: &'a Limits,
 }
 
@@ -68,7 +68,7 @@ pub struct FoundImage {
     pub config: ImageConfig,
     /// Its layers, the lowest first; as many as the configuration's diff ids.
     pub layers: Vec<FoundLayer>,
-    /// The manifest that it was found by, in OCI layouts.
+    /// Its manifest, in OCI layouts.
     pub manifest: Option<Vec<u8>>,
 }
 
@@ -77,18 +77,18 @@ pub struct FoundImage {
 pub struct FoundLayer {
     /// Name of the archive's member.
     pub member: String,
-    /// What the uncompressed tar must be.
+    /// The digest of the uncompressed tar.
     pub diff_id: Digest,
-    /// What the member must be, if a manifest says so.
+    /// The descriptor of the member, if there is a manifest.
     pub descriptor: Option<Descriptor>,
 }
 
-/// A member of an archive, to be read from its beginning.
+/// A member of an archive, read from its beginning.
 pub struct MemberReader<'a> {
     file: MemberFile<'a>,
     position: u64,
     end: u64,
-    /// The segment at or after the position, and the stored bytes before it. Of sparse members only.
+    /// For sparse members: the segment at or after the position, and the stored bytes before it.
     segment: usize,
     stored: u64,
 }
@@ -109,12 +109,12 @@ impl<'a> MemberReader<'a> {
         Self { file, position: 0, end, segment: 0, stored: 0 }
     }
 
-    /// Bytes that are left.
+    /// Number of remaining bytes.
     pub(crate) fn remaining(&self) -> u64 {
         self.end - self.position
     }
 
-    /// Where the next bytes are stored (none: in a hole), and how many follow each other there.
+    /// Where the next bytes are stored (`None` in a hole), and how many are stored together there.
     fn run(&mut self) -> (Option<u64>, u64) {
         let MemberFile::Part(_, contents) = &self.file else { return (Some(self.position), self.remaining()) };
         while let Some(segment) = contents.segments.get(self.segment) {
@@ -198,12 +198,12 @@ impl Archive {
         }
     }
 
-    /// The images that it holds. From an index of several platforms the one for `platform` is chosen, which is
-    /// this machine's unless the user asked for another. `prefer_manifests` asks for the original manifests where
-    /// the archive describes its images in both ways.
+    /// The images that it holds. If an index has several platforms, the image for `platform` is chosen; by
+    /// default this machine's. With `prefer_manifests`, the original manifests are used if the archive describes
+    /// its images in both ways.
     ///
     /// # Errors
-    /// When it holds none, or a document is malformed or not what its digest says.
+    /// When it holds no image, or a document is malformed or does not match its digest.
     pub fn images(&self, platform: Option<&Platform>, prefer_manifests: bool) -> Result<Vec<FoundImage>> {
         let is_docker = self.has("manifest.json")?;
         let is_layout = self.has("index.json")?;
@@ -222,7 +222,7 @@ impl Archive {
         self.for_platform(images, &platform.cloned().unwrap_or_else(Platform::host))
     }
 
-    /// The images that say themselves that they run on a platform; the others are left out.
+    /// Keeps the images whose configuration says that they run on a platform.
     fn for_platform(&self, images: Vec<FoundImage>, wanted: &Platform) -> Result<Vec<FoundImage>> {
         let check = |image: FoundImage| match image.config.platform().map_or(Ok(()), |own| own.check_serves(wanted)) {
             Ok(()) => Ok(image),
@@ -255,7 +255,7 @@ impl Archive {
         &self.name
     }
 
-    /// How much of a layer is accepted.
+    /// The limits for a layer.
     fn limits(&self) -> &Limits {
         &self.limits
     }
@@ -269,7 +269,7 @@ impl Archive {
         read_limited(&mut self.member(name)?, &self.locate(name))
     }
 
-    /// Reads a blob that is a document and checks it.
+    /// Reads a blob that is a document, and checks its digest.
     fn blob_document(&self, descriptor: &Descriptor) -> Result<Vec<u8>> {
         let name = blob_member(&descriptor.digest);
         let bytes = self.document(&name)?;
@@ -278,7 +278,7 @@ impl Archive {
         Ok(bytes)
     }
 
-    /// Archive and member in one, for messages.
+    /// The archive and the member, for messages.
     pub(crate) fn locate(&self, member: &str) -> String {
         format!("{}: {member}", self.name)
     }
@@ -292,7 +292,7 @@ impl Archive {
             Backing::Members(members) => return members.open(name).map_err(|reason| self.error(reason)),
             Backing::Directory(directory) => directory,
         };
-        // NONBLOCK: a fifo must not hang us. A symbolic link may lead to another file below the directory only.
+        // NONBLOCK: opening a fifo must not block. A symbolic link may only lead to a file below the directory.
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
         let file: File = match confined::in_root(directory.as_fd(), name.as_bytes(), flags) {
             Ok(file) => file.into(),
@@ -313,14 +313,14 @@ pub(crate) fn blob_member(digest: &Digest) -> String {
     format!("blobs/sha256/{}", digest.hex())
 }
 
-/// The digest that a blob's or a legacy config's file name promises.
+/// The digest in the file name of a blob or of a legacy config.
 pub(crate) fn digest_in_name(member: &str) -> Option<Digest> {
     let file = member.rsplit('/').next()?;
     let hex = file.strip_suffix(".json").or_else(|| file.strip_suffix(".tar")).unwrap_or(file);
     format!("sha256:{hex}").parse().ok()
 }
 
-/// Compares what was promised with what was found.
+/// Compares the expected value with the one found.
 pub(crate) fn check<T: PartialEq + std::fmt::Display>(subject: &str, expected: &T, found: &T) -> Result<()> {
     if expected == found {
         return Ok(());

@@ -9,7 +9,7 @@ use crate::image::error::{ImageError, Result};
 use crate::image::reference::Reference;
 use crate::image::spec::{self, Descriptor, IMAGE_NAME, Index, Manifest, Platform, REF_NAME};
 
-/// Indexes nest; deeper than this they are refused.
+/// Indexes can be nested; deeper ones are refused.
 const INDEX_DEPTH: u32 = 8;
 
 /// A blob of an index: another index, or a manifest.
@@ -43,7 +43,7 @@ pub(crate) fn images(archive: &Archive, platform: Option<&Platform>) -> Result<V
     Ok(images)
 }
 
-/// True for an entry of another platform, if the user asked for one or the same name has an entry that fits.
+/// True for an entry of another platform, if the user asked for a platform or another entry of the same name fits.
 fn is_for_others(entry: &Descriptor, all: &[&Descriptor], wanted: &Platform, insist: bool) -> bool {
     let fits = |entry: &Descriptor| entry.platform.as_ref().is_none_or(|platform| platform.serves(wanted));
     let namesake =
@@ -51,7 +51,7 @@ fn is_for_others(entry: &Descriptor, all: &[&Descriptor], wanted: &Platform, ins
     !fits(entry) && (insist || all.iter().any(namesake))
 }
 
-/// The image that an entry leads to. `None` if that is not an image.
+/// The image of an entry. Returns `None` if it is not an image.
 fn image(archive: &Archive, entry: &Descriptor, wanted: &Platform, depth: u32) -> Result<Option<FoundImage>> {
     if depth > INDEX_DEPTH {
         return Err(archive.error(format!("indexes are nested more than {INDEX_DEPTH} deep")));
@@ -72,7 +72,7 @@ fn no_platform(archive: &Archive, index: &Index, wanted: &Platform) -> ImageErro
     archive.error(format!("holds no image for {wanted}{has}"))
 }
 
-/// Reads what an entry points at; its media type decides, or where that is missing or says nothing, its fields.
+/// Reads the document of an entry. Its media type decides what it is; if that is missing or unspecific, its fields do.
 fn document(archive: &Archive, entry: &Descriptor) -> Result<Option<Document>> {
     let known = entry.is_index() || entry.is_manifest();
     if !known && !entry.is_of_any_type() {
@@ -82,7 +82,7 @@ fn document(archive: &Archive, entry: &Descriptor) -> Result<Option<Document>> {
     let bytes = archive.blob_document(entry)?;
     let location = archive.locate(&blob_member(&entry.digest));
     let shape: Shape = spec::parse(&location, &bytes)?;
-    // What can be read as both would be one thing here and another elsewhere (CVE-2021-41190).
+    // A document that can be read as both kinds would mean different things to different programs (CVE-2021-41190).
     if shape.manifests.is_some() && (shape.config.is_some() || shape.layers.is_some()) {
         return Err(ImageError::document(location, "is an index and a manifest at the same time"));
     }
@@ -97,7 +97,7 @@ fn document(archive: &Archive, entry: &Descriptor) -> Result<Option<Document>> {
     Ok(Some(Document::Manifest(Box::new(spec::parse(&location, &bytes)?), bytes)))
 }
 
-/// Which of the fields that tell an index from a manifest a document has.
+/// Which of the fields that distinguish an index from a manifest are present.
 #[derive(Deserialize)]
 struct Shape {
     #[serde(default)]
@@ -129,7 +129,7 @@ fn from_manifest(archive: &Archive, manifest: &Manifest, bytes: Vec<u8>) -> Resu
     Ok(Some(FoundImage { names: Vec::new(), config, layers, manifest: Some(bytes) }))
 }
 
-/// The name of a layout's entry: containerd's full one, else the reference if it is more than a bare tag.
+/// The name of a layout's entry: containerd's full name, or else the reference if it is more than a tag.
 fn names_of(entry: &Descriptor) -> Vec<Reference> {
     let full = entry.annotations.get(IMAGE_NAME);
     let reference = entry.annotations.get(REF_NAME).filter(|name| name.contains([':', '/']));

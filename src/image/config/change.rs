@@ -1,5 +1,5 @@
-//! `--change`: instructions of a Dockerfile, applied to a configuration. Syntax: docker's "Dockerfile reference"; docker
-//! takes the same instructions in `commit --change` and `import --change`, and applies them as a build would.
+//! `--change`: instructions of a Dockerfile that are applied to a configuration. Syntax: docker's "Dockerfile reference". docker
+//! accepts the same instructions in `commit --change` and `import --change`, and applies them as a build would.
 //!
 //! podman (`podman commit --change`, seen with 4.3) differs: it replaces no variables, keeps `CMD` when `ENTRYPOINT`
 //! changes, takes one pair in `ENV` and one port in `EXPOSE`, refuses ranges of ports, keeps a relative `WORKDIR` as it
@@ -13,11 +13,11 @@ use super::signal;
 use super::words::{Env, expand, expand_words, split};
 use crate::image::{ImageError, Result};
 
-/// Some instructions, one a line. Variables are replaced when they are applied, by the values that the configuration has
-/// then.
+/// Instructions, one on each line. Variables are replaced when the instructions are applied, by the configuration's values at
+/// that time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigChange {
-    /// A verb in upper case, and what follows it.
+    /// A verb in upper case, and the rest of the line.
     instructions: Vec<(Verb, String)>,
 }
 
@@ -53,7 +53,7 @@ impl FromStr for ConfigChange {
 
     fn from_str(text: &str) -> Result<Self> {
         let bad = |reason: String| ImageError::malformed(text, reason);
-        // A backslash at a line's end goes on in the next.
+        // A backslash at the end of a line continues it in the next.
         let joined = text.replace("\\\r\n", "").replace("\\\n", "");
         let mut instructions = Vec::new();
         for line in joined.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')) {
@@ -69,7 +69,7 @@ impl FromStr for ConfigChange {
             return Err(bad("an instruction is missing".to_owned()));
         }
         let change = Self { instructions };
-        // What is malformed whatever the variables are is told at once.
+        // Errors that do not depend on variables are reported at once.
         let mut trial = Map::new();
         let unknown = |_: &str| Some("1".to_owned());
         for (verb, rest) in &change.instructions {
@@ -87,12 +87,12 @@ impl ConfigChange {
     pub(super) fn apply_all(changes: &[Self], process: &mut Map<String, Value>) -> Result<()> {
         let mut has_command = false;
         for (verb, rest) in changes.iter().flat_map(|change| &change.instructions) {
-            // A new entry point is not given the old one's arguments, unless these were named in the same breath.
+            // A new entry point does not get the old one's arguments, unless the same change sets them.
             if *verb == Verb::Entrypoint && !has_command {
                 process.remove("Cmd");
             }
             has_command |= *verb == Verb::Cmd;
-            // All of one instruction see the values of before it.
+            // All assignments of one instruction see the values before it.
             let list = process.get("Env").cloned();
             let env = |name: &str| value_of(list.as_ref()?, name);
             apply(*verb, rest, process, &env).map_err(|reason| ImageError::malformed(rest, reason))?;
@@ -158,7 +158,7 @@ fn set(process: &mut Map<String, Value>, key: &str, value: Value) {
     process.insert(key.to_owned(), value);
 }
 
-/// Puts `name` into the object `key`, which is made if it is not there.
+/// Sets `name` in the object `key`; makes the object if it is missing.
 fn insert(process: &mut Map<String, Value>, key: &str, name: &str, value: Value) {
     let object = process.entry(key).or_insert(Value::Null);
     if !object.is_object() {
@@ -188,7 +188,7 @@ fn list_of(rest: &str) -> Option<Vec<String>> {
     serde_json::from_str(rest).ok()
 }
 
-/// A JSON list of words, or a line for the shell, which an image may have chosen.
+/// A JSON list of words, or a command line for the shell, which the image may have chosen.
 fn command_of(rest: &str, process: &Map<String, Value>) -> Vec<String> {
     if let Some(words) = list_of(rest) {
         return words;
@@ -220,7 +220,7 @@ fn pairs_of(rest: &str, env: &Env<'_>, verb: &str) -> Result<Vec<(String, String
     words.iter().map(pair).collect()
 }
 
-/// Ranges are written out, as docker does.
+/// Ranges are expanded, as docker does.
 fn ports_of(words: &[String]) -> Option<Vec<String>> {
     let mut ports = Vec::new();
     for word in words {
@@ -240,7 +240,7 @@ fn ports_of(words: &[String]) -> Option<Vec<String>> {
 mod tests {
     use super::*;
 
-    /// The configuration after some changes to another.
+    /// Applies some changes to a configuration.
     fn changed(from: Value, changes: &[&str]) -> Value {
         let Value::Object(mut process) = from else { unreachable!() };
         let changes: Vec<ConfigChange> = changes.iter().map(|text| text.parse().expect(text)).collect();

@@ -1,5 +1,5 @@
-//! Words of a Dockerfile instruction: quotation marks, escapes, variables. Syntax and results are buildkit's
-//! (`frontend/dockerfile/shell/lex.go`), which docker uses for `commit --change` and `import --change` too.
+//! Words of a Dockerfile instruction, with quotation marks, escapes and variables. Syntax and results are those of buildkit
+//! (`frontend/dockerfile/shell/lex.go`), which docker also uses for `commit --change` and `import --change`.
 
 use std::iter::Peekable;
 use std::str::Chars;
@@ -7,7 +7,8 @@ use std::str::Chars;
 /// Looks up a variable.
 pub(super) type Env<'e> = dyn Fn(&str) -> Option<String> + 'e;
 
-/// Splits at white space outside quotation marks, and keeps those and escapes (buildkit, `parser.parseWords`).
+/// Splits at white space outside quotation marks; keeps quotation marks and escapes (buildkit,
+/// `parser.parseWords`).
 pub(super) fn split(text: &str) -> Vec<String> {
     let mut words = Vec::new();
     let mut word = String::new();
@@ -38,18 +39,18 @@ pub(super) fn split(text: &str) -> Vec<String> {
     words
 }
 
-/// One word without quotation marks and escapes, its variables replaced.
+/// Expands one word: removes quotation marks and escapes, and replaces variables.
 ///
 /// # Errors
-/// What is malformed in it.
+/// What is malformed.
 pub(super) fn expand(text: &str, env: &Env<'_>) -> Result<String, String> {
     expand_until(&mut text.chars().peekable(), env, None).map(|word| word.text)
 }
 
-/// The same, where white space that a variable brings, outside quotation marks, splits the word.
+/// Like `expand`, but white space in a variable's value, outside quotation marks, splits the word.
 ///
 /// # Errors
-/// What is malformed in it.
+/// What is malformed.
 pub(super) fn expand_words(text: &str, env: &Env<'_>) -> Result<Vec<String>, String> {
     let mut words = Vec::new();
     for word in split(text) {
@@ -68,7 +69,7 @@ pub(super) fn expand_words(text: &str, env: &Env<'_>) -> Result<Vec<String>, Str
 #[derive(Default)]
 struct Word {
     text: String,
-    /// Where white space of a variable begins.
+    /// Where white space from a variable begins.
     breaks: Vec<usize>,
 }
 
@@ -112,7 +113,7 @@ fn single_quoted(input: &mut Peekable<Chars<'_>>, out: &mut String) -> Result<()
     Err("a quotation mark is not closed".to_owned())
 }
 
-/// A backslash escapes only what would mean something else here.
+/// A backslash only escapes characters that have a meaning here.
 fn double_quoted(input: &mut Peekable<Chars<'_>>, env: &Env<'_>, out: &mut String) -> Result<(), String> {
     while let Some(c) = input.next() {
         match c {
@@ -145,7 +146,7 @@ fn variable(input: &mut Peekable<Chars<'_>>, env: &Env<'_>) -> Result<String, St
         Some(':') => (true, input.next()),
         other => (false, other),
     };
-    // With a colon an empty variable counts as one that is not set.
+    // With a colon, an empty variable counts as unset.
     let is_set = value.as_ref().is_some_and(|value| !colon || !value.is_empty());
     let rest = |input: &mut Peekable<Chars<'_>>| expand_until(input, env, Some('}')).map(|word| word.text);
     match modifier {
@@ -161,7 +162,7 @@ fn variable(input: &mut Peekable<Chars<'_>>, env: &Env<'_>) -> Result<String, St
     }
 }
 
-/// Letters, digits and `_`; a digit or a special parameter (`@`, `*`, `#`, …) stands alone.
+/// Letters, digits and `_`; a digit or a special parameter (`@`, `*`, `#`, …) is a name by itself.
 fn name(input: &mut Peekable<Chars<'_>>) -> String {
     let mut name = String::new();
     match input.peek() {
@@ -182,7 +183,7 @@ fn name(input: &mut Peekable<Chars<'_>>) -> String {
 mod tests {
     use super::*;
 
-    /// The rows of buildkit's own table (`envVarTest`) that need no pattern, and some more.
+    /// The rows of buildkit's own table (`envVarTest`) that need no pattern, and a few more.
     #[test]
     fn expanded() {
         let env = |name: &str| match name {

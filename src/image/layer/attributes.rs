@@ -1,4 +1,4 @@
-//! Owner, mode, times and extended attributes of one file: read from it, put on it.
+//! Owner, mode, times and extended attributes of one file: reading and setting them.
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 
@@ -11,7 +11,7 @@ use crate::marks::{Namespace, Visible, escape_xattr, unescape_xattr};
 pub(crate) use crate::tar::Attributes;
 use crate::tar::Time;
 
-/// Where owner and mode are recorded that the inode cannot have.
+/// The attribute that records the owner and mode that the inode cannot have.
 pub(crate) const RECORDED: &[u8] = OVERRIDE_STAT.as_bytes();
 
 /// The access and default ACLs, as attributes.
@@ -19,28 +19,28 @@ const ACL_ACCESS: &str = "system.posix_acl_access";
 const ACL_DEFAULT: &str = "system.posix_acl_default";
 
 impl Attributes {
-    /// Of a directory that no layer says anything about.
+    /// The attributes of a directory that no layer describes.
     pub(crate) fn of_implied_directory() -> Self {
         Self { mode: 0o755, ..Self::default() }
     }
 }
 
-/// A file to put attributes on.
+/// A file whose attributes are set.
 pub(crate) struct Target<'a> {
     /// Held open for reading or writing, except for symbolic links and special files.
     pub(crate) fd: Option<BorrowedFd<'a>>,
-    /// Its directory and name, for what has no descriptor.
+    /// Its directory and name, for files without a descriptor.
     pub(crate) dir: BorrowedFd<'a>,
     pub(crate) name: &'a [u8],
     /// Path in the layer, for messages.
     pub(crate) path: &'a [u8],
-    /// How real engines name the type of a file that a plain one stands in for.
+    /// The override attribute's word for the type, if a plain file stands in for another type.
     pub(crate) override_type: &'a str,
     pub(crate) is_symlink: bool,
     pub(crate) is_directory: bool,
 }
 
-/// A path by which the kernel finds an entry of `dir` itself, for calls that have no `*at` form.
+/// A path by which the kernel finds the entry of `dir` itself, for calls without a `*at` form.
 fn proc_path(dir: BorrowedFd<'_>, name: &[u8]) -> Vec<u8> {
     [format!("/proc/self/fd/{}/", dir.as_raw_fd()).as_bytes(), name].concat()
 }
@@ -76,7 +76,7 @@ impl Target<'_> {
         match self.fd {
             Some(fd) => rustix::fs::fchmod(fd, Mode::from_raw_mode(mode)),
             None if self.is_symlink => Ok(()),
-            // Not through a link: the caller made this entry, and no symbolic link by that name.
+            // This follows no link: the caller made this entry, and it is no symbolic link.
             None => rustix::fs::chmodat(self.dir, self.name, Mode::from_raw_mode(mode), AtFlags::empty()),
         }
     }
@@ -91,17 +91,17 @@ impl Target<'_> {
         .at(self.path)
     }
 
-    /// Puts everything on but the times. Owner first: changing it clears setuid bits and capabilities; the mode
-    /// before the ACL, which it would rewrite.
+    /// Sets everything except the times. The owner comes first: changing it clears setuid bits and
+    /// capabilities. The mode comes before the ACL, which it would rewrite.
     ///
-    /// `inherits_acl`: the directory has a default ACL, of which the new file got a copy that the image knows
-    /// nothing of.
+    /// `inherits_acl` is true if the directory has a default ACL, of which the new file got a copy that the
+    /// image does not have.
     pub(crate) fn set(&self, attributes: &Attributes, put: &Put, inherits_acl: bool) -> Result<Vec<String>> {
         if put.keep_ownership {
             self.chown(attributes.uid, attributes.gid).at(self.path)?;
             self.chmod(attributes.mode).at(self.path)?;
         } else if self.is_symlink {
-            // It can have no attribute; in a namespace with that owner, though, it can have the owner.
+            // It cannot have the attribute, but in a namespace with that owner it can have the owner.
             match self.chown(attributes.uid, attributes.gid) {
                 Ok(()) | Err(Errno::PERM | Errno::INVAL) => {}
                 Err(error) => return Err(error).at(self.path),
@@ -122,7 +122,7 @@ impl Target<'_> {
         self.set_xattrs(&attributes.xattrs, put)
     }
 
-    /// Sets extended attributes; those that this file system or user cannot hold are told in the result.
+    /// Sets extended attributes; returns those that this file system or user cannot store.
     fn set_xattrs(&self, xattrs: &[(Vec<u8>, Vec<u8>)], put: &Put) -> Result<Vec<String>> {
         let mut warnings = Vec::new();
         for (name, value) in xattrs {
@@ -147,7 +147,7 @@ impl Target<'_> {
         Ok(warnings)
     }
 
-    /// Removes the extended attributes that the image gave the file before; marks stay.
+    /// Removes the extended attributes that the image gave the file earlier; marks stay.
     pub(crate) fn clear_xattrs(&self) -> Result<()> {
         let Some(fd) = self.fd else { return Ok(()) };
         for name in xattr_names(fd).at(self.path)? {
@@ -159,14 +159,14 @@ impl Target<'_> {
     }
 }
 
-/// How attributes are put on files.
+/// How attributes are set on files.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Put {
     pub(crate) keep_ownership: bool,
 }
 
-/// Attributes that may be missing afterwards: what the file system lacks, labels of a security module that is not
-/// there, and what needs a privilege that the user has not said to have.
+/// True for attributes that may be missing afterwards: those that the file system lacks, labels of an absent
+/// security module, and those that need a privilege that the user has not claimed.
 fn is_unsupported(error: Errno, name: &[u8], put: &Put) -> bool {
     match error {
         Errno::OPNOTSUPP => true,
@@ -176,13 +176,13 @@ fn is_unsupported(error: Errno, name: &[u8], put: &Put) -> bool {
     }
 }
 
-/// An image's attribute must never act as a mark: one in any marks' name space is escaped, as the kernel does for
-/// nested mounts.
+/// An attribute of an image must never act as a mark: in a marks' name space, it is escaped, as the kernel does
+/// for nested mounts.
 fn escaped(name: &[u8]) -> Vec<u8> {
     Namespace::ALL.into_iter().find_map(|namespace| escape_xattr(namespace, name)).unwrap_or_else(|| name.to_vec())
 }
 
-/// Whether the attribute is a mark of a union, not a part of the image.
+/// True if the attribute is a mark of a union and not a part of the image.
 fn is_mark(name: &[u8]) -> bool {
     Namespace::ALL.into_iter().any(|namespace| unescape_xattr(namespace, name) == Visible::Hidden)
 }
@@ -209,7 +209,7 @@ fn names_by(list: impl Fn(&mut [u8]) -> rustix::io::Result<usize>) -> rustix::io
     Ok(names)
 }
 
-/// Calls with a buffer that is large enough.
+/// Calls with a sufficiently large buffer.
 fn grown(call: impl Fn(&mut [u8]) -> rustix::io::Result<usize>) -> rustix::io::Result<Vec<u8>> {
     let mut buffer = vec![0; 256];
     loop {
@@ -224,12 +224,12 @@ fn grown(call: impl Fn(&mut [u8]) -> rustix::io::Result<usize>) -> rustix::io::R
     }
 }
 
-/// Value of one attribute of an open file; `None` when it has none of that name.
+/// Value of one attribute of an open file; `None` if it has no such attribute.
 pub(crate) fn xattr(fd: BorrowedFd<'_>, name: &[u8]) -> rustix::io::Result<Option<Vec<u8>>> {
     present(grown(|buffer| rustix::fs::fgetxattr(fd, name, buffer)))
 }
 
-/// True if the entry `entry` of `dir` has no attribute `name`, an image's, but could have.
+/// True if the entry `entry` of `dir` could have the image's attribute `name`, but does not.
 pub(crate) fn lacks_xattr(dir: BorrowedFd<'_>, entry: &[u8], name: &[u8]) -> rustix::io::Result<bool> {
     match rustix::fs::lgetxattr_query(proc_path(dir, entry), escaped(name)) {
         Ok(_) | Err(Errno::OPNOTSUPP) => Ok(false),
@@ -246,7 +246,7 @@ fn present(value: rustix::io::Result<Vec<u8>>) -> rustix::io::Result<Option<Vec<
     }
 }
 
-/// Whether new files in this directory get ACLs from it.
+/// True if new files in this directory get ACLs from it.
 pub(crate) fn has_default_acl(dir: BorrowedFd<'_>) -> rustix::io::Result<bool> {
     match rustix::fs::fgetxattr_query(dir, ACL_DEFAULT) {
         Ok(_) => Ok(true),
@@ -255,7 +255,7 @@ pub(crate) fn has_default_acl(dir: BorrowedFd<'_>) -> rustix::io::Result<bool> {
     }
 }
 
-/// What a file is, when a mark may say otherwise than its inode.
+/// The type of a file; a mark may override the inode's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum FileKind {
     Regular,
@@ -282,7 +282,7 @@ impl FileKind {
         }
     }
 
-    /// As the override attribute names it.
+    /// The override attribute's word for it.
     pub(crate) fn override_type(self) -> String {
         match self {
             Self::Regular => "file".into(),
@@ -315,8 +315,8 @@ impl FileKind {
     }
 }
 
-/// Reads the attributes of the entry `name` of `dir`: marks left out, escaped attributes under their own names,
-/// owner and mode (and type) that a rootless engine recorded in the place of the inode's.
+/// Reads the attributes of the entry `name` of `dir`. Marks are left out, escaped attributes get their own
+/// names, and owner, mode and type recorded by a rootless engine replace the inode's.
 pub(crate) fn read(dir: BorrowedFd<'_>, name: &[u8], stat: &Stat) -> rustix::io::Result<(FileKind, Attributes)> {
     let mut kind = FileKind::of(stat);
     let mut attributes = Attributes {
@@ -334,7 +334,7 @@ pub(crate) fn read(dir: BorrowedFd<'_>, name: &[u8], stat: &Stat) -> rustix::io:
             continue;
         };
         if let Some(rank) = OVERRIDE_NAMES.iter().position(|known| stored == known.as_bytes()) {
-            // As the driver shows it: the first of the names counts.
+            // Like the driver, uses the first of the names.
             if kept.as_ref().is_none_or(|(other, _)| rank < *other) {
                 kept = Some((rank, value));
             }
@@ -349,8 +349,8 @@ pub(crate) fn read(dir: BorrowedFd<'_>, name: &[u8], stat: &Stat) -> rustix::io:
     Ok((kind, attributes))
 }
 
-/// The name under which an image has the stored attribute; `None` for what belongs to this machine: marks, labels
-/// and hashes of its security modules, and attributes of its file system.
+/// The name of the stored attribute in an image; `None` if it belongs to this machine: marks, labels and hashes
+/// of its security modules, and attributes of its file system.
 fn image_xattr(stored: &[u8]) -> Option<Vec<u8>> {
     match stored {
         b"security.selinux" | b"security.ima" | b"security.evm" | b"security.apparmor" => return None,
@@ -371,14 +371,14 @@ fn image_xattr(stored: &[u8]) -> Option<Vec<u8>> {
     Some(stored.to_vec())
 }
 
-/// `uid:gid:mode[:type]`; what cannot be read is ignored, as containers/storage does.
+/// Applies `uid:gid:mode[:type]`; an unreadable value is ignored, as in containers/storage.
 fn apply_override(value: &[u8], kind: &mut FileKind, attributes: &mut Attributes) {
     let Ok(text) = std::str::from_utf8(value) else { return };
     let mut fields = text.trim_end_matches('\0').splitn(4, ':');
     let (Some(uid), Some(gid), Some(mode)) = (fields.next(), fields.next(), fields.next()) else { return };
     let (Ok(uid), Ok(gid), Ok(mode)) = (uid.parse(), gid.parse(), u32::from_str_radix(mode, 8)) else { return };
     (attributes.uid, attributes.gid, attributes.mode) = (uid, gid, mode & 0o7777);
-    // A directory or link is what it is; a plain file may stand in for a special one.
+    // A directory or link keeps its type; a plain file may stand in for a special one.
     let recorded = fields.next().and_then(FileKind::from_override_type);
     if let (FileKind::Regular, Some(recorded)) = (*kind, recorded.filter(|kind| *kind != FileKind::Directory)) {
         *kind = recorded;

@@ -1,4 +1,4 @@
-//! What can go wrong with a layer; every error prints as one line naming the entry and the reason.
+//! Errors of a layer; each prints as one line that names the entry and the reason.
 
 use std::io;
 
@@ -23,7 +23,7 @@ pub enum LayerError {
     /// A limit of [`crate::tar::Limits`] was exceeded.
     #[error("{what}: more than the limit of {limit} of {option} (--unlimited accepts it)")]
     Limit {
-        /// What there is too much of.
+        /// What is too large or too many.
         what: String,
         /// The limit.
         limit: u64,
@@ -35,7 +35,7 @@ pub enum LayerError {
     Compressed {
         /// Its compression.
         packing: Packing,
-        /// What the decoder, or the reader below it, said.
+        /// The error of the decoder or of the reader below it.
         source: io::Error,
     },
     /// A system call failed.
@@ -49,7 +49,7 @@ pub enum LayerError {
     /// A file that is not a recipe, or a damaged recipe.
     #[error("layer recipe: {0}")]
     Recipe(String),
-    /// The layer directory no longer holds what was unpacked.
+    /// The layer directory no longer has the content that was unpacked.
     #[error("layer file {path}: {reason}")]
     Damaged {
         /// Path in the layer, printable.
@@ -63,18 +63,18 @@ pub enum LayerError {
 pub(crate) type Result<T, E = LayerError> = std::result::Result<T, E>;
 
 impl LayerError {
-    /// An entry is refused for `reason`.
+    /// The entry is refused for `reason`.
     pub(crate) fn entry(name: &[u8], reason: impl Into<String>) -> Self {
         Self::Entry { entry: printable(name), reason: reason.into() }
     }
 
-    /// A system call about the file at `path` failed.
+    /// A system call on the file at `path` failed.
     pub(crate) fn io(path: &[u8], source: impl Into<io::Error>) -> Self {
         Self::Io { place: printable(path), source: source.into() }
     }
 }
 
-/// Names the file that a failed system call was about.
+/// Names the file of a failed system call.
 pub(crate) trait AtPath<T> {
     /// Turns the error into a [`LayerError::Io`] that names `path`.
     fn at(self, path: &[u8]) -> Result<T>;

@@ -1,5 +1,4 @@
-//! The layers below, as unpacking, snapshots and comparisons look at them: a [`View`] with paths of bytes, and errors that
-//! name the path.
+//! The layers below, for unpacking, snapshots and comparisons: a [`View`] with paths as bytes, and errors that name the path.
 
 use std::collections::BTreeSet;
 use std::ffi::CString;
@@ -28,7 +27,7 @@ pub(crate) struct LowerFile {
     file: File,
 }
 
-/// What a name is.
+/// The meaning of a name.
 #[derive(Clone, Debug)]
 pub(crate) enum LowerEntry {
     Directory(LowerDir),
@@ -39,7 +38,7 @@ pub(crate) enum LowerEntry {
 #[derive(Debug)]
 pub(crate) struct LowerView(View);
 
-/// Why the union cannot say what is at `path`.
+/// Why the union cannot tell what is at `path`.
 pub(crate) fn unknown(path: &[u8], errno: Errno) -> LayerError {
     match errno {
         Errno::IO => LayerError::entry(path, "a damaged mark, or a metacopy whose contents are in no lower layer"),
@@ -47,18 +46,18 @@ pub(crate) fn unknown(path: &[u8], errno: Errno) -> LayerError {
     }
 }
 
-/// A name as system calls take it.
+/// A name for system calls.
 pub(crate) fn c_name(name: &[u8]) -> Result<CString> {
     CString::new(name).map_err(|_| LayerError::entry(name, "a name with a NUL"))
 }
 
 impl LowerView {
-    /// Of layers that are complete.
+    /// A view of complete layers.
     pub(crate) fn new(layers: &[BorrowedFd<'_>]) -> Result<Self> {
         View::new(layers, true).map(Self).at(b"")
     }
 
-    /// Of layers that may still be unpacked, which have no inventories that fit.
+    /// A view of layers that may still be unpacked, and have no valid inventories.
     pub(crate) fn of_unfinished(layers: &[BorrowedFd<'_>]) -> Result<Self> {
         View::new(layers, false).map(Self).at(b"")
     }
@@ -67,7 +66,7 @@ impl LowerView {
         self.0.is_empty()
     }
 
-    /// The union that decides.
+    /// The union that applies the rules.
     pub(crate) fn union(&self) -> &View {
         &self.0
     }
@@ -77,7 +76,7 @@ impl LowerView {
         self.0.root().map(|parts| LowerDir { parts }).at(b"")
     }
 
-    /// Opens the directory that `part` is in, and gives the name by which it is there.
+    /// Opens the directory of `part`, and returns its name there.
     pub(crate) fn open_parent<'p>(&self, part: &'p LowerRef) -> Result<(OwnedFd, &'p [u8])> {
         let (parent, name) = split(part.path.to_bytes()).unwrap_or((b"", b"."));
         let layer = self.0.stack().lower(part.layer).at(part.path.to_bytes())?;
@@ -87,7 +86,7 @@ impl LowerView {
     /// Looks `name` up in a merged directory.
     pub(crate) fn lookup(&self, dir: &LowerDir, name: &[u8]) -> Result<Option<LowerEntry>> {
         let found = match self.0.lookup(&dir.parts, &c_name(name)?) {
-            // No layer can have it.
+            // No layer can have such a name.
             Err(Errno::NAMETOOLONG) => None,
             found => found.map_err(|errno| unknown(name, errno))?,
         };

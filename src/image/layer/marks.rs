@@ -1,4 +1,4 @@
-//! Reading a union's marks from a layer directory, and putting them there. The formats are in [`crate::marks`].
+//! Reads and writes a union's marks in a layer directory. The formats are in [`crate::marks`].
 
 use std::ffi::CString;
 use std::os::fd::BorrowedFd;
@@ -14,7 +14,7 @@ use crate::union;
 use crate::union::layer::Dir;
 use crate::union::view::UpperPart;
 
-/// How a layer directory says that a name is deleted.
+/// How a layer directory marks a name as deleted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WhiteoutForm {
     /// A character device 0:0 in the place of the name.
@@ -26,21 +26,21 @@ pub enum WhiteoutForm {
 /// The marks that unpacking writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MarkStyle {
-    /// Where attributes go.
+    /// The name space of attributes.
     pub namespace: Namespace,
-    /// Form of whiteouts; where devices are not permitted, [`WhiteoutForm::Xattr`] is used all the same.
+    /// Form of whiteouts. If devices are not permitted, [`WhiteoutForm::Xattr`] is used instead.
     pub whiteouts: WhiteoutForm,
 }
 
 impl Default for MarkStyle {
-    /// What the kernel writes for root.
+    /// The kernel's choice for root.
     fn default() -> Self {
         Self { namespace: Namespace::Trusted, whiteouts: WhiteoutForm::Device }
     }
 }
 
 impl MarkStyle {
-    /// What the kernel writes with `userxattr`, for users without privileges.
+    /// The kernel's choice with `userxattr`, for users without privileges.
     pub const fn unprivileged() -> Self {
         Self { namespace: Namespace::User, whiteouts: WhiteoutForm::Device }
     }
@@ -49,7 +49,7 @@ impl MarkStyle {
         self.namespace.xattr(mark)
     }
 
-    /// Deletes `name` for the layers below; there must be nothing by that name in `dir`.
+    /// Deletes `name` for the layers below; `dir` must not have that name.
     pub(crate) fn put_whiteout(&mut self, dir: BorrowedFd<'_>, name: &[u8], path: &[u8]) -> Result<()> {
         if self.whiteouts == WhiteoutForm::Device {
             match rustix::fs::mknodat(dir, name, FileType::CharacterDevice, Mode::empty(), 0) {
@@ -58,7 +58,7 @@ impl MarkStyle {
             }
         }
         match opaque(dir).at(path)? {
-            // Nothing shows through here anyway, and here a reader would take the file for a plain one.
+            // Nothing shows through in this directory, and a whiteout here would be read as a plain file.
             Opaque::Yes => return Ok(()),
             Opaque::XattrWhiteouts => {}
             Opaque::No => self.set(dir, Mark::Opaque, b"x").at(path)?,
@@ -98,14 +98,14 @@ fn remove_xattr_whiteouts(dir: BorrowedFd<'_>, path: &[u8]) -> Result<()> {
     Ok(())
 }
 
-/// The marks of `name` in `dir`, or of `dir` itself if that is empty, as the driver reads them.
+/// The marks of `name` in `dir`, or of `dir` itself if `name` is empty, read in the same way as by the driver.
 fn read(dir: BorrowedFd<'_>, name: &[u8]) -> rustix::io::Result<union::layer::Marks> {
     let name = CString::new(name).map_err(|_| Errno::INVAL)?;
     Dir::new(rustix::io::fcntl_dupfd_cloexec(dir, 0)?).marks(&name)
 }
 
-/// Whether the entry is a whiteout by its inode: a character device 0:0, or among xattr whiteouts (the directory's opaque
-/// mark is `x`) an empty file with the attribute.
+/// True if the inode is a whiteout: a character device 0:0, or, in a directory whose opaque mark is `x`, an empty file
+/// with the whiteout attribute.
 pub(crate) fn is_whiteout(dir: BorrowedFd<'_>, name: &[u8], stat: &Stat) -> rustix::io::Result<bool> {
     match FileKind::of(stat) {
         FileKind::CharDevice(0, 0) => Ok(confined::is_whiteout_device(stat.st_mode, (0, 0))),
@@ -116,12 +116,12 @@ pub(crate) fn is_whiteout(dir: BorrowedFd<'_>, name: &[u8], stat: &Stat) -> rust
     }
 }
 
-/// What the opaque attribute of the open directory says.
+/// The value of the opaque attribute of the open directory.
 pub(crate) fn opaque(dir: BorrowedFd<'_>) -> rustix::io::Result<Opaque> {
     Ok(read(dir, b"")?.opaque())
 }
 
-/// Whether nothing below the open directory shows through, by its attributes or by an AUFS entry.
+/// True if nothing below the open directory shows through, because of its attributes or an AUFS entry.
 pub(crate) fn hides_lower(dir: BorrowedFd<'_>) -> rustix::io::Result<bool> {
     Ok(UpperPart::root(rustix::io::fcntl_dupfd_cloexec(dir, 0)?)?.is_opaque())
 }

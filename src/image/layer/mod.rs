@@ -1,5 +1,5 @@
-//! One layer between its two forms: a tar stream, as images carry it, and a directory that overlay file systems
-//! mount as it is. This module holds what the modules that go from one form to the other share.
+//! One layer in its two forms: a tar stream, as in images, and a directory that overlay file systems can mount.
+//! This module holds what the modules for both directions share.
 //!
 //! # Map
 //!
@@ -17,18 +17,18 @@
 //!
 //! # Rules
 //!
-//! Formats: OCI image specification, layer.md; tar dialects as Go's `archive/tar` reads them. Where a rule leaves
-//! a choice, a layer means what extracting it with `tar` over the flattened lower layers would give:
+//! Formats: OCI image specification, layer.md; tar dialects as Go's `archive/tar` reads them. If a rule leaves a
+//! choice, the result is that of extracting the layer with `tar` over the flattened lower layers:
 //!
 //! * whiteouts delete from the lower layers only, whatever their place in the stream; a directory that the same
 //!   layer also deletes is opaque;
 //! * a parent that is a symbolic link, in this layer or in a lower one, is followed within the root; a parent that
-//!   is nowhere named takes the lower layer's attributes;
+//!   no entry names takes the lower layer's attributes;
 //! * a hard link to a lower file copies that file into this layer first;
-//! * the last of several entries of one name wins, and a directory over a directory keeps its children.
+//! * the last of several entries with one name counts, and a directory over a directory keeps its children.
 //!
-//! [`Unpacked::depends_on_lower`](crate::image::unpack::Unpacked::depends_on_lower) tells whether any of this looked at the lower layers: such a layer directory is
-//! right only above these.
+//! [`Unpacked::depends_on_lower`](crate::image::unpack::Unpacked::depends_on_lower) tells whether the lower layers had any
+//! influence: such a layer directory is only correct above these.
 
 pub(crate) mod attributes;
 pub(crate) mod error;

@@ -10,11 +10,11 @@ pub(crate) fn components(raw: &[u8]) -> impl Iterator<Item = &[u8]> {
     raw.split(|&byte| byte == b'/').filter(|part| !part.is_empty() && *part != b".")
 }
 
-/// The path that an entry's name means: relative to the layer, components joined by one `/`; empty for the root.
-/// Absolute names are taken as relative, as every tar reader does.
+/// The path that an entry's name means: relative to the layer, with components joined by one `/`; empty for the
+/// root. Absolute names count as relative, as in every tar reader.
 ///
 /// # Errors
-/// Names with `..`, a NUL byte, a component longer than [`NAME_MAX`], or longer than `limit` altogether.
+/// Names with `..`, a NUL byte or a component longer than [`NAME_MAX`], and names longer than `limit`.
 pub(crate) fn normalise(raw: &[u8], limit: usize) -> Result<Vec<u8>> {
     if raw.contains(&0) {
         return Err(LayerError::entry(raw, "its name contains a NUL byte"));
@@ -71,7 +71,7 @@ pub(crate) fn split(path: &[u8]) -> Option<(&[u8], &[u8])> {
     }
 }
 
-/// Whether `path` is `ancestor` or below it.
+/// True if `path` is `ancestor` or below it.
 pub(crate) fn is_at_or_below(path: &[u8], ancestor: &[u8]) -> bool {
     ancestor.is_empty() || path.strip_prefix(ancestor).is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/"))
 }

@@ -1,15 +1,15 @@
-//! The recipe of a layer: all of its tar stream but the file contents that the layer directory holds, so that the
-//! original tar can be put together again bit for bit.
+//! The recipe of a layer: its whole tar stream without the file contents that the layer directory holds. With
+//! both, the original tar can be re-assembled bit for bit.
 //!
 //! Format: a zstd stream (of several frames) of `MAGIC` and records; numbers are LEB128:
 //!
-//! * `R length bytes`: bytes of the tar stream as they are: headers, padding, contents that are in no file;
-//! * `F length path pairs (offset length)* crc`: parts of the contents of the layer's file at `path`, and the CRC-32
-//!   (little-endian) of these bytes, so that damage can be told file by file;
-//! * `E size digest`: the end; length and SHA-256 of the whole tar stream.
+//! * `R length bytes`: bytes of the tar stream, unchanged: headers, padding, contents that are in no file;
+//! * `F length path pairs (offset length)* crc`: parts of the contents of the layer's file at `path`, and their
+//!   CRC-32 (little-endian), which locates damage in a file;
+//! * `E size digest`: the end, with length and SHA-256 of the whole tar stream.
 //!
-//! A file that a later entry of the same archive replaced is in no layer directory. Its contents are saved when it
-//! is removed, and the `F` record that needed them becomes `R` when the recipe is closed.
+//! A file that is replaced by a later entry of the same archive is not in the layer directory. Its contents are
+//! saved when it is removed, and its `F` record becomes `R` when the recipe is closed.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -27,7 +27,7 @@ use crate::tar::sparse::Segment;
 
 /// First bytes of every recipe.
 const MAGIC: &[u8] = b"stratafs layer recipe 1\n";
-/// Raw bytes are gathered up to this length.
+/// Raw bytes are collected up to this length.
 const RAW_LEN: usize = 64 << 10;
 /// Longest path that a reader accepts.
 const PATH_LEN: u64 = 1 << 16;
@@ -38,7 +38,7 @@ const RAW: u8 = b'R';
 const CONTENTS: u8 = b'F';
 const END: u8 = b'E';
 
-/// An unnamed file for what is needed only while unpacking: in the layer's own file system, else in `TMPDIR`.
+/// A nameless file for data needed only while unpacking: in the layer's file system, or else in `TMPDIR`.
 fn unnamed_file(dir: BorrowedFd<'_>) -> io::Result<File> {
     match rustix::fs::openat(dir, ".", OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC, Mode::RUSR | Mode::WUSR) {
         Ok(fd) => Ok(fd.into()),
@@ -46,14 +46,14 @@ fn unnamed_file(dir: BorrowedFd<'_>) -> io::Result<File> {
     }
 }
 
-/// Contents of a file that was removed from the layer again.
+/// Contents of a file that was removed from the layer.
 struct Saved {
-    /// `F` records before the removal.
+    /// Number of Number of `F` records before the removal.
     before: u64,
     at: u64,
 }
 
-/// Gathers the recipe while a layer is unpacked.
+/// Collects the recipe while a layer is unpacked.
 pub(crate) struct RecipeWriter {
     spool: zstd::Encoder<'static, File>,
     raw: Vec<u8>,
@@ -81,7 +81,7 @@ impl RecipeWriter {
         Ok(())
     }
 
-    /// Bytes of the tar stream that the layer's file at `path` holds.
+    /// Records bytes of the tar stream that the layer's file at `path` holds.
     pub(crate) fn contents(&mut self, path: &[u8], segments: &[Segment], crc: u32) -> Result<()> {
         if segments.is_empty() {
             return Ok(());
@@ -91,7 +91,7 @@ impl RecipeWriter {
         write_contents(&mut self.spool, path, segments, crc).map_err(spool_error)
     }
 
-    /// Keeps the contents of the file at `path`, which is about to be removed.
+    /// Saves the contents of the file at `path`, which is about to be removed.
     pub(crate) fn save(&mut self, dir: BorrowedFd<'_>, path: &[u8], file: &File) -> Result<()> {
         let len = file.metadata().at(path)?.len();
         if len == 0 {
@@ -103,12 +103,12 @@ impl RecipeWriter {
         };
         confined::copy_extents(file, target, self.saved_len, len).at(path)?;
         self.saved.entry(path.to_vec()).or_default().push(Saved { before: self.files, at: self.saved_len });
-        // Aligned, so that holes stay holes.
+        // Aligned, so that holes remain holes.
         self.saved_len += len.next_multiple_of(4096);
         Ok(())
     }
 
-    /// Writes the recipe of a tar stream of this digest and length.
+    /// Writes the recipe of a tar stream with this digest and length.
     pub(crate) fn finish(mut self, digest: Digest, size: u64, out: &mut dyn Write) -> Result<()> {
         self.flush_raw()?;
         let mut spool = self.spool.finish().map_err(spool_error)?;
@@ -126,7 +126,7 @@ impl RecipeWriter {
     }
 }
 
-/// Bytes of the tar stream as they are.
+/// Receives unchanged bytes of the tar stream.
 impl RawSink for Option<RecipeWriter> {
     type Error = LayerError;
 
@@ -137,7 +137,7 @@ impl RawSink for Option<RecipeWriter> {
     }
 }
 
-/// The contents of removed files, on their way into the recipe.
+/// The saved contents of removed files, for the recipe.
 struct SavedContents {
     saved: HashMap<Vec<u8>, Vec<Saved>>,
     contents: File,
@@ -299,7 +299,7 @@ impl<R: Read> RecordReader<'_, R> {
         if value > limit { Err(LayerError::Recipe(format!("{value} is out of range"))) } else { Ok(value) }
     }
 
-    /// Appends at most `limit` of the bytes of a raw record to `buffer`; how many.
+    /// Appends at most `limit` bytes of a raw record to `buffer`; returns how many.
     pub(crate) fn read_raw(&mut self, limit: u64, buffer: &mut Vec<u8>) -> Result<u64> {
         match self.input.by_ref().take(limit).read_to_end(buffer).map_err(recipe_error)? as u64 {
             0 => Err(LayerError::Recipe("it is cut off".into())),
@@ -344,12 +344,12 @@ fn read_segment(file: &File, segment: Segment, sink: &mut dyn FnMut(&[u8]) -> io
     Ok(())
 }
 
-/// Re-assembles the original uncompressed tar from its recipe and the layer directory; gives the digest and the
-/// length of what was written, which are those of the original.
+/// Re-assembles the original uncompressed tar from its recipe and the layer directory. Returns the digest and
+/// the length of what was written, which equal the original's.
 ///
 /// # Errors
-/// [`LayerError::Damaged`] at the first file that no longer holds what was unpacked, [`LayerError::Recipe`] for a
-/// bad recipe, [`LayerError::Io`] from `out`. What was written until then is not to be used.
+/// [`LayerError::Damaged`] at the first file whose content has changed, [`LayerError::Recipe`] for a bad recipe,
+/// [`LayerError::Io`] from `out`. After an error, the output must not be used.
 pub fn reassemble(recipe: &mut dyn Read, layer: BorrowedFd<'_>, out: &mut dyn Write) -> Result<(Digest, u64)> {
     let mut out = DigestWriter::new(out);
     let expected = assemble(recipe, layer, &mut out)?;
@@ -361,7 +361,7 @@ pub fn reassemble(recipe: &mut dyn Read, layer: BorrowedFd<'_>, out: &mut dyn Wr
     Ok((digest, size))
 }
 
-/// Writes the tar stream; gives the digest and length that it should have.
+/// Writes the tar stream; returns the digest and length that it should have.
 fn assemble(recipe: &mut dyn Read, layer: BorrowedFd<'_>, out: &mut dyn Write) -> Result<(Digest, u64)> {
     let mut records = RecordReader::new(recipe)?;
     loop {
@@ -374,7 +374,7 @@ fn assemble(recipe: &mut dyn Read, layer: BorrowedFd<'_>, out: &mut dyn Write) -
     }
 }
 
-/// Opens the file whose contents a record means; an error says why it cannot hold them.
+/// Opens the file with the contents of a record; an error says why it cannot have them.
 pub(crate) fn open_contents(layer: BorrowedFd<'_>, path: &[u8]) -> Result<File, String> {
     let reason = |error: rustix::io::Errno| io::Error::from(error).to_string();
     let file = File::from(confined::beneath(layer, path, OFlags::RDONLY | OFlags::NONBLOCK).map_err(reason)?);

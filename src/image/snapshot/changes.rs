@@ -1,4 +1,4 @@
-//! The changes that an upper directory holds, as a list; what `docker diff` prints.
+//! The changes in an upper directory as a list, as `docker diff` prints it.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -17,9 +17,9 @@ use crate::image::snapshot::walk::{self, Omitted, Visit, walk};
 pub enum ChangeKind {
     /// New.
     Added,
-    /// It was there, and is different: its contents, its attributes, or (a directory) what it holds.
+    /// It existed, and now has other contents, other attributes, or (a directory) other entries.
     Changed,
-    /// It was there.
+    /// It existed.
     Deleted,
 }
 
@@ -37,22 +37,22 @@ impl fmt::Display for ChangeKind {
 /// One changed path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Change {
-    /// What happened to it.
+    /// How it changed.
     pub kind: ChangeKind,
-    /// Where, from the root, with a leading `/`.
+    /// The absolute path.
     pub path: Vec<u8>,
 }
 
 /// The changes of the upper directory `upper` against `lowers` (topmost first), sorted by path. A directory is
-/// changed when its own attributes are, or when an entry of it was added or deleted.
+/// changed if its own attributes are, or if an entry was added or deleted in it.
 ///
 /// # Errors
-/// [`crate::image::layer::LayerError`], naming what cannot be read.
+/// [`crate::image::layer::LayerError`], naming the unreadable file.
 pub fn changes(upper: BorrowedFd<'_>, lowers: &[BorrowedFd<'_>]) -> Result<Vec<Change>> {
     changes_without(upper, lowers, &Omitted::default())
 }
 
-/// The same without some paths of the upper.
+/// Like [`changes`], without some paths of the upper.
 ///
 /// # Errors
 /// As for [`changes`].
@@ -113,7 +113,7 @@ impl List {
                 self.record(path, ChangeKind::Changed);
             }
         }
-        // What it hides is deleted, unless the upper has it too: that is told later, and wins.
+        // The hidden entries are deleted, unless the upper has them too: such an entry is reported later, and overrides this.
         let Some(hidden) = hides else { return Ok(()) };
         for name in self.view.names(hidden)? {
             self.record(&join(path, &name), ChangeKind::Deleted);
@@ -127,7 +127,7 @@ impl List {
             Some(LowerEntry::Directory(_)) => ChangeKind::Changed,
             Some(LowerEntry::Other(file)) => {
                 let (kind, attributes, size) = self.attributes_of(&file.part, path)?;
-                // Size and time decide, as in rsync: contents are not read.
+                // Size and time decide, as in rsync; contents are not read.
                 if (kind, &attributes, size) == (changed.kind, &changed.attributes, changed.stat.st_size) {
                     self.found.remove(path);
                     return Ok(());

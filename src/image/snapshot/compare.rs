@@ -1,4 +1,4 @@
-//! What differs between two stacks of layers.
+//! The difference between two stacks of layers.
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -12,12 +12,12 @@ use crate::image::layer::path::{join, split};
 use crate::image::snapshot::changes::{Change, ChangeKind};
 use crate::union::layer::{FileId, LayerId, LowerRef};
 
-/// What has to be done to `old` to make it `new` (both topmost first), sorted by path: as
-/// [`changes`](crate::image::snapshot::changes()) tells it of an upper directory. Everything in an added directory is told, of a deleted
-/// one only itself. Size and time decide whether a file is the same, as in rsync: contents are not read.
+/// The changes that turn `old` into `new` (both topmost first), sorted by path, in the form of
+/// [`changes`](crate::image::snapshot::changes()). Every entry of an added directory is listed, but only the directory itself
+/// if it was deleted. Files with equal size and time count as equal, as in rsync; contents are not read.
 ///
 /// # Errors
-/// [`crate::image::layer::LayerError`], naming what cannot be read.
+/// [`crate::image::layer::LayerError`], naming the unreadable file.
 pub fn compare(old: &[BorrowedFd<'_>], new: &[BorrowedFd<'_>]) -> Result<Vec<Change>> {
     let mut comparison = Comparison { old: Side::new(old)?, new: Side::new(new)?, found: BTreeMap::new() };
     comparison.run()?;
@@ -27,11 +27,11 @@ pub fn compare(old: &[BorrowedFd<'_>], new: &[BorrowedFd<'_>]) -> Result<Vec<Cha
 
 struct Side {
     view: LowerView,
-    /// The layers' directories, whichever stacks they are in.
+    /// The layers' directories of both stacks.
     roots: BTreeMap<LayerId, FileId>,
 }
 
-/// Directories of one path that are to be compared, or one that is new.
+/// Directories with one path that must be compared, or one new directory.
 struct Pending {
     path: Vec<u8>,
     old: Option<LowerDir>,
@@ -99,7 +99,7 @@ impl Comparison {
         Ok(())
     }
 
-    /// Compares what is at a path; directories in both, or in the new stack only, are still to be gone through.
+    /// Compares the entries at a path; directories that are in both stacks, or only in the new one, are queued.
     fn compare(
         &mut self,
         path: Vec<u8>,
@@ -135,7 +135,7 @@ impl Comparison {
         }
     }
 
-    /// The same directories of the same layers: nothing below can differ.
+    /// True for the same directories of the same layers: nothing below can differ.
     fn are_one(&self, old: &[LowerRef], new: &[LowerRef]) -> bool {
         old.len() == new.len() && old.iter().zip(new).all(|(old, new)| self.is_one(old, new))
     }
@@ -144,7 +144,7 @@ impl Comparison {
         self.old.root(old) == self.new.root(new) && old.path == new.path
     }
 
-    /// Two merged directories have the attributes of their first parts.
+    /// Compares the attributes of two merged directories, which are those of their first parts.
     fn alike(&self, old: &[LowerRef], new: &[LowerRef]) -> Result<bool> {
         match (old.first(), new.first()) {
             (Some(old), Some(new)) if self.is_one(old, new) => Ok(true),
@@ -164,7 +164,7 @@ impl Comparison {
         Ok(before.0 != FileKind::Symlink || self.old.target(&old.part)? == self.new.target(&new.part)?)
     }
 
-    /// A directory in which something came or went is changed itself.
+    /// A directory is changed if an entry was added or deleted in it.
     fn record(&mut self, path: &[u8], kind: ChangeKind) {
         self.found.insert(path.to_vec(), kind);
         if let Some((parent, _)) = split(path).filter(|(parent, _)| kind != ChangeKind::Changed && !parent.is_empty()) {

@@ -1,5 +1,6 @@
-//! An upper directory's changes as an OCI layer tar, the same bytes for the same changes: names sorted, no user and
-//! group names, no access and change times, times no later than `SOURCE_DATE_EPOCH`.
+//! Writes the changes in an upper directory as an OCI layer tar. The same changes give the same bytes: names are
+//! sorted, there are no user and group names and no access and change times, and no time is later than
+//! `SOURCE_DATE_EPOCH`.
 
 mod changes;
 mod compare;
@@ -30,7 +31,7 @@ pub struct SnapshotOptions {
     pub source_date_epoch: Option<i64>,
 }
 
-/// What was written.
+/// The result of a snapshot.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Snapshot {
     /// Digest of the tar stream, which is not compressed.
@@ -39,16 +40,16 @@ pub struct Snapshot {
     pub size: u64,
     /// Entries in it.
     pub entries: u64,
-    /// What a layer cannot hold and was left out (sockets), one line each.
+    /// Entries that a layer cannot hold and that were left out (sockets), one line each.
     pub warnings: Vec<String>,
 }
 
-/// Writes the changes held by the upper directory `upper` over `lowers` (topmost first) as an OCI layer tar:
-/// whiteouts of every form become `.wh.NAME`, opaque directories get a `.wh..wh..opq`, renamed lower directories
-/// are written out in full under their new names.
+/// Writes the changes in the upper directory `upper` over `lowers` (topmost first) as an OCI layer tar.
+/// Whiteouts of every form become `.wh.NAME`, opaque directories get a `.wh..wh..opq`, and renamed lower
+/// directories are written in full under their new names.
 ///
 /// # Errors
-/// [`LayerError`], naming what cannot be read or written. The upper directory must not change meanwhile.
+/// [`LayerError`], naming the file that cannot be read or written. The upper directory must not change in the meantime.
 pub fn snapshot(
     upper: BorrowedFd<'_>,
     lowers: &[BorrowedFd<'_>],
@@ -58,7 +59,7 @@ pub fn snapshot(
     snapshot_without(upper, lowers, &Omitted::default(), out, options)
 }
 
-/// The same without some paths of the upper.
+/// Like [`snapshot`], without some paths of the upper.
 ///
 /// # Errors
 /// As for [`snapshot`].
@@ -74,7 +75,7 @@ pub fn snapshot_without(
     writer.end()
 }
 
-/// Writes everything that `layers` (topmost first) show together as a tar, as if they were mounted.
+/// Writes the merged tree of `layers` (topmost first) as a tar.
 ///
 /// # Errors
 /// As for [`snapshot`].
@@ -84,8 +85,8 @@ pub fn flatten(layers: &[BorrowedFd<'_>], out: &mut dyn Write, options: &Snapsho
     writer.end()
 }
 
-/// Whether the root directory itself was changed: its owner, mode or attributes. Its time changes with every file
-/// made in it and says nothing.
+/// True if the root directory itself was changed: its owner, mode or attributes. Its time does not count, because
+/// every new file in it changes the time.
 fn root_differs(upper: BorrowedFd<'_>, lowers: &[BorrowedFd<'_>]) -> Result<bool> {
     let root_of = |dir: BorrowedFd<'_>| {
         let stat = rustix::fs::fstat(dir).at(b"")?;
@@ -102,7 +103,7 @@ struct Writer<'w> {
     out: DigestWriter<io::BufWriter<&'w mut dyn Write>>,
     options: &'w SnapshotOptions,
     root_shown: bool,
-    /// First names of files with several.
+    /// First names of files that have several names.
     links: HashMap<(u64, u64), Vec<u8>>,
     entries: u64,
     warnings: Vec<String>,
@@ -133,7 +134,8 @@ impl Visit for Writer<'_> {
             walk::Visited::Whiteout => {
                 let name = [AUFS_PREFIX, name].concat();
                 if name.len() > crate::image::layer::path::NAME_MAX {
-                    // Read back, it is refused as too long; the deletion cannot be said in this format.
+                    // The name would be refused as too long when the tar is read, so this format cannot
+                    // express the deletion.
                     return Err(LayerError::entry(path, "its name is too long to be deleted by a layer"));
                 }
                 self.mark(&join(parent, &name))
@@ -163,7 +165,7 @@ impl<'w> Writer<'w> {
         Ok(Snapshot { diff_id, size, entries: self.entries, warnings: self.warnings })
     }
 
-    /// An empty file that only its name matters of.
+    /// An empty file whose name is a mark.
     fn mark(&mut self, path: &[u8]) -> Result<()> {
         self.header(path, EntryType::File(0), &Attributes { mode: 0o600, ..Attributes::default() })
     }

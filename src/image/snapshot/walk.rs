@@ -1,6 +1,6 @@
-//! The changes that an upper directory holds, in the order of a layer tar: each directory before what is in it,
-//! names sorted by bytes. Only the upper is walked; below a redirect, which says that a lower directory was renamed,
-//! everything that moved with it counts as changed.
+//! The changes in an upper directory, in the order of a layer tar: each directory before its entries, names sorted
+//! by bytes. Only the upper is walked. A redirect means that a lower directory was renamed: then everything that
+//! moved with it counts as changed.
 
 use std::collections::{BTreeMap, HashSet};
 use std::ffi::CStr;
@@ -22,17 +22,17 @@ use crate::union::view::UpperPart;
 
 /// One change.
 pub(crate) enum Visited<'c> {
-    /// A directory; the root too.
+    /// A directory, possibly the root.
     Directory {
         attributes: &'c Attributes,
-        /// It needs a mark that nothing of the lower directory shows through.
+        /// It needs a mark that hides the lower directory.
         opaque: bool,
-        /// The lower directory of its name, if that does not show through.
+        /// The lower directory with its name, if that is hidden.
         hides: Option<&'c LowerDir>,
     },
-    /// Anything else that is there.
+    /// Anything else.
     File(&'c Changed<'c>),
-    /// Deleted below.
+    /// A deletion.
     Whiteout,
 }
 
@@ -45,11 +45,11 @@ pub(crate) struct Changed<'c> {
     view: &'c LowerView,
 }
 
-/// Where a changed file is.
+/// The place of a changed file.
 enum Place<'c> {
-    /// In the upper directory; of a metacopy, the content is where `content` says.
+    /// In the upper directory; for a metacopy, the content is at `content`.
     Upper { dir: BorrowedFd<'c>, name: &'c [u8], path: &'c [u8], content: Option<&'c (LayerId, Arc<CStr>)> },
-    /// In a lower layer, and moved with a directory of the upper.
+    /// In a lower layer, because a directory above it was renamed in the upper.
     Lower { dir: BorrowedFd<'c>, name: &'c [u8], file: &'c LowerFile },
 }
 
@@ -82,18 +82,18 @@ pub(crate) trait Visit {
     fn visit(&mut self, path: &[u8], change: &Visited<'_>) -> Result<()>;
 }
 
-/// A directory that is still to be visited.
+/// A directory that is yet to be visited.
 struct Pending {
     /// Path in the merged tree.
     path: Vec<u8>,
-    /// Its part and path in the upper directory; `None` below a redirect, where only lower layers have it.
+    /// Its part and path in the upper directory; `None` below a redirect, where only lower layers have entries.
     upper: Option<(UpperPart, Vec<u8>)>,
-    /// What it merges with.
+    /// The lower directory that it merges with.
     lower: Option<LowerDir>,
-    /// The lower directory of its name, when it does not merge with that.
+    /// The lower directory with its name, if it does not merge with that.
     hidden: Option<LowerDir>,
     opaque: bool,
-    /// The lower entries count as changes too.
+    /// True if lower entries count as changes too.
     whole: bool,
 }
 
@@ -104,19 +104,19 @@ enum Item {
     Whiteout,
 }
 
-/// Paths of an upper that are no change although they are there: empty files and directories that were made to mount
-/// something on. One that has got content is a change.
+/// Paths of an upper that exist but do not count as changes: empty files and directories that were made as
+/// mountpoints. They count as changes if they have content.
 #[derive(Clone, Debug, Default)]
 pub struct Omitted(HashSet<Vec<u8>>);
 
 impl Omitted {
-    /// Those of these paths, which are absolute.
+    /// Makes it from absolute paths.
     pub fn new<'p>(paths: impl IntoIterator<Item = &'p Path>) -> Self {
         let bare = |path: &Path| path.as_os_str().as_bytes().strip_prefix(b"/").map(<[u8]>::to_vec);
         Self(paths.into_iter().filter_map(bare).collect())
     }
 
-    /// True if the entry of the upper is to be left out, with what is in it.
+    /// True if the entry of the upper must be left out, with everything in it.
     fn has(&self, upper: BorrowedFd<'_>, path: &[u8]) -> bool {
         if !self.0.contains(path) {
             return false;
@@ -132,7 +132,7 @@ impl Omitted {
         }
     }
 
-    /// True if everything in the directory is left out.
+    /// True if everything in the directory must be left out.
     fn holds_all(&self, upper: BorrowedFd<'_>, path: &[u8]) -> bool {
         let Ok(mut entries) = confined::open_dir(upper, path).and_then(rustix::fs::Dir::read_from) else {
             return false;
@@ -152,7 +152,7 @@ struct Walk<'a> {
     omitted: &'a Omitted,
 }
 
-/// A directory's entries that are left, the first one last, and itself.
+/// A directory and its remaining entries, the first one last.
 struct Level {
     dir: Pending,
     items: Vec<(Vec<u8>, Item)>,
@@ -165,7 +165,7 @@ pub(crate) fn walk(
     omitted: &Omitted,
     visitor: &mut dyn Visit,
 ) -> Result<()> {
-    // What is mounted in the upper is no change of it.
+    // Anything mounted in the upper is not part of it.
     let upper = confined::without_mounts(upper).at(b"")?;
     let upper = upper.as_fd();
     let walk = Walk { upper, view: LowerView::new(lowers)?, omitted };
@@ -181,7 +181,7 @@ pub(crate) fn walk(
     walk.from(root, visitor)
 }
 
-/// Visits everything that `layers`, topmost first, show together.
+/// Visits the merged tree of `layers`, topmost first.
 pub(crate) fn walk_whole(layers: &[BorrowedFd<'_>], visitor: &mut dyn Visit) -> Result<()> {
     let Some(&top) = layers.first() else { return Ok(()) };
     let omitted = Omitted::default();
@@ -226,7 +226,7 @@ impl Walk<'_> {
                     items.entry(name).or_insert(Item::Lower(found));
                 }
             }
-            // What is written out whole merges with nothing.
+            // A directory that is written in full needs no whiteouts.
             items.retain(|_, item| !matches!(item, Item::Whiteout));
         }
         let change = Visited::Directory { attributes: &attributes, opaque: dir.opaque, hides: dir.hidden.as_ref() };
@@ -242,7 +242,7 @@ impl Walk<'_> {
         Ok(attributes::read(parent.as_fd(), name, &stat).at(path)?.1)
     }
 
-    /// Visits one entry; a directory is given back.
+    /// Visits one entry; returns it if it is a directory.
     fn visit_item(&self, dir: &Pending, name: &[u8], item: Item, visitor: &mut dyn Visit) -> Result<Option<Pending>> {
         let path = join(&dir.path, name);
         match item {
@@ -262,7 +262,7 @@ impl Walk<'_> {
         }
     }
 
-    /// Visits an entry of the upper directory; a directory is given back.
+    /// Visits an entry of the upper directory; returns it if it is a directory.
     fn visit_upper(
         &self,
         dir: &Pending,
@@ -291,31 +291,31 @@ impl Walk<'_> {
     fn upper_directory(&self, dir: &Pending, name: &[u8], path: Vec<u8>, found: merge::Found) -> Result<Pending> {
         let directory = |lower: &LowerDir| match self.view.lookup(lower, name) {
             Ok(Some(LowerEntry::Directory(lower))) => Ok(Some(lower)),
-            // A damaged mark does not say what is hidden, and nothing of it shows.
+            // With a damaged mark, the hidden entries are unknown and none are reported.
             Ok(Some(LowerEntry::Other(_)) | None) | Err(LayerError::Entry { .. }) => Ok(None),
             Err(error) => Err(error),
         };
         let (part, parent) = dir.upper.as_ref().ok_or_else(|| LayerError::entry(&path, "no such upper directory"))?;
         let upper = (part.child(&c_name(name)?, &found).at(&path)?, join(parent, name));
         let moved = found.marks.redirect.is_some();
-        // What the directory is put in the place of.
+        // The directory that it replaces.
         let hidden = match (&dir.hidden, &dir.lower) {
             (Some(hidden), _) => directory(hidden)?,
             (None, Some(lower)) if moved || found.closed => directory(lower)?,
             (None, _) => None,
         };
-        // Where everything is written out anyway, one more mark would say nothing.
+        // If everything is written in full anyway, the mark is superfluous.
         let opaque = (moved || found.closed) && !dir.whole;
         let lower = (!found.lowers.is_empty()).then_some(LowerDir { parts: found.lowers });
         Ok(Pending { path, upper: Some(upper), lower, hidden, opaque, whole: moved || dir.whole })
     }
 }
 
-/// The entries of an upper directory; whiteouts under the names that they delete.
+/// The entries of an upper directory; whiteouts have the names that they delete.
 fn list_upper(part: &UpperPart, path: &[u8], items: &mut BTreeMap<Vec<u8>, Item>) -> Result<()> {
     for entry in part.entries().map_err(|errno| unknown(path, errno))? {
         let name = entry.name.to_bytes();
-        // In an opaque directory there is nothing to delete.
+        // In an opaque directory, whiteouts have no effect.
         if !entry.whiteout {
             items.insert(name.to_vec(), Item::Upper);
         } else if !part.is_opaque() {

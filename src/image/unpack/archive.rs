@@ -1,4 +1,4 @@
-//! Archive to plain layer directories, without a store.
+//! Unpacks an archive to plain layer directories, without a store.
 
 use std::fs;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -15,7 +15,7 @@ use crate::inventory;
 /// each with its inventory, and writes its configuration as `dir/config.json`. Returns the layers, the topmost first.
 ///
 /// # Errors
-/// When the archive is bad or holds several images, or `dir` exists and is not empty; then `dir` stays as it was.
+/// When the archive is malformed or holds several images, or `dir` exists and is not empty; `dir` is then unchanged.
 pub fn unpack_archive(
     archive: &Archive,
     dir: &Path,

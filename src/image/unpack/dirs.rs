@@ -1,5 +1,5 @@
-//! The directories of the layer that is being extracted: held open while they are in use, their times put back when
-//! they are let go. So no list of directory times is kept however many there are, and most entries find their
+//! The directories of the layer that is being extracted. They are held open while in use, and their times are
+//! restored when they are closed. So no list of all directory times is needed, and most entries find their
 //! parent without a system call.
 
 use std::collections::HashMap;
@@ -14,14 +14,14 @@ use crate::image::layer::error::{AtPath, LayerError, Result};
 use crate::image::layer::path::is_at_or_below;
 use crate::tar::Time;
 
-/// Directories held open at most.
+/// Maximum number of directories held open.
 const HELD: usize = 64;
 
 /// An open directory of the layer.
 #[derive(Clone)]
 pub(crate) struct HeldDir {
     fd: Rc<OwnedFd>,
-    /// New entries get an ACL from it.
+    /// New entries inherit an ACL from it.
     pub(crate) gives_acl: bool,
 }
 
@@ -33,12 +33,12 @@ impl AsFd for HeldDir {
 
 struct Held {
     dir: HeldDir,
-    /// What its modification time is to be in the end.
+    /// Its final modification time.
     mtime: Time,
     used: u64,
 }
 
-/// Every directory that is changed has to be got from here.
+/// Every directory that is changed must come from here.
 pub(crate) struct Dirs<'a> {
     root: BorrowedFd<'a>,
     held: HashMap<Vec<u8>, Held>,
@@ -58,7 +58,7 @@ impl<'a> Dirs<'a> {
         }
     }
 
-    /// Opens the directory at `path`; `None` where there is none, or a component of the path is a symbolic link.
+    /// Opens the directory at `path`; `None` if there is none, or if a component of the path is a symbolic link.
     pub(crate) fn try_get(&mut self, path: &[u8]) -> Result<Option<HeldDir>> {
         self.clock += 1;
         if let Some(held) = self.held.get_mut(path) {
@@ -80,7 +80,7 @@ impl<'a> Dirs<'a> {
         Ok(Some(dir))
     }
 
-    /// The directory's attributes were set: `mtime` is its time from now on, whatever is made in it.
+    /// Notes that the directory's attributes were set: its time stays `mtime`, whatever is made in it.
     pub(crate) fn changed(&mut self, path: &[u8], mtime: Time) -> Result<()> {
         self.get(path)?;
         if let Some(held) = self.held.get_mut(path) {
@@ -90,7 +90,7 @@ impl<'a> Dirs<'a> {
         Ok(())
     }
 
-    /// The tree at `path` is about to be removed.
+    /// Notes that the tree at `path` is about to be removed.
     pub(crate) fn forget(&mut self, path: &[u8]) {
         self.held.retain(|held, _| !is_at_or_below(held, path));
     }
@@ -103,7 +103,7 @@ impl<'a> Dirs<'a> {
         }
     }
 
-    /// Puts back the times of all that are held.
+    /// Restores the times of all directories that are held open.
     pub(crate) fn close(self) -> Result<()> {
         self.held.iter().try_for_each(|(path, held)| restore(held, path))
     }

@@ -1,4 +1,4 @@
-//! What an entry's header means to Linux: owners and devices that it can have.
+//! What an entry's header means on Linux: owners and devices.
 
 use crate::image::layer::attributes::Attributes;
 use crate::image::layer::error::{LayerError, Result};
@@ -7,9 +7,9 @@ use crate::tar::read::Entry;
 /// The attributes that an entry gives its file.
 ///
 /// # Errors
-/// When it has an owner that Linux has not.
+/// When Linux has no such owner.
 pub(crate) fn attributes_of(entry: &Entry) -> Result<Attributes> {
-    // 4294967295 is not a valid owner: chown(2) takes it as "leave".
+    // 4294967295 is no valid owner: for chown(2) it means "leave it".
     let id = |value: i128, what: &str| {
         let id = u32::try_from(value).ok().filter(|id| *id != u32::MAX);
         id.ok_or_else(|| LayerError::entry(&entry.name, format!("its {what} {value} is out of range")))
@@ -21,7 +21,7 @@ pub(crate) fn attributes_of(entry: &Entry) -> Result<Attributes> {
 /// The device numbers of an entry that is a device.
 ///
 /// # Errors
-/// When they have more bits than Linux' `dev_t`; mknod(2) would cut them off.
+/// When they have more bits than Linux' `dev_t`; mknod(2) would truncate them.
 pub(crate) fn device_of(name: &[u8], major: i128, minor: i128) -> Result<(u32, u32)> {
     let number = |part: i128, bits: u32| {
         let part = u32::try_from(part).ok().filter(|part| part >> bits == 0);

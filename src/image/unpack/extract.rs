@@ -1,4 +1,4 @@
-//! Extracts entries into the layer directory: what an entry's name means, and the rules of whiteouts.
+//! Extracts entries into the layer directory: the meaning of names, and the rules of whiteouts.
 
 use std::ffi::OsStr;
 use std::io::BufRead;
@@ -70,7 +70,7 @@ impl Unpacking<'_> {
         }
     }
 
-    /// The layer's root itself.
+    /// The entry for the layer's root itself.
     fn root(&mut self, entry: &Entry) -> Result<()> {
         if entry.kind != Kind::Directory {
             return Err(LayerError::entry(&entry.name, "only a directory can be the root"));
@@ -80,7 +80,7 @@ impl Unpacking<'_> {
         self.set_directory(b"", &attributes)
     }
 
-    /// The root as the layers below have it.
+    /// Gives the root the attributes that it has in the layers below.
     fn imply_root(&mut self) -> Result<()> {
         let depended = self.outcome.depends_on_lower;
         let attributes = match self.found_below(b"")? {
@@ -96,13 +96,13 @@ impl Unpacking<'_> {
         };
         let usual = Attributes::of_implied_directory();
         let unusual = Attributes { mtime: usual.mtime, ..attributes.clone() } != usual;
-        // Nearly no layer names its root, and nearly every root is root's, 0755: such a layer may be shared.
+        // Almost no layer names its root, and almost every root belongs to root with mode 0755: such a layer may be shared.
         self.outcome.depends_on_lower = depended || unusual;
         self.set_directory(b"", if unusual { &attributes } else { &usual })
     }
 
-    /// An opaque root says nothing to overlay file systems (the kernel merges all roots), so every name of the lower
-    /// root is hidden by itself.
+    /// An opaque root has no effect in overlay file systems (the kernel merges all roots), so every name of the
+    /// lower root is hidden separately.
     fn hide_lower_root(&mut self) -> Result<()> {
         let root = self.dirs.get(b"")?;
         if !marks::hides_lower(root.as_fd()).at(b"")? {
@@ -120,7 +120,7 @@ impl Unpacking<'_> {
         Ok(())
     }
 
-    /// `.wh.NAME`: deletes the name in the layers below, not what this layer itself has by that name.
+    /// `.wh.NAME`: deletes the name in the layers below, but not this layer's own entry of that name.
     fn whiteout(&mut self, parent: &[u8], name: &[u8]) -> Result<()> {
         let path = join(parent, name);
         let dir = self.dirs.get(parent)?;
@@ -134,8 +134,8 @@ impl Unpacking<'_> {
         }
     }
 
-    /// Gives the replaced whiteouts their effect: a directory in the place of one is opaque; anything else hides
-    /// the lower name by being there.
+    /// Applies whiteouts that were replaced: a directory in the place of one becomes opaque; anything else hides
+    /// the lower name anyway.
     fn settle_buried(&mut self) -> Result<()> {
         for path in std::mem::take(&mut self.buried) {
             let Some((parent, name)) = split(&path) else {
@@ -158,10 +158,10 @@ impl Unpacking<'_> {
     }
 }
 
-/// What the directories in an entry's name are.
+/// The meaning of the directories in an entry's name.
 enum Names {
     Plain,
-    /// AUFS' own.
+    /// AUFS' own files.
     Bookkeeping,
 }
 

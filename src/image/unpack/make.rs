@@ -1,4 +1,4 @@
-//! Makes what one entry says. What is there by that name makes room, except a directory for a directory.
+//! Makes the file of one entry. An existing file of that name is removed, except if both are directories.
 
 use std::fs::File;
 use std::io::BufRead;
@@ -21,11 +21,11 @@ use crate::tar::holes;
 use crate::tar::read::{Entry, Kind};
 use crate::tar::sparse::Segment;
 
-/// Files from this length on are written out early. Others are too many to be worth a call each.
+/// Files of at least this length are written out early. Smaller ones are too many to be worth a call each.
 const WORTH_WRITING_OUT: u64 = 256 << 10;
 
 impl Unpacking<'_> {
-    /// Makes what `entry` says, by `name` in the layer's directory `parent`.
+    /// Makes the file of `entry` under `name` in the layer's directory `parent`.
     pub(crate) fn make<R: BufRead>(
         &mut self,
         reader: &mut Reader<'_, R>,
@@ -116,7 +116,7 @@ impl Unpacking<'_> {
         self.outcome.content_size += size;
         self.finish_file(dest, &file, attributes, "file")?;
         if let Some(to_write_out) = self.to_write_out.as_ref().filter(|_| end >= WORTH_WRITING_OUT) {
-            // One that finds no room waits for the sync.
+            // If the queue is full, the file waits for the sync.
             drop(to_write_out.try_send(file));
         }
         Ok(())
@@ -128,7 +128,7 @@ impl Unpacking<'_> {
         Ok(self.create(dest, create, recipe)?.into())
     }
 
-    /// Makes an entry by `make`; if one is there, it makes room first.
+    /// Makes an entry by `make`; an existing one is removed first.
     fn create<T>(
         &mut self,
         dest: &Destination<'_>,
@@ -174,7 +174,7 @@ impl Unpacking<'_> {
         Ok(())
     }
 
-    /// A device or FIFO; a plain file that says so where the user may not make them.
+    /// A device or FIFO; or a plain file with an attribute, if the user may not make them.
     fn special(
         &mut self,
         dest: &Destination<'_>,
@@ -242,7 +242,7 @@ impl Unpacking<'_> {
             .map_err(|error| refused(&std::io::Error::from(error).to_string()))
     }
 
-    /// Copies a lower file into this layer, at its own path, so that it can be linked to.
+    /// Copies a lower file into this layer, at its own path, so that a hard link can be made to it.
     fn copy_from_lower(&mut self, parent: &[u8], name: &[u8], path: &[u8], lower: &LowerFile) -> Result<Stat> {
         let parent = self.resolve_or_make(parent)?;
         let dest = Destination { dir: self.dirs.get(&parent)?, name, path: path.to_vec() };
@@ -271,7 +271,7 @@ impl Unpacking<'_> {
         rustix::fs::statat(dest.dir.as_fd(), name, AtFlags::SYMLINK_NOFOLLOW).at(path)
     }
 
-    /// Removes what is there.
+    /// Removes the existing file.
     fn make_room(&mut self, dest: &Destination<'_>, stat: &Stat, mut recipe: Option<&mut RecipeWriter>) -> Result<()> {
         if FileKind::of(stat) == FileKind::Directory {
             return self.remove_tree(&dest.path, recipe);
@@ -296,7 +296,7 @@ impl Unpacking<'_> {
         rustix::fs::unlinkat(dir, name, AtFlags::empty()).at(path)
     }
 
-    /// Removes the directory at `path` with all that is in it, whatever its depth.
+    /// Removes the directory at `path` with everything in it, at any depth.
     fn remove_tree(&mut self, path: &[u8], mut recipe: Option<&mut RecipeWriter>) -> Result<()> {
         self.dirs.forget(path);
         let mut stack = vec![path.to_vec()];

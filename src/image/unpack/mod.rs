@@ -1,4 +1,4 @@
-//! A layer's tar into its directory: the pipeline, and below it, each using only what stands under it:
+//! Unpacks a layer's tar into its directory. This is the pipeline; the modules below it use only those after them:
 //!
 //! | module | what it is for |
 //! |---|---|
@@ -9,9 +9,9 @@
 //! | `unpacking` | the state of it all |
 //! | `dirs`, `entry`, `options` | open directories; owners and devices of entries; how to unpack |
 //!
-//! The calling thread reads and inflates; two threads hash, one the compressed bytes and one
-//! the uncompressed; one thread extracts; one has what was extracted written out. Bounded channels of shared buffers join them, so memory does not depend
-//! on the layer.
+//! The calling thread reads and decompresses. Two threads hash, one the compressed and one the uncompressed bytes. One thread
+//! extracts. One starts writing extracted files to the disk. Bounded channels of shared buffers connect them, so memory does
+//! not depend on the layer.
 
 mod archive;
 mod dirs;
@@ -40,46 +40,46 @@ use crate::tar::read::TarReader;
 pub use archive::unpack_archive;
 pub use options::{Lowers, UnpackOptions};
 
-/// Bytes of one buffer.
+/// Size of one buffer.
 const BUFFER: usize = 256 << 10;
-/// Bytes read at once from the layer's stream.
+/// Number of bytes read at once from the layer's stream.
 const READ: usize = 128 << 10;
-/// Buffers between two threads.
+/// Number of buffers between two threads.
 const QUEUE: usize = 8;
-/// Files that wait to be written out; more are left to the sync.
+/// Number of files that wait to be written out; further ones are left to the sync.
 const WRITTEN_OUT: usize = 16;
 
-/// What was unpacked.
+/// The result of unpacking.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unpacked {
-    /// Digest of the uncompressed tar stream, with everything that follows the archive's end.
+    /// Digest of the uncompressed tar stream, including everything after the archive's end.
     pub diff_id: Digest,
-    /// Bytes of that stream.
+    /// Length of that stream.
     pub size: u64,
-    /// Digest and length of the stream as it was read, if it was compressed.
+    /// Digest and length of the stream as read, if it was compressed.
     pub compressed: Option<(Digest, u64)>,
-    /// How it was compressed.
+    /// Its compression.
     pub packing: Packing,
-    /// Entries of the archive.
+    /// Number of entries in the archive.
     pub entries: u64,
-    /// The directory is right only above these lower layers: something in it was decided by what they hold.
-    /// Unpacked without lower layers it is right only as the lowest one.
+    /// True if the directory is only correct above these lower layers, because their content had an
+    /// influence. If it was unpacked without lower layers, it is only correct as the lowest one.
     pub depends_on_lower: bool,
-    /// Bytes of all files together, holes included, hard links counted once.
+    /// Size of all files together, including holes; hard links count once.
     pub content_size: u64,
-    /// Attributes that could not be kept, one line each; at most 100.
+    /// Attributes that could not be stored, one line each; at most 100.
     pub warnings: Vec<String>,
 }
 
 type Buffer = Arc<Vec<u8>>;
 
-/// Extracts one layer tar stream (its compression told by its first bytes) into the empty directory `dest`, and
-/// writes the recipe to `recipe`. `lowers` are the layer directories below, topmost first.
+/// Extracts the tar stream of one layer into the empty directory `dest`, and writes the recipe to `recipe`. The
+/// compression is recognized by the first bytes. `lowers` are the layer directories below, topmost first.
 ///
-/// The whole of `input` is read. Nothing outside `dest` is written, and nothing is synced.
+/// All of `input` is read. Nothing outside `dest` is written, and nothing is synced.
 ///
 /// # Errors
-/// [`LayerError`]; `dest` then holds some of the layer and is to be removed.
+/// [`LayerError`]; `dest` then holds a part of the layer and must be removed.
 pub fn unpack_layer(
     input: &mut dyn Read,
     dest: BorrowedFd<'_>,
@@ -90,7 +90,7 @@ pub fn unpack_layer(
     unpack_layer_above(input, dest, &Lowers { dirs: lowers, ready: &|| true }, recipe, options)
 }
 
-/// The same, above layers that may still be unpacked themselves.
+/// Like [`unpack`], above layers that may still be unpacked themselves.
 ///
 /// # Errors
 /// Those of [`unpack_layer`], and when the layers below are needed and will not be complete.
@@ -157,7 +157,7 @@ impl Job<'_> {
         Ok(Extracted { outcome, entries: reader.entries(), recipe: reader.into_sink() })
     }
 
-    /// All in the calling thread.
+    /// Does everything in the calling thread.
     fn serial(&self, input: &mut dyn Read, recipe: Option<RecipeWriter>) -> Result<Done> {
         let mut compressed = Hasher::new();
         let (packing, input) = compression::sniff(input).map_err(input_error)?;
@@ -192,7 +192,7 @@ impl Job<'_> {
             let extracting = scope.spawn(move || self.extract(Buffers::new(extract_from), recipe, to_write_out));
             let read = self.feed(input, to_hash, &to_extract, to_hash_compressed);
             if let Err(error) = &read {
-                // The extractor stops at a cut stream by itself; told why, it does not take it for an archive's end.
+                // The extractor would take a truncated stream for the archive's end, unless it is told.
                 to_extract.send(Message::Broken(error.to_string())).unwrap_or(());
             }
             drop(to_extract);
@@ -201,15 +201,15 @@ impl Job<'_> {
             let compressed = hashing_compressed.join().map_err(|_| panicked("hashing"))?;
             match (extracted, read) {
                 (Ok(extracted), Ok(packing)) => Ok(Done { extracted, packing, uncompressed, compressed }),
-                // What the extractor was told, or would have been: the reason is the reader's.
+                // The extractor was told of a read error, or would have been; the reader knows the reason.
                 (Ok(_) | Err(LayerError::Tar(TarError::Read { .. })), Err(error)) => Err(error),
-                // It came upon this earlier in the stream than the reader upon its own trouble.
+                // The extractor failed earlier in the stream than the reader.
                 (Err(error), _) => Err(error),
             }
         })
     }
 
-    /// Reads and inflates until the end, or until the extractor has stopped.
+    /// Reads and decompresses until the end, or until the extractor has stopped.
     fn feed(
         &self,
         input: &mut dyn Read,
@@ -220,14 +220,14 @@ impl Job<'_> {
         let mut gathered = Vec::with_capacity(BUFFER);
         let (packing, input) = compression::sniff(input).map_err(input_error)?;
         let seen = |bytes: &[u8]| {
-            // An uncompressed stream's only digest is taken elsewhere.
+            // For an uncompressed stream, the only digest is taken elsewhere.
             if packing == Packing::None {
                 return;
             }
             gathered.extend_from_slice(bytes);
             if gathered.len() >= BUFFER {
                 let full = std::mem::replace(&mut gathered, Vec::with_capacity(BUFFER));
-                // It stops only when this thread lets go of the channel.
+                // That thread ends only when this one closes the channel.
                 to_hash_compressed.send(Arc::new(full)).unwrap_or(());
             }
         };
@@ -256,7 +256,7 @@ impl Job<'_> {
 
 enum Message {
     Buffer(Buffer),
-    /// The stream cannot be read on.
+    /// The rest of the stream cannot be read.
     Broken(String),
 }
 
@@ -268,7 +268,7 @@ fn input_error(source: io::Error) -> LayerError {
     LayerError::Io { place: "reading the layer".into(), source }
 }
 
-/// An error of the decoder came through the tar reader; say what it was.
+/// An error of the decoder came through the tar reader; reports it as such.
 fn blame(error: LayerError, packing: Packing) -> LayerError {
     match error {
         LayerError::Tar(TarError::Read { source, .. }) => LayerError::Compressed { packing, source },
@@ -276,7 +276,7 @@ fn blame(error: LayerError, packing: Packing) -> LayerError {
     }
 }
 
-/// A hint: where it cannot be done, the sync at the end does it all.
+/// Best effort: if this fails, the sync at the end writes everything.
 fn begin_write_out(file: File) {
     if let Err(error) = crate::sys::write_out::begin(file.as_fd()) {
         tracing::trace!("not written out early: {error}");
@@ -291,7 +291,7 @@ fn hash_all(buffers: &Receiver<Buffer>) -> (Digest, u64) {
     hasher.finish()
 }
 
-/// One full buffer, less at the end.
+/// A full buffer; a shorter one at the end.
 fn read_buffer(input: &mut dyn Read) -> io::Result<Vec<u8>> {
     let mut buffer = vec![0; BUFFER];
     let mut filled = 0;
@@ -307,7 +307,7 @@ fn read_buffer(input: &mut dyn Read) -> io::Result<Vec<u8>> {
     Ok(buffer)
 }
 
-/// Counts what is read, and shows it.
+/// Counts the bytes read, and reports progress.
 struct Counted<'a, R, F> {
     inner: R,
     total: &'a AtomicU64,
@@ -323,7 +323,7 @@ impl<R: Read, F: FnMut(&[u8])> Read for Counted<'_, R, F> {
     }
 }
 
-/// Hashes what is read.
+/// Hashes the bytes read.
 struct Hashed<'a, R> {
     inner: R,
     hasher: &'a mut Hasher,

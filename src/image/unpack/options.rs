@@ -1,23 +1,23 @@
-//! How to unpack, and how much to accept.
+//! How to unpack, and what to accept.
 
 use std::os::fd::BorrowedFd;
 
 use crate::image::layer::marks::MarkStyle;
 use crate::tar::Limits;
 
-/// How a layer is unpacked. The default is right for root.
+/// How to unpack a layer. The default is for root.
 #[derive(Clone, Debug)]
 pub struct UnpackOptions {
-    /// The marks that whiteouts and opaque directories become.
+    /// The marks for whiteouts and opaque directories.
     pub marks: MarkStyle,
-    /// How much to accept.
+    /// The limits.
     pub limits: Limits,
-    /// Give files their owner, mode and device numbers. Without it (the caller is not root) they are recorded in
-    /// `user.containers.override_stat`, and devices and FIFOs become empty files.
+    /// Give files their owner, mode and device numbers. Without it (if the caller is not root), they are
+    /// recorded in `user.containers.override_stat`, and devices and FIFOs become empty files.
     pub keep_ownership: bool,
-    /// Inflate, hash and extract at the same time; the result is the same either way.
+    /// Decompress, hash and extract in parallel; the result is the same either way.
     pub threads: bool,
-    /// The layer will be synced: begin to write large files out while others are still being extracted.
+    /// The layer will be synced: start writing large files while others are still extracted.
     pub write_out: bool,
 }
 
@@ -34,7 +34,7 @@ impl Default for UnpackOptions {
 }
 
 impl UnpackOptions {
-    /// The default for root, else [`UnpackOptions::unprivileged`].
+    /// The default for root, otherwise [`UnpackOptions::unprivileged`].
     pub fn for_this_user() -> Self {
         if rustix::process::geteuid().is_root() { Self::default() } else { Self::unprivileged() }
     }
@@ -50,6 +50,6 @@ impl UnpackOptions {
 pub struct Lowers<'a> {
     /// The directories.
     pub dirs: &'a [BorrowedFd<'a>],
-    /// Called before they are looked at: waits until they are complete. False if they never will be.
+    /// Called before they are used; waits until they are complete. Returns false if they never will be.
     pub ready: &'a (dyn Fn() -> bool + Sync),
 }

@@ -1,5 +1,5 @@
-//! Finding an entry's directory: component by component, symbolic links followed by us and never beyond the root,
-//! and what is missing looked up in the layers below.
+//! Finds the directory of an entry, component by component. Symbolic links are followed here and never leave the
+//! root; missing components are looked up in the layers below.
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -18,16 +18,16 @@ use crate::image::unpack::unpacking::Unpacking;
 /// Symbolic links followed for one name (`MAXSYMLINKS`).
 const MAX_LINKS: usize = 40;
 
-/// What to do about directories that this layer does not have.
+/// How to handle directories that this layer does not have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Missing {
-    /// Make them, as the lower layers have them.
+    /// Make them with the lower layers' attributes.
     Make,
-    /// Go on in the lower layers.
+    /// Continue in the lower layers.
     Leave,
 }
 
-/// What one component is.
+/// The meaning of one component.
 enum Step {
     Directory,
     Link(Vec<u8>),
@@ -36,19 +36,19 @@ enum Step {
     Absent,
 }
 
-/// What the lower layers have in the place of a missing component.
+/// What the lower layers have for a missing component.
 enum Below {
     Directory(Attributes),
     Link(Vec<u8>),
     Nothing,
 }
 
-/// Where a walk stands: a directory of this layer, or one that only lower layers have. Going down costs one system
-/// call whatever the depth, so that long paths cannot make an archive slow.
+/// The position of a walk: a directory of this layer, or one that only lower layers have. Each step down costs
+/// one system call at any depth, so long paths do not make an archive slow.
 #[derive(Default)]
 struct Cursor {
     path: Vec<u8>,
-    /// The directory, once it was needed.
+    /// The directory, opened when it was first needed.
     dir: Option<OwnedFd>,
 }
 
@@ -64,7 +64,7 @@ impl Cursor {
 
     fn down(&mut self, name: &[u8]) {
         push(&mut self.path, name);
-        // What cannot be opened from here is looked for by its path, and the error told, when it is needed.
+        // If it cannot be opened from here, it is opened by its path when it is needed, and the error is reported then.
         self.dir = self.dir.take().and_then(|dir| confined::open_dir(dir.as_fd(), name).ok());
     }
 
@@ -75,8 +75,8 @@ impl Cursor {
 }
 
 impl Unpacking<'_> {
-    /// The directory that `path` names: its own path in this layer, without symbolic links. `None` if it is no
-    /// directory, or deleted (only with [`Missing::Leave`]).
+    /// The directory that `path` names, as a path in this layer without symbolic links. Returns `None` if it
+    /// is no directory, or was deleted (only with [`Missing::Leave`]).
     pub(crate) fn resolve(&mut self, path: &[u8], missing: Missing) -> Result<Option<Vec<u8>>> {
         if self.dirs.try_get(path)?.is_some() {
             return Ok(Some(path.to_vec()));
@@ -135,16 +135,16 @@ impl Unpacking<'_> {
         Ok(Some(cursor.path))
     }
 
-    /// The directory that `path` names, made if it is missing.
+    /// The directory that `path` names; makes it if it is missing.
     pub(crate) fn resolve_or_make(&mut self, path: &[u8]) -> Result<Vec<u8>> {
         self.resolve(path, Missing::Make)?.ok_or_else(|| LayerError::entry(path, "not a directory"))
     }
 
-    /// What `name` is in the directory where the cursor stands.
+    /// The meaning of `name` in the directory at the cursor.
     fn step(&mut self, cursor: &mut Cursor, name: &[u8], here: &[u8], missing: Missing) -> Result<Step> {
         let dir = match cursor.open(self.root) {
             Ok(dir) => dir,
-            // Looking around below, where this layer has no directory.
+            // The walk is in the lower layers, and this layer has no such directory.
             Err(Errno::NOENT) if missing == Missing::Leave => return Ok(Step::Absent),
             Err(error) => return Err(LayerError::io(&cursor.path, error)),
         };

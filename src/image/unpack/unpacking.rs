@@ -1,4 +1,4 @@
-//! The state of one layer's unpacking, and what every part of it does to the layer's directory.
+//! The state of unpacking one layer, and functions that all its parts use on the layer's directory.
 
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -20,13 +20,13 @@ use crate::image::unpack::options::{Lowers, UnpackOptions};
 use crate::tar::limits::Growth;
 use crate::tar::read::TarReader;
 
-/// The reader of a layer. The recipe, if one is written, gets everything except the contents of files.
+/// The reader of a layer. The recipe, if one is written, receives everything except the contents of files.
 pub(crate) type Reader<'a, R> = TarReader<'a, R, Option<RecipeWriter>>;
 
-/// Most warnings that are kept.
+/// Maximum number of warnings that are kept.
 const WARNINGS: usize = 100;
 
-/// What came of extracting.
+/// The result of extracting.
 #[derive(Debug, Default)]
 pub(crate) struct Outcome {
     pub(crate) depends_on_lower: bool,
@@ -34,7 +34,7 @@ pub(crate) struct Outcome {
     pub(crate) warnings: Vec<String>,
 }
 
-/// The unpacking of one layer: the directory that is made, the layers below, and what came of it so far.
+/// The unpacking of one layer: the new directory, the layers below, and the result so far.
 pub(crate) struct Unpacking<'a> {
     pub(crate) root: BorrowedFd<'a>,
     pub(crate) dirs: Dirs<'a>,
@@ -44,8 +44,8 @@ pub(crate) struct Unpacking<'a> {
     pub(crate) put: Put,
     pub(crate) outcome: Outcome,
     pub(crate) growth: Growth<'a>,
-    /// Whiteouts and opaque directories that other entries of this layer replaced: they still hold for the layers
-    /// below. Settled at the end.
+    /// Whiteouts and opaque directories that other entries of this layer replaced: they still apply to the layers
+    /// below. Applied at the end.
     pub(crate) buried: Vec<Vec<u8>>,
     lowers_ready: &'a (dyn Fn() -> bool + Sync),
     /// The thread that writes large files out early.
@@ -76,7 +76,7 @@ impl<'a> Unpacking<'a> {
         })
     }
 
-    /// To be called before the lower layers are looked at.
+    /// Must be called before the lower layers are used.
     pub(crate) fn wait_for_lowers(&self) -> Result<()> {
         match (self.lowers_ready)() {
             true => Ok(()),
@@ -84,7 +84,7 @@ impl<'a> Unpacking<'a> {
         }
     }
 
-    /// Puts attributes on the directory at `path`, in the place of those it has.
+    /// Replaces the attributes of the directory at `path`.
     pub(crate) fn set_directory(&mut self, path: &[u8], attributes: &Attributes) -> Result<()> {
         let dir = self.dirs.get(path)?;
         let target = Target {
@@ -125,7 +125,7 @@ impl<'a> Unpacking<'a> {
             match confined::open_dir(self.root, &ancestor) {
                 Ok(dir) if marks::hides_lower(dir.as_fd()).at(&ancestor)? => return Ok(None),
                 Ok(_) | Err(Errno::NOENT) => {}
-                // Something else is in the directory's dest here.
+                // In this layer, something else has the directory's place.
                 Err(Errno::NOTDIR | Errno::LOOP) => return Ok(None),
                 Err(error) => return Err(LayerError::io(&ancestor, error)),
             }
@@ -133,7 +133,7 @@ impl<'a> Unpacking<'a> {
         self.lowers.lookup_path(path)
     }
 
-    /// Attributes of a directory that was just made.
+    /// Sets the attributes of a directory that was just made.
     pub(super) fn finish_directory(&mut self, dest: &Destination<'_>, attributes: &Attributes) -> Result<()> {
         let dir = self.dirs.get(&dest.path)?;
         let target = Target { fd: Some(dir.as_fd()), override_type: "dir", is_directory: true, ..dest.target() };
@@ -155,7 +155,7 @@ impl<'a> Unpacking<'a> {
         self.finish_directory(&dest, attributes)
     }
 
-    /// A directory that no entry names, where this layer deletes one: the lower one's attributes are gone with it.
+    /// Makes a directory that no entry names, where this layer deletes one: it does not get the lower directory's attributes.
     pub(crate) fn replace_whiteout(&mut self, parent: &[u8], name: &[u8], path: &[u8]) -> Result<()> {
         let dir = self.dirs.get(parent)?;
         rustix::fs::unlinkat(dir.as_fd(), name, AtFlags::empty()).at(path)?;
@@ -164,7 +164,7 @@ impl<'a> Unpacking<'a> {
     }
 }
 
-/// Where an entry goes.
+/// The destination of an entry.
 pub(super) struct Destination<'p> {
     pub(super) dir: HeldDir,
     pub(super) name: &'p [u8],
@@ -172,7 +172,7 @@ pub(super) struct Destination<'p> {
 }
 
 impl Destination<'_> {
-    /// For a file of which no descriptor is held.
+    /// The target for a file without an open descriptor.
     pub(super) fn target(&self) -> Target<'_> {
         Target {
             fd: None,

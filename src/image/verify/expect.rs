@@ -1,8 +1,8 @@
-//! What the entries of a tar stream let one expect of the layer directory in the end.
+//! Derives from the entries of a tar stream what the final layer directory must contain.
 //!
-//! An entry that is not as expected is only suspected until the stream ends: a later one may have replaced it. So
-//! what is held in memory is what differs, not what is there. Nothing is suspected where the stream alone does not tell
-//! where an entry went: to be silent about a change is better than to call a sound layer damaged.
+//! An entry that does not match is only suspected until the stream ends, because a later one may have replaced it. So
+//! memory holds only the differences. If the stream alone does not tell where an entry went, nothing is suspected:
+//! missing a change is better than reporting a correct layer as damaged.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -25,15 +25,15 @@ use crate::tar::read::{Entry, Kind};
 const ACL: &[u8] = b"system.posix_acl_";
 const CAPABILITY: &[u8] = b"security.capability";
 
-/// Something that is not as an entry made it.
+/// A file that does not match its entry.
 struct Suspect {
     reason: String,
-    /// There is nothing at its place: perhaps it was made through a symbolic link that has made room for a directory.
+    /// Nothing is at its place: it may have been made through a symbolic link that a directory has replaced.
     missing: bool,
 }
 
 pub(crate) struct Expectations<'a> {
-    /// Unpacked without privileges: owners and modes are recorded beside the files.
+    /// Unpacked without privileges: owners and modes are recorded in attributes of the files.
     recorded: bool,
     suspects: BTreeMap<Vec<u8>, Suspect>,
     ledger: Ledger<'a>,
@@ -45,14 +45,13 @@ impl<'a> Expectations<'a> {
         Ok(Self { recorded, suspects: BTreeMap::new(), ledger: Ledger::new(layer) })
     }
 
-    /// What is not as the whole stream would have it, and why: what its entries made, then what they did not, each in the
-    /// order of paths.
+    /// The differences from the whole stream, and why: first files of entries, then files without an entry, each sorted by path.
     pub(crate) fn unmet(self) -> Result<impl Iterator<Item = (Vec<u8>, String)>> {
         let added = self.ledger.added()?.into_iter().map(|path| (path, "it was added".to_owned()));
         Ok(self.suspects.into_iter().map(|(path, suspect)| (path, suspect.reason)).chain(added))
     }
 
-    /// Looks at what `entry` made. `contents` is the file that the recipe says has its contents.
+    /// Checks the file of `entry`. `contents` is the file that holds its contents according to the recipe.
     pub(crate) fn check(&mut self, entry: &Entry, contents: Option<Vec<u8>>) -> Result<()> {
         let Ok(named) = normalise(&entry.name, usize::MAX) else { return Ok(()) };
         let (parent, name) = split(&named).unwrap_or((b"", b"."));
@@ -64,7 +63,7 @@ impl<'a> Expectations<'a> {
             None => parent,
         };
         let deleted = decode_aufs_name(OsStr::from_bytes(name));
-        // The recipe has the contents in itself: the file was removed again.
+        // The recipe itself has the contents, so the file was removed.
         let is_removed = matches!(&entry.kind, Kind::File { segments, .. } if !segments.is_empty());
         if deleted == AufsName::Plain && is_removed && contents.is_none() {
             return Ok(());
@@ -103,7 +102,7 @@ impl<'a> Expectations<'a> {
         }
     }
 
-    /// An entry of which the layer alone does not tell where it went.
+    /// Handles an entry whose destination the layer alone does not tell.
     fn stray(&mut self, name: &[u8], contents: Option<Vec<u8>>, entry: &Entry) {
         match decode_aufs_name(OsStr::from_bytes(name)) {
             AufsName::Bookkeeping => {}
@@ -121,7 +120,7 @@ impl<'a> Expectations<'a> {
         }
     }
 
-    /// A hard link to a file of a lower layer has a copy of that in this layer.
+    /// A hard link to a lower file has a copy of that file in this layer.
     fn account_target(&mut self, target: &[u8]) -> Result<()> {
         let Ok(target) = normalise(target, usize::MAX) else { return Ok(()) };
         let Some((parent, name)) = split(&target) else { return Ok(()) };
@@ -186,7 +185,7 @@ impl<'a> Expectations<'a> {
         Ok(())
     }
 
-    /// In what the attributes differ.
+    /// Describes how the attributes differ.
     fn difference(
         &self,
         dir: BorrowedFd<'_>,
@@ -196,13 +195,13 @@ impl<'a> Expectations<'a> {
         found: &Attributes,
     ) -> rustix::io::Result<Option<String>> {
         let is_symlink = kind == FileKind::Symlink;
-        // Without privileges a link has no place for an owner.
+        // Without privileges, a link cannot record its owner.
         let has_owner = !(is_symlink && self.recorded);
         if has_owner && (found.uid, found.gid) != (expected.uid, expected.gid) {
             let (uid, gid) = (expected.uid, expected.gid);
             return Ok(Some(format!("its owner is {}:{}, not {uid}:{gid}", found.uid, found.gid)));
         }
-        // An ACL has the permissions in itself, and the kernel moves them into the mode.
+        // An ACL contains the permissions, and the kernel copies them into the mode.
         let has_acl = expected.xattrs.iter().any(|(name, _)| name.starts_with(ACL));
         let compared = if has_acl { 0o7000 } else { 0o7777 };
         if !is_symlink && (found.mode ^ expected.mode) & compared != 0 {
@@ -233,7 +232,8 @@ impl<'a> Expectations<'a> {
         Ok(None)
     }
 
-    /// An entry at `path` replaces what was there; a directory leaves what is in it. `directory_in_end`: one is there now.
+    /// An entry at `path` replaces the existing file; a directory keeps its entries. `directory_in_end` is true if a
+    /// directory is there now.
     fn make_room(&mut self, path: &[u8], is_directory: bool, directory_in_end: bool) {
         self.ledger.replace(path, is_directory, directory_in_end);
         match is_directory {
@@ -246,8 +246,8 @@ impl<'a> Expectations<'a> {
         }
     }
 
-    /// What was named before the directory at `path` was, and is not there, may have been made where a lower layer's link
-    /// led.
+    /// Files that entries named before the directory at `path`, and that are missing, may have been made through a lower
+    /// layer's link.
     fn go_elsewhere(&mut self, path: &[u8]) {
         if self.suspects.is_empty() {
             return;
@@ -267,7 +267,7 @@ impl<'a> Expectations<'a> {
     }
 }
 
-/// The kind of file that an entry makes.
+/// The type of file that an entry makes.
 fn file_kind(entry: &Entry) -> Result<FileKind> {
     let device = |major, minor| device_of(&entry.name, major, minor);
     Ok(match entry.kind {
@@ -281,7 +281,7 @@ fn file_kind(entry: &Entry) -> Result<FileKind> {
     })
 }
 
-/// Whether a file system that stores times with less detail, or cannot hold this one, would show `found`.
+/// True if a file system with coarser or more limited times would show `found`.
 fn same_time(expected: Time, found: Time) -> bool {
     let everywhere = (0..1 << 31).contains(&expected.seconds);
     let stored_in = |unit: u32| expected.nanoseconds / unit * unit;
@@ -289,8 +289,8 @@ fn same_time(expected: Time, found: Time) -> bool {
     !everywhere || found.seconds == expected.seconds && same()
 }
 
-/// Capabilities are shown in the version that fits the reader's user namespace; the kernel orders ACLs its own way, moves
-/// with the mode what names nobody, and shows numbers as the reader's user namespace has them.
+/// Compares values as shown to this process. Capabilities are shown in the version for the reader's user namespace. The
+/// kernel sorts ACLs, changes their unnamed entries with the mode, and shows numbers in the reader's user namespace.
 fn same_value(attribute: &[u8], expected: &[u8], found: &[u8], recorded: bool) -> bool {
     match attribute {
         CAPABILITY => expected.get(4..20) == found.get(4..20),
@@ -301,7 +301,7 @@ fn same_value(attribute: &[u8], expected: &[u8], found: &[u8], recorded: bool) -
     }
 }
 
-/// Attributes that unpacking keeps wherever the file system has them; the others it may have left out.
+/// True for attributes that unpacking always keeps if the file system can; others may be missing.
 fn must_be_kept(attribute: &[u8], kind: FileKind, recorded: bool) -> bool {
     let in_file = matches!(kind, FileKind::Regular | FileKind::Directory);
     match recorded {

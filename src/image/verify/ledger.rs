@@ -1,8 +1,8 @@
-//! Where the entries of a tar stream went, and which names of the layer directory that accounts for.
+//! Tracks where the entries of a tar stream went, and which names of the layer directory they explain.
 //!
-//! Only the directory as it is in the end can be looked at, so symbolic links that made room for something else are
-//! remembered, and those that are there count only from their entry on. Where the layers below decided, an entry is
-//! *astray*: its last name alone is known, and whatever bears it is taken for it.
+//! Only the final directory can be inspected. So symbolic links that were replaced are remembered, and existing
+//! ones count only from their entry on. If the layers below decided the place of an entry, it is *astray*: only
+//! its last name is known, and every file of that name is taken for it.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::hash::{BuildHasher, RandomState};
@@ -20,8 +20,8 @@ use crate::image::layer::path::{components, is_at_or_below, join, pop, push, spl
 /// Symbolic links followed for one name (`MAXSYMLINKS`).
 const MAX_LINKS: usize = 40;
 
-/// Hashes of paths, eight bytes for each: a layer may have millions. The hash's key is chosen at random, so that nobody
-/// can make a name that is taken for another.
+/// Hashes of paths, eight bytes each, because a layer may have millions. The key of the hash is random, so a
+/// collision cannot be provoked.
 #[derive(Default)]
 struct Names {
     key: RandomState,
@@ -44,13 +44,13 @@ impl Names {
         self.hashes.dedup();
     }
 
-    /// Only after [`Names::order`].
+    /// Valid only after [`Names::order`].
     fn has(&self, path: &[u8], is_whiteout: bool) -> bool {
         self.hashes.binary_search(&self.key.hash_one((path, is_whiteout))).is_ok()
     }
 }
 
-/// A directory that was found.
+/// A resolved directory.
 pub(crate) struct LedgerDir {
     /// Its path without symbolic links.
     pub(crate) path: Vec<u8>,
@@ -66,15 +66,15 @@ impl LedgerDir {
 pub(crate) struct Ledger<'a> {
     layer: BorrowedFd<'a>,
     names: Names,
-    /// Symbolic links that are there, from their entry on: hashes of their paths.
+    /// Existing symbolic links, from their entry on: hashes of their paths.
     links: HashSet<u64>,
-    /// Where symbolic links are at this point of the stream, but something else is in the end, and their targets.
+    /// Symbolic links at this point of the stream that are replaced later, and their targets.
     former_links: BTreeMap<Vec<u8>, Vec<u8>>,
-    /// The last names of entries whose place in the tree is not known.
+    /// The last names of entries whose place is unknown.
     astray: HashSet<u64>,
-    /// One of them made a directory opaque.
+    /// True if one of them made a directory opaque.
     opaque_astray: bool,
-    /// The directory of the last entry, by the path it was named by.
+    /// The directory of the last entry, and the path in the entry's name.
     last: Option<(Vec<u8>, LedgerDir)>,
 }
 
@@ -95,27 +95,27 @@ impl<'a> Ledger<'a> {
         self.names.key.hash_one(path)
     }
 
-    /// An entry made this.
+    /// Notes that an entry made this.
     pub(crate) fn account(&mut self, path: &[u8]) {
         self.names.add(path, false);
     }
 
-    /// An entry deleted this.
+    /// Notes that an entry deleted this.
     pub(crate) fn account_whiteout(&mut self, path: &[u8]) {
         self.names.add(path, true);
     }
 
-    /// The place of an entry with this last name is not known.
+    /// Notes an entry with this last name and an unknown place.
     pub(crate) fn stray(&mut self, name: &[u8]) {
         self.astray.insert(self.hash(name));
     }
 
-    /// An opaque mark did.
+    /// Notes an opaque mark with an unknown place.
     pub(crate) fn stray_opaque(&mut self) {
         self.opaque_astray = true;
     }
 
-    /// An entry at `path` is a symbolic link; `is_there`: it still is.
+    /// Notes that an entry at `path` is a symbolic link; `is_there` is true if it still exists.
     pub(crate) fn link(&mut self, path: &[u8], target: &[u8], is_there: bool) {
         if is_there {
             self.links.insert(self.hash(path));
@@ -125,8 +125,8 @@ impl<'a> Ledger<'a> {
         }
     }
 
-    /// An entry at `path` makes room for itself; a directory keeps what is in it. `is_other`: something of another kind
-    /// is there in the end.
+    /// Notes that an entry at `path` replaces the existing file; a directory keeps its entries. `is_other` is true if
+    /// the final file has another type.
     pub(crate) fn replace(&mut self, path: &[u8], is_directory: bool, is_other: bool) {
         if !self.former_links.is_empty() {
             let before = self.former_links.len();
@@ -138,7 +138,7 @@ impl<'a> Ledger<'a> {
         if !self.links.is_empty() {
             let removed = self.links.remove(&self.hash(path));
             if is_other && !is_directory {
-                // Of those that were below it, only the hashes are known.
+                // The links below it are known only by their hashes.
                 self.links.clear();
             }
             if removed || is_other {
@@ -147,7 +147,7 @@ impl<'a> Ledger<'a> {
         }
     }
 
-    /// The directory that `path` names at this point of the stream; `None` where the layer alone does not tell.
+    /// The directory that `path` names at this point of the stream; `None` if the layer alone does not tell.
     pub(crate) fn find(&mut self, path: &[u8]) -> Result<Option<LedgerDir>> {
         if let Some((last, found)) = &self.last
             && last == path
@@ -182,7 +182,7 @@ impl<'a> Ledger<'a> {
         }
     }
 
-    /// As unpacking resolves it, component by component.
+    /// Resolves it component by component, like unpacking.
     fn follow(&self, path: &[u8]) -> Result<Option<Vec<u8>>> {
         let mut here = Vec::new();
         let mut rest: VecDeque<Vec<u8>> = components(path).map(<[u8]>::to_vec).collect();
@@ -237,7 +237,7 @@ impl<'a> Ledger<'a> {
         })
     }
 
-    /// Everything in the layer directory that no entry accounts for, in the order of paths.
+    /// Everything in the layer directory that no entry explains, sorted by path.
     pub(crate) fn added(mut self) -> Result<BTreeSet<Vec<u8>>> {
         self.names.order();
         let mut added = BTreeSet::new();
@@ -287,7 +287,7 @@ impl<'a> Ledger<'a> {
             let is_opaque = || marks::hides_lower(confined::open_dir(dir, name)?.as_fd());
             return Ok(if self.opaque_astray && is_opaque().at(path)? { Excuse::Astray } else { Excuse::None });
         }
-        // An opaque root is one whiteout for each name of the lower one.
+        // An opaque root becomes one whiteout for each name of the lower root.
         if !hides_root && !self.names.has(path, true) {
             return Ok(Excuse::None);
         }
@@ -296,21 +296,21 @@ impl<'a> Ledger<'a> {
     }
 }
 
-/// What a name that no entry made may be all the same.
+/// Possible explanations for a name that no entry made.
 enum Excuse {
     None,
     Whiteout,
     Astray,
 }
 
-/// What a component of a path is.
+/// The meaning of a component of a path.
 enum LinkOr {
     Link(Vec<u8>),
     Directory,
     Neither,
 }
 
-/// Directories that were made for something that went astray.
+/// Removes directories that were made for an entry that went astray.
 fn excuse_parents(path: &[u8], added: &mut BTreeSet<Vec<u8>>) {
     let mut ancestor = path.to_vec();
     while !ancestor.is_empty() {

@@ -1,5 +1,5 @@
-//! Compares a layer directory with its recipe: the tar stream is put together again and read as it was when the layer
-//! was unpacked; of each entry, what it made is looked at.
+//! Compares a layer directory with its recipe. The tar stream is re-assembled and read as when the layer was
+//! unpacked, and the file of each entry is checked.
 
 mod expect;
 mod ledger;
@@ -18,15 +18,15 @@ use crate::tar::Limits;
 use crate::tar::read::{Entry, TarReader};
 use crate::tar::sparse::Segment;
 
-/// Bytes of the stream at hand at once.
+/// Number of bytes of the stream in memory.
 const BUFFER: usize = 128 << 10;
 
 /// Compares a layer directory with its recipe: contents, kinds, owners, modes, times, extended attributes, targets of
-/// symbolic links, whiteouts. Everything that differs or was added is given to `report`, by its file. `Ok(true)` when all
-/// is as it was unpacked.
+/// symbolic links, whiteouts. Passes everything that differs or was added to `report`, with its file. Returns `Ok(true)`
+/// if everything is as it was unpacked.
 ///
-/// Not looked at are the attributes of directories that the archive did not name, and of what has no contents and was named
-/// through a symbolic link of a lower layer; a file that was added is not told from such a one of the same name.
+/// Not checked are attributes of directories that the archive did not name, and of files without contents that were named
+/// through a symbolic link of a lower layer. A file that was added cannot be told from such a file of the same name.
 ///
 /// # Errors
 /// [`LayerError::Recipe`] for a bad recipe, and what `report` returns.
@@ -45,7 +45,7 @@ pub fn verify(
             Some(entry) => Ok(Some(entry)),
             None => reader.finish().map(|()| None),
         });
-        // The contents of an entry come after it.
+        // The contents of an entry follow it.
         let contents = reader.input().contents.take();
         for (path, reason) in reader.input().damaged.drain(..) {
             report(LayerError::Damaged { path: printable(&path), reason })?;
@@ -74,7 +74,7 @@ pub fn verify(
     Ok(sound)
 }
 
-/// What comes next in the stream.
+/// The next part of the stream.
 enum Part {
     /// Bytes of the recipe itself.
     Raw(u64),
@@ -90,7 +90,7 @@ enum Part {
 
 struct Contents {
     path: Vec<u8>,
-    /// `None` once it is found damaged: zeros stand in for it, so that what follows can be read.
+    /// `None` once it is found to be damaged: zeros replace it, so that the rest can be read.
     file: Option<File>,
     segments: std::vec::IntoIter<Segment>,
     current: Segment,
@@ -98,7 +98,7 @@ struct Contents {
     crc: u32,
 }
 
-/// The tar stream, put together while it is read.
+/// The tar stream, re-assembled while it is read.
 struct Stream<'a> {
     records: RecordReader<'a, &'a mut dyn Read>,
     layer: BorrowedFd<'a>,
@@ -106,9 +106,9 @@ struct Stream<'a> {
     buffer: Vec<u8>,
     taken: usize,
     hasher: Hasher,
-    /// The last file whose contents were come to.
+    /// The last file whose contents were reached.
     contents: Option<Vec<u8>>,
-    /// Files whose contents are not what was unpacked, and why.
+    /// Files whose contents have changed, and why.
     damaged: Vec<(Vec<u8>, String)>,
     /// What is wrong with the recipe.
     failure: Option<LayerError>,
@@ -129,7 +129,7 @@ impl<'a> Stream<'a> {
         })
     }
 
-    /// The whole was read, and no file was damaged.
+    /// Called when everything was read and no file was damaged.
     fn check_digest(&mut self) -> Result<()> {
         let found = std::mem::take(&mut self.hasher).finish();
         match self.part {
@@ -141,7 +141,7 @@ impl<'a> Stream<'a> {
         }
     }
 
-    /// Fills the buffer with something, unless the stream is at its end.
+    /// Fills the buffer, unless the stream is at its end.
     fn fill(&mut self) -> Result<()> {
         self.buffer.clear();
         self.taken = 0;
@@ -192,7 +192,7 @@ impl<'a> Stream<'a> {
 }
 
 impl Contents {
-    /// The next bytes; none after the last. An error says why the file is damaged; what was filled in is to be kept.
+    /// The next bytes; none after the end. An error says why the file is damaged; the bytes that replace it must be kept.
     fn fill(&mut self, buffer: &mut Vec<u8>) -> Result<(), String> {
         while self.current.len == 0 {
             match self.segments.next() {
