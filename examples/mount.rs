@@ -1,4 +1,4 @@
-//! Mounts a union and serves it until somebody unmounts it.
+//! Mounts a union and serves it until it is unmounted.
 //!
 //! ```sh
 //! mkdir base top upper work merged

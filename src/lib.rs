@@ -19,13 +19,14 @@
 //! | to | use |
 //! |---|---|
 //! | mount layers | [`Mount::builder`] |
+//! | remember the state of a mount, or start others from it | [`Mount::checkpoint`] |
 //! | unpack an image archive into layer directories | `image::unpack::unpack_archive` |
 //! | list or save what an upper directory changes | `image::snapshot::changes`, `image::snapshot::snapshot` |
 //! | keep images and containers in a directory | `store::Store`, `container::Container` |
 //! | pull and push images | `registry` |
 //! | make looking names up in a layer faster | [`inventory::write`] |
 //!
-//! `examples/` has a program for each of the first three. The programs `stratafs` and `strata` are built on this library.
+//! `examples/` has a program for each of the first four. The programs `stratafs` and `strata` are built on this library.
 //!
 //! # Features
 //!
@@ -42,7 +43,7 @@
 //! # Stability
 //!
 //! Versions follow semantic versioning. Until 1.0 a minor version may change anything. What is meant to stay: the names in the root of the
-//! crate ([`Mount`], [`Builder`], [`Error`] and the types of options), and the functions named above. Other modules are public
+//! crate ([`Mount`], [`Builder`], [`Checkpoint`], [`Error`] and the types of options), and the functions named above. Other modules are public
 //! for the programs and tests of this repository, and change without notice.
 //!
 //! The structure of the code is described in `docs/architecture.md`.
@@ -86,4 +87,4 @@ pub mod union;
 pub use config::error::OptionError;
 pub use config::options::Access;
 pub use config::{IdRange, Inventories, Passthrough, RedirectDir, XattrPermissions, Xino};
-pub use mount::{Builder, Error, Mount};
+pub use mount::{Builder, Checkpoint, Error, Mount};

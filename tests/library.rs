@@ -5,6 +5,7 @@
 mod common;
 
 use std::fs::{self, Permissions};
+use std::io::Write;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -172,6 +173,60 @@ fn the_example_that_mounts() {
     assert!(Command::new("umount").arg(scene.path("merged")).status().unwrap().success());
     assert!(running.wait().unwrap().success());
     assert_eq!(fs::read_to_string(scene.path("upper/new")).unwrap(), "written\n");
+}
+
+#[test]
+fn the_example_that_makes_a_checkpoint() {
+    needs_fuse!();
+    let scene = Scene::new();
+    fs::create_dir(scene.path("old")).unwrap();
+    let arguments = ["upper", "work", "merged", "before", "old", "top", "base"];
+    let printed = told(&example("checkpoint").args(arguments).current_dir(scene.0.path()).output().unwrap());
+    assert_eq!(printed, "3 layers, 0 files copied\nthen: before\nnow: after\n");
+    assert_eq!(fs::read_to_string(scene.path("before/file")).unwrap(), "before\n");
+    assert_eq!(fs::read_to_string(scene.path("upper/file")).unwrap(), "after\n");
+    assert!(!scene.is_mounted());
+}
+
+/// The mount goes on, other mounts can use its layers, and a later mount of the upper needs them.
+#[test]
+fn a_checkpoint_leaves_the_mount_in_use() {
+    needs_fuse!();
+    let scene = Scene::new();
+    let mount = scene.builder().mount(scene.path("merged")).unwrap();
+    fs::write(scene.path("merged/file"), "first\n").unwrap();
+    fs::hard_link(scene.path("merged/file"), scene.path("merged/link")).unwrap();
+    let mut open = fs::OpenOptions::new().append(true).open(scene.path("merged/file")).unwrap();
+    let first = mount.checkpoint(scene.path("first")).unwrap();
+    assert_eq!(first.layers, ["first", "top", "base"].map(|name| scene.path(name)));
+    assert_eq!(first.copied_files, 1);
+    open.write_all(b"second\n").unwrap();
+    let second = mount.checkpoint(scene.path("second")).unwrap();
+    assert_eq!(second.layers, ["second", "first", "top", "base"].map(|name| scene.path(name)));
+
+    mount.share(&first.layers).unwrap();
+    fs::create_dir(scene.path("old")).unwrap();
+    let old = Mount::builder().lowers(&first.layers).mount(scene.path("old")).unwrap();
+    assert_eq!(fs::read_to_string(scene.path("old/link")).unwrap(), "first\n");
+    assert_eq!(fs::read_to_string(scene.path("merged/link")).unwrap(), "first\nsecond\n");
+    old.unmount().unwrap();
+
+    let error = mount.checkpoint(scene.path("first")).unwrap_err();
+    let expected = format!("checkpoint '{}': ", scene.path("first").display());
+    assert!(error.to_string().starts_with(&expected), "{error}");
+    assert!(std::error::Error::source(&error).is_some());
+    drop(open);
+    mount.unmount().unwrap();
+    let error = scene.builder().mount(scene.path("merged")).unwrap_err();
+    assert!(error.to_string().contains("layer"), "{error}");
+    let [_, _, upper, work] = ["top", "base", "upper", "work"].map(|name| scene.path(name));
+    let again = Mount::builder().lowers(&second.layers).upper(upper, work).mount(scene.path("merged")).unwrap();
+    assert_eq!(fs::read_to_string(scene.path("merged/file")).unwrap(), "first\nsecond\n");
+    again.unmount().unwrap();
+
+    let read_only = Mount::builder().lowers(&second.layers).mount(scene.path("merged")).unwrap();
+    let error = read_only.checkpoint(scene.path("third")).unwrap_err();
+    assert!(error.to_string().ends_with("the mount is read-only"), "{error}");
 }
 
 #[test]

@@ -4,9 +4,13 @@ mod builder;
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::io::Errno;
 
 use crate::config::error::OptionError;
 use crate::config::options::MountOptions;
+use crate::driver::checkpoint::ChangeError;
 use crate::driver::{OpenError, Overlay};
 use crate::fuse::{self, Mounted, Target};
 use crate::sys::{namespace, signals};
@@ -18,11 +22,10 @@ pub use builder::Builder;
 /// Dropping it unmounts. [`Mount::unmount`] does the same and reports errors. If files of the mount are still open then, the
 /// mount is detached: the name is free at once, and requests for the open files fail with `ENOTCONN` or `ENODEV`.
 ///
-/// The mount ends with the process. If the process is killed, the mountpoint answers `ENOTCONN` until somebody unmounts it
+/// The mount ends with the process. If the process is killed, the mountpoint answers `ENOTCONN` until it is unmounted
 /// (`umount -l`, `fusermount3 -uz`); the upper directory is whole, and can be mounted again.
 ///
-/// `Mount` is `Send` and `Sync`. The process may use its own mount like any other. It must not be killed by a signal that
-/// all its threads wait for while one of them waits for an answer of the mount.
+/// `Mount` is `Send` and `Sync`. The process may use its own mount like any other.
 ///
 /// # Example
 ///
@@ -39,7 +42,20 @@ pub struct Mount {
     mountpoint: PathBuf,
 }
 
-/// Why a union cannot be mounted or unmounted. Each message is one line and names the option or the path.
+/// What [`Mount::checkpoint`] made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Checkpoint {
+    /// The layers of the checkpoint, the topmost first: the directory that was given, then the mount's lower layers. A mount of
+    /// these shows the files as they were.
+    pub layers: Vec<PathBuf>,
+    /// The longest time that requests of the mount had to wait.
+    pub paused: Duration,
+    /// Number of files that were copied, because they are open or mapped for writing.
+    pub copied_files: usize,
+}
+
+/// Why a union cannot be mounted, changed or unmounted. Each message is one line and names the option or the path.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -71,6 +87,14 @@ pub enum Error {
     /// The kernel, or `fusermount3`, refused the mount.
     #[error(transparent)]
     Mount(#[from] fuse::MountError),
+    /// The checkpoint cannot be made.
+    #[error("checkpoint '{}': {source}", path.display())]
+    Checkpoint {
+        /// The directory as it was given.
+        path: PathBuf,
+        /// The reason.
+        source: ChangeError,
+    },
     /// The mount cannot be removed or waited for.
     #[error("cannot unmount '{}': {source}", mountpoint.display())]
     Unmount {
@@ -95,7 +119,63 @@ impl Mount {
         &self.mountpoint
     }
 
-    /// Blocks until somebody unmounts it from outside (`umount`, `fusermount3 -u`).
+    /// Makes a checkpoint of the mount while it is in use: the upper directory becomes the read-only layer `dir`, and an empty
+    /// upper directory takes its place. The files of the mount stay the same, and processes that use them go on.
+    ///
+    /// `dir` must not exist yet, and must be on the file system of the upper directory. The time does not depend on the number
+    /// of files; only files that are open or mapped for writing are copied. Everything is on the disk when this returns, unless
+    /// the mount is [`volatile`](Builder::volatile).
+    ///
+    /// A later mount of the same upper directory needs [`Checkpoint::layers`] as lower layers. Before another mount uses them
+    /// at the same time, call [`Mount::share`].
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`] if the mount is read-only, if its options rule checkpoints out (`index=on`, for example), or if
+    /// `dir` cannot be made.
+    ///
+    /// # Example
+    ///
+    /// ```no_run
+    /// # use stratafs::Mount;
+    /// let mount = Mount::builder().lower("base").upper("upper", "work").mount("merged")?;
+    /// let before = mount.checkpoint("before")?;
+    /// std::fs::remove_file("merged/file")?;
+    /// // A second mount shows the state at the checkpoint, while the first one goes on.
+    /// mount.share(&before.layers)?;
+    /// let old = Mount::builder().lowers(before.layers).mount("merged-before")?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn checkpoint(&self, dir: impl AsRef<Path>) -> Result<Checkpoint, Error> {
+        let dir = dir.as_ref();
+        let failed = |source| Error::Checkpoint { path: dir.to_owned(), source };
+        let overlay = self.overlay().map_err(failed)?;
+        // The driver's threads have a working directory of their own.
+        let place = std::path::absolute(dir).map_err(|error| failed(change_error(&error)))?;
+        let made = overlay.checkpoint_at(&place).map_err(failed)?;
+        let layers = overlay.state().lowers.into_iter().map(|(path, _)| path).collect();
+        Ok(Checkpoint { layers, paused: made.paused, copied_files: made.moved_files })
+    }
+
+    /// Prepares for another mount of layers that checkpoints of this mount made. From now on this mount changes no file in them:
+    /// open files leave them, and hard links in them break when they are changed, as in every lower layer. Layers that no
+    /// checkpoint made are ignored.
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`] if an open file cannot leave a layer; the layers are not shared then.
+    pub fn share<P: AsRef<Path>>(&self, layers: &[P]) -> Result<(), Error> {
+        let first = || layers.first().map(|layer| layer.as_ref().to_owned()).unwrap_or_default();
+        let failed = |source| Error::Checkpoint { path: first(), source };
+        let absolute = layers.iter().map(std::path::absolute).collect::<io::Result<Vec<_>>>();
+        let layers = absolute.map_err(|error| failed(change_error(&error)))?;
+        self.overlay().and_then(|overlay| overlay.share(&layers)).map_err(failed)
+    }
+
+    fn overlay(&self) -> Result<&Overlay, ChangeError> {
+        let ended = || change_error(&io::ErrorKind::NotConnected.into());
+        self.mounted.as_ref().map(Mounted::overlay).ok_or_else(ended)
+    }
+
+    /// Blocks until it is unmounted from outside (`umount`, `fusermount3 -u`).
     ///
     /// # Errors
     /// [`Error::Unmount`] if waiting fails, or if what is left of the mount cannot be removed.
@@ -120,6 +200,11 @@ impl Mount {
     fn end(&mut self) -> io::Result<()> {
         self.mounted.take().map_or(Ok(()), Mounted::end)
     }
+}
+
+fn change_error(error: &io::Error) -> ChangeError {
+    let errno = error.raw_os_error().map_or(Errno::IO, Errno::from_raw_os_error);
+    ChangeError { errno, line: error.to_string() }
 }
 
 impl Drop for Mount {

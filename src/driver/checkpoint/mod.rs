@@ -22,6 +22,7 @@ use parking_lot::Mutex;
 use crate::driver::types::Errno;
 use crate::driver::{Overlay, Union};
 use crate::marks::chain::ChainId;
+use crate::union::layer::chain::new_id;
 use crate::union::layer::{Below, LayerId};
 pub use crate::union::layer::{ChangeError, Successor};
 
@@ -96,6 +97,15 @@ impl Overlay {
             self.sync().map_err(|errno| ChangeError::new(place, errno))?;
         }
         Ok(Checkpoint { id: old, paused, moved_files })
+    }
+
+    /// Like [`Self::checkpoint`] with everything on the disk, and a new random id for the upper.
+    ///
+    /// # Errors
+    /// As [`Self::checkpoint`]; also if no random number can be read.
+    pub fn checkpoint_at(&self, place: &Path) -> Result<Checkpoint, ChangeError> {
+        let id = new_id().map_err(|error| ChangeError { errno: Errno::IO, line: format!("no new id: {error}") })?;
+        self.checkpoint(place, id, true)
     }
 
     /// Prepares for another mount that is about to use the layers `layers`: open files leave them, and this mount does not

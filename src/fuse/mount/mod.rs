@@ -1,5 +1,5 @@
-//! The mount from its start to its end: what is agreed with the kernel, where it is mounted, what the process gives up
-//! and when it ends.
+//! The mount from start to end: the negotiation with the kernel, the mountpoint, the privileges that the process gives
+//! up, and the unmount.
 
 mod control;
 pub mod handover;
@@ -45,14 +45,14 @@ use mountpoint::{Mountpoint, Unmounted};
 pub use remount::remount;
 pub use watcher::Watcher;
 
-/// How long files that are in use after a lazy unmount are still served before the process ends.
+/// How long files in use are still served after a lazy unmount, before the process ends.
 const GRACE: Duration = Duration::from_secs(1);
 
-/// How far the kernel reads ahead, in KiB, where we may say so. Its default of 128 makes four requests of what one can
-/// answer: reading 512 MiB took 0.94 s of our processor time with it, and 0.62 s with this; more gains nothing.
+/// The kernel's readahead in KiB, where we may set it. The default of 128 splits into four requests what one can
+/// answer: reading 512 MiB took 0.94 s of our processor time with it, and 0.62 s with this value. More gains nothing.
 const READAHEAD: u32 = 512;
 
-/// Why there is no mount.
+/// Why mounting failed.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot mount on '{}': {cause}", mountpoint.display())]
 pub struct MountError {
@@ -61,17 +61,17 @@ pub struct MountError {
     cause: io::Error,
 }
 
-/// What the union is served on.
+/// Where the union is served.
 #[derive(Debug)]
 pub enum Target {
     /// A directory to mount on; its path is canonical.
     Directory(PathBuf),
-    /// A descriptor of `/dev/fuse` that somebody has mounted already, with options of his own.
+    /// A descriptor of `/dev/fuse` that another program has already mounted, with its own options.
     Device(OwnedFd),
 }
 
 impl Target {
-    /// For messages.
+    /// The path, for messages.
     fn path(&self) -> PathBuf {
         match self {
             Self::Directory(path) => path.clone(),
@@ -80,32 +80,32 @@ impl Target {
     }
 }
 
-/// A mount that answers.
+/// A mount that answers requests.
 ///
-/// Dropping it does not unmount; [`Mounted::serve`] does, or an unmount from outside.
+/// Dropping it does not unmount; [`Mounted::serve`] does, and so does an unmount from outside.
 pub struct Mounted {
     overlay: Arc<Overlay>,
     transport: Arc<dyn Transport>,
     server: Arc<Server>,
-    /// `None`: mounted by somebody else where we cannot see it.
+    /// `None` if another program has mounted it where we cannot see it.
     mountpoint: Option<Mountpoint>,
     unmounter: SessionUnmounter,
-    /// Unmounts when this process is killed.
+    /// Unmounts if this process is killed.
     watcher: Option<Watcher>,
     /// Takes requests for checkpoints.
     control: Option<crate::control::Server>,
-    /// Kept for its descriptor. Its `Drop` would unmount by path, see `mountpoint`.
+    /// Kept for its descriptor. Its `Drop` would unmount by path (see `mountpoint`).
     _session: ManuallyDrop<Session<Handshake>>,
 }
 
-/// Serves `overlay` on `target`: mounts it there unless it is mounted, and answers requests in threads of their own.
+/// Serves `overlay` on `target`: mounts it there if that has not been done, and starts threads that answer requests.
 ///
-/// The driver's threads are started by the calling thread, whose umask must be 0: the kernel sends every caller's umask with
-/// the request.
+/// The calling thread starts the driver's threads, and its umask must be 0: the kernel sends every caller's umask with the
+/// request.
 ///
 /// # Errors
-/// The directory, the options or the user's rights do not allow it, or the root of the mount cannot be read. Nothing
-/// is mounted then.
+/// The directory, the options or the user's rights do not allow it, or the root of the mount cannot be read. In that
+/// case nothing is mounted.
 pub fn mount(overlay: Overlay, target: &Target, options: &MountOptions) -> Result<Mounted, MountError> {
     let overlay = Arc::new(overlay);
     try_mount(&overlay, target, options).map_err(|cause| {
@@ -151,7 +151,7 @@ fn try_mount(overlay: &Arc<Overlay>, target: &Target, options: &MountOptions) ->
     mounted
 }
 
-/// Rings, if they are wanted and this process may have them.
+/// Prepares rings, if they are wanted and this process may have them.
 fn prospect(options: &MountOptions) -> io::Result<Option<Prospect>> {
     let wanted = options.mount.transport;
     if wanted == Wanted::Device {
@@ -167,7 +167,7 @@ fn prospect(options: &MountOptions) -> io::Result<Option<Prospect>> {
     }
 }
 
-/// Starts the threads that answer requests. `rings`: the kernel has agreed to use them.
+/// Starts the threads that answer requests. `rings` is true if the kernel has agreed to use them.
 fn serve_on(
     server: &Arc<Server>,
     device: OwnedFd,
@@ -183,7 +183,7 @@ fn serve_on(
         None => ("the kernel has none, or 'N' in /sys/module/fuse/parameters/enable_uring".to_owned(), false),
     };
     server.on_rings.store(false, Ordering::Relaxed);
-    // Somebody may have unmounted already. That is no failure, and the device tells it to the crew.
+    // The mount may be gone already. That is no failure: the device reports it to the crew.
     if options.mount.transport == Wanted::Ring && !is_gone {
         return Err(io::Error::other(format!("transport=ring: {unavailable}")));
     }
@@ -191,7 +191,7 @@ fn serve_on(
     Ok(Crew::start(Arc::clone(server), device, ttl, threads)?)
 }
 
-/// fuser does not say what it may not open.
+/// fuser does not name the file that it cannot open.
 fn explain(error: io::Error) -> io::Error {
     match fs::File::options().read(true).write(true).open("/dev/fuse") {
         Err(cause) if error.raw_os_error() == cause.raw_os_error() => {
@@ -215,7 +215,7 @@ fn start(
         Target::Device(device) => Mountpoint::of_connection(device.as_fd())?,
     };
     if let Some(Err(error)) = mountpoint.as_ref().map(|mountpoint| mountpoint.set_readahead(READAHEAD)) {
-        // For root only, and where /sys is writable.
+        // Only root can set it, and only if /sys is writable.
         tracing::debug!(%error, "the kernel's readahead stays as it is");
     }
     let unmounter = session.unmount_callable();
@@ -235,12 +235,12 @@ fn start(
             Access::RootAndOwner => Door::RootAnd(rustix::process::geteuid().as_raw()),
         },
         setxattr_ext: agreed.setxattr_ext,
-        // The kernel keeps the listing of a directory that it need not open for ever.
+        // For a directory without open, the kernel keeps the listing for ever.
         no_opendir: agreed.no_opendir && options.overlay.timeout.is_none(),
     });
     let transport = serve_on(&server, device, options, prospect.filter(|_| agreed.rings))?;
-    // Not by asking the mount: who waits for an answer of his own process cannot even be killed, since the kernel
-    // gives up on the request only when the device is closed, and that is when the last thread has ended.
+    // Not through the mount: a process that waits for an answer of its own threads cannot even be killed. The kernel gives up on
+    // the request only when the device is closed, which happens when the last thread has ended.
     overlay.getattr(NodeId::ROOT, None)?;
     Ok(Mounted {
         overlay: Arc::clone(overlay),
@@ -254,7 +254,7 @@ fn start(
     })
 }
 
-/// The kernel takes passthrough files only from `CAP_SYS_ADMIN` in the first user namespace
+/// The kernel accepts passthrough files only from `CAP_SYS_ADMIN` in the initial user namespace
 /// (`fuse_backing_open()`: `capable()`).
 fn may_pass_through() -> bool {
     has_everywhere(CapabilitySet::SYS_ADMIN)
@@ -267,11 +267,11 @@ fn may_mount() -> bool {
 fn session_config(options: &MountOptions, read_only: bool) -> Config {
     let mount = &options.mount;
     let fsname = mount.fsname.clone().unwrap_or_else(|| "stratafs".to_owned());
-    // fuser hands the name to mount(2) as it is, but to fusermount3 in an option string.
+    // fuser passes the name unchanged to mount(2), but inside an option string to fusermount3.
     let fsname = if may_mount() { fsname } else { fsname.replace('\\', r"\\").replace(',', r"\,") };
     let mut list = vec![
         MountOption::FSName(fsname),
-        // Not `MountOption::Subtype`: fuser 0.18 keeps that one from the kernel, and the type would be plain `fuse`.
+        // Not `MountOption::Subtype`: fuser 0.18 does not pass that one to the kernel, and the type would be plain `fuse`.
         MountOption::CUSTOM(format!("subtype={}", mount.subtype)),
         MountOption::DefaultPermissions,
         if read_only { MountOption::RO } else { MountOption::RW },
@@ -285,7 +285,7 @@ fn session_config(options: &MountOptions, read_only: bool) -> Config {
         (mount.dirsync, MountOption::DirSync),
     ];
     list.extend(flags.into_iter().filter_map(|(wanted, option)| wanted.then_some(option)));
-    // Without SELinux the kernel refuses the mount because of them.
+    // Without SELinux, the kernel refuses a mount with these options.
     if Path::new("/sys/fs/selinux/enforce").exists() {
         list.extend(mount.security.iter().cloned().map(MountOption::CUSTOM));
     } else if let Some(context) = mount.security.first() {
@@ -302,10 +302,10 @@ fn session_config(options: &MountOptions, read_only: bool) -> Config {
 }
 
 impl Mounted {
-    /// Has `watcher` unmount when this process ends without having done so. To no effect if the mount is not visible here.
+    /// Makes `watcher` unmount if this process ends without doing so. A no-op if the mount is not visible here.
     ///
     /// # Errors
-    /// The watcher is gone.
+    /// The watcher has ended.
     pub fn watch_by(&mut self, mut watcher: Watcher) -> io::Result<()> {
         if let Some(path) = self.mountpoint.as_ref().map(Mountpoint::path).transpose()?.flatten() {
             watcher.guard(&path)?;
@@ -314,11 +314,11 @@ impl Mounted {
         Ok(())
     }
 
-    /// Waits until somebody unmounts, or until a signal from `signals` asks us to: `SIGUSR1` logs the counters of
+    /// Waits for an unmount from outside, or for a signal from `signals`: `SIGUSR1` logs the counters of
     /// requests, every other one unmounts (lazily if the mount is in use). Then closes the overlay.
     ///
     /// # Errors
-    /// Waiting itself failed; the mount may still be there.
+    /// Waiting failed; the mount may still be there.
     pub fn serve(mut self, signals: &SignalQueue) -> io::Result<()> {
         let mut patience = None;
         loop {
@@ -346,12 +346,17 @@ impl Mounted {
         Ok(retry_on_intr(|| poll(&mut watched, None))?).map(|_ready| ())
     }
 
-    /// Unmounts what is still mounted, refuses what is still asked and closes the overlay.
+    /// The mounted union.
+    pub(crate) fn overlay(&self) -> &Overlay {
+        &self.overlay
+    }
+
+    /// Unmounts if still mounted, refuses outstanding requests and closes the overlay.
     ///
     /// # Errors
-    /// The mount cannot be taken away.
+    /// The mount cannot be removed.
     pub fn end(mut self) -> io::Result<()> {
-        // Still there if the connection was aborted: it would answer ENOTCONN for ever.
+        // If the connection was aborted, the mount is still there and would answer ENOTCONN for ever.
         let unmounted = self.unmount();
         self.transport.stop(GRACE);
         drop(self.control.take());
@@ -378,7 +383,7 @@ impl Mounted {
         if ended.revents().is_empty() { Ok(Event::Signal(signals.next()?)) } else { Ok(Event::Ended) }
     }
 
-    /// Unmounts what is ours, if it is still there.
+    /// Unmounts our mount, if it is still there.
     fn unmount(&mut self) -> io::Result<()> {
         let Some(mountpoint) = &self.mountpoint else { return Ok(()) };
         match mountpoint.unmount(false)? {
@@ -391,8 +396,8 @@ impl Mounted {
         }
     }
 
-    /// Has the kernel send what it keeps of writable mappings, since nobody answers once the process has ended. In a
-    /// thread: a stuck file system must not keep us from ending.
+    /// Has the kernel write back the dirty pages of writable mappings, because after the process has ended nothing
+    /// can. In a thread: a stuck file system must not stop us from ending.
     fn write_back(&self) -> io::Result<()> {
         let Some(path) = self.mountpoint.as_ref().map(Mountpoint::path).transpose()?.flatten() else { return Ok(()) };
         let (done, finished) = std::sync::mpsc::channel();
@@ -410,10 +415,10 @@ impl Mounted {
     }
 }
 
-/// What ended the waiting.
+/// The event that ended the wait.
 enum Event {
     Signal(i32),
-    /// The last thread has seen the end of the mount.
+    /// The last thread has noticed the end of the mount.
     Ended,
     OutOfPatience,
 }
