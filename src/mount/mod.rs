@@ -25,7 +25,8 @@ pub use builder::Builder;
 /// The mount ends with the process. If the process is killed, the mountpoint answers `ENOTCONN` until it is unmounted
 /// (`umount -l`, `fusermount3 -uz`); the upper directory is whole, and can be mounted again.
 ///
-/// `Mount` is `Send` and `Sync`. The process may use its own mount like any other.
+/// `Mount` is `Send` and `Sync`. The process may use its own mount like any other. If the process is killed while one
+/// of its threads waits for an answer of its own mount, it may not end before the mount is aborted (`umount -f`).
 ///
 /// # Example
 ///
