@@ -39,7 +39,7 @@ pub struct Ulimit {
 impl std::str::FromStr for Ulimit {
     type Err = ImageError;
 
-    /// Parses Parses `nofile=1024:2048`, `core=-1`..
+    /// Parses `nofile=1024:2048`, `core=-1`.
     fn from_str(text: &str) -> Result<Self> {
         let bad = || ImageError::malformed(text, format!("a limit reads NAME=SOFT[:HARD]; names: {}", NAMES.join(" ")));
         let number = |word: &str| match word {

@@ -10,7 +10,7 @@
 //! | `in_flight` | which thread works on which request, for `INTERRUPT` |
 //! | `counters`, `stats` | how many requests of which kind; what the mount says about itself |
 //!
-//! What fuser does for us, and what it does not
+//! # What fuser does for us, and what it does not
 //!
 //! fuser 0.18 (the newest release) mounts, with `fusermount3` where the user may not, and answers `INIT`; it also
 //! registers passthrough files and sends invalidations. It does **not** read our requests: [`fuser::Session::run`] is

@@ -1,4 +1,4 @@
-//! Addresses: which one a header leads to, and which ones are the same server.
+//! Addresses: resolves references in headers, and tells whether two are the same server.
 
 use std::io;
 
@@ -7,7 +7,7 @@ use ureq::http::Uri;
 use crate::image::digest::Digest;
 use crate::registry::http::refusal;
 
-/// Scheme, host and port: a secret that belongs to one origin goes to no other.
+/// Scheme, host and port: a secret for one origin is never sent to another.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Origin {
     scheme: String,
@@ -25,7 +25,7 @@ impl Origin {
     }
 }
 
-/// The host in lower case, without the dot that may end a full name.
+/// The host in lower case, without the final dot of a full name.
 pub(super) fn host(uri: &Uri) -> String {
     uri.host().unwrap_or_default().trim_end_matches('.').to_ascii_lowercase()
 }
@@ -42,10 +42,10 @@ fn default_port(uri: &Uri) -> Option<u16> {
     }
 }
 
-/// Where a reference found in a response from `base` leads (RFC 3986, section 5.2, as far as servers use it).
+/// Resolves a reference in a response from `base` (RFC 3986, section 5.2, as far as servers use it).
 ///
 /// # Errors
-/// If it is not a valid address, or contains a password.
+/// When the result is not a valid address, or contains a password.
 pub(super) fn resolve(base: &Uri, reference: &str) -> io::Result<Uri> {
     let (scheme, authority) = (base.scheme_str().unwrap_or_default(), base.authority().map_or("", |a| a.as_str()));
     let reference = reference.trim();
@@ -62,7 +62,7 @@ pub(super) fn resolve(base: &Uri, reference: &str) -> io::Result<Uri> {
     };
     let text = text.split('#').next().unwrap_or_default();
     let uri: Uri = text.parse().map_err(|_| refusal(format!("{reference:?} is no address")))?;
-    // `mailto:x` would be taken for a host and a port.
+    // `mailto:x` would be taken for host and port.
     if uri.scheme().is_none() || uri.authority().is_none_or(|authority| authority.as_str().contains('@')) {
         return Err(refusal(format!("{reference:?} is no address to go to")));
     }
@@ -74,7 +74,7 @@ fn has_scheme(first: &str) -> bool {
     first.contains(':') && !first.starts_with("sha256:")
 }
 
-/// A relative path beside the last part of `base`, with `.` and `..` taken away.
+/// A relative path, in place of the last part of `base`, with `.` and `..` removed.
 fn merged(base: &str, reference: &str) -> String {
     let (path, query) = match reference.split_once('?') {
         Some((path, query)) => (path, Some(query)),
@@ -96,7 +96,7 @@ fn merged(base: &str, reference: &str) -> String {
 /// The address that completes an upload: the upload's own, with `digest` added to its query.
 ///
 /// # Errors
-/// If the result is not a valid address.
+/// When the result is not a valid address.
 pub(super) fn with_digest(upload: &Uri, digest: &Digest) -> io::Result<Uri> {
     let query = match upload.query() {
         None | Some("") => String::new(),

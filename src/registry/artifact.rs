@@ -1,5 +1,5 @@
-//! What registries hold beside images (OCI image specification 1.1, "Guidelines for Artifact Usage"): what it is, and its
-//! blobs as files.
+//! Artifacts: what registries hold besides images (OCI image specification 1.1, "Guidelines for Artifact Usage"). Finds
+//! out their kind, and writes their blobs as files.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -20,13 +20,13 @@ use crate::registry::{Options, Progress, manifest as manifests};
 /// Media type of the artifact manifest of the specification's release candidates.
 pub(super) const MANIFEST: &str = "application/vnd.oci.artifact.manifest.v1+json";
 
-/// Media type of a config that says nothing.
+/// Media type of an empty config.
 const EMPTY: &str = "application/vnd.oci.empty.v1+json";
 
 /// Annotation: the file name of a blob.
 const TITLE: &str = "org.opencontainers.image.title";
 
-/// Parts of media types, and what they are of.
+/// Parts of media types, and the kinds that they mean.
 const KINDS: &[(&str, &str)] = &[
     ("cncf.helm", "a Helm chart"),
     ("in-toto", "an attestation"),
@@ -49,14 +49,14 @@ const KINDS: &[(&str, &str)] = &[
     ("oras", "files of ORAS"),
 ];
 
-/// What a manifest is of, in words and with what to do about it; none for an image of layers that can be unpacked here.
+/// The kind of a manifest, in words and with advice; `None` for an image whose layers can be unpacked here.
 pub(super) fn kind_of(manifest: &Manifest) -> Option<String> {
     let config = manifest.config.media_type.as_str();
     let declared = manifest.unknown.get("artifactType").and_then(Value::as_str).filter(|kind| !kind.is_empty());
     let strange = manifest.layers.iter().map(|layer| layer.media_type.as_str()).find(|kind| !is_layer(kind));
     let subject = manifest.unknown.get("subject").and_then(|subject| subject.get("digest")).and_then(Value::as_str);
     let is_image = spec::is_image_config(config);
-    // An image may have a type of its own and refer to another one; what it is made of counts.
+    // An image may have its own type and refer to another one; its components decide.
     if is_image && strange.is_none() && (declared.is_none() || !manifest.layers.is_empty()) {
         return None;
     }
@@ -77,7 +77,7 @@ pub(super) fn kind_of(manifest: &Manifest) -> Option<String> {
     Some(format!("{words}{about} ({through} {kind}); strata pull --artifact -o DIR writes its files"))
 }
 
-/// True for what is unpacked, or would be if it were for this system.
+/// True for layers that can be unpacked, here or on another system.
 fn is_layer(media_type: &str) -> bool {
     let known = [
         spec::LAYER,
@@ -91,36 +91,36 @@ fn is_layer(media_type: &str) -> bool {
         "application/x-gzip",
         "text/html",
     ];
-    // By its last word too: tools that make images of their own have types of their own for the same tars.
+    // The last word decides too: tools that make their own kind of image have their own types for ordinary tars.
     let is_tar = |rest: &str| rest.split(['+', '.']).any(|word| word == "tar");
     media_type.is_empty() || known.iter().any(|known| media_type.starts_with(known)) || {
         is_tar(media_type) && media_type.contains("layer") && !media_type.contains("helm")
     }
 }
 
-/// A manifest of today for one of the release candidates.
+/// Converts a manifest of the release candidates to the present form.
 pub(super) fn manifest(kind: Option<String>, blobs: Vec<Descriptor>) -> Manifest {
     let mut manifest = Manifest::new(Descriptor::of(EMPTY, b"{}"), blobs);
     manifest.unknown.insert("artifactType".to_owned(), kind.into());
     manifest
 }
 
-/// What was written.
+/// The written files.
 #[derive(Clone, Debug)]
 pub struct Written {
-    /// The digest by which the registry has it.
+    /// The digest in the registry.
     pub digest: Digest,
-    /// The files, below the directory.
+    /// The files, relative to the directory.
     pub files: Vec<PathBuf>,
 }
 
-/// Writes the blobs of an artifact, or the layers of an image as they are, into a directory, which must be empty or not
-/// be there. A blob has the name of its `org.opencontainers.image.title`; one that has none, or one that leads out of the
-/// directory or is taken, has its digest's (`sha256-…`).
+/// Writes the blobs of an artifact, or the unchanged layers of an image, into a directory, which must be empty or not
+/// exist. The file name of a blob is its `org.opencontainers.image.title`. If there is none, or it leads out of the
+/// directory or is taken, the name is the digest (`sha256-…`).
 ///
 /// # Errors
-/// When the registry cannot be reached or does not keep its word, or the directory cannot be written; then it stays as
-/// it was.
+/// When the registry cannot be reached or breaks the protocol, or the directory cannot be written; the directory is
+/// then unchanged.
 pub fn pull_artifact(
     source: &RemoteImage,
     dir: &Path,
@@ -156,7 +156,7 @@ pub fn pull_artifact(
     Ok(Written { digest: found.digest, files })
 }
 
-/// A name for each blob. No two are the same, and none is a directory of another.
+/// A name for each blob. All are different, and none is a directory of another.
 fn names(blobs: &[Descriptor]) -> Vec<PathBuf> {
     let mut taken: BTreeSet<PathBuf> = BTreeSet::new();
     let mut names = Vec::new();

@@ -1,4 +1,4 @@
-//! What a registry wants to see: passwords and tokens (distribution's "Token Authentication", and its OAuth 2 form).
+//! Authentication to a registry: passwords and tokens (distribution's "Token Authentication", and its OAuth 2 form).
 
 use std::collections::BTreeMap;
 use std::io::{self, Read};
@@ -15,19 +15,19 @@ use crate::registry::realm;
 use crate::registry::retry;
 use crate::registry::session::{ANSWER_LIMIT, Session};
 
-/// What is known of a registry's wishes.
+/// What a registry demands, and the tokens for it.
 #[derive(Default)]
 pub(super) struct Tokens {
-    /// The registry has answered at least once.
+    /// True if the registry has answered at least once.
     pub(super) answered: bool,
     challenge: Option<Challenge>,
-    /// By the other repository that they let read from; "": none.
+    /// The tokens, by the other repository that they let us read from; "" for none.
     tokens: BTreeMap<String, String>,
 }
 
 impl Session<'_> {
-    /// The value of `Authorization` for a request that may read from another repository too; none as long as the
-    /// registry has not asked for one.
+    /// The value of `Authorization` for a request that may also read from another repository; `None` until the
+    /// registry asks for one.
     pub(super) fn authorization(&self, reads: Option<&str>) -> io::Result<Option<String>> {
         if let Some(Credentials::Token(token)) = &self.credentials {
             return Ok(Some(format!("Bearer {token}")));
@@ -44,7 +44,7 @@ impl Session<'_> {
         }
     }
 
-    /// Gets what the registry's refusal says it wants to see.
+    /// Gets a token or password as demanded by the registry's refusal.
     pub(super) fn answer(&self, refused: &Response, reads: Option<&str>) -> io::Result<String> {
         match self.challenge_of(refused)? {
             Some(challenge) => self.adopt(challenge, reads),
@@ -52,7 +52,7 @@ impl Session<'_> {
         }
     }
 
-    /// The same as the registry's root says it; none if everybody may read that.
+    /// The same with the demand of the registry's root address; `None` if that needs no authentication.
     pub(super) fn answer_root(&self, reads: Option<&str>) -> io::Result<Option<String>> {
         let response = self.follow(&mut Request::new(Method::GET, self.base.clone()), None)?;
         if response.status != 401 || !response.is_own {
@@ -62,7 +62,7 @@ impl Session<'_> {
         challenge.map(|challenge| self.adopt(challenge, reads)).transpose()
     }
 
-    /// The challenge that is answered best: a token rather than the password itself.
+    /// The best challenge to answer: a token is preferred to the password itself.
     fn challenge_of(&self, refused: &Response) -> io::Result<Option<Challenge>> {
         let all: Vec<Challenge> = refused
             .headers
@@ -86,7 +86,7 @@ impl Session<'_> {
         let authorization = self.meet(&challenge, reads)?;
         let mut tokens = self.tokens.lock();
         tokens.challenge = Some(match challenge {
-            // What one request needed beside its own repository, others do not.
+            // The demand is for this request, which needs another repository, and not for others.
             Challenge::Bearer { realm, service, .. } if reads.is_some() => {
                 Challenge::Bearer { realm, service, scopes: Vec::new() }
             }
@@ -110,7 +110,7 @@ impl Session<'_> {
         }
     }
 
-    /// What this session does, and what else the challenge names.
+    /// The scopes of this session, and those named by the challenge.
     fn scopes(&self, reads: Option<&str>, named: &[String]) -> Vec<String> {
         let resource = |scope: &str| scope.rsplit_once(':').map_or(String::new(), |(resource, _)| resource.to_owned());
         let other = reads.map(|repository| format!("repository:{repository}:pull"));
@@ -123,7 +123,7 @@ impl Session<'_> {
         scopes
     }
 
-    /// Gets a token from `realm`. The password goes there only if it is the registry's own house.
+    /// Gets a token from `realm`. The password is sent only if `realm` belongs to the registry.
     fn token(&self, realm: &str, service: Option<&str>, scopes: &[String]) -> io::Result<String> {
         let realm: Uri = realm.parse().map_err(|_| refusal(format!("sends us for a token to {realm:?}")))?;
         self.http.check_scheme(&realm)?;

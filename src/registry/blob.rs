@@ -1,4 +1,4 @@
-//! Reading one blob: over connections that are cut, and checked against its descriptor while it arrives.
+//! Reads one blob. Continues after a lost connection, and checks the bytes against the descriptor as they arrive.
 
 use std::io::{self, Read};
 use std::sync::atomic::AtomicBool;
@@ -13,7 +13,7 @@ use crate::registry::http::{Request, Response, refusal, refused};
 use crate::registry::retry::Patience;
 use crate::registry::session::Session;
 
-/// A blob's bytes. The last read gives no bytes only if all of them were there and were the right ones.
+/// A blob's bytes. The last read returns no bytes only if all of them arrived and were correct.
 pub(super) struct BlobReader<'s> {
     session: &'s Session<'s>,
     descriptor: &'s Descriptor,
@@ -29,13 +29,13 @@ impl<'s> BlobReader<'s> {
         Self { session, descriptor, body: None, position: 0, hasher: Hasher::new(), patience }
     }
 
-    /// Gives up waiting once the flag is set.
+    /// Stops waiting once the flag is set.
     pub(super) fn unless(mut self, cancelled: &'s AtomicBool) -> Self {
         self.patience = self.patience.unless(cancelled);
         self
     }
 
-    /// Asks for the bytes from the position on.
+    /// Requests the bytes from the position on.
     fn connect(&mut self) -> io::Result<Box<dyn Read + Send>> {
         let uri = self.session.uri(&blob_path(self.descriptor)).map_err(refused)?;
         let mut request = Request::new(Method::GET, uri);
@@ -43,7 +43,7 @@ impl<'s> BlobReader<'s> {
             request = request.with("range", format!("bytes={}-", self.position));
         }
         let response = self.session.send_patiently(request, &mut self.patience);
-        // It was tried often enough there.
+        // The session has already retried that.
         let response = response.map_err(|error| refusal(error.to_string()))?;
         match response.status {
             206 if self.position > 0 => {
@@ -54,7 +54,7 @@ impl<'s> BlobReader<'s> {
                 self.check_length(&response, self.descriptor.size - self.position)?;
                 Ok(response.body)
             }
-            // It cannot give a part: the beginning again, which is passed over.
+            // The server cannot send a part: it starts from the beginning, which is skipped.
             200 => {
                 self.check_length(&response, self.descriptor.size)?;
                 let mut body = response.body;
@@ -68,7 +68,7 @@ impl<'s> BlobReader<'s> {
         }
     }
 
-    /// What the blob is called when the registry does not give it.
+    /// The name of the blob in an error of the registry.
     fn name(&self) -> String {
         match self.descriptor.unknown.get("urls").and_then(|urls| urls.get(0)).and_then(|url| url.as_str()) {
             Some(url) => format!("a layer that its publisher distributes himself (at {url})"),
@@ -85,16 +85,16 @@ impl<'s> BlobReader<'s> {
         }
     }
 
-    /// After a failure: once more, if it may pass.
+    /// Called after a failure: returns if a further attempt makes sense.
     fn retry(&mut self, error: io::Error) -> io::Result<()> {
         self.body = None;
         self.patience.after(error)
     }
 
-    /// All bytes have come: there must be no more, and they must be the right ones.
+    /// All bytes have arrived: no more may follow, and the digest must match.
     fn finish(&mut self) -> io::Result<()> {
         if let Some(mut body) = self.body.take() {
-            // An error here is only the connection's, which is no longer needed.
+            // An error here only concerns the connection, which is no longer needed.
             if matches!(body.read(&mut [0]), Ok(1..)) {
                 return Err(refusal(format!("goes on after the {} bytes that were promised", self.descriptor.size)));
             }
@@ -147,7 +147,7 @@ impl Read for BlobReader<'_> {
     }
 }
 
-/// The whole of a blob that is a document.
+/// Reads a blob that is a document.
 pub(super) fn read_document(session: &Session<'_>, descriptor: &Descriptor) -> Result<Vec<u8>> {
     let name = format!("blob {}", descriptor.digest);
     if descriptor.size > crate::image::spec::DOCUMENT_LIMIT {

@@ -1,4 +1,4 @@
-//! Which certificates are trusted.
+//! Trusted certificates.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,16 +1,16 @@
-//! What a registry wants to see, as it says in `WWW-Authenticate` (RFC 9110, section 11.6.1; the parameters of
-//! `Bearer` are those of distribution's token authentication).
+//! The demands of a registry in `WWW-Authenticate` (RFC 9110, section 11.6.1; the parameters of `Bearer` are
+//! those of distribution's token authentication).
 
 /// An authentication scheme.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Challenge {
     /// Name and password with every request.
     Basic,
-    /// A token, got from `realm`, which may be relative to the address that asks. Empty values count as absent.
+    /// A token from `realm`, which may be relative to the address of the request. Empty values count as missing.
     Bearer { realm: String, service: Option<String>, scopes: Vec<String> },
 }
 
-/// The challenges of one header that this program can meet.
+/// The challenges of one header that this program can answer.
 pub(super) fn parse(header: &str) -> Vec<Challenge> {
     let mut found: Vec<(String, Vec<(String, String)>)> = Vec::new();
     let mut rest = header;
@@ -51,7 +51,7 @@ fn challenge(scheme: &str, parameters: &[(String, String)]) -> Option<Challenge>
     }
 }
 
-/// A token or a quoted string, and what follows it.
+/// A token or a quoted string, and the rest.
 fn value_of(text: &str) -> (String, &str) {
     let Some(quoted) = text.strip_prefix('"') else {
         let end = text.find([',', ' ']).unwrap_or(text.len());

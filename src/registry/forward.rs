@@ -1,5 +1,5 @@
-//! Requests in the clear through an HTTP proxy: the whole address stands in the first line (RFC 9112, section 3.2.2).
-//! `ureq` knows tunnels alone, which many proxies refuse for other ports than 443.
+//! Unencrypted requests through an HTTP proxy: the first line holds the whole address (RFC 9112, section 3.2.2).
+//! `ureq` only supports tunnels, which many proxies refuse for ports other than 443.
 
 use std::net::SocketAddr;
 
@@ -9,9 +9,9 @@ use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver
 use ureq::unversioned::transport::{Buffers, ConnectionDetails, Connector, NextTimeout, TcpConnector, Transport};
 use ureq::{Agent, Error, Proxy};
 
-/// An agent all of whose requests go to `proxy`, with `config` for the rest.
+/// An agent that sends all requests to `proxy`, with `config` for the rest.
 ///
-/// Its connections serve one request each: only so is it known where a request's first line is.
+/// Each connection serves one request, because only then the position of the request's first line is known.
 pub(super) fn agent(config: Config, proxy: &Proxy) -> Result<Agent, Error> {
     let host = proxy.host();
     let address = format!("http://{host}:{}/", proxy.port()).parse().map_err(|_| Error::InvalidProxyUrl)?;
@@ -19,7 +19,7 @@ pub(super) fn agent(config: Config, proxy: &Proxy) -> Result<Agent, Error> {
     Ok(Agent::with_parts(config, ().chain(TcpConnector::default()).chain(WholeAddress), resolver))
 }
 
-/// Finds the proxy's address for every name.
+/// Resolves every name to the proxy's address.
 #[derive(Debug)]
 struct ToProxy {
     address: Uri,
@@ -49,7 +49,7 @@ impl<In: Transport> Connector<In> for WholeAddress {
     }
 }
 
-/// Puts scheme and authority before the path of the first line that is sent.
+/// Inserts scheme and authority before the path in the first line that is sent.
 #[derive(Debug)]
 struct FirstLine<T> {
     inner: T,

@@ -1,4 +1,4 @@
-//! One exchange over HTTP: what may be connected to, by which way, and how long to wait. No redirects, no secrets.
+//! One exchange over HTTP: checks the address, chooses the way, and limits the time. Handles no redirects and no secrets.
 
 use std::io::{self, Read};
 use std::sync::Arc;
@@ -16,26 +16,26 @@ use crate::registry::proxy::{Proxies, Way};
 use crate::registry::session::Problem;
 use crate::registry::{Options, certificates, forward};
 
-/// Longest silence of a server.
+/// Longest time without data from a server.
 const SILENCE: Duration = Duration::from_secs(60);
 
-/// What a request carries.
+/// The body of a request.
 pub(super) enum Payload<'a> {
     Nothing,
     Bytes(&'a [u8]),
-    /// So many bytes of a stream.
+    /// This many bytes of a stream.
     Stream(&'a mut dyn Read, u64),
 }
 
-/// A request, before it is known what the server wants to see.
+/// A request, without authentication.
 pub(super) struct Request<'a> {
     pub(super) method: Method,
     pub(super) uri: Uri,
     pub(super) headers: Vec<(&'static str, String)>,
     pub(super) payload: Payload<'a>,
-    /// Another repository of the registry that the request reads from.
+    /// Another repository of the registry from which the request reads.
     pub(super) reads: Option<String>,
-    /// True if the caller knows better than to make it again.
+    /// True if the request must not be repeated.
     pub(super) once: bool,
 }
 
@@ -49,33 +49,33 @@ impl Request<'_> {
         self
     }
 
-    /// The request is made once only, whatever comes of it.
+    /// Makes the request non-repeatable.
     pub(super) fn once(mut self) -> Self {
         self.once = true;
         self
     }
 
-    /// A stream cannot be sent twice.
+    /// False for a stream, which cannot be sent twice.
     pub(super) fn is_repeatable(&self) -> bool {
         !matches!(self.payload, Payload::Stream(..))
     }
 }
 
-/// What came back.
+/// A response.
 pub(super) struct Response {
     pub(super) status: u16,
     pub(super) headers: HeaderMap,
     pub(super) body: Box<dyn Read + Send>,
     /// The address that answered, after redirects.
     pub(super) uri: Uri,
-    /// True if the registry itself answered, rather than a server that it redirected to.
+    /// True if the registry itself answered, and not a server to which it redirected.
     pub(super) is_own: bool,
-    /// What a refusal says, once its body was read.
+    /// The errors in a refusal, after its body was read.
     pub(super) problems: Vec<Problem>,
 }
 
 impl Response {
-    /// A header's text; an empty one counts as absent.
+    /// A header's text; an empty one counts as missing.
     pub(super) fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name)?.to_str().ok().map(str::trim).filter(|text| !text.is_empty())
     }
@@ -88,16 +88,16 @@ impl Response {
 /// Makes requests.
 pub(super) struct Http {
     agent: Agent,
-    /// For requests in the clear through a proxy; made when the first is needed.
+    /// For unencrypted requests through a proxy; made at the first such request.
     forwarding: Mutex<Option<Agent>>,
     proxies: Proxies,
     plain: bool,
 }
 
 impl Http {
-    /// For requests to `host`, whose own certificates (docker's and podman's `certs.d/HOST`) are trusted too.
+    /// For requests to `host`. Its own certificates (docker's and podman's `certs.d/HOST`) are trusted too.
     pub(super) fn new(options: &Options, host: &str) -> Result<Self> {
-        // Without TLS too: a redirect or a token may lead to a host that has it.
+        // Also without TLS: a redirect or a token may lead to a host with TLS.
         let trusted = certificates::trusted(options.certificates.as_deref(), host)?;
         let tls = TlsConfig::builder()
             .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::ring::default_provider()))
@@ -120,10 +120,10 @@ impl Http {
         Ok(Self { agent, forwarding: Mutex::new(None), proxies, plain: options.plain_http })
     }
 
-    /// Makes a request of one server. `authorization` is sent along.
+    /// Sends a request, with `authorization`, to one server.
     ///
     /// # Errors
-    /// What went wrong, to be told after the name of the registry.
+    /// The reason, which is printed after the name of the registry.
     pub(super) fn exchange(
         &self,
         request: &mut Request<'_>,
@@ -196,7 +196,7 @@ impl Http {
         }
     }
 
-    /// A redirect leads to a server that is spoken to with no less protection.
+    /// Checks that a redirect does not lead from TLS to plain HTTP.
     pub(super) fn check_redirect(&self, from: &Uri, to: &Uri) -> io::Result<()> {
         if from.scheme_str() == Some("https") && to.scheme_str() != Some("https") {
             return Err(refusal(format!("redirects from https to {to}, which is not followed")));
@@ -205,18 +205,18 @@ impl Http {
     }
 }
 
-/// What a proxy wants to see of a user.
+/// The authentication for a proxy.
 fn basic_of(proxy: &Proxy) -> Option<String> {
     let user = proxy.username()?;
     Some(format!("Basic {}", STANDARD.encode(format!("{user}:{}", proxy.password().unwrap_or_default()))))
 }
 
-/// What is told of a server that is not obeyed. Such a failure does not pass.
+/// An error for a refused request. It is permanent.
 pub(super) fn refusal(reason: impl Into<String>) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, reason.into())
 }
 
-/// The same for an error of the library's own.
+/// The same for one of the library's own errors.
 pub(super) fn refused(error: ImageError) -> io::Error {
     match error {
         ImageError::Registry { reason, .. } => refusal(reason),
@@ -235,7 +235,7 @@ fn describe(error: ureq::Error) -> io::Error {
         }
         ureq::Error::HostNotFound => io::Error::new(io::ErrorKind::NotFound, "no such host"),
         ureq::Error::Rustls(error) => refuse_tls(&error),
-        // A proxy's word for a server that does not answer.
+        // This is how a proxy reports a server that does not answer.
         ureq::Error::ConnectProxyFailed(reason) if reason.contains("responded 5") => io::Error::other(reason),
         other => refusal(other.to_string()),
     }

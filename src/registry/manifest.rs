@@ -1,4 +1,4 @@
-//! Manifests and indexes of a registry: the one for a platform, and messages for those that are not images.
+//! Manifests and indexes of a registry: chooses the one for a platform, and explains why others are not images.
 
 use serde::Deserialize;
 use serde::de::IgnoredAny;
@@ -10,14 +10,14 @@ use crate::registry::artifact;
 use crate::registry::pull::RemoteImage;
 use crate::registry::session::Session;
 
-/// Indexes in indexes deeper than this are refused.
+/// More deeply nested indexes are refused.
 const INDEX_DEPTH: u32 = 4;
 
-/// The manifest of what was asked for.
+/// The manifest that was requested.
 pub(super) struct FetchedManifest {
     pub(super) manifest: Box<Manifest>,
     pub(super) bytes: Vec<u8>,
-    /// By which the registry has it: of the index, if there is one.
+    /// Its digest in the registry: that of the index, if there is one.
     pub(super) digest: Digest,
 }
 
@@ -29,7 +29,7 @@ enum Document {
 /// The manifest of the image for a platform.
 ///
 /// # Errors
-/// When there is none; what is there instead is told.
+/// When there is none; the message says what is there instead.
 pub(super) fn find_image(session: &Session<'_>, source: &RemoteImage, platform: &Platform) -> Result<FetchedManifest> {
     let found = find(session, source, platform)?;
     match artifact::kind_of(&found.manifest) {
@@ -38,7 +38,7 @@ pub(super) fn find_image(session: &Session<'_>, source: &RemoteImage, platform: 
     }
 }
 
-/// The manifest for a platform, whatever it is of.
+/// The manifest for a platform, of any kind.
 pub(super) fn find(session: &Session<'_>, source: &RemoteImage, platform: &Platform) -> Result<FetchedManifest> {
     let (mut bytes, digest) = fetch(session, &source.reference(), source.digest)?;
     for _ in 0..INDEX_DEPTH {
@@ -60,14 +60,14 @@ pub(super) fn find(session: &Session<'_>, source: &RemoteImage, platform: &Platf
     Err(session.error(format!("indexes are nested more than {INDEX_DEPTH} deep")))
 }
 
-/// The entry of an index that has no other.
+/// The only entry of an index.
 fn only_artifact(index: &Index) -> Option<&Descriptor> {
     let mut entries = index.descriptors();
     let first = entries.next().filter(|entry| entry.platform.as_ref().is_none_or(Platform::is_unnamed))?;
     entries.next().is_none().then_some(first)
 }
 
-/// What an index has instead of an image for a platform.
+/// Says what an index has instead of an image for a platform.
 fn why_none(index: &Index, platform: &Platform) -> String {
     let has: Vec<String> =
         index.platforms().filter(|platform| !platform.is_unnamed()).map(Platform::to_string).collect();
@@ -87,7 +87,8 @@ fn why_none(index: &Index, platform: &Platform) -> String {
     }
 }
 
-/// A manifest or index. By its digest it is checked; by a tag, the registry's own word for its digest is.
+/// Fetches a manifest or index. One requested by digest is verified; for one requested by tag, the registry's
+/// statement of its digest is.
 fn fetch(session: &Session<'_>, reference: &str, pinned: Option<Digest>) -> Result<(Vec<u8>, Digest)> {
     let accept = [MANIFEST, INDEX, DOCKER_MANIFEST, DOCKER_INDEX, artifact::MANIFEST].join(", ");
     let (response, bytes) = session.document(&format!("manifests/{reference}"), &accept, reference)?;
@@ -101,7 +102,7 @@ fn fetch(session: &Session<'_>, reference: &str, pinned: Option<Digest>) -> Resu
     }
 }
 
-/// By its fields: media types lie, and a document that can be read in two ways is refused (CVE-2021-41190).
+/// The fields decide: media types may be wrong, and a document that can be read in two ways is refused (CVE-2021-41190).
 fn document(session: &Session<'_>, bytes: &[u8]) -> Result<Document> {
     #[derive(Deserialize)]
     struct Shape {

@@ -17,12 +17,12 @@
 //! | `pull` | registry to store |
 //! | `push` | store to registry |
 //!
-//! Nothing that a registry says is trusted: documents are bounded, every byte is hashed and counted while it arrives,
-//! and a layer goes through the same unpacking and publishing as one of an archive.
+//! Nothing from a registry is trusted: documents have a maximum size, every byte is hashed and counted on arrival,
+//! and a layer is unpacked and published in the same way as one from an archive.
 //!
-//! # What is known of registries
+//! # Known peculiarities of registries
 //!
-//! Each row is a switch of the quirky registry of `tests/registry/quirks.rs`.
+//! Each row is a switch of the simulated registry in `tests/registry/quirks.rs`.
 //!
 //! | registry | what it does | what is done about it |
 //! |---|---|---|
@@ -36,12 +36,13 @@
 //! | Quay | hides repositories from strangers by `404` or `403` | the root is asked, if there is a password |
 //! | S3, Azure, GCS behind any of them | signed addresses that refuse `HEAD` or a second secret with `403` | never answered with a secret; there is a blob where a registry redirects to |
 //!
-//! # Crates that were weighed
+//! # Crates that were considered
 //!
-//! - `http-auth` parses challenges, but refuses a whole header for one unquoted address, which docker and podman read. No.
-//! - `oci-spec`: its structs drop fields that they do not know, and manifests are sent on as they came. No.
-//! - `docker_credential`: see [`credentials`]. No.
-//! - `httpdate` (the three forms of dates in `Retry-After`) and `psl` (the public suffix list): yes.
+//! - Not used: `http-auth` parses challenges, but rejects a whole header because of one unquoted address, which docker and
+//!   podman accept.
+//! - Not used: `oci-spec`. Its structs drop unknown fields, but manifests must be passed on unchanged.
+//! - Not used: `docker_credential`; see [`credentials`].
+//! - Used: `httpdate` (the three forms of dates in `Retry-After`) and `psl` (the public suffix list).
 
 mod address;
 mod artifact;
@@ -72,28 +73,28 @@ pub use pull::{Pulled, RemoteImage, pull};
 pub use push::{PushOptions, Pushed, push};
 pub use session::log_in;
 
-/// How registries are spoken to.
+/// How to connect to registries.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
-    /// Without TLS. Never done unless asked for, not even on the loopback interface.
+    /// Use plain HTTP. Never used unless requested, not even on the loopback interface.
     pub plain_http: bool,
-    /// A directory of further certificates (`*.crt`, `*.pem`) to trust.
+    /// A directory with further trusted certificates (`*.crt`, `*.pem`).
     pub certificates: Option<PathBuf>,
-    /// Where passwords are kept.
+    /// The files with passwords.
     pub credentials: credentials::Files,
 }
 
-/// Is told about progress. Calls for several layers may overlap.
+/// Receives progress. Calls for several layers may be interleaved.
 pub trait Progress: Sync {
     /// A layer needs no transfer.
     fn skips(&self, layer: &Digest, why: &str);
-    /// A layer of so many bytes begins to be transferred.
+    /// The transfer of a layer of this size begins.
     fn begins(&self, layer: &Digest, size: u64);
     /// This many bytes of it have been transferred.
     fn reaches(&self, layer: &Digest, position: u64);
-    /// It is complete.
+    /// The transfer is complete.
     fn ends(&self, layer: &Digest, how: &str);
-    /// A request is made again after a while; the text says why.
+    /// A request will be repeated after a pause; the text says why.
     fn waits(&self, why: &str);
 }
 
@@ -106,7 +107,7 @@ impl Progress for () {
     fn waits(&self, _: &str) {}
 }
 
-/// How many blobs are transferred at the same time, as docker does.
+/// Number of blobs that are transferred in parallel, the same as docker's.
 const AT_ONCE: usize = 3;
 
 /// The part of a blob's path after the repository.

@@ -1,11 +1,11 @@
-//! Which proxy a request goes through: the environment's rules as Go's `golang.org/x/net/http/httpproxy` has them, which
-//! docker, podman and containerd follow.
+//! Chooses the proxy for a request. The rules for the environment are those of Go's `golang.org/x/net/http/httpproxy`,
+//! which docker, podman and containerd follow.
 //!
-//! `HTTP_PROXY` counts for http, `HTTPS_PROXY` for https, `ALL_PROXY` (curl's, not Go's) where the scheme's own is not
-//! set; each in lower case too, where the upper case is not set. An empty variable is not set. Requests to `localhost`
-//! and to loopback addresses never go through a proxy. `NO_PROXY` lists exceptions, with commas or blanks between: `*`,
-//! addresses, CIDR ranges, names that stand for themselves and all below (`example.org`), names that stand for those
-//! below alone (`.example.org`, `*.example.org`), each but a range with `:PORT` if it counts for that port alone.
+//! `HTTP_PROXY` applies to http, `HTTPS_PROXY` to https, and `ALL_PROXY` (curl's, not Go's) if the scheme's own variable is not
+//! set. The lower-case forms apply if the upper-case ones are not set. An empty variable counts as not set. Requests to
+//! `localhost` and to loopback addresses never use a proxy. `NO_PROXY` lists exceptions, separated by commas or blanks: `*`,
+//! addresses, CIDR ranges, names that include all names below them (`example.org`), and names that mean only those below them
+//! (`.example.org`, `*.example.org`). All except ranges may have `:PORT`, to apply to that port only.
 
 use std::io;
 use std::net::IpAddr;
@@ -16,7 +16,7 @@ use ureq::{Proxy, ProxyProtocol};
 use crate::registry::address::{host, is_https};
 use crate::registry::http::refusal;
 
-/// The environment's rules.
+/// The proxies in the environment.
 #[derive(Debug, Default)]
 pub(super) struct Proxies {
     http: Option<String>,
@@ -24,13 +24,13 @@ pub(super) struct Proxies {
     exceptions: Exceptions,
 }
 
-/// How a request leaves this machine.
+/// The way of a request.
 #[derive(Debug)]
 pub(super) enum Way {
     Direct,
-    /// Through a tunnel that the proxy makes: `CONNECT`, or SOCKS.
+    /// Through a tunnel made by the proxy: `CONNECT`, or SOCKS.
     Tunnel(Proxy),
-    /// A request in the clear is given to the proxy itself, with the whole address in its first line.
+    /// An unencrypted request is sent to the proxy itself, with the whole address in its first line.
     Forward(Proxy),
 }
 
@@ -45,7 +45,7 @@ impl Proxies {
             value(name).or_else(|| value(&name.to_lowercase()))
         };
         let all = set("ALL_PROXY");
-        // A CGI program's HTTP_PROXY is a header of its client (CVE-2016-5386).
+        // In a CGI program, HTTP_PROXY is a header of its client (CVE-2016-5386).
         let is_cgi = variable("REQUEST_METHOD").is_some_and(|method| !method.is_empty());
         let http = if is_cgi { None } else { set("HTTP_PROXY") };
         Self {
@@ -55,7 +55,7 @@ impl Proxies {
         }
     }
 
-    /// The way to an address.
+    /// The way for an address.
     ///
     /// # Errors
     /// When the proxy's own address is malformed.
@@ -64,10 +64,10 @@ impl Proxies {
         let Some(proxy) = proxy.as_deref().map(str::trim).filter(|_| !self.exceptions.cover(uri)) else {
             return Ok(Way::Direct);
         };
-        // The address may hold a password.
+        // The address is not printed, because it may contain a password.
         let malformed = |_| refusal("the environment's proxy for it is no address");
         let address = match proxy.split_once("://") {
-            // As in Go, the proxy finds the address of a name.
+            // As in Go, the proxy resolves names.
             Some(("socks5" | "socks", rest)) => format!("socks5h://{rest}"),
             Some(_) => proxy.to_owned(),
             None => format!("http://{proxy}"),
@@ -90,7 +90,7 @@ struct Exceptions {
 
 #[derive(Debug)]
 struct Name {
-    /// With a dot before it.
+    /// With a leading dot.
     suffix: String,
     itself: bool,
     port: Option<u16>,
@@ -166,7 +166,7 @@ fn is_in(address: IpAddr, (base, bits): (IpAddr, u32)) -> bool {
     }
 }
 
-/// `name:8080`, `[::1]:8080`; an address of IPv6 without brackets has no port.
+/// `name:8080`, `[::1]:8080`; an IPv6 address without brackets has no port.
 fn split_port(item: &str) -> (&str, Option<u16>) {
     match item.rsplit_once(':') {
         Some((name, port)) if !name.contains(':') || name.ends_with(']') => match port.parse() {

@@ -1,11 +1,11 @@
-//! Registry to store.
+//! Pulls an image from a registry into the store.
 //!
-//! Blobs arrive several at a time, and several are unpacked at a time, each while it is still arriving. Both its digests
-//! are known to be right before anything is published.
+//! Several blobs are fetched in parallel, and several are unpacked in parallel, each while it still arrives. Nothing
+//! is published before both digests of every layer are verified.
 //!
-//! It does not matter how many threads fetch and how many unpack: who fetches waits for the network alone, since a blob
-//! goes to a file of any length; who unpacks waits for his blob, and for layers below his own. Both begin with the lowest
-//! layer, so the lowest one that is not complete is never kept waiting by those above it.
+//! Any number of threads may fetch and unpack. Fetching waits only for the network, because a blob goes to a file of any
+//! length. Unpacking waits for its blob and for layers below it. Both start with the lowest layer, so the lowest
+//! incomplete layer never waits for those above it.
 
 use std::io::{self, Read};
 use std::str::FromStr;
@@ -25,13 +25,13 @@ use crate::registry::{AT_ONCE, Options, Progress, manifest};
 use crate::store::load::LoadOptions;
 use crate::store::{AddedLayer, LayerEvent, NewLayer, Slot, StoredLayer, Transaction, blob_mark, rounds};
 
-/// Bytes that are passed on at once.
+/// Number of bytes that are passed on at once.
 const CHUNK: usize = 128 << 10;
 
-/// What to pull: a tag, or what has a digest.
+/// The image to pull: a tag, or a digest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RemoteImage {
-    /// Registry, repository and tag; the tag means nothing beside a digest.
+    /// Registry, repository and tag; with a digest, the tag has no meaning.
     pub name: Reference,
     /// The digest of a manifest or index.
     pub digest: Option<Digest>,
@@ -61,16 +61,16 @@ impl RemoteImage {
 pub struct Pulled {
     /// The image's id.
     pub id: Digest,
-    /// The digest by which the registry has it: of the index, if there is one.
+    /// Its digest in the registry: that of the index, if there is one.
     pub digest: Digest,
-    /// The name that it got, unless it was pulled by its digest.
+    /// Its name, unless it was pulled by its digest.
     pub name: Option<Reference>,
 }
 
-/// Adds an image of a registry; the caller publishes. Of a layer that is in the store nothing is transferred.
+/// Adds an image from a registry; the caller publishes. A layer that is in the store is not transferred.
 ///
 /// # Errors
-/// When the registry cannot be reached, does not have it, or does not keep its word; nothing must then be published.
+/// When the registry cannot be reached, does not have it, or breaks the protocol; nothing may be published then.
 pub fn pull(
     into: &mut Transaction<'_>,
     source: &RemoteImage,
@@ -97,7 +97,7 @@ pub fn pull(
     let layers: Vec<(Descriptor, Digest)> =
         descriptors.iter().cloned().zip(config.diff_ids().iter().copied()).collect();
     let (stack, mut marks) = Transfer { session: &session, layers: &layers, options, progress }.run(into)?;
-    // A layer that was here was not compared with the blob that this manifest has for it, but perhaps before.
+    // A layer that was already here was not compared with this manifest's blob, but may have been earlier.
     let before = into.verified_blobs()?;
     let all = layers.iter().map(|(descriptor, diff_id)| blob_mark(&descriptor.digest, diff_id));
     marks.extend(all.filter(|mark| before.contains(mark)));
@@ -111,7 +111,7 @@ pub fn pull(
     Ok(Pulled { id: config.id(), digest: found.digest, name })
 }
 
-/// The layers of one image on their way.
+/// The layers of one image that are transferred.
 struct Transfer<'t> {
     session: &'t Session<'t>,
     layers: &'t [(Descriptor, Digest)],
@@ -119,14 +119,14 @@ struct Transfer<'t> {
     progress: &'t dyn Progress,
 }
 
-/// A layer that is fetched: where it stands in the image, and where its bytes go.
+/// A layer to fetch: its position in the image, and the file for its bytes.
 struct Fetched {
     at: usize,
     spool: Spool,
 }
 
 impl Transfer<'_> {
-    /// The layers, the lowest first, and the marks of those that were unpacked from their blobs.
+    /// Returns the layers, the lowest first, and the marks of those that were unpacked from their blobs.
     fn run(&self, into: &mut Transaction<'_>) -> Result<(Vec<StoredLayer>, Vec<String>)> {
         let wanted = self.plan(into)?;
         let (next, cancelled) = (AtomicUsize::new(0), AtomicBool::new(false));
@@ -151,7 +151,7 @@ impl Transfer<'_> {
             unpacked
         });
         match (unpacked, failure.into_inner()) {
-            // What the unpacker then said is only that it got no more.
+            // The unpacker's error only means that its input ended.
             (Err(_), Some(failure)) => Err(failure),
             (unpacked, _) => unpacked,
         }
@@ -161,8 +161,8 @@ impl Transfer<'_> {
         self.session.error(format!("blob {}: {error}", self.layers[at].0.digest))
     }
 
-    /// Which layers must be fetched. One that depends on those below it is looked for only once these are known, so one
-    /// of those may be fetched in vain.
+    /// Decides which layers must be fetched. A layer that depends on those below it can only be found once these
+    /// are known, so one of those may be fetched in vain.
     fn plan(&self, into: &Transaction<'_>) -> Result<Vec<Fetched>> {
         let mut wanted: Vec<Fetched> = Vec::new();
         let mut below: Option<Vec<StoredLayer>> = Some(Vec::new());
@@ -220,30 +220,30 @@ impl Transfer<'_> {
         Ok((stack, marks))
     }
 
-    /// Whether a blob stays in the store; an uncompressed one can be re-assembled.
+    /// True if the blob stays in the store; an uncompressed one can be re-assembled.
     fn is_kept(&self, fetched: &Fetched) -> bool {
         let (descriptor, diff_id) = &self.layers[fetched.at];
         self.options.keep_blobs && descriptor.digest != *diff_id
     }
 
-    /// After the round of a blob's last use.
+    /// Called after the round in which a blob was used last.
     fn put_away(&self, into: &mut Transaction<'_>, fetched: &Fetched, is_unpacked: bool) -> Result<()> {
         match self.is_kept(fetched) {
             true => {
                 fetched.spool.wait().at(&fetched.spool.path)?;
                 into.add_blob_file(self.layers[fetched.at].0.digest, &fetched.spool.path)
             }
-            // It went when it was complete.
+            // The blob was removed when it was complete.
             false if is_unpacked => Ok(()),
             false => fetched.spool.remove(),
         }
     }
 }
 
-/// Layers that are unpacked together.
+/// Layers that are unpacked in parallel.
 struct Round<'t> {
     transfer: &'t Transfer<'t>,
-    /// Where the first of them stands in the image.
+    /// The position of the first one in the image.
     first: usize,
     layers: &'t [(Descriptor, Digest)],
     wanted: &'t [Fetched],
@@ -255,7 +255,7 @@ impl<'t> Round<'t> {
         self.wanted.iter().find(|fetched| self.transfer.layers[fetched.at].0.digest == digest)
     }
 
-    /// The blob of this layer, if no later layer needs it too.
+    /// The blob of this layer, if no later layer needs it.
     fn last_use(&self, at: usize) -> Option<&'t Fetched> {
         let digest = self.layers[at].0.digest;
         let is_used_later =
@@ -263,7 +263,7 @@ impl<'t> Round<'t> {
         self.fetched(at).filter(|_| !is_used_later)
     }
 
-    /// The layers below, and these on top of them.
+    /// The layers below, and these layers on top.
     fn slots(&self, into: &Transaction<'_>, below: Vec<StoredLayer>) -> Result<Vec<Slot<'t>>> {
         let mut diff_ids: Vec<Digest> = below.iter().map(|layer| layer.record.diff_id).collect();
         let mut slots: Vec<Slot<'t>> = below.into_iter().map(Slot::There).collect();
@@ -299,12 +299,12 @@ impl<'t> Round<'t> {
             // Wakes readers that wait for blobs that are no longer needed.
             LayerEvent::Fails => cancelled.store(true, Ordering::Relaxed),
         });
-        // Whether this or the blob's digest tells of a damaged blob depends on which thread comes first.
+        // If a blob is damaged, it depends on the threads whether this or the blob's digest reports it.
         let added = added.map_err(|error| self.transfer.session.error(error.to_string()))?;
         trouble.map(|()| added)
     }
 
-    /// A layer was unpacked. The unpacker stops at the archive's end; the blob's digest is known at its own.
+    /// Called when a layer was unpacked. The unpacker stops at the archive's end, but the blob's digest needs all of the blob.
     fn complete(&self, at: usize) -> Result<()> {
         if let Some(fetched) = self.fetched(at) {
             fetched.spool.wait().at(&fetched.spool.path)?;

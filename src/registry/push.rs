@@ -1,8 +1,8 @@
-//! Store to registry.
+//! Pushes an image of the store to a registry.
 //!
-//! A layer whose blob the registry has, or has in another repository, is not sent. Which blobs a layer may be is known
-//! from the manifests of images that were pulled or pushed before; a layer that is none of them is compressed anew,
-//! always to the same bytes. If each layer is what the image's own manifest says, that is sent as it is, so that the
+//! A layer is not sent if the registry has its blob, here or in another repository. The possible blobs of a layer are
+//! known from manifests of images that were pulled or pushed before. A layer without a known blob is compressed again,
+//! always to the same bytes. If all layers match the image's own manifest, that manifest is sent unchanged, so the
 //! image keeps its digest.
 
 use std::collections::BTreeMap;
@@ -28,11 +28,11 @@ use crate::tar::compression::Compression;
 /// How to push.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct PushOptions {
-    /// Compress every layer so, whatever blobs are known of it. None: by gzip, where none is known.
+    /// Compress every layer in this way, even if its blob is known. `None`: use known blobs, and gzip for other layers.
     pub compression: Option<Compression>,
 }
 
-/// What was pushed.
+/// The result of a push.
 #[derive(Clone, Copy, Debug)]
 pub struct Pushed {
     /// The digest of its manifest.
@@ -41,7 +41,7 @@ pub struct Pushed {
     pub size: u64,
 }
 
-/// A blob that a layer is known to be, and repositories of the registry that have it.
+/// A known blob of a layer, and repositories of the registry that have it.
 #[derive(Clone, Debug)]
 struct Known {
     descriptor: Descriptor,
@@ -50,7 +50,7 @@ struct Known {
 
 type KnownBlobs = BTreeMap<Digest, Vec<Known>>;
 
-/// Sends an image to a registry, as `name`.
+/// Pushes an image to a registry as `name`.
 ///
 /// # Errors
 /// When a layer is missing or damaged, or the registry cannot be reached or refuses.
@@ -81,7 +81,7 @@ pub fn push(
     Ok(pushed)
 }
 
-/// What the store's images tell of layers' blobs. The repositories are those of the registry of `name`.
+/// The known blobs of layers, from the store's images. Only repositories in the registry of `name` are listed.
 fn known_blobs(store: &Store, name: &Reference) -> Result<KnownBlobs> {
     let mut known = KnownBlobs::new();
     let verified = store.verified_blobs()?;
@@ -106,7 +106,7 @@ fn known_blobs(store: &Store, name: &Reference) -> Result<KnownBlobs> {
     Ok(known)
 }
 
-/// The manifest that an image was pulled or pushed with, if it was, and its bytes.
+/// The manifest with which an image was pulled or pushed, if any, and its bytes.
 fn original(store: &Store, image: &Image) -> Result<Option<(Manifest, Vec<u8>)>> {
     let Some(digest) = image.original_manifest().filter(|digest| store.kept_blob(digest).is_some()) else {
         return Ok(None);
@@ -116,7 +116,7 @@ fn original(store: &Store, image: &Image) -> Result<Option<(Manifest, Vec<u8>)>>
     Ok((manifest.layers.len() == image.config.diff_ids().len()).then_some((manifest, bytes)))
 }
 
-/// The image's own manifest if its layers are these, else a new one; and its type.
+/// The image's own manifest if it has these layers, otherwise a new one; and its type.
 fn manifest(store: &Store, image: &Image, layers: Vec<Descriptor>) -> Result<(Vec<u8>, String)> {
     if let Some((manifest, bytes)) = original(store, image)? {
         let digests = |layers: &[Descriptor]| layers.iter().map(|layer| layer.digest).collect::<Vec<_>>();
@@ -129,7 +129,7 @@ fn manifest(store: &Store, image: &Image, layers: Vec<Descriptor>) -> Result<(Ve
     Ok((spec::serialize("manifest", &Manifest::new(config, layers))?, spec::MANIFEST.to_owned()))
 }
 
-/// Docker's names for the types of layers do not belong into an OCI manifest.
+/// Docker's media types of layers do not belong in an OCI manifest.
 fn in_oci_terms(mut layer: Descriptor) -> Descriptor {
     let suffix = match layer.media_type.rsplit(['.', '+']).next() {
         Some("gzip") => "+gzip",
@@ -166,7 +166,7 @@ struct Sender<'s> {
 }
 
 impl Sender<'_> {
-    /// Sees to it that the registry has every layer; returns as what.
+    /// Makes sure that the registry has every layer; returns their descriptors.
     fn send_layers(&self, layers: &[StoredLayer]) -> Result<Vec<Descriptor>> {
         let mut distinct: Vec<&StoredLayer> = Vec::new();
         for layer in layers {
@@ -220,7 +220,7 @@ impl Sender<'_> {
             self.upload_file(&kept.descriptor, &path, diff_id)?;
             return Ok(kept.descriptor.clone());
         }
-        // What was not compressed there need not be here, and is then the same.
+        // A layer that was not compressed there need not be compressed here, and then has the same digest.
         let plain = known.iter().any(|blob| blob.descriptor.digest == *diff_id);
         let compression = if plain { Compression::None } else { self.compression };
         let path = self.scratch.join(format!("sent-{}", diff_id.hex()));
@@ -252,15 +252,15 @@ impl Sender<'_> {
         let response = self.session.send(Request::new(Method::HEAD, self.session.uri(&blob_path(descriptor))?))?;
         match response.status {
             200 => Ok(true),
-            // The registry has it at another server, whose address is signed for GET alone.
+            // The registry keeps it on another server, whose address is signed for GET only.
             403 | 405 if !response.is_own => Ok(true),
             404 => Ok(false),
             _ => Err(self.session.refused("asking for a layer", response)),
         }
     }
 
-    /// Asks the registry to take a blob from another of its repositories. One that will not, or does not let this user
-    /// read there, is sent the blob. If it has opened an upload instead, that is given up.
+    /// Asks the registry to take a blob from another of its repositories. If the registry refuses, or this user may
+    /// not read there, the blob must be sent. If the registry has opened an upload instead, that is cancelled.
     fn mount(&self, descriptor: &Descriptor, repository: &str) -> Result<bool> {
         let path = format!("blobs/uploads/?mount={}&from={repository}", descriptor.digest);
         let mut request = Request::new(Method::POST, self.session.uri(&path)?);

@@ -1,23 +1,23 @@
-//! Which token servers may get a registry's password.
+//! Decides which token servers may get a registry's password.
 //!
-//! A registry names its token server in the `realm` of its challenge. docker and podman send the password to any realm,
-//! so that whoever can answer for the registry once (a relayed answer, a name that is typed wrong) sends it anywhere
-//! (CVE-2020-15157 is such a leak in containerd). Here the password goes to a realm only if one of these rules holds:
+//! A registry names its token server in the `realm` of its challenge. docker and podman send the password to any realm. So an
+//! attacker who can answer for the registry once (a relayed answer, a mistyped name) can direct it anywhere (CVE-2020-15157 is
+//! such a leak in containerd). Here, the password is sent to a realm only under one of these conditions:
 //!
 //! 1. The realm is on the registry's own host, on any port.
 //! 2. The realm is the token server of a known public registry ([`KNOWN`]).
-//! 3. The realm is reached by TLS and belongs to the same owner: both names end in the same registered domain by the
-//!    public suffix list (`registry.example.org` and `gitlab.example.org`, the usual form of a GitLab of one's own), and
-//!    that domain does not give names to its customers ([`SHARED`]).
+//! 3. The realm uses TLS and has the same owner: both names end in the same registered domain by the public suffix list
+//!    (`registry.example.org` and `gitlab.example.org`, the usual form of a private GitLab), and that domain does not
+//!    give names to customers ([`SHARED`]).
 //!
-//! A realm is never less protected than its registry: a registry that is reached by TLS has no realm without.
-//! Requests without a password go to any realm.
+//! A realm must be as protected as its registry: the realm of a registry with TLS must use TLS. Requests
+//! without a password are sent to any realm.
 
 use ureq::http::Uri;
 
 use crate::registry::address::{host, is_https};
 
-/// Public registries whose token server is elsewhere.
+/// Public registries whose token server has another name.
 const KNOWN: &[(&str, &str)] = &[
     ("registry-1.docker.io", "auth.docker.io"),
     ("index.docker.io", "auth.docker.io"),
@@ -28,7 +28,7 @@ const KNOWN: &[(&str, &str)] = &[
     ("registry.redhat.io", "sso.redhat.com"),
 ];
 
-/// Domains below which strangers have names, though the public suffix list does not say so.
+/// Domains that give names to customers, although the public suffix list does not contain them.
 const SHARED: &[&str] = &[
     "aliyuncs.com",
     "amazonaws.com",
@@ -64,7 +64,7 @@ fn have_one_owner(own: &str, other: &str) -> bool {
     if is_number(own) || is_number(other) {
         return false;
     }
-    // An internal domain below no public suffix has nobody else's names; a lone label is nobody's domain.
+    // An internal domain that is not below a public suffix has one owner; a single label is not a domain.
     let domain = psl::domain_str(own).filter(|domain| domain.contains('.'));
     domain.is_some() && domain == psl::domain_str(other) && !SHARED.iter().any(|shared| is_below(own, shared))
 }
@@ -96,7 +96,7 @@ mod tests {
             ("http://[::1]:5000", "http://[::1]:5001/token", true),
             ("https://127.0.0.1:5000", "https://10.0.0.1/token", false),
             ("https://registry", "https://other/jwt", false),
-            // Strangers below one suffix, public or of a hosting company.
+            // Different owners below one suffix, either public or of a hosting company.
             ("https://mine.co.uk", "https://evil.co.uk/token", false),
             ("https://registry.mine.co.uk", "https://auth.mine.co.uk/token", true),
             ("https://mine.azurecr.io", "https://evil.azurecr.io/oauth2/token", false),

@@ -1,9 +1,9 @@
-//! When a request is made again, and after how long.
+//! Decides whether and when a request is repeated.
 //!
-//! A passing failure (a cut connection, a timeout, `429`, `503` and their kin) is retried up to [`ATTEMPTS`] times in a
-//! row, after a pause that doubles. `Retry-After` makes the pause longer, never shorter. All pauses for one purpose
-//! together are no longer than [`MOST_WAITED`]: a server that asks for more patience than that is told of and not
-//! retried. Every pause is told to the [`Progress`].
+//! A temporary failure (a lost connection, a timeout, `429`, `503` and similar ones) is retried up to [`ATTEMPTS`]
+//! times in a row, after a pause that doubles. `Retry-After` can make the pause longer, but not shorter. The pauses
+//! for one purpose together are limited to [`MOST_WAITED`]: if a server asks for more, the request fails with a
+//! message. Every pause is reported to the [`Progress`].
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
@@ -14,25 +14,25 @@ use ureq::http::HeaderMap;
 
 use crate::registry::Progress;
 
-/// Attempts in a row that bring nothing.
+/// Maximum number of attempts in a row without progress.
 const ATTEMPTS: u32 = 5;
 
-/// Before the second attempt; doubled each time.
+/// Pause before the second attempt; doubled each time.
 const PAUSE: Duration = Duration::from_millis(200);
 
 /// The same after "too many requests" without `Retry-After`.
 const BUSY_PAUSE: Duration = Duration::from_millis(500);
 
-/// All pauses for one purpose.
+/// Maximum of all pauses for one purpose.
 const MOST_WAITED: Duration = Duration::from_secs(300);
 
-/// How often a pause looks whether it still has a purpose.
+/// Interval at which a pause checks whether it is still needed.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// A status that passes, as an error.
+/// A temporary status, as an error.
 #[derive(Debug)]
 struct Busy {
-    /// What was refused, if that is worth telling.
+    /// The request that was refused, if it is named in the message.
     what: &'static str,
     status: u16,
     after: Option<Duration>,
@@ -48,17 +48,17 @@ impl std::fmt::Display for Busy {
 
 impl std::error::Error for Busy {}
 
-/// A status that passes, as an error for [`Patience::after`].
+/// A temporary status, as an error for [`Patience::after`].
 pub(super) fn busy(what: &'static str, status: u16, headers: &HeaderMap) -> io::Error {
     io::Error::other(Busy { what, status, after: retry_after(headers, SystemTime::now()) })
 }
 
-/// True for statuses that say nothing about the request itself. 520 to 527 are Cloudflare's for its origin's failures.
+/// True for statuses that do not concern the request itself. 520 to 527 are Cloudflare's for failures of the origin.
 pub(super) fn is_passing(status: u16) -> bool {
     matches!(status, 408 | 425 | 429 | 500 | 502 | 503 | 504 | 520..=527)
 }
 
-/// What `Retry-After` says (RFC 9110, section 10.2.3): seconds or a date.
+/// The value of `Retry-After` (RFC 9110, section 10.2.3): seconds or a date.
 pub(super) fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     let text = headers.get("retry-after")?.to_str().ok()?.trim();
     if let Ok(seconds) = text.parse::<f64>() {
@@ -68,14 +68,14 @@ pub(super) fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Durati
     Some(date.duration_since(now).unwrap_or_default())
 }
 
-/// The patience that is left for one purpose: one document, one blob, one upload.
+/// The remaining patience for one purpose: one document, one blob, one upload.
 pub(super) struct Patience<'p> {
     fruitless: u32,
     waited: Duration,
-    /// Name of the waiting party, for messages.
+    /// The name used in messages.
     place: &'p str,
     progress: &'p dyn Progress,
-    /// Set when the outcome is no longer needed.
+    /// Set when the result is no longer needed.
     cancelled: Option<&'p AtomicBool>,
 }
 
@@ -89,15 +89,15 @@ impl<'p> Patience<'p> {
         self
     }
 
-    /// Something came: failures are counted anew.
+    /// Called on progress: resets the count of failures.
     pub(super) fn renew(&mut self) {
         self.fruitless = 0;
     }
 
-    /// Waits after a failure that may pass.
+    /// Waits after a temporary failure.
     ///
     /// # Errors
-    /// The failure itself, if it does not pass or the patience is at its end.
+    /// The failure itself, if it is permanent or the patience is exhausted.
     pub(super) fn after(&mut self, error: io::Error) -> io::Result<()> {
         self.fruitless += 1;
         if error.kind() == io::ErrorKind::InvalidData || self.fruitless >= ATTEMPTS {
@@ -117,7 +117,7 @@ impl<'p> Patience<'p> {
         let base = if busy.is_some_and(|busy| busy.status == 429) { BUSY_PAUSE } else { PAUSE };
         let own = base * 2u32.pow(self.fruitless - 1);
         let asked = busy.and_then(|busy| busy.after).unwrap_or_default();
-        // A quarter more or less, so that clients that were refused together do not come back together.
+        // Varied by a quarter, so that clients that were refused together do not return together.
         asked.max(own.mul_f64(0.75)) + own.mul_f64(0.5 * chance())
     }
 
@@ -136,7 +136,7 @@ impl<'p> Patience<'p> {
     }
 }
 
-/// A number from 0 to 1, from the seeds of the standard library's hash tables.
+/// A random number from 0 to 1, from the seeds of the standard library's hash tables.
 fn chance() -> f64 {
     f64::from(u32::try_from(RandomState::new().build_hasher().finish() >> 32).unwrap_or(0)) / f64::from(u32::MAX)
 }

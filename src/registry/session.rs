@@ -1,8 +1,8 @@
-//! Requests to one repository of a registry. [`Session::send_patiently`] is the one function that all of them go
-//! through: it knows redirects, what the registry wants to see, and when to try again. Its callers know none of it.
+//! Requests to one repository of a registry. All of them go through [`Session::send_patiently`], which handles
+//! redirects, authentication and retries. Its callers need not know about these.
 //!
-//! A secret goes to the origin (scheme, host and port) of the registry alone. A server that the registry redirects to
-//! gets none, and what it refuses is its own failure: its challenge is never answered.
+//! Secrets are sent only to the registry's origin (scheme, host and port). A server to which the registry
+//! redirects gets none. If it refuses, that is a failure: its challenge is never answered.
 
 use std::io::{self, Read};
 
@@ -20,28 +20,28 @@ use crate::registry::http::{Http, Payload, Request, Response, refusal};
 use crate::registry::retry::{self, Patience};
 use crate::registry::{Options, Progress};
 
-/// Answers that are not documents are read no further than this.
+/// At most this many bytes are read of answers that are not documents.
 pub(super) const ANSWER_LIMIT: u64 = 1 << 20;
 
-/// Redirects in a row; registries need one, to where their blobs are.
+/// Maximum number of redirects in a row; registries need one, to the place of their blobs.
 const REDIRECTS: usize = 5;
 
-/// What is to be done with a repository.
+/// What a session does with a repository.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Access {
     Pull,
     Push,
 }
 
-/// One repository.
+/// A session with one repository.
 pub(super) struct Session<'p> {
     pub(super) http: Http,
-    /// As the user calls it.
+    /// The user's name for it.
     pub(super) registry: String,
     pub(super) repository: String,
     pub(super) base: Uri,
     own: Origin,
-    /// What a token is asked for.
+    /// The scope for tokens.
     pub(super) scope: Option<String>,
     pub(super) credentials: Option<Credentials>,
     pub(super) tokens: Mutex<Tokens>,
@@ -69,7 +69,7 @@ impl<'p> Session<'p> {
         options: &Options,
         progress: &'p dyn Progress,
     ) -> Result<Self> {
-        // Docker's own registry answers under another name than its images have.
+        // Docker's own registry answers under a name that differs from its images' names.
         let host = if registry == "docker.io" { "registry-1.docker.io" } else { registry };
         let scheme = if options.plain_http { "http" } else { "https" };
         let base: Uri = format!("{scheme}://{host}/v2/")
@@ -88,18 +88,18 @@ impl<'p> Session<'p> {
         })
     }
 
-    /// The address of something of the repository.
+    /// An address below the repository.
     pub(super) fn uri(&self, path: &str) -> Result<Uri> {
         let repository = &self.repository;
         resolve(&self.base, &format!("/v2/{repository}/{path}")).map_err(|error| self.failed(error))
     }
 
-    /// Where the `Location` of a response leads, from the address that gave it. Blobs are sent to another host only by
-    /// TLS, and no secret goes there.
+    /// The address in the `Location` of a response, resolved against the address that sent it. Blobs are sent to
+    /// another host only with TLS, and secrets never are.
     pub(super) fn location(&self, response: &Response) -> io::Result<Uri> {
         let location = response.header("location").ok_or_else(|| refusal("tells no place to send to"))?;
         let uri = resolve(&response.uri, location)?;
-        // A registry behind a proxy that ends TLS often does not know that it is spoken to by TLS.
+        // A registry behind a proxy that ends TLS often does not know that clients use TLS.
         if is_https(&self.base) && !is_https(&uri) && host(&uri) == host(&self.base) {
             let path = uri.path_and_query().map_or("/", |path| path.as_str());
             return resolve(&self.base, path);
@@ -116,16 +116,16 @@ impl<'p> Session<'p> {
         Patience::new(&self.registry, self.progress)
     }
 
-    /// Makes a request, with patience of its own.
+    /// Makes a request with its own patience.
     pub(super) fn send(&self, request: Request<'_>) -> Result<Response> {
         self.send_patiently(request, &mut self.patience()).map_err(|error| self.failed(error))
     }
 
-    /// Makes a request. Where the registry wants to know who asks, it is told; what may pass is tried again, unless a
-    /// stream is sent or the request says that it is made once.
+    /// Makes a request. Authenticates if the registry demands it. Retries temporary failures, unless the request
+    /// sends a stream or must not be repeated.
     ///
     /// # Errors
-    /// What went wrong, to be told after the name of the registry.
+    /// The reason, which is printed after the name of the registry.
     pub(super) fn send_patiently(&self, mut request: Request<'_>, patience: &mut Patience<'_>) -> io::Result<Response> {
         let may_repeat = request.is_repeatable() && !request.once;
         loop {
@@ -133,7 +133,7 @@ impl<'p> Session<'p> {
                 Ok(response) if !may_repeat || !is_passing(&response) => return Ok(response),
                 Ok(response) => {
                     let passing = retry::busy("", response.status, &response.headers);
-                    // The answer itself tells more than its status.
+                    // The answer's text says more than its status.
                     match patience.after(passing) {
                         Ok(()) => continue,
                         Err(_) => return Ok(response),
@@ -148,7 +148,7 @@ impl<'p> Session<'p> {
         }
     }
 
-    /// Makes a request for a document and reads it to its end, which may be cut off like any other answer.
+    /// Requests a document and reads it to its end; retries if the transfer is cut off.
     pub(super) fn document(&self, path: &str, accept: &str, name: &str) -> Result<(Response, Vec<u8>)> {
         let uri = self.uri(path)?;
         let mut patience = self.patience();
@@ -169,13 +169,13 @@ impl<'p> Session<'p> {
         }
     }
 
-    /// True if the registry's address has never answered. The address is then probably wrong.
+    /// True if the registry's address has never answered, so it is probably wrong.
     fn is_unreachable(&self, error: &io::Error) -> bool {
         let is_wrong = matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound);
         is_wrong && !self.tokens.lock().answered
     }
 
-    /// One attempt: the request, and once more with what the registry wants to see.
+    /// One attempt: sends the request, and once more with authentication if the registry demands it.
     fn attempt(&self, request: &mut Request<'_>) -> io::Result<Response> {
         let is_own = Origin::of(&request.uri) == self.own;
         let reads = request.reads.clone();
@@ -188,7 +188,8 @@ impl<'p> Session<'p> {
         }
         let fresh = match response.status {
             401 => self.answer(&response, reads.as_deref())?,
-            // Some registries hide from strangers what they do not show, and say only at their root what to do.
+            // Some registries answer "not found" to unauthenticated clients, and demand authentication only at
+            // their root address.
             403 | 404 if authorization.is_none() && self.credentials.is_some() => {
                 match self.answer_root(reads.as_deref())? {
                     Some(fresh) => fresh,
@@ -203,8 +204,8 @@ impl<'p> Session<'p> {
         }
     }
 
-    /// Makes a request and follows redirects. `authorization` goes to the first server and no further. What is sent
-    /// along is sent again only by redirects that say so, and within the same origin.
+    /// Sends a request and follows redirects. `authorization` is sent to the first server only. The body is sent
+    /// again only if the redirect demands it and stays within the same origin.
     pub(super) fn follow(&self, request: &mut Request<'_>, authorization: Option<&str>) -> io::Result<Response> {
         let first = Origin::of(&request.uri);
         let mut uri = request.uri.clone();
@@ -246,7 +247,7 @@ impl<'p> Session<'p> {
         self.error(error.into().to_string())
     }
 
-    /// The message of an unsuccessful answer.
+    /// The message for a refusal.
     pub(super) fn refused(&self, what: &str, response: Response) -> ImageError {
         let (status, is_own) = (response.status, response.is_own);
         let place = host(&response.uri);
@@ -264,14 +265,14 @@ impl<'p> Session<'p> {
     }
 }
 
-/// An answer's list of errors (OCI distribution specification, "Error Codes").
+/// The list of errors in an answer (OCI distribution specification, "Error Codes").
 #[derive(Deserialize)]
 struct Problems {
     #[serde(default)]
     errors: Vec<Problem>,
 }
 
-/// One of them.
+/// One error.
 #[derive(Deserialize)]
 pub(super) struct Problem {
     #[serde(default)]
@@ -280,11 +281,11 @@ pub(super) struct Problem {
     message: Option<String>,
 }
 
-/// Reads what a refusal says, so that it can be looked at before it is told.
+/// Reads the body of a refusal, so that it can be inspected before it is reported.
 fn read_refusal(mut response: Response) -> Response {
     if (400..600).contains(&response.status) {
         let mut bytes = Vec::new();
-        // What cannot be read adds nothing to the status.
+        // An unreadable body adds nothing to the status.
         if let Err(error) = response.body.by_ref().take(ANSWER_LIMIT).read_to_end(&mut bytes) {
             tracing::debug!("status {}: {error}", response.status);
         }
@@ -293,20 +294,20 @@ fn read_refusal(mut response: Response) -> Response {
     response
 }
 
-/// Some registries say with another status that they are asked too often.
+/// Some registries use another status for "too many requests".
 fn is_passing(response: &Response) -> bool {
     let passes = |problem: &Problem| matches!(problem.code.as_deref(), Some("TOOMANYREQUESTS" | "UNAVAILABLE"));
     retry::is_passing(response.status) || response.problems.iter().any(passes)
 }
 
-/// The first message of an answer's errors.
+/// The first message in an answer's errors.
 fn told(response: Response) -> String {
     let told = response.problems.into_iter().flat_map(|problem| [problem.message, problem.code]).flatten();
     let told = told.map(|text| text.chars().filter(|c| !c.is_control()).take(200).collect::<String>());
     told.into_iter().find(|text| !text.is_empty()).map(|text| format!(": {text}")).unwrap_or_default()
 }
 
-/// Tries a name and a password with a registry.
+/// Tests a name and a password with a registry.
 ///
 /// # Errors
 /// When the registry cannot be reached, or does not accept them.

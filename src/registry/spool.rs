@@ -1,4 +1,4 @@
-//! A file that is read from its beginning while it is still being written to its end.
+//! A file that is read from the beginning while it is still being written.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -9,7 +9,7 @@ use parking_lot::{Condvar, Mutex};
 
 use crate::image::{IoContext, Result};
 
-/// The file, and how far it is.
+/// The file, and how much of it is written.
 pub(super) struct Spool {
     pub(super) path: PathBuf,
     file: File,
@@ -20,7 +20,7 @@ pub(super) struct Spool {
 #[derive(Default)]
 struct Progress {
     written: u64,
-    /// The end, or why it never comes.
+    /// Set at the end: success, or why the file stays incomplete.
     outcome: Option<Result<(), String>>,
 }
 
@@ -30,7 +30,7 @@ impl Spool {
         Ok(Self { path: path.to_owned(), file, progress: Mutex::default(), changed: Condvar::new() })
     }
 
-    /// Appends; there is one writer.
+    /// Appends bytes; there is one writer.
     pub(super) fn append(&self, bytes: &[u8]) -> io::Result<u64> {
         let position = self.progress.lock().written;
         self.file.write_all_at(bytes, position)?;
@@ -40,13 +40,13 @@ impl Spool {
         Ok(progress.written)
     }
 
-    /// All data has arrived, or the transfer failed.
+    /// Called when all data has arrived, or the transfer failed.
     pub(super) fn end(&self, outcome: Result<(), String>) {
         self.progress.lock().outcome.get_or_insert(outcome);
         self.changed.notify_all();
     }
 
-    /// Waits until it is known whether all of it has come.
+    /// Waits until the file is complete or has failed.
     pub(super) fn wait(&self) -> io::Result<()> {
         let mut progress = self.progress.lock();
         loop {
@@ -57,12 +57,12 @@ impl Spool {
         }
     }
 
-    /// Gives its room on the disk back, though it is still open.
+    /// Frees its space on the disk, although it is still open.
     pub(super) fn remove(&self) -> Result<()> {
         self.file.set_len(0).and_then(|()| std::fs::remove_file(&self.path)).at(&self.path)
     }
 
-    /// From the beginning; waits for what has not come yet.
+    /// A reader from the beginning, which waits for bytes that have not arrived.
     pub(super) fn reader(&self) -> SpoolReader<'_> {
         SpoolReader { spool: self, position: 0 }
     }
@@ -78,7 +78,7 @@ impl Read for SpoolReader<'_> {
         let available = {
             let mut progress = self.spool.progress.lock();
             loop {
-                // Told at once: what came before a failure is not worth unpacking.
+                // Reported at once: unpacking what arrived before a failure is useless.
                 if let Some(Err(reason)) = &progress.outcome {
                     return Err(io::Error::other(reason.clone()));
                 }

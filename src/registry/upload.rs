@@ -1,5 +1,5 @@
-//! Sending one blob. After a cut connection it goes on where the registry says that it is; where it is not known whether
-//! the last request was heard, the registry is asked whether it has the blob.
+//! Uploads one blob. After a lost connection, the upload continues where the registry says it is. If it is unknown
+//! whether the last request arrived, the registry is asked for the blob.
 
 use std::io::{self, Read, Seek, SeekFrom};
 
@@ -13,32 +13,32 @@ use crate::registry::http::{Payload, Request, Response, refusal, refused};
 use crate::registry::retry::{self, Patience};
 use crate::registry::session::Session;
 
-/// How far an upload is.
+/// The state of an upload.
 enum UploadState {
     /// No upload is open at the registry.
     Closed,
-    /// The registry takes bytes at this address; some may be there.
+    /// The registry accepts bytes at this address; some may have arrived.
     Open(Uri),
-    /// All bytes were taken; what is left is to say so at this address. It may have been said already.
+    /// All bytes were accepted; the end must be confirmed at this address. That may have happened already.
     Complete(Uri),
 }
 
-/// One upload on its way.
+/// An upload in progress.
 struct Upload<'u> {
     session: &'u Session<'u>,
     descriptor: &'u Descriptor,
     state: UploadState,
-    /// The farthest that the registry has come.
+    /// The largest position that the registry has reached.
     best: u64,
-    /// True if some bytes were sent to an upload that was begun by an earlier attempt.
+    /// True if bytes were sent to an upload that an earlier attempt began.
     resumed: bool,
     reaches: &'u dyn Fn(u64),
 }
 
-/// Sends a blob.
+/// Uploads a blob.
 ///
 /// # Errors
-/// When it cannot be read, or the registry does not take it.
+/// When it cannot be read, or the registry does not accept it.
 pub(super) fn upload(
     session: &Session<'_>,
     descriptor: &Descriptor,
@@ -90,7 +90,7 @@ impl Upload<'_> {
         }
     }
 
-    /// Sends the bytes from `position` on; returns where to say that they are all.
+    /// Sends the bytes from `position` on; returns the address for the confirmation.
     fn send_from(&mut self, place: Uri, position: u64, from: &mut (impl Read + Seek)) -> io::Result<Uri> {
         let left = self.descriptor.size - position;
         if left == 0 && position > 0 {
@@ -123,7 +123,7 @@ impl Upload<'_> {
                 if !retry::is_passing(status) && status != 401 {
                     self.state = UploadState::Closed;
                 }
-                // Where a registry was wrong about how far it was, all of it is sent again.
+                // If the registry reported a wrong position, everything is sent again.
                 if status == 400 && std::mem::take(&mut self.resumed) {
                     return Err(io::Error::other("completing a blob: status 400"));
                 }
@@ -132,11 +132,11 @@ impl Upload<'_> {
         }
     }
 
-    /// Asks how far an upload has come; none if the registry has forgotten it.
+    /// Asks for the position of an upload; `None` if the registry has forgotten it.
     fn resume(&self, begun: &Uri, patience: &mut Patience<'_>) -> io::Result<Option<(Uri, u64)>> {
         let request = Request::new(Method::GET, begun.clone());
         let response = self.session.send_patiently(request, patience).map_err(at_an_end)?;
-        // `0-0` is what registries say of nothing.
+        // `0-0` is how registries report an empty upload.
         let end = response.header("range").and_then(|range| range.rsplit('-').next()?.trim().parse::<u64>().ok());
         let position = end.filter(|&end| end > 0).map_or(0, |end| end + 1);
         match response.status {
@@ -155,8 +155,7 @@ impl Upload<'_> {
         Ok(response.status == 200 || (!response.is_own && matches!(response.status, 403 | 405)))
     }
 
-    /// What may be otherwise with the next attempt is tried again: a token that ran out, an upload that was forgotten or
-    /// is at another place.
+    /// Failures that may not recur are retried: an expired token, an upload that was forgotten or moved.
     fn failure(&self, what: &'static str, response: Response) -> io::Error {
         match response.status {
             status if retry::is_passing(status) => retry::busy(what, status, &response.headers),
@@ -166,7 +165,7 @@ impl Upload<'_> {
     }
 }
 
-/// It was tried often enough.
+/// The session has already retried that.
 fn at_an_end(error: io::Error) -> io::Error {
     refusal(error.to_string())
 }

@@ -1,4 +1,4 @@
-//! What each layer of an image adds, replaces and deletes, and which bytes no container can see.
+//! Which paths each layer of an image adds, replaces and deletes, and which bytes no container can see.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ffi::{CStr, OsStr};
@@ -13,7 +13,7 @@ use crate::store::StoredLayer;
 use crate::union::merge::Resolution;
 use crate::union::view::{UpperPart, View};
 
-/// What a path is.
+/// The type of a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// A regular file.
@@ -31,9 +31,9 @@ pub enum Kind {
 pub enum Effect {
     /// Nothing below had it.
     Added,
-    /// It takes the place of what a layer below has there.
+    /// It replaces what a layer below has there.
     Replaced,
-    /// It deletes what the layers below have there, with everything inside.
+    /// It deletes what the layers below have there, including everything inside.
     Deleted,
 }
 
@@ -44,7 +44,7 @@ pub struct LayerChange {
     pub path: Vec<u8>,
     /// What happens to it.
     pub effect: Effect,
-    /// What it is, or was.
+    /// The type it has, or had.
     pub kind: Kind,
     /// Bytes that the layer adds there. A file with several names counts once.
     pub adds: u64,
@@ -55,13 +55,13 @@ pub struct LayerChange {
 /// One layer.
 #[derive(Clone, Debug)]
 pub struct Part {
-    /// The layer.
+    /// The digest of its tar.
     pub diff_id: Digest,
     /// Bytes of its files.
     pub bytes: u64,
-    /// How many files of any kind but directories it has.
+    /// Number of its files of any kind except directories.
     pub files: u64,
-    /// What it does, sorted by path. A deleted directory stands for everything in it.
+    /// Its changes, sorted by path. A deleted directory stands for everything in it.
     pub changes: Vec<LayerChange>,
 }
 
@@ -76,7 +76,7 @@ pub struct Waste {
     pub layer: usize,
     /// The number of the layer that hides it.
     pub hidden_by: usize,
-    /// It is deleted; otherwise the layer above has another file of that name.
+    /// True if it is deleted; false if the layer above has another file with that name.
     pub deleted: bool,
 }
 
@@ -91,7 +91,7 @@ pub struct Shown {
     pub bytes: u64,
 }
 
-/// An image taken apart.
+/// The layers of an image, and what they show and hide.
 #[derive(Clone, Debug, Default)]
 pub struct Anatomy {
     /// The layers, the lowest first.
@@ -102,7 +102,7 @@ pub struct Anatomy {
     pub wasted: Vec<Waste>,
 }
 
-/// What a layer directory has at a path.
+/// An entry of a layer directory.
 struct Entry {
     path: Vec<u8>,
     what: What,
@@ -115,7 +115,7 @@ enum What {
 }
 
 impl Anatomy {
-    /// Takes layers apart, which are given the lowest first.
+    /// Analyses layers, which are given the lowest first.
     ///
     /// # Errors
     /// When a layer cannot be read.
@@ -144,7 +144,7 @@ impl Anatomy {
         self.wasted.iter().filter(|waste| waste.layer == layer).map(|waste| waste.bytes).sum()
     }
 
-    /// Puts one more layer on top.
+    /// Adds one more layer on top.
     fn add(&mut self, diff_id: Digest, entries: &[Entry]) {
         let number = self.parts.len();
         let own = own_paths(entries);
@@ -154,7 +154,7 @@ impl Anatomy {
         for entry in entries {
             let (kind, adds) = match entry.what {
                 What::Whiteout => continue,
-                // The root is no change of anyone's.
+                // The root is not a change of any layer.
                 _ if entry.path.is_empty() => continue,
                 What::Directory { .. } => (Kind::Directory, 0),
                 What::File { kind, bytes } => (kind, bytes),
@@ -174,7 +174,7 @@ impl Anatomy {
         self.parts.push(Part { diff_id, bytes, files, changes });
     }
 
-    /// Takes away what the layer's entries hide of the layers below, and returns it.
+    /// Removes and returns everything that the layer's entries hide in the layers below.
     fn hide(&mut self, number: usize, entries: &[Entry], own: &Own<'_>) -> BTreeMap<Vec<u8>, Shown> {
         let mut hidden = BTreeMap::new();
         for entry in entries {
@@ -213,7 +213,7 @@ impl Anatomy {
     }
 }
 
-/// What a layer has itself, and whether that is a directory.
+/// The layer's own paths, and whether each is a directory.
 type Own<'e> = HashMap<&'e [u8], bool>;
 
 fn own_paths(entries: &[Entry]) -> Own<'_> {
@@ -225,17 +225,17 @@ fn own_paths(entries: &[Entry]) -> Own<'_> {
     entries.iter().filter_map(|entry| Some((entry.path.as_slice(), own(entry)?))).collect()
 }
 
-/// Bytes of a hidden path with everything inside.
+/// Bytes of a hidden path, including everything inside.
 fn bytes_at(hidden: &BTreeMap<Vec<u8>, Shown>, path: &[u8]) -> u64 {
     let prefix = [path, b"/"].concat();
     let inside = hidden.range(prefix.clone()..).take_while(|(path, _)| path.starts_with(&prefix));
     hidden.get(path).map_or(0, |shown| shown.bytes) + inside.map(|(_, shown)| shown.bytes).sum::<u64>()
 }
 
-/// What is hidden and has no successor, each with everything inside.
+/// Hidden paths without a successor, each including everything inside.
 fn deletions(hidden: &BTreeMap<Vec<u8>, Shown>, own: &Own<'_>) -> Vec<LayerChange> {
     let mut changes: Vec<LayerChange> = Vec::new();
-    // Which change stands for a path that is gone; none: that of the file in its place.
+    // For a removed path, the change that covers it; `None` if a file has taken its place.
     let mut stands: HashMap<&[u8], Option<usize>> = HashMap::new();
     for (path, shown) in hidden {
         match own.get(path.as_slice()) {
@@ -260,7 +260,7 @@ fn deletions(hidden: &BTreeMap<Vec<u8>, Shown>, own: &Own<'_>) -> Vec<LayerChang
     changes
 }
 
-/// Everything that the layer's directory has, parents before what is in them.
+/// All entries of the layer's directory, parents first.
 fn entries(layer: &StoredLayer) -> Result<Vec<Entry>> {
     let failed = |path: &[u8], errno: Errno| ImageError::Io {
         path: layer.diff().join(OsStr::from_bytes(path)),
@@ -289,7 +289,7 @@ fn entries(layer: &StoredLayer) -> Result<Vec<Entry>> {
                     found.push(Entry { path, what: What::Whiteout });
                     continue;
                 }
-                // The content of a metacopy is elsewhere, and of another layer.
+                // The content of a metacopy is in another layer.
                 Ok(Resolution::Absent) | Err(Errno::IO | Errno::NAMETOOLONG) => continue,
                 Err(errno) => return Err(failed(&path, errno)),
             };
@@ -300,7 +300,7 @@ fn entries(layer: &StoredLayer) -> Result<Vec<Entry>> {
                 continue;
             }
             let kind = kind_of(there.stat.mode);
-            // Of a file with several names the first one has the bytes.
+            // The bytes of a file with several names are counted for the first one.
             let is_first = there.stat.nlink < 2 || seen.insert(there.stat.ino);
             let bytes = if kind == Kind::File && is_first { there.stat.size } else { 0 };
             found.push(Entry { path, what: What::File { kind, bytes } });
@@ -318,7 +318,7 @@ fn kind_of(mode: u32) -> Kind {
     }
 }
 
-/// The path for people: with a leading `/`.
+/// The path for display, with a leading `/`.
 pub fn absolute(path: &[u8]) -> Vec<u8> {
     [b"/", path].concat()
 }
@@ -345,7 +345,7 @@ mod tests {
         anatomy
     }
 
-    /// Effect, path, bytes added, bytes hidden.
+    /// For each change: effect, path, bytes added, bytes hidden.
     fn changes(part: &Part) -> Vec<(Effect, String, u64, u64)> {
         let text = |path: &[u8]| String::from_utf8_lossy(path).into_owned();
         part.changes.iter().map(|change| (change.effect, text(&change.path), change.adds, change.hides)).collect()

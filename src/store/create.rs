@@ -18,22 +18,22 @@ use crate::image::{ImageError, Result};
 use crate::store::checkpoints::merge;
 use crate::store::{AddedLayer, StoredLayer, Transaction, open_topmost_first};
 
-/// What to write into a new image.
+/// The documents of a new image.
 #[derive(Clone, Debug, Default)]
 pub struct Authoring {
     /// Its names.
     pub names: Vec<Reference>,
     /// The message in its history.
     pub message: Option<String>,
-    /// Who made it.
+    /// The author.
     pub author: Option<String>,
-    /// By what command, in its history.
+    /// The command for its history.
     pub created_by: Option<String>,
-    /// Changes of its configuration.
+    /// Changes to its configuration.
     pub changes: Vec<ConfigChange>,
-    /// The time to stamp it with; none: now. Later times in a snapshot are set back to it.
+    /// Its time stamp; `None` for now. A snapshot sets later times to this one.
     pub source_date_epoch: Option<i64>,
-    /// Paths of a container's upper that are no change of its.
+    /// Paths of a container's upper that do not count as changes.
     pub omitted: Omitted,
 }
 
@@ -49,10 +49,10 @@ impl Authoring {
     }
 }
 
-/// Adds an image of one layer, the tar `input` of a root file system; the caller publishes. Returns its id.
+/// Adds an image with one layer, the tar `input` of a root file system; the caller publishes. Returns its id.
 ///
 /// # Errors
-/// When the tar is bad.
+/// When the tar is malformed.
 pub fn import(
     into: &mut Transaction<'_>,
     input: &mut dyn Read,
@@ -68,11 +68,11 @@ pub fn import(
     Ok(config.id())
 }
 
-/// Adds an image that has one layer more than `parent`: what `upper` changes on top of `stack`, the parent's
-/// layers, the lowest first. The caller publishes. Returns its id.
+/// Adds an image that has one layer more than `parent`: the changes of `upper` on top of `stack`, the
+/// parent's layers, the lowest first. The caller publishes. Returns its id.
 ///
 /// # Errors
-/// When the upper cannot be read, or holds what no layer can.
+/// When the upper cannot be read, or holds something that a layer cannot.
 pub fn commit(
     into: &mut Transaction<'_>,
     parent: &ImageConfig,
@@ -84,8 +84,8 @@ pub fn commit(
     commit_each(into, parent, stack, &[upper], authoring, unpack)
 }
 
-/// Adds an image that has one layer more than `parent` for each directory of `changed`: what that changes on top of those
-/// before it and of `stack`, the parent's layers; the lowest first. The caller publishes. Returns its id.
+/// Adds an image with one layer more than `parent` for each directory of `changed`: its changes on top of the earlier
+/// ones and of `stack`, the parent's layers. All lists have the lowest first. The caller publishes. Returns its id.
 ///
 /// # Errors
 /// As for [`commit`].
@@ -119,11 +119,11 @@ pub fn commit_each(
     Ok(config.id())
 }
 
-/// Fills the directories `scratch/1`, … so that the last one holds what `changed`, the topmost first, change together on what
-/// is below them all; its path is returned.
+/// Fills the directories `scratch/1`, … so that the last one holds all changes of `changed`, the topmost first, relative to
+/// the layers below them; returns its path.
 ///
 /// # Errors
-/// When they hold what cannot be put together.
+/// When they hold something that cannot be merged.
 pub fn squash(changed: &[BorrowedFd<'_>], scratch: &Path) -> Result<Option<PathBuf>> {
     let mut below: Option<PathBuf> = None;
     let mut layers = changed.iter().rev();
@@ -139,7 +139,7 @@ pub fn squash(changed: &[BorrowedFd<'_>], scratch: &Path) -> Result<Option<PathB
     Ok(below)
 }
 
-/// Adds an image of one layer, which has all that `stack`, the layers of `parent`, the lowest first, show together; the
+/// Adds an image with one layer that holds the merged tree of `stack`, the layers of `parent`, the lowest first. The
 /// rest of its configuration is `parent`'s. The caller publishes. Returns its id.
 ///
 /// # Errors
@@ -160,8 +160,7 @@ pub fn flatten(
     Ok(config.id())
 }
 
-/// Pipes the tar that is made into the extractor: the layer's directory is then exactly what every later load of the image
-/// makes of it.
+/// Pipes the new tar into the extractor, so the layer's directory is exactly what every later load of the image produces.
 fn add_made(
     into: &mut Transaction<'_>,
     stack: &[StoredLayer],
@@ -187,7 +186,7 @@ fn add_made(
         let made = maker.join().unwrap_or_else(|_| Err(ImageError::refused(NAME, "the thread that makes it panicked")));
         (made, added)
     });
-    // If the snapshot failed, the extractor only saw a stream that ends too early, and the other way round.
+    // If the snapshot failed, the extractor only saw a truncated stream, and vice versa.
     let added = match (made, added) {
         (Ok(made), Ok(added)) => {
             check(NAME, &made.diff_id, &added.layer.record.diff_id)?;

@@ -1,4 +1,4 @@
-//! Removing what nothing refers to.
+//! Removes everything without references.
 
 use std::collections::HashSet;
 use std::fs::{self, File};
@@ -15,19 +15,18 @@ use crate::store::annotations::ORIGINAL_MANIFEST;
 use crate::store::{Store, StoredLayer};
 use crate::text::shown_path;
 
-/// What a removal freed.
+/// The space that a removal freed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Freed {
-    /// Layers removed.
+    /// Number of layers removed.
     pub layers: u64,
-    /// Blobs removed.
+    /// Number of blobs removed.
     pub blobs: u64,
-    /// Bytes of those layers' contents and of the blobs.
+    /// Bytes of the blobs, and of those layers' contents.
     pub bytes: u64,
 }
 
-/// What a container keeps from being removed: the part of `containers/NAME/container.json` that the image side
-/// reads.
+/// A container's references: the part of `containers/NAME/container.json` that the image side reads.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct ContainerRoot {
@@ -40,11 +39,11 @@ pub(super) struct ContainerRoot {
     blobs: Vec<Digest>,
 }
 
-/// What containers refer to, as far as their records can be read.
+/// References of all containers whose records are readable.
 #[derive(Debug, Default)]
 pub(super) struct ContainerRoots {
     pub(super) sound: Vec<ContainerRoot>,
-    /// Names of those whose records cannot be used, and why.
+    /// Names of containers with unusable records, and the reasons.
     pub(super) damaged: Vec<(String, ImageError)>,
 }
 
@@ -52,17 +51,17 @@ pub(super) struct ContainerRoots {
 struct Live {
     layers: HashSet<String>,
     blobs: HashSet<String>,
-    /// Something that refers to layers cannot be read: which layers it needs is not known.
+    /// True if something that refers to layers cannot be read: the layers that it needs are unknown.
     incomplete: bool,
 }
 
 impl Store {
-    /// Removes every layer and blob that neither an image nor a container refers to. Waits for writers at work.
-    /// With `untagged`, images without a name go first, unless a container is made of them. If something that refers to
-    /// layers cannot be read, that is told, and layers stay.
+    /// Removes every layer and blob that neither an image nor a container refers to. Waits for active writers. With
+    /// `untagged`, first removes images without a name, except those of containers. If something that refers to
+    /// layers cannot be read, a warning says so and all layers stay.
     ///
     /// # Errors
-    /// When the index cannot be read, or something cannot be removed.
+    /// When the index cannot be read, or a file cannot be removed.
     pub fn gc(&self, untagged: bool) -> Result<Freed> {
         let _lock = self.lock_exclusive()?;
         for entry in fs::read_dir(self.tmp()).at(self.tmp())? {
@@ -77,7 +76,7 @@ impl Store {
     fn forget_untagged(&self) -> Result<()> {
         let roots = self.container_roots()?;
         if let Some((name, error)) = roots.damaged.first() {
-            // Of which image it is made is not known.
+            // The image of this container is unknown.
             tracing::warn!("container {name} is damaged: {error}; images without a name stay");
             return Ok(());
         }
@@ -117,14 +116,14 @@ impl Store {
         Ok(freed)
     }
 
-    /// Sweeps when something else has gone wrong, which is then what is to be told.
+    /// Sweeps after another error, which is the one to be reported.
     pub(super) fn sweep_after_failure(&self) {
         if let Err(error) = self.sweep() {
             tracing::debug!("not swept: {error}");
         }
     }
 
-    /// Removes a directory so that it is there whole or not at all.
+    /// Removes a directory in one step: it never appears half removed.
     pub(super) fn discard(&self, path: &Path) -> Result<()> {
         let doomed = tempfile::Builder::new().prefix("discarded-").tempdir_in(self.tmp()).at(self.tmp())?;
         let inside = doomed.path().join("it");
@@ -138,7 +137,7 @@ impl Store {
         let mut queue: Vec<Descriptor> = self.index()?.descriptors().cloned().collect();
         while let Some(entry) = queue.pop() {
             live.blobs.insert(entry.digest.hex());
-            // A blob may be named as a layer first and as an index later, so `live` does not tell what was read.
+            // A blob may be named first as a layer and later as an index, so `live` does not tell what was read.
             if !read.insert((entry.digest, entry.is_index(), entry.is_manifest())) {
                 continue;
             }
@@ -162,8 +161,8 @@ impl Store {
         Ok(live)
     }
 
-    /// Marks what a descriptor reaches itself, and returns what that refers to. Blobs that are not here (layers, or what
-    /// another tool left out) reach nothing.
+    /// Marks everything that a descriptor refers to directly, and returns further references. Blobs that are not here
+    /// (layers, or those that another tool left out) refer to nothing.
     fn reach(&self, live: &mut Live, entry: &Descriptor) -> Result<Vec<Descriptor>> {
         if is_gone(&self.blob_path(&entry.digest))? {
             return Ok(Vec::new());
@@ -188,7 +187,7 @@ impl Store {
         Ok(original.map(|digest| Descriptor::new(spec::MANIFEST, digest, 0)).into_iter().collect())
     }
 
-    /// What the containers refer to.
+    /// The containers' references.
     pub(super) fn container_roots(&self) -> Result<ContainerRoots> {
         let mut roots = ContainerRoots::default();
         for (name, path) in entries(&self.containers())? {
@@ -200,7 +199,7 @@ impl Store {
                 .and_then(|bytes| spec::parse::<ContainerRoot>(&document, &bytes));
             match read {
                 Ok(root) => roots.sound.push(ContainerRoot { name, ..root }),
-                // It was removed since the directory was read.
+                // It was removed after the directory was read.
                 Err(_) if is_gone(&path).unwrap_or(false) => {}
                 Err(error) => roots.damaged.push((name, error)),
             }
@@ -209,7 +208,7 @@ impl Store {
     }
 }
 
-/// The entries of a directory whose names are text, which is all that this program makes. Others are told and left out.
+/// The entries of a directory whose names are UTF-8, as all names that this program makes. Others are logged and left out.
 pub(super) fn entries(dir: &Path) -> Result<Vec<(String, PathBuf)>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(dir).at(dir)? {

@@ -1,5 +1,4 @@
-//! `index.json`: which images there are and what they are called. One entry for each name of an image, or one
-//! without a name.
+//! `index.json`: the images and their names. It has one entry for each name of an image, or one entry without a name.
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -23,7 +22,7 @@ impl Store {
         spec::parse(&name, &bytes)
     }
 
-    /// The marks ([`crate::store::blob_mark`]) of all blobs that were seen to be layers of the store's images.
+    /// The marks ([`crate::store::blob_mark`]) of all blobs that were verified to be layers of the store's images.
     ///
     /// # Errors
     /// When the index cannot be read.
@@ -33,13 +32,13 @@ impl Store {
         Ok(lists.flat_map(|list| list.split(' ')).map(str::to_owned).collect())
     }
 
-    /// Changes the index, alone and durably.
+    /// Changes the index exclusively and durably.
     pub(super) fn update_index<T>(&self, change: impl FnOnce(&mut Index) -> Result<T>) -> Result<T> {
         self.update_index_after(change, || Ok(()))
     }
 
-    /// Changes the index, alone and durably, after `publish` has put in place what the change names. The new index is
-    /// on the disk by then: a full disk is found before anything is published.
+    /// Changes the index exclusively and durably, after `publish` has put everything in place that the change names. The new
+    /// index is already on the disk when `publish` runs: a full disk is noticed before anything is published.
     pub(super) fn update_index_after<T>(
         &self,
         change: impl FnOnce(&mut Index) -> Result<T>,
@@ -61,13 +60,13 @@ impl Store {
     }
 }
 
-/// The name that an entry gives its image.
+/// The image name of an entry.
 pub(super) fn name_of(entry: &Descriptor) -> Option<Reference> {
     let full = entry.annotations.get(IMAGE_NAME).and_then(|name| name.parse().ok());
     full.or_else(|| entry.annotations.get(REF_NAME)?.parse().ok())
 }
 
-/// Adds words to an annotation that is a list of them, unless they are there.
+/// Adds words to an annotation that is a list of words, unless they are in it.
 pub(super) fn add_words(entry: &mut Descriptor, annotation: &str, words: &str) {
     let list = entry.annotations.entry(annotation.to_owned()).or_default();
     for word in words.split(' ').filter(|word| !word.is_empty()) {
@@ -78,7 +77,7 @@ pub(super) fn add_words(entry: &mut Descriptor, annotation: &str, words: &str) {
     }
 }
 
-/// What is known of an image is known of each of its entries: where it has been seen, and the manifest it came with.
+/// Copies what is known of an image to all its entries: where it was seen, and its original manifest.
 fn share_knowledge(index: &mut Index, manifest: &Descriptor) {
     let mut known = manifest.clone();
     for entry in index.descriptors().filter(|entry| entry.digest == manifest.digest) {
@@ -101,7 +100,7 @@ fn share_knowledge(index: &mut Index, manifest: &Descriptor) {
     }
 }
 
-/// Adds an image under `names`, which are taken from whatever bore them. An image without a name is added once.
+/// Adds an image under `names`, which other images lose. An image without a name is added only once.
 pub(super) fn add(index: &mut Index, manifest: &Descriptor, names: &[Reference]) {
     add_entries(index, manifest, names);
     share_knowledge(index, manifest);
@@ -133,7 +132,7 @@ fn is_nameless(entry: &IndexEntry, digest: &Digest) -> bool {
     entry.descriptor().is_some_and(|entry| entry.digest == *digest && name_of(entry).is_none())
 }
 
-/// Takes `name` from the images that bear it. One other than `heir` stays without a name if that was its last.
+/// Removes `name` from the images that have it. An image other than `heir` that loses its last name stays without a name.
 fn take_name(index: &mut Index, name: &Reference, heir: &Digest) {
     for manifest in remove_name(index, name) {
         let still_listed = index.descriptors().any(|entry| entry.digest == manifest.digest);
@@ -143,7 +142,7 @@ fn take_name(index: &mut Index, name: &Reference, heir: &Digest) {
     }
 }
 
-/// Removes the entries of `name` and returns them without it.
+/// Removes the entries of `name`; returns them without the name.
 pub(super) fn remove_name(index: &mut Index, name: &Reference) -> Vec<Descriptor> {
     let mut removed = Vec::new();
     index.manifests.retain(|entry| match entry.descriptor() {
@@ -159,7 +158,7 @@ pub(super) fn remove_name(index: &mut Index, name: &Reference) -> Vec<Descriptor
     removed
 }
 
-/// Removes the entries that `goes` says, and returns them. Foreign ones stay.
+/// Removes the entries for which `goes` is true; returns them. Foreign ones stay.
 pub(super) fn remove_entries(index: &mut Index, goes: impl Fn(&Descriptor) -> bool) -> Vec<Descriptor> {
     let mut removed = Vec::new();
     index.manifests.retain(|entry| match entry.descriptor() {
@@ -172,7 +171,7 @@ pub(super) fn remove_entries(index: &mut Index, goes: impl Fn(&Descriptor) -> bo
     removed
 }
 
-/// Takes a word from an annotation that is a list of them, in every entry of a manifest.
+/// Removes a word from an annotation that is a list of words, in every entry of a manifest.
 pub(super) fn remove_word(index: &mut Index, manifest: &Digest, annotation: &str, word: &str) {
     for entry in &mut index.manifests {
         let IndexEntry::Known(entry) = entry else { continue };

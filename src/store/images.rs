@@ -1,4 +1,4 @@
-//! The images of a store: listing, finding, naming, removing.
+//! The images of a store: listing, finding, naming and removing them.
 
 use crate::image::config::ImageConfig;
 use crate::image::digest::Digest;
@@ -13,24 +13,24 @@ use crate::store::{Freed, Store, StoredLayer};
 /// An image of the store.
 #[derive(Clone, Debug)]
 pub struct Image {
-    /// Its entry in the index, without a name.
+    /// Its index entry, without a name.
     pub descriptor: Descriptor,
     /// Its manifest.
     pub manifest: Manifest,
     /// Its configuration.
     pub config: ImageConfig,
-    /// Its names, in order.
+    /// Its names, sorted.
     pub names: Vec<Reference>,
 }
 
-/// What a removal did.
+/// The result of a removal.
 #[derive(Clone, Debug, Default)]
 pub struct Removed {
-    /// Names that were taken away, in docker's short form; also `NAME@DIGEST`.
+    /// Names that were removed, in docker's short form; also `NAME@DIGEST`.
     pub untagged: Vec<String>,
-    /// The image, if it went with its last name.
+    /// The image, if it was removed with its last name.
     pub deleted: Option<Digest>,
-    /// What that freed.
+    /// The space that was freed.
     pub freed: Freed,
 }
 
@@ -40,12 +40,12 @@ impl Image {
         self.manifest.config.digest
     }
 
-    /// Bytes of its layers as tars.
+    /// Total size of its layers as tars.
     pub fn size(&self) -> u64 {
         self.manifest.layers.iter().map(|layer| layer.size).sum()
     }
 
-    /// The digest of the manifest that it was loaded with, if that was kept.
+    /// The digest of the manifest that it was loaded with, if it was kept.
     pub fn original_manifest(&self) -> Option<Digest> {
         self.descriptor.annotations.get(ORIGINAL_MANIFEST)?.parse().ok()
     }
@@ -61,19 +61,19 @@ impl Image {
         self.repo_digests().contains(&elsewhere.as_str())
     }
 
-    /// How to call it in a message: a name or the short id.
+    /// Its label in messages: a name or the short id.
     pub fn label(&self) -> String {
         self.names.first().map_or_else(|| short_id(&self.id()), Reference::to_string)
     }
 }
 
-/// The first 12 digits, as docker shows ids.
+/// The first 12 digits, as in docker's output.
 pub fn short_id(digest: &Digest) -> String {
     digest.hex().chars().take(12).collect()
 }
 
 impl Store {
-    /// Every image, the newest first. Entries that cannot be read are left out with a warning.
+    /// Every image, the newest first. Unreadable entries are left out, with a warning.
     ///
     /// # Errors
     /// When the index cannot be read.
@@ -87,7 +87,7 @@ impl Store {
             }
             match self.read_image(entry) {
                 Ok(image) => images.push(Image { names: name.into_iter().collect(), ..image }),
-                // It was removed since the index was read.
+                // It was removed after the index was read.
                 Err(_) if !self.index()?.descriptors().any(|known| known.digest == entry.digest) => {}
                 Err(error) => {
                     let name = name.map_or_else(|| short_id(&entry.digest), |name| name.to_string());
@@ -108,10 +108,10 @@ impl Store {
         Ok(Image { descriptor: entry.clone(), manifest, config, names: Vec::new() })
     }
 
-    /// The image that the user means by `text`: a name, an id, or the beginning of an id.
+    /// The image that the user's `text` refers to: a name, an id, or the beginning of an id.
     ///
     /// # Errors
-    /// When there is none, or several.
+    /// When there is none, or there are several.
     pub fn find(&self, text: &str) -> Result<Image> {
         let images = self.images()?;
         match text.parse()? {
@@ -144,7 +144,7 @@ impl Store {
         })
     }
 
-    /// Fails if an image that was found before has been removed. The caller holds the lock, so it cannot be removed afterwards.
+    /// Fails if an image was removed after it was found. The caller holds the lock, so it cannot be removed after this.
     ///
     /// # Errors
     /// When it is gone, or the index cannot be read.
@@ -152,12 +152,12 @@ impl Store {
         refuse_if_gone(&self.index()?, image)
     }
 
-    /// Takes away the name by which `text` means an image, and the image with its last name. Meant by its id, an
-    /// image goes with its only name; several need `force`, as does an image that a container is made of. `NAME@DIGEST`
-    /// takes away that reference alone. An entry of the index that cannot be read goes by its name, or by its digest.
+    /// Removes the name by which `text` refers to an image; the image is removed with its last name. If `text` is an id, the
+    /// image is removed with its only name. Several names need `force`, and so does an image with containers. `NAME@DIGEST`
+    /// removes only that reference. An unreadable entry of the index can be removed by its name or its digest.
     ///
     /// # Errors
-    /// If there is no such image, or it is in use.
+    /// When there is no such image, or it is in use.
     pub fn remove(&self, text: &str, force: bool) -> Result<Removed> {
         let _lock = self.lock_exclusive()?;
         let query: ImageQuery = text.parse()?;
@@ -210,7 +210,7 @@ impl Store {
         Ok(Removed { untagged, deleted: Some(image.id()), freed: self.sweep()? })
     }
 
-    /// Takes away `NAME@DIGEST`. An image that has neither a name nor another such reference goes with it.
+    /// Removes `NAME@DIGEST`. An image that has neither a name nor another such reference is removed too.
     fn remove_digest(&self, image: &Image, name: &Reference, digest: &Digest, force: bool) -> Result<Removed> {
         let reference = name.at_digest(digest);
         let left = image.repo_digests().into_iter().filter(|known| *known != reference).count();
@@ -229,7 +229,7 @@ impl Store {
         Ok(Removed { untagged: vec![reference], deleted: None, freed: Freed::default() })
     }
 
-    /// Removes entries of the index whose image cannot be read; none if no entry matches the given text.
+    /// Removes entries of the index whose image cannot be read; returns `None` if no entry matches the text.
     fn remove_unreadable(&self, query: &ImageQuery) -> Result<Option<Removed>> {
         let is_meant = |entry: &Descriptor| {
             let named = |name: &Reference| {
@@ -266,7 +266,7 @@ impl Store {
     /// The layers of an image found by [`find`](Self::find), the lowest first.
     ///
     /// # Errors
-    /// When one is not in the store.
+    /// When a layer is not in the store.
     pub fn layers_of(&self, image: &Image) -> Result<Vec<StoredLayer>> {
         self.stack(&image.config)
     }
@@ -279,13 +279,13 @@ fn refuse_if_gone(index: &Index, image: &Image) -> Result<()> {
     }
 }
 
-/// A name without a registry may also mean podman's `localhost/NAME`.
+/// A name without a registry may also refer to podman's `localhost/NAME`.
 fn by_name<'i>(images: &'i [Image], name: &Reference) -> Option<&'i Image> {
     let bearing = |name: &Reference| images.iter().find(|image| image.names.contains(name));
     bearing(name).or_else(|| bearing(&name.at_localhost()?))
 }
 
-/// By the beginning of the image's id, or the whole digest of its manifest.
+/// Finds an image by the beginning of its id, or by the whole digest of its manifest.
 fn by_id<'i>(images: &'i [Image], id: &str) -> Result<Option<&'i Image>> {
     let fits = |image: &&Image| image.id().hex().starts_with(id) || image.descriptor.digest.hex() == id;
     let found: Vec<&Image> = images.iter().filter(fits).collect();

@@ -18,14 +18,14 @@ use crate::inventory::{self, Inventory, Unusable};
 use crate::store::Store;
 use crate::store::gc::entries;
 
-/// `layer.json`: what is known of a layer.
+/// `layer.json`: the record of a layer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct LayerRecord {
     /// Digest of the uncompressed tar.
     pub diff_id: Digest,
-    /// Of a layer that depends on those below it (a hard link to one of their files): the digest of the chain
-    /// that it was unpacked on.
+    /// For a layer that depends on those below it (it has a hard link to one of their files): the chain id
+    /// with which it was unpacked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub chain_id: Option<Digest>,
     /// Size of the uncompressed tar in bytes.
@@ -37,7 +37,7 @@ pub struct LayerRecord {
 }
 
 impl LayerRecord {
-    /// The name of its directory: it depends on nothing but the tar, or on the whole chain.
+    /// The name of its directory: the diff id, or the chain id if it depends on the layers below.
     pub fn id(&self) -> Digest {
         self.chain_id.unwrap_or(self.diff_id)
     }
@@ -47,7 +47,7 @@ impl LayerRecord {
 #[derive(Clone, Debug)]
 pub struct StoredLayer {
     pub(super) dir: PathBuf,
-    /// What is known of it.
+    /// Its record.
     pub record: LayerRecord,
 }
 
@@ -65,7 +65,7 @@ impl StoredLayer {
     /// Opens the directory to mount.
     ///
     /// # Errors
-    /// When it is not there.
+    /// When it does not exist.
     pub fn open_diff(&self) -> Result<OwnedFd> {
         open_dir(&self.diff())
     }
@@ -73,13 +73,13 @@ impl StoredLayer {
     /// Opens the recipe of the layer's tar.
     ///
     /// # Errors
-    /// When it is not there.
+    /// When it does not exist.
     pub fn open_recipe(&self) -> Result<File> {
         let path = self.dir.join("recipe");
         File::open(&path).at(&path)
     }
 
-    /// Compares its files with its recipe; returns what is damaged, one line each.
+    /// Compares its files with its recipe; returns the damage, one line for each file.
     ///
     /// # Errors
     /// When it cannot be read at all.
@@ -101,22 +101,22 @@ impl StoredLayer {
         Ok(problems)
     }
 
-    /// Makes the layer's inventory if it has no usable one. Best effort: a layer works without.
+    /// Makes the layer's inventory if it has no usable one. Best effort: the layer works without.
     pub fn ensure_inventory(&self) {
         let made = self.open_diff().and_then(|diff| match Inventory::open(diff.as_fd(), &self.diff()) {
             Ok(_) => Ok(()),
             Err(_) => self.make_inventory(),
         });
         if let Err(error) = made {
-            // Of a store that may only be read, for example.
+            // For example because the store is read-only.
             tracing::debug!("layer {}: no inventory: {error}", self.record.diff_id);
         }
     }
 
-    /// Makes the layer's inventory anew.
+    /// Makes the layer's inventory again.
     ///
     /// # Errors
-    /// When the layer cannot be read, or the store not written.
+    /// When the layer cannot be read, or the store cannot be written.
     pub fn make_inventory(&self) -> Result<()> {
         inventory::write(&self.diff()).map(drop).at(self.diff())
     }
@@ -124,12 +124,12 @@ impl StoredLayer {
     /// Compares the layer's inventory with the layer.
     ///
     /// # Errors
-    /// What is wrong with it.
+    /// The fault of the inventory.
     pub fn check_inventory(&self) -> Result<std::result::Result<(), Unusable>> {
         Ok(inventory::check(&self.diff()))
     }
 
-    /// Bytes that the layer's inventory takes; 0 if it has none.
+    /// Size of the layer's inventory; 0 if it has none.
     pub fn inventory_size(&self) -> u64 {
         let path = inventory::path_of(&self.diff());
         path.and_then(|path| std::fs::symlink_metadata(path).ok()).map_or(0, |metadata| metadata.len())
@@ -152,7 +152,7 @@ impl Store {
                 continue;
             }
             let layer = StoredLayer::load(dir)?;
-            // A chain id of one layer is its diff id; what else lies there belongs to another chain.
+            // The chain id of a single layer is its diff id; another layer there belongs to another chain.
             if layer.record.diff_id == *diff_id && layer.id() == *id {
                 return Ok(Some(layer));
             }
@@ -163,7 +163,7 @@ impl Store {
     /// The layers of an image, the lowest first.
     ///
     /// # Errors
-    /// When one is not in the store.
+    /// When a layer is not in the store.
     pub fn stack(&self, config: &ImageConfig) -> Result<Vec<StoredLayer>> {
         let chain = chain_ids(config.diff_ids());
         let missing = |diff_id: &Digest| {
@@ -176,12 +176,12 @@ impl Store {
     /// Layers by their ids, in the order given.
     ///
     /// # Errors
-    /// When one is not in the store.
+    /// When a layer is not in the store.
     pub fn layers_by_id(&self, ids: &[Digest]) -> Result<Vec<StoredLayer>> {
         ids.iter().map(|id| StoredLayer::load(self.layers_dir().join(id.hex()))).collect()
     }
 
-    /// Every layer of the store, in the order of their ids. Those whose record cannot be used are told and left out.
+    /// Every layer of the store, sorted by id. Those with an unusable record are logged and left out.
     ///
     /// # Errors
     /// When the store cannot be listed.
@@ -193,7 +193,7 @@ impl Store {
         for (name, dir) in entries(&self.layers_dir())? {
             match StoredLayer::load(dir.clone()) {
                 Ok(layer) => layers.push(layer),
-                // It was removed since the directory was read.
+                // It was removed after the directory was read.
                 Err(_) if is_gone(&dir).unwrap_or(false) => {}
                 Err(error) => tracing::warn!("layer {name} is damaged: {error} (strata verify --repair)"),
             }

@@ -1,4 +1,4 @@
-//! Archive to store.
+//! Loads an archive into the store.
 
 use std::fs::File;
 use std::io;
@@ -14,7 +14,7 @@ use crate::store::{LayerEvent, NewLayer, Slot, StoredLayer, Transaction, rounds}
 /// How to load.
 #[derive(Clone, Debug, Default)]
 pub struct LoadOptions {
-    /// Which image of an index with several platforms; none: this machine's.
+    /// The platform to choose from an index with several; `None` for this machine's.
     pub platform: Option<Platform>,
     /// Keep compressed layers and original manifests.
     pub keep_blobs: bool,
@@ -22,15 +22,15 @@ pub struct LoadOptions {
     pub unpack: UnpackOptions,
 }
 
-/// Is told about progress.
+/// Receives progress.
 pub trait Progress {
-    /// A layer is in the store already.
+    /// A layer is already in the store.
     fn exists(&mut self, diff_id: &Digest);
-    /// A layer of so many (perhaps compressed) bytes begins.
+    /// A layer of this size, perhaps compressed, begins.
     fn begins(&mut self, diff_id: &Digest, size: u64);
-    /// More of it was read.
+    /// This many more bytes were read.
     fn advances(&mut self, bytes: u64);
-    /// It is complete.
+    /// The layer is complete.
     fn ends(&mut self, diff_id: &Digest);
 }
 
@@ -47,11 +47,11 @@ impl Progress for () {
 pub struct Loaded {
     /// Its id.
     pub id: Digest,
-    /// The names it got.
+    /// The names that it got.
     pub names: Vec<Reference>,
 }
 
-/// Opens an archive to be loaded. Of one that must be spooled, layers that the store has are left out.
+/// Opens an archive to be loaded. If it must be spooled, layers that the store has are left out.
 ///
 /// # Errors
 /// When it cannot be read.
@@ -63,10 +63,10 @@ pub fn open(into: &Transaction<'_>, source: ArchiveInput<'_>, options: &LoadOpti
     Archive::open(source, &Spooling { scratch: into.scratch(), skip: &known, limits: &options.unpack.limits })
 }
 
-/// Adds all images of an archive; the caller publishes. Of a layer that is in the store nothing is read.
+/// Adds all images of an archive; the caller publishes. A layer that is in the store is not read.
 ///
 /// # Errors
-/// When the archive is bad or not what it says; nothing must then be published.
+/// When the archive is malformed or contradicts itself; nothing may be published then.
 pub fn load(
     into: &mut Transaction<'_>,
     archive: &Archive,
@@ -93,7 +93,7 @@ fn add(
     Ok(Loaded { id: image.config.id(), names: image.names })
 }
 
-/// All layers of an image; those that are missing are unpacked together.
+/// Adds all layers of an image; missing ones are unpacked in parallel.
 fn add_stack(
     into: &mut Transaction<'_>,
     archive: &Archive,
@@ -111,7 +111,7 @@ fn add_stack(
     Ok(stack)
 }
 
-/// Some more layers, on those that are there.
+/// Adds some layers on top of existing ones.
 fn add_some(
     into: &mut Transaction<'_>,
     archive: &Archive,

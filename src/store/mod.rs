@@ -1,4 +1,4 @@
-//! The directory that holds images, layers and containers.
+//! The directory with images, layers and containers.
 //!
 //! ```text
 //! ROOT/                  mode 0700; a valid OCI image layout
@@ -17,12 +17,12 @@
 //!   lock                 held shared by writers, exclusively by removers; before taking it, lock `layers/`
 //! ```
 //!
-//! A manifest in the store names each layer by its uncompressed tar, whose digest is the diff id: such a blob
-//! is not in `blobs/`, which the image layout permits ("may be missing referenced blobs"), but can be made
-//! from `layers/` at any time. So one config has exactly one manifest here, whatever archive it came from.
+//! A manifest in the store names each layer by its uncompressed tar, whose digest is the diff id. Such a blob
+//! is not in `blobs/` (the image layout permits that: "may be missing referenced blobs"), but can be made
+//! from `layers/` at any time. So each config has exactly one manifest here, whichever archive it came from.
 //!
-//! Everything is published by a rename after its bytes have reached the disk, `index.json` last: a crash at any
-//! instant leaves the store as it was before, and rubbish in `tmp/`.
+//! Everything is published by a rename after its bytes have reached the disk, `index.json` last. So a crash at
+//! any time leaves the store as it was before, and garbage in `tmp/`.
 
 pub mod anatomy;
 mod annotations;
@@ -65,7 +65,7 @@ pub use verify::{Damage, Repaired, Untrusted, Verification};
 /// Exclusive-lock back-off: starts at `PATIENCE` and doubles up to `MOST_PATIENCE`.
 const PATIENCE: Duration = Duration::from_secs(1);
 const MOST_PATIENCE: Duration = Duration::from_secs(64);
-/// How often it looks whether the store is free.
+/// Interval at which the lock is tried.
 const POLL: Duration = Duration::from_millis(5);
 
 /// An opened store.
@@ -88,23 +88,23 @@ impl StoreLock {
 }
 
 impl Store {
-    /// Opens the store at `root`, making it if it is not there.
+    /// Opens the store at `root`; makes it if it does not exist.
     ///
     /// # Errors
-    /// When the directory cannot be made, or is something else than a store and not empty.
+    /// When the directory cannot be made, or is neither a store nor empty.
     pub fn open(root: &Path) -> Result<Self> {
         let store = Self { root: std::path::absolute(root).at(root)? };
         if !store.is_complete() {
             store.create()?;
         }
-        // Mount tables show paths without symbolic links.
+        // Canonical, because mount tables show paths without symbolic links.
         Ok(Self { root: fs::canonicalize(root).at(root)? })
     }
 
-    /// Opens the store at `root` for verbs that only read. One that is not there is taken for an empty one and not made.
+    /// Opens the store at `root` for commands that only read. A missing store counts as an empty one, and is not made.
     ///
     /// # Errors
-    /// When the directory is something else than a store and not empty.
+    /// When the directory is neither a store nor empty.
     pub fn open_for_reading(root: &Path) -> Result<Self> {
         let store = Self { root: std::path::absolute(root).at(root)? };
         match store.is_complete() || !store.is_nothing() {
@@ -113,7 +113,7 @@ impl Store {
         }
     }
 
-    /// True if there is no store: no directory, or an empty one.
+    /// True if there is no store: the directory is missing or empty.
     pub fn is_nothing(&self) -> bool {
         match fs::read_dir(&self.root) {
             Ok(mut entries) => entries.next().is_none(),
@@ -121,7 +121,7 @@ impl Store {
         }
     }
 
-    /// Where the store is if the user says nothing: `/var/lib/strata` for root, else `$XDG_DATA_HOME/strata`.
+    /// The default place of the store: `/var/lib/strata` for root, otherwise `$XDG_DATA_HOME/strata`.
     ///
     /// # Errors
     /// When neither `XDG_DATA_HOME` nor `HOME` is set.
@@ -150,7 +150,8 @@ impl Store {
         }
         let index = spec::serialize("index.json", &spec::Index::new(vec![]))?;
         for (name, text) in [("lock", &b""[..]), ("index.json", &index), ("oci-layout", spec::OCI_LAYOUT.as_bytes())] {
-            // A store that is whole otherwise has lost its index; an empty one would have all its images removed.
+            // A store without an index but with everything else has lost it; with a new, empty index, all images
+            // would be removed.
             let is_lost = name == "index.json" && self.root.join("oci-layout").exists();
             if !is_lost && !self.root.join(name).exists() {
                 self.replace(name, text)?;
@@ -159,7 +160,7 @@ impl Store {
         Ok(())
     }
 
-    /// Fails unless everything in the directory belongs to a store, complete or not.
+    /// Fails unless all entries of the directory belong to a store, complete or not.
     fn refuse_foreign_directory(&self) -> Result<()> {
         for entry in fs::read_dir(&self.root).at(&self.root)? {
             let name = entry.at(&self.root)?.file_name();
@@ -200,19 +201,19 @@ impl Store {
         self.root.join("blobs/sha256").join(digest.hex())
     }
 
-    /// Takes the lock shared: removers wait, other writers do not.
+    /// Takes a shared lock: it excludes removers but not other writers.
     ///
     /// # Errors
-    /// When the lock cannot be had.
+    /// When the lock cannot be taken.
     pub fn lock_shared(&self) -> Result<StoreLock> {
         let _turn = self.lock_turn()?;
         self.lock(FlockOperation::LockShared)
     }
 
-    /// Takes the lock exclusively. Waits for writers at work; new writers wait in turn meanwhile, because of shared
-    /// locks that follow each other without a gap the kernel never grants an exclusive one.
+    /// Takes the lock exclusively. Waits for active writers. Meanwhile, new writers wait for their turn: with
+    /// overlapping shared locks, the kernel would never grant an exclusive one.
     ///
-    /// New writers do not wait for ever: a writer at work may depend on one of them (`strata save | strata load`).
+    /// New writers do not wait for ever, because an active writer may depend on one of them (`strata save | strata load`).
     fn lock_exclusive(&self) -> Result<StoreLock> {
         let mut patience = PATIENCE;
         loop {
@@ -232,7 +233,7 @@ impl Store {
         }
     }
 
-    /// Must be taken before the store's lock. Writers hold it for a moment; a remover holds it while it waits.
+    /// Must be taken before the store's lock. Writers hold it for a moment, a remover while it waits.
     fn lock_turn(&self) -> Result<StoreLock> {
         let path = self.layers_dir();
         let file = File::open(&path).at(&path)?;
@@ -254,7 +255,7 @@ impl Store {
         Ok(StoreLock { file })
     }
 
-    /// Empties `tmp/` if no other writer is at work.
+    /// Empties `tmp/` if no other writer is active.
     fn sweep_tmp(&self) -> Result<()> {
         match self.lock(FlockOperation::NonBlockingLockExclusive) {
             Ok(_alone) => {
@@ -268,10 +269,10 @@ impl Store {
         }
     }
 
-    /// The bytes of a blob of at most `DOCUMENT_LIMIT` bytes, checked against its digest.
+    /// The bytes of a blob of at most `DOCUMENT_LIMIT` bytes, verified against its digest.
     ///
     /// # Errors
-    /// When it is absent, too large or damaged.
+    /// When it is missing, too large or damaged.
     pub fn read_blob(&self, digest: &Digest) -> Result<Vec<u8>> {
         let path = self.blob_path(digest);
         let bytes = read_limited(&mut File::open(&path).at(&path)?, &path.display().to_string())?;
@@ -283,7 +284,7 @@ impl Store {
         Ok(bytes)
     }
 
-    /// The path of a kept blob, if it is there.
+    /// The path of a kept blob, if it exists.
     pub(crate) fn kept_blob(&self, digest: &Digest) -> Option<PathBuf> {
         Some(self.blob_path(digest)).filter(|path| path.exists())
     }
@@ -295,15 +296,15 @@ impl Store {
     }
 }
 
-/// Writes a file beside its place (in `stage`, of the same file system) and renames it there, durably.
+/// Writes a file in `stage`, on the same file system, and renames it to its place, durably.
 ///
 /// # Errors
-/// When a step fails; the old file is then still there.
+/// When a step fails; the old file is then unchanged.
 pub(crate) fn replace_file(stage: &Path, path: &Path, bytes: &[u8]) -> Result<()> {
     StagedFile::new(stage, bytes)?.publish(path)
 }
 
-/// A file whose bytes are on the disk, but not yet under its name. Dropped, it goes away.
+/// A file whose bytes are on the disk, but which does not have its name yet. It is removed when dropped.
 struct StagedFile(tempfile::NamedTempFile);
 
 impl StagedFile {
@@ -321,7 +322,7 @@ impl StagedFile {
     }
 }
 
-/// Calls again if a signal came in between.
+/// Repeats a call that was interrupted by a signal.
 pub(crate) fn retry_interrupted<T>(mut call: impl FnMut() -> rustix::io::Result<T>) -> rustix::io::Result<T> {
     loop {
         match call() {

@@ -1,11 +1,11 @@
-//! Several layers of one image unpacked at the same time.
+//! Unpacks several layers of one image in parallel.
 //!
-//! A layer is extracted while those below it still are. Only where it needs to know what they hold (a parent that it
-//! does not name, a hard link to a lower file) does it wait until they are complete. The result is that of one after the
-//! other, and so is the error that is told: that of the lowest layer that has one.
+//! A layer is extracted while those below it are still being extracted. It waits for them only if it needs their
+//! content (a parent that it does not name, a hard link to a lower file). The result is the same as in sequence, and
+//! so is the reported error: that of the lowest layer with an error.
 //!
-//! Threads take the layers from the lowest up, and wait only for layers below their own, so however few they are, the
-//! lowest layer that is not complete always has one that waits for nothing but its input.
+//! Threads take the layers from the lowest up, and wait only for layers below their own. So with any number of
+//! threads, the lowest incomplete layer waits only for its input.
 
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -19,16 +19,16 @@ use crate::image::unpack::{Lowers, UnpackOptions, Unpacked};
 use crate::store::transaction::{AddedLayer, Staged, Transaction, check_diff_id};
 use crate::store::{ImageError, Result, StoredLayer};
 
-/// Layers at the same time at most: each has its threads and buffers.
+/// Maximum number of layers in parallel: each has its threads and buffers.
 const TOGETHER: usize = 4;
-/// How often it is told how far a layer is.
+/// Interval at which progress is reported.
 const TELL: Duration = Duration::from_millis(50);
 
 /// A layer to be unpacked.
 pub struct NewLayer<'a> {
-    /// What to call it in messages.
+    /// Its name in messages.
     pub name: String,
-    /// What its tar must be.
+    /// The expected digest of its tar.
     pub expected: Digest,
     /// Its tar, compressed or not.
     pub input: Box<dyn Read + Send + 'a>,
@@ -36,26 +36,26 @@ pub struct NewLayer<'a> {
 
 /// A place in an image's stack.
 pub enum Slot<'a> {
-    /// The layer is there already.
+    /// The layer already exists.
     There(StoredLayer),
-    /// It is to be unpacked.
+    /// The layer must be unpacked.
     New(NewLayer<'a>),
 }
 
-/// What happens to a new layer, in the order of the stack.
+/// Events of a new layer, in the order of the stack.
 pub enum LayerEvent {
-    /// It is the next one of which is told.
+    /// It is the next layer that is reported.
     Begins,
-    /// So many more bytes of its input were read.
+    /// This many more bytes of its input were read.
     Advances(u64),
-    /// It was unpacked, and is what was expected.
+    /// It was unpacked and has the expected digest.
     Ends,
-    /// It was not. Those above it come to nothing.
+    /// It failed, and so do those above it.
     Fails,
 }
 
-/// Splits a stack into parts whose layers may be unpacked together. One that is there twice is unpacked once: the second
-/// waits for the next part.
+/// Splits a stack into parts whose layers may be unpacked in parallel. A layer that occurs twice is unpacked once:
+/// the second one waits for the next part.
 pub fn rounds<'l, T>(layers: &'l [T], diff_id: impl Fn(&T) -> Digest, options: &UnpackOptions) -> Vec<&'l [T]> {
     let mut rounds = Vec::new();
     let mut rest = layers;
@@ -79,9 +79,9 @@ enum SlotState {
     Failed,
 }
 
-/// How far each slot is.
+/// The states of all slots.
 struct Board {
-    /// Protects the states; whoever changes one wakes those who wait for it.
+    /// Protects the states; every change wakes the waiting threads.
     states: Mutex<Vec<SlotState>>,
     changed: Condvar,
 }
@@ -94,7 +94,7 @@ impl Board {
         self.changed.notify_all();
     }
 
-    /// Waits until all slots below are complete; false if one never will be.
+    /// Waits until all slots below are complete; returns false if one has failed.
     fn wait_below(&self, slot: usize) -> bool {
         let mut states = self.states.lock();
         loop {
@@ -109,18 +109,18 @@ impl Board {
         }
     }
 
-    /// Whether a slot below has failed.
+    /// True if a slot below has failed.
     fn fails_below(&self, slot: usize) -> bool {
         self.states.lock().iter().take(slot).any(|state| *state == SlotState::Failed)
     }
 
-    /// Whether a slot is still being unpacked.
+    /// True if a slot is still being unpacked.
     fn is_at_work(&self) -> bool {
         let states = self.states.lock();
         states.contains(&SlotState::Open) && !states.contains(&SlotState::Failed)
     }
 
-    /// Waits a moment; the slot's state then.
+    /// Waits for a short time; returns the slot's state.
     fn look(&self, slot: usize) -> SlotState {
         let mut states = self.states.lock();
         let state = |states: &Vec<SlotState>| states.get(slot).copied().unwrap_or(SlotState::Failed);
@@ -131,7 +131,7 @@ impl Board {
     }
 }
 
-/// Marks its slot as failed when it is dropped before it is complete: a thread that panics must not keep others waiting.
+/// Marks its slot as failed if it is dropped before it is complete: a thread that panics must not block others.
 struct Mark<'b> {
     board: &'b Board,
     slot: usize,
@@ -153,10 +153,10 @@ struct Job<'a> {
 }
 
 impl Transaction<'_> {
-    /// Unpacks the new layers of a stack (the lowest first). Gives all its layers.
+    /// Unpacks the new layers of a stack (the lowest first). Returns all its layers.
     ///
     /// # Errors
-    /// Those of [`Transaction::add_layer`]; then nothing of them must be published.
+    /// Those of [`Transaction::add_layer`]; none of the layers may be published then.
     pub(crate) fn add_layers(
         &mut self,
         slots: Vec<Slot<'_>>,
@@ -190,7 +190,7 @@ impl Transaction<'_> {
             while let Some(job) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
                 run(job, &board, &fds, options);
             }
-            // No work is left for this thread. It flushes finished layers to the disk while the others go on.
+            // This thread has no more work, so it flushes finished layers to the disk while the others go on.
             if board.is_at_work() {
                 let outcome = this.write_out();
                 if outcome.is_err() {
@@ -236,7 +236,7 @@ impl Transaction<'_> {
     }
 }
 
-/// Unpacks one, unless one below it has failed already.
+/// Unpacks one layer, unless one below it has already failed.
 fn run(job: &Job<'_>, board: &Board, fds: &[BorrowedFd<'_>], options: &UnpackOptions) {
     let mut mark = Mark { board, slot: job.slot, outcome: SlotState::Failed };
     let lowers: Vec<BorrowedFd<'_>> = fds.get(..job.slot).unwrap_or_default().iter().rev().copied().collect();
@@ -246,7 +246,7 @@ fn run(job: &Job<'_>, board: &Board, fds: &[BorrowedFd<'_>], options: &UnpackOpt
     let expected = layer.expected;
     let mut input = Counted { inner: &mut layer.input, read: &job.read, goes_on: &|| !board.fails_below(job.slot) };
     let unpacked = job.staged.fill(&name, &Lowers { dirs: &lowers, ready: &ready }, &mut input, options);
-    // Before others are built on it, and before more is read for nothing.
+    // Checked before other layers build on it, and before more is read in vain.
     let unpacked = unpacked.and_then(|unpacked| check_diff_id(&name, &expected, &unpacked).map(|()| unpacked));
     let is_complete = unpacked.is_ok();
     if is_complete {
@@ -259,7 +259,7 @@ fn run(job: &Job<'_>, board: &Board, fds: &[BorrowedFd<'_>], options: &UnpackOpt
     }
 }
 
-/// Counts what is read, until it is for nothing.
+/// Counts the bytes read, and stops when they are no longer needed.
 struct Counted<'c, R> {
     inner: R,
     read: &'c AtomicU64,

@@ -1,4 +1,4 @@
-//! Which layer a path comes from, and what the layers below have there.
+//! The layer that a path comes from, and what the layers below have there.
 
 use std::ffi::CString;
 use std::fmt;
@@ -19,20 +19,21 @@ use crate::union::view::{Entry, UpperPart, View};
 /// What a layer has at a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum What {
-    /// A file of any kind but a directory.
+    /// Anything but a directory.
     File,
-    /// A directory; those of the layers below show through.
+    /// A directory through which the layers below show.
     Directory,
-    /// A directory that hides what is below.
+    /// A directory that hides the layers below.
     OpaqueDirectory,
-    /// The mark that deletes what is below.
+    /// A whiteout, which deletes the path in the layers below.
     Whiteout,
-    /// Not at the path itself, but a parent hides everything below: it is deleted, replaced or opaque.
+    /// The layer does not have the path, but one of its parents hides everything below: it is deleted,
+    /// replaced or opaque.
     HiddenByParent,
 }
 
 impl What {
-    /// True if the path exists by it.
+    /// True if the path exists because of it.
     pub fn is_there(self) -> bool {
         matches!(self, Self::File | Self::Directory | Self::OpaqueDirectory)
     }
@@ -54,21 +55,21 @@ impl fmt::Display for What {
     }
 }
 
-/// One layer's part.
+/// A layer and what it has at a path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Traced {
     /// The layer.
     pub diff_id: Digest,
     /// What it has there.
     pub what: What,
-    /// A layer above hides it.
+    /// True if a layer above hides it.
     pub hidden: bool,
 }
 
-/// Follows `path` down the layers, which are given the lowest first; layers that have nothing to say are left out.
+/// Follows `path` down the layers, which are given the lowest first; layers that do not concern it are left out.
 /// Symbolic links are not followed. The topmost layer comes first.
 ///
-/// The union decides what shows ([`View`]). What else a layer has under the path is told as hidden.
+/// The union decides what is visible ([`View`]). Anything else that a layer has at the path is reported as hidden.
 ///
 /// # Errors
 /// When the path is not plain, or a layer cannot be read.
@@ -100,7 +101,7 @@ pub fn trace(layers: &[StoredLayer], path: &Path) -> Result<Vec<Traced>> {
         };
         let own_root = root.try_clone().at(layer.diff())?;
         let looked = match look(own_root, &own) {
-            // The union has answered without this layer, so its damaged mark does not matter here.
+            // The union found an answer without this layer, so the damaged mark does not matter.
             Err(Errno::IO) if part.is_none() => None,
             looked => looked.map_err(failed)?,
         };
@@ -118,7 +119,7 @@ fn components(path: &std::ffi::CStr) -> std::result::Result<Vec<CString>, Errno>
     names.map(|name| CString::new(name).map_err(|_| Errno::INVAL)).collect()
 }
 
-/// The parts of what the union shows at the path; none if there is nothing.
+/// The visible parts at the path; empty if there is nothing.
 fn shown(view: &View, names: &[CString]) -> std::result::Result<Vec<LowerRef>, Errno> {
     let mut parts = view.root()?;
     for (at, name) in names.iter().enumerate() {
@@ -140,7 +141,7 @@ fn shown(view: &View, names: &[CString]) -> std::result::Result<Vec<LowerRef>, E
     Ok(parts)
 }
 
-/// What the layer itself has at a path, as an upper layer over nothing: a whiteout shows as one.
+/// What the layer itself has at a path, seen as an upper layer over nothing: a whiteout remains a whiteout.
 fn look(root: OwnedFd, names: &[CString]) -> std::result::Result<Option<What>, Errno> {
     let nothing = View::new(&[], false)?;
     let mut dir = UpperPart::root(root)?;
@@ -167,7 +168,7 @@ fn look(root: OwnedFd, names: &[CString]) -> std::result::Result<Option<What>, E
     })
 }
 
-/// What one directory has under a name.
+/// What a directory has under a name.
 enum Has {
     Nothing,
     File,

@@ -22,24 +22,23 @@ use crate::store::images::Image;
 use crate::store::layers::{LayerRecord, StoredLayer};
 use crate::store::{Store, StoreLock, image_index};
 
-/// Layers, blobs and images that are about to be added. Dropped without [`publish`](Self::publish), it leaves
-/// the store as it was.
+/// New layers, blobs and images. If it is dropped without [`publish`](Self::publish), the store stays as it was.
 #[derive(Debug)]
 pub struct Transaction<'s> {
     store: &'s Store,
-    /// Declared first: nothing is made in the stage while it is removed.
+    /// Declared first, so that nothing is made in the stage while that is removed.
     inventories: Inventories,
     stage: tempfile::TempDir,
-    /// Directories of layers that were made in the stage.
+    /// Number of layer directories that were made in the stage.
     staged: usize,
     layers: Vec<StoredLayer>,
     blobs: Vec<Digest>,
     images: Vec<(Descriptor, Vec<Reference>)>,
-    /// Declared last: the stage is removed before the lock is let go.
+    /// Declared last, so that the stage is removed before the lock is released.
     lock: StoreLock,
 }
 
-/// The inventories of layers that are being made while other layers come in.
+/// Inventories that are made while other layers are added.
 #[derive(Debug, Default)]
 struct Inventories(Vec<JoinHandle<()>>);
 
@@ -49,7 +48,7 @@ impl Inventories {
         self.0.push(std::thread::spawn(move || layer.ensure_inventory()));
     }
 
-    /// Waits until all are there. A layer is as good without.
+    /// Waits until all are complete. Best effort: a layer works without.
     fn wait(&mut self) {
         for inventory in self.0.drain(..) {
             if inventory.join().is_err() {
@@ -65,17 +64,17 @@ impl Drop for Inventories {
     }
 }
 
-/// What a layer's stream was found to be.
+/// The result of adding a layer.
 #[derive(Clone, Debug)]
 pub struct AddedLayer {
-    /// The layer, perhaps one that was there before.
+    /// The layer, which may have been there before.
     pub layer: StoredLayer,
     /// Digest and size of the compressed stream, if it was compressed.
     pub compressed: Option<(Digest, u64)>,
 }
 
 impl Store {
-    /// Begins to add.
+    /// Begins a transaction.
     ///
     /// # Errors
     /// When the store cannot be locked or written.
@@ -100,12 +99,12 @@ impl Store {
 pub(super) struct Staged(PathBuf);
 
 impl Staged {
-    /// Opens the directory that it is unpacked into.
+    /// Opens the directory into which it is unpacked.
     pub(super) fn open(&self) -> Result<OwnedFd> {
         crate::image::files::open_dir(&self.0.join("diff"))
     }
 
-    /// Unpacks it.
+    /// Unpacks the layer.
     pub(super) fn fill(
         &self,
         name: &str,
@@ -122,7 +121,7 @@ impl Staged {
         Ok(unpacked)
     }
 
-    /// Makes the inventory of what was unpacked. A layer is as good without.
+    /// Makes the inventory of the unpacked layer. Best effort: a layer works without.
     pub(super) fn list(&self) {
         if let Err(error) = inventory::write(&self.0.join("diff")) {
             tracing::debug!("{}: no inventory: {error}", self.0.display());
@@ -131,12 +130,12 @@ impl Staged {
 }
 
 impl Transaction<'_> {
-    /// A directory on the store's file system that goes away with the transaction.
+    /// A directory on the store's file system that is removed with the transaction.
     pub fn scratch(&self) -> &Path {
         self.stage.path()
     }
 
-    /// A new directory there.
+    /// Makes a new directory in it.
     ///
     /// # Errors
     /// When it cannot be made.
@@ -146,7 +145,7 @@ impl Transaction<'_> {
         Ok(path)
     }
 
-    /// The layer with this diff id on top of these, if it is staged or in the store.
+    /// The layer with this diff id on top of `below`, if it is staged or in the store.
     ///
     /// # Errors
     /// When the store's record of it is unreadable.
@@ -155,7 +154,7 @@ impl Transaction<'_> {
         self.find_layer_on(&below, diff_id)
     }
 
-    /// The same, of layers that may not be there yet.
+    /// Like `find_layer`, with layers below that may not exist yet.
     ///
     /// # Errors
     /// When the store's record of it is unreadable.
@@ -174,7 +173,7 @@ impl Transaction<'_> {
     /// Unpacks a layer's tar, compressed or not, on top of `below` (the lowest first).
     ///
     /// # Errors
-    /// When the stream is bad, or is not `expected`.
+    /// When the stream is malformed, or has not the digest `expected`.
     pub(crate) fn add_layer(
         &mut self,
         name: &str,
@@ -190,7 +189,7 @@ impl Transaction<'_> {
         self.take_in(staged, name, below, expected, unpacked)
     }
 
-    /// Makes room for one more layer.
+    /// Makes a place for one more layer.
     pub(super) fn stage_layer(&mut self) -> Result<Staged> {
         let staged = Staged(self.stage.path().join(format!("layer-{}", self.staged)));
         self.staged += 1;
@@ -199,7 +198,7 @@ impl Transaction<'_> {
         Ok(staged)
     }
 
-    /// Checks a layer that was unpacked, and adds it.
+    /// Checks an unpacked layer, and adds it.
     pub(super) fn take_in(
         &mut self,
         staged: Staged,
@@ -232,7 +231,7 @@ impl Transaction<'_> {
         Ok(AddedLayer { layer, compressed: unpacked.compressed })
     }
 
-    /// Adds a blob to be kept.
+    /// Adds a blob that is kept.
     ///
     /// # Errors
     /// When it cannot be written.
@@ -246,7 +245,7 @@ impl Transaction<'_> {
         Ok(digest)
     }
 
-    /// Adds a file of the scratch directory as the blob that it is.
+    /// Adds a file of the scratch directory as the blob with this digest.
     ///
     /// # Errors
     /// When it cannot be moved.
@@ -263,21 +262,21 @@ impl Transaction<'_> {
         self.blobs.contains(digest) || self.store.kept_blob(digest).is_some()
     }
 
-    /// Notes for an image that was added where it has been seen: `NAME@DIGEST`.
+    /// Records where an image that was added has been seen: `NAME@DIGEST`.
     pub(crate) fn add_repo_digest(&mut self, image: &Descriptor, repo_digest: &str) {
         for (descriptor, _) in self.images.iter_mut().filter(|(added, _)| added.digest == image.digest) {
             image_index::add_words(descriptor, REPO_DIGESTS, repo_digest);
         }
     }
 
-    /// Notes for an image that was added which blobs were seen to be which layers.
+    /// Records which blobs were verified to be which layers of an image that was added.
     pub(crate) fn add_verified_blobs(&mut self, image: &Descriptor, marks: &[String]) {
         for (descriptor, _) in self.images.iter_mut().filter(|(added, _)| added.digest == image.digest) {
             image_index::add_words(descriptor, VERIFIED_BLOBS, &marks.join(" "));
         }
     }
 
-    /// The marks of all blobs that were seen to be layers of the store's images.
+    /// The marks of all blobs that were verified to be layers of the store's images.
     ///
     /// # Errors
     /// When the index cannot be read.
@@ -285,8 +284,8 @@ impl Transaction<'_> {
         self.store.verified_blobs()
     }
 
-    /// Notes for an image of the store where it has been pushed to (`NAME@DIGEST`), and with which manifest, unless one
-    /// is known. Each of the manifest's blobs is the layer that it stands for.
+    /// Records where an image of the store has been pushed to (`NAME@DIGEST`), and with which manifest, unless one is
+    /// known. Each blob of the manifest is the layer that it stands for.
     ///
     /// # Errors
     /// When the manifest cannot be written.
@@ -309,11 +308,11 @@ impl Transaction<'_> {
         self.stage.path().join(format!("blob-{}", digest.hex()))
     }
 
-    /// Adds an image whose layers are staged or in the store. `original` is the digest of the manifest it came
-    /// with, if that was added as a blob.
+    /// Adds an image whose layers are staged or in the store. `original` is the digest of its original
+    /// manifest, if that was added as a blob.
     ///
     /// # Errors
-    /// When the layers are not those that the config names.
+    /// When the layers are not those named by the config.
     pub(crate) fn add_image(
         &mut self,
         config: &ImageConfig,
@@ -341,8 +340,8 @@ impl Transaction<'_> {
     /// Makes everything durable and visible.
     ///
     /// # Errors
-    /// When a step fails. What was published until then is taken back, unless other writers are at work, who may
-    /// have begun to use it; then it is left to [`Store::gc`].
+    /// When a step fails. Everything published so far is then removed again. If other writers are active, which
+    /// may already use it, that is left to [`Store::gc`].
     pub fn publish(mut self) -> Result<()> {
         self.inventories.wait();
         self.sync()?;
@@ -376,8 +375,8 @@ impl Transaction<'_> {
         Ok(())
     }
 
-    /// Brings what is staged to the disk: a layer's many files by one syncfs, a few documents one by one, which does
-    /// not wait for what other programs write.
+    /// Writes the staged files to the disk: the many files of a layer by one syncfs, a few documents one by one,
+    /// which does not wait for the writes of other programs.
     fn sync(&self) -> Result<()> {
         if self.layers.is_empty() {
             let sync = |path: &Path| File::open(path).and_then(|file| file.sync_all()).at(path);
@@ -386,14 +385,14 @@ impl Transaction<'_> {
         self.write_out()
     }
 
-    /// Brings everything on the store's file system to the disk.
+    /// Writes everything on the store's file system to the disk.
     pub(super) fn write_out(&self) -> Result<()> {
         let root = File::open(&self.store.root).at(&self.store.root)?;
         syncfs(&root).at(&self.store.root)
     }
 }
 
-/// Whether a layer that was unpacked is the one that was meant.
+/// Checks that an unpacked layer has the expected digest.
 pub(super) fn check_diff_id(name: &str, expected: &Digest, unpacked: &Unpacked) -> Result<()> {
     if *expected == unpacked.diff_id {
         return Ok(());
@@ -402,7 +401,7 @@ pub(super) fn check_diff_id(name: &str, expected: &Digest, unpacked: &Unpacked) 
     Err(ImageError::Mismatch { subject: format!("{name}: uncompressed layer"), expected, found })
 }
 
-/// The store's manifest of an image: its layers as uncompressed tars.
+/// The store's manifest of an image: its layers are uncompressed tars.
 pub(crate) fn manifest_of(config: &ImageConfig, layers: &[StoredLayer]) -> Manifest {
     let layers = layers.iter().map(|layer| Descriptor::new(spec::LAYER, layer.record.diff_id, layer.record.size));
     Manifest::new(Descriptor::of(spec::CONFIG, config.bytes()), layers.collect())
@@ -423,7 +422,7 @@ fn chain_of(below: impl Iterator<Item = Digest>, diff_id: &Digest) -> Digest {
     chain_ids(&diff_ids).pop().unwrap_or(*diff_id)
 }
 
-/// Renames to a name that is content-addressed: if another writer was faster, its copy is as good.
+/// Renames to a content-addressed name: if another writer was faster, its copy is equal.
 fn publish_new(from: &Path, to: &Path) -> Result<()> {
     use rustix::io::Errno;
     match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {

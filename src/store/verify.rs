@@ -1,4 +1,4 @@
-//! Whether the store still holds what was put into it.
+//! Verifies that the store still holds what was put into it.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -16,58 +16,60 @@ use crate::inventory::Unusable;
 use crate::store::gc::entries;
 use crate::store::{Image, Store, StoredLayer, image_index};
 
-/// Something that is not as it was.
+/// A damaged or missing part.
 #[derive(Clone, Debug)]
 pub struct Damage {
     /// One line that names it.
     pub told: String,
-    /// What cannot be trusted any more; nothing, where something is missing.
+    /// The part that cannot be trusted any more; `None` if a part is missing.
     pub untrusted: Option<Untrusted>,
 }
 
-/// What [`Store::repair`] takes out of the store.
+/// A part that [`Store::repair`] removes from the store.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Untrusted {
-    /// A layer's directory. Loading its image again brings it back.
+    /// A layer's directory. Loading its image again restores it.
     Layer(PathBuf),
-    /// A blob's file. Loading its image again brings it back.
+    /// A blob's file. Loading its image again restores it.
     Blob(PathBuf),
-    /// Entries of the index that name a manifest which is not there or damaged.
+    /// Entries of the index that name a missing or damaged manifest.
     Entry(Digest),
-    /// A container's directory. It may hold changes that are nowhere else, so it is set aside.
+    /// A container's directory. It is set aside, because it may hold changes that exist nowhere else.
     Container(PathBuf),
     /// The index itself.
     Index,
 }
 
-/// What a repair did.
+/// The result of a repair.
 #[derive(Clone, Debug, Default)]
 pub struct Repaired {
-    /// Layers removed.
+    /// Number of layers removed.
     pub layers: u64,
-    /// Blobs removed.
+    /// Number of blobs removed.
     pub blobs: u64,
-    /// Entries of the index removed.
+    /// Number of index entries removed.
     pub entries: u64,
-    /// Where containers went.
+    /// Where containers were moved.
     pub set_aside: Vec<PathBuf>,
-    /// What is damaged and stays, and why, one line each.
+    /// Damaged parts that stay, and why, one line each.
     pub kept: Vec<String>,
 }
 
-/// What a verification found.
+/// The result of a verification.
 #[derive(Clone, Debug, Default)]
 pub struct Verification {
-    /// Layers that are sound.
+    /// Number of undamaged layers.
     pub sound: u64,
-    /// The rest.
+    /// The damage.
     pub damages: Vec<Damage>,
-    /// Sound layers whose inventory does not fit, and why. This is not damage: after a store is copied, no inventory fits.
+    /// Undamaged layers whose inventory does not match, and why. This is not damage: after a store was copied, no inventory
+    /// matches.
     pub without_inventory: Vec<(StoredLayer, Unusable)>,
 }
 
 impl Verification {
-    /// Adds what cannot be read. What may not be read is told and not distrusted: nothing is known to be wrong with it.
+    /// Adds an unreadable part. A part that this process has no permission to read is reported, but still trusted:
+    /// nothing is known to be wrong with it.
     fn add_unreadable(&mut self, told: String, error: &ImageError, untrusted: Untrusted) {
         let is_refused =
             matches!(error, ImageError::Io { source, .. } if source.kind() == io::ErrorKind::PermissionDenied);
@@ -80,8 +82,8 @@ impl Verification {
 }
 
 impl Store {
-    /// Re-hashes every layer and every blob, and looks for all parts of every image and container. Nothing is removed
-    /// meanwhile.
+    /// Hashes every layer and every blob again, and checks that all parts of every image and container exist. Nothing
+    /// is removed in the meantime.
     ///
     /// # Errors
     /// When the store cannot be listed.
@@ -121,10 +123,10 @@ impl Store {
         Ok(found)
     }
 
-    /// Re-hashes the layers of these images.
+    /// Hashes the layers of these images again.
     ///
     /// # Errors
-    /// None; what is wrong is in the result.
+    /// None; damage is in the result.
     pub fn verify_images(&self, images: &[Image]) -> Result<Verification> {
         let _lock = self.lock_shared()?;
         let mut found = Verification::default();
@@ -147,11 +149,11 @@ impl Store {
         }
     }
 
-    /// Takes out of the store what was found damaged and still is: whoever loaded it again in between has put a sound one
-    /// in its place. What a mounted container uses stays.
+    /// Removes parts that were found damaged and still are: in the meantime, loading the image again may have replaced
+    /// one. Parts that a mounted container uses stay.
     ///
     /// # Errors
-    /// When one cannot be removed.
+    /// When a part cannot be removed.
     pub fn repair(&self, found: &Verification, is_in_use: &dyn Fn(&str) -> bool) -> Result<Repaired> {
         let _lock = self.lock_exclusive()?;
         let mut untrusted: Vec<&Untrusted> =
@@ -188,7 +190,7 @@ impl Store {
                         repaired.blobs += 1;
                     }
                 }
-                // After the blobs, so that an entry whose manifest was just removed goes with it.
+                // After the blobs, so that an entry whose manifest was just removed is removed too.
                 Untrusted::Entry(manifest) => repaired.entries += self.drop_unreadable(manifest)?,
                 Untrusted::Container(dir) => self.set_aside(dir, is_in_use, &mut repaired)?,
                 Untrusted::Index => self.rebuild_index(&mut repaired)?,
@@ -197,20 +199,20 @@ impl Store {
         Ok(repaired)
     }
 
-    /// The layers that mounted containers have, by their directory's name, and which container it is.
+    /// The layers of mounted containers, by their directory's name, each with its container.
     fn layers_in_use(&self, is_in_use: &dyn Fn(&str) -> bool) -> Result<HashMap<String, String>> {
         let roots = self.container_roots()?;
         let mut used = HashMap::new();
         for container in roots.sound.into_iter().filter(|container| is_in_use(&container.name)) {
             used.extend(container.layers.iter().map(|layer| (layer.hex(), container.name.clone())));
         }
-        // Which layers these have is not known.
+        // The layers of these containers are unknown.
         let unknown = roots.damaged.into_iter().find(|(name, _)| is_in_use(name));
         used.extend(unknown.map(|(name, _)| (ANY_LAYER.to_owned(), name)));
         Ok(used)
     }
 
-    /// Removes the entries of a manifest, unless its image can be read by now.
+    /// Removes the entries of a manifest, unless its image has become readable.
     fn drop_unreadable(&self, manifest: &Digest) -> Result<u64> {
         let removed = self.update_index(|index| {
             let is_readable =
@@ -223,7 +225,7 @@ impl Store {
         Ok(removed.len() as u64)
     }
 
-    /// Moves a container whose record is damaged out of the way.
+    /// Moves a container with a damaged record out of the way.
     fn set_aside(&self, dir: &Path, is_in_use: &dyn Fn(&str) -> bool, repaired: &mut Repaired) -> Result<()> {
         let name = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
         if !self.container_roots()?.damaged.iter().any(|(damaged, _)| *damaged == name) {
@@ -237,7 +239,7 @@ impl Store {
         Ok(())
     }
 
-    /// Moves something to `lost/NAME`, or `lost/NAME.1`, …
+    /// Moves it to `lost/NAME`, or `lost/NAME.1`, …
     fn move_to_lost(&self, path: &Path, name: &str) -> Result<PathBuf> {
         let lost = self.root.join("lost");
         make_dir(&lost, 0o700)?;
@@ -252,7 +254,7 @@ impl Store {
         Ok(place)
     }
 
-    /// Makes a new index of the manifests that are here. What they were called was in the old one only.
+    /// Makes a new index of the manifests in the store. The names were only in the old one.
     fn rebuild_index(&self, repaired: &mut Repaired) -> Result<()> {
         let _lock = self.lock_index()?;
         if self.index().is_ok() {
@@ -266,7 +268,7 @@ impl Store {
             if size > spec::DOCUMENT_LIMIT || self.kept_blob(&digest).is_none() {
                 continue;
             }
-            // Manifests of other programs name compressed layers; the store's own name those that are here.
+            // Manifests of other programs name compressed layers; the store's own manifests name those that are here.
             if let Ok(image) = self.read_image(&entry)
                 && manifest_names_layers(&image)
             {
@@ -283,7 +285,7 @@ impl Store {
     }
 }
 
-/// Stands for all layers: a container is mounted whose record does not say which it has.
+/// Stands for all layers: the record of a mounted container does not say which layers it has.
 const ANY_LAYER: &str = "";
 
 fn manifest_names_layers(image: &Image) -> bool {

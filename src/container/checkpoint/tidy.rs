@@ -114,7 +114,7 @@ struct Target {
     chain: Chain,
 }
 
-/// Returns Returns `None` if it cannot be replaced now.
+/// Returns `None` if it cannot be replaced now.
 fn target(store: &Store, dependent: &Dependent) -> Result<Option<Target>> {
     match dependent {
         Dependent::Layer(id) => {

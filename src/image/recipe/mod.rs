@@ -48,7 +48,7 @@ fn unnamed_file(dir: BorrowedFd<'_>) -> io::Result<File> {
 
 /// Contents of a file that was removed from the layer.
 struct Saved {
-    /// Number of Number of `F` records before the removal.
+    /// Number of `F` records before the removal.
     before: u64,
     at: u64,
 }

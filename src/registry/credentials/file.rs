@@ -1,4 +1,4 @@
-//! One file of passwords.
+//! A file with passwords.
 
 use std::fs;
 use std::io::{self, Write};
@@ -10,12 +10,12 @@ use serde_json::{Map, Value};
 use crate::image::files::{read_limited, sync_dir};
 use crate::image::{ImageError, IoContext, Result};
 
-/// True for docker's file before 1.7, which holds the entries of `auths` and no more.
+/// True for the file of docker before 1.7, which holds only the entries of `auths`.
 fn is_legacy(path: &Path) -> bool {
     path.file_name().is_some_and(|name| name == ".dockercfg")
 }
 
-/// Reads a file; none if there is none.
+/// Reads a file; `None` if it does not exist.
 pub(super) fn read(path: &Path) -> Result<Option<Map<String, Value>>> {
     let name = path.display().to_string();
     let mut file = match fs::File::open(path) {
@@ -37,7 +37,7 @@ pub(super) fn read(path: &Path) -> Result<Option<Map<String, Value>>> {
     }
 }
 
-/// Replaces the file, readable by its owner alone. Through a symbolic link, what it leads to is replaced.
+/// Replaces the file; only its owner can read it. If it is a symbolic link, its target is replaced.
 pub(super) fn write(path: &Path, mut document: Map<String, Value>) -> Result<()> {
     if is_legacy(path)
         && let Some(Value::Object(auths)) = document.remove("auths")

@@ -1,4 +1,4 @@
-//! Programs that keep passwords (`docker-credential-NAME`, protocol of docker-credential-helpers).
+//! Programs that store passwords (`docker-credential-NAME`, protocol of docker-credential-helpers).
 
 use std::io::{self, Write};
 use std::process::{Command, Stdio};
@@ -13,11 +13,11 @@ pub(super) fn program(helper: &str) -> String {
     format!("docker-credential-{helper}")
 }
 
-/// Asks a helper for a password; none if it has none.
+/// Asks a helper for a password; `None` if it has none.
 pub(super) fn get(helper: &str, server: &str) -> Result<Option<Credentials>> {
     let answer = match run(helper, "get", server) {
         Ok(answer) => answer,
-        // The text is part of the protocol.
+        // This text is part of the protocol.
         Err(error) if error.to_string().contains("credentials not found") => return Ok(None),
         Err(error) => return Err(error),
     };
@@ -30,13 +30,13 @@ pub(super) fn get(helper: &str, server: &str) -> Result<Option<Credentials>> {
     Ok((!secret.is_empty()).then(|| of_pair(user, secret)))
 }
 
-/// Gives a password to a helper.
+/// Passes a password to a helper.
 pub(super) fn store(helper: &str, server: &str, user: &str, password: &str) -> Result<()> {
     let said = json!({"ServerURL": server, "Username": user, "Secret": password});
     run(helper, "store", &said.to_string()).map(drop)
 }
 
-/// Has a helper forget a password.
+/// Makes a helper forget a password.
 pub(super) fn erase(helper: &str, server: &str) -> Result<()> {
     run(helper, "erase", server).map(drop)
 }
@@ -66,7 +66,7 @@ fn run(helper: &str, verb: &str, input: &str) -> Result<Vec<u8>> {
     if output.status.success() {
         return Ok(output.stdout);
     }
-    // Helpers tell their errors on standard output.
+    // Helpers print their errors to standard output.
     let told = [output.stdout, output.stderr].concat();
     let told = String::from_utf8_lossy(&told).trim().replace('\n', "; ");
     Err(ImageError::refused(program, if told.is_empty() { output.status.to_string() } else { told }))

@@ -1,7 +1,7 @@
-//! Passwords of registries, as docker and podman keep them: `auths` of a JSON file, or a helper program
-//! (`docker-credential-NAME`, protocol of docker-credential-helpers) that the file names.
+//! Passwords of registries, as docker and podman store them: in `auths` of a JSON file, or in a helper
+//! program (`docker-credential-NAME`, protocol of docker-credential-helpers) that the file names.
 //!
-//! Files are asked in this order, and the first that has a password wins:
+//! Files are searched in this order, and the first one with a password counts:
 //!
 //! 1. `--authfile` or `$REGISTRY_AUTH_FILE`; if one is given, it is the only one;
 //! 2. `$DOCKER_CONFIG/config.json`, if the variable is set;
@@ -9,12 +9,12 @@
 //!    `$XDG_CONFIG_HOME/containers/auth.json`, or `~/.config/containers/auth.json`;
 //! 4. docker's: `~/.docker/config.json`, and `~/.dockercfg` of docker before 1.7.
 //!
-//! In a file, the helper for the registry (`credHelpers`, else `credsStore`) goes before `auths`, and there a key with a
-//! path (`HOST/team/tool`, containers-auth.json(5)) before a shorter one. If a helper is not installed or fails, or a
-//! file that the user did not name is damaged, a warning says so and the next source is asked.
+//! In a file, the helper for the registry (`credHelpers`, or else `credsStore`) takes precedence over `auths`. There, a
+//! key with a path (`HOST/team/tool`, containers-auth.json(5)) takes precedence over a shorter one. If a helper is
+//! missing or fails, or a file that the user did not name is damaged, a warning says so and the search goes on.
 //!
-//! The crate `docker_credential` reads docker's one file alone: no podman files, no keys with a path, and a helper that
-//! is not installed ends the search. So it is not used here.
+//! The crate `docker_credential` is not used: it reads only docker's file, with no podman files and no keys with a
+//! path, and a missing helper ends its search.
 
 mod file;
 mod helper;
@@ -34,7 +34,7 @@ const DOCKER_HUB: &str = "https://index.docker.io/v1/";
 /// Other names of docker's own registry.
 const HUB_ALIASES: [&str; 3] = ["docker.io", "index.docker.io", "registry-1.docker.io"];
 
-/// How the user is known to a registry.
+/// A user's credentials for a registry.
 #[derive(Clone, PartialEq, Eq)]
 pub enum Credentials {
     /// A name and a password.
@@ -44,9 +44,9 @@ pub enum Credentials {
         /// The password.
         password: String,
     },
-    /// A token that access tokens are got with.
+    /// A token with which access tokens are requested.
     Identity(String),
-    /// A token that goes to the registry as it is.
+    /// A token that is sent to the registry.
     Token(String),
 }
 
@@ -62,7 +62,7 @@ impl fmt::Debug for Credentials {
 }
 
 impl Credentials {
-    /// The value of an `Authorization` header; none if this is not a password.
+    /// The value of an `Authorization` header; `None` if this is not a password.
     pub(super) fn basic(&self) -> Option<String> {
         match self {
             Self::Password { user, password } => {
@@ -73,17 +73,17 @@ impl Credentials {
     }
 }
 
-/// Where passwords are looked for, and where a new one is written.
+/// The files that are searched for passwords, and the file for new ones.
 #[derive(Clone, Debug, Default)]
 pub struct Files {
     read: Vec<PathBuf>,
     write: Option<PathBuf>,
-    /// The user named the file: it must be sound.
+    /// True if the user named the file: an error in it is fatal.
     named: bool,
 }
 
 impl Files {
-    /// The user's, or `file` alone. A new password is written to docker's file.
+    /// The user's files, or `file` alone. A new password is written to docker's file.
     pub fn of_user(file: Option<PathBuf>) -> Self {
         Self::new(file, &|name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from))
     }
@@ -108,7 +108,7 @@ impl Files {
         Self { read: all.into_iter().flatten().collect(), write, named: false }
     }
 
-    /// What is known for a repository of a registry.
+    /// The credentials for a repository of a registry.
     ///
     /// # Errors
     /// When a file that the user named is malformed.
@@ -145,7 +145,7 @@ impl Files {
         Ok(None)
     }
 
-    /// Keeps a password; returns where.
+    /// Stores a password; returns where.
     ///
     /// # Errors
     /// When the file cannot be replaced, or the helper fails.
@@ -171,7 +171,7 @@ impl Files {
         Ok(path.display().to_string())
     }
 
-    /// Forgets the password of a registry everywhere; false if there was none.
+    /// Removes the password of a registry from all files and helpers; returns false if there was none.
     ///
     /// # Errors
     /// When a file cannot be replaced, or a helper fails.
@@ -208,7 +208,7 @@ impl Files {
     }
 }
 
-/// How docker calls a registry in its file, and to a helper.
+/// Docker's name for a registry in its file and for helpers.
 fn server(registry: &str) -> String {
     if HUB_ALIASES.contains(&registry) { DOCKER_HUB.to_owned() } else { registry.to_owned() }
 }
@@ -221,8 +221,8 @@ fn names(registry: &str) -> Vec<&str> {
     }
 }
 
-/// The keys of `auths` that are for a repository, the closest first: those with a path, the longest first; the
-/// registry's own; and addresses, which docker used to write.
+/// The keys of `auths` for a repository, the most specific first: those with a path, the longest first; then
+/// the registry's own; then addresses, which older versions of docker wrote.
 fn keys(auths: &Map<String, Value>, registry: &str, repository: &str) -> Vec<String> {
     let names = names(registry);
     let mut path = repository;
@@ -242,7 +242,7 @@ fn keys(auths: &Map<String, Value>, registry: &str, repository: &str) -> Vec<Str
     found
 }
 
-/// `None`: malformed. `Some(None)`: an entry without a password, as docker leaves one where a helper has it.
+/// `None` if malformed. `Some(None)` for an entry without a password, which docker leaves if a helper stores it.
 fn from_entry(entry: &Value) -> Option<Option<Credentials>> {
     let text = |name: &str| entry.get(name).and_then(Value::as_str).filter(|text| !text.is_empty());
     if let Some(token) = text("identitytoken") {
@@ -260,7 +260,7 @@ fn from_entry(entry: &Value) -> Option<Option<Credentials>> {
     Some(Some(of_pair(user, password.trim_end_matches('\0'))))
 }
 
-/// Helpers and files give a token as the password of this user.
+/// Helpers and files store a token as the password of this user.
 fn of_pair(user: &str, password: &str) -> Credentials {
     match user {
         "<token>" => Credentials::Identity(password.to_owned()),

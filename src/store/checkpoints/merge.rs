@@ -1,8 +1,8 @@
-//! Two layers, one directly on the other, as one that means the same on everything below.
+//! Merges two layers, one directly on the other, into one with the same meaning on everything below.
 //!
-//! The result is made of hard links, so it takes neither space nor time for contents. Directories are new. Where the lower
-//! layer is concerned, the upper one's marks are resolved; what is left for the layers below is written as marks again: a
-//! directory continues below under its own name, under another one (redirect), or not at all (opaque).
+//! The result is made of hard links, so it takes neither space nor time for contents. Only directories are new. The upper
+//! layer's marks are resolved against the lower layer. What remains for the layers below is written as marks again: a
+//! directory continues there under its own name, under another one (redirect), or not at all (opaque).
 
 use std::collections::BTreeMap;
 use std::ffi::{CStr, CString, OsStr};
@@ -20,10 +20,10 @@ use crate::text::printable;
 use crate::union::layer::chain::chain_namespace;
 use crate::union::view::UpperPart;
 
-/// Why two layers stay two.
+/// Why two layers cannot be merged.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum MergeError {
-    /// They hold what this cannot merge; nothing is wrong with them.
+    /// They hold something that cannot be merged; they are not damaged.
     #[error("{0}")]
     Unmergeable(String),
     /// A system call failed.
@@ -52,29 +52,29 @@ fn unmergeable(path: &[u8], reason: &str) -> MergeError {
     MergeError::Unmergeable(format!("{}: {reason}", printable(path)))
 }
 
-/// Where a directory of the upper layer continues.
+/// Where a directory of the upper layer continues below it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Position {
     /// Path of its part in the lower layer.
     lower: Option<Vec<u8>>,
-    /// Path at which the layers below both continue it; none: they do not.
+    /// Path at which the layers below both continue it; `None` if they do not.
     below: Option<Vec<u8>>,
 }
 
-/// A directory that is still to be filled. It was made, and is empty.
+/// A directory that exists but is still empty.
 struct Pending {
     path: Vec<u8>,
     /// Path of its part in the upper layer.
     upper: Option<Vec<u8>>,
     at: Position,
-    /// What it says to the layers below.
+    /// Its mark for the layers below.
     says: Says,
 }
 
 /// The mark of a directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Says {
-    /// None: it continues under its own name, or there is nothing that could show.
+    /// No mark: it continues under its own name, or there is nothing below it.
     Nothing,
     Opaque,
     Redirect(Vec<u8>),
@@ -87,11 +87,11 @@ struct Merge<'a> {
     namespace: Namespace,
 }
 
-/// Fills the empty directory `into` with what `upper`, on top of `lower`, means to the layers below both. Nothing in the two
-/// may change meanwhile. The chain mark of the result is left to the caller.
+/// Fills the empty directory `into` with the meaning of `upper` on top of `lower` for the layers below both. Neither may
+/// change in the meantime. The caller sets the chain mark of the result.
 ///
 /// # Errors
-/// [`MergeError::Unmergeable`] if one holds metacopies, whiteouts by name, or files with the most links that they can have.
+/// [`MergeError::Unmergeable`] if a layer holds metacopies, whiteouts by name, or files with the maximum number of links.
 pub(crate) fn merge(upper: BorrowedFd<'_>, lower: BorrowedFd<'_>, into: BorrowedFd<'_>) -> Result<()> {
     let merge = Merge { upper, lower, into, namespace: chain_namespace(into).at(b"")? };
     let part = part_of(upper, b"")?;
@@ -125,7 +125,7 @@ impl Merge<'_> {
         Ok(Position { lower: Some(Vec::new()), below: (!is_opaque).then(Vec::new) })
     }
 
-    /// Fills one directory; the directories in it are made and given back.
+    /// Fills one directory; makes and returns its subdirectories.
     fn directory(&self, dir: Pending) -> Result<Vec<Pending>> {
         let into = confined::open_dir(self.into, &dir.path).at(&dir.path)?;
         let upper = dir.upper.as_ref().map(|path| part_of(self.upper, path)).transpose()?;
@@ -145,7 +145,7 @@ impl Merge<'_> {
             let Some(part) = (if item.from_upper { &upper } else { &lower }) else { continue };
             let stat = part.dir().stat(&name).at(&path)?.ok_or(Errno::NOENT).at(&path)?;
             if item.whiteout {
-                // With nothing below there is nothing to delete.
+                // Without anything below there is nothing to delete.
                 if dir.at.below.is_some() {
                     whiteout(part, &name, &stat, into.as_fd()).at(&path)?;
                     by_attribute |= !stat.is_whiteout_device();
@@ -162,7 +162,7 @@ impl Merge<'_> {
         Ok(made)
     }
 
-    /// The subdirectory `name`, which `part` has.
+    /// Makes the subdirectory `name` from `part`, which has it.
     fn child(&self, dir: &Pending, part: &UpperPart, from_upper: bool, name: &CStr, path: Vec<u8>) -> Result<Pending> {
         let marks = part.dir().marks(name).at(&path)?;
         let at = match (from_upper, redirect(&marks, &path)?) {
@@ -182,7 +182,7 @@ impl Merge<'_> {
         Ok(Pending { path, upper, at, says })
     }
 
-    /// The entry `name` of the lower layer's directory at `at`, and where it continues below.
+    /// Goes from the lower layer's directory at `at` to its entry `name`, and finds where that continues below.
     fn step(&self, at: &Position, name: &[u8], path: &[u8]) -> Result<Position> {
         let natural = at.below.as_ref().map(|below| join(below, name));
         let Some(lower) = &at.lower else { return Ok(Position { lower: None, below: natural }) };
@@ -246,7 +246,7 @@ fn redirect(marks: &crate::union::layer::Marks, path: &[u8]) -> Result<Option<Re
     marks::decode_redirect(value).map(Some).map_err(|_| unmergeable(path, "its redirect is damaged"))
 }
 
-/// Whiteouts by name delete one thing and may hide another of the same directory. The driver writes them only for a moment.
+/// Whiteouts by name delete one file and may hide another in the same directory. The driver only writes them temporarily.
 fn refuse_marks_by_name(part: &UpperPart, path: &[u8]) -> Result<()> {
     let mut found = false;
     let look = |entry: confined::RawEntry<'_>| {
@@ -263,7 +263,7 @@ fn link(part: &UpperPart, name: &CStr, into: BorrowedFd<'_>) -> std::result::Res
 
 fn whiteout(part: &UpperPart, name: &CStr, stat: &Stat, into: BorrowedFd<'_>) -> std::result::Result<(), Errno> {
     match link(part, name, into) {
-        // All whiteouts of a layer may be names of one file.
+        // All whiteouts of a layer may be links of one file.
         Err(Errno::MLINK) if stat.is_whiteout_device() => {
             mknodat(into, name, FileType::CharacterDevice, Mode::empty(), rustix::fs::makedev(0, 0))
         }
@@ -288,7 +288,8 @@ mod tests {
     use std::fs::{self, File};
     use std::path::Path;
 
-    /// Makes a layer. `d/`: a directory; `-d`: a whiteout; `!d/`: an opaque directory; `d/>x`: one with a redirect; else a file.
+    /// Makes a layer. `d/`: a directory; `-d`: a whiteout; `!d/`: an opaque directory; `d/>x`: one with a redirect; anything
+    /// else is a file.
     fn layer(at: &Path, entries: &[&str]) {
         fs::create_dir(at).expect("made");
         let namespace = chain_namespace(File::open(at).expect("opened").as_fd()).expect("a name space");
@@ -320,7 +321,7 @@ mod tests {
         }
     }
 
-    /// What layers, the topmost first, show together; without times.
+    /// The merged tree of layers, the topmost first, without times.
     fn shown(layers: &[&Path]) -> Vec<String> {
         let open: Vec<File> = layers.iter().map(|path| File::open(path).expect("opened")).collect();
         let open: Vec<BorrowedFd<'_>> = open.iter().map(AsFd::as_fd).collect();
@@ -336,32 +337,32 @@ mod tests {
         archive.entries().expect("entries").map(entry).collect()
     }
 
-    /// What two layers mean on a third one, they mean merged.
+    /// On a third layer, two merged layers show the same as before.
     #[test]
     fn merged_layers_mean_the_same() {
         let base = ["a/", "a/b/", "a/b/deep", "a/file", "c/", "c/d/", "c/d/e", "gone", "z/", "z/y"];
         for (lower, upper) in [
             (&["-gone", "a/", "a/new"][..], &["a/", "-a/file", "top"][..]),
-            // A plain directory above a whiteout, and above a file.
+            // A plain directory over a whiteout, and over a file.
             (&["-a"], &["a/", "a/again"]),
             (&["c"], &["c/", "c/again"]),
-            // A whiteout above a directory; a directory that is new in both.
+            // A whiteout over a directory; a directory that is new in both.
             (&["n/", "n/one", "a/", "a/b/", "a/b/more"], &["-a", "n/", "n/two"]),
-            // Renamed in one, changed in the other.
+            // A directory renamed in one, changed in the other.
             (&["m/>/a", "-a"], &["m/", "m/b/", "m/b/top"]),
             (&["a/", "a/new"], &["m/>a", "-a"]),
             // Renamed twice.
             (&["m/>/a", "-a"], &["n/>/m", "-m"]),
             (&["m/>a", "-a"], &["n/>m", "-m", "n/k/>/m/b", "-n/b"]),
-            // Renamed within what was renamed.
+            // Renamed inside a renamed directory.
             (&["m/>/a", "-a"], &["m/", "m/k/>b", "-m/b"]),
             (&["m/>/a", "-a", "m/k/>/a/b", "-m/b"], &["x/>/m/k", "m/", "-m/k"]),
-            // Opaque above renamed, renamed above opaque, renamed within opaque.
+            // Opaque over renamed, renamed over opaque, renamed inside opaque.
             (&["m/>/a", "-a"], &["!m/", "m/own"]),
             (&["!a/", "a/own"], &["m/>/a", "-a"]),
             (&["a/", "-a/b"], &["!a/", "a/b/>/c/d", "c/", "-c/d"]),
             (&["!a/", "a/b/>/c/d", "c/", "-c/d"], &["a/", "a/b/", "a/b/more"]),
-            // To a place that the lower one has deleted, and to one that it does not have.
+            // Renamed to a name that the lower one has deleted, and to one that it does not have.
             (&["-a"], &["m/>/a"]),
             (&["x/"], &["m/>/z", "-z", "x/", "x/w/>/c/d", "c/", "-c/d"]),
         ] {
@@ -375,7 +376,7 @@ mod tests {
             let open = |name: &str| File::open(at(name)).expect("opened");
             merge(open("upper").as_fd(), open("lower").as_fd(), open("merged").as_fd()).expect("merged");
             assert_eq!(shown(&[&at("merged"), &at("base")]), expected, "{upper:?} on {lower:?}");
-            // And alone: nothing that was below shows through.
+            // Alone, nothing of the layers below shows through.
             let alone = shown(&[&at("upper"), &at("lower")]);
             assert_eq!(shown(&[&at("merged")]), alone, "{upper:?} on {lower:?} on nothing");
         }

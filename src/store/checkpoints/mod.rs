@@ -1,4 +1,4 @@
-//! Checkpoint layers: writable directories of containers that were put aside, for containers of this store to stand on.
+//! Checkpoint layers: writable directories of containers that were put aside as layers for containers of this store.
 //!
 //! ```text
 //! ROOT/checkpoints/ID/          a layer; its id is in the mark on `layer` (see [`crate::marks::chain`])
@@ -8,16 +8,16 @@
 //! containers/NAME/checkpoints/  names: symbolic links to `../../../checkpoints/ID`
 //! ```
 //!
-//! Which layers a container has is said by the marks alone: that on its upper names the layer below, and so on. A name, and
-//! the place of a layer, are made before the upper is exchanged with the empty directory that waits there. That exchange is
-//! the one step that makes a checkpoint: before it, what waits at `ID/layer` has another id, and the name counts for nothing.
+//! Only the marks say which layers a container has: the mark on its upper names the layer below, and so on. A name, and the
+//! place of a layer, are made before the upper is exchanged with the empty directory at that place. That exchange is the
+//! step that makes a checkpoint. Before it, the directory at `ID/layer` has another id, so the name has no effect.
 //!
 //! # Locks
 //!
-//! The directory `checkpoints` is locked shared by each process that reads or extends a chain, until a container's mark refers to
-//! the layers or the layers are open. Removing layers needs the exclusive lock. The file `checkpoints/lock` is held by the
-//! process that tidies; its long work needs the shared lock only. Order: `lock`, then the directory, then the
-//! locks of single containers.
+//! Each process that reads or extends a chain holds a shared lock on the directory `checkpoints` until a container's mark refers
+//! to the layers or the layers are open. Removing layers needs the exclusive lock. The process that tidies holds the file
+//! `checkpoints/lock`; for its long work it needs only the shared lock. Order: `lock`, then the directory, then the locks of
+//! single containers.
 
 mod merge;
 mod survey;
@@ -40,10 +40,10 @@ use crate::union::layer::chain::{chain_namespace, read_chain};
 pub(crate) use merge::{MergeError, merge};
 pub(crate) use survey::{Dependent, Survey};
 
-/// More layers than any chain has; a longer one is a circle.
+/// No chain has as many layers; a longer one is circular.
 const LONGEST_CHAIN: usize = 100_000;
 
-/// A layer that a writable directory became.
+/// A layer made from a writable directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CheckpointLayer {
     /// Its id.
@@ -63,12 +63,12 @@ impl CheckpointLayer {
     /// Opens the directory to mount.
     ///
     /// # Errors
-    /// When it is not there.
+    /// When it does not exist.
     pub fn open(&self) -> Result<OwnedFd> {
         open_dir(&self.dir())
     }
 
-    /// Bytes of its files. Counted once, then remembered beside it.
+    /// Total size of its files in bytes. Computed once, then stored beside it.
     ///
     /// # Errors
     /// When it cannot be read.
@@ -78,7 +78,7 @@ impl CheckpointLayer {
             return Ok(size);
         }
         let size = bytes_in(&self.dir())?;
-        // Of a store that may only be read, it is counted each time.
+        // In a read-only store, it is computed each time.
         if let Err(error) = replace_file(&self.entry, &known, format!("{size}\n").as_bytes()) {
             tracing::debug!("{error}");
         }
@@ -86,7 +86,7 @@ impl CheckpointLayer {
     }
 }
 
-/// Bytes of the regular files in a directory, each file once.
+/// Total size of the regular files in a directory in bytes; hard links count once.
 pub(crate) fn bytes_in(dir: &Path) -> Result<u64> {
     let mut counted = std::collections::HashSet::new();
     let (mut bytes, mut pending) = (0, vec![dir.to_owned()]);
@@ -107,7 +107,7 @@ pub(crate) fn bytes_in(dir: &Path) -> Result<u64> {
     Ok(bytes)
 }
 
-/// A name that a container has for a layer.
+/// A container's name for a layer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Named {
     /// The name.
@@ -118,7 +118,7 @@ pub struct Named {
     pub created: Timestamp,
 }
 
-/// The names in `containers/NAME/checkpoints`, also those that count for nothing yet, the oldest first.
+/// The names in `containers/NAME/checkpoints`, including those that have no effect yet, the oldest first.
 ///
 /// # Errors
 /// When the directory cannot be read.
@@ -143,12 +143,12 @@ pub fn names_in(container: &Path) -> Result<Vec<Named>> {
     Ok(found)
 }
 
-/// Where a name of a container points to.
+/// The target of a container's name for a layer.
 pub fn name_target(id: ChainId) -> PathBuf {
     PathBuf::from(format!("../../../checkpoints/{id}"))
 }
 
-/// The mark of a directory, in the name space in which this process keeps it.
+/// The mark of a directory, in the name space that this process uses.
 ///
 /// # Errors
 /// When it cannot be read, or is damaged.
@@ -171,23 +171,23 @@ impl Store {
         fs::symlink_metadata(self.checkpoints()).is_ok()
     }
 
-    /// Where the layer of this id is, or will be.
+    /// The place of the layer with this id, whether or not it exists.
     pub(crate) fn checkpoint_entry(&self, id: ChainId) -> PathBuf {
         self.checkpoints().join(id.to_string())
     }
 
-    /// Keeps layers of chains from being taken away.
+    /// Keeps layers of chains from being removed.
     ///
     /// # Errors
-    /// When the lock cannot be had.
+    /// When the lock cannot be taken.
     pub fn lock_chains(&self) -> Result<StoreLock> {
         self.lock_checkpoints(FlockOperation::LockShared)
     }
 
-    /// The same, where there may be no checkpoints, and nothing is to be made for them.
+    /// Like [`lock_chains`](Self::lock_chains); `None` if the store has no checkpoints, and then makes nothing for them.
     ///
     /// # Errors
-    /// When the lock cannot be had.
+    /// When the lock cannot be taken.
     pub fn lock_chains_if_any(&self) -> Result<Option<StoreLock>> {
         match fs::symlink_metadata(self.checkpoints()) {
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
@@ -195,12 +195,12 @@ impl Store {
         }
     }
 
-    /// Keeps everyone else off all chains.
+    /// Keeps all other processes away from all chains.
     pub(crate) fn lock_chains_alone(&self) -> Result<StoreLock> {
         self.lock_checkpoints(FlockOperation::LockExclusive)
     }
 
-    /// As [`lock_chains_alone`](Self::lock_chains_alone); `None` if it is not free at once.
+    /// As [`lock_chains_alone`](Self::lock_chains_alone); `None` if the lock is not free.
     pub(crate) fn try_lock_chains_alone(&self) -> Result<Option<StoreLock>> {
         match self.lock_checkpoints(FlockOperation::NonBlockingLockExclusive) {
             Err(ImageError::Io { source, .. }) if source.kind() == ErrorKind::WouldBlock => Ok(None),
@@ -222,7 +222,7 @@ impl Store {
         Ok(StoreLock { file })
     }
 
-    /// The right to tidy, which one process at a time has; `None` if another one has it.
+    /// Takes the lock for tidying, which one process at a time holds; `None` if it is not free.
     pub(crate) fn lock_tidying(&self) -> Result<Option<StoreLock>> {
         let path = self.checkpoints().join("lock");
         let file = File::options().create(true).truncate(false).write(true).open(&path).at(&path)?;
@@ -232,7 +232,7 @@ impl Store {
         }
     }
 
-    /// The layer of this id; `None` if there is none, or one that was never finished.
+    /// The layer with this id; `None` if there is none, or if it was never finished.
     ///
     /// # Errors
     /// When it cannot be read.
@@ -250,7 +250,7 @@ impl Store {
     /// The layers from `top` down, the topmost first.
     ///
     /// # Errors
-    /// When one is missing.
+    /// When a layer is missing.
     pub fn chain(&self, top: Option<ChainId>) -> Result<Vec<CheckpointLayer>> {
         let mut layers = Vec::new();
         let mut next = top;

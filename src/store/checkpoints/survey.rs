@@ -1,4 +1,4 @@
-//! Who stands on which checkpoint layer.
+//! What lies on each checkpoint layer.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
@@ -12,7 +12,7 @@ use crate::marks::chain::{Chain, ChainId};
 use crate::store::Store;
 use crate::store::gc::entries;
 
-/// What stands directly on a layer.
+/// A layer or upper directly on a layer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Dependent {
     /// Another layer.
@@ -21,23 +21,23 @@ pub(crate) enum Dependent {
     Upper(String),
 }
 
-/// All checkpoint layers of a store, and what refers to them.
+/// All checkpoint layers of a store, and the references to them.
 #[derive(Debug, Default)]
 pub(crate) struct Survey {
     /// The layers.
     pub(crate) layers: BTreeMap<ChainId, CheckpointLayer>,
-    /// What else lies beside them: never finished, or to be removed.
+    /// Other entries beside them: unfinished, or about to be removed.
     pub(crate) rubbish: Vec<PathBuf>,
-    /// Containers with their upper's mark.
+    /// Containers with their upper's marks.
     pub(crate) uppers: Vec<(String, Chain)>,
-    /// Containers with their names.
+    /// Containers with their names for layers.
     pub(crate) names: Vec<(String, Named)>,
-    /// What cannot be read, one line each: which layers it needs is not known.
+    /// Unreadable containers, one line each: the layers that they need are unknown.
     pub(crate) damaged: Vec<String>,
 }
 
 impl Store {
-    /// Looks at all layers and containers. The caller holds the lock of the chains.
+    /// Inspects all layers and containers. The caller holds the lock of the chains.
     pub(crate) fn survey(&self) -> Result<Survey> {
         let mut survey = Survey::default();
         let dir = self.checkpoints();
@@ -68,7 +68,7 @@ impl Survey {
     fn container(&mut self, name: &str, dir: &Path) -> Result<()> {
         self.names.extend(names_in(dir)?.into_iter().map(|named| (name.to_owned(), named)));
         let upper = dir.join("upper");
-        // A container that was removed meanwhile, or set aside as damaged, has none.
+        // A container that was removed in the meantime, or set aside as damaged, has no upper.
         if fs::symlink_metadata(&upper).is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound) {
             return Ok(());
         }
@@ -77,7 +77,7 @@ impl Survey {
         Ok(())
     }
 
-    /// What stands directly on each layer.
+    /// The layers and uppers directly on each layer.
     pub(crate) fn dependents(&self) -> HashMap<ChainId, Vec<Dependent>> {
         let mut found: HashMap<ChainId, Vec<Dependent>> = HashMap::new();
         let layers = self.layers.values().map(|layer| (layer.below, Dependent::Layer(layer.id)));
@@ -90,12 +90,12 @@ impl Survey {
         found
     }
 
-    /// Layers that are named checkpoints.
+    /// Layers with a name.
     pub(crate) fn named(&self) -> HashSet<ChainId> {
         self.names.iter().map(|(_, named)| named.id).filter(|id| self.layers.contains_key(id)).collect()
     }
 
-    /// Layers that nothing needs any more.
+    /// Layers that nothing needs.
     pub(crate) fn dead(&self) -> Vec<&CheckpointLayer> {
         let mut alive = HashSet::new();
         let named = self.named();
@@ -109,7 +109,7 @@ impl Survey {
         self.layers.values().filter(|layer| !alive.contains(&layer.id)).collect()
     }
 
-    /// Unnamed layers that exactly one layer or upper stands on: the two can be merged.
+    /// Unnamed layers with exactly one layer or upper on them: the two can be merged.
     pub(crate) fn mergeable(&self) -> Vec<(CheckpointLayer, Dependent)> {
         let (named, dependents) = (self.named(), self.dependents());
         let candidates = self.layers.values().filter(|layer| !named.contains(&layer.id));
@@ -120,7 +120,7 @@ impl Survey {
         candidates.filter_map(single).collect()
     }
 
-    /// What is wrong with the chains, one line each.
+    /// Faults of the chains, one line each.
     pub(crate) fn faults(&self) -> Vec<String> {
         let mut faults = self.damaged.clone();
         let missing = |below: Option<ChainId>| below.filter(|id| !self.layers.contains_key(id));
@@ -138,7 +138,7 @@ impl Survey {
         }
         let pending: HashSet<ChainId> = self.uppers.iter().map(|(_, mark)| mark.id).collect();
         for (name, named) in &self.names {
-            // A checkpoint that was interrupted leaves a name for the upper that would have become its layer.
+            // An interrupted checkpoint leaves a name for the upper that would have become its layer.
             if missing(Some(named.id)).is_some() && !pending.contains(&named.id) {
                 faults.push(format!("checkpoint {name}@{}: its layer {} is missing", named.name, named.id));
             }
@@ -148,7 +148,7 @@ impl Survey {
 }
 
 impl Store {
-    /// What is wrong with the chains of checkpoint layers, one line each.
+    /// Faults of the chains of checkpoint layers, one line each.
     ///
     /// # Errors
     /// When they cannot be listed.
@@ -160,7 +160,7 @@ impl Store {
         Ok(self.survey()?.faults())
     }
 
-    /// Number of checkpoint layers, and bytes of their files.
+    /// Number of checkpoint layers, and total size of their files.
     ///
     /// # Errors
     /// When they cannot be read.

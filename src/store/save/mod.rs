@@ -1,7 +1,7 @@
-//! Store to archive. The same images give the same bytes on every run and machine.
+//! Saves images of the store as an archive. The same images give the same bytes, on every run and machine.
 //!
-//! Layers are re-assembled from their directories and checked against their diff ids while they are written.
-//! Small documents come first and layers last, so that a reader of a stream knows early what it will need.
+//! While layers are written, they are re-assembled from their directories and checked against their diff ids.
+//! Small documents come first and layers last, so that a reader of a stream knows early what it needs.
 
 mod sink;
 
@@ -28,7 +28,7 @@ use sink::{Directory, Sink, Tar};
 /// The shape of an archive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
-    /// What `docker load` takes: `manifest.json`, and since docker 25 an OCI layout around the same blobs.
+    /// The format of `docker load`: `manifest.json`, and since docker 25 an OCI layout around the same blobs.
     DockerArchive,
     /// An OCI image layout in a tar.
     OciArchive,
@@ -41,11 +41,11 @@ pub enum Format {
 pub struct SaveOptions {
     /// The shape of the archive.
     pub format: Format,
-    /// How its layers are compressed.
+    /// The compression of its layers.
     pub compression: Compression,
 }
 
-/// An image to save, and the names to save it under.
+/// An image to save, and its names in the archive.
 #[derive(Clone, Debug)]
 pub struct Selected {
     /// The image.
@@ -54,18 +54,18 @@ pub struct Selected {
     pub names: Vec<Reference>,
 }
 
-/// Where a blob's bytes come from.
+/// The source of a blob's bytes.
 enum Blob<'l> {
     Bytes(Vec<u8>),
     Tar(&'l StoredLayer),
     File(PathBuf),
 }
 
-/// Finds the images to save. One that is meant by name is saved under this name, one by id without any, as docker
-/// does; one that is given several times is saved once, under all the names.
+/// Finds the images to save. An image given by name is saved under this name, one given by id without a name, as
+/// by docker. An image given several times is saved once, with all the names.
 ///
 /// # Errors
-/// If there is no such image.
+/// When there is no such image.
 pub fn select(store: &Store, texts: &[String]) -> Result<Vec<Selected>> {
     let mut selection: Vec<Selected> = Vec::new();
     for text in texts {
@@ -89,7 +89,7 @@ pub fn select(store: &Store, texts: &[String]) -> Result<Vec<Selected>> {
 /// Writes an archive of the images.
 ///
 /// # Errors
-/// When a layer is damaged or missing, or the archive cannot be written; a file or directory is then not made.
+/// When a layer is damaged or missing, or the archive cannot be written; then no file or directory is made.
 pub fn save(store: &Store, selection: &[Selected], target: Target<'_>, options: SaveOptions) -> Result<()> {
     let transaction = store.begin()?;
     let mut stacks: Vec<Vec<StoredLayer>> = Vec::new();
@@ -108,7 +108,7 @@ pub fn save(store: &Store, selection: &[Selected], target: Target<'_>, options: 
 
 type Packed<'l> = BTreeMap<Digest, (Descriptor, Blob<'l>)>;
 
-/// Compresses the layers, several at a time; uncompressed layers are assembled while they are written.
+/// Compresses the layers, several in parallel; uncompressed layers are assembled while they are written.
 fn pack<'l>(
     layers: &BTreeMap<Digest, &'l StoredLayer>,
     compression: Compression,
@@ -147,7 +147,7 @@ fn pack<'l>(
     Ok(done.into_iter().flatten().collect())
 }
 
-/// Writes a layer's tar, compressed, to a new file; the same layer gives the same bytes every time.
+/// Writes a layer's tar, compressed, to a new file; the same layer always gives the same bytes.
 pub(crate) fn compress(layer: &StoredLayer, compression: Compression, path: &Path) -> Result<(Digest, u64)> {
     let file = BufWriter::with_capacity(1 << 18, File::create(path).at(path)?);
     let hashed = DigestWriter::new(file);
@@ -173,7 +173,7 @@ pub(crate) fn compress(layer: &StoredLayer, compression: Compression, path: &Pat
     Ok((digest, size))
 }
 
-/// Writes a layer's tar and checks that it is the one that was unpacked.
+/// Writes a layer's tar and checks that it equals the one that was unpacked.
 ///
 /// # Errors
 /// When the layer's directory was changed, or `out` fails.
@@ -186,7 +186,7 @@ pub fn reassemble(layer: &StoredLayer, out: &mut dyn Write) -> Result<()> {
     check(&name, &layer.record.diff_id, &digest)
 }
 
-/// All files of an archive, in order.
+/// All files of an archive, in their order.
 struct Contents<'l> {
     documents: Vec<(String, Vec<u8>)>,
     blobs: Vec<(Digest, u64, Blob<'l>)>,
@@ -208,7 +208,7 @@ impl<'l> Contents<'l> {
             let layers: Vec<Descriptor> =
                 stack.iter().filter_map(|layer| packed.get(&layer.record.diff_id)).map(|(d, _)| d.clone()).collect();
             let members: Vec<String> = layers.iter().map(|layer| blob_member(&layer.digest)).collect();
-            // Full names: docker reads either form, podman takes a short one for `localhost/…`.
+            // Full names: docker accepts both forms, but podman takes a short one for `localhost/…`.
             let tags: Vec<String> = selected.names.iter().map(Reference::full).collect();
             items.push(json!({"Config": blob_member(&config.id()), "RepoTags": tags, "Layers": members}));
             let manifest = Manifest::new(Descriptor::of(spec::CONFIG, config.bytes()), layers);
@@ -248,8 +248,8 @@ impl<'l> Contents<'l> {
     }
 }
 
-/// One entry for each name. In a docker-archive the reference is the bare tag, as docker writes it; elsewhere it
-/// is the full name, by which skopeo, umoci and podman choose.
+/// One entry for each name. In a docker-archive, the reference is the tag alone, as docker writes it. Elsewhere
+/// it is the full name, by which skopeo, umoci and podman choose.
 fn entries_of(entry: &Descriptor, names: &[Reference], format: Format) -> Vec<Descriptor> {
     if names.is_empty() {
         return vec![entry.clone()];

@@ -1,4 +1,4 @@
-//! Where an archive's files go: into a tar or into a directory.
+//! The destination of an archive's files: a tar or a directory.
 
 use std::fs::{self, File, Permissions};
 use std::io::{self, BufWriter, Write};
@@ -10,11 +10,11 @@ use crate::image::{ImageError, IoContext, Result};
 use crate::tar::Attributes;
 use crate::tar::write::{self, EntryType};
 
-/// Where to save.
+/// The destination of an archive.
 pub enum Target<'a> {
-    /// A file, or for [`crate::store::save::Format::OciDirectory`] a directory, which appears when it is complete.
+    /// A file, or for [`crate::store::save::Format::OciDirectory`] a directory. It appears when it is complete.
     Path(&'a Path),
-    /// A stream, and what to call it in messages.
+    /// A stream, and its name in messages.
     Stream(&'a mut dyn Write, &'a str),
 }
 
@@ -122,7 +122,7 @@ impl Sink for Directory<'_> {
     }
 }
 
-/// Lets exactly the announced number of bytes through.
+/// Passes exactly the announced number of bytes.
 struct Exact<'w> {
     out: &'w mut dyn Write,
     left: u64,
