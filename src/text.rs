@@ -1,7 +1,7 @@
-//! Text that others wrote (an image's history, names and paths, a server's answers), made fit for a terminal.
+//! Makes untrusted text (an image's history, names and paths, a server's answers) safe for a terminal.
 //!
-//! Everything that `strata` prints goes through [`shown`] or [`json`]; both leave ordinary text alone, and what they
-//! return passes through them unchanged.
+//! Everything that `strata` prints goes through [`shown`] or [`json`]. Both leave ordinary text unchanged, and
+//! applying them twice changes nothing more.
 
 use std::borrow::Cow;
 use std::fmt::Write;
@@ -16,9 +16,9 @@ const MESSAGE_LIMIT: usize = 1000;
 /// Longest name in an error message, in bytes.
 const NAME_LIMIT: usize = 300;
 
-/// Escapes what could move a cursor, hide text or end a line: control characters (also U+0080 to U+009F, which
-/// terminals take for escape sequences), line separators, marks that turn the direction of writing, and characters
-/// without a width of their own that no language needs.
+/// Escapes characters that could move a cursor, hide text or end a line: control characters (also U+0080 to
+/// U+009F, which terminals take for escape sequences), line separators, marks that change the direction of
+/// writing, and zero-width characters that no language needs.
 pub fn shown(text: &str) -> Cow<'_, str> {
     replace(text, |c, out| out.extend(c.escape_default()))
 }
@@ -40,10 +40,10 @@ pub fn shown_bytes(bytes: &[u8]) -> String {
     out
 }
 
-/// Escapes the same characters in a JSON document as JSON does. They occur in its strings only, so it stays the same
-/// document.
+/// Escapes the same characters in a JSON document, in JSON's syntax. They only occur in its strings, so its meaning
+/// does not change.
 pub fn json(document: &str) -> Cow<'_, str> {
-    // Newlines stand between a document's parts. In its strings they are escaped already.
+    // Newlines separate a document's parts. In its strings, they are already escaped.
     replace_if(
         document,
         |c| c != '\n' && is_harmful(c),
@@ -66,7 +66,7 @@ pub(crate) fn message(text: &str) -> String {
     format!("{}{ellipsis}", shown(head))
 }
 
-/// A name in an archive or a layer, for an error message: escaped, not too long. The empty name is the root.
+/// A name in an archive or a layer, for an error message: escaped and shortened. The empty name is the root.
 pub(crate) fn printable(name: &[u8]) -> String {
     if name.is_empty() {
         return "./".to_owned();
@@ -78,12 +78,12 @@ pub(crate) fn printable(name: &[u8]) -> String {
     shown
 }
 
-/// Columns that a text takes on a terminal. Wide characters take two, accents none.
+/// Number of columns of a text on a terminal. Wide characters take two columns, accents none.
 pub fn width(text: &str) -> usize {
     text.width()
 }
 
-/// The beginning of a text that takes at most `columns` columns; if it was longer, it ends in an ellipsis.
+/// The beginning of a text, at most `columns` wide; a longer text ends with an ellipsis.
 pub fn shorten(text: &str, columns: usize) -> Cow<'_, str> {
     if width(text) <= columns {
         return Cow::Borrowed(text);
@@ -110,7 +110,7 @@ fn is_harmful(c: char) -> bool {
             | '\u{2028}' | '\u{2029}'
             // Zero width space, word joiner and invisible operators, byte order mark, interlinear annotations.
             | '\u{200b}' | '\u{2060}'..='\u{2065}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}'
-            // Tags, which spell text that nobody sees.
+            // Tags, which spell invisible text.
             | '\u{e0000}'..='\u{e0fff}')
 }
 

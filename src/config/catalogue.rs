@@ -1,16 +1,16 @@
-//! Every mount option in one table. The parser accepts what stands here; the help, the man page, the completions and the
-//! tables of docs/options.md are made from it (`stratafs --generate …`).
+//! Every mount option in one table. The parser accepts exactly these. The help, the man page, the completions and the
+//! tables of docs/options.md are made from the table (`stratafs --generate …`).
 
-/// One option, or a pair that undo each other.
+/// One option, or a pair of opposites.
 #[derive(Clone, Copy, Debug)]
 pub struct Entry {
-    /// Name, and further names of the same option or its opposite.
+    /// Name, and further names of the same option or of its opposite.
     pub names: &'static [&'static str],
-    /// What stands after `=`; empty: a flag. In brackets: may be left out.
+    /// The placeholder after `=`; empty for a flag. In brackets: optional.
     pub value: &'static str,
-    /// What holds when it is not given.
+    /// The default.
     pub default: &'static str,
-    /// What it does. Code is between backquotes.
+    /// The description. Code is between backquotes.
     pub text: &'static str,
 }
 
@@ -19,7 +19,7 @@ pub struct Entry {
 pub struct Group {
     /// Heading.
     pub title: &'static str,
-    /// What it holds.
+    /// Its options.
     pub entries: &'static [Entry],
 }
 
@@ -32,7 +32,7 @@ const fn entry(
     Entry { names, value, default, text }
 }
 
-/// The values of a switch: `name` alone turns it on.
+/// The value of a switch: `name` alone turns it on.
 const SWITCH: &str = "[on|off]";
 
 /// The whole table.
@@ -231,12 +231,12 @@ pub fn entries() -> impl Iterator<Item = &'static Entry> {
     GROUPS.iter().flat_map(|group| group.entries)
 }
 
-/// True if there is such an option.
+/// True if `name` is an option.
 pub fn is_known(name: &[u8]) -> bool {
     entries().flat_map(|entry| entry.names).any(|known| known.as_bytes() == name)
 }
 
-/// The option that `name` is a misspelling of, if it looks like one: a third of its letters differ at most, and two.
+/// The option that `name` may be a misspelling of: at most a third of its letters differ, and at most two.
 pub(super) fn nearest(name: &str) -> Option<&'static str> {
     let distance = |known: &&&'static str| strsim::damerau_levenshtein(name, known);
     let nearest = entries().flat_map(|entry| entry.names).min_by_key(distance)?;

@@ -1,11 +1,11 @@
-//! The manual of `stratafs` in the shapes in which people read it: man page, tables of `docs/options.md`, help, completions. All of
-//! them come from the `catalogue`.
+//! The manual of `stratafs` in its different forms: man page, tables of `docs/options.md`, help, completions. All of them are
+//! made from the `catalogue`.
 
 use std::fmt::Write;
 
 use super::catalogue::{self, Entry};
 
-/// What stands before the options in the man page.
+/// The man page before the options.
 const ABOUT: &str = r#".SH NAME
 stratafs \- mount a union of directories
 .SH SYNOPSIS
@@ -74,7 +74,7 @@ An unknown mount option gives a warning and is ignored; if it looks like a missp
 .SH MOUNT OPTIONS
 "#;
 
-/// What stands after them.
+/// The man page after the options.
 const REST: &str = r#".SH SIGNALS
 .TP
 .BR SIGTERM ", " SIGINT ", " SIGHUP
@@ -140,12 +140,12 @@ fn line(text: &mut String, line: &str) {
     text.push('\n');
 }
 
-/// Escapes for roff; `\x01` and `\x02` are the changes of font that [`in_bold`] made.
+/// Escapes text for roff; `\x01` and `\x02` are the changes of font made by [`in_bold`].
 fn roff(text: &str) -> String {
     text.replace('\\', "\\e").replace('-', "\\-").replace('…', "...").replace('\u{1}', "\\fB").replace('\u{2}', "\\fR")
 }
 
-/// Backquotes to marks for bold face.
+/// Turns backquotes into marks for bold face.
 fn in_bold(text: &str) -> String {
     text.split('`').enumerate().fold(String::new(), |mut marked, (number, part)| {
         if number > 0 {
@@ -156,7 +156,7 @@ fn in_bold(text: &str) -> String {
     })
 }
 
-/// The tables of `docs/options.md`, one a group.
+/// The tables of `docs/options.md`, one for each group.
 pub fn markdown() -> String {
     let mut text = String::new();
     for group in catalogue::GROUPS {
@@ -256,7 +256,7 @@ mod tests {
     use super::*;
     use crate::config::options::MountOptions;
 
-    /// A value that the parser takes.
+    /// A valid value.
     fn sample(entry: &Entry) -> String {
         match entry.value {
             "" => String::new(),

@@ -1,4 +1,4 @@
-//! Mount options: what may be asked of a mount. Pure; parsing opens no file.
+//! Mount options: what may be asked of a mount. Pure: parsing opens no file.
 
 mod catalogue;
 pub mod error;
@@ -10,58 +10,58 @@ mod value;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// What the union is made of and how it behaves; everything that is not the FUSE mount's own business.
+/// The parts of the union and its behaviour: everything that does not concern the FUSE mount.
 #[derive(Clone, Debug, Default)]
 pub struct OverlayConfig {
     /// Read-only layers, topmost first.
     pub lowers: Vec<PathBuf>,
-    /// Layers that only hold the data of metacopy files (after `::`), topmost first.
+    /// Layers that only hold content of metacopy files (after `::`), topmost first.
     pub data_only: Vec<PathBuf>,
-    /// The writable layer; none: the mount is read-only.
+    /// The writable layer; without one, the mount is read-only.
     pub upper: Option<PathBuf>,
     /// The work directory; on the upper's file system.
     pub work: Option<PathBuf>,
-    /// `ro`: no change is made, not even to the work directory.
+    /// `ro`: nothing is changed, not even the work directory.
     pub read_only: bool,
-    /// `noatime`: our reading leaves access times alone.
+    /// `noatime`: the driver's reads do not change access times.
     pub no_atime: bool,
-    /// Renaming of directories that have a lower part.
+    /// Whether directories with a lower part can be renamed.
     pub redirect_dir: RedirectDir,
     /// `index=on`: hard links survive copy-up.
     pub index: bool,
-    /// `metacopy=on`: changing only attributes copies no data.
+    /// `metacopy=on`: a change of attributes does not copy the content.
     pub metacopy: bool,
     /// Which inventories of layers are used, and which are made.
     pub inventory: Inventories,
-    /// How inode numbers of layers on several file systems are told apart.
+    /// How inode numbers of layers on several file systems are made distinct.
     pub xino: Xino,
-    /// `userxattr`: marks are `user.overlay.*` although the process may set `trusted.*`.
+    /// `userxattr`: marks are `user.overlay.*` even if the process may set `trusted.*`.
     pub userxattr: bool,
-    /// `volatile`: no fsync, neither at copy-up nor when asked; a crash costs the upper.
+    /// `volatile`: no fsync, neither at copy-up nor on request; after a crash, the upper is lost.
     pub volatile: bool,
-    /// `fsync=0`: fsync requests are answered without doing it.
+    /// `fsync=0`: fsync requests are answered but have no effect.
     pub ignore_fsync: bool,
     /// `noacl`: POSIX ACLs are neither shown nor kept.
     pub no_acl: bool,
-    /// `noxattrs`: no extended attribute is shown or kept but the marks.
+    /// `noxattrs`: extended attributes are neither shown nor kept, except marks.
     pub no_xattrs: bool,
     /// `static_nlink`: directories and files show a link count of 1.
     pub static_nlink: bool,
-    /// Everything appears to be owned by this user.
+    /// All files appear to be owned by this user.
     pub squash_to_uid: Option<u32>,
-    /// Everything appears to be owned by this group.
+    /// All files appear to be owned by this group.
     pub squash_to_gid: Option<u32>,
-    /// `uidmapping=`; empty: ids are shown as they are.
+    /// `uidmapping=`; empty: ids are not mapped.
     pub uid_mapping: Vec<IdRange>,
-    /// `gidmapping=`; empty: ids are shown as they are.
+    /// `gidmapping=`; empty: ids are not mapped.
     pub gid_mapping: Vec<IdRange>,
     /// `xattr_permissions`: where owner and mode are kept.
     pub xattr_permissions: XattrPermissions,
-    /// Which files the kernel reads and writes without asking us.
+    /// Which files the kernel reads and writes without asking the driver.
     pub passthrough: Passthrough,
-    /// `writeback`: the kernel gathers small writes.
+    /// `writeback`: the kernel combines small writes.
     pub writeback: bool,
-    /// `timeout=`: how long the kernel may trust names and attributes; none: for ever.
+    /// `timeout=`: how long the kernel may trust names and attributes; `None` for ever.
     pub timeout: Option<Duration>,
 }
 
@@ -72,14 +72,14 @@ impl OverlayConfig {
     }
 }
 
-/// A range of ids that is shown under other numbers.
+/// A range of ids that is shown with other numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct IdRange {
     /// First id as the mount shows it.
     pub shown: u32,
     /// First id on disk.
     pub on_disk: u32,
-    /// How many.
+    /// Number of ids.
     pub count: u32,
 }
 
@@ -87,12 +87,12 @@ pub struct IdRange {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum RedirectDir {
-    /// Renames work and leave a redirect; redirects are followed.
+    /// Renames work and set a redirect; redirects are followed.
     #[default]
     On,
-    /// Renames give EXDEV; redirects are followed. `off` means this too.
+    /// Renames fail with EXDEV; redirects are followed. `off` means the same.
     Follow,
-    /// Renames give EXDEV; redirects are not followed.
+    /// Renames fail with EXDEV; redirects are not followed.
     NoFollow,
 }
 
@@ -100,12 +100,12 @@ pub enum RedirectDir {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Xino {
-    /// Fold the layer's file system into the high bits where they are free.
+    /// Put the number of the layer's file system into the high bits if they are free.
     #[default]
     Auto,
     /// Always.
     On,
-    /// Never; numbers of different file systems may coincide.
+    /// Never; files of different file systems may have the same number.
     Off,
 }
 
@@ -116,7 +116,7 @@ pub enum XattrPermissions {
     /// In the inode, unless the root of a layer has such an attribute.
     #[default]
     Auto,
-    /// In the inode, whatever a layer says (`0`).
+    /// In the inode, even if a layer has such an attribute (`0`).
     Inode,
     /// In `user.fuseoverlayfs.override_stat`-style attributes, for privileged processes (`1`).
     Privileged,
@@ -130,12 +130,12 @@ pub enum XattrPermissions {
 pub enum Inventories {
     /// None is used: names and attributes are always read from the layers.
     Off,
-    /// Those that exist are used.
+    /// Existing ones are used.
     Use,
-    /// Those that exist are used. Layers in the store of a container engine that have none get one in the background.
+    /// Existing ones are used. Missing ones are made in the background for layers in the store of a container engine.
     #[default]
     On,
-    /// As [`Self::On`], for all layers. The caller knows that nobody changes them.
+    /// As [`Self::On`], for all layers. The caller guarantees that the layers do not change.
     Make,
 }
 
@@ -147,9 +147,9 @@ pub enum Passthrough {
     Off,
     /// Upper files, and all files of a mount without an upper.
     Upper,
-    /// Also programs and shared libraries of lower layers: ELF files, and what is executed.
+    /// Also programs and shared libraries in lower layers: ELF files, and files that are executed.
     #[default]
     Programs,
-    /// Lower files too.
+    /// Also lower files.
     All,
 }

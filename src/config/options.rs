@@ -1,9 +1,8 @@
-//! The `-o` language: what `mount(8)`, the engines and people write, as it is read by the kernel's overlayfs and by
-//! fuse-overlayfs.
+//! The `-o` language of `mount(8)`, engines and users, as the kernel's overlayfs and fuse-overlayfs read it.
 //!
-//! An option string is a list of `name` or `name=value`, separated by commas. A backslash takes the meaning from the
-//! character after it: `\,` in every value, `\:` in `lowerdir=`, `\\` for a backslash itself. A value that begins with
-//! `"` reaches to the next `"`, commas and all (`context="…"`). Later options override earlier ones.
+//! An option string is a list of `name` or `name=value`, separated by commas. A backslash takes away the special
+//! meaning of the next character: `\,` in every value, `\:` in `lowerdir=`, `\\` for a backslash itself. A value that
+//! begins with `"` extends to the next `"`, including commas (`context="…"`). Later options override earlier ones.
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
@@ -14,17 +13,17 @@ use super::error::OptionError;
 use super::value::{self, Word};
 use super::{Inventories, OverlayConfig, Passthrough, RedirectDir, XattrPermissions, Xino};
 
-/// Everything that can be said about a mount.
+/// All options of a mount.
 #[derive(Clone, Debug)]
 pub struct MountOptions {
-    /// What the union is made of.
+    /// The union.
     pub overlay: OverlayConfig,
-    /// How the kernel presents it.
+    /// The FUSE mount.
     pub mount: MountConfig,
-    /// Lines for the user: options that are not known or have no effect here. Each option once.
+    /// Lines for the user: options that are unknown or have no effect here. Each option is named once.
     pub warnings: Vec<String>,
     warned: BTreeSet<String>,
-    /// `squash_to_root`, which counts less than an explicit id, wherever it stands.
+    /// `squash_to_root`; an explicit id overrides it, in any order.
     squash_to_root: bool,
 }
 
@@ -35,23 +34,23 @@ pub struct MountConfig {
     pub access: Access,
     /// The source that `/proc/self/mountinfo` shows.
     pub fsname: Option<String>,
-    /// The mount's type is `fuse.` and this.
+    /// The mount's type is `fuse.` followed by this.
     pub subtype: String,
-    /// Set-user-id bits and file capabilities count.
+    /// Set-user-id bits and file capabilities have an effect.
     pub suid: bool,
     /// Device files work.
     pub dev: bool,
-    /// Programs can be run.
+    /// Programs can be executed.
     pub exec: bool,
-    /// Access times are kept.
+    /// Access times are updated.
     pub atime: bool,
     /// `sync`: writes are synchronous.
     pub sync: bool,
     /// `dirsync`: changes of directories are synchronous.
     pub dirsync: bool,
-    /// Options of security modules, handed to the kernel as they are: `context="…"`.
+    /// Options for security modules, which are passed to the kernel unchanged: `context="…"`.
     pub security: Vec<String>,
-    /// At most this many threads answer requests; none: by the number of processors.
+    /// Maximum number of threads that answer requests; `None`: depends on the number of processors.
     pub threads: Option<usize>,
     /// How requests come from the kernel.
     pub transport: Transport,
@@ -64,10 +63,10 @@ pub struct MountConfig {
 /// `transport=`
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Transport {
-    /// Rings if the kernel grants them, else the device.
+    /// Rings if the kernel grants them, otherwise the device.
     #[default]
     Auto,
-    /// Rings, or no mount.
+    /// Rings; without them, mounting fails.
     Ring,
     /// `/dev/fuse`
     Device,
@@ -76,17 +75,17 @@ pub enum Transport {
 /// Whose requests are served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
-    /// Those of the user that mounted; the kernel checks.
+    /// The mounting user's; the kernel checks.
     Owner,
-    /// `allow_root`: root's too; we check, the kernel has no such mode.
+    /// `allow_root`: also root's. The driver checks, because the kernel has no such mode.
     RootAndOwner,
-    /// `allow_other`: everybody's, under the permissions of the files.
+    /// `allow_other`: all users', subject to the permissions of the files.
     Everybody,
 }
 
 impl MountOptions {
-    /// Reads the option strings of a command line, in order. `privileged`: the mounting process is root, for whom the
-    /// defaults are those of a kernel file system (`allow_other,suid,dev`) as in fuse-overlayfs.
+    /// Parses the option strings of a command line, in order. `privileged` is true if root mounts. The defaults
+    /// are then those of a kernel file system (`allow_other,suid,dev`), as in fuse-overlayfs.
     ///
     /// # Errors
     /// One line that names the option and the value.
@@ -99,7 +98,7 @@ impl MountOptions {
         Ok(options)
     }
 
-    /// Reads one option string. Its options override earlier ones.
+    /// Parses one option string. Its options override earlier ones.
     pub(crate) fn add(&mut self, group: &OsStr) -> Result<(), OptionError> {
         value::split(group.as_bytes(), b',')
             .into_iter()
@@ -107,7 +106,7 @@ impl MountOptions {
             .try_for_each(|piece| self.set(&Word::new(piece)))
     }
 
-    /// No layers yet; else what is right for root (`privileged`), or for a user.
+    /// Options without layers; the others have the defaults for root (`privileged`) or for a user.
     pub(crate) fn defaults(privileged: bool) -> Self {
         Self {
             overlay: OverlayConfig::default(),
@@ -134,7 +133,7 @@ impl MountOptions {
     }
 
     fn set(&mut self, word: &Word<'_>) -> Result<(), OptionError> {
-        // What the manual does not tell of does not exist.
+        // An option that the manual does not describe does not exist.
         let ours = catalogue::is_known(word.name)
             && (self.set_layers(word)?
                 || self.set_behaviour(word)?
@@ -172,8 +171,8 @@ impl MountOptions {
                     word,
                     &[
                         ("on", RedirectDir::On),
-                        // The kernel's `off` follows redirects if its parameter `redirect_always_follow` is set, as
-                        // it is by default.
+                        // The kernel's `off` follows redirects if its parameter `redirect_always_follow` is set,
+                        // which is the default.
                         ("off", RedirectDir::Follow),
                         ("follow", RedirectDir::Follow),
                         ("nofollow", RedirectDir::NoFollow),
@@ -283,27 +282,27 @@ impl MountOptions {
             b"auto_unmount" => mount.auto_unmount = true,
             // Always on.
             b"default_permissions" => {}
-            // Not an option of a mount: `config::remount` reads it first.
+            // No option of a mount: `config::remount` handles it before.
             b"remount" => {}
             _ => return false,
         }
         true
     }
 
-    /// Options of other programs and of kernel overlayfs that mean nothing here, or that we cannot do.
+    /// Options of other programs and of the kernel's overlayfs that have no meaning here or are not supported.
     fn set_foreign(&mut self, word: &Word<'_>) -> Result<bool, OptionError> {
         match word.name {
-            // Of mount(8), fstab(5), libfuse and fuse-overlayfs, without meaning for a mounted union.
+            // Options of mount(8), fstab(5), libfuse and fuse-overlayfs that have no meaning for a mounted union.
             b"defaults" | b"auto" | b"noauto" | b"user" | b"users" | b"nouser" | b"nousers" | b"owner" | b"group"
             | b"_netdev" | b"nofail" | b"silent" | b"loud" | b"comment" | b"norelatime" | b"nostrictatime"
             | b"nolazytime" | b"diratime" | b"noiversion" | b"nomand" | b"nonempty" | b"clone_fd"
             | b"max_idle_threads" | b"idle_threads" | b"max_threads" | b"big_writes" | b"max_read" | b"blkdev"
             | b"threaded" | b"fast_ino" | b"max_write" | b"max_readahead" | b"splice_read" | b"splice_write"
             | b"splice_move" => {}
-            // Propagation, which mount(8) sets by itself once the mount is there.
+            // Propagation: mount(8) sets it after mounting.
             b"private" | b"shared" | b"slave" | b"unbindable" | b"rprivate" | b"rshared" | b"rslave"
             | b"runbindable" => {}
-            // Options that ask for another behaviour than they would get.
+            // Options that ask for a behaviour that is not supported.
             b"strictatime" | b"lazytime" | b"nodiratime" => {
                 self.warn(word, "has no effect: access times are those of the layers' file systems");
             }
@@ -342,7 +341,7 @@ impl MountOptions {
         }
     }
 
-    /// Checks that the options go together. Called once, after the last option.
+    /// Checks that the options do not contradict each other. Called once, after the last option.
     pub(crate) fn complete(&mut self) -> Result<(), OptionError> {
         let overlay = &mut self.overlay;
         if overlay.lowers.is_empty() {
@@ -365,7 +364,7 @@ impl MountOptions {
         if !overlay.data_only.is_empty() && !overlay.metacopy {
             return Err(OptionError::Combination("data-only lower layers ('::') need metacopy=on".to_owned()));
         }
-        // As ovl_fs_params_verify(): a metadata copy finds its data through a redirect.
+        // Like ovl_fs_params_verify(): a metadata copy finds its content through a redirect.
         if overlay.metacopy && overlay.redirect_dir != RedirectDir::On {
             return Err(OptionError::Combination("metacopy=on needs redirect_dir=on".to_owned()));
         }

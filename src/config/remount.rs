@@ -1,14 +1,14 @@
-//! `-o remount`: what to change of a mount that is there.
+//! `-o remount`: changes of an existing mount.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 
 use super::value::{self, Word};
 
-/// Flags of the mount to change; `None` leaves one as it is.
+/// Flags of the mount to change; `None` leaves one unchanged.
 ///
-/// Every other option is passed over, as by the kernel's overlayfs (`ovl_parse_param`): `mount(8)` hands over all that
-/// the mount has and all that `fstab(5)` says, and the union cannot be changed.
+/// All other options are ignored, as in the kernel's overlayfs (`ovl_parse_param`): `mount(8)` passes all options of
+/// the mount and of `fstab(5)`, and the union cannot be changed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Remount {
     /// `ro`, `rw`
@@ -26,7 +26,7 @@ pub struct Remount {
 }
 
 impl Remount {
-    /// Reads the option strings of a command line; `None` if they do not ask for a remount.
+    /// Parses the option strings of a command line; `None` if they do not ask for a remount.
     pub fn parse<S: AsRef<OsStr>>(groups: impl IntoIterator<Item = S>) -> Option<Self> {
         let mut asked = false;
         let mut change = Self::default();

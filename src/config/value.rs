@@ -30,7 +30,7 @@ impl<'a> Word<'a> {
         String::from_utf8_lossy(self.name)
     }
 
-    /// The error of a value that is not what was `expected`.
+    /// The error for a value that is not as `expected`.
     fn wrong(&self, expected: &str) -> OptionError {
         OptionError::Usage(format!(
             "option '{}': '{}' is not {expected}",
@@ -39,7 +39,7 @@ impl<'a> Word<'a> {
         ))
     }
 
-    /// The value, which must not be empty.
+    /// The value; it must not be empty.
     fn given(&self) -> Result<&'a [u8], OptionError> {
         match self.value {
             Some(value) if !value.is_empty() => Ok(value),
@@ -74,7 +74,7 @@ pub(super) fn split(text: &[u8], separator: u8) -> Vec<&[u8]> {
     parts
 }
 
-/// Takes the backslashes away, as the kernel's `ovl_unescape()`.
+/// Removes the backslashes, like the kernel's `ovl_unescape()`.
 fn unescape(text: &[u8]) -> Vec<u8> {
     let mut plain = Vec::with_capacity(text.len());
     let mut bytes = text.iter();
@@ -151,7 +151,7 @@ pub(super) fn text(word: &Word<'_>) -> Result<String, OptionError> {
     }
 }
 
-/// The option as it was written, for the kernel.
+/// The unchanged option, for the kernel.
 pub(super) fn verbatim(word: &Word<'_>) -> Result<String, OptionError> {
     Ok(format!("{}={}", word.name_lossy(), word.given_str("valid UTF-8")?))
 }
@@ -176,8 +176,8 @@ pub(super) fn seconds(word: &Word<'_>) -> Result<Duration, OptionError> {
     Duration::try_from_secs_f64(seconds).map_err(|_| word.wrong(expected))
 }
 
-/// `ON-DISK:SHOWN:COUNT`, any number of them, as fuse-overlayfs reads them (its manual calls them
-/// `UID:MAPPED-UID:LEN`). Empty fields are skipped: containers/storage writes a colon before each range.
+/// Any number of `ON-DISK:SHOWN:COUNT`, as in fuse-overlayfs (its manual calls them `UID:MAPPED-UID:LEN`).
+/// Empty fields are skipped: containers/storage writes a colon before each range.
 pub(super) fn id_ranges(word: &Word<'_>) -> Result<Vec<IdRange>, OptionError> {
     let wrong = || word.wrong("a list ON-DISK:SHOWN:COUNT[:ON-DISK:SHOWN:COUNT…]");
     let numbers = word

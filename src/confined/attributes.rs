@@ -1,4 +1,4 @@
-//! Copying the attributes of one open file to another, and keeping a directory's times.
+//! Copies attributes from one open file to another, and keeps a directory's times.
 
 use std::ffi::CString;
 use std::os::fd::BorrowedFd;
@@ -9,8 +9,8 @@ use rustix::io::Errno;
 use super::xattr::{self, Target};
 use super::{Stat, Times, set_times_of};
 
-/// Gives the open file `to` the extended attributes of `from` whose names `wanted` accepts, its owner if this process is
-/// root, its mode and its times. Neither may be `O_PATH`.
+/// Gives the open file `to` attributes of `from`: the extended attributes whose names `wanted` accepts, its owner if
+/// this process is root, its mode and its times. Neither may be `O_PATH`.
 ///
 /// # Errors
 /// Those of `fgetxattr(2)`, `fsetxattr(2)`, `fchown(2)`, `fchmod(2)` and `futimens(2)`.
@@ -22,7 +22,7 @@ pub(crate) fn copy_attributes(
     let source = Target { dir: from, name: c"" };
     for name in xattr::names(&xattr::list(source)?).filter(|name| wanted(name)) {
         let key = CString::new(name).map_err(|_| Errno::INVAL)?;
-        // `None`: somebody removed it meanwhile.
+        // `None` if the attribute was removed in the meantime.
         if let Some(value) = xattr::value(source, &key)? {
             xattr::set(Target { dir: to, name: c"" }, &key, &value, 0)?;
         }
@@ -35,10 +35,10 @@ pub(crate) fn copy_attributes(
     set_times_of(to, &Times::of(&stat))
 }
 
-/// Does `change` in the open directory `dir` and sets the directory's times back.
+/// Calls `change`, which changes the open directory `dir`, and restores the directory's times.
 ///
 /// # Errors
-/// What `change` returns; those of `futimens(2)`.
+/// The error of `change`; those of `futimens(2)`.
 pub(crate) fn keeping_times<T>(dir: BorrowedFd<'_>, change: impl FnOnce() -> Result<T, Errno>) -> Result<T, Errno> {
     let times = Times::of(&Stat::of(dir, c"")?);
     let changed = change()?;

@@ -1,5 +1,5 @@
-//! Copying the content of a file: shared blocks where the file system can, else inside the kernel, else through
-//! memory. Holes stay holes.
+//! Copies the content of a file: by shared blocks if the file system can, or else inside the kernel, or else
+//! through memory. Holes remain holes.
 
 use std::fs::File;
 use std::io;
@@ -12,39 +12,39 @@ use rustix::io::Errno;
 use super::{Device, Stat};
 use crate::sys::extents;
 
-/// Bytes copied by one system call: large enough to be cheap, small enough for the process to be killed in between.
+/// Bytes copied by one system call: enough to be cheap, but few enough that the process can be killed in between.
 const CHUNK: usize = 16 << 20;
-/// Files up to this size, in bytes, are not searched for holes unless they have some.
+/// Files up to this size, in bytes, are only searched for holes if they have some.
 const SMALL: u64 = 128 << 10;
 /// Buffer for copies through memory, in bytes.
 const BUFFER: usize = 256 << 10;
 
-/// Copies contents to files of one file system, remembering what each file system that they come from cannot do.
+/// Copies content to files of one file system, and remembers what each source file system cannot do.
 #[derive(Debug)]
 pub(crate) struct Copier {
-    /// Asked between the pieces of a copy; an error ends it.
+    /// Called between the pieces of a copy; an error ends it.
     check: fn() -> Result<(), Errno>,
-    /// Source file systems that lack something; there are few, and most often none.
+    /// Source file systems with a missing feature; usually there are none.
     lacks: RwLock<Vec<(Device, Lack)>>,
 }
 
-/// What two file systems cannot do together.
+/// A feature that a pair of file systems lacks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Lack {
-    /// Share blocks (`FICLONE`).
+    /// Sharing blocks (`FICLONE`).
     Clone,
     /// `copy_file_range(2)`.
     Range,
 }
 
-/// What a refusal says.
+/// The meaning of a refusal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Refusal {
-    /// These two file systems cannot do it, whatever the files.
+    /// These two file systems do not support it, for any file.
     FileSystems,
-    /// These two files cannot: not checksummed alike (btrfs), swapped to, on a realtime device (xfs), of odd sizes, …
+    /// These two files do not support it: different checksumming (btrfs), swap files, realtime devices (xfs), odd sizes, …
     Files,
-    /// It should have worked.
+    /// A real error.
     Failure,
 }
 
@@ -59,7 +59,7 @@ impl Refusal {
 }
 
 impl Copier {
-    /// A copier that calls `check` between the pieces of a copy, and ends the copy with the error that it returns.
+    /// A copier that calls `check` between the pieces of a copy; its error ends the copy.
     pub(crate) fn new(check: fn() -> Result<(), Errno>) -> Self {
         Self { check, lacks: RwLock::default() }
     }
@@ -68,7 +68,7 @@ impl Copier {
         !self.lacks.read().contains(&(source, lack))
     }
 
-    /// Records a refusal. Returns the error if the copy cannot go on in another way.
+    /// Records a refusal. Returns the error if there is no other way to copy.
     fn refused(&self, source: Device, lack: Lack, errno: Errno) -> Result<(), Errno> {
         match Refusal::of(errno) {
             Refusal::FileSystems => {
@@ -83,10 +83,10 @@ impl Copier {
         }
     }
 
-    /// Copies the first `length` bytes of `from`, of attributes `stat`, to the empty file `to`.
+    /// Copies the first `length` bytes of `from`, which has the attributes `stat`, to the empty file `to`.
     ///
     /// # Errors
-    /// Those of reading and writing; `IO` if `from` is shorter than `stat` says; what the check returns.
+    /// Those of reading and writing; `IO` if `from` is shorter than `stat` says; the error of `check`.
     pub(crate) fn copy(&self, from: BorrowedFd<'_>, to: BorrowedFd<'_>, stat: &Stat, length: u64) -> Result<(), Errno> {
         if length == 0 {
             return Ok(());
@@ -108,8 +108,8 @@ impl Copier {
     }
 }
 
-/// Copies the first `length` bytes of `source` to `target` at offset `at`, holes staying holes, and extends the target
-/// to `at + length`.
+/// Copies the first `length` bytes of `source` to `target` at offset `at`, keeping holes, and extends the target to
+/// `at + length`.
 ///
 /// # Errors
 /// Those of reading and writing.
@@ -121,8 +121,8 @@ pub(crate) fn copy_extents(source: &File, target: &File, at: u64, length: u64) -
     Ok(range.copy_data(length, &[])?)
 }
 
-/// Gives `to`, of `length` bytes, blocks in the ranges `unwritten`, as its source has them. Best effort: without them it has
-/// holes there (kernel: `ovl_copy_up_file` always makes holes).
+/// Allocates blocks of `to`, which has `length` bytes, in the ranges `unwritten`, as in its source. Best effort:
+/// otherwise there are holes (the kernel's `ovl_copy_up_file` always makes holes).
 fn allocate_ahead(to: BorrowedFd<'_>, length: u64, unwritten: &[std::ops::Range<u64>]) -> Result<(), Errno> {
     for range in unwritten.iter().filter(|range| range.start < length) {
         let size = range.end.min(length) - range.start;
@@ -135,7 +135,7 @@ fn allocate_ahead(to: BorrowedFd<'_>, length: u64, unwritten: &[std::ops::Range<
     Ok(())
 }
 
-/// A copy from the bytes of `from` to those of `to` that lie `at` behind them.
+/// A copy of bytes of `from` to the same offsets of `to` plus `at`.
 struct Range<'a> {
     copier: &'a Copier,
     device: Device,
@@ -145,8 +145,8 @@ struct Range<'a> {
 }
 
 impl Range<'_> {
-    /// Copies what is neither a hole nor `unwritten` of the first `length` bytes. `SEEK_DATA` alone does not do: it takes what
-    /// was once read of an unwritten range, and so is in the page cache, for data.
+    /// Copies the first `length` bytes, except holes and the ranges `unwritten`. `SEEK_DATA` alone is not enough: it counts
+    /// the part of an unwritten range that is in the page cache because it was read as data.
     fn copy_data(&self, length: u64, unwritten: &[std::ops::Range<u64>]) -> Result<(), Errno> {
         let mut unwritten = unwritten.iter().peekable();
         let mut position = 0;
@@ -172,7 +172,7 @@ impl Range<'_> {
             self.copy(start, end)?;
             position = end;
         }
-        // A hole at the end leaves no byte to write.
+        // After a hole at the end, the length must be set.
         rustix::fs::ftruncate(self.to, self.at + length)
     }
 
@@ -183,7 +183,7 @@ impl Range<'_> {
             let (mut read_at, mut write_at) = (position, self.at + position);
             let wanted = usize::try_from(end - position).unwrap_or(CHUNK).min(CHUNK);
             match rustix::fs::copy_file_range(self.from, Some(&mut read_at), self.to, Some(&mut write_at), wanted) {
-                // Some file systems (procfs-like ones) copy nothing though there is something: read it.
+                // Some file systems (procfs-like ones) copy nothing although there is content: read it.
                 Ok(0) => break,
                 Ok(copied) => position += copied as u64,
                 Err(Errno::INTR) => {}
@@ -234,7 +234,7 @@ mod tests {
         (file(), file())
     }
 
-    /// A refusal that concerns these files says nothing about other files of the same file systems.
+    /// A refusal for these files is not remembered for other files of the same file systems.
     #[test]
     fn only_file_systems_are_remembered() {
         let device = (1, 2);

@@ -17,8 +17,8 @@ use crate::sys::xattr::Target;
 
 /// A directory, for reading. Cheap to clone.
 ///
-/// Everything that takes a name also takes an empty one, which means the held file itself; that way it also holds
-/// files that have no name any more.
+/// Every method that takes a name also accepts an empty one, which means the held file itself. So it can also
+/// hold files that have no name any more.
 #[derive(Clone, Debug)]
 pub struct Dir(Arc<Held>);
 
@@ -40,7 +40,7 @@ pub struct RawEntry<'a> {
     pub ino: u64,
 }
 
-/// An open file as a path.
+/// A path to an open file.
 pub(super) fn proc_path(file: BorrowedFd<'_>) -> String {
     format!("/proc/self/fd/{}", file.as_raw_fd())
 }
@@ -58,8 +58,8 @@ impl Dir {
         Self(Arc::new(Held { fd, tree }))
     }
 
-    /// Opens the directory `path`, which may lead through symbolic links, as the root of a tree that is only read. What is
-    /// mounted in it is not part of it ([`super::tree`]).
+    /// Opens the directory `path`, which may contain symbolic links, as the root of a tree that is only read.
+    /// Anything mounted in it is not part of the tree ([`super::tree`]).
     ///
     /// # Errors
     /// Those of `open(2)`.
@@ -68,13 +68,13 @@ impl Dir {
         Ok(Self::root(rustix::fs::open(path, flags, Mode::empty())?))
     }
 
-    /// The open directory `fd` as such a root.
+    /// Makes the open directory `fd` such a root.
     pub(crate) fn root(fd: OwnedFd) -> Self {
         let (fd, tree) = tree::to_read(fd);
         Self(Arc::new(Held { fd, tree: Arc::new(tree) }))
     }
 
-    /// The open file `fd` as a part of `tree`.
+    /// Wraps the open file `fd` as a part of `tree`.
     pub(super) fn in_tree(fd: OwnedFd, tree: Tree) -> Self {
         Self(Arc::new(Held { fd, tree: Arc::new(tree) }))
     }
@@ -84,12 +84,12 @@ impl Dir {
         Self(Arc::new(Held { fd, tree: self.0.tree.clone() }))
     }
 
-    /// Where the root of the tree is, without symbolic links.
+    /// The path of the tree's root, without symbolic links.
     pub(crate) fn root_path(&self) -> &Path {
         &self.0.tree.path
     }
 
-    /// Opens the single name `name`, not following a symbolic link and not leaving the mount.
+    /// Opens the single name `name` without following a symbolic link or leaving the mount.
     pub(super) fn open_entry(&self, name: &CStr, flags: OFlags, mode: u32) -> Result<OwnedFd, Errno> {
         let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         if self.0.tree.is_private() || name.is_empty() || name == c"." {
@@ -99,13 +99,13 @@ impl Dir {
         rustix::fs::openat2(self, name, flags, Mode::from_raw_mode(mode), resolve)
     }
 
-    /// `name` as something that system calls are made on, unless it is a mount point.
+    /// `name` as a target for system calls, unless it is a mountpoint.
     pub(crate) fn inside<'a>(&'a self, name: &'a CStr) -> Result<Target<'a>, Errno> {
         self.0.tree.guard(self.as_fd(), name)?;
         Ok(self.target(name))
     }
 
-    /// The held file itself as a path. What is held may be `O_PATH`, on which many calls work by path only.
+    /// A path to the held file itself. The file may be `O_PATH`, for which many calls only work by path.
     pub(super) fn proc_path(&self) -> String {
         proc_path(self.as_fd())
     }
@@ -114,7 +114,7 @@ impl Dir {
         Target { dir: self.as_fd(), name }
     }
 
-    /// Where `name` is, for a message.
+    /// The path of `name`, for a message.
     pub fn shown_path(&self, name: &CStr) -> PathBuf {
         let dir = self.0.tree.shown_path(self.as_fd());
         if name.is_empty() { dir } else { dir.join(OsStr::from_bytes(name.to_bytes())) }
@@ -140,15 +140,15 @@ impl Dir {
         Stat::of(self.as_fd(), c"")
     }
 
-    /// Opens the subdirectory `name` as a place to look names up in (`O_PATH`).
+    /// Opens the subdirectory `name` for lookups (`O_PATH`).
     ///
     /// # Errors
-    /// `NOTDIR` also for a symlink; others of `openat(2)`.
+    /// `NOTDIR`, also for a symlink; others of `openat(2)`.
     pub fn open_dir(&self, name: &CStr) -> Result<Self, Errno> {
         Ok(self.hold(self.open_entry(name, OFlags::PATH | OFlags::DIRECTORY, 0)?))
     }
 
-    /// Opens the directory `path` below this one as a place to look names up in (`O_PATH`), however long the path is.
+    /// Opens the directory `path` below this one for lookups (`O_PATH`); the path may have any length.
     ///
     /// # Errors
     /// Those of `super::beneath`.
@@ -156,7 +156,7 @@ impl Dir {
         Ok(self.hold(super::beneath(self.as_fd(), path.to_bytes(), OFlags::PATH | OFlags::DIRECTORY)?))
     }
 
-    /// Opens the regular file `name` for reading, without updating its access time where that is permitted.
+    /// Opens the regular file `name` for reading, without updating its access time if that is permitted.
     ///
     /// # Errors
     /// Those of `openat(2)`; `LOOP` for a symlink.
@@ -166,27 +166,27 @@ impl Dir {
         }
         let flags = OFlags::RDONLY | OFlags::NONBLOCK;
         match self.open_entry(name, flags | OFlags::NOATIME, 0) {
-            // O_NOATIME is for the owner and CAP_FOWNER only.
+            // Only the owner and CAP_FOWNER may use O_NOATIME.
             Err(Errno::PERM) => self.open_entry(name, flags, 0),
             opened => opened,
         }
     }
 
-    /// True if `O_NOATIME`, which is for the owner and `CAP_FOWNER`, is refused for the file or directory `name`.
+    /// True if `O_NOATIME`, which only the owner and `CAP_FOWNER` may use, is refused for the file or directory `name`.
     pub fn refuses_noatime(&self, name: &CStr) -> bool {
         let name = if name.is_empty() { c"." } else { name };
         let flags = OFlags::RDONLY | OFlags::NOATIME | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
         rustix::fs::openat(self, name, flags, Mode::empty()).is_err_and(|errno| errno == Errno::PERM)
     }
 
-    /// True if permissions and capabilities do not allow this process to write the file or directory `name`.
+    /// True if permissions and capabilities do not let this process write to the file or directory `name`.
     pub fn refuses_writing(&self, name: &CStr) -> bool {
         let name = if name.is_empty() { c"." } else { name };
         let access = rustix::fs::accessat(self, name, Access::WRITE_OK, AtFlags::EACCESS);
         access.is_err_and(|errno| errno == Errno::ACCESS)
     }
 
-    /// Opens `name` as a reference (`O_PATH`) that survives its removal.
+    /// Opens `name` as a reference (`O_PATH`), which survives its removal.
     ///
     /// # Errors
     /// Those of `openat(2)`.
@@ -206,10 +206,10 @@ impl Dir {
         }
     }
 
-    /// Calls `visit` for every entry but `.` and `..`, in the order of the file system.
+    /// Calls `visit` for every entry except `.` and `..`, in the order of the file system.
     ///
     /// # Errors
-    /// Those of `getdents64(2)`, and what `visit` returns.
+    /// Those of `getdents64(2)`, and the error of `visit`.
     pub fn list(&self, mut visit: impl FnMut(RawEntry<'_>) -> Result<(), Errno>) -> Result<(), Errno> {
         let fd = self.open_self()?;
         let mut buffer = Vec::with_capacity(32 * 1024);
@@ -231,7 +231,7 @@ impl Dir {
     /// `INVAL` if it is not a symlink; others of `readlinkat(2)`.
     pub fn read_link(&self, name: &CStr) -> Result<OsString, Errno> {
         self.inside(name)?;
-        // readlinkat(2) takes an empty name for the descriptor itself.
+        // For readlinkat(2), an empty name means the descriptor itself.
         Ok(OsString::from_vec(rustix::fs::readlinkat(self, name, Vec::with_capacity(256))?.into_bytes()))
     }
 
@@ -246,7 +246,7 @@ impl Dir {
     /// Value of an extended attribute of `name`.
     ///
     /// # Errors
-    /// Those of `getxattr(2)`, but a missing attribute is `None`.
+    /// Those of `getxattr(2)`; a missing attribute is `None`.
     pub fn xattr(&self, name: &CStr, key: &CStr) -> Result<Option<Vec<u8>>, Errno> {
         xattr::value(self.inside(name)?, key)
     }

@@ -1,14 +1,13 @@
-//! Directories that nothing leads out of, and what is done to the files in them.
+//! Directories that no path leads out of, and operations on the files in them.
 //!
-//! A tree of files that somebody else made (a layer, an unpacked image, a container's upper directory) is entered
-//! through a held descriptor of its root. Every further step goes through one of two openings:
+//! An untrusted tree of files (a layer, an unpacked image, a container's upper directory) is entered through a
+//! held descriptor of its root. Every further step uses one of two functions:
 //!
 //! - `beneath`: no component is a symbolic link, and none leads above the root or into another mount.
-//! - `in_root`: symbolic links are followed as if the root were `/`, for paths that a container would resolve.
+//! - `in_root`: symbolic links are followed as if the root were `/`, for paths as a container resolves them.
 //!
-//! [`Dir`] and [`WritableDir`] hold one directory of such a tree and take single names. `remove_tree` removes a whole
-//! tree, `Copier` and `copy_extents` copy contents, `copy_attributes` copies the rest, [`mountinfo`] reads the
-//! table of mounts.
+//! [`Dir`] and [`WritableDir`] hold one directory of such a tree and take single names. `remove_tree` removes a whole tree;
+//! `Copier` and `copy_extents` copy content, `copy_attributes` attributes; [`mountinfo`] parses the table of mounts.
 
 mod attributes;
 mod copy;

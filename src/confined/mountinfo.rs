@@ -16,9 +16,9 @@ pub struct MountEntry {
     pub id: u64,
     /// The file system.
     pub device: Device,
-    /// Which directory of the file system is mounted.
+    /// The directory of the file system that is mounted.
     pub root: PathBuf,
-    /// Where it is mounted.
+    /// The mountpoint.
     pub point: PathBuf,
     /// Type of the file system.
     pub kind: Vec<u8>,
@@ -26,7 +26,7 @@ pub struct MountEntry {
     pub options: Vec<u8>,
 }
 
-/// The mounts of a table, in its order. Names are bytes; lines that cannot be read are left out.
+/// The mounts of a table, in its order. Names are bytes; malformed lines are left out.
 pub fn parse(table: &[u8]) -> impl Iterator<Item = MountEntry> {
     table.split(|&byte| byte == b'\n').filter_map(parse_line)
 }

@@ -1,4 +1,4 @@
-//! Opening files below a directory without leaving it.
+//! Opens files below a directory without leaving it.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -8,16 +8,16 @@ use rustix::io::Errno;
 /// Longest path given to one system call: below `PATH_MAX`.
 const STEP: usize = 4000;
 
-/// How often a walk that raced with a rename is tried again.
+/// How often a walk that raced with a rename is repeated.
 const TRIES: u32 = 64;
 
-/// Opens `path` below `root` with `flags`. No component may be a symbolic link or the root of another mount, so nothing
-/// in the tree can lead out of it, whatever another process does to it at the same time. An empty path is `root`
-/// itself. Paths longer than `PATH_MAX` are walked in steps.
+/// Opens `path` below `root` with `flags`. No component may be a symbolic link or the root of another mount. So no path
+/// leads out of the tree, even if another process changes it at the same time. An empty path is `root` itself. Paths
+/// longer than `PATH_MAX` are walked in steps.
 ///
 /// # Errors
-/// `LOOP`: a component is a symbolic link. `XDEV`: a component is a mount point, or leads above `root`. Others of
-/// `openat2(2)`.
+/// `LOOP` if a component is a symbolic link. `XDEV` if a component is a mountpoint, or leads above `root`. Others
+/// of `openat2(2)`.
 pub(crate) fn beneath(root: BorrowedFd<'_>, path: &[u8], flags: OFlags) -> Result<OwnedFd, Errno> {
     let resolve =
         ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_XDEV;
@@ -33,7 +33,7 @@ pub(crate) fn beneath(root: BorrowedFd<'_>, path: &[u8], flags: OFlags) -> Resul
     walk(held.as_ref().map_or(root, AsFd::as_fd), rest, flags | OFlags::NOFOLLOW, resolve)
 }
 
-/// Opens `path` as a process would whose root directory is `root`: symbolic links are followed and stay below `root`.
+/// Opens `path` as a process with the root directory `root` would: symbolic links are followed and stay below `root`.
 /// The path may begin with a slash.
 ///
 /// # Errors
@@ -48,7 +48,7 @@ fn walk(dir: BorrowedFd<'_>, path: &[u8], flags: OFlags, resolve: ResolveFlags) 
     let mut tries = 0;
     loop {
         match rustix::fs::openat2(dir, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve) {
-            // A rename or mount somewhere on the system raced with the walk.
+            // The walk raced with a rename or mount somewhere on the system.
             Err(Errno::AGAIN | Errno::INTR) if tries < TRIES => tries += 1,
             opened => return opened,
         }
@@ -63,7 +63,7 @@ pub(crate) fn open_dir(root: BorrowedFd<'_>, path: &[u8]) -> Result<OwnedFd, Err
     beneath(root, path, OFlags::RDONLY | OFlags::DIRECTORY)
 }
 
-/// Attributes of `name` in `dir` itself, not of what it points to; `None` when there is nothing.
+/// Attributes of `name` in `dir`, not following a symlink; `None` if there is no such name.
 ///
 /// # Errors
 /// Those of `fstatat(2)`.
@@ -136,7 +136,7 @@ mod tests {
         assert_eq!(resolved("/a/b/f"), Ok(()));
     }
 
-    /// A directory that another process replaces by a symbolic link, and back, is never followed.
+    /// A directory that another process repeatedly exchanges with a symbolic link is never followed.
     #[test]
     fn a_directory_that_becomes_a_link_is_not_followed() {
         let (dir, fd) = root();
@@ -153,7 +153,7 @@ mod tests {
                 }
             });
             let (mut opened, mut tried) = (0, 0);
-            // On a busy machine the exchanging thread may make every early attempt fail.
+            // On a busy machine, the exchanging thread may make every early attempt fail.
             while tried < 5_000 || (opened == 0 && tried < 50_000_000) {
                 tried += 1;
                 if let Ok(file) = beneath(fd.as_fd(), b"a/b/f", OFlags::RDONLY) {

@@ -1,4 +1,4 @@
-//! Removing a directory with all that it holds.
+//! Removes a directory with everything in it.
 
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -9,19 +9,19 @@ use rustix::io::Errno;
 use super::Stat;
 use super::open::beneath;
 
-/// Levels of the tree whose directories are held open: the deepest ones. The others are found again through `..`.
+/// Number of levels whose directories are held open: the deepest ones. The others are opened again through `..`.
 const HELD: usize = 16;
 
-/// How often, in one removal, a directory that was emptied may be found with something in it again.
+/// How often, in one removal, an emptied directory may be found non-empty again.
 const REFILLS: u32 = 16;
 
-/// Removes `name` in `dir` and, if it is a directory, all that it holds, to any depth, with a bounded number of
-/// descriptors. Symbolic links are removed, not followed. Directories that their owner may not write are opened up first.
-/// Succeeds if `name` is gone.
+/// Removes `name` in `dir`; if it is a directory, also everything in it, at any depth, with a bounded number of
+/// descriptors. Symbolic links are removed, not followed. Directories that their owner may not write to are made writable
+/// first. Succeeds if `name` does not exist.
 ///
 /// # Errors
-/// `XDEV` or `BUSY`: something is mounted in the tree. `NOTEMPTY`: somebody keeps filling it. `AGAIN`: somebody moves
-/// its directories around. Others of `unlinkat(2)` and of listing. A part may be gone then.
+/// `XDEV` or `BUSY` if something is mounted in the tree. `NOTEMPTY` if another process keeps adding files. `AGAIN` if another
+/// process moves its directories. Others of `unlinkat(2)` and of listing. A part of the tree may have been removed then.
 pub(crate) fn remove_tree(dir: BorrowedFd<'_>, name: &CStr) -> Result<(), Errno> {
     match unlink(dir, name, AtFlags::empty()) {
         Err(Errno::ISDIR | Errno::PERM) => {}
@@ -42,7 +42,7 @@ pub(crate) fn remove_tree(dir: BorrowedFd<'_>, name: &CStr) -> Result<(), Errno>
     Ok(())
 }
 
-/// Removes one name. Succeeds if it is gone.
+/// Removes one name. Succeeds if it does not exist.
 fn unlink(dir: BorrowedFd<'_>, name: &CStr, flags: AtFlags) -> Result<(), Errno> {
     match rustix::fs::unlinkat(dir, name, flags) {
         Ok(()) | Err(Errno::NOENT) => Ok(()),
@@ -62,16 +62,15 @@ struct Removal<'a> {
 struct Level {
     /// Its name in the level above.
     name: CString,
-    /// Its mount, device and inode number: what is found by `..` must be this very directory.
+    /// Its mount, device and inode number: the directory found by `..` must be the same.
     identity: Identity,
-    /// Its descriptor and the subdirectories that are still to be removed; `None` once the levels below have taken its
-    /// place among the held ones.
+    /// Its descriptor and its remaining subdirectories; `None` after the levels below have taken its place among the held ones.
     held: Option<(OwnedFd, Vec<CString>)>,
 }
 
 type Identity = (u64, super::Device, u64);
 
-/// What is to be done in the deepest directory.
+/// The next step in the deepest directory.
 enum NextDir {
     Enter(CString),
     Leave,
@@ -89,8 +88,8 @@ impl Removal<'_> {
         }
     }
 
-    /// Removes the subdirectory `name` of the deepest level if it is empty, else goes down into it and removes all of it
-    /// except directories. Returns true if it went down.
+    /// Removes the subdirectory `name` of the deepest level if it is empty; otherwise enters it and removes everything
+    /// except directories. Returns true if it entered it.
     fn enter(&mut self, name: CString) -> Result<bool, Errno> {
         let parent = match self.levels.last() {
             None => self.root,
@@ -99,7 +98,7 @@ impl Removal<'_> {
         let inside = !self.levels.is_empty();
         match permitted(parent, inside, || unlink(parent, &name, AtFlags::REMOVEDIR)) {
             Ok(()) => return Ok(false),
-            // Somebody has put something else in its place.
+            // Another file has taken its place.
             Err(Errno::NOTDIR) => return unlink(parent, &name, AtFlags::empty()).map(|()| false),
             Err(Errno::NOTEMPTY | Errno::EXIST) => {}
             Err(errno) => return Err(errno),
@@ -117,14 +116,14 @@ impl Removal<'_> {
         Ok(true)
     }
 
-    /// What comes next; `None` when all is gone.
+    /// The next step; `None` when everything is removed.
     fn next_subdirectory(&mut self) -> Result<Option<NextDir>, Errno> {
         let Some(level) = self.levels.last_mut() else { return Ok(None) };
         let (_, subdirectories) = level.held.as_mut().ok_or(Errno::IO)?;
         Ok(Some(subdirectories.pop().map_or(NextDir::Leave, NextDir::Enter)))
     }
 
-    /// Goes up from the deepest level, which was emptied, and removes it.
+    /// Leaves the deepest level, which is empty, and removes it.
     fn leave(&mut self) -> Result<(), Errno> {
         self.hold_above()?;
         let above = self.above()?;
@@ -133,7 +132,7 @@ impl Removal<'_> {
         match permitted(above, inside, || unlink(above, &level.name, AtFlags::REMOVEDIR)) {
             Ok(()) => {}
             Err(Errno::NOTDIR) => unlink(above, &level.name, AtFlags::empty())?,
-            // Filled again since it was listed.
+            // Files were added since it was listed.
             Err(Errno::NOTEMPTY | Errno::EXIST) => {
                 self.refills += 1;
                 if self.refills > REFILLS {
@@ -149,14 +148,14 @@ impl Removal<'_> {
         Ok(())
     }
 
-    /// Opens the level above the deepest one again, if it is not held, and lists what is left in it.
+    /// Opens the level above the deepest one again, if it is not held, and lists its remaining entries.
     fn hold_above(&mut self) -> Result<(), Errno> {
         let Some(index) = self.levels.len().checked_sub(2) else { return Ok(()) };
         let Some([above, level]) = self.levels.get_mut(index..) else { return Ok(()) };
         let (None, Some((dir, _))) = (&above.held, &level.held) else { return Ok(()) };
         let found = rustix::fs::openat(dir, c"..", LISTING, Mode::empty())?;
         if identity(found.as_fd())? != above.identity {
-            // The deepest directory was moved elsewhere; it is left there.
+            // The deepest directory was moved elsewhere and is left there.
             return Err(Errno::AGAIN);
         }
         let mut left = remove_files(found.as_fd())?;
@@ -174,7 +173,7 @@ fn identity(dir: BorrowedFd<'_>) -> Result<Identity, Errno> {
     Ok((stat.mount, stat.device, stat.ino))
 }
 
-/// Opens the subdirectory `name` for listing, making it readable first if need be.
+/// Opens the subdirectory `name` for listing; makes it readable first if necessary.
 fn open(parent: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd, Errno> {
     match beneath(parent, name.to_bytes(), LISTING) {
         Err(Errno::ACCESS) => {
@@ -186,8 +185,8 @@ fn open(parent: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd, Errno> {
     }
 }
 
-/// Calls `remove`, which removes a name in `dir`. If `dir` forbids that and is `inside` the tree that goes, it is opened
-/// up and `remove` called once more.
+/// Calls `remove`, which removes a name in `dir`. If `dir` forbids that and is `inside` the removed tree, makes it
+/// writable and calls `remove` once more.
 fn permitted(dir: BorrowedFd<'_>, inside: bool, remove: impl Fn() -> Result<(), Errno>) -> Result<(), Errno> {
     match remove() {
         Err(Errno::ACCESS) if inside && open_up(dir).is_ok() => remove(),
@@ -254,11 +253,11 @@ mod tests {
         assert!(dir.path().join("kept/f").exists());
     }
 
-    /// 100,000 levels: neither the length of the path nor the number of descriptors matters.
+    /// 100,000 levels: neither the path's length nor the number of descriptors matters.
     #[test]
     fn a_deep_tree_takes_few_descriptors() {
         const DEPTH: usize = 100_000;
-        // In memory: what is tried is not the disk.
+        // In memory, because the test is not about the disk.
         let dir = tempfile::tempdir_in("/dev/shm").expect("a directory");
         let root = open_root(dir.path());
         let mut current = rustix::io::dup(&root).expect("duplicated");
@@ -282,7 +281,7 @@ mod tests {
         assert!(!dir.path().join("d").exists());
     }
 
-    /// Both deep and wide: levels that were let go are listed again, and nothing is left out.
+    /// Deep and wide: closed levels are listed again, and nothing is left out.
     #[test]
     fn levels_that_were_let_go_are_found_again() {
         let dir = tempfile::tempdir_in("/dev/shm").expect("a directory");
@@ -299,8 +298,7 @@ mod tests {
         assert!(!dir.path().join("t").exists());
     }
 
-    /// A directory that somebody fills again after each listing ends the removal with an error, after a bounded number
-    /// of tries.
+    /// If another process adds files after each listing, the removal fails after a bounded number of attempts.
     #[test]
     fn a_directory_that_is_filled_again_ends_in_an_error() {
         let dir = tempfile::tempdir_in("/dev/shm").expect("a directory");
@@ -355,7 +353,7 @@ mod tests {
         });
     }
 
-    /// A deep directory that is moved elsewhere meanwhile does not lead the removal there.
+    /// If a deep directory is moved elsewhere, the removal does not follow it.
     #[test]
     fn a_directory_that_was_moved_does_not_lead_elsewhere() {
         let dir = tempfile::tempdir_in("/dev/shm").expect("a directory");
@@ -375,7 +373,7 @@ mod tests {
                 Ok(Some(NextDir::Enter(name))) => drop(removal.enter(name)),
                 Ok(Some(NextDir::Leave)) => {
                     if !moved && removal.levels.first().is_some_and(|level| level.held.is_none()) {
-                        // The level below the first one that was let go.
+                        // The level below the first closed one.
                         fs::rename(dir.path().join("t/d"), dir.path().join("kept/d")).expect("moved");
                         moved = true;
                     }
@@ -407,7 +405,7 @@ mod tests {
             }
         }
         let remove = || remove_tree(root.as_fd(), c"t");
-        // Capabilities belong to a thread, as the user of file accesses does.
+        // Capabilities belong to a thread, as does the user id for file accesses.
         let removed = std::thread::scope(|scope| {
             let as_user = || {
                 rustix::thread::set_thread_uid(id).expect("another user");

@@ -9,7 +9,7 @@ use rustix::io::Errno;
 /// Identity of a file system: `st_dev`.
 pub type Device = (u32, u32);
 
-/// Identity of a file: inode numbers repeat on other file systems, and on other subvolumes of one.
+/// Identity of a file: inode numbers are only unique within a file system or subvolume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct FileId {
     /// The file system or subvolume.
@@ -27,7 +27,7 @@ pub struct Timestamp {
     pub nsec: u32,
 }
 
-/// What `statx(2)` says of a file.
+/// Attributes from `statx(2)`.
 #[derive(Clone, Copy, Debug)]
 pub struct Stat {
     /// Inode number in its own file system.
@@ -58,11 +58,11 @@ pub struct Stat {
     pub ctime: Timestamp,
     /// Creation, where known.
     pub btime: Option<Timestamp>,
-    /// Mount that the file was reached through.
+    /// The mount through which the file was reached.
     pub mount: u64,
-    /// It is immutable itself. An inventory does not tell.
+    /// True if it is immutable. An inventory does not tell.
     pub immutable: bool,
-    /// It is append-only itself. An inventory does not tell.
+    /// True if it is append-only. An inventory does not tell.
     pub append_only: bool,
 }
 
@@ -106,7 +106,7 @@ impl Stat {
             ctime: time(stx.stx_ctime),
             btime: (stx.stx_mask & StatxFlags::BTIME.bits() != 0).then(|| time(stx.stx_btime)),
             mount: stx.stx_mnt_id,
-            // A file system that does not tell APPEND (erofs) calls every file immutable because it is read-only itself.
+            // A file system that does not report APPEND (erofs) reports every file as immutable because it is read-only.
             immutable: has(StatxAttributes::IMMUTABLE) && stx.stx_attributes_mask.contains(StatxAttributes::APPEND),
             append_only: has(StatxAttributes::APPEND),
         })
@@ -132,24 +132,24 @@ impl Stat {
         self.file_type() == FileType::Directory
     }
 
-    /// True for a character device 0:0 that is a whiteout: it does not have the mark of [`Self::is_users_device`].
+    /// True for a character device 0:0 that is a whiteout and not a user's ([`Self::is_users_device`]).
     pub fn is_whiteout_device(&self) -> bool {
         is_whiteout_device(self.mode, self.rdev)
     }
 
-    /// True for a character device 0:0 that a user made through a mount. Its sticky bit says so on disk: the bit means nothing
-    /// to a device, and no whiteout has it. The mount does not show the bit.
+    /// True for a character device 0:0 that a user made through a mount. Its sticky bit on disk says so: the bit has no
+    /// meaning for a device, and no whiteout has it. The mount hides the bit.
     pub fn is_users_device(&self) -> bool {
         is_zero_device(self.mode, self.rdev) && self.mode & libc::S_ISVTX != 0
     }
 
-    /// True for what may be an xattr whiteout: an empty regular file.
+    /// True for an empty regular file, which may be an xattr whiteout.
     pub fn may_be_xattr_whiteout(&self) -> bool {
         self.file_type() == FileType::Regular && self.size == 0
     }
 }
 
-/// True for the mode and device number of a character device 0:0, a whiteout or not.
+/// True for the mode and device number of any character device 0:0.
 pub(crate) fn is_zero_device(mode: u32, rdev: (u32, u32)) -> bool {
     mode & libc::S_IFMT == libc::S_IFCHR && rdev == (0, 0)
 }

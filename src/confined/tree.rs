@@ -1,10 +1,9 @@
-//! The root of a tree, and what keeps every step inside its mount.
+//! The root of a tree, and the checks that keep every step inside its mount.
 //!
-//! What is mounted inside a layer is not part of it. As the kernel does for each layer of overlayfs, a tree is entered
-//! through a private copy of its mount where this process may make one: then what is mounted in it does not exist there, and
-//! nothing can be mounted there later. Elsewhere each step looks whether it would leave the mount, and fails with XDEV;
-//! then what is below a mount point cannot be seen by anybody. Either way no request of a mount ever waits for that mount
-//! itself, wherever it is mounted.
+//! Anything mounted inside a layer is not part of it. As the kernel does for each layer of overlayfs, a tree is entered through a
+//! private copy of its mount, if this process may make one. Mounts inside the tree do not exist in the copy, and nothing can be
+//! mounted there later. Otherwise each step checks whether it would leave the mount, and fails with XDEV; nothing below a
+//! mountpoint is visible then. In both cases, a request of a mount never waits for that mount itself, wherever it is mounted.
 
 use std::ffi::{CStr, OsString};
 use std::fs;
@@ -22,16 +21,16 @@ use crate::sys::mount::private_copy;
 /// A tree of directories.
 #[derive(Debug)]
 pub(super) struct Tree {
-    /// Where its root is, without symbolic links; empty for a tree that begins somewhere as it is mounted.
+    /// The path of its root, without symbolic links; empty for a tree that begins at an already opened directory.
     pub(super) path: PathBuf,
-    /// The mount that no step may leave; `None` in a private copy of it, which nothing leads out of.
+    /// The mount that no step may leave; `None` in a private copy, which cannot be left.
     mount: Option<u64>,
 }
 
 impl Tree {
     /// The tree of an open directory as it is mounted.
     pub(super) fn mounted(dir: BorrowedFd<'_>) -> Self {
-        // Unknown: the number of no mount, so that every step fails.
+        // Unknown: this number belongs to no mount, so every step fails.
         Self { path: PathBuf::new(), mount: Some(Stat::of(dir, c"").map_or(u64::MAX, |stat| stat.mount)) }
     }
 
@@ -48,7 +47,7 @@ impl Tree {
         if found.stx_mnt_id == mount { Ok(()) } else { Err(Errno::XDEV) }
     }
 
-    /// Where an open file of the tree is, for a message.
+    /// The path of an open file of the tree, for a message.
     pub(super) fn shown_path(&self, file: BorrowedFd<'_>) -> PathBuf {
         let link = rustix::fs::readlink(proc_path(file), Vec::new());
         let found = PathBuf::from(link.map_or_else(|_| OsString::new(), |path| OsString::from_vec(path.into_bytes())));
@@ -65,8 +64,8 @@ impl Tree {
     }
 }
 
-/// The open directory `dir` as the root of a tree to read: through a private copy of its mount (`O_PATH` then), if this
-/// process may make one.
+/// Makes the open directory `dir` the root of a tree for reading, through a private copy of its mount (then it is
+/// `O_PATH`) if this process may make one.
 pub(super) fn to_read(dir: OwnedFd) -> (OwnedFd, Tree) {
     let path = fs::read_link(proc_path(dir.as_fd())).unwrap_or_default();
     match private_copy(dir.as_fd(), true) {
@@ -79,15 +78,15 @@ pub(super) fn to_read(dir: OwnedFd) -> (OwnedFd, Tree) {
     }
 }
 
-/// Opens the directory `dir` again, to read it and what is below it without what is mounted there; as it is if this
-/// process may not make a private copy of its mount.
+/// Opens the directory `dir` again, to read it without anything mounted in it. If this process may not make a
+/// private copy of its mount, opens it unchanged.
 ///
 /// # Errors
 /// Those of `openat(2)`.
 pub(crate) fn without_mounts(dir: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     match private_copy(dir, true) {
-        // The copy goes when its own descriptor is closed; directories of it that are open then stay usable.
+        // Closing the copy's own descriptor removes the copy; its open directories stay usable.
         Ok(copy) => rustix::fs::openat(&copy, c".", flags, Mode::empty()),
         Err(_) => rustix::fs::openat(dir, c".", flags, Mode::empty()),
     }
@@ -97,7 +96,7 @@ pub(crate) fn without_mounts(dir: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
 /// between two copies would be refused.
 ///
 /// # Errors
-/// The reason. The caller then uses the directories themselves.
+/// The reason; the caller then uses the directories themselves.
 pub(super) fn share_copy<const N: usize>(dirs: [BorrowedFd<'_>; N]) -> Result<[(OwnedFd, Tree); N], Errno> {
     let mut paths = Vec::with_capacity(N);
     for dir in dirs {
@@ -111,7 +110,7 @@ pub(super) fn share_copy<const N: usize>(dirs: [BorrowedFd<'_>; N]) -> Result<[(
         let below = path.strip_prefix(&common).map_err(|_| Errno::NOENT)?;
         let again = beneath(copy.as_fd(), below.as_os_str().as_bytes(), OFlags::PATH | OFlags::DIRECTORY)?;
         let (one, other) = (Stat::of(dir, c"")?, Stat::of(again.as_fd(), c"")?);
-        // The path leads elsewhere: over another mount, or it was changed meanwhile.
+        // The path leads elsewhere: through another mount, or it was changed in the meantime.
         if one.id() != other.id() {
             return Err(Errno::XDEV);
         }
@@ -120,7 +119,7 @@ pub(super) fn share_copy<const N: usize>(dirs: [BorrowedFd<'_>; N]) -> Result<[(
     opened.try_into().map_err(|_| Errno::IO)
 }
 
-/// The deepest directory that all `paths` are in, or are.
+/// The deepest directory that contains or equals all `paths`.
 fn common_ancestor(paths: &[PathBuf]) -> Option<PathBuf> {
     let (first, rest) = paths.split_first()?;
     let is_above_all = |candidate: &&Path| rest.iter().all(|path| path.starts_with(candidate));
@@ -146,7 +145,7 @@ mod tests {
         }
     }
 
-    /// The mount of another file system is a step out of the tree, and is told before that file system is asked.
+    /// A mount of another file system would lead out of the tree; this is noticed before that file system is asked.
     #[test]
     fn a_mount_point_is_guarded() {
         let root = rustix::fs::open("/", OFlags::PATH | OFlags::DIRECTORY, Mode::empty()).expect("opened");
@@ -157,7 +156,7 @@ mod tests {
         assert_eq!(tree.guard(root.as_fd(), c"there is none"), Err(Errno::NOENT));
     }
 
-    /// Where this process may mount, what is mounted in the tree does not exist in it.
+    /// If this process may mount, mounts in the tree do not exist in the private copy.
     #[test]
     fn a_private_copy_has_no_mounts_in_it() {
         let (root, tree) = to_read(rustix::fs::open("/", OFlags::PATH, Mode::empty()).expect("opened"));

@@ -11,7 +11,7 @@ use super::dir::{Dir, proc_path};
 use super::{Stat, Timestamp, tree};
 use crate::sys;
 
-/// A directory that may be written. What it holds is changed by name only, and symbolic links are never followed.
+/// A directory that may be written. Its content is changed by name only, and symbolic links are never followed.
 #[derive(Clone, Debug)]
 pub struct WritableDir(Dir);
 
@@ -28,7 +28,7 @@ impl AsFd for WritableDir {
     }
 }
 
-/// Access and modification time to set; `None` leaves one as it is.
+/// Access and modification time to set; `None` leaves one unchanged.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Times {
     /// Access time.
@@ -40,7 +40,7 @@ pub struct Times {
 /// What to set a time to.
 #[derive(Clone, Copy, Debug)]
 pub enum TimeTo {
-    /// The file system's idea of now.
+    /// Now, by the file system's clock.
     Now,
     /// This time.
     At(Timestamp),
@@ -81,10 +81,10 @@ impl WritableDir {
         Self(self.0.hold(fd))
     }
 
-    /// The directories `dirs` of one mount, through one private copy of it ([`super::tree`]).
+    /// Opens the directories `dirs` of one mount through one private copy of it ([`super::tree`]).
     ///
     /// # Errors
-    /// The reason. The caller then uses `dirs` themselves.
+    /// The reason; the caller then uses `dirs` themselves.
     pub(crate) fn share_copy<const N: usize>(dirs: [&Self; N]) -> Result<[Self; N], Errno> {
         let opened = tree::share_copy(dirs.map(AsFd::as_fd))?;
         Ok(opened.map(|(fd, tree)| Self(Dir::in_tree(fd, tree))))
@@ -98,12 +98,12 @@ impl WritableDir {
     /// Opens the subdirectory `name`.
     ///
     /// # Errors
-    /// Those of `openat(2)`; `NOTDIR` also for a symlink.
+    /// `NOTDIR`, also for a symlink; others of `openat(2)`.
     pub fn open_writable_dir(&self, name: &CStr) -> Result<Self, Errno> {
         Ok(Self(self.0.open_dir(name)?))
     }
 
-    /// Opens the existing regular file `name` with `flags` (access mode, `O_TRUNC`, `O_NOATIME` where it is allowed).
+    /// Opens the existing regular file `name` with `flags` (access mode, `O_TRUNC`, `O_NOATIME` if it is allowed).
     ///
     /// # Errors
     /// Those of `openat(2)`.
@@ -116,7 +116,7 @@ impl WritableDir {
             );
         }
         match self.0.open_entry(name, flags, 0) {
-            // For the owner and CAP_FOWNER only.
+            // Only the owner and CAP_FOWNER may use it.
             Err(Errno::PERM) if flags.contains(OFlags::NOATIME) => self.open_writable(name, flags - OFlags::NOATIME),
             opened => opened,
         }
@@ -133,7 +133,7 @@ impl WritableDir {
     /// Creates a nameless file for reading and writing.
     ///
     /// # Errors
-    /// `OPNOTSUPP` or `ISDIR`: the file system has none; others of `open(2)`.
+    /// `OPNOTSUPP` or `ISDIR` if the file system does not support this; others of `open(2)`.
     pub fn create_tmpfile(&self, mode: u32) -> Result<OwnedFd, Errno> {
         let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
         rustix::fs::openat(self, c".", flags, Mode::from_raw_mode(mode))
@@ -197,7 +197,7 @@ impl WritableDir {
         rustix::fs::unlinkat(self, name, AtFlags::REMOVEDIR)
     }
 
-    /// Removes `name` and, if it is a directory, all that it holds (`super::remove_tree`).
+    /// Removes `name`; if it is a directory, with everything in it (`super::remove_tree`).
     ///
     /// # Errors
     /// Those of `super::remove_tree`.

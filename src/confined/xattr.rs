@@ -6,13 +6,13 @@ use rustix::io::Errno;
 
 pub(crate) use crate::sys::xattr::{Target, set};
 
-/// Size that most lists and values fit in, in bytes.
+/// A size, in bytes, that most lists and values fit in.
 const USUAL: usize = 1024;
 
-/// The kernel's `XATTR_LIST_MAX` and `XATTR_SIZE_MAX`: a longer list or value is never handed out.
+/// The kernel's `XATTR_LIST_MAX` and `XATTR_SIZE_MAX`: it never returns a longer list or value.
 const LARGEST: usize = 65536;
 
-/// Calls with a buffer that is large enough.
+/// Calls with a sufficiently large buffer.
 fn grown(call: impl Fn(&mut [u8]) -> Result<usize, Errno>) -> Result<Vec<u8>, Errno> {
     let mut usual = [0; USUAL];
     match call(&mut usual) {
@@ -26,11 +26,11 @@ fn grown(call: impl Fn(&mut [u8]) -> Result<usize, Errno>) -> Result<Vec<u8>, Er
     Ok(largest)
 }
 
-/// Names of all extended attributes of `target`, each ended by a NUL; empty where the file system has none.
+/// Names of all extended attributes of `target`, each ended by a NUL; empty if the file system has none.
 ///
 /// # Errors
-/// `2BIG`: the names take more than 64 KiB, and no system call lists them; each can still be read by its name. Others of
-/// `listxattr(2)`.
+/// `2BIG`: the names take more than 64 KiB, which no system call can list; each attribute can still be read by its name.
+/// Others of `listxattr(2)`.
 pub(crate) fn list(target: Target<'_>) -> Result<Vec<u8>, Errno> {
     match grown(|buffer| crate::sys::xattr::list(target, buffer)) {
         Err(Errno::OPNOTSUPP) => Ok(Vec::new()),
@@ -38,7 +38,7 @@ pub(crate) fn list(target: Target<'_>) -> Result<Vec<u8>, Errno> {
     }
 }
 
-/// The single names of a list, without their NULs.
+/// The names in a list, without their NULs.
 pub(crate) fn names(list: &[u8]) -> impl Iterator<Item = &[u8]> {
     list.split(|&byte| byte == 0).filter(|name| !name.is_empty())
 }

@@ -1,4 +1,4 @@
-//! The side that asks.
+//! The client's side.
 
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
 use std::os::fd::AsRawFd;
@@ -10,7 +10,7 @@ use rustix::fs::{Mode, OFlags};
 
 use super::{Answer, LONGEST, Request, SOCKET};
 
-/// Longest wait for an answer: a checkpoint copies the files that are open for writing, and writes everything to the disk.
+/// Longest wait for an answer: a checkpoint copies files that are open for writing, and flushes everything to the disk.
 const PATIENCE: Duration = Duration::from_secs(600);
 
 /// A connection to a mount.
@@ -19,7 +19,7 @@ pub struct Client {
     stream: BufReader<UnixStream>,
 }
 
-/// Connects to the socket in `work`, whose path may be longer than the name of a socket may be.
+/// Connects to the socket in `work`, whose path may be too long for a socket's address.
 pub(super) fn connect_to(work: &Path) -> io::Result<UnixStream> {
     let dir = rustix::fs::open(work, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
     UnixStream::connect(format!("/proc/self/fd/{}/{SOCKET}", dir.as_raw_fd()))
@@ -29,7 +29,7 @@ impl Client {
     /// Connects to the mount whose work directory is `work`.
     ///
     /// # Errors
-    /// `NotFound` or `ConnectionRefused`: no mount listens there.
+    /// `NotFound` or `ConnectionRefused` if no mount listens there.
     pub fn connect(work: &Path) -> io::Result<Self> {
         let stream = connect_to(work)?;
         stream.set_read_timeout(Some(PATIENCE))?;
@@ -43,7 +43,7 @@ impl Client {
     /// Sends a request and waits for its answer.
     ///
     /// # Errors
-    /// What the mount says, or that it does not answer.
+    /// The mount's error, or that it does not answer.
     pub fn ask(&mut self, request: &Request) -> io::Result<Answer> {
         self.stream.get_mut().write_all(format!("{}\n", request.to_json()).as_bytes())?;
         let mut line = Vec::new();

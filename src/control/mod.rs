@@ -1,6 +1,7 @@
-//! Asking a running mount: the socket `control` in its work directory, which nothing in the mount leads to.
+//! Requests to a running mount, through the socket `control` in its work directory. It cannot be reached from inside the mount.
 //!
-//! A stream of JSON objects, one a line: a [`Request`], then its [`Answer`]. The driver answers the mount's owner and root.
+//! The protocol is a stream of JSON objects, one on each line: a [`Request`], then its [`Answer`]. The driver answers
+//! root and the mounting user.
 
 mod client;
 mod server;
@@ -18,68 +19,68 @@ pub use server::Server;
 /// The socket's name in the work directory.
 pub const SOCKET: &str = "control";
 
-/// The longest line: the paths of some ten thousand layers.
+/// Longest line: the paths of about ten thousand layers.
 const LONGEST: u64 = 4 << 20;
 
-/// What a mount is asked to do.
+/// A request to a mount.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Request {
     /// The upper becomes the topmost layer, and an empty one takes its place.
     Checkpoint {
-        /// Where the old upper goes. Nothing is there yet; the directory around it is.
+        /// The new place of the old upper. It must not exist; its parent must.
         place: String,
         /// The id of the new upper.
         id: String,
-        /// Everything is written to the disk before the answer.
+        /// If true, everything is on the disk before the answer.
         sync: bool,
     },
-    /// Other layers, and a new empty upper.
+    /// Use other layers and a new, empty upper.
     Switch {
-        /// Where the old upper goes.
+        /// The new place of the old upper.
         place: String,
         /// The id of the new upper.
         id: String,
         /// All layers, the topmost first.
         lowers: Vec<String>,
     },
-    /// Another mount is about to use these layers: no write of this one may reach them.
+    /// Another mount is about to use these layers: this one must not write to them.
     Share {
         /// Their directories.
         layers: Vec<String>,
     },
-    /// What the mount consists of.
+    /// Describe the mount.
     State,
 }
 
-/// A lower layer, as `state` tells it.
+/// A lower layer in the answer to `state`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lower {
-    /// Where the mount found it.
+    /// Its path for the mount.
     pub path: String,
     /// Its id, if it is a checkpoint layer.
     pub id: Option<String>,
 }
 
-/// What a mount answers. Which fields are there depends on the request.
+/// The answer of a mount. The present fields depend on the request.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Answer {
-    /// It is done.
+    /// True on success.
     pub ok: bool,
-    /// If not, why, in one line.
+    /// Otherwise the reason, in one line.
     pub error: Option<String>,
-    /// The name of the system's error, as `ENOSPC`.
+    /// The name of the system's error, for example `ENOSPC`.
     pub errno: Option<String>,
-    /// The id of the upper; after a checkpoint, of the layer that it became.
+    /// The id of the upper; after a checkpoint, that of the new layer.
     pub id: Option<String>,
     /// How long requests of the mount waited, in microseconds.
     pub paused_us: Option<u64>,
-    /// Files that went over to the new upper because they are open for writing.
+    /// Number of files that moved to the new upper because they are open for writing.
     pub moved_files: Option<u64>,
     /// The layers, the topmost first.
     pub lowers: Vec<Lower>,
     /// The driver's process.
     pub pid: Option<u32>,
-    /// Files that are open for writing.
+    /// Number of files that are open for writing.
     pub writers: Option<u64>,
 }
 
@@ -101,7 +102,7 @@ impl Request {
         }
     }
 
-    /// `None` if this version does not know it.
+    /// `None` for a request that this version does not know.
     fn from_json(value: &Value) -> Option<Self> {
         let text = |field: &str| value[field].as_str().map(str::to_owned);
         Some(match value["op"].as_str()? {
@@ -119,12 +120,12 @@ impl Request {
 }
 
 impl Answer {
-    /// Something was not done, for this reason.
+    /// An answer for a refused request.
     pub fn refused(error: impl Into<String>) -> Self {
         Self { error: Some(error.into()), ..Self::default() }
     }
 
-    /// Something was done.
+    /// An answer for a successful request.
     pub fn done() -> Self {
         Self { ok: true, ..Self::default() }
     }
@@ -168,16 +169,16 @@ impl Answer {
     }
 }
 
-/// A path as text, which JSON demands.
+/// A path as text, as JSON needs it.
 ///
 /// # Errors
-/// It is not UTF-8.
+/// The path is not UTF-8.
 pub fn text(path: &Path) -> io::Result<String> {
     let text = path.to_str().map(str::to_owned);
     text.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "its path is not text (UTF-8)"))
 }
 
-/// The path that a request or an answer holds.
+/// The path in a request or an answer.
 pub fn path(text: &str) -> PathBuf {
     PathBuf::from(OsStr::from_bytes(text.as_bytes()))
 }
@@ -218,8 +219,8 @@ mod tests {
         assert_eq!(Answer::from_json(&answer.to_json()), Some(answer));
     }
 
-    /// A directory whose path no address of a socket holds is no obstacle; what is no request is refused; the socket goes
-    /// with the server, and one that a dead server left is replaced.
+    /// The directory's path may be too long for a socket's address. Invalid requests are refused. The socket is removed
+    /// with the server, and one left by a dead server is replaced.
     #[test]
     fn asked_and_answered() {
         let dir = tempfile::tempdir().expect("a directory");
@@ -251,7 +252,7 @@ mod tests {
         drop(server);
         assert!(!work.join(SOCKET).exists());
         assert!(client.ask(&Request::State).is_err(), "the server has ended");
-        // A driver that is killed leaves its socket.
+        // A killed driver leaves its socket behind.
         let stale = std::os::unix::net::UnixListener::bind(dir.path().join(SOCKET)).expect("a socket");
         drop(stale);
         let refused = Client::connect(dir.path()).expect_err("nobody listens").kind();

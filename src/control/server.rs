@@ -1,4 +1,4 @@
-//! The side that answers.
+//! The server's side.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::Shutdown;
@@ -15,7 +15,7 @@ use rustix::net::sockopt::socket_peercred;
 
 use super::{Answer, LONGEST, Request, SOCKET};
 
-/// Answers requests until it is dropped, in threads of its own: one that waits for connections, one for each of them.
+/// Answers requests until it is dropped, in its own threads: one waits for connections, and one serves each connection.
 #[derive(Debug)]
 pub struct Server {
     work: OwnedFd,
@@ -25,21 +25,20 @@ pub struct Server {
 #[derive(Debug)]
 struct Shared {
     listener: UnixListener,
-    /// The connections, so that they end with the server.
+    /// The connections, which are closed with the server.
     clients: Mutex<Vec<Weak<UnixStream>>>,
     over: AtomicBool,
 }
 
 impl Server {
-    /// Listens in the work directory `work`, which this process alone uses: a socket that is there was left by another one that
-    /// was killed.
+    /// Listens in the work directory `work`, which only this process uses: an existing socket was left by a killed process.
     ///
     /// # Errors
-    /// The socket cannot be made, or there is no thread.
+    /// The socket cannot be made, or no thread can be started.
     pub fn start(work: &Path, answer: impl Fn(Request) -> Answer + Send + Sync + 'static) -> io::Result<Self> {
         let work = rustix::fs::open(work, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
         remove_socket(&work)?;
-        // The path may be longer than the name of a socket may be.
+        // The path may be too long for a socket's address.
         let listener = UnixListener::bind(format!("/proc/self/fd/{}/{SOCKET}", work.as_raw_fd()))?;
         chmodat(&work, SOCKET, Mode::RUSR | Mode::WUSR, AtFlags::empty())?;
         let shared = Arc::new(Shared { listener, clients: Mutex::default(), over: AtomicBool::new(false) });
@@ -54,7 +53,7 @@ impl Drop for Server {
         self.shared.over.store(true, Ordering::SeqCst);
         let stopped = rustix::net::shutdown(&self.shared.listener, rustix::net::Shutdown::Both);
         for client in self.shared.clients.lock().drain(..).filter_map(|client| client.upgrade()) {
-            // One that has gone is as good.
+            // The client may be gone already.
             client.shutdown(Shutdown::Both).unwrap_or(());
         }
         if let (Err(errno), _) | (_, Err(errno)) = (stopped, remove_socket(&self.work)) {
@@ -94,7 +93,7 @@ impl Shared {
     }
 }
 
-/// Root and this process's own user may ask.
+/// Root and the user of this process may send requests.
 fn is_permitted(stream: &UnixStream) -> bool {
     match socket_peercred(stream) {
         Ok(peer) => peer.uid.is_root() || peer.uid == rustix::process::geteuid(),
@@ -105,7 +104,7 @@ fn is_permitted(stream: &UnixStream) -> bool {
     }
 }
 
-/// Answers one client until it has no more to ask.
+/// Answers the requests of one client.
 fn converse(stream: &UnixStream, answer: &impl Fn(Request) -> Answer) {
     let mut reader = BufReader::new(stream);
     loop {

@@ -1,4 +1,4 @@
-//! Comparing an inventory with its layer, all of it.
+//! Compares an inventory with its layer.
 
 use std::collections::VecDeque;
 use std::ffi::CString;
@@ -12,7 +12,7 @@ use crate::confined::Dir;
 /// Compares every name in the inventory of the layer directory `dir` with the layer.
 ///
 /// # Errors
-/// Why the inventory cannot be used, or not for everything.
+/// Why the inventory cannot be used, or only for a part.
 pub fn check(dir: &Path) -> Result<(), Unusable> {
     let root = Dir::open_root(dir).map_err(Unusable::Unreadable)?;
     let root = root.as_fd();

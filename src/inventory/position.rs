@@ -1,9 +1,9 @@
-//! Positions of names in listings: what `readdir` hands out to go on from, and what names are found by.
+//! Positions of names in listings. `readdir` returns them so that a listing can be continued, and names are found by them.
 //!
-//! A position is a hash of the name, so it stays the same when other names come and go and when a listing is built anew.
-//! Positions fit into 31 bits, because `telldir(3)` and `readdir(3)` of 32-bit programs have no more. So two names of a
-//! directory can have the same hash: then one of them is *moved* to its second candidate, or the third, until it finds a
-//! free one. Each candidate is another hash, so names that were made to agree in one differ in the next.
+//! A position is a hash of the name, so it does not change when other names are added or removed, nor when a listing is
+//! rebuilt. Positions have 31 bits, because `telldir(3)` and `readdir(3)` of 32-bit programs have no more. So two names
+//! in a directory can have the same hash. Then one of them is *moved* to its next candidate, until a free one is found.
+//! Each candidate is a different hash, so names that were chosen to collide in one differ in the next.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
@@ -16,7 +16,7 @@ pub const FIRST_POSITION: u64 = 16;
 /// Last position given to a name: `off_t` of 32-bit programs is signed.
 pub const LAST_POSITION: u64 = i32::MAX as u64;
 
-/// Key of the hash, "position" in ASCII. Inventories keep positions, so it never changes.
+/// Key of the hash, "position" in ASCII. Inventories contain positions, so it must never change.
 const KEY: u64 = u64::from_be_bytes(*b"position");
 
 /// The position that `name` gets if all candidates before number `attempt` are taken.
@@ -25,20 +25,20 @@ pub fn candidate(name: &[u8], attempt: u64) -> u64 {
     FIRST_POSITION + hash % (LAST_POSITION - FIRST_POSITION + 1)
 }
 
-/// The names of a directory that do not have their first candidate. Mostly there are none, and it takes no memory.
+/// The names of a directory that are not at their first candidate. Usually there are none, and it takes no memory.
 ///
-/// While a directory is in use, it keeps these from one listing to the next, so that a name keeps its position when the
-/// one that moved it is gone.
+/// While a directory is in use, it passes them from one listing to the next. So a name keeps its position even after
+/// the removal of the name that displaced it.
 ///
-/// Known limit: a name that is made while no listing of the directory is kept is not compared with the names that have their
-/// first candidate. If it shares that of another one (one in 2^31 for each pair) and is the lesser, [`allot`] gives it the
-/// position when the listing is built again, and moves the other one, of which a reader may hold the old position: `seekdir`
-/// to it then comes to the new name. Nothing is unreachable by name.
+/// Known limit: a name that is created while the directory has no listing is not compared with names at their first
+/// candidate. Suppose it shares the candidate of another name (one in 2^31 for each pair) and sorts before it. Then
+/// [`allot`] gives it that position when the listing is rebuilt, and moves the other one. A reader that holds the old
+/// position then arrives at the new name by `seekdir`. Every name can still be looked up.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Moved(Option<Arc<BTreeMap<Box<[u8]>, u64>>>);
 
 impl Moved {
-    /// Position of `name`: its first candidate, unless it was moved.
+    /// Position of `name`: its first candidate, unless the name was moved.
     pub fn position(&self, name: &[u8]) -> u64 {
         let moved = self.0.as_ref().and_then(|moved| moved.get(name));
         moved.copied().unwrap_or_else(|| candidate(name, 0))
@@ -54,12 +54,12 @@ impl Moved {
         self.0.as_ref().is_some_and(|moved| moved.contains_key(name))
     }
 
-    /// Notes that `name` has `position`, which is not its first candidate.
+    /// Notes that `name` is at `position`, which is not its first candidate.
     pub fn insert(&mut self, name: &[u8], position: u64) {
         Arc::make_mut(self.0.get_or_insert_default()).insert(name.into(), position);
     }
 
-    /// Notes that `name` is gone.
+    /// Notes that `name` was removed.
     pub fn remove(&mut self, name: &[u8]) {
         if !self.has(name) {
             return;
@@ -74,7 +74,7 @@ impl Moved {
     }
 }
 
-/// Finds a position for `name` that is not taken, and notes it in `moved` if it is not the first candidate.
+/// Finds a free position for `name`, and records it in `moved` if it is not the first candidate.
 pub fn choose_position(name: &[u8], moved: &mut Moved, is_taken: impl Fn(u64) -> bool) -> u64 {
     let mut attempt = 0;
     loop {
@@ -89,11 +89,12 @@ pub fn choose_position(name: &[u8], moved: &mut Moved, is_taken: impl Fn(u64) ->
     }
 }
 
-/// Gives each of `names`, which all differ, a position of its own. Names in `kept` keep theirs; of the others that share a
-/// candidate, the least gets it. Returns the positions in the order of `names`, and the names that were moved.
+/// Gives each of `names`, which are all different, its own position. Names in `kept` keep their positions. Of the others
+/// that share a candidate, the first in sort order gets it. Returns the positions in the order of `names`, and the names
+/// that were moved.
 ///
-/// Without `kept` the result depends on the set of names only, and a moved name has the first of its candidates that no other
-/// name has: a search may end at a candidate that is free.
+/// Without `kept`, the result depends only on the set of names, and a moved name gets the first candidate that is not the
+/// first candidate of another name. So a search may stop at a free candidate.
 pub fn allot(names: &[&[u8]], kept: &Moved) -> (Vec<u64>, Moved) {
     let mut positions: Vec<u64> = names.iter().map(|name| kept.position(name)).collect();
     let mut order: Vec<usize> = (0..names.len()).collect();
@@ -126,7 +127,7 @@ pub fn allot(names: &[&[u8]], kept: &Moved) -> (Vec<u64>, Moved) {
 pub(crate) mod tests {
     use super::*;
 
-    /// Two names that have the same first candidate, the lesser first.
+    /// Two names with the same first candidate, in sort order.
     pub(crate) fn colliding() -> (String, String) {
         let mut seen = std::collections::HashMap::new();
         for number in 0.. {
@@ -156,7 +157,7 @@ pub(crate) mod tests {
         let (less, more) = (less.as_bytes(), more.as_bytes());
         let (positions, moved) = allot(&[more, less], &Moved::default());
         assert_eq!(positions, [candidate(more, 1), candidate(less, 0)]);
-        // The other one goes and comes back.
+        // The other name is removed and added again.
         let (alone, moved) = allot(&[more], &moved);
         assert_eq!(alone, [candidate(more, 1)]);
         assert_eq!(allot(&[less, more], &moved).0, [candidate(less, 0), candidate(more, 1)]);

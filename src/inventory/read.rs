@@ -1,4 +1,4 @@
-//! Reading an inventory. Nothing in it is used before its checksum and its directory are checked.
+//! Reading an inventory. Nothing is used before its checksum and its directory have been checked.
 
 use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -17,28 +17,29 @@ use super::{DirNumber, DirRecord, Record, Unusable};
 use crate::confined;
 use crate::sys::mapping::Mapping;
 
-/// The inventory of a layer, mapped.
+/// The inventory of a layer, mapped into memory.
 #[derive(Debug)]
 pub struct Inventory {
     map: Mapping,
     header: Header,
     path: PathBuf,
     device: (u32, u32),
-    /// What "no extended attributes" in it says is so for this process, too.
+    /// True if "no extended attributes" in it is valid for this process too.
     knows_xattrs: bool,
-    /// What was found of each directory.
+    /// For each directory, whether it is trusted.
     beliefs: Box<[AtomicU8]>,
-    /// How often a directory was asked for.
+    /// Number of directory lookups.
     uses: AtomicU32,
-    /// The log was told that the layer is not what the inventory says.
+    /// True if the log already says that the inventory does not match the layer.
     told: AtomicBool,
 }
 
-/// After as many uses the process lets go of the pages that it has used: it would come to hold the whole file, 100 MB for
-/// a million names. They stay in the page cache, where another use finds them; of 512 lookups that is a small part.
+/// After this many lookups, the process releases the pages that it has used. Otherwise it would come to hold the whole file, 100
+/// MB for a million names. They stay in the page cache, where the next use finds them again; compared with 512 lookups, that
+/// costs little.
 const RELEASE: u32 = 512;
 
-/// Of [`Inventory::beliefs`]: not looked at yet.
+/// In [`Inventory::beliefs`]: not checked yet.
 const UNKNOWN: u8 = 0;
 const BELIEVED: u8 = 1;
 const DISBELIEVED: u8 = 2;
@@ -56,11 +57,11 @@ pub struct Directory<'a> {
 pub struct Entry<'a> {
     /// The name.
     pub name: &'a CStr,
-    /// What is known of the file.
+    /// The file's record.
     pub record: Record,
 }
 
-/// What is at `path` below `root`: its record, and its file system. No component of the path is a symbolic link.
+/// The record of `path` below `root`, and its file system. No component of the path is a symbolic link.
 pub(super) fn record_of(root: BorrowedFd<'_>, path: &CStr) -> Result<(Record, (u32, u32)), Errno> {
     let held;
     let (dir, path) = match path.to_bytes().iter().rposition(|&byte| byte == b'/') {
@@ -79,12 +80,12 @@ pub(super) fn record_of(root: BorrowedFd<'_>, path: &CStr) -> Result<(Record, (u
 }
 
 impl Inventory {
-    /// Opens the inventory of the layer whose root is `root`, which is the directory `dir`.
+    /// Opens the inventory of the layer with the root `root`, which is the directory `dir`.
     ///
     /// # Errors
     /// Why it cannot be used.
     pub fn open(root: BorrowedFd<'_>, dir: &Path) -> Result<Self, Unusable> {
-        // Without symbolic links: beside the directory itself, not beside one that leads to it.
+        // The inventory is beside the directory itself, not beside a symbolic link to it.
         let dir = dir.canonicalize().map_err(|_| Unusable::Absent)?;
         let path = super::path_of(&dir).ok_or(Unusable::Absent)?;
         Self::open_at(root, &path)
@@ -94,7 +95,7 @@ impl Inventory {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let file = match rustix::fs::open(path, flags, Mode::empty()) {
             Ok(file) => std::fs::File::from(file),
-            // Somebody else's is none.
+            // An inventory that this user may not read counts as missing.
             Err(Errno::NOENT | Errno::NOTDIR | Errno::ACCESS | Errno::PERM) => return Err(Unusable::Absent),
             Err(errno) => return Err(Unusable::Unreadable(errno)),
         };
@@ -150,7 +151,7 @@ impl Inventory {
         self.device
     }
 
-    /// Where it is.
+    /// Its path.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -160,13 +161,14 @@ impl Inventory {
         (self.header.dirs, self.header.entries)
     }
 
-    /// What it says of extended attributes' absence is so for this process: it may see no more than its maker.
+    /// True if its statements about missing extended attributes are valid for this process: its maker could
+    /// see at least as much.
     pub(crate) fn knows_xattrs(&self) -> bool {
         self.knows_xattrs
     }
 
-    /// Directory `number`, which is `path` below the layer's root `root`, if what is known of it can be believed. The
-    /// first time that costs a system call.
+    /// Directory `number`, which is `path` below the layer's root `root`, if it can be trusted. The first call for
+    /// a directory costs a system call.
     pub fn directory(&self, number: DirNumber, root: BorrowedFd<'_>, path: &CStr) -> Option<Directory<'_>> {
         let belief = self.beliefs.get(number.index())?;
         match belief.load(Ordering::Acquire) {
@@ -187,8 +189,8 @@ impl Inventory {
         self.raw(number).map(|(_, directory)| directory)
     }
 
-    /// True if a part of the file could not be read since it was opened. Whoever used something of it asks this
-    /// afterwards: what was used may be nothing but zeros.
+    /// True if reading a part of the file has failed since it was opened. Check this after using the file:
+    /// the bytes used may have been zeros.
     pub(crate) fn is_broken(&self) -> bool {
         let broken = self.map.is_broken();
         if broken && !self.told.swap(true, Ordering::Relaxed) {
@@ -197,12 +199,12 @@ impl Inventory {
         broken
     }
 
-    /// A directory that was believed before.
+    /// A directory that was trusted before.
     pub fn believed(&self, number: DirNumber) -> Option<Directory<'_>> {
         self.raw(number).map(|(_, directory)| directory)
     }
 
-    /// From now on the layer is asked about directory `number`, because of `why`.
+    /// From now on, reads directory `number` from the layer, because of `why`.
     pub(crate) fn disbelieve(&self, number: DirNumber, why: &Unusable) {
         if let Some(belief) = self.beliefs.get(number.index()) {
             belief.store(DISBELIEVED, Ordering::Release);
@@ -218,7 +220,7 @@ impl Inventory {
             return Err(Unusable::Damaged("a directory"));
         }
         let (found, device) = record_of(root, path).map_err(|_| Unusable::Stale)?;
-        // Another file system may be mounted in its place.
+        // Another file system may be mounted over it.
         if self.is_broken() {
             return Err(Unusable::Damaged("it cannot be read any more"));
         }
@@ -250,12 +252,12 @@ impl<'a> Directory<'a> {
         self.record.entries == 0
     }
 
-    /// What is known of the directory itself.
+    /// The directory's own record.
     pub fn own(&self) -> &Record {
         &self.record.own
     }
 
-    /// True if no name is a whiteout by its device number, nor speaks of another (`.wh.…`).
+    /// True if no name is a whiteout by its device number, or refers to another name (`.wh.…`).
     pub(crate) fn is_plain(&self) -> bool {
         self.record.is_plain()
     }
@@ -276,7 +278,7 @@ impl<'a> Directory<'a> {
         (0..self.len()).map_while(move |index| self.at(index))
     }
 
-    /// Index of the first entry at or behind `position`.
+    /// Index of the first entry at or after `position`.
     pub(crate) fn first_at(&self, position: u64) -> usize {
         let (mut low, mut high) = (0, self.len());
         while low < high {
@@ -295,7 +297,7 @@ impl<'a> Directory<'a> {
 
     /// The entry called `name`.
     pub fn find(&self, name: &CStr) -> Option<Entry<'a>> {
-        // With every candidate that another name has, one name fewer is left to be this one.
+        // Each candidate taken by another name leaves one name fewer, so the search ends.
         for attempt in 0..=self.len() as u64 {
             let position = candidate(name.to_bytes(), attempt);
             let entry = self.at(self.first_at(position)).filter(|entry| entry.record.position == position)?;
@@ -311,7 +313,7 @@ impl<'a> Directory<'a> {
 mod tests {
     use super::*;
 
-    /// A directory on the way that became a symbolic link leads to nothing, inside the layer or out of it.
+    /// If a directory on the path becomes a symbolic link, the path leads nowhere, neither inside nor outside the layer.
     #[test]
     fn no_component_of_a_path_is_a_link() {
         let dir = tempfile::tempdir_in("/tmp").expect("a directory");

@@ -11,7 +11,7 @@ const VERSION: u32 = 2;
 /// A point in time in nanoseconds since 1970; 1677 to 2262.
 pub type Tick = i64;
 
-/// Attributes must be asked of the layer: they do not fit, or the file is on another file system.
+/// Attributes must be read from the layer: they do not fit the record, or the file is on another file system.
 const ASK: u16 = 1;
 /// The file has no extended attribute at all.
 const NO_XATTRS: u16 = 1 << 1;
@@ -19,17 +19,17 @@ const NO_XATTRS: u16 = 1 << 1;
 const NO_MARKS: u16 = 1 << 2;
 /// Its time of creation is known.
 const HAS_BTIME: u16 = 1 << 3;
-/// Where in the flags the preferred I/O size is, as a power of two.
+/// Position of the preferred I/O size, as a power of two, in the flags.
 const BLKSIZE_SHIFT: u32 = 8;
 
-/// The first bytes of the file. Its numbers, as all numbers of the file, are in the byte order of the machine that made
-/// it: on a machine of the other order the version does not match.
+/// The first bytes of the file. All numbers in the file have the byte order of the machine that made it; on a machine
+/// with the other order, the version does not match.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
 #[repr(C)]
 pub(super) struct Header {
     magic: [u8; 8],
     version: u32,
-    /// Not 0 if `trusted.*` attributes were visible to the process that made the file.
+    /// Nonzero if the process that made the file could see `trusted.*` attributes.
     saw_trusted: u32,
     /// Length of the file.
     pub(super) length: u64,
@@ -83,7 +83,7 @@ impl Header {
         if header.version == VERSION { Ok(header) } else { Err(BadHeader::Version) }
     }
 
-    /// True if `trusted.*` attributes were visible to the process that made the file.
+    /// True if the process that made the file could see `trusted.*` attributes.
     pub(super) fn saw_trusted(&self) -> bool {
         self.saw_trusted != 0
     }
@@ -93,7 +93,7 @@ impl Header {
     }
 }
 
-/// What is known of one name.
+/// The record of one name.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
 #[repr(C)]
 pub struct Record {
@@ -107,7 +107,7 @@ pub struct Record {
     pub mtime: Tick,
     /// Last change of attributes.
     pub ctime: Tick,
-    /// Last access, when the inventory was made.
+    /// Last access before the inventory was made.
     pub atime: Tick,
     /// Creation; 0 unless `Self::has_btime`.
     pub btime: Tick,
@@ -119,19 +119,19 @@ pub struct Record {
     pub gid: u32,
     /// Number of names.
     pub nlink: u32,
-    /// Of a device file: its number. Of a directory: its number in the inventory, 0 if it is not in it, and 0.
+    /// For a device file: its number. For a directory: its number in the inventory (0 if it is not in it), and 0.
     pub special: [u32; 2],
     /// Type and permission bits.
     pub mode: u16,
     flags: u16,
-    /// Where its name is among those of the directory.
+    /// Position of its name in the directory's names.
     pub(super) name_at: u32,
 }
 
 impl Record {
     pub(super) const SIZE: usize = size_of::<Self>();
 
-    /// The record of a file with these attributes. `no_xattrs` and `no_marks`: `false` means unknown.
+    /// The record for a file with these attributes. `no_xattrs` and `no_marks`: `false` means unknown.
     pub(super) fn of(stat: &Statx, same_device: bool, no_xattrs: bool, no_marks: bool) -> Self {
         let mut flags = if no_xattrs { NO_XATTRS } else { 0 } | if no_marks { NO_MARKS } else { 0 };
         let has_btime = stat.stx_mask & StatxFlags::BTIME.bits() != 0;
@@ -201,25 +201,25 @@ impl Record {
         (self.mode >> 12) as u8
     }
 
-    /// Its number in the inventory, of a directory that is in it.
+    /// For a directory in the inventory: its number.
     pub fn directory(&self) -> Option<super::DirNumber> {
         if self.kind() == libc::DT_DIR { super::DirNumber::new(self.special[0]) } else { None }
     }
 
-    /// True if it is the same file as `other` and unchanged, as far as that can be seen: access times are left out.
+    /// True if `other` is the same file and unchanged, ignoring access times.
     pub(crate) fn is_unchanged(&self, other: &Self) -> bool {
         let seen = |r: &Self| (r.ino, r.size, r.mtime, r.ctime, r.uid, r.gid, r.nlink, r.mode);
         !self.must_ask() && !other.must_ask() && seen(self) == seen(other)
     }
 }
 
-/// What is known of one directory.
+/// The record of one directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
 #[repr(C)]
 pub struct DirRecord {
     /// Checksum of the directory's number, of the rest of this record and of its block.
     sum: u32,
-    /// Not 0 if none of its names is a whiteout, or may be one, or is a `.wh.…` name.
+    /// Nonzero if none of its names is or may be a whiteout, or begins with `.wh.`.
     plain: u32,
     /// Offset of its block.
     block_at: u64,
@@ -234,7 +234,7 @@ pub struct DirRecord {
 impl DirRecord {
     pub(super) const SIZE: usize = size_of::<Self>();
 
-    /// The record of directory `number`, whose block of `entries` records and `names` bytes of names is at `block_at`.
+    /// The record for directory `number`. Its block, with `entries` records and `names` bytes of names, is at `block_at`.
     pub(super) fn new(
         own: Record,
         plain: bool,
@@ -247,19 +247,19 @@ impl DirRecord {
         record
     }
 
-    /// Where its block is in `file`; `None` if it is not within it. The record may be damaged.
+    /// Its block in `file`; `None` if that is out of range. The record may be damaged.
     pub(super) fn block<'a>(&self, file: &'a [u8]) -> Option<&'a [u8]> {
         let length = (self.entries as usize).checked_mul(Record::SIZE)?.checked_add(self.names as usize)?;
         let at = usize::try_from(self.block_at).ok()?;
         file.get(at..at.checked_add(length)?)
     }
 
-    /// True if none of the names is a whiteout, or may be one, or is a `.wh.…` name.
+    /// True if no name is or may be a whiteout, or begins with `.wh.`.
     pub(super) fn is_plain(&self) -> bool {
         self.plain != 0
     }
 
-    /// True if the checksum is right for directory `number` with this block.
+    /// True if the checksum matches directory `number` with this block.
     pub(super) fn is_sound(&self, number: u32, block: &[u8]) -> bool {
         self.sum == self.checksum(number, block)
     }

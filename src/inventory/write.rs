@@ -1,4 +1,4 @@
-//! Making an inventory.
+//! Makes an inventory.
 
 use std::collections::VecDeque;
 use std::ffi::{CStr, CString, OsStr};
@@ -21,29 +21,29 @@ use crate::confined::{self, Dir};
 use crate::marks::{AufsName, Namespace, decode_aufs_name};
 use crate::sys::xattr::{self, Target};
 
-/// What was written.
+/// The result of writing an inventory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Written {
     /// The file.
     pub path: PathBuf,
-    /// Directories in it.
+    /// Number of directories in it.
     pub directories: u32,
-    /// Names in them.
+    /// Number of names in them.
     pub entries: u64,
     /// Its size.
     pub bytes: u64,
 }
 
-/// Time in which a kernel without fine-grained timestamps may give two changes the same one: a change after the
-/// directory was read must not look like the one before.
+/// Within this time, a kernel without fine-grained timestamps may give two changes the same time. A change
+/// after the directory was read must not look like the previous one.
 const TICK: Duration = Duration::from_millis(10);
 
-/// Writes the inventory of the layer directory `dir` beside it, and replaces an old one. The layer must not be changed
-/// layer meanwhile; whoever does makes it useless, not wrong. It is not flushed to the disk: what a crash leaves of it
-/// is found damaged.
+/// Writes the inventory of the layer directory `dir` beside it, and replaces an old one. The layer must not change in
+/// the meantime; if it does, the inventory will not be used. The file is not flushed to the disk: after a crash, an
+/// incomplete one is recognized as damaged.
 ///
 /// # Errors
-/// When the layer cannot be read or the file not written; an old one is then still there.
+/// When the layer cannot be read, or the file cannot be written; an old one is then kept.
 pub fn write(dir: &Path) -> io::Result<Written> {
     match write_while(dir, &|| true)? {
         Some(written) => Ok(written),
@@ -51,8 +51,7 @@ pub fn write(dir: &Path) -> io::Result<Written> {
     }
 }
 
-/// As [`write`], but `wanted` is asked between directories: if it returns false, nothing is written, and the result is
-/// `None`.
+/// Like [`write`], but calls `wanted` between directories: if it returns false, nothing is written, and the result is `None`.
 ///
 /// # Errors
 /// Those of [`write`].
@@ -63,7 +62,7 @@ pub(crate) fn write_while(dir: &Path, wanted: &dyn Fn() -> bool) -> io::Result<O
     let beside = dir.parent().unwrap_or(Path::new("/"));
     std::thread::sleep(TICK);
     let root = Dir::open_root(&dir)?;
-    // For its owner only: it tells what directories hold that others may not read.
+    // Readable by its owner only: it lists directories that others may not read.
     let stage = Stage::new(beside)?;
     let mut scan = Scan::new(root, BufWriter::with_capacity(1 << 18, stage.file()))?;
     if !scan.run(wanted)? {
@@ -74,11 +73,11 @@ pub(crate) fn write_while(dir: &Path, wanted: &dyn Fn() -> bool) -> io::Result<O
     Ok(Some(Written { path, directories, entries, bytes }))
 }
 
-/// The file while it is written.
+/// The file while it is being written.
 enum Stage {
-    /// Without a name: a crash leaves nothing.
+    /// Without a name, so a crash leaves nothing.
     Nameless(File),
-    /// On a file system that has no `O_TMPFILE`.
+    /// On a file system without `O_TMPFILE`.
     Named(tempfile::NamedTempFile),
 }
 
@@ -103,7 +102,7 @@ impl Stage {
         }
     }
 
-    /// Gives the file its name, in the place of an old one.
+    /// Gives the file its name; an old one is replaced.
     fn publish(self, path: &Path) -> io::Result<()> {
         let file = match self {
             Self::Named(file) => return file.persist(path).map(drop).map_err(|error| error.error),
@@ -114,7 +113,7 @@ impl Stage {
         match link(path) {
             Ok(()) => Ok(()),
             Err(Errno::EXIST) => {
-                // Only a rename replaces a file.
+                // Only a rename can replace a file.
                 let beside = path.parent().unwrap_or(Path::new("/"));
                 let stage = Self::named(beside)?;
                 let name = stage.into_temp_path();
@@ -132,18 +131,18 @@ struct Scan<'f> {
     mount: u64,
     device: (u32, u32),
     out: BufWriter<&'f File>,
-    /// Length of what was written.
+    /// Number of bytes written.
     length: u64,
-    /// Encoded, in the order of their numbers.
+    /// Finished records, in the order of their numbers.
     dirs: Vec<DirRecord>,
-    /// Paths of the directories that are to be read, in the order of their numbers.
+    /// Paths of the directories still to be read, in the order of their numbers.
     waiting: VecDeque<CString>,
-    /// Number of the last directory that was given one.
+    /// The last directory number that was given out.
     last: u32,
     entries: u64,
 }
 
-/// A name while its directory is read.
+/// A name in the directory that is being read.
 struct Scanned {
     name: CString,
     record: Record,
@@ -172,7 +171,7 @@ impl<'f> Scan<'f> {
         })
     }
 
-    /// Reads every directory; false if it is not wanted any more.
+    /// Reads every directory; returns false if the work is no longer wanted.
     fn run(&mut self, wanted: &dyn Fn() -> bool) -> io::Result<bool> {
         while let Some(path) = self.waiting.pop_front() {
             if !wanted() {
@@ -183,7 +182,7 @@ impl<'f> Scan<'f> {
         Ok(true)
     }
 
-    /// Writes the directory records and the header; how many directories, names and bytes.
+    /// Writes the directory records and the header; returns the number of directories, names and bytes.
     fn finish(mut self) -> io::Result<(u32, u64, u64)> {
         let length = self.length + (self.dirs.len() * DirRecord::SIZE) as u64;
         let header =
@@ -201,7 +200,7 @@ impl<'f> Scan<'f> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY;
         let open = |flags| confined::beneath(self.root.as_fd(), path.to_bytes(), flags);
         match open(flags | OFlags::NOATIME) {
-            // O_NOATIME is for the owner and CAP_FOWNER only.
+            // Only the owner and CAP_FOWNER may use O_NOATIME.
             Err(Errno::PERM) => Ok(open(flags)?),
             opened => Ok(opened?),
         }
@@ -209,7 +208,7 @@ impl<'f> Scan<'f> {
 
     fn record(&self, dir: BorrowedFd<'_>, name: &CStr) -> io::Result<Record> {
         let stat = statx(dir, name)?;
-        // What is mounted in the layer is not part of it.
+        // Anything mounted in the layer is not part of it.
         let same_device = (stat.stx_dev_major, stat.stx_dev_minor) == self.device && stat.stx_mnt_id == self.mount;
         let mut names = [0; 1024];
         let (no_xattrs, no_marks) = match xattr::list(Target { dir, name }, &mut names) {
@@ -219,7 +218,7 @@ impl<'f> Scan<'f> {
                 (length == 0, !listed.split(|&byte| byte == 0).any(is_mark))
             }
             Err(Errno::OPNOTSUPP) => (true, true),
-            // Too many, or unreadable: readers ask the layer.
+            // They are too many or unreadable, so readers must ask the layer.
             Err(_) => (false, false),
         };
         Ok(Record::of(&stat, same_device, no_xattrs, no_marks))
@@ -227,7 +226,7 @@ impl<'f> Scan<'f> {
 
     fn directory(&mut self, path: &CStr) -> io::Result<()> {
         let dir = self.open(path).map_err(|error| naming(path, &error))?;
-        // Before its names are read: what changes later, its times tell.
+        // Taken before its names are read: a later change shows in its times.
         let own = self.record(dir.as_fd(), c"")?;
         let mut scanned = Vec::new();
         for entry in rustix::fs::Dir::read_from(&dir)? {
@@ -274,7 +273,7 @@ impl<'f> Scan<'f> {
         Ok(())
     }
 
-    /// The number under which the directory `name` in `parent` will be in the inventory; 0: not at all.
+    /// The number that the directory `name` in `parent` gets in the inventory; 0 if it is left out.
     fn number(&mut self, parent: &CStr, name: &CStr, record: &Record) -> u32 {
         /// Longer paths must be walked in steps.
         const LONGEST_PATH: usize = 3800;

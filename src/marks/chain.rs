@@ -1,21 +1,21 @@
-//! The mark that says which checkpoint layer belongs directly below a writable directory or a layer.
+//! The mark that names the checkpoint layer directly below a writable directory or a layer.
 //!
 //! It is the attribute `trusted.overlay.stratafs.chain` or `user.overlay.stratafs.chain` of the directory's root, in the
-//! name space of its other marks; the kernel's overlayfs hides and ignores it. The value is `1 ID BELOW`: the version, the
-//! directory's own id, and the id of the layer directly below it, or `-` if that is none with a mark. A writable directory
-//! has the id that it keeps when it becomes a layer.
+//! name space of its other marks. The kernel's overlayfs hides and ignores it. The value is `1 ID BELOW`: the version, the
+//! directory's own id, and the id of the layer directly below it, or `-` if that layer has no mark. The id of a writable
+//! directory stays the same when it becomes a layer.
 
 use std::fmt;
 use std::str::FromStr;
 
 use super::Namespace;
 
-/// Names a checkpoint layer: 32 lower-case hexadecimal digits.
+/// The id of a checkpoint layer: 32 lower-case hexadecimal digits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ChainId([u8; 16]);
 
 impl ChainId {
-    /// The id of these bytes, which should be random.
+    /// An id with these bytes, which should be random.
     pub const fn new(bytes: [u8; 16]) -> Self {
         Self(bytes)
     }
@@ -27,7 +27,7 @@ impl fmt::Display for ChainId {
     }
 }
 
-/// Text that is no id.
+/// The text is not an id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not an id of 32 lower-case hexadecimal digits")]
 pub struct MalformedId;
@@ -71,7 +71,7 @@ impl Chain {
         }
     }
 
-    /// Reads the attribute's value; `None` if it is damaged or of another version.
+    /// Decodes the attribute's value; `None` if it is damaged or has another version.
     pub fn decode(value: &[u8]) -> Option<Self> {
         let mut words = str::from_utf8(value).ok()?.split(' ');
         let (version, id, below, end) = (words.next()?, words.next()?, words.next()?, words.next());

@@ -14,7 +14,7 @@ pub fn entry_name(origin: &[u8]) -> CString {
     CString::new(name).unwrap_or_default()
 }
 
-/// The origin mark that an index entry is named after; `None` if the name is none.
+/// The origin mark that gave an index entry its name; `None` if the name is not that of an entry.
 pub fn decode_entry_name(name: &[u8]) -> Option<Vec<u8>> {
     let value = |digit: &u8| DIGITS.iter().position(|d| *d == digit.to_ascii_lowercase()).map(|at| at as u8);
     let (pairs, rest) = name.as_chunks::<2>();
@@ -24,7 +24,7 @@ pub fn decode_entry_name(name: &[u8]) -> Option<Vec<u8>> {
     pairs.iter().map(|[high, low]| Some(value(high)? << 4 | value(low)?)).collect()
 }
 
-/// Reads the link count mark: the count of the mount, given those of the upper and the lower file.
+/// Decodes the link count mark: returns the mount's count, given those of the upper and the lower file.
 pub fn decode_nlink(mark: &[u8], upper: u32, lower: u32) -> Option<u32> {
     let text = std::str::from_utf8(mark).ok()?;
     let (base, difference) = match text.split_at_checked(1)? {
@@ -35,7 +35,7 @@ pub fn decode_nlink(mark: &[u8], upper: u32, lower: u32) -> Option<u32> {
     u32::try_from(i64::from(base).checked_add(difference.parse::<i64>().ok()?)?).ok()
 }
 
-/// Writes the link count mark relative to the count `base` of the file that `letter` stands for.
+/// Encodes the link count mark, relative to the count `base` of the file that `letter` stands for.
 pub fn encode_nlink(letter: char, count: u32, base: u32) -> String {
     format!("{letter}{:+}", i64::from(count) - i64::from(base))
 }

@@ -24,14 +24,14 @@ pub const AUFS_OPAQUE: &[u8] = b".wh..wh..opq";
 /// Prefix of AUFS' own bookkeeping entries (`.wh..wh.plnk`, `.wh..wh.aufs`, …).
 pub const AUFS_META_PREFIX: &[u8] = b".wh..wh.";
 
-/// The name space of extended attributes that a layer's marks live in.
+/// A name space of extended attributes for a layer's marks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Namespace {
     /// `trusted.overlay.*`, the kernel's default; needs `CAP_SYS_ADMIN`.
     Trusted,
     /// `user.overlay.*`, the kernel's `userxattr`.
     User,
-    /// `user.fuseoverlayfs.*`, written by fuse-overlayfs when not privileged.
+    /// `user.fuseoverlayfs.*`, written by an unprivileged fuse-overlayfs.
     FuseOverlayfs,
 }
 
@@ -91,7 +91,7 @@ impl Namespace {
 /// A mark kept in an extended attribute.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Mark {
-    /// `y`: nothing below this directory shows through; `x`: the directory holds xattr whiteouts.
+    /// `y`: nothing below this directory shows through; `x`: the directory may hold xattr whiteouts.
     Opaque,
     /// Where the lower part of a renamed directory (or metacopy file) is.
     Redirect,
@@ -99,27 +99,27 @@ pub enum Mark {
     Origin,
     /// `y`: the directory holds entries with an origin, so their inode numbers differ from the upper's own.
     Impure,
-    /// Difference between the union's link count and the real one, on an indexed hard link.
+    /// Difference between the mount's link count and the real one, on an indexed hard link.
     Nlink,
     /// File handle of the upper directory, on an index entry.
     Upper,
     /// UUID of the overlay instance, on the upper root.
     Uuid,
-    /// The file has its metadata here and its data in a layer below.
+    /// The file has its attributes here and its content in a lower layer.
     Metacopy,
     /// On an empty regular file: the file is a whiteout.
     Whiteout,
-    /// The file is immutable or append-only ([`Protection`]); the upper's inode does not have these flags.
+    /// The file is immutable or append-only ([`Protection`]); the upper's inode does not have the flag.
     Protattr,
-    /// `y`: the file is an ordinary one, although its name is that of a whiteout (`.wh.NAME`). Only stratafs has this mark. It
-    /// means nothing under another name.
+    /// `y`: the file is an ordinary one, although it has the name of a whiteout (`.wh.NAME`). Only stratafs has this mark. It
+    /// has no effect under another name.
     Plain,
 }
 
-/// How a directory's opaque attribute reads.
+/// The meaning of a directory's opaque attribute.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Opaque {
-    /// No attribute, or a value that the kernel does not know either.
+    /// No attribute, or a value that the kernel does not know.
     No,
     /// `y`: the directory hides everything below it.
     Yes,
@@ -127,7 +127,7 @@ pub enum Opaque {
     XattrWhiteouts,
 }
 
-/// Reads the value of an opaque attribute (kernel: `ovl_check_opaque`-family; unknown values mean "no").
+/// Decodes an opaque attribute (kernel: `ovl_check_opaque` and related functions; unknown values mean "no").
 pub fn decode_opaque(value: &[u8]) -> Opaque {
     match value {
         b"y" => Opaque::Yes,
@@ -136,8 +136,8 @@ pub fn decode_opaque(value: &[u8]) -> Opaque {
     }
 }
 
-/// False for a file's mark that cannot mean anything, whoever wrote it: it was damaged. The value of a whiteout mark means
-/// nothing anyway; the rest belong to an index and are judged there.
+/// False for a file's mark with an impossible value: it is damaged. The value of a whiteout mark has no meaning; other
+/// marks belong to an index and are checked there.
 pub fn is_good(mark: Mark, value: &[u8]) -> bool {
     match mark {
         Mark::Opaque => matches!(value, b"y" | b"x"),
@@ -150,21 +150,21 @@ pub fn is_good(mark: Mark, value: &[u8]) -> bool {
     }
 }
 
-/// What an entry's name says by the AUFS and OCI rules.
+/// The meaning of an entry's name by the AUFS and OCI rules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AufsName<'a> {
     /// An ordinary name.
     Plain,
     /// `.wh..wh..opq`: the directory that holds it is opaque.
     Opaque,
-    /// `.wh.NAME`: deletes NAME, which is given.
+    /// `.wh.NAME`: deletes NAME.
     Whiteout(&'a OsStr),
     /// Other `.wh..wh.*` entries: AUFS bookkeeping, not part of the tree.
     Bookkeeping,
 }
 
-/// Classifies `name` by the AUFS and OCI rules. `.wh.` alone, which names nothing, is plain; so are the names
-/// that would delete `.` or `..`, which no reader may obey.
+/// Classifies `name` by the AUFS and OCI rules. `.wh.` alone is an ordinary name. So are the names that would
+/// delete `.` or `..`, because no reader may obey them.
 pub fn decode_aufs_name(name: &OsStr) -> AufsName<'_> {
     let bytes = name.as_bytes();
     if bytes == AUFS_OPAQUE {
@@ -182,22 +182,22 @@ pub fn decode_aufs_name(name: &OsStr) -> AufsName<'_> {
 /// A directory's redirect.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Redirect {
-    /// From the root of the layers below; components joined by `/`, without a leading slash.
+    /// From the root of the layers below: components joined by `/`, without a leading slash.
     Absolute(Vec<u8>),
     /// Another name in the same parent directory.
     Relative(Vec<u8>),
 }
 
-/// Why a redirect's value is not one.
+/// The value is not a redirect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("malformed redirect")]
 pub struct MalformedRedirect;
 
-/// Reads a redirect (kernel: `ovl_get_redirect_xattr`): an absolute path without empty, `.` or `..`
+/// Decodes a redirect (kernel: `ovl_get_redirect_xattr`): an absolute path without empty, `.` or `..`
 /// components, or a single name.
 ///
 /// # Errors
-/// [`MalformedRedirect`] when the value is neither; nothing may be looked up by it.
+/// [`MalformedRedirect`] if the value is neither; it must not be followed.
 pub fn decode_redirect(value: &[u8]) -> Result<Redirect, MalformedRedirect> {
     let component =
         |name: &[u8]| !name.is_empty() && name != b"." && name != b".." && name.len() <= 255 && !name.contains(&0);
@@ -208,15 +208,15 @@ pub fn decode_redirect(value: &[u8]) -> Result<Redirect, MalformedRedirect> {
     }
 }
 
-/// True for a good metacopy mark: empty, or a header of four bytes that a digest may follow (kernel:
-/// `ovl_check_metacopy_xattr`). What it says of the content is only for `verity`.
+/// True for a valid metacopy mark: empty, or a header of four bytes and an optional digest (kernel:
+/// `ovl_check_metacopy_xattr`). The digest is only used for `verity`.
 pub fn is_metacopy(value: &[u8]) -> bool {
     value.is_empty() || value.len() >= 4
 }
 
-/// Escapes an attribute name of the mounted file system that lies in the marks' own name space, so that a
-/// user's `trusted.overlay.x` is stored as `trusted.overlay.overlay.x` (kernel >= 6.7, nested overlayfs).
-/// `None` when the name needs no escape.
+/// Escapes an attribute name of the mounted file system that is in the marks' own name space: a user's
+/// `trusted.overlay.x` is stored as `trusted.overlay.overlay.x` (kernel >= 6.7, nested overlayfs). `None` if
+/// the name needs no escape.
 pub fn escape_xattr(namespace: Namespace, name: &[u8]) -> Option<Vec<u8>> {
     let rest = name.strip_prefix(namespace.prefix().as_bytes())?;
     let mut escaped = namespace.prefix().as_bytes().to_vec();
@@ -225,14 +225,14 @@ pub fn escape_xattr(namespace: Namespace, name: &[u8]) -> Option<Vec<u8>> {
     Some(escaped)
 }
 
-/// How a stored attribute name appears in the mounted file system.
+/// How a stored attribute appears in the mounted file system.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Visible {
-    /// As it is.
+    /// Unchanged.
     Plain,
-    /// Under this name: it was escaped.
+    /// Under this name, because it was escaped.
     Unescaped(Vec<u8>),
-    /// Not at all: one of our marks.
+    /// Not at all, because it is a mark.
     Hidden,
 }
 

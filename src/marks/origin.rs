@@ -4,7 +4,7 @@
 
 /// Magic number of an encoded handle.
 const MAGIC: u8 = 0xfb;
-/// The only version there is.
+/// The only version.
 const VERSION: u8 = 0;
 /// Bytes before the handle proper.
 const HEADER: usize = 21;
@@ -22,7 +22,7 @@ const FLAG_CPU_ENDIAN: u8 = if cfg!(target_endian = "big") { FLAG_BIG_ENDIAN } e
 /// A decoded origin.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Origin {
-    /// UUID of the file system that the file is on; all zero where it has none.
+    /// UUID of the file's file system; all zero if it has none.
     pub uuid: [u8; 16],
     /// Handle type, as `name_to_handle_at(2)` gives it; always below 255.
     pub handle_type: u8,
@@ -32,16 +32,16 @@ pub struct Origin {
     pub upper: bool,
 }
 
-/// What the attribute holds.
+/// The content of the attribute.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Decoded {
     /// A handle.
     Handle(Origin),
-    /// Empty: the kernel's way to say "copied up, but the lower had no handle".
+    /// Empty: the kernel's form for "copied up, but the lower file had no handle".
     Unknown,
-    /// Made by another architecture or a newer version; to be ignored.
+    /// Made by another architecture or a newer version; ignored.
     Foreign,
-    /// Not an origin at all; to be ignored.
+    /// Not an origin; ignored.
     Damaged,
 }
 
@@ -56,9 +56,9 @@ impl Origin {
         Some(bytes)
     }
 
-    /// Inode number inside the handle, for the handle types whose layout is public
-    /// (`include/linux/exportfs.h`): 32-bit inode and generation (ext4, f2fs, xfs with inode32, squashfs) and
-    /// 64-bit inode and generation (xfs). `None` for the rest.
+    /// The inode number in the handle, for handle types with a public layout (`include/linux/exportfs.h`):
+    /// 32-bit inode and generation (ext4, f2fs, xfs with inode32, squashfs) and 64-bit inode and generation
+    /// (xfs). `None` for other types.
     pub fn inode(&self) -> Option<u64> {
         const FILEID_INO32_GEN: u8 = 0x01;
         const FILEID_INO64_GEN: u8 = 0x81;
@@ -98,7 +98,7 @@ pub fn decode(value: &[u8]) -> Decoded {
 mod tests {
     use super::*;
 
-    /// As kernel 6.18 wrote it for inode 64 on ext4.
+    /// Written by kernel 6.18 for inode 64 on ext4.
     const FROM_KERNEL: [u8; 29] = [
         0x00, 0xfb, 0x1d, 0x00, 0x01, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 0x40, 0, 0, 0, 0xaa, 0xbb,
         0xcc, 0xdd,

@@ -1,4 +1,4 @@
-//! Owner, mode and type kept in an attribute beside a file that really has others: `UID:GID:MODE[:TYPE]`, mode in
+//! Owner, mode and type kept in an attribute of a file that really has others: `UID:GID:MODE[:TYPE]`, mode in
 //! octal, type `dir`, `file`, `symlink`, `pipe`, `socket`, `block-MAJOR-MINOR` or `char-MAJOR-MINOR`
 //! (containers/storage `pkg/idtools`, "container override xattr"; fuse-overlayfs reads and writes the same).
 
@@ -6,14 +6,14 @@
 pub const CONTAINERS: &str = "user.containers.override_stat";
 /// Name in `security.*`, for privileged mounts (`xattr_permissions=1`).
 pub const PRIVILEGED: &str = "security.fuseoverlayfs.override_stat";
-/// Name that old versions of fuse-overlayfs used for what is now [`CONTAINERS`].
+/// Name that old versions of fuse-overlayfs used for [`CONTAINERS`].
 pub const FUSE_OVERLAYFS: &str = "user.fuseoverlayfs.override_stat";
 /// Prefix of an attribute that stands for one that ordinary users cannot set (`security.*`).
 pub const PREFIX: &str = "user.containers.override_";
 /// Every name of the attribute, in the order in which a reader tries them.
 pub const NAMES: [&str; 3] = [PRIVILEGED, CONTAINERS, FUSE_OVERLAYFS];
 
-/// True for a name that says what another attribute, owner or mode is to be: never an image's own.
+/// True for a name that overrides another attribute, owner or mode; no image has such attributes.
 pub fn is_override(name: &[u8]) -> bool {
     NAMES.iter().any(|known| name == known.as_bytes()) || name.starts_with(PREFIX.as_bytes())
 }
@@ -37,7 +37,7 @@ pub enum Kind {
     Char(u32, u32),
 }
 
-/// What the attribute holds.
+/// The content of the attribute.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OverrideStat {
     /// Owner.
@@ -46,7 +46,7 @@ pub struct OverrideStat {
     pub gid: u32,
     /// Permission bits (07777).
     pub mode: u32,
-    /// Type; `None`: that of the real file.
+    /// Type; `None` for that of the real file.
     pub kind: Option<Kind>,
 }
 
@@ -68,7 +68,7 @@ impl OverrideStat {
     }
 
     /// Reads the attribute; `None` if it is malformed. Some writers put the whole `st_mode` into the mode; its type
-    /// bits are left out.
+    /// bits are dropped.
     pub fn decode(value: &[u8]) -> Option<Self> {
         let text = std::str::from_utf8(value.strip_suffix(b"\0").unwrap_or(value)).ok()?;
         let mut fields = text.splitn(4, ':');

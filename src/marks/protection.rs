@@ -1,16 +1,16 @@
-//! What nobody may change of a file (`chattr +i`, `chattr +a`).
+//! Changes of a file that are forbidden for all users (`chattr +i`, `chattr +a`).
 
-/// The flags of an inode that its users must obey.
+/// The inode flags that forbid changes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Protection {
-    /// Nothing of the file may change; entries of a directory neither come nor go.
+    /// Nothing of the file may change; a directory's entries cannot be added or removed.
     pub immutable: bool,
-    /// The file may only grow at its end; entries of a directory do not go.
+    /// The file may only grow at its end; a directory's entries cannot be removed.
     pub append_only: bool,
 }
 
 impl Protection {
-    /// Without any of them.
+    /// Neither flag.
     pub const NONE: Self = Self { immutable: false, append_only: false };
 
     /// True if the file has one of them.
@@ -18,7 +18,8 @@ impl Protection {
         self.immutable || self.append_only
     }
 
-    /// Reads a mark: a letter for each flag. What follows an unknown letter is passed over (kernel: `ovl_check_protattr`).
+    /// Decodes a mark: a letter for each flag. Everything from the first unknown letter on is ignored
+    /// (kernel: `ovl_check_protattr`).
     pub fn decode(value: &[u8]) -> Self {
         let known = value.iter().take_while(|letter| matches!(letter, b'i' | b'a'));
         known.fold(Self::NONE, |found, letter| Self {
@@ -27,7 +28,7 @@ impl Protection {
         })
     }
 
-    /// The mark's value; empty: there shall be no mark.
+    /// The mark's value; empty if there must be no mark.
     pub fn encode(self) -> &'static [u8] {
         match (self.append_only, self.immutable) {
             (false, false) => b"",
@@ -37,7 +38,7 @@ impl Protection {
         }
     }
 
-    /// True for a mark that holds known letters only.
+    /// True for a mark with known letters only.
     pub(super) fn is_good(value: &[u8]) -> bool {
         value.iter().all(|letter| matches!(letter, b'i' | b'a'))
     }

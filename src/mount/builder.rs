@@ -1,4 +1,4 @@
-//! What [`Mount::builder`] returns.
+//! The builder returned by [`Mount::builder`].
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -9,10 +9,10 @@ use crate::config::error::OptionError;
 use crate::config::options::{Access, MountOptions};
 use crate::config::{IdRange, Inventories, Passthrough, RedirectDir, XattrPermissions, Xino};
 
-/// The layers and options of a mount to be; made by [`Mount::builder`].
+/// The layers and options of a future mount; made by [`Mount::builder`].
 ///
-/// Every method sets one option of `stratafs` and says its default. `docs/options.md` describes them in full. Errors are
-/// reported by [`Builder::mount`].
+/// Every method sets one option of `stratafs` and names its default. `docs/options.md` describes them in full. Errors
+/// are reported by [`Builder::mount`].
 ///
 /// ```
 /// use stratafs::{Mount, RedirectDir};
@@ -26,7 +26,7 @@ use crate::config::{IdRange, Inventories, Passthrough, RedirectDir, XattrPermiss
 #[must_use = "nothing is mounted before `mount` is called"]
 pub struct Builder {
     options: MountOptions,
-    /// The first wrong option that was given as text.
+    /// The first malformed option given as text.
     wrong: Option<OptionError>,
 }
 
@@ -62,13 +62,13 @@ impl Builder {
         self
     }
 
-    /// Mounts read-only although there is an upper directory. Default: false.
+    /// Mounts read-only, even with an upper directory. Default: false.
     pub fn read_only(mut self, on: bool) -> Self {
         self.options.overlay.read_only = on;
         self
     }
 
-    /// Says whether directories of lower layers can be renamed. Default: they can.
+    /// Sets whether directories of lower layers can be renamed. Default: they can.
     pub fn redirect_dir(mut self, mode: RedirectDir) -> Self {
         self.options.overlay.redirect_dir = mode;
         self
@@ -86,13 +86,13 @@ impl Builder {
         self
     }
 
-    /// Says which inventories of layers are used and made. Default: [`Inventories::On`].
+    /// Sets which inventories of layers are used and made. Default: [`Inventories::On`].
     pub fn inventory(mut self, inventories: Inventories) -> Self {
         self.options.overlay.inventory = inventories;
         self
     }
 
-    /// Says how inode numbers of layers on several file systems are told apart. Default: [`Xino::Auto`].
+    /// Sets how inode numbers of layers on several file systems are made distinct. Default: [`Xino::Auto`].
     pub fn xino(mut self, mode: Xino) -> Self {
         self.options.overlay.xino = mode;
         self
@@ -129,31 +129,31 @@ impl Builder {
         self
     }
 
-    /// Shows ranges of users under other numbers. Default: none; all users are shown as they are.
+    /// Shows ranges of users with other numbers. Default: none.
     pub fn map_uids(mut self, ranges: impl IntoIterator<Item = IdRange>) -> Self {
         self.options.overlay.uid_mapping = ranges.into_iter().collect();
         self
     }
 
-    /// Shows ranges of groups under other numbers. Default: none; all groups are shown as they are.
+    /// Shows ranges of groups with other numbers. Default: none.
     pub fn map_gids(mut self, ranges: impl IntoIterator<Item = IdRange>) -> Self {
         self.options.overlay.gid_mapping = ranges.into_iter().collect();
         self
     }
 
-    /// Says where owner, mode and device number of files are kept. Default: [`XattrPermissions::Auto`].
+    /// Sets where owner, mode and device number of files are stored. Default: [`XattrPermissions::Auto`].
     pub fn permissions(mut self, place: XattrPermissions) -> Self {
         self.options.overlay.xattr_permissions = place;
         self
     }
 
-    /// Says which files the kernel reads and writes without asking the driver. Needs root and Linux 6.9.
+    /// Sets which files the kernel reads and writes without asking the driver. Needs root and Linux 6.9.
     pub fn passthrough(mut self, files: Passthrough) -> Self {
         self.options.overlay.passthrough = files;
         self
     }
 
-    /// Lets the kernel gather small writes; excludes passthrough. Default: false.
+    /// Lets the kernel combine small writes; excludes passthrough. Default: false.
     pub fn writeback(mut self, on: bool) -> Self {
         self.options.overlay.writeback = on;
         self
@@ -165,7 +165,7 @@ impl Builder {
         self
     }
 
-    /// Says who may use the mount. Default: [`Access::Everybody`] for root, else [`Access::Owner`].
+    /// Sets who may use the mount. Default: [`Access::Everybody`] for root, otherwise [`Access::Owner`].
     pub fn access(mut self, access: Access) -> Self {
         self.options.mount.access = access;
         self
@@ -195,13 +195,13 @@ impl Builder {
         self
     }
 
-    /// Limits the number of threads that answer requests. Default: by the number of processors.
+    /// Limits the number of threads that answer requests. Default: depends on the number of processors.
     pub fn threads(mut self, most: usize) -> Self {
         self.options.mount.threads = Some(most.clamp(1, 1024));
         self
     }
 
-    /// Adds options as `stratafs -o` takes them, for example `"noatime,index=on"`.
+    /// Adds options in the format of `stratafs -o`, for example `"noatime,index=on"`.
     pub fn options(mut self, text: impl AsRef<OsStr>) -> Self {
         if let Err(error) = self.options.add(text.as_ref()) {
             self.wrong.get_or_insert(error);
@@ -212,7 +212,7 @@ impl Builder {
     /// Mounts the union on the directory `mountpoint` and returns when it answers.
     ///
     /// # Errors
-    /// One line that names the option, the layer or the mountpoint. Nothing is mounted then.
+    /// One line that names the option, the layer or the mountpoint. Nothing is mounted on an error.
     pub fn mount(mut self, mountpoint: impl AsRef<Path>) -> Result<Mount, Error> {
         if let Some(wrong) = self.wrong {
             return Err(wrong.into());

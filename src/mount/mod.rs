@@ -1,4 +1,4 @@
-//! A union that this process mounts and serves: [`Mount`].
+//! A union mounted and served by this process: [`Mount`].
 
 mod builder;
 
@@ -38,12 +38,12 @@ pub use builder::Builder;
 /// ```
 #[must_use = "dropping the mount unmounts it"]
 pub struct Mount {
-    /// `None` once it was unmounted.
+    /// `None` after it was unmounted.
     mounted: Option<Mounted>,
     mountpoint: PathBuf,
 }
 
-/// What [`Mount::checkpoint`] made.
+/// The result of [`Mount::checkpoint`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Checkpoint {
@@ -60,7 +60,7 @@ pub struct Checkpoint {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The options contradict each other, or an option that was given as text is wrong.
+    /// The options contradict each other, or an option given as text is malformed.
     #[error(transparent)]
     Options(#[from] OptionError),
     /// The path of a layer is empty, or relative to a directory that is gone.
@@ -110,12 +110,12 @@ pub enum Error {
 }
 
 impl Mount {
-    /// The layers and options of a mount to be.
+    /// Starts building a mount.
     pub fn builder() -> Builder {
         Builder::default()
     }
 
-    /// Where it was mounted: an absolute path without symbolic links.
+    /// The mountpoint: an absolute path without symbolic links.
     pub fn mountpoint(&self) -> &Path {
         &self.mountpoint
     }
@@ -150,7 +150,7 @@ impl Mount {
         let dir = dir.as_ref();
         let failed = |source| Error::Checkpoint { path: dir.to_owned(), source };
         let overlay = self.overlay().map_err(failed)?;
-        // The driver's threads have a working directory of their own.
+        // The driver's threads have their own working directory.
         let place = std::path::absolute(dir).map_err(|error| failed(change_error(&error)))?;
         let made = overlay.checkpoint_at(&place).map_err(failed)?;
         let layers = overlay.state().lowers.into_iter().map(|(path, _)| path).collect();
@@ -197,7 +197,7 @@ impl Mount {
         Error::Unmount { mountpoint: self.mountpoint.clone(), source }
     }
 
-    /// A no-op the second time.
+    /// A no-op if it was called before.
     fn end(&mut self) -> io::Result<()> {
         self.mounted.take().map_or(Ok(()), Mounted::end)
     }
@@ -222,8 +222,8 @@ impl std::fmt::Debug for Mount {
     }
 }
 
-/// Mounts in a thread of its own. The driver's threads are started by that thread and share its umask, working directory and
-/// signal mask, so that those of the rest of the process stay as they are.
+/// Mounts in a separate thread. That thread starts the driver's threads, which share its umask, working directory and
+/// signal mask. The rest of the process keeps its own.
 fn mount(options: MountOptions, mountpoint: &Path) -> Result<Mount, Error> {
     let wrong = |source| Error::Mountpoint { path: mountpoint.to_owned(), source };
     let path = mountpoint.canonicalize().map_err(wrong)?;
@@ -240,9 +240,9 @@ fn mount(options: MountOptions, mountpoint: &Path) -> Result<Mount, Error> {
 fn start(options: &MountOptions, target: &Target) -> Result<Mounted, Error> {
     signals::block_all().map_err(Error::Thread)?;
     match namespace::unshare_directory_and_umask() {
-        // The directory that the caller works in can be unmounted or removed while the driver runs.
+        // The caller's working directory may be unmounted or removed while the driver runs.
         Ok(()) => std::env::set_current_dir("/").map_err(Error::Thread)?,
-        // A seccomp filter forbids it. The umask of the process is then the driver's.
+        // A seccomp filter may forbid it. The umask of the process is then the driver's.
         Err(error) => tracing::warn!(%error, "the umask of the whole process becomes 0"),
     }
     rustix::process::umask(rustix::fs::Mode::empty());

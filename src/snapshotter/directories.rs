@@ -32,10 +32,10 @@ use crate::confined;
 use crate::marks::{self, Namespace};
 use crate::union::layer::{LayerStack, WhiteoutForm};
 
-/// How often it looks whether a mount has ended.
+/// Interval at which the end of a mount is checked.
 const POLL: Duration = Duration::from_millis(5);
 
-/// What is in ROOT.
+/// The entries of ROOT.
 const NAMES: [&str; 6] = ["lock", "metadata.redb", "metadata.new", "empty", "snapshots", "removed"];
 
 /// The directories of one ROOT. One process serves a ROOT at a time.
@@ -46,7 +46,7 @@ pub(super) struct Directories {
 }
 
 impl Directories {
-    /// Takes over `root`, making it if it is not there.
+    /// Takes over `root`; makes it if it does not exist.
     pub(super) fn open(root: &Path) -> Result<Self> {
         let root = std::path::absolute(root).at(root)?;
         fs::create_dir_all(root.parent().unwrap_or(&root)).at(&root)?;
@@ -84,7 +84,7 @@ impl Directories {
         Ok(Self { root, _lock: lock })
     }
 
-    /// Where the database is.
+    /// The path of the database.
     pub(super) fn database(&self) -> PathBuf {
         self.root.join("metadata.redb")
     }
@@ -116,10 +116,11 @@ impl Directories {
         self.root.join("removed")
     }
 
-    /// Makes the directories of a snapshot. The upper is what its parent's root is: it stands for the root of the mount.
+    /// Makes the directories of a snapshot. The upper gets the attributes of its parent's root, because it becomes the
+    /// root of the mount.
     ///
     /// # Errors
-    /// Those of making files; what was made of them is removed.
+    /// Those of making files; everything made so far is removed then.
     pub(super) fn make(&self, id: u64, kind: Kind, parent: Option<u64>) -> Result<()> {
         let made = self.make_parts(id, kind, parent);
         if made.is_err() {
@@ -145,12 +146,12 @@ impl Directories {
         Ok(())
     }
 
-    /// True if the directories of a snapshot are there.
+    /// True if the directories of a snapshot exist.
     pub(super) fn are_there(&self, id: u64, kind: Kind) -> bool {
         self.upper(id).is_dir() && (kind != Kind::Active || self.work(id).is_dir())
     }
 
-    /// Makes again what is missing of a snapshot that can be changed.
+    /// Makes missing directories of a changeable snapshot again.
     pub(super) fn restore(&self, id: u64, kind: Kind, parent: Option<u64>) -> Result<()> {
         if self.of(id).exists() {
             self.bury(id);
@@ -158,8 +159,8 @@ impl Directories {
         self.make(id, kind, parent)
     }
 
-    /// Takes the directories of a snapshot away, to be deleted by [`Self::empty_removed`]. What cannot be taken away is
-    /// found by [`Self::bury_unknown`] later.
+    /// Moves the directories of a snapshot away; [`Self::empty_removed`] deletes them. If that fails,
+    /// [`Self::bury_unknown`] finds them later.
     pub(super) fn bury(&self, id: u64) {
         let (dir, grave) = (self.of(id), self.removed().join(id.to_string()));
         match fs::rename(&dir, &grave) {
@@ -169,7 +170,7 @@ impl Directories {
         }
     }
 
-    /// Takes away all directories of snapshots that are not among `known`. Nobody may make any meanwhile.
+    /// Moves the directories of all snapshots that are not in `known` away. The caller makes sure that none is being made.
     pub(super) fn bury_unknown(&self, known: &BTreeSet<u64>) -> Result<()> {
         let snapshots = self.snapshots();
         for entry in fs::read_dir(&snapshots).at(&snapshots)? {
@@ -184,7 +185,7 @@ impl Directories {
         Ok(())
     }
 
-    /// A number above those of all directories that are there.
+    /// A number above those of all existing directories.
     pub(super) fn unused_id(&self) -> Result<u64> {
         let mut highest = 0;
         for dir in [self.snapshots(), self.removed()] {
@@ -196,10 +197,10 @@ impl Directories {
         Ok(highest + 1)
     }
 
-    /// Deletes what was taken away.
+    /// Deletes everything that was moved away.
     ///
     /// # Errors
-    /// The last one; the rest is deleted all the same.
+    /// The last error; the other directories are deleted nevertheless.
     pub(super) fn empty_removed(&self) -> Result<()> {
         let removed = self.removed();
         let mut outcome = Ok(());
@@ -221,8 +222,8 @@ impl Directories {
         confined::remove_tree(dir.as_fd(), c"work").at(&self.work(id))
     }
 
-    /// Waits until no mount uses the upper of a snapshot, for `patience`; false if one still does. A driver learns of its
-    /// unmounting a moment after it.
+    /// Waits at most `patience` until no mount uses the upper of a snapshot; returns false if one still does. A driver
+    /// notices its unmount a moment later.
     pub(super) fn wait_until_free(&self, id: u64, patience: Duration) -> Result<bool> {
         let path = self.upper(id);
         let upper = File::open(&path).at(&path)?;
@@ -230,7 +231,7 @@ impl Directories {
         loop {
             match flock(&upper, FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) => return Ok(true),
-                // No locks on this file system: nothing is known, as for the driver.
+                // Without locks on this file system, nothing is known; the driver does the same.
                 Err(Errno::NOLCK | Errno::OPNOTSUPP | Errno::NOSYS) => return Ok(true),
                 Err(Errno::WOULDBLOCK) if Instant::now() < deadline => std::thread::sleep(POLL),
                 Err(Errno::WOULDBLOCK) => return Ok(false),
@@ -245,7 +246,7 @@ impl Directories {
         rustix::fs::syncfs(File::open(&path).at(&path)?).at(&path)
     }
 
-    /// Opens a trial union, as a mount would.
+    /// Opens a union for a test, as a mount would.
     ///
     /// # Errors
     /// One line that says why the file system of ROOT cannot hold an upper.
@@ -289,7 +290,7 @@ pub(super) struct Probed {
     pub(super) overlay_marks: bool,
 }
 
-/// Makes a directory with this mode, whatever the umask is. One that is there stays as it is.
+/// Makes a directory; the mode does not depend on the umask. An existing one is left unchanged.
 fn make_dir(path: &Path, mode: u32) -> Result<()> {
     match rustix::fs::mkdir(path, Mode::from_raw_mode(mode)) {
         Ok(()) => fs::set_permissions(path, fs::Permissions::from_mode(mode)).at(path),
@@ -298,7 +299,7 @@ fn make_dir(path: &Path, mode: u32) -> Result<()> {
     }
 }
 
-/// Opens a directory for reading, for its names.
+/// Opens a directory to read its names.
 pub(super) fn open_dir(path: &Path) -> Result<rustix::fd::OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     rustix::fs::open(path, flags, Mode::empty()).at(path)

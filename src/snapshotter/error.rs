@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 /// Shorthand for results of the snapshotter.
 pub type Result<T, E = SnapshotError> = std::result::Result<T, E>;
 
-/// Why a call fails. Each has one gRPC status, by which containerd tells them apart.
+/// Why a call fails. Each kind has its own gRPC status, by which containerd tells them apart.
 #[derive(Debug, thiserror::Error)]
 pub enum SnapshotError {
     /// `NOT_FOUND`: no snapshot has this name.
@@ -23,12 +23,12 @@ pub enum SnapshotError {
         /// What is wrong with it.
         reason: String,
     },
-    /// `FAILED_PRECONDITION`: the request may succeed when something else has been done.
+    /// `FAILED_PRECONDITION`: the request may succeed later, when the reason has been removed.
     #[error("snapshot {key}: {reason}")]
     Refused {
         /// The snapshot.
         key: String,
-        /// What is in the way.
+        /// The reason.
         reason: String,
     },
     /// `INTERNAL`, or `RESOURCE_EXHAUSTED` on a full disk: a system call failed.
@@ -36,7 +36,7 @@ pub enum SnapshotError {
     Io {
         /// The file or directory.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// `INTERNAL`: the metadata cannot be read or written.
@@ -46,7 +46,7 @@ pub enum SnapshotError {
         path: PathBuf,
         /// What is wrong.
         reason: String,
-        /// The disk or the quota is full.
+        /// True if the disk or the quota is full.
         full: bool,
     },
 }
@@ -60,7 +60,7 @@ impl SnapshotError {
         Self::Refused { key: key.to_owned(), reason: reason.into() }
     }
 
-    /// True if there is no room for what was asked.
+    /// True if there is not enough space for the request.
     pub(super) fn is_full(&self) -> bool {
         match self {
             Self::Io { source, .. } => is_full(source),
@@ -75,7 +75,7 @@ pub(super) fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded)
 }
 
-/// What `strerror(3)` says, without Rust's `(os error 2)`.
+/// The text of `strerror(3)`, without Rust's `(os error 2)`.
 fn without_number(error: &io::Error) -> String {
     let text = error.to_string();
     text.split(" (os error").next().unwrap_or_default().to_owned()

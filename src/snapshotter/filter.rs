@@ -18,7 +18,7 @@ use regex::Regex;
 
 use super::{Result, Snapshot, SnapshotError};
 
-/// Filters of which one must match; without any, everything does.
+/// Filters, one of which must match; without any, everything matches.
 #[derive(Debug)]
 pub(super) struct Filters(Vec<Vec<Selector>>);
 
@@ -45,7 +45,7 @@ impl Filters {
         filters.iter().map(|text| Parser::new(text).filter()).collect::<Result<_>>().map(Self)
     }
 
-    /// True if a snapshot is wanted.
+    /// True if a snapshot matches.
     pub(super) fn accept(&self, snapshot: &Snapshot) -> bool {
         self.0.is_empty() || self.0.iter().any(|all| all.iter().all(|selector| selector.accepts(snapshot)))
     }
@@ -148,7 +148,7 @@ impl<'t> Parser<'t> {
         }
     }
 
-    /// A regular expression between slashes or bars; only the delimiter can be escaped.
+    /// A regular expression between slashes or bars; only the delimiter can be escaped in it.
     fn delimited(&mut self) -> Result<String> {
         let Some(end) = self.rest.next() else { return Err(self.wrong("a value is expected")) };
         let mut value = String::new();
@@ -162,7 +162,7 @@ impl<'t> Parser<'t> {
         }
     }
 
-    /// A string as Go writes it.
+    /// A string in Go's syntax.
     fn quoted(&mut self) -> Result<String> {
         let Some(end) = self.rest.next() else { return Err(self.wrong("a quotation is expected")) };
         let mut bytes = Vec::new();

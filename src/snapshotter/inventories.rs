@@ -1,5 +1,6 @@
-//! Inventories of committed snapshots, made one after the other by a thread of their own: containerd holds a lock of its
-//! metadata while it commits, and the next layer can be unpacked meanwhile. Who wants to mount waits for them.
+//! Inventories of committed snapshots, made one after the other by a separate thread. containerd holds a lock on its
+//! metadata while it commits, so this must not delay the commit, and the next layer can be unpacked in the meantime.
+//! Mounting waits for them.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -14,7 +15,7 @@ use crate::inventory;
 /// Longest wait for a driver that is still ending.
 const DRIVER_PATIENCE: Duration = Duration::from_secs(3);
 
-/// The thread, and what it has to do.
+/// The thread and its queue.
 pub(super) struct Inventories {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
@@ -28,7 +29,7 @@ struct Shared {
 
 #[derive(Default)]
 struct Queue {
-    /// Numbers of the snapshots whose inventories are to be made; the first one is being made.
+    /// Numbers of snapshots that need an inventory; the first one's is being made.
     waiting: VecDeque<u64>,
     ended: bool,
 }
@@ -37,7 +38,7 @@ impl Inventories {
     /// Starts the thread.
     ///
     /// # Errors
-    /// When there can be no more threads.
+    /// When no more threads can be started.
     pub(super) fn start(directories: Arc<Directories>) -> std::io::Result<Self> {
         let shared = Arc::new(Shared { directories, queue: Mutex::default(), changed: Condvar::new() });
         let its = Arc::clone(&shared);
@@ -45,13 +46,13 @@ impl Inventories {
         Ok(Self { shared, thread: Some(thread) })
     }
 
-    /// Has the inventory of a committed snapshot made unless it is there.
+    /// Queues the inventory of a committed snapshot, unless it exists.
     pub(super) fn begin(&self, id: u64) {
         self.shared.queue.lock().waiting.push_back(id);
         self.shared.changed.notify_all();
     }
 
-    /// Waits until none of these inventories is still to be made, for `patience` at most.
+    /// Waits at most `patience` until none of these inventories is outstanding.
     pub(super) fn wait(&self, ids: &[u64], patience: Duration) {
         let deadline = Instant::now() + patience;
         let mut queue = self.shared.queue.lock();
@@ -64,7 +65,7 @@ impl Inventories {
 }
 
 impl Drop for Inventories {
-    /// Waits for the one that is being made. The others are found missing at the next start.
+    /// Waits for the inventory that is being made. The next start finds the missing ones.
     fn drop(&mut self) {
         self.shared.queue.lock().ended = true;
         self.shared.changed.notify_all();
@@ -93,7 +94,7 @@ impl Shared {
         }
     }
 
-    /// A layer is as good without an inventory, so nothing that goes wrong here is more than a line in the log.
+    /// Best effort: a layer works without an inventory, so errors are only logged.
     fn make(&self, id: u64) {
         let layer = self.directories.upper(id);
         let outcome =
@@ -106,7 +107,7 @@ impl Shared {
         }
         match inventory::write(&layer) {
             Ok(written) => tracing::debug!("{}: {} names", written.path.display(), written.entries),
-            // It was removed meanwhile.
+            // The snapshot was removed in the meantime.
             Err(_) if !layer.exists() => {}
             Err(error) => tracing::warn!("inventory of {}: {error}", layer.display()),
         }

@@ -1,8 +1,8 @@
-//! The database of snapshots: which there are, and what is below which.
+//! The database of snapshots and their parents.
 //!
-//! Every change is one transaction of redb, which is on the disk when it returns; a crash at any moment leaves the
-//! database before or after it. After an error of the disk redb refuses to go on until it is opened again, so that is
-//! done here: a disk that was full for a moment does not end the service.
+//! Every change is one transaction of redb, which is on the disk when it returns; after a crash, the database is in
+//! the state before or after it. After an error of the disk, redb refuses to work until it is opened again. This
+//! module does that, so a disk that was full for a moment does not end the service.
 
 use std::fs;
 use std::io;
@@ -16,18 +16,18 @@ use super::{Kind, Result, Snapshot, SnapshotError};
 
 /// Name of a snapshot -> its record as JSON.
 const SNAPSHOTS: TableDefinition<&str, &[u8]> = TableDefinition::new("snapshots");
-/// Number of a snapshot, number of one that has it as parent.
+/// Number of a snapshot, number of a child.
 const CHILDREN: TableDefinition<(u64, u64), ()> = TableDefinition::new("children");
 /// `next`: the number of the next snapshot.
 const NUMBERS: TableDefinition<&str, u64> = TableDefinition::new("numbers");
 
-/// Memory for pages of the database. A snapshot takes about half a KiB.
+/// Memory for the database's pages. A snapshot takes about half a KiB.
 const CACHE: usize = 8 << 20;
 
 /// The database.
 pub(super) struct Metadata {
     path: PathBuf,
-    /// `None`: it could not be opened again after an error.
+    /// `None` if it could not be opened again after an error.
     database: RwLock<Option<Database>>,
 }
 
@@ -39,11 +39,11 @@ pub(super) struct Change<'t> {
     numbers: Table<'t, &'static str, u64>,
 }
 
-/// Why a transaction was not done.
+/// Why a transaction failed.
 enum Failure {
-    /// By the caller.
+    /// The caller's error.
     Refused(SnapshotError),
-    /// By the database.
+    /// The database's error.
     Broken(redb::Error),
 }
 
@@ -54,8 +54,8 @@ impl<E: Into<redb::Error>> From<E> for Failure {
 }
 
 impl Metadata {
-    /// Opens the database at `path`, making it if it is not there. It is made elsewhere and published by a rename: redb does
-    /// not open a database that was not made to the end.
+    /// Opens the database at `path`; makes it if it does not exist. It is made under another name and published by a
+    /// rename, because redb does not open an incomplete database.
     pub(super) fn open(path: &Path) -> Result<Self> {
         let failed = |error: DatabaseError| broken(path, &error.into());
         if !path.exists() {
@@ -82,7 +82,7 @@ impl Metadata {
             .ok_or_else(|| SnapshotError::NotFound(name.to_owned()))
     }
 
-    /// The snapshot `name`, with the numbers of those below it, topmost first.
+    /// The snapshot `name`, and the numbers of those below it, topmost first.
     pub(super) fn get_with_lowers(&self, name: &str) -> Result<(Snapshot, Vec<u64>)> {
         let found = self.read(|snapshots| {
             let Some(snapshot) = lookup(&self.path, snapshots, name)? else { return Ok(None) };
@@ -107,10 +107,10 @@ impl Metadata {
         })
     }
 
-    /// Does `change` in one transaction. If it fails, nothing of it happens.
+    /// Calls `change` in one transaction, which is rolled back if it fails.
     ///
     /// # Errors
-    /// What `change` returns. After an error of the database itself the change may have happened or not.
+    /// The error of `change`. After an error of the database itself, the change may or may not have happened.
     pub(super) fn change<T>(&self, change: impl FnOnce(&mut Change<'_>) -> Result<T>) -> Result<T> {
         self.with(|database| {
             let transaction = database.begin_write()?;
@@ -158,7 +158,7 @@ impl Metadata {
         })
     }
 
-    /// Opens the database again. If that fails too, the next call tries it again.
+    /// Opens the database again. If that fails too, the next call tries again.
     fn reopen(&self) {
         let mut database = self.database.write();
         drop(database.take());
@@ -175,7 +175,7 @@ impl Change<'_> {
         self.told(lookup(self.path, &self.snapshots, name))
     }
 
-    /// The committed snapshot `name`, and the numbers of it and of those below it, topmost first.
+    /// The committed snapshot `name`: its number and those of the snapshots below it, topmost first.
     pub(super) fn parent(&self, name: &str) -> Result<Vec<u64>> {
         let Some(parent) = self.get(name)? else { return Err(SnapshotError::NotFound(name.to_owned())) };
         if parent.kind != Kind::Committed {
@@ -184,7 +184,7 @@ impl Change<'_> {
         self.told(chain(self.path, &self.snapshots, name))
     }
 
-    /// A number that no snapshot has had, and that is not below `floor`.
+    /// A number that was never used, at least `floor`.
     pub(super) fn next_id(&mut self, floor: u64) -> Result<u64> {
         let id = self.numbers.get("next").map(|found| found.map_or(1, |found| found.value()));
         let id = self.told(id.map_err(Failure::from))?.max(floor);
@@ -193,8 +193,8 @@ impl Change<'_> {
         Ok(id)
     }
 
-    /// Adds a snapshot above the one numbered `parent`, or replaces one of the same name. A label without value is none, as
-    /// in containerd's own store.
+    /// Adds a snapshot above the one with the number `parent`, or replaces the one with the same name. A label with an
+    /// empty value is dropped, as in containerd's own store.
     pub(super) fn put(&mut self, snapshot: &mut Snapshot, parent: Option<u64>) -> Result<()> {
         snapshot.labels.retain(|_, value| !value.is_empty());
         let record = serde_json::to_vec(snapshot)
@@ -208,7 +208,7 @@ impl Change<'_> {
         Ok(())
     }
 
-    /// Removes the name of a snapshot; what is below it keeps knowing the snapshot's number.
+    /// Removes the name of a snapshot; the snapshot below still lists its number.
     pub(super) fn forget_name(&mut self, name: &str) -> Result<()> {
         let removed = self.snapshots.remove(name).map(drop);
         self.told(removed.map_err(Failure::from))
@@ -223,7 +223,7 @@ impl Change<'_> {
         self.forget_name(&snapshot.name)
     }
 
-    /// True if the snapshot numbered `id` is another one's parent.
+    /// True if the snapshot with the number `id` is a parent.
     pub(super) fn has_children(&self, id: u64) -> Result<bool> {
         let first = self.children.range((id, 0)..=(id, u64::MAX)).map(|mut range| range.next().is_some());
         self.told(first.map_err(Failure::from))

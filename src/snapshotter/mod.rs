@@ -1,22 +1,22 @@
 //! A snapshotter for containerd: image layers and the writable directories above them, mounted by stratafs.
 //!
-//! containerd keeps the file systems of images and containers as *snapshots*, and lets another process do so: a *proxy
-//! plugin* of type `snapshot`, which answers the gRPC service `containerd.services.snapshots.v1.Snapshots` on a Unix
-//! socket. A snapshot is *active* (it can be changed), *committed* (a layer, which never changes again) or a *view* (its
-//! parent, read-only). This process mounts nothing: it tells containerd which mounts show a snapshot. They are of type
-//! `fuse3.stratafs`, which containerd hands to `mount.fuse3(8)`, which starts `stratafs`.
+//! containerd keeps the file systems of images and containers as *snapshots*, and can delegate that to another process:
+//! a *proxy plugin* of type `snapshot`, which serves the gRPC service `containerd.services.snapshots.v1.Snapshots` on a
+//! Unix socket. A snapshot is *active* (it can be changed), *committed* (a layer, which never changes again) or a *view*
+//! (its parent, read-only). This process mounts nothing itself. It tells containerd which mounts show a snapshot. These
+//! have the type `fuse3.stratafs`: containerd runs `mount.fuse3(8)`, which runs `stratafs`.
 //!
-//! - `metadata`: which snapshots there are, in one database. Its transactions decide what has happened.
-//! - `directories`: where their files are. A directory that the database does not know is rubbish, and deleted.
+//! - `metadata`: the snapshots, in one database. Its transactions decide what has happened.
+//! - `directories`: the directories of the snapshots. Directories without a record in the database are garbage and are deleted.
 //! - `mounts`: the mounts of a snapshot.
-//! - `service`, `server`, `wire`: gRPC. They know nothing of files.
+//! - `service`, `server`, `wire`: gRPC. They do not touch files.
 //!
 //! # The order of steps, for a crash at any moment
 //!
-//! A snapshot is prepared by making its directory and then recording it; it is removed by removing the record and then
-//! the directory. Both directories and records are made within one write transaction, of which there is one at a time, so
-//! what [`Snapshotter::cleanup`] finds unknown within another one is not about to be recorded. A commit changes the record
-//! only; before it, everything that was written reaches the disk.
+//! Preparing a snapshot first makes its directory, then the record. Removing one first deletes the record, then the
+//! directory. Directories and records are made within one write transaction, of which there is only one at a time. So
+//! unknown directories that [`Snapshotter::cleanup`] finds within its own transaction are not about to be recorded. A
+//! commit only changes the record; before that, everything that was written reaches the disk.
 
 mod directories;
 mod error;
@@ -49,10 +49,10 @@ pub use mounts::{GID_MAPPING, Mount, UID_MAPPING};
 pub use server::{Server, default_address};
 pub use snapshot::{Kind, Labels, Moment, Snapshot, Usage};
 
-/// Longest wait for a mount to end whose snapshot is to be committed or removed.
+/// Longest wait for the end of a mount whose snapshot is to be committed or removed.
 const MOUNT_PATIENCE: Duration = Duration::from_secs(2);
 
-/// Longest wait for the inventories of the layers of a snapshot that is about to be mounted.
+/// Longest wait for the layers' inventories before a snapshot is mounted.
 const INVENTORY_PATIENCE: Duration = Duration::from_secs(20);
 
 /// How to keep snapshots.
@@ -60,13 +60,13 @@ const INVENTORY_PATIENCE: Duration = Duration::from_secs(20);
 pub struct Options {
     /// The directory that holds everything.
     pub root: PathBuf,
-    /// Before a commit is acknowledged, everything reaches the disk.
+    /// If true, everything reaches the disk before a commit is acknowledged.
     pub sync: bool,
 }
 
 impl Options {
-    /// Where snapshots are if the user says nothing: `/var/lib/stratafs-snapshotter` for root, else below
-    /// `$XDG_DATA_HOME`. `None`: neither that nor `HOME` is set.
+    /// The default directory: `/var/lib/stratafs-snapshotter` for root, otherwise below `$XDG_DATA_HOME`.
+    /// `None` if neither that nor `HOME` is set.
     pub fn default_root() -> Option<PathBuf> {
         const NAME: &str = "stratafs-snapshotter";
         if rustix::process::geteuid().is_root() {
@@ -78,23 +78,23 @@ impl Options {
     }
 }
 
-/// The snapshots below one directory. All calls may come from several threads at the same time.
+/// The snapshots below one directory. Calls may come from several threads at the same time.
 pub struct Snapshotter {
     inventories: Inventories,
     removals: Removals,
     directories: Arc<Directories>,
     metadata: Metadata,
-    /// No snapshot that is prepared from now on has a lower number.
+    /// Snapshots that are prepared from now on get this number or a higher one.
     next_id: AtomicU64,
     unpack_directly: bool,
     sync: bool,
 }
 
 impl Snapshotter {
-    /// Takes over the directory `options.root`, makes it if it is not there, and puts right what a crash has left.
+    /// Takes over the directory `options.root`, makes it if it does not exist, and repairs what a crash has left.
     ///
     /// # Errors
-    /// `Invalid`: the directory is somebody else's, in use, or on a file system that cannot hold an upper.
+    /// `Invalid` if the directory is not a snapshotter's, in use, or on a file system that cannot hold an upper.
     pub fn open(options: &Options) -> Result<Self> {
         let directories = Arc::new(Directories::open(&options.root)?);
         let probed = directories.probe()?;
@@ -137,10 +137,11 @@ impl Snapshotter {
         Ok(())
     }
 
-    /// Makes a snapshot above `parent` (empty: above nothing) that can be changed, or a view of it; the mounts that show it.
+    /// Makes a changeable snapshot above `parent` (empty: none), or a view of it; returns the mounts that show it.
     ///
     /// # Errors
-    /// `NotFound`: no such parent. `Invalid`: the parent is not committed, a label is wrong. `Exists`: `key` is taken.
+    /// `NotFound` if there is no such parent. `Invalid` if the parent is not committed, or a label is malformed.
+    /// `Exists` if `key` is taken.
     pub fn prepare(&self, kind: Kind, key: &str, parent: &str, labels: Labels) -> Result<Vec<Mount>> {
         must_be_named(key, "key")?;
         if kind == Kind::Committed {
@@ -174,7 +175,7 @@ impl Snapshotter {
         }
     }
 
-    /// After a transaction failed: takes the directory of a snapshot away, unless the snapshot is recorded all the same.
+    /// Called after a failed transaction: moves the directory of a snapshot away, unless the snapshot was recorded nevertheless.
     fn settle(&self, key: &str, id: u64) {
         match self.metadata.get(key) {
             Ok(snapshot) if snapshot.id == id => {}
@@ -186,7 +187,7 @@ impl Snapshotter {
     /// The mounts that show a snapshot that is not committed.
     ///
     /// # Errors
-    /// `NotFound`; `Refused`: it is committed.
+    /// `NotFound`; `Refused` if it is committed.
     pub fn mounts(&self, key: &str) -> Result<Vec<Mount>> {
         let (snapshot, lowers) = self.metadata.get_with_lowers(key)?;
         self.mounts_of(&snapshot, &lowers)
@@ -201,11 +202,11 @@ impl Snapshotter {
         Ok(mounts)
     }
 
-    /// Makes the active snapshot `key` a layer called `name`, with these labels and no others.
+    /// Turns the active snapshot `key` into a layer called `name`, with exactly these labels.
     ///
     /// # Errors
-    /// `NotFound`; `Exists`: `name` is taken; `Refused`: it is not active, or mounted; `Invalid`: `parent` is named and is
-    /// not its parent.
+    /// `NotFound`; `Exists` if `name` is taken; `Refused` if it is not active, or is mounted; `Invalid` if `parent` is
+    /// given and is not its parent.
     pub fn commit(&self, name: &str, key: &str, parent: &str, labels: Labels) -> Result<()> {
         must_be_named(name, "name")?;
         let snapshot = self.metadata.get(key)?;
@@ -243,10 +244,10 @@ impl Snapshotter {
         Ok(())
     }
 
-    /// Removes a snapshot. Its files are deleted in the background; [`Self::cleanup`] waits for that.
+    /// Removes a snapshot. Its files are deleted in the background; [`Self::cleanup`] waits for this.
     ///
     /// # Errors
-    /// `NotFound`; `Refused`: it is another one's parent, or mounted.
+    /// `NotFound`; `Refused` if it is a parent, or is mounted.
     pub fn remove(&self, key: &str) -> Result<()> {
         let found = self.metadata.get(key)?;
         if found.kind == Kind::Active
@@ -268,7 +269,7 @@ impl Snapshotter {
         Ok(())
     }
 
-    /// What is known about a snapshot.
+    /// The record of a snapshot.
     ///
     /// # Errors
     /// `NotFound`
@@ -279,7 +280,7 @@ impl Snapshotter {
     /// Changes labels of a snapshot. `fields` are `labels` (all) and `labels.NAME`; without any, all labels are replaced.
     ///
     /// # Errors
-    /// `NotFound`; `Invalid`: another field.
+    /// `NotFound`; `Invalid` for another field.
     pub fn update(&self, name: &str, labels: &Labels, fields: &[String]) -> Result<Snapshot> {
         self.metadata.change(|tables| {
             let Some(mut snapshot) = tables.get(name)? else { return Err(SnapshotError::NotFound(name.to_owned())) };
@@ -305,19 +306,19 @@ impl Snapshotter {
         })
     }
 
-    /// The snapshots that one of the filters accepts, by name; all without filters.
+    /// The snapshots that match one of the filters, sorted by name; all without filters.
     ///
     /// # Errors
-    /// `Invalid`: a filter that cannot be read.
+    /// `Invalid` for a malformed filter.
     pub fn list(&self, filters: &[String]) -> Result<Vec<Snapshot>> {
         let filters = Filters::parse(filters)?;
         self.metadata.list(|snapshot| filters.accept(snapshot))
     }
 
-    /// What a snapshot takes on the disk: as it was committed, or now.
+    /// The disk space of a snapshot: at its commit, or now.
     ///
     /// # Errors
-    /// `NotFound`; those of reading its directory.
+    /// `NotFound`; errors of reading its directory.
     pub fn usage(&self, key: &str) -> Result<Usage> {
         let snapshot = self.metadata.get(key)?;
         match snapshot.kind {
@@ -326,10 +327,10 @@ impl Snapshotter {
         }
     }
 
-    /// Deletes the files of all snapshots that were removed, and what crashes have left.
+    /// Deletes the files of all snapshots that were removed, and leftovers of crashes.
     ///
     /// # Errors
-    /// When something cannot be deleted; the rest is deleted all the same.
+    /// When a file cannot be deleted; the rest is deleted nevertheless.
     pub fn cleanup(&self) -> Result<()> {
         self.bury_unknown()?;
         self.removals.finish()
@@ -345,7 +346,7 @@ fn must_be_named(name: &str, what: &str) -> Result<()> {
     if name.is_empty() { Err(SnapshotError::invalid("snapshot", format!("the {what} is empty"))) } else { Ok(()) }
 }
 
-/// True if ids mean what they mean to the kernel: all are mapped to themselves.
+/// True if ids are the same for the kernel: all are mapped to themselves.
 fn is_initial_user_namespace() -> bool {
     let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
     map.split_whitespace().eq(["0", "0", "4294967295"])

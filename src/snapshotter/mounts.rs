@@ -1,9 +1,9 @@
-//! The mounts that show a snapshot, as containerd is to make them.
+//! The mounts that show a snapshot, for containerd.
 
 use super::directories::Directories;
 use super::{Kind, Labels, Result, Snapshot, SnapshotError};
 
-/// Label with the ids of users as a container's user namespace maps them: `CONTAINER:HOST:COUNT`, several by commas.
+/// Label with the mapping of user ids in a container's user namespace: `CONTAINER:HOST:COUNT`, several are separated by commas.
 pub const UID_MAPPING: &str = "containerd.io/snapshot/uidmapping";
 /// The same for groups.
 pub const GID_MAPPING: &str = "containerd.io/snapshot/gidmapping";
@@ -13,18 +13,18 @@ const UNPACK_TARGET: &str = "containerd.io/snapshot.ref";
 /// One mount, as containerd's `Mount` describes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mount {
-    /// Type of the file system. By `fuse3.stratafs` containerd starts `mount.fuse3 … -t stratafs`.
+    /// Type of the file system. For `fuse3.stratafs`, containerd runs `mount.fuse3 … -t stratafs`.
     pub kind: String,
-    /// What is mounted.
+    /// The source.
     pub source: String,
-    /// Options, one an item.
+    /// The options, one in each item.
     pub options: Vec<String>,
 }
 
-/// What decides how a snapshot is mounted.
+/// The settings that decide how snapshots are mounted.
 pub(super) struct Mounting<'a> {
     pub(super) directories: &'a Directories,
-    /// Layers are unpacked by way of a mount of type `overlay`.
+    /// True if layers are unpacked through a mount of type `overlay`.
     pub(super) unpack_directly: bool,
 }
 
@@ -32,14 +32,14 @@ impl Mounting<'_> {
     /// The mounts of `snapshot` above the snapshots numbered `lowers`, topmost first.
     ///
     /// # Errors
-    /// `Invalid` if its labels hold bad id mappings.
+    /// `Invalid` if its labels have malformed id mappings.
     pub(super) fn of(&self, snapshot: &Snapshot, lowers: &[u64]) -> Result<Vec<Mount>> {
         let owners = id_options(&snapshot.labels)?;
         let mount = match (snapshot.kind, lowers) {
             (Kind::Committed, _) => {
                 return Err(SnapshotError::refused(&snapshot.name, "is committed; it has no mounts"));
             }
-            // Nothing to unite.
+            // There is only one directory.
             (kind, []) if owners.is_empty() => self.bind(snapshot.id, kind == Kind::View),
             (Kind::View, [only]) if owners.is_empty() => self.bind(*only, true),
             (Kind::Active, _) if owners.is_empty() && self.is_unpacked_directly(snapshot, lowers) => {
@@ -50,8 +50,8 @@ impl Mounting<'_> {
         Ok(vec![mount])
     }
 
-    /// True if a layer will be unpacked into the snapshot and containerd writes it into the upper itself. It does that for
-    /// a mount of type `overlay` without mounting it, and writes the kernel's marks, which stratafs reads.
+    /// True if a layer will be unpacked into the snapshot, and containerd writes it into the upper itself. For a mount
+    /// of type `overlay`, containerd does so without mounting it. It writes the kernel's marks, which stratafs reads.
     pub(super) fn is_unpacked_directly(&self, snapshot: &Snapshot, lowers: &[u64]) -> bool {
         self.unpack_directly && !lowers.is_empty() && is_for_unpacking(snapshot)
     }
@@ -64,7 +64,7 @@ impl Mounting<'_> {
     fn overlay(&self, snapshot: &Snapshot, lowers: &[u64]) -> Mount {
         let mut options =
             vec![self.work_option(snapshot.id), self.upper_option(snapshot.id), self.lower_option(lowers)];
-        // Should somebody mount it: an index would tie the upper to this mount's layers.
+        // In case it is mounted: an index would tie the upper to this mount's layers.
         if std::path::Path::new("/sys/module/overlay/parameters/index").exists() {
             options.push("index=off".to_owned());
         }
@@ -78,7 +78,7 @@ impl Mounting<'_> {
         }
         options.push(self.lower_option(lowers));
         options.extend(owners);
-        // Otherwise an attribute of a layer's root would choose.
+        // Otherwise an attribute of a layer's root would decide.
         options.push("xattr_permissions=0".to_owned());
         Mount { kind: "fuse3.stratafs".to_owned(), source: "stratafs".to_owned(), options }
     }
@@ -104,7 +104,7 @@ impl Mounting<'_> {
     }
 }
 
-/// A layer will be unpacked into it: containerd says so by a label, or (until 1.6) by the key `extract-… CHAINID`.
+/// True if a layer will be unpacked into it: containerd says so by a label, or (until 1.6) by the key `extract-… CHAINID`.
 pub(super) fn is_for_unpacking(snapshot: &Snapshot) -> bool {
     let key = snapshot.name.splitn(3, '/').nth(2).unwrap_or(&snapshot.name);
     key.starts_with("extract-") || snapshot.labels.contains_key(UNPACK_TARGET)
@@ -125,7 +125,7 @@ pub(super) fn id_options(labels: &Labels) -> Result<Vec<String>> {
             let Some([inside, outside, count]) = numbers.as_deref() else {
                 return Err(wrong("is not CONTAINER:HOST:COUNT"));
             };
-            // The last number means "no id".
+            // The highest number means "no id".
             if *count == 0 || [inside, outside].iter().any(|first| first.checked_add(*count).is_none()) {
                 return Err(wrong("holds no ids, or ids that do not exist"));
             }

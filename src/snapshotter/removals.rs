@@ -1,4 +1,4 @@
-//! A thread deletes the files of removed snapshots, so that removing a snapshot does not wait for it.
+//! A thread that deletes the files of removed snapshots, so that removing a snapshot is fast.
 
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 use super::Result;
 use super::directories::Directories;
 
-/// The thread, which ends after this is dropped.
+/// The thread; it ends after this is dropped.
 pub(super) struct Removals {
     shared: Arc<Shared>,
     wake: Sender<()>,
@@ -16,7 +16,7 @@ pub(super) struct Removals {
 
 struct Shared {
     directories: Arc<Directories>,
-    /// One thread deletes at a time: a caller that waits for this one finds everything deleted.
+    /// One thread deletes at a time: after waiting for this lock, everything is deleted.
     one: Mutex<()>,
 }
 
@@ -24,14 +24,14 @@ impl Removals {
     /// Starts the thread.
     ///
     /// # Errors
-    /// When there can be no more threads.
+    /// When no more threads can be started.
     pub(super) fn start(directories: Arc<Directories>) -> std::io::Result<Self> {
         let shared = Arc::new(Shared { directories, one: Mutex::new(()) });
         let (wake, woken) = channel();
         let its = Arc::clone(&shared);
         std::thread::Builder::new().name("removals".to_owned()).spawn(move || {
             while woken.recv().is_ok() {
-                // One round does for all that have asked meanwhile.
+                // One round serves all requests that came in the meantime.
                 while woken.try_recv().is_ok() {}
                 if let Err(error) = its.delete() {
                     tracing::warn!("{error}; the next cleanup tries again");
@@ -41,17 +41,17 @@ impl Removals {
         Ok(Self { shared, wake })
     }
 
-    /// Has deleted what was taken away until now.
+    /// Starts deleting everything that was moved away so far.
     pub(super) fn begin(&self) {
         if self.wake.send(()).is_err() {
             tracing::error!("the thread that deletes snapshots has ended");
         }
     }
 
-    /// Deletes what was taken away until now.
+    /// Deletes everything that was moved away so far.
     ///
     /// # Errors
-    /// When something cannot be deleted; the rest is deleted all the same.
+    /// When a file cannot be deleted; the rest is deleted nevertheless.
     pub(super) fn finish(&self) -> Result<()> {
         self.shared.delete()
     }

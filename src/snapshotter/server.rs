@@ -16,17 +16,16 @@ use super::error::At;
 use super::service::Service;
 use super::{Result, SnapshotError, Snapshotter};
 
-/// Calls that are answered at the same time; more wait.
+/// Maximum number of calls in parallel; further ones wait.
 const CALLS: usize = 64;
 
-/// Longest wait, at the end, for calls that are being answered.
+/// Longest wait, at the end, for running calls.
 const LAST_CALLS: Duration = Duration::from_secs(10);
 
 /// Time for a reply to be written, at the end.
 const REPLY: Duration = Duration::from_millis(100);
 
-/// Where containerd finds the snapshotter if the user says nothing. `None`: for an ordinary user without
-/// `XDG_RUNTIME_DIR`.
+/// The default address of the snapshotter. `None` for an ordinary user without `XDG_RUNTIME_DIR`.
 pub fn default_address() -> Option<PathBuf> {
     if rustix::process::geteuid().is_root() {
         return Some(PathBuf::from("/run/stratafs-snapshotter/snapshotter.sock"));
@@ -35,7 +34,7 @@ pub fn default_address() -> Option<PathBuf> {
     runtime.map(|runtime| runtime.join("stratafs-snapshotter.sock"))
 }
 
-/// A socket that is listened on, not yet answered.
+/// A listening socket, before calls are answered.
 pub struct Server {
     listener: UnixListener,
     address: PathBuf,
@@ -44,11 +43,10 @@ pub struct Server {
 }
 
 impl Server {
-    /// Listens on the Unix socket `address`, which only this user may call. A socket that a process left behind is
-    /// replaced.
+    /// Listens on the Unix socket `address`, which only this user may use. A leftover socket is replaced.
     ///
     /// # Errors
-    /// `Invalid`: somebody answers there, or it is something else than a socket. Those of making a socket.
+    /// `Invalid` if another process answers there, or it is not a socket. Those of making a socket.
     pub fn bind(address: &Path) -> Result<Self> {
         if let Some(dir) = address.parent().filter(|dir| !dir.as_os_str().is_empty()) {
             fs::DirBuilder::new().recursive(true).mode(0o711).create(dir).at(dir)?;
@@ -76,10 +74,10 @@ impl Server {
         Ok(Self { listener, address: address.to_owned(), identity: (stat.dev(), stat.ino()) })
     }
 
-    /// Answers calls until `wait_for_end` returns, and calls that are being answered then. The socket is gone afterwards.
+    /// Answers calls until `wait_for_end` returns, then finishes running calls. The socket is removed afterwards.
     ///
     /// # Errors
-    /// When the threads or the socket cannot be had.
+    /// When the threads cannot be started or the socket fails.
     pub fn serve(self, snapshotter: Arc<Snapshotter>, wait_for_end: impl FnOnce() + Send + 'static) -> io::Result<()> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
@@ -91,7 +89,7 @@ impl Server {
         let (end, ended) = tokio::sync::watch::channel(false);
         std::thread::Builder::new().name("end".to_owned()).spawn(move || {
             wait_for_end();
-            // If nobody waits for it, everything has ended.
+            // If there is no receiver, everything has ended already.
             end.send(true).unwrap_or(());
         })?;
         let calls = Arc::new(AtomicUsize::new(0));
@@ -103,7 +101,7 @@ impl Server {
                 incoming,
                 end_of(ended.clone()),
             );
-            // A client that calls nothing may keep its connection.
+            // An idle client may keep its connection.
             let last_call = async {
                 end_of(ended).await;
                 let deadline = Instant::now() + LAST_CALLS;
@@ -142,7 +140,7 @@ async fn end_of(mut ended: tokio::sync::watch::Receiver<bool>) {
     }
 }
 
-/// Says that calls are answered now (`sd_notify(3)`), if systemd waits for that.
+/// Tells systemd that calls are answered (`sd_notify(3)`), if it waits for that.
 fn tell_systemd() {
     let Some(path) = std::env::var_os("NOTIFY_SOCKET") else { return };
     let told = || {

@@ -14,24 +14,24 @@ use tonic_prost::ProstCodec;
 
 use super::{Kind, Result, Snapshot, SnapshotError, Snapshotter, wire};
 
-/// The service's name, as it begins the paths of its calls.
+/// The service's name, with which the paths of its calls begin.
 const PREFIX: &str = "/containerd.services.snapshots.v1.Snapshots/";
 
-/// Snapshots in one message of a listing: keeps messages far below gRPC's limit of 4 MiB.
+/// Number of snapshots in one message of a listing: keeps messages far below gRPC's limit of 4 MiB.
 const BATCH: usize = 100;
 
 /// The reply to a request.
 type Reply = BoxFuture<http::Response<Body>, Infallible>;
 
-/// The service. Copies of it serve the same snapshots.
+/// The service. Clones serve the same snapshots.
 #[derive(Clone)]
 pub(super) struct Service {
     pub(super) snapshotter: Arc<Snapshotter>,
-    /// Calls that are being answered.
+    /// Number of running calls.
     pub(super) calls: Arc<AtomicUsize>,
 }
 
-/// Counts a call as long as it is there.
+/// Counts a call while it exists.
 struct Counted(Arc<AtomicUsize>);
 
 impl Counted {
@@ -153,7 +153,7 @@ fn info(snapshot: Snapshot) -> wire::Info {
     }
 }
 
-/// A call of the snapshotter: asked `M`, it answers `R`.
+/// A call of the snapshotter, with the request `M` and the answer `R`.
 struct Call<M, R> {
     snapshotter: Arc<Snapshotter>,
     path: String,
@@ -187,7 +187,7 @@ impl<M: Message + Default + 'static, R: Message + Default + 'static> UnaryServic
     }
 }
 
-/// `List`, whose answer is a stream of messages.
+/// `List`, which answers with a stream of messages.
 struct List(Arc<Snapshotter>);
 
 fn list(snapshotter: Arc<Snapshotter>, request: http::Request<Body>) -> Reply {
@@ -217,7 +217,7 @@ impl ServerStreamingService<wire::ListRequest> for List {
     }
 }
 
-/// Calls on a thread that may block. If the client goes away meanwhile, the call is done all the same.
+/// Calls on a thread that may block. If the client goes away in the meantime, the call is still completed.
 async fn blocking<R: Send + 'static>(
     path: String,
     call: impl FnOnce() -> Result<R> + Send + 'static,
@@ -231,7 +231,7 @@ async fn blocking<R: Send + 'static>(
         Ok(Err(error)) => {
             let status = Status::new(code(&error), error.to_string());
             match error {
-                // containerd asks this way what there is.
+                // containerd uses these errors to find out what exists.
                 SnapshotError::NotFound(_) | SnapshotError::Exists(_) => tracing::debug!("{call_name}: {error}"),
                 _ => tracing::warn!("{call_name}: {error}"),
             }

@@ -1,4 +1,4 @@
-//! What is known about one snapshot.
+//! The record of a snapshot.
 
 use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 /// Labels of a snapshot.
 pub type Labels = BTreeMap<String, String>;
 
-/// What a snapshot is.
+/// The kind of a snapshot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
@@ -21,7 +21,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// As filters name it.
+    /// Its name in filters.
     pub fn name(self) -> &'static str {
         match self {
             Self::View => "view",
@@ -31,7 +31,7 @@ impl Kind {
     }
 }
 
-/// A moment, in seconds and nanoseconds since 1970.
+/// A time, in seconds and nanoseconds since 1970.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Moment {
     /// Seconds.
@@ -41,7 +41,7 @@ pub struct Moment {
 }
 
 impl Moment {
-    /// Now; 1970 if the clock stands before that.
+    /// Now, but not before 1970.
     pub fn now() -> Self {
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Self {
@@ -51,33 +51,33 @@ impl Moment {
     }
 }
 
-/// What a snapshot takes on the disk, without its parents.
+/// The disk space of a snapshot, without its parents.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Usage {
     /// Bytes of allocated blocks.
     pub size: u64,
-    /// Files and directories.
+    /// Number of files and directories.
     pub inodes: u64,
 }
 
 /// One snapshot.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Snapshot {
-    /// Its name. In the database this is the key.
+    /// Its name. In the database, it is the key.
     #[serde(skip)]
     pub name: String,
-    /// Number of its directory. No two snapshots ever have the same.
+    /// Number of its directory. Numbers are never reused.
     pub id: u64,
-    /// What it is.
+    /// Its kind.
     pub kind: Kind,
-    /// Name of the snapshot below it; empty: none.
+    /// Name of the snapshot below it; empty for none.
     pub parent: String,
-    /// When it was prepared, or committed.
+    /// Time when it was prepared, or committed.
     pub created: Moment,
-    /// When its labels were last changed.
+    /// Time when its labels were last changed.
     pub updated: Moment,
     /// Its labels.
     pub labels: Labels,
-    /// What it took when it was committed.
+    /// Its disk space when it was committed.
     pub usage: Usage,
 }

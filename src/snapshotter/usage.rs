@@ -1,4 +1,4 @@
-//! What a directory takes on the disk.
+//! The disk space of a directory.
 
 use std::collections::HashSet;
 use std::os::fd::AsFd;
@@ -12,8 +12,8 @@ use super::error::At;
 use super::{Result, Usage};
 use crate::confined::{self, FileType, Stat};
 
-/// Adds up the directory `root` and all below it. A file with several names counts once. What somebody removes meanwhile
-/// is not counted.
+/// Adds up the directory `root` and everything below it. A file with several names counts once. Files that are
+/// removed in the meantime are not counted.
 pub(super) fn of_tree(root: &Path) -> Result<Usage> {
     let top = open_dir(root)?;
     let own = Stat::of(top.as_fd(), c"").at(root)?;

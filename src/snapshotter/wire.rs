@@ -1,6 +1,6 @@
 //! The messages of containerd's service `containerd.services.snapshots.v1.Snapshots`, by the numbers of its
-//! `snapshots.proto`. Written by hand, as the compiler of such files is not needed for so few. The field `snapshotter` of
-//! requests (tag 1) says which plugin containerd means, and is skipped.
+//! `snapshots.proto`. Written by hand: with so few messages, no compiler for such files is needed. The field
+//! `snapshotter` of requests (tag 1) names the plugin and is skipped.
 
 use std::collections::BTreeMap;
 

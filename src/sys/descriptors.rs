@@ -1,4 +1,4 @@
-//! Descriptors that a process has from the one that executed it.
+//! Descriptors that a process inherited from the program that executed it.
 
 #![allow(unsafe_code)]
 
@@ -6,12 +6,12 @@ use std::fs;
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 
-/// Open files of the process, apart from standard input, output and error, that nothing in it owns.
+/// Open files of the process that nothing in it owns, except standard input, output and error.
 #[derive(Debug, Default)]
 pub struct Inherited(Vec<RawFd>);
 
 impl Inherited {
-    /// Finds them. To be called at the start of `main`, before the process opens anything that stays open.
+    /// Finds them. Must be called at the start of `main`, before the process opens anything that stays open.
     ///
     /// # Errors
     /// `/proc` is not mounted.
@@ -19,16 +19,15 @@ impl Inherited {
         let listing = fs::read_dir("/proc/self/fd")?;
         let numbers = listing.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
         let numbers: Vec<RawFd> = numbers.filter(|&number| number > libc::STDERR_FILENO).collect();
-        // The listing's own descriptor is in it, and closed by now.
-        // SAFETY: F_GETFD reads a flag and takes any number.
+        // The list includes its own descriptor, which is closed by now. SAFETY: F_GETFD reads a flag and takes any number.
         let is_open = |number: &RawFd| unsafe { libc::fcntl(*number, libc::F_GETFD) } >= 0;
         Ok(Self(numbers.into_iter().filter(is_open).collect()))
     }
 
-    /// Takes one of them out.
+    /// Removes one of them from the list and returns it.
     pub fn take(&mut self, number: RawFd) -> Option<OwnedFd> {
         let at = self.0.iter().position(|&known| known == number)?;
-        // SAFETY: the descriptor was open when the process began, so that nothing in it owns it, and it is taken once.
+        // SAFETY: the descriptor was open when the process began, so nothing in it owns it, and it is taken only once.
         Some(unsafe { OwnedFd::from_raw_fd(self.0.swap_remove(at)) })
     }
 

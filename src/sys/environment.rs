@@ -4,16 +4,16 @@
 
 use std::sync::OnceLock;
 
-/// Those that were taken away.
+/// The variables that were removed.
 static EMPTY: OnceLock<Vec<&'static str>> = OnceLock::new();
 
-/// Takes away those of these variables that are empty, so that an empty one is as one that is not set, whoever reads it.
-/// Must be called first of all, while the process has one thread.
+/// Removes those of these variables that are empty, so that an empty variable counts as unset everywhere. Must be called
+/// before anything else, while the process has one thread.
 pub fn forget_empty(names: &[&'static str]) {
     let is_empty = |name: &&&str| std::env::var_os(name).is_some_and(|value| value.is_empty());
     let empty: Vec<&'static str> = names.iter().filter(is_empty).copied().collect();
     for name in EMPTY.get_or_init(|| empty) {
-        // SAFETY: there is one thread, so nobody reads the environment meanwhile.
+        // SAFETY: there is one thread, so the environment is not read at the same time.
         unsafe { std::env::remove_var(name) };
     }
 }

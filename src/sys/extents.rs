@@ -1,4 +1,4 @@
-//! `FS_IOC_FIEMAP`: which blocks a file has. rustix lacks it.
+//! `FS_IOC_FIEMAP`: the blocks of a file. rustix lacks it.
 
 use std::ops::Range;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -7,12 +7,12 @@ use rustix::io::Errno;
 
 /// `_IOWR('f', 11, struct fiemap)`
 const FS_IOC_FIEMAP: libc::Ioctl = 0xc020_660b_u32 as libc::Ioctl;
-/// What is dirty is written first, for it may be in blocks that count as unwritten.
+/// Dirty data is written first, because it may be in blocks that count as unwritten.
 const FIEMAP_FLAG_SYNC: u32 = 0x1;
 const FIEMAP_EXTENT_LAST: u32 = 0x1;
 const FIEMAP_EXTENT_UNWRITTEN: u32 = 0x800;
 
-/// Extents asked for at once.
+/// Number of extents requested at once.
 const BATCH: usize = 64;
 
 /// `struct fiemap_extent`
@@ -42,7 +42,7 @@ struct Map {
 /// The ranges of bytes of `file` that have blocks but were never written (`fallocate(2)`), in order. They read as zeros.
 ///
 /// # Errors
-/// `OPNOTSUPP`, `NOTTY` and others of `ioctl(2)`: the file system does not tell.
+/// `OPNOTSUPP`, `NOTTY` and others of `ioctl(2)` if the file system does not tell.
 pub fn unwritten(file: BorrowedFd<'_>) -> Result<Vec<Range<u64>>, Errno> {
     let mut ranges: Vec<Range<u64>> = Vec::new();
     let mut start = 0;
@@ -50,7 +50,8 @@ pub fn unwritten(file: BorrowedFd<'_>) -> Result<Vec<Range<u64>>, Errno> {
         let (room, extents) = (BATCH as u32, [Extent::default(); BATCH]);
         let length = u64::MAX - start;
         let mut map = Map { start, length, flags: FIEMAP_FLAG_SYNC, mapped: 0, room, reserved: 0, extents };
-        // SAFETY: the kernel reads the head of the structure and writes at most `room` extents behind it, which it holds.
+        // SAFETY: the kernel reads the head of the structure and writes at most `room` extents after it, for which there
+        // is space.
         if unsafe { libc::ioctl(file.as_raw_fd(), FS_IOC_FIEMAP, &raw mut map) } != 0 {
             return Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO));
         }

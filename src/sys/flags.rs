@@ -18,7 +18,8 @@ pub const FSXATTR: usize = 28;
 /// `NOTTY` and others of `ioctl(2)`.
 pub fn get(file: BorrowedFd<'_>) -> Result<[u8; FSXATTR], Errno> {
     let mut attributes = [0; FSXATTR];
-    // SAFETY: the kernel writes one `struct fsxattr`, which the buffer has room for; it copies bytes, so alignment is no matter.
+    // SAFETY: the kernel writes one `struct fsxattr`, for which the buffer has room; it copies bytes, so alignment does not
+    // matter.
     let done = unsafe { libc::ioctl(file.as_raw_fd(), FS_IOC_FSGETXATTR, attributes.as_mut_ptr()) };
     if done == 0 { Ok(attributes) } else { Err(last_error()) }
 }

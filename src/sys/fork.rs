@@ -6,26 +6,26 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 
-/// Which side of a fork this is.
+/// The two results of a fork.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Forked {
-    /// The process that forked; the id is the child's.
+    /// In the original process; the id is the child's.
     Parent(rustix::process::Pid),
-    /// The new process.
+    /// In the new process.
     Child,
 }
 
-/// Makes a second process that goes on from here. Must be called before the first thread is started: locks that other
-/// threads hold would stay locked in the child for ever.
+/// Makes a second process that continues from here. Must be called before the first thread is started: locks held
+/// by other threads would stay locked in the child for ever.
 ///
 /// # Errors
-/// `EAGAIN`, `ENOMEM`; and when the process has more than one thread, nothing is done.
+/// `EAGAIN`, `ENOMEM`; if the process has more than one thread, nothing is done.
 pub fn fork() -> io::Result<Forked> {
     let threads = std::fs::read_dir("/proc/self/task")?.count();
     if threads != 1 {
         return Err(io::Error::other("cannot fork a process with threads"));
     }
-    // SAFETY: there is one thread, so that the child's memory is as consistent as the parent's.
+    // SAFETY: there is one thread, so the child's memory is consistent.
     let pid = unsafe { libc::fork() };
     match rustix::process::Pid::from_raw(pid) {
         Some(child) if pid > 0 => Ok(Forked::Parent(child)),
@@ -34,8 +34,8 @@ pub fn fork() -> io::Result<Forked> {
     }
 }
 
-/// Makes a second process that runs `body`, in a session of its own, in `/`, with the null device as standard input, output
-/// and error, and with no other open file than `kept`. To be called before the first thread is started.
+/// Makes a second process that runs `body` in its own session, in `/`, with the null device as standard input, output and
+/// error, and with no other open file except `kept`. Must be called before the first thread is started.
 ///
 /// # Errors
 /// As for [`fork`].
@@ -62,8 +62,8 @@ fn set_apart(kept: &OwnedFd) -> io::Result<()> {
     let kept = kept.as_raw_fd().cast_unsigned();
     let first = libc::STDERR_FILENO.cast_unsigned() + 1;
     for (from, to) in [(first, kept.saturating_sub(1)), (kept.max(first - 1) + 1, u32::MAX)] {
-        // SAFETY: the process runs nothing but a function without captures, so that nobody uses the descriptors again, and
-        // it ends without dropping what owned them.
+        // SAFETY: the process only runs a function without captures, so the descriptors are not used again, and it ends
+        // without dropping their owners.
         if from <= to && unsafe { libc::syscall(libc::SYS_close_range, from, to, 0) } != 0 {
             return Err(io::Error::last_os_error());
         }

@@ -1,15 +1,15 @@
-//! Signals of a process that must clean up before it ends: recorded, or passed on to a child.
+//! Signals of a process that must clean up before it ends: they are recorded, or passed on to a child.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 
-/// The child that gets the signals; 0: none.
+/// The child that gets the signals; 0 for none.
 static CHILD: AtomicI32 = AtomicI32::new(0);
 
-/// The child is in the terminal's process group, so that what a terminal sends reaches it by itself.
+/// True if the child is in the terminal's process group, so that it receives the terminal's signals directly.
 static SHARES_TERMINAL: AtomicBool = AtomicBool::new(true);
 
-/// Signals that came while there was no child, a bit for each number.
+/// Signals received while there was no child, one bit for each number.
 static PENDING: AtomicU64 = AtomicU64::new(0);
 
 const FORWARDED: [libc::c_int; 6] =
@@ -28,8 +28,8 @@ impl Drop for Forwarding {
     }
 }
 
-/// From now on the usual signals do not end this process: they are recorded until there is a child to pass them on to.
-/// A signal that the caller ignores (`nohup`) stays ignored.
+/// From now on, the usual signals do not end this process: they are recorded until there is a child for them. A signal
+/// that the caller ignores (`nohup`) stays ignored.
 ///
 /// # Errors
 /// When a handler cannot be installed.
@@ -37,14 +37,14 @@ pub fn hold() -> io::Result<()> {
     FORWARDED.into_iter().try_for_each(install)
 }
 
-/// The signal that asked this process to end while it had no child, if one did.
+/// The signal that asked this process to end while it had no child, if any.
 pub fn interrupted() -> Option<i32> {
     let pending = PENDING.load(Ordering::SeqCst);
     ENDING.into_iter().find(|signal| pending & bit(*signal) != 0)
 }
 
-/// Passes every signal on to the process `child`, first those that were recorded since [`hold`]. With
-/// `shares_terminal` the child gets by itself what a terminal sends, and is not sent that twice.
+/// Passes every signal on to the process `child`, starting with those recorded since [`hold`]. With
+/// `shares_terminal`, the child receives the terminal's signals directly, and they are not sent again.
 ///
 /// # Errors
 /// When a handler cannot be installed.
@@ -53,7 +53,7 @@ pub fn forward_to(child: u32, shares_terminal: bool) -> io::Result<Forwarding> {
     SHARES_TERMINAL.store(shares_terminal, Ordering::SeqCst);
     let child = i32::try_from(child).map_err(io::Error::other)?;
     CHILD.store(child, Ordering::SeqCst);
-    // A handler records first and looks for a child afterwards: either it sees the child, or the signal is seen here.
+    // A handler records first and looks for a child afterwards. So either it sees the child, or the signal is seen here.
     for signal in FORWARDED {
         deliver(signal, child);
     }
@@ -67,14 +67,14 @@ const fn bit(signal: libc::c_int) -> u64 {
 /// Sends a recorded signal, once.
 fn deliver(signal: libc::c_int, child: i32) {
     if PENDING.fetch_and(!bit(signal), Ordering::SeqCst) & bit(signal) != 0 {
-        // SAFETY: kill(2) takes any numbers. A child that has ended is not waited for yet, so its number is still its own.
+        // SAFETY: kill(2) takes any numbers. A child that has ended has not been waited for yet, so its number is still its own.
         unsafe { libc::kill(child, signal) };
     }
 }
 
 fn install(signal: libc::c_int) -> io::Result<()> {
-    // SAFETY: `sigaction` is plain data for which all zeroes is a valid value; `pass_on` has the signature that
-    // SA_SIGINFO asks for and calls only async-signal-safe functions (kill(2)) and atomics.
+    // SAFETY: `sigaction` is plain data for which all zeroes is a valid value; `pass_on` has the signature for
+    // SA_SIGINFO and uses only async-signal-safe functions (kill(2)) and atomics.
     let installed = unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
         let mut present: libc::sigaction = std::mem::zeroed();
@@ -89,8 +89,8 @@ fn install(signal: libc::c_int) -> io::Result<()> {
 }
 
 extern "C" fn pass_on(signal: libc::c_int, origin: *mut libc::siginfo_t, _context: *mut libc::c_void) {
-    // SAFETY: with SA_SIGINFO the kernel passes a valid pointer. errno is restored, as the interrupted code may be about
-    // to read it.
+    // SAFETY: with SA_SIGINFO the kernel passes a valid pointer. errno is restored, because the interrupted code may be
+    // about to read it.
     unsafe {
         let errno = *libc::__errno_location();
         let from_terminal = !origin.is_null() && (*origin).si_code == libc::SI_KERNEL;

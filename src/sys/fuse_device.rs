@@ -11,10 +11,10 @@ const FUSE_DEV_IOC_CLONE: libc::Ioctl = 0x8004_e500u32 as libc::Ioctl;
 /// `_IOW(229, 2, uint32_t)`
 const FUSE_DEV_IOC_BACKING_CLOSE: libc::Ioctl = 0x4004_e502;
 
-/// A second descriptor of the connection that `session` is one of: it takes requests and is answered on its own.
+/// Another descriptor of the connection of `session`, with its own queue of requests and answers.
 ///
 /// # Errors
-/// From opening `/dev/fuse` (a user whose mount `fusermount3` made may not) or from the kernel.
+/// From opening `/dev/fuse` (a user whose mount was made by `fusermount3` may not) or from the kernel.
 pub fn clone_device(session: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     let device = OwnedFd::from(OpenOptions::new().read(true).write(true).open("/dev/fuse")?);
     let mut source = session.as_raw_fd().cast_unsigned();
@@ -23,10 +23,10 @@ pub fn clone_device(session: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(device) }
 }
 
-/// Takes a passthrough registration back. Open files that use it keep it.
+/// Ends a passthrough registration. Open files that use it are not affected.
 ///
 /// # Errors
-/// From the kernel: there is no such registration.
+/// From the kernel, if there is no such registration.
 pub fn close_backing(session: impl AsFd, backing: u32) -> io::Result<()> {
     // SAFETY: the ioctl reads one u32 through the pointer, which lives through the call.
     let result = unsafe { libc::ioctl(session.as_fd().as_raw_fd(), FUSE_DEV_IOC_BACKING_CLOSE, &raw const backing) };

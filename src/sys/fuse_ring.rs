@@ -1,10 +1,10 @@
 //! Rings between the kernel and a FUSE driver: FUSE over io_uring (Linux 6.14; the structures are those of
 //! `include/uapi/linux/fuse.h`, the rules those of `fs/fuse/dev_uring.c`).
 //!
-//! The kernel has a queue for each possible processor. An *entry* of a queue holds one request at a time: a driver registers
-//! it together with memory for the request and the answer, is told when a request is in it, and gives the answer back with a
-//! command that also waits for the entry's next request. The kernel copies a request in the context of the thread that waits,
-//! so that an entry whose thread is busy must hold nothing: here every thread has an io_uring of its own.
+//! The kernel has a queue for each possible processor. An *entry* of a queue holds one request at a time. A driver registers
+//! it together with memory for the request and the answer, and is told when it holds a request. The driver returns the answer
+//! by a command that also waits for the entry's next request. The kernel copies a request in the context of the waiting
+//! thread, so the entry of a busy thread must not hold one: here, every thread has its own io_uring.
 
 #![allow(unsafe_code)]
 
@@ -29,13 +29,13 @@ const COMMIT_ID: usize = 2 * AREA + 8;
 const PAYLOAD_SIZE: usize = 2 * AREA + 16;
 const HEADERS: usize = 2 * AREA + 32;
 
-/// Where the payload begins in the memory of an entry.
+/// Offset of the payload in the memory of an entry.
 const PAYLOAD: usize = 4096;
 
-/// `EBUSY` and `EAGAIN` of `io_uring_enter(2)` are tried again after this.
+/// Pause before `io_uring_enter(2)` is retried after `EBUSY` and `EAGAIN`.
 const SHORTAGE: std::time::Duration = std::time::Duration::from_millis(1);
 
-/// A queue that no kernel has.
+/// The number of a queue that no kernel has.
 const NO_QUEUE: u16 = u16::MAX;
 
 /// A ring without a connection. Only the thread that made it may use it.
@@ -46,7 +46,7 @@ pub struct Ring<'d> {
     /// Closed before the memory of the entries is unmapped.
     uring: IoUring<Entry128, cqueue::Entry>,
     entries: Vec<Entry>,
-    /// Entries that hold a request which [`Self::next_request`] has not returned yet.
+    /// Entries with a request that [`Self::next_request`] has not returned yet.
     arrived: VecDeque<usize>,
     device: BorrowedFd<'d>,
 }
@@ -55,50 +55,50 @@ pub struct Ring<'d> {
 struct Entry {
     queue: u16,
     memory: Memory,
-    /// What the registration points at: the headers and the payload.
+    /// The registered areas: the headers and the payload.
     parts: Box<[libc::iovec; 2]>,
-    /// The entry holds an unanswered request. Otherwise the memory is the kernel's.
+    /// True if the entry holds an unanswered request; otherwise the memory belongs to the kernel.
     is_taken: bool,
 }
 
-/// A request, and the room for its answer.
+/// A request, and the space for its answer.
 pub struct Request<'a> {
     /// Begins with `struct fuse_in_header`.
     pub header: &'a [u8],
-    /// Begins with the structure of the request's kind.
+    /// Begins with the structure for the kind of request.
     pub structure: &'a [u8],
-    /// The number that the answer must carry.
+    /// The number for the answer.
     pub unique: u64,
-    /// Bytes of `payload` that belong to the request.
+    /// Length of the request in `payload`.
     pub length: usize,
-    /// Names and data of the request; the payload of the answer goes to its start.
+    /// Names and data of the request; the answer's payload is written to its start.
     pub payload: &'a mut [u8],
 }
 
 impl Blank {
-    /// A ring for up to `entries` entries.
+    /// Makes a ring for up to `entries` entries.
     ///
     /// # Errors
-    /// Those of `io_uring_setup(2)`: `ENOSYS` and `EPERM` if io_uring is switched off, `EINVAL` before Linux 6.1.
+    /// Those of `io_uring_setup(2)`: `ENOSYS` and `EPERM` if io_uring is disabled, `EINVAL` before Linux 6.1.
     pub fn new(entries: usize) -> io::Result<Self> {
         let size = u32::try_from(entries).map_err(io::Error::other)?;
-        // A completion is handed over when its thread asks for it, never by an interrupt.
+        // Completions are delivered when the thread asks for them, never by an interrupt.
         let mut builder = IoUring::builder();
         builder.dontfork().setup_single_issuer().setup_defer_taskrun().setup_submit_all();
         builder.build(size).map(Self)
     }
 
-    /// The ring on the connection that `device` belongs to, without entries.
+    /// Puts the ring on the connection of `device`, without entries.
     pub fn on(self, device: BorrowedFd<'_>) -> Ring<'_> {
         Ring { uring: self.0, entries: Vec::new(), arrived: VecDeque::new(), device }
     }
 }
 
 impl Ring<'_> {
-    /// Registers an entry of `queue` with room for `payload` bytes. From then on requests may be in it.
+    /// Registers an entry of `queue` with room for `payload` bytes. Requests may arrive from then on.
     ///
     /// # Errors
-    /// From the kernel, which then takes no rings from this connection unless all queues have an entry already.
+    /// From the kernel. It then uses no rings on this connection, unless all queues already have an entry.
     pub fn register(&mut self, queue: u16, payload: usize) -> io::Result<()> {
         let memory = Memory::new(PAYLOAD + payload)?;
         let start = memory.start.as_ptr();
@@ -111,17 +111,17 @@ impl Ring<'_> {
         let added = self.entries.len() - 1;
         self.command(added, REGISTER, 0)?;
         self.uring.submit()?;
-        // A registration that fails has completed by now; one that succeeds completes with the first request.
+        // A failed registration has completed by now; a successful one completes with the first request.
         self.reap().map_err(io::Error::from)
     }
 
-    /// Has the kernel do without rings, although the driver asked for them in `INIT`. Otherwise every request would wait
-    /// for them.
+    /// Makes the kernel do without rings, although the driver asked for them in `INIT`. Otherwise every request would
+    /// wait for them.
     ///
     /// # Errors
-    /// The kernel was not told.
+    /// The kernel could not be told.
     pub fn refuse(&mut self) -> io::Result<()> {
-        // fuse_uring_cmd(): a registration that fails, as one of a queue that does not exist, ends it.
+        // fuse_uring_cmd(): a failed registration, for example for a queue that does not exist, ends the use of rings.
         match self.register(NO_QUEUE, 4096) {
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(()),
             Err(error) => Err(error),
@@ -129,14 +129,14 @@ impl Ring<'_> {
         }
     }
 
-    /// Sends the answers that were given, waits for a request and returns the number of its entry.
+    /// Sends outstanding answers, waits for a request and returns the number of its entry.
     ///
     /// # Errors
-    /// `NOTCONN`, `CONNABORTED`: the mount is gone. All errors are final.
+    /// `NOTCONN`, `CONNABORTED` if the mount is gone. All errors are final.
     pub fn next_request(&mut self) -> Result<usize, Errno> {
         loop {
             self.reap()?;
-            // Answers first: nobody waits for one while another request is worked on.
+            // Answers come first: no process must wait for one while another request is worked on.
             if self.uring.submission().is_empty()
                 && let Some(entry) = self.arrived.pop_front()
             {
@@ -153,7 +153,7 @@ impl Ring<'_> {
         }
     }
 
-    /// Takes note of the commands that have completed.
+    /// Processes completed commands.
     fn reap(&mut self) -> Result<(), Errno> {
         for done in self.uring.completion() {
             if done.result() < 0 {
@@ -171,13 +171,13 @@ impl Ring<'_> {
         self.entries.get(entry).map(|entry| entry.queue)
     }
 
-    /// The request in an entry; `None` if there is none, or if it was answered.
+    /// The request in an entry; `None` if there is none, or it was answered.
     pub fn request(&mut self, entry: usize) -> Option<Request<'_>> {
         self.entries.get_mut(entry).filter(|entry| entry.is_taken)?.memory.request()
     }
 
-    /// Answers the request in an entry: `error` is 0 or a negative errno, `length` the bytes of payload. The answer is sent
-    /// by [`Self::next_request`].
+    /// Answers the request in an entry: `error` is 0 or a negative errno, `length` the length of the payload.
+    /// [`Self::next_request`] sends the answer.
     ///
     /// # Errors
     /// The entry holds no request.
@@ -204,13 +204,13 @@ impl Ring<'_> {
         let mut command = command.build().user_data(number as u64);
         // SAFETY: an `Entry128` is a `struct io_uring_sqe` of 128 bytes, whose `len` is the u32 at byte 24. There is no setter.
         unsafe { (&raw mut command).cast::<u8>().add(24).cast::<u32>().write(entry.parts.len() as u32) };
-        // SAFETY: the memory that the command points at is there until the ring is closed, and is not touched before the
-        // command has completed (`is_taken`).
+        // SAFETY: the memory of the command exists until the ring is closed, and is not touched before the command has
+        // completed (`is_taken`).
         unsafe { self.uring.submission().push(&command) }.map_err(io::Error::other)
     }
 }
 
-/// Memory of one entry: the headers, and from [`PAYLOAD`] on the payload.
+/// Memory of one entry: the headers, then the payload from [`PAYLOAD`] on.
 struct Memory {
     start: NonNull<u8>,
     length: usize,
@@ -228,9 +228,9 @@ impl Memory {
         Ok(Self { start, length })
     }
 
-    /// All bytes. The caller must know that the kernel does not use them.
+    /// All bytes. The caller must make sure that the kernel does not use them.
     fn bytes(&mut self) -> &mut [u8] {
-        // SAFETY: the mapping is that long, is initialised with zeros and belongs to this value, which is borrowed.
+        // SAFETY: the mapping has that length, is initialised with zeros and belongs to this value, which is borrowed.
         unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.length) }
     }
 
@@ -260,7 +260,7 @@ impl Memory {
 impl Drop for Memory {
     fn drop(&mut self) {
         // SAFETY: address and length are those of the mapping. The ring that could write to it is closed: it is the first
-        // field of `Ring`, and the kernel writes in the context of the thread that drops this only.
+        // field of `Ring`, and the kernel only writes in the context of the thread that drops this.
         unsafe { libc::munmap(self.start.as_ptr().cast(), self.length) };
     }
 }

@@ -5,7 +5,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use rustix::io::Errno;
 
-/// Longest handle that any file system makes (`MAX_HANDLE_SZ`).
+/// Longest handle of any file system (`MAX_HANDLE_SZ`).
 const MAX_HANDLE: usize = 128;
 
 /// `struct file_handle` with room for the longest handle.
@@ -19,7 +19,7 @@ struct RawHandle {
 /// A file's handle.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FileHandle {
-    /// Its type; meaningful to the file system only.
+    /// Its type; only meaningful to the file system.
     pub kind: i32,
     /// Its bytes.
     pub bytes: Vec<u8>,
@@ -28,13 +28,12 @@ pub struct FileHandle {
 /// Handle of `name` in `dir`, not following a symlink; of `dir` itself if `name` is empty.
 ///
 /// # Errors
-/// `OPNOTSUPP`: the file system has no handles; others of `name_to_handle_at(2)`.
+/// `OPNOTSUPP` if the file system has no handles; others of `name_to_handle_at(2)`.
 pub fn name_to_handle(dir: BorrowedFd<'_>, name: &CStr) -> Result<FileHandle, Errno> {
     let mut raw = RawHandle { bytes: MAX_HANDLE as u32, kind: 0, handle: [0; MAX_HANDLE] };
     let mut mount_id: libc::c_int = 0;
     let flags = if name.is_empty() { libc::AT_EMPTY_PATH } else { 0 };
-    // SAFETY: `raw` is laid out as `struct file_handle` with `bytes` of room behind it; all pointers are valid
-    // for the call.
+    // SAFETY: `raw` is laid out as `struct file_handle` with `bytes` of room after it; all pointers are valid for the call.
     let done = unsafe {
         libc::name_to_handle_at(
             dir.as_raw_fd(),
@@ -54,11 +53,11 @@ pub fn name_to_handle(dir: BorrowedFd<'_>, name: &CStr) -> Result<FileHandle, Er
 /// Opens the file that `handle` names on the file system of `mount`, with `O_PATH`. Needs `CAP_DAC_READ_SEARCH`.
 ///
 /// # Errors
-/// `STALE`: there is no such file any more; `PERM`; others of `open_by_handle_at(2)`.
+/// `STALE` if the file no longer exists; `PERM`; others of `open_by_handle_at(2)`.
 pub fn open_by_handle(mount: BorrowedFd<'_>, handle: &FileHandle) -> Result<OwnedFd, Errno> {
     let mut raw = RawHandle { bytes: handle.bytes.len() as u32, kind: handle.kind, handle: [0; MAX_HANDLE] };
     raw.handle.get_mut(..handle.bytes.len()).ok_or(Errno::INVAL)?.copy_from_slice(&handle.bytes);
-    // SAFETY: `raw` is laid out as `struct file_handle` and holds as many bytes as it says.
+    // SAFETY: `raw` is laid out as `struct file_handle` and holds the stated number of bytes.
     let fd = unsafe {
         libc::open_by_handle_at(
             mount.as_raw_fd(),
@@ -76,7 +75,7 @@ pub fn open_by_handle(mount: BorrowedFd<'_>, handle: &FileHandle) -> Result<Owne
 /// UUID of the file system that `file` is on (`FS_IOC_GETFSUUID`, Linux 6.9); `file` may not be `O_PATH`.
 ///
 /// # Errors
-/// `NOTTY`: unknown to this kernel or file system.
+/// `NOTTY` if the kernel or file system does not support it.
 pub fn filesystem_uuid(file: BorrowedFd<'_>) -> Result<[u8; 16], Errno> {
     /// `struct fsuuid2` of `linux/fs.h`.
     #[repr(C)]

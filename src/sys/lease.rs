@@ -1,17 +1,17 @@
-//! File leases, which tell whether a file is open elsewhere (`fcntl(2)`, "Leases").
+//! File leases, which show whether a file is open elsewhere (`fcntl(2)`, "Leases").
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use rustix::io::Errno;
 
-/// True if the file is open for writing or mapped for writing, also through a file that has no descriptor. `file` is
+/// True if the file is open or mapped for writing, even through an open file without a descriptor. `file` must be
 /// open for reading only.
 ///
 /// # Errors
-/// Those of `fcntl(2)`: the file system has no leases, or the file is another user's.
+/// Those of `fcntl(2)`: the file system has no leases, or the file belongs to another user.
 pub fn is_open_for_writing(file: BorrowedFd<'_>) -> Result<bool, Errno> {
     let set = |lease: libc::c_int| {
-        // SAFETY: F_SETLEASE takes a number and touches no memory of ours; the descriptor is open for the length of the call.
+        // SAFETY: F_SETLEASE takes a number and touches no memory; the descriptor is open during the call.
         match unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, lease) } {
             -1 => Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)),
             _ => Ok(()),

@@ -1,5 +1,5 @@
-//! Files mapped for reading. When pages of one cannot be had (the disk fails, or somebody shortens the file), the kernel
-//! sends SIGBUS, which would end the process: such pages read as zeros instead, and the mapping says that it is broken.
+//! Files mapped for reading. If a page cannot be read (the disk fails, or the file is truncated), the kernel sends
+//! SIGBUS, which would end the process. Instead, such pages read as zeros, and the mapping reports that it is broken.
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr::{NonNull, null_mut};
@@ -16,15 +16,15 @@ pub struct Mapping {
     region: &'static Region,
 }
 
-// SAFETY: the memory is only read, and is there until the value is dropped.
+// SAFETY: the memory is only read, and exists until the value is dropped.
 unsafe impl Send for Mapping {}
 // SAFETY: as above.
 unsafe impl Sync for Mapping {}
 
-/// Where a mapping is, for the signal handler. Never freed, but used again: the handler may look at any time.
+/// The address range of a mapping, for the signal handler. Never freed but reused, because the handler may read it at any time.
 #[derive(Debug)]
 struct Region {
-    /// 0: free.
+    /// 0 if it is free.
     start: AtomicUsize,
     end: AtomicUsize,
     broken: AtomicBool,
@@ -34,19 +34,19 @@ struct Region {
 /// The first of all regions.
 static REGIONS: AtomicPtr<Region> = AtomicPtr::new(null_mut());
 
-/// What SIGBUS did before; present once our handler is installed.
+/// The previous handler of SIGBUS; set once ours is installed.
 static BEFORE: OnceLock<libc::sigaction> = OnceLock::new();
 
 impl Mapping {
     /// Maps the first `length` bytes of `file`.
     ///
-    /// The bytes are handed out as a slice, which must not change while it is used. So the file must be a regular one that
-    /// belongs to root or to this process's user and that nobody else may write. Those two could write into this process's
-    /// memory anyway; nobody who could not do that can change what the slice holds. A file that is shortened, by whomever,
-    /// reads as zeros ([`Self::is_broken`]).
+    /// The bytes are returned as a slice, so they must not change while it is used. So the file must be regular, must
+    /// belong to root or to this process's user, and must not be writable by others. Root and this user could write to
+    /// this process's memory anyway; no one else can change the slice. If the file is truncated, by anyone, the
+    /// missing part reads as zeros ([`Self::is_broken`]).
     ///
     /// # Errors
-    /// `PERM`: the file is not such a one. `INVAL` for a length of 0. Others of `fstat(2)` and `mmap(2)`.
+    /// `PERM` if the file does not meet these conditions. `INVAL` for a length of 0. Others of `fstat(2)` and `mmap(2)`.
     pub fn new(file: BorrowedFd<'_>, length: usize) -> Result<Self, Errno> {
         let stat = rustix::fs::fstat(file)?;
         let is_regular = stat.st_mode & libc::S_IFMT == libc::S_IFREG;
@@ -65,20 +65,21 @@ impl Mapping {
         Ok(Self { start, length, region })
     }
 
-    /// The bytes. Whoever used them asks [`Self::is_broken`] afterwards.
+    /// The bytes. Call [`Self::is_broken`] after using them.
     pub fn bytes(&self) -> &[u8] {
-        // SAFETY: the mapping is that long and is there as long as `self`; only who may write to this process could write to the file (see `new`).
+        // SAFETY: the mapping has that length and exists as long as `self`; only users who may write to this process's memory
+        // could write to the file (see `new`).
         unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.length) }
     }
 
-    /// Lets go of the pages that were used: the page cache keeps them, the process no longer counts them as its own.
+    /// Releases the pages that were used: they stay in the page cache, but no longer count as the process's memory.
     pub fn release(&self) {
-        // SAFETY: address and length are those of the mapping. Of a file that is only read, nothing is lost: who uses a
-        // page again gets it from the file.
+        // SAFETY: address and length are those of the mapping. The file is only read, so nothing is lost: a page that
+        // is used again is read from the file.
         unsafe { libc::madvise(self.start.as_ptr().cast(), self.length, libc::MADV_DONTNEED) };
     }
 
-    /// True if a part of the file could not be read, and was taken for zeros.
+    /// True if a part of the file could not be read and was replaced by zeros.
     pub fn is_broken(&self) -> bool {
         self.region.broken.load(Ordering::Acquire)
     }
@@ -86,7 +87,7 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // First: once the memory is free, another mapping of this process may be there, whose faults are not ours.
+        // This must come first: once the memory is free, another mapping of the process may be there, whose faults are not ours.
         self.region.start.store(0, Ordering::Release);
         // SAFETY: address and length are those of the mapping, and nothing borrows from it any more.
         unsafe { libc::munmap(self.start.as_ptr().cast(), self.length) };
@@ -96,7 +97,7 @@ impl Drop for Mapping {
 impl Region {
     fn claim(start: usize, length: usize) -> &'static Self {
         let mut at = REGIONS.load(Ordering::Acquire);
-        // SAFETY: regions are never freed, so what the list holds is there.
+        // SAFETY: regions are never freed, so every pointer in the list is valid.
         while let Some(region) = unsafe { at.as_ref() } {
             if region.start.compare_exchange(0, 1, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
                 region.broken.store(false, Ordering::Release);
@@ -123,15 +124,15 @@ impl Region {
         }
     }
 
-    /// The region that `address` is in. Called by the signal handler: takes no lock and no memory.
+    /// The region that contains `address`. Called by the signal handler: takes no locks and allocates nothing.
     fn of(address: usize) -> Option<&'static Self> {
         let mut at = REGIONS.load(Ordering::Acquire);
         // SAFETY: regions are never freed.
         while let Some(region) = unsafe { at.as_ref() } {
             let start = region.start.load(Ordering::Acquire);
-            // 1 is one that is being claimed, whose end is still another's.
+            // 1 means that it is being claimed, and its end is still the former one.
             let range = start..region.end.load(Ordering::Acquire);
-            // Looked at again: the region may have been let go and claimed for another mapping in between.
+            // Checked again: the region may have been released and claimed for another mapping in between.
             if start > 1 && range.contains(&address) && region.start.load(Ordering::Acquire) == start {
                 return Some(region);
             }
@@ -157,11 +158,11 @@ fn catch_faults() {
     });
 }
 
-/// Puts a page of zeros where the fault was, if that is in one of our mappings; otherwise defers to the previous handler.
+/// Replaces the faulting page by zeros if it is in one of our mappings; otherwise defers to the previous handler.
 extern "C" fn on_fault(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
     // SAFETY: the location of the calling thread's errno. The interrupted code may be about to read it.
     let errno = unsafe { *libc::__errno_location() };
-    // SAFETY: the kernel gives a valid `siginfo_t` for SIGBUS. Below, only atomics and system calls are used.
+    // SAFETY: the kernel gives a valid `siginfo_t` for SIGBUS. Only atomics and system calls are used below.
     let address = unsafe { (*info).si_addr() } as usize;
     match Region::of(address) {
         Some(region) if replace_page(address) => region.broken.store(true, Ordering::Release),
@@ -171,10 +172,10 @@ extern "C" fn on_fault(signal: libc::c_int, info: *mut libc::siginfo_t, context:
     unsafe { *libc::__errno_location() = errno };
 }
 
-/// Puts zeros in the place of the page that holds `address`, which is in one of our mappings.
+/// Replaces the page with `address`, which is in one of our mappings, by zeros.
 fn replace_page(address: usize) -> bool {
-    // SAFETY: the page lies in a mapping of ours, which is only read; replacing it by zeros loses nothing. Both calls are
-    // async-signal-safe.
+    // SAFETY: the page lies in one of our mappings, which is only read, so replacing it by zeros loses nothing. Both
+    // calls are async-signal-safe.
     unsafe {
         let page = libc::sysconf(libc::_SC_PAGESIZE) as usize;
         let at = (address & !(page - 1)) as *mut libc::c_void;
@@ -183,11 +184,10 @@ fn replace_page(address: usize) -> bool {
     }
 }
 
-/// Does what the process did about SIGBUS before: calls that handler, or lets the instruction fault again with the default
-/// action.
+/// Does what the process did with SIGBUS before: calls that handler, or lets the instruction fault again with the default action.
 fn defer(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
-    // SAFETY: all-zero is a valid `sigaction`, the default action; without `BEFORE` the handler ran at once. A handler that
-    // `sigaction` gave has the signature that its flags say.
+    // SAFETY: all-zero is a valid `sigaction`, the default action; it is used if the handler ran before `BEFORE` was set. A
+    // handler returned by `sigaction` has the signature that its flags say.
     unsafe {
         let default: libc::sigaction = std::mem::zeroed();
         let before = BEFORE.get().unwrap_or(&default);
@@ -214,7 +214,7 @@ mod tests {
     use std::io::Write;
     use std::os::fd::AsFd;
 
-    /// A file that nobody else may write, whatever umask another test of this process has set.
+    /// A file that is not writable by others, whatever umask another test of this process has set.
     fn file_of_ours() -> std::fs::File {
         use std::os::unix::fs::PermissionsExt;
         let file = tempfile::tempfile_in("/tmp").expect("a file");

@@ -1,4 +1,4 @@
-//! System calls that rustix lacks, one file a family; the only place where `unsafe` is allowed.
+//! System calls that rustix lacks, one file for each family; the only module where `unsafe` is allowed.
 
 #![allow(unsafe_code)]
 

@@ -14,19 +14,19 @@ struct MountAttr {
     userns_fd: u64,
 }
 
-/// The same on every architecture.
+/// The same number on every architecture.
 const SYS_MOUNT_SETATTR: libc::c_long = 442;
 const MOUNT_ATTR_RDONLY: u64 = 0x1;
 const MOUNT_ATTR_NOATIME: u64 = 0x10;
-/// All bits of the one setting that NOATIME is a value of.
+/// All bits of the setting that NOATIME is one value of.
 const MOUNT_ATTR_ATIME: u64 = 0x70;
 
-/// A mount of its own for the directory `dir`, which no process sees: what is mounted inside the directory is not in it, and
-/// nothing can be mounted in it (kernel: `clone_private_mount`). Through it nothing can be written if it is `read_only`.
+/// A private mount of the directory `dir`, which no process sees: mounts inside the directory are not in it, and nothing can
+/// be mounted in it (kernel: `clone_private_mount`). With `read_only`, nothing can be written through it.
 ///
 /// # Errors
-/// `PERM`: this process may not mount. `INVAL`: `dir` holds mounts of another user namespace, which must not be uncovered.
-/// `NOSYS`; others of `open_tree(2)` and `mount_setattr(2)`.
+/// `PERM` if this process may not mount. `INVAL` if `dir` holds mounts of another user namespace, which must not be
+/// uncovered. `NOSYS`; others of `open_tree(2)` and `mount_setattr(2)`.
 pub fn private_copy(dir: BorrowedFd<'_>, read_only: bool) -> Result<OwnedFd, Errno> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
     let copy = open_tree(dir, c"", flags)?;

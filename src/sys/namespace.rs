@@ -7,26 +7,25 @@ use std::io;
 use rustix::mount::MountPropagationFlags;
 use rustix::thread::{CapabilitySet, UnshareFlags};
 
-/// True if this process has these capabilities in the first user namespace, which is the one that maps every id to itself:
-/// there they hold for every file.
+/// True if this process has these capabilities in the initial user namespace, which maps every id to itself: there they
+/// apply to every file.
 pub fn has_everywhere(capabilities: CapabilitySet) -> bool {
     let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
     let held = || rustix::thread::capabilities(None).is_ok_and(|sets| sets.effective.contains(capabilities));
     map.split_whitespace().eq(["0", "0", "4294967295"]) && held()
 }
 
-/// Ids as this process sees them: those of owners that its user namespace, or the mount, does not map are shown as the
-/// overflow ids.
+/// The ids that stand for all ids which the user namespace, or the mount, does not map.
 #[derive(Clone, Copy, Debug)]
 pub struct OverflowIds {
-    /// User id; `true`: some user is mapped to it, too.
+    /// User id; `true` if a user is mapped to it too.
     pub uid: (u32, bool),
-    /// The same of groups.
+    /// The same for groups.
     pub gid: (u32, bool),
 }
 
 impl OverflowIds {
-    /// Those of this process, which stay the same while it lives.
+    /// The ids of this process, which do not change.
     pub fn get() -> Self {
         static IDS: std::sync::OnceLock<OverflowIds> = std::sync::OnceLock::new();
         *IDS.get_or_init(|| Self { uid: overflow("uid"), gid: overflow("gid") })
@@ -40,7 +39,7 @@ fn overflow(kind: &str) -> (u32, bool) {
     (id, maps(&map, id))
 }
 
-/// True if a line of `map` (`INSIDE OUTSIDE COUNT`, `user_namespaces(7)`) has `id` inside.
+/// True if a line of `map` (`INSIDE OUTSIDE COUNT`, `user_namespaces(7)`) maps `id`.
 fn maps(map: &str, id: u32) -> bool {
     map.lines().any(|line| {
         let mut words = line.split_whitespace().map(str::parse::<u32>);
@@ -51,41 +50,40 @@ fn maps(map: &str, id: u32) -> bool {
     })
 }
 
-/// Gives the calling thread, and the threads that it starts from now on, a working directory and a umask of their own. The
-/// other threads of the process keep sharing theirs.
+/// Gives the calling thread, and threads that it starts from now on, their own working directory and umask. The other
+/// threads of the process keep sharing theirs.
 ///
 /// # Errors
-/// Those of `unshare(2)`; `EPERM` where a seccomp filter forbids it.
+/// Those of `unshare(2)`; `EPERM` if a seccomp filter forbids it.
 pub fn unshare_directory_and_umask() -> io::Result<()> {
     // SAFETY: the table of file descriptors stays shared.
     Ok(unsafe { rustix::thread::unshare_unsafe(UnshareFlags::FS) }?)
 }
 
-/// Puts this process into a user namespace of its own, with all capabilities there and no ids yet, and into a mount
+/// Puts this process into a new user namespace, with all capabilities there and no ids yet, and into a mount
 /// namespace that belongs to it. Must be called before the first thread is started.
 ///
 /// # Errors
-/// Those of `unshare(2)`: user namespaces may be switched off, or used up; and when the process has more than one
-/// thread.
+/// Those of `unshare(2)`: user namespaces may be disabled or exhausted. Also if the process has more than one thread.
 pub fn unshare_user_and_mounts() -> io::Result<()> {
     let threads = std::fs::read_dir("/proc/self/task")?.count();
     if threads != 1 {
         return Err(io::Error::other("cannot change the namespace of a process with threads"));
     }
-    // SAFETY: the table of file descriptors stays shared with nobody else, as there is one thread.
+    // SAFETY: there is one thread, so the table of file descriptors is not shared.
     Ok(unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWUSER | UnshareFlags::NEWNS) }?)
 }
 
-/// Puts this process into a mount namespace of its own, whose mounts nobody else sees.
+/// Puts this process into a new mount namespace, whose mounts no other process sees.
 ///
 /// # Errors
-/// Those of `unshare(2)` and `mount(2)`; and when the process has more than one thread.
+/// Those of `unshare(2)` and `mount(2)`. Also if the process has more than one thread.
 pub fn unshare_mounts() -> io::Result<()> {
     let threads = std::fs::read_dir("/proc/self/task")?.count();
     if threads != 1 {
         return Err(io::Error::other("cannot change the namespace of a process with threads"));
     }
-    // SAFETY: the table of file descriptors stays shared with nobody else, as there is one thread.
+    // SAFETY: there is one thread, so the table of file descriptors is not shared.
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }?;
     let private = MountPropagationFlags::REC | MountPropagationFlags::PRIVATE;
     Ok(rustix::mount::mount_change("/", private)?)

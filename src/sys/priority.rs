@@ -9,10 +9,10 @@ const IOPRIO_WHO_PROCESS: libc::c_int = 1;
 const IOPRIO_CLASS_IDLE: libc::c_int = 3;
 const IOPRIO_CLASS_SHIFT: libc::c_int = 13;
 
-/// From now on the calling thread runs and reads only while no other thread wants to.
+/// From now on, the calling thread only runs and reads when no other thread wants to.
 ///
 /// # Errors
-/// Those of the two system calls; what the first one did remains.
+/// Those of the two system calls; the effect of the first one remains.
 pub fn idle_in_this_thread() -> io::Result<()> {
     let parameters = libc::sched_param { sched_priority: 0 };
     // SAFETY: the pointer is valid for the call; 0 stands for the calling thread.

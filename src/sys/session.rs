@@ -6,8 +6,8 @@ use std::io;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-/// Has the program start in a session of its own, without a controlling terminal: what a terminal sends to the caller's
-/// process group never reaches it.
+/// Starts the program in a new session without a controlling terminal: signals that a terminal sends to the caller's
+/// process group do not reach it.
 pub fn start_in_new_session(command: &mut Command) {
     let enter = || match rustix::process::setsid() {
         Ok(_) => Ok(()),

@@ -1,4 +1,4 @@
-//! Signals as something to read, and what a process inherits of them.
+//! Signals that are read from a queue, and what a process inherits of signals.
 
 #![allow(unsafe_code)]
 
@@ -6,12 +6,12 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd};
 
-/// Signals of the process that wait to be read instead of acting.
+/// Signals of the process that are queued and read instead of taking effect.
 #[derive(Debug)]
 pub struct SignalQueue(File);
 
 impl SignalQueue {
-    /// Blocks `signals` in the calling thread and in all that it starts from now on, and collects them.
+    /// Blocks `signals` in the calling thread and in all threads that it starts from now on, and queues them.
     ///
     /// # Errors
     /// Too many open files.
@@ -38,11 +38,11 @@ impl SignalQueue {
         if descriptor < 0 {
             return Err(io::Error::last_os_error());
         }
-        // SAFETY: the descriptor is new and nobody else's.
+        // SAFETY: the descriptor is new and has no other owner.
         Ok(Self(unsafe { File::from_raw_fd(descriptor) }))
     }
 
-    /// Waits for a signal and takes it out of the queue; its number.
+    /// Waits for a signal, removes it from the queue and returns its number.
     ///
     /// # Errors
     /// From reading the queue.
@@ -55,7 +55,7 @@ impl SignalQueue {
     }
 }
 
-/// Blocks all signals in the calling thread and in those that it starts from now on: other threads of the process take them.
+/// Blocks all signals in the calling thread and in threads that it starts from now on; other threads of the process receive them.
 ///
 /// # Errors
 /// Those of `pthread_sigmask(3)`; none is expected.
@@ -69,9 +69,9 @@ pub fn block_all() -> io::Result<()> {
     if blocked == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(blocked)) }
 }
 
-/// Undoes what the caller's masks, dispositions and timers would do to a daemon. Signals that report a resource limit are
-/// ignored, so that the system call fails instead of the process; no signal is blocked; children can be waited for; no
-/// timer is pending. A program takes all of this over from the one that executes it (`execve(2)`).
+/// Undoes the effects of the caller's masks, dispositions and timers on a daemon. Signals that report a resource limit
+/// are ignored, so that the system call fails instead of ending the process. No signal is blocked, children can be
+/// waited for, and no timer is pending. A program inherits all of these from the one that executes it (`execve(2)`).
 ///
 /// # Errors
 /// Those of `sigaction(2)`, `sigprocmask(2)` and `setitimer(2)`; none is expected.
@@ -90,20 +90,20 @@ pub fn start_afresh() -> io::Result<()> {
     Ok(())
 }
 
-/// Undoes what the caller's masks and dispositions would do to a program that runs others. A write beyond the caller's
-/// `RLIMIT_FSIZE` fails with `EFBIG` and does not end the process; no signal is blocked; children can be waited for.
-/// Programs that this one starts have the default dispositions.
+/// Undoes the effects of the caller's masks and dispositions on a program that runs others. A write beyond the
+/// caller's `RLIMIT_FSIZE` fails with `EFBIG` and does not end the process. No signal is blocked, and children
+/// can be waited for. Programs started by this one have the default dispositions.
 ///
 /// # Errors
 /// Those of `sigaction(2)` and `sigprocmask(2)`; none is expected.
 pub fn start_program() -> io::Result<()> {
-    // A handler, as an ignored signal stays ignored in the programs that are started.
+    // A handler and not "ignore", because started programs would inherit an ignored signal.
     dispose(libc::SIGXFSZ, nothing as *const () as libc::sighandler_t)?;
     dispose(libc::SIGXCPU, libc::SIG_DFL)?;
     receive()
 }
 
-/// From now on a change of the terminal's size interrupts a system call that waits (`EINTR` from `poll(2)`). By default it
+/// From now on, a change of the terminal's size interrupts blocking system calls (`EINTR` from `poll(2)`). By default it
 /// is ignored.
 ///
 /// # Errors
@@ -113,7 +113,7 @@ pub fn interrupt_at_resize() -> io::Result<()> {
     dispose(libc::SIGWINCH, nothing as *const () as libc::sighandler_t)
 }
 
-/// The system call that the signal interrupts, or that raised it, fails, and that says enough.
+/// Does nothing: the failure of the system call that the signal interrupts, or that raised it, is enough.
 extern "C" fn nothing(_signal: libc::c_int) {}
 
 fn dispose(signal: libc::c_int, disposition: libc::sighandler_t) -> io::Result<()> {
@@ -124,7 +124,7 @@ fn dispose(signal: libc::c_int, disposition: libc::sighandler_t) -> io::Result<(
     }
 }
 
-/// Blocks no signal and lets children be waited for.
+/// Unblocks all signals and makes children waitable.
 fn receive() -> io::Result<()> {
     dispose(libc::SIGCHLD, libc::SIG_DFL)?;
     let mut none = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
@@ -136,10 +136,10 @@ fn receive() -> io::Result<()> {
     if unblocked == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(unblocked)) }
 }
 
-/// True if the process ignores `signal`, as `nohup(1)` has its program ignore `SIGHUP`.
+/// True if the process ignores `signal`, as under `nohup(1)` with `SIGHUP`.
 ///
 /// # Errors
-/// `EINVAL`: there is no such signal.
+/// `EINVAL` if there is no such signal.
 pub fn is_ignored(signal: i32) -> io::Result<bool> {
     let mut action = std::mem::MaybeUninit::<libc::sigaction>::uninit();
     // SAFETY: nothing is changed, and the kernel writes the whole structure before it is read.

@@ -4,8 +4,8 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 
 use rustix::io::Errno;
 
-/// Writes what is dirty of the content of `file` to the disk and waits for it. The disk may still have it in its own
-/// cache, and of the attributes nothing is written: this orders, it does not make durable.
+/// Writes dirty content of `file` to the disk and waits for it. The disk may still have it in its own cache, and
+/// attributes are not written: this gives an order, not durability.
 ///
 /// # Errors
 /// Those of `sync_file_range(2)`.
@@ -13,7 +13,7 @@ pub fn write_out(file: BorrowedFd<'_>) -> Result<(), Errno> {
     write_out_range(file, 0, 0)
 }
 
-/// As [`write_out`], for `length` bytes from `start` on; 0: all that follow.
+/// Like [`write_out`], for `length` bytes from `start` on; 0 means up to the end.
 ///
 /// # Errors
 /// Those of `sync_file_range(2)`.
@@ -23,7 +23,7 @@ pub fn write_out_range(file: BorrowedFd<'_>, start: u64, length: u64) -> Result<
     sync_range(file, start, length, ALL)
 }
 
-/// Begins to write out the content of `file`, so that a later sync has less to wait for.
+/// Starts writing the content of `file` out, so that a later sync has less to wait for.
 ///
 /// # Errors
 /// Those of `sync_file_range(2)`.

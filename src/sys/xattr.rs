@@ -1,7 +1,7 @@
-//! Extended attributes of a name in a directory, never following a symlink.
+//! Extended attributes of a name in a directory, without following a symlink.
 //!
-//! `getxattrat(2)` and its siblings exist since Linux 6.13; before that the same is reached as
-//! `/proc/self/fd/DIR/NAME`. rustix has neither.
+//! `getxattrat(2)` and related calls exist since Linux 6.13; before that, the path `/proc/self/fd/DIR/NAME`
+//! has the same effect. rustix has neither.
 
 use std::ffi::{CStr, OsStr, OsString};
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -25,20 +25,20 @@ struct XattrArgs {
     flags: u32,
 }
 
-/// Set once the kernel has answered ENOSYS.
+/// Set after the kernel has answered ENOSYS.
 static NO_XATTRAT: AtomicBool = AtomicBool::new(false);
 
-/// What the calls are made on: `name` in `dir`, or `dir` itself when `name` is empty.
+/// The target of a call: `name` in `dir`, or `dir` itself if `name` is empty.
 #[derive(Clone, Copy)]
 pub struct Target<'a> {
-    /// A directory; or, with an empty name, any file, also one opened with `O_PATH`.
+    /// A directory; or, with an empty name, any file, even one opened with `O_PATH`.
     pub dir: BorrowedFd<'a>,
     /// One path component, or empty.
     pub name: &'a CStr,
 }
 
 impl Target<'_> {
-    /// Where it is, for a message; only the name where nobody can tell.
+    /// Its path, for a message; only the name if the path is unknown.
     pub fn shown_path(&self) -> PathBuf {
         let link = format!("/proc/self/fd/{}", self.dir.as_raw_fd());
         let dir = rustix::fs::readlink(link, Vec::new()).map(|path| OsString::from_vec(path.into_bytes()));
@@ -46,12 +46,12 @@ impl Target<'_> {
         if self.name.is_empty() { dir } else { dir.join(OsStr::from_bytes(self.name.to_bytes())) }
     }
 
-    /// The calls refuse a descriptor that is `O_PATH`; the path to it works with any.
+    /// The calls refuse an `O_PATH` descriptor; the path to it always works.
     fn needs_path(&self) -> bool {
         self.name.is_empty() || NO_XATTRAT.load(Ordering::Relaxed)
     }
 
-    /// The same file as a path, and whether its last component must not be followed.
+    /// A path to the same file, and whether its last component must not be followed.
     fn proc_path(&self) -> (Vec<u8>, bool) {
         let mut path = format!("/proc/self/fd/{}", self.dir.as_raw_fd()).into_bytes();
         if self.name.is_empty() {
@@ -63,7 +63,7 @@ impl Target<'_> {
     }
 }
 
-/// The outcome of an `*xattrat` call; `None` where the kernel lacks it.
+/// The result of an `*xattrat` call; `None` if the kernel lacks it.
 fn outcome(returned: libc::c_long) -> Option<Result<usize, Errno>> {
     if let Ok(done) = usize::try_from(returned) {
         return Some(Ok(done));
@@ -77,7 +77,7 @@ fn outcome(returned: libc::c_long) -> Option<Result<usize, Errno>> {
     }
 }
 
-/// `getxattrat` or `setxattrat`, by `number`.
+/// `getxattrat` or `setxattrat`, selected by `number`.
 ///
 /// # Safety
 /// `args` must describe memory that is valid for the call.
@@ -96,7 +96,7 @@ unsafe fn value_call(number: libc::c_long, target: Target<'_>, key: &CStr, args:
     }
 }
 
-/// Reads attribute `key` into `buffer`; its size in bytes.
+/// Reads attribute `key` into `buffer`; returns its size in bytes.
 ///
 /// # Errors
 /// `NODATA`: no such attribute. `RANGE`: the buffer is too small. `OPNOTSUPP`: the file system has none.
@@ -117,7 +117,7 @@ pub fn get(target: Target<'_>, key: &CStr, buffer: &mut [u8]) -> Result<usize, E
     }
 }
 
-/// Lists attribute names into `buffer`, each ended by a NUL; their size in bytes.
+/// Lists attribute names into `buffer`, each ended by a NUL; returns their size in bytes.
 ///
 /// # Errors
 /// `RANGE`: the buffer is too small. `OPNOTSUPP`: the file system has none.

@@ -1,9 +1,9 @@
-//! POSIX ACLs from the text that tar programs write (`SCHILY.acl.access`, `SCHILY.acl.default`) into the value of the
+//! Converts POSIX ACLs from the text of tar programs (`SCHILY.acl.access`, `SCHILY.acl.default`) to the value of the
 //! kernel's attributes.
 //!
-//! Text: acl(5), "ACL TEXT FORMS", entries separated by commas or newlines; star and libarchive add the number of the
-//! user or group as a fourth field. Value: `include/uapi/linux/posix_acl_xattr.h`. Names without a number mean nothing
-//! here: the users of this machine are not those of the image.
+//! Text: acl(5), "ACL TEXT FORMS", with entries separated by commas or newlines; star and libarchive add the number of
+//! the user or group as a fourth field. Value: `include/uapi/linux/posix_acl_xattr.h`. Names without a number have no
+//! meaning here, because the users of this machine are not those of the image.
 
 const VERSION: u32 = 2;
 const USER_OBJ: u16 = 0x01;
@@ -12,17 +12,17 @@ const GROUP_OBJ: u16 = 0x04;
 const GROUP: u16 = 0x08;
 const MASK: u16 = 0x10;
 const OTHER: u16 = 0x20;
-/// The id of an entry that has none.
+/// The id of an entry without one.
 const NO_ID: u32 = u32::MAX;
-/// More entries than a file system keeps in an attribute of 64 KiB.
+/// More entries than fit into an attribute of 64 KiB.
 const MOST_ENTRIES: usize = (64 << 10) / 8;
 
-/// The attribute's value; `None` when the text is no ACL, or one that names users without their numbers.
+/// The attribute's value; `None` if the text is not an ACL, or names users without their numbers.
 pub(crate) fn encode(text: &[u8]) -> Option<Vec<u8>> {
     let text = std::str::from_utf8(text).ok()?;
     let mut entries = Vec::new();
     for line in text.split([',', '\n']) {
-        // `getfacl` adds what is effective as a comment.
+        // `getfacl` appends the effective permissions as a comment.
         let line = line.split('#').next().unwrap_or_default().trim();
         if !line.is_empty() {
             entries.push(entry(line)?);
@@ -40,8 +40,8 @@ pub(crate) fn encode(text: &[u8]) -> Option<Vec<u8>> {
     })
 }
 
-/// What an attribute's value grants to named users and groups, in the order of their numbers; `None` if it is no ACL.
-/// The rest of an ACL moves with the file's mode.
+/// The entries of an attribute's value for named users and groups, sorted by number; `None` if it is no ACL. The
+/// other entries follow the file's mode.
 pub(crate) fn named(value: &[u8]) -> Option<Vec<Entry>> {
     let mut entries = decode(value)?;
     entries.retain(|entry| matches!(entry.0, USER | GROUP));
@@ -67,7 +67,7 @@ fn entry(line: &str) -> Option<Entry> {
     let (kind, name, permissions, number) = match fields.as_slice() {
         [kind, name, permissions] => (*kind, *name, *permissions, None),
         [kind, name, permissions, number] => (*kind, *name, *permissions, Some(*number)),
-        // Solaris and old libarchive leave the empty name of these out.
+        // Solaris and old libarchive omit the empty name of these.
         [kind @ ("mask" | "m" | "other" | "o"), permissions] => (*kind, "", *permissions, None),
         _ => return None,
     };
@@ -106,7 +106,7 @@ fn mode(text: &str) -> Option<u16> {
     })
 }
 
-/// As the kernel's `posix_acl_valid` has it: one owner, one group, one rest; a mask where others are named.
+/// As in the kernel's `posix_acl_valid`: one entry each for owner, group and others; a mask if there are named entries.
 fn is_valid(entries: &[Entry]) -> bool {
     let count = |tag: u16| entries.iter().filter(|entry| entry.0 == tag).count();
     let distinct = entries.windows(2).all(|pair| matches!(pair, [a, b] if (a.0, a.1) != (b.0, b.1)));

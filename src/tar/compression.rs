@@ -1,16 +1,16 @@
-//! The compressions that layers and archives come in, told by their magic numbers: media types lie.
+//! Compression of layers and archives, recognized by magic numbers, because media types may be wrong.
 //!
 //! Gzip (RFC 1952) may have several members, zstd (RFC 8878) several frames, skippable ones among them, xz and bzip2
-//! several streams. What follows the last one is not content: most readers ignore it, and so does this one; it still
-//! counts in the digest of the compressed bytes, because the caller hashes those below the decoder.
+//! several streams. Bytes after the last one are not content. Like most readers, this one ignores them; they still
+//! count in the digest of the compressed bytes, because the caller hashes below the decoder.
 
 use std::fmt;
 use std::io::{self, BufRead, Read};
 
-/// How a byte stream that is read is compressed.
+/// The compression of a stream that is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Packing {
-    /// Not at all.
+    /// None.
     None,
     /// Gzip.
     Gzip,
@@ -22,10 +22,10 @@ pub enum Packing {
     Bzip2,
 }
 
-/// How layers are compressed that are written. Images have no media types for the others.
+/// The compression of layers that are written. Images have no media types for others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Compression {
-    /// Not at all.
+    /// None.
     None,
     /// Gzip.
     Gzip,
@@ -33,20 +33,20 @@ pub enum Compression {
     Zstd,
 }
 
-/// Bytes that [`Packing::sniff`] needs.
+/// Number of bytes needed by [`Packing::sniff`].
 pub(crate) const SNIFF_LEN: usize = 10;
 
-/// Most memory for one xz stream. `xz -9` needs 65 MiB; zstd's window has the same limit.
+/// Memory limit for one xz stream. `xz -9` needs 65 MiB; zstd's window has the same limit.
 const XZ_MEMORY: u64 = 128 << 20;
 
 const XZ_MAGIC: &[u8] = b"\xfd7zXZ\0";
-/// What follows a bzip2 stream's own header: the magic number of a block, or of the stream's end.
+/// Follows the header of a bzip2 stream: the magic number of a block, or of the stream's end.
 const BZIP2_BLOCK: &[u8] = b"\x31\x41\x59\x26\x53\x59";
 const BZIP2_END: &[u8] = b"\x17\x72\x45\x38\x50\x90";
 
 impl Packing {
-    /// Tells the compression by the first [`SNIFF_LEN`] bytes of a stream (fewer if it is shorter). A name of a tar's
-    /// first member may begin with `BZh`, so bzip2 has to show more.
+    /// Recognizes the compression by the first [`SNIFF_LEN`] bytes of a stream (fewer if it is shorter). The name of
+    /// a tar's first member may begin with `BZh`, so more bytes are checked for bzip2.
     pub(crate) fn sniff(start: &[u8]) -> Self {
         match start {
             [0x1f, 0x8b, 0x08, ..] => Self::Gzip,
@@ -91,7 +91,7 @@ impl From<Compression> for Packing {
 /// A reader with its first bytes put back.
 pub(crate) type Sniffed<R> = io::Chain<io::Cursor<Vec<u8>>, R>;
 
-/// Reads the first bytes of `input` and tells its compression; the reader given back starts at the beginning.
+/// Reads the first bytes of `input` and recognizes its compression; the returned reader starts at the beginning.
 ///
 /// # Errors
 /// Those of `input`.
@@ -105,7 +105,7 @@ pub(crate) fn sniff<R: Read>(mut input: R) -> io::Result<(Packing, Sniffed<R>)> 
 /// A reader of the uncompressed bytes of `input`, which reads `input` to its end.
 ///
 /// # Errors
-/// When no decoder can be made. The reader gives `InvalidData` or `UnexpectedEof` for damaged streams.
+/// When the decoder cannot be made. For damaged streams, the reader returns `InvalidData` or `UnexpectedEof`.
 pub(crate) fn decoder<'a, R: BufRead + 'a>(input: R, packing: Packing) -> io::Result<Box<dyn Read + 'a>> {
     Ok(match packing {
         Packing::None => Box::new(input),
@@ -172,7 +172,7 @@ enum MemberState<R, M> {
     Over,
 }
 
-/// Members one after the other, then anything at all.
+/// Members one after the other, followed by anything.
 struct Members<R, M> {
     state: MemberState<R, M>,
     open: fn(Peek<R>) -> io::Result<M>,
@@ -210,7 +210,7 @@ impl<R: BufRead, M: Member<Peek<R>>> Read for Members<R, M> {
     }
 }
 
-/// Lets one look at the next bytes even where the buffer below ends in the middle of them.
+/// Looks at the next bytes, even if the buffer below ends in the middle of them.
 struct Peek<R> {
     ahead: Vec<u8>,
     taken: usize,
@@ -233,7 +233,7 @@ impl<R: BufRead> Peek<R> {
         Ok(&self.ahead)
     }
 
-    /// Passes over zeros: xz streams may have some between them.
+    /// Skips zeros, which may be between xz streams.
     fn skip_zeros(&mut self) -> io::Result<()> {
         loop {
             let available = self.fill_buf()?;
@@ -348,7 +348,7 @@ mod tests {
         }
     }
 
-    /// A stream that says it needs a dictionary of 1 GiB is refused before the memory is taken.
+    /// A stream that claims to need a dictionary of 1 GiB is refused before memory is allocated.
     #[test]
     fn xz_dictionaries_are_bounded() {
         let mut options = liblzma::stream::LzmaOptions::new_preset(6).unwrap();

@@ -26,7 +26,7 @@ pub enum TarError {
     /// A member's headers contradict themselves.
     #[error("entry {}: {reason}", printable(name))]
     Entry {
-        /// Name of the member, as the archive has it.
+        /// Name of the member in the archive.
         name: Vec<u8>,
         /// What is wrong with it.
         reason: String,
@@ -34,7 +34,7 @@ pub enum TarError {
     /// A limit of [`crate::tar::Limits`] was exceeded.
     #[error("{what}: more than the limit of {limit} of {option} (--unlimited accepts it)")]
     Limit {
-        /// What there is too much of.
+        /// The limited quantity.
         what: String,
         /// The limit.
         limit: u64,
@@ -46,7 +46,7 @@ pub enum TarError {
     Read {
         /// Where.
         offset: u64,
-        /// What the reader below said.
+        /// The error of the reader below.
         source: io::Error,
     },
 }

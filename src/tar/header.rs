@@ -1,6 +1,6 @@
-//! The 512-byte tar header: POSIX.1-1988 `ustar`, GNU and V7 forms (GNU tar manual, "Basic Tar Format";
-//! POSIX pax, "ustar Interchange Format"). Where readers disagree, this one does as Go's `archive/tar`, because
-//! that is what every container tool reads with.
+//! The 512-byte tar header: POSIX.1-1988 `ustar`, GNU and V7 forms (GNU tar manual, "Basic Tar Format"; POSIX
+//! pax, "ustar Interchange Format"). Where readers differ, this one follows Go's `archive/tar`, which all
+//! container tools use.
 
 /// A block of a tar stream.
 pub(crate) const BLOCK: usize = 512;
@@ -8,13 +8,13 @@ pub(crate) const BLOCK: usize = 512;
 /// One raw header block.
 pub(crate) type Block = [u8; BLOCK];
 
-/// Offsets and lengths as an archive has them, unchecked.
+/// Offsets and lengths from an archive, unchecked.
 pub(crate) type RawMap = Vec<(i128, i128)>;
 
 /// Why a block is not a header.
 pub(crate) type Problem = String;
 
-/// The variant that a header says it has.
+/// The variant stated by a header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Variant {
     V7,
@@ -23,14 +23,14 @@ pub(crate) enum Variant {
     Gnu,
 }
 
-/// A header block whose checksum is right.
+/// A header block with a correct checksum.
 pub(crate) struct Header<'a> {
     block: &'a Block,
     variant: Variant,
 }
 
 impl<'a> Header<'a> {
-    /// Reads `block`.
+    /// Parses `block`.
     pub(crate) fn new(block: &'a Block) -> Result<Self, Problem> {
         let (unsigned, signed) = checksums(block);
         let field = octal(field(block, 148, 8)).unwrap_or(-1);
@@ -55,7 +55,7 @@ impl<'a> Header<'a> {
         self.block[156]
     }
 
-    /// The name, the prefix joined in.
+    /// The name, including the prefix.
     pub(crate) fn name(&self) -> Vec<u8> {
         let name = text(field(self.block, 0, 100));
         let prefix = match self.variant {
@@ -67,7 +67,7 @@ impl<'a> Header<'a> {
         if prefix.is_empty() { name.to_vec() } else { [prefix, b"/", name].concat() }
     }
 
-    /// Before Go 1.8, its writer put a prefix where GNU headers have times; old docker images have such headers.
+    /// Before Go 1.8, its writer put a prefix where GNU headers have times; headers in old docker images are like that.
     fn gnu_prefix(&self) -> &'a [u8] {
         let times = [field(self.block, 345, 12), field(self.block, 357, 12)];
         if times.iter().all(|field| number(field).is_ok()) {
@@ -101,7 +101,7 @@ impl<'a> Header<'a> {
         self.number("mtime", 136, 12)
     }
 
-    /// Device numbers; only `ustar` and its relatives have them.
+    /// Device numbers; only `ustar` and related forms have them.
     pub(crate) fn device(&self) -> Result<(i128, i128), Problem> {
         match self.variant {
             Variant::V7 => Ok((0, 0)),
@@ -109,7 +109,7 @@ impl<'a> Header<'a> {
         }
     }
 
-    /// The part of a GNU sparse map that is in the header, whether more follows, and the file's size.
+    /// The part of a GNU sparse map in the header, whether more follows, and the file's size.
     pub(crate) fn gnu_sparse(&self) -> Result<(RawMap, bool, i128), Problem> {
         Ok((sparse_map(field(self.block, 386, 96))?, self.block[482] != 0, self.number("real size", 483, 12)?))
     }
@@ -119,7 +119,7 @@ impl<'a> Header<'a> {
     }
 }
 
-/// Why a block with the wrong checksum may be no header.
+/// Explains why a block with a wrong checksum may not be a header.
 fn not_a_header(block: &Block, sum: u32, field: i128) -> Problem {
     if block.starts_with(b"\x04\x22\x4d\x18") {
         return "compressed by lz4, which is not supported".to_owned();
@@ -154,13 +154,13 @@ fn field8(block: &Block) -> &[u8] {
     field(block, 257, 8)
 }
 
-/// Up to the first NUL.
+/// The bytes before the first NUL.
 fn text(field: &[u8]) -> &[u8] {
     field.split(|&byte| byte == 0).next().unwrap_or_default()
 }
 
-/// Sum of the header's bytes with the checksum field as spaces: as unsigned bytes, and as the signed ones that
-/// some old writers summed.
+/// Sum of the header's bytes, with spaces in the checksum field: as unsigned bytes, and as signed ones, which
+/// some old writers used.
 pub(crate) fn checksums(block: &Block) -> (u32, i32) {
     let mut unsigned = 0;
     let mut signed = 0;
@@ -172,7 +172,7 @@ pub(crate) fn checksums(block: &Block) -> (u32, i32) {
     (unsigned, signed)
 }
 
-/// A numeric field: octal, or base-256 when its first bit is set (GNU, star). Empty is 0.
+/// A numeric field: octal, or base-256 if its first bit is set (GNU, star). Empty is 0.
 fn number(field: &[u8]) -> Result<i128, ()> {
     match field.first() {
         Some(first) if first & 0x80 != 0 => base256(field).ok_or(()),
@@ -188,11 +188,11 @@ fn base256(field: &[u8]) -> Option<i128> {
     for &byte in rest {
         value = value.checked_mul(256)?.checked_add(i128::from(byte))?;
     }
-    // What no field needs; kept small so that sums of two cannot overflow.
+    // Larger values are never needed; the limit prevents overflow in sums of two.
     (value.unsigned_abs() < 1 << 64).then_some(value)
 }
 
-/// Octal digits among leading and trailing spaces and NULs.
+/// Octal digits between optional spaces and NULs.
 fn octal(field: &[u8]) -> Option<i128> {
     let padding = |byte: &u8| *byte == b' ' || *byte == 0;
     let start = field.iter().position(|byte| !padding(byte)).unwrap_or(field.len());

@@ -1,16 +1,16 @@
-//! Contents written so that zeros become holes.
+//! Writes content so that zeros become holes.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
-/// Contents are looked at in windows of this length, at multiples of it; a window of zeros becomes a hole.
+/// Content is checked in aligned windows of this length; a window of zeros becomes a hole.
 const HOLE: usize = 64 << 10;
-/// So does a part of one, where it lies across two buffers, if it is not shorter than this.
+/// If a window is split between two buffers, so does a part of it that is at least this long.
 const SHORTEST_HOLE: usize = 4 << 10;
 static ZEROS: [u8; HOLE] = [0; HOLE];
 
-/// Writes `bytes` at `offset`, except windows of zeros, which stay holes. Returns how many bytes it wrote, and where
-/// the last of them ends; the caller sets the file's length.
+/// Writes `bytes` at `offset`, except windows of zeros, which stay holes. Returns the number of bytes written and
+/// the end of the last of them; the caller sets the file's length.
 pub(crate) fn write(file: &File, offset: u64, bytes: &[u8]) -> std::io::Result<(u64, u64)> {
     let (mut written, mut end) = (0, 0);
     let mut run = 0;

@@ -5,25 +5,25 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::tar::TarError;
 
-/// What one tar stream, of a layer or of an archive of images, may take. The defaults accept every image that is meant to be used; they stop archives made to
-/// fill memory, disk or time.
+/// Limits for one tar stream, of a layer or of an archive of images. The defaults accept every image in practical use; they
+/// stop archives made to fill memory, disk or time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Entries.
+    /// Number of entries.
     pub entries: u64,
     /// Bytes of the uncompressed tar stream.
     pub stream: u64,
-    /// Bytes of one file, holes included.
+    /// Bytes of one file, including holes.
     pub file: u64,
-    /// Bytes on disk (not counting zeros, which become holes) for each compressed byte, after the first [`Limits::ratio_from`].
+    /// Bytes on disk (without zeros, which become holes) for each compressed byte, after the first [`Limits::ratio_from`].
     pub ratio: u64,
-    /// Bytes on disk below which the ratio does not matter.
+    /// Bytes on disk up to which the ratio is not checked.
     pub ratio_from: u64,
     /// Bytes of one extension header (PAX records, GNU long names).
     pub extension: usize,
     /// Bytes of one name.
     pub path: usize,
-    /// Bytes of one extended attribute's value; the kernel takes no more than 64 KiB.
+    /// Bytes of one extended attribute's value; the kernel allows at most 64 KiB.
     pub xattr: usize,
     /// Pairs in a sparse map.
     pub sparse_segments: usize,
@@ -46,7 +46,7 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// Accepts whatever the machine can hold; for archives that are trusted.
+    /// Accepts everything; for trusted archives.
     pub const fn unlimited() -> Self {
         Self {
             entries: u64::MAX,
@@ -62,8 +62,7 @@ impl Limits {
     }
 }
 
-/// Counts the bytes that a compressed stream has brought to the disk. Zeros become holes and cost nothing, so they do
-/// not count.
+/// Counts the bytes that a compressed stream has written to the disk. Zeros become holes and are not counted.
 pub(crate) struct Growth<'a> {
     limits: &'a Limits,
     /// Compressed bytes read so far.
@@ -76,7 +75,7 @@ impl<'a> Growth<'a> {
         Self { limits, compressed, written: 0 }
     }
 
-    /// Accounts for `bytes` more.
+    /// Counts `bytes` more.
     ///
     /// # Errors
     /// When they exceed [`Limits::ratio`].
@@ -94,12 +93,12 @@ impl<'a> Growth<'a> {
     }
 }
 
-/// The error of a stream that is longer than [`Limits::stream`].
+/// The error for a stream longer than [`Limits::stream`].
 pub(crate) fn too_long(limits: &Limits) -> TarError {
     TarError::Limit { what: "uncompressed bytes".into(), limit: limits.stream, option: "stream" }
 }
 
-/// A reader that fails beyond [`Limits::stream`] bytes. Its error holds a [`TarError`], which the tar reader takes out.
+/// A reader that fails beyond [`Limits::stream`] bytes. Its error contains a [`TarError`], which the tar reader extracts.
 pub(crate) struct Bounded<'l, R> {
     inner: R,
     limits: &'l Limits,

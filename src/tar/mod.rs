@@ -13,7 +13,7 @@
 //! | `error` | why a stream cannot be read |
 //! | `write` | the writer |
 //!
-//! Nothing here knows of layers, recipes or images.
+//! It knows nothing of layers, recipes or images.
 
 pub(crate) mod acl;
 pub mod compression;
@@ -30,7 +30,7 @@ pub use error::TarError;
 pub use limits::Limits;
 pub use pax::Time;
 
-/// Attributes of one member, as an image has them.
+/// Attributes of one member in an image.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Attributes {
     /// Permission, setuid, setgid and sticky bits.

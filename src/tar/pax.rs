@@ -1,8 +1,8 @@
 //! PAX extended headers: records `LENGTH KEY=VALUE\n` (POSIX pax, "pax Extended Header"), the GNU sparse and the
 //! SCHILY and LIBARCHIVE attribute keywords.
 //!
-//! Global headers (`g`) are skipped: Go's `archive/tar`, by which images are built and read, does not apply them,
-//! and applying one would let a first entry rename every other.
+//! Global headers (`g`) are skipped, because Go's `archive/tar`, which builds and reads images, does not apply
+//! them. If they were applied, the first entry could rename every other.
 
 use base64::Engine as _;
 use base64::alphabet::STANDARD;
@@ -20,7 +20,7 @@ pub struct Time {
     pub nanoseconds: u32,
 }
 
-/// What the extended headers of one entry say.
+/// The extended headers of one entry.
 #[derive(Debug, Default)]
 pub(crate) struct Extended {
     pub(crate) path: Option<Vec<u8>>,
@@ -31,7 +31,7 @@ pub(crate) struct Extended {
     pub(crate) mtime: Option<Time>,
     pub(crate) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
     pub(crate) sparse: PaxSparse,
-    /// There is an ACL as text, by user names that mean nothing here.
+    /// There is an ACL in text form with user names, which have no meaning here.
     pub(crate) text_acl: bool,
 }
 
@@ -53,7 +53,7 @@ impl PaxSparse {
     }
 }
 
-/// Reads the records of one extended header; later records win over earlier ones.
+/// Parses the records of one extended header; later records override earlier ones.
 pub(crate) fn parse(mut bytes: &[u8]) -> Result<Extended, Problem> {
     let mut extended = Extended::default();
     while !bytes.is_empty() {
@@ -70,7 +70,7 @@ struct Record<'a> {
     value: &'a [u8],
 }
 
-/// The first record, and what follows it.
+/// The first record, and the rest.
 fn record(bytes: &[u8]) -> Result<(Record<'_>, &[u8]), Problem> {
     let malformed = || "malformed PAX record".to_owned();
     let space = bytes.iter().take(20).position(|&byte| byte == b' ').ok_or_else(malformed)?;
@@ -92,7 +92,7 @@ fn apply(extended: &mut Extended, key: &[u8], value: &[u8]) -> Result<(), Proble
     }
     if let Some(name) = key.strip_prefix(b"LIBARCHIVE.xattr.") {
         let (name, value) = (url_decoded(name), base64_decoded(value).ok_or("a LIBARCHIVE.xattr value is not base64")?);
-        // Libarchive writes both forms; SCHILY's is exact and comes with it.
+        // Libarchive writes both forms; SCHILY's is exact and is always present then.
         return match extended.xattrs.iter().any(|(known, _)| *known == name) {
             true => Ok(()),
             false => set_xattr(&mut extended.xattrs, &name, value),
@@ -101,7 +101,7 @@ fn apply(extended: &mut Extended, key: &[u8], value: &[u8]) -> Result<(), Proble
     if let Some(kind) = key.strip_prefix(b"SCHILY.acl.") {
         return apply_acl(extended, kind, value);
     }
-    // An empty value takes a record back.
+    // An empty value revokes a record.
     let given = (!value.is_empty()).then_some(value);
     let number =
         |what: &str| given.map(|digits| decimal(digits).ok_or(format!("PAX {what} is not a number"))).transpose();
@@ -141,7 +141,7 @@ fn apply(extended: &mut Extended, key: &[u8], value: &[u8]) -> Result<(), Proble
     Ok(())
 }
 
-/// An ACL as text; the attribute itself, if it is there too, is exact.
+/// An ACL in text form. If the attribute itself is present too, that is exact.
 fn apply_acl(extended: &mut Extended, kind: &[u8], value: &[u8]) -> Result<(), Problem> {
     let name: &[u8] = match kind {
         _ if value.is_empty() => return Ok(()),
@@ -179,7 +179,7 @@ fn set_xattr(xattrs: &mut Vec<(Vec<u8>, Vec<u8>)>, name: &[u8], value: Vec<u8>) 
     Ok(())
 }
 
-/// Decimal digits and nothing else.
+/// Decimal digits only.
 pub(crate) fn decimal(digits: &[u8]) -> Option<u64> {
     if digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
         return None;
@@ -212,7 +212,7 @@ fn time(text: &[u8]) -> Option<Time> {
     })
 }
 
-/// Undoes `%XX`.
+/// Decodes `%XX`.
 fn url_decoded(text: &[u8]) -> Vec<u8> {
     let mut decoded = Vec::with_capacity(text.len());
     let mut at = 0;
@@ -232,7 +232,7 @@ fn url_decoded(text: &[u8]) -> Vec<u8> {
     decoded
 }
 
-/// Undoes base64 (RFC 4648) with or without padding.
+/// Decodes base64 (RFC 4648) with or without padding.
 fn base64_decoded(text: &[u8]) -> Option<Vec<u8>> {
     let config = GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent);
     GeneralPurpose::new(&STANDARD, config.with_decode_allow_trailing_bits(true)).decode(text).ok()

@@ -1,9 +1,9 @@
-//! Reads the members of a tar stream: layers and archives of images alike.
+//! Reads the members of a tar stream, both of layers and of archives of images.
 //!
-//! This is our own parser rather than the `tar` crate: a recipe wants every byte that is not file contents, in order
-//! (headers, extension headers, sparse maps, padding, what follows the end); hostile input wants limits before memory
-//! is taken; and where tar dialects are ambiguous, the answer has to be that of Go's `archive/tar`, which built the
-//! image and reads it elsewhere.
+//! This parser replaces the `tar` crate for three reasons. A recipe needs every byte that is not file contents, in
+//! order (headers, extension headers, sparse maps, padding, everything after the end). Hostile input needs limits
+//! that are checked before memory is allocated. And where tar dialects are ambiguous, the result must equal that of
+//! Go's `archive/tar`, which built the image and reads it elsewhere.
 
 use std::io::{self, BufRead, Seek};
 
@@ -13,15 +13,15 @@ use crate::tar::sparse::{self, Segment};
 use crate::tar::{Limits, TarError};
 use crate::text::printable;
 
-/// Takes the bytes of a stream that are not file contents, in order.
+/// Receives the bytes of a stream that are not file contents, in order.
 pub(crate) trait RawSink {
-    /// What the reader fails with.
+    /// The error type of the reader.
     type Error: From<TarError>;
 
     fn raw(&mut self, bytes: &[u8]) -> Result<(), Self::Error>;
 }
 
-/// Nobody wants them.
+/// Ignores them.
 impl RawSink for () {
     type Error = TarError;
 
@@ -30,7 +30,7 @@ impl RawSink for () {
     }
 }
 
-/// What an entry makes. Device numbers are as the archive has them; Linux may have no such.
+/// The file that an entry makes. Device numbers are those in the archive; Linux may not support them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     File {
@@ -47,21 +47,21 @@ pub(crate) enum Kind {
     Unknown(u8),
 }
 
-/// One entry, its extension headers applied.
+/// One entry, with its extension headers applied.
 #[derive(Clone, Debug)]
 pub(crate) struct Entry {
-    /// As the archive has it.
+    /// As in the archive.
     pub(crate) name: Vec<u8>,
     pub(crate) kind: Kind,
     /// Permission, setuid, setgid and sticky bits only.
     pub(crate) mode: u32,
-    /// As the archive has it; Linux may have no such owner.
+    /// As in the archive; Linux may have no such owner.
     pub(crate) uid: i128,
     /// Likewise.
     pub(crate) gid: i128,
     pub(crate) mtime: Time,
     pub(crate) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
-    /// It has an ACL in a form that is not read.
+    /// There is an ACL in an unsupported form.
     pub(crate) text_acl: bool,
 }
 
@@ -71,7 +71,7 @@ pub(crate) struct TarReader<'a, R, S> {
     sink: S,
     offset: u64,
     limits: &'a Limits,
-    /// Content bytes of the current entry that were not read yet.
+    /// Content bytes of the current entry that have not been read.
     stored: u64,
     /// Bytes between the current entry's content and the next header.
     padding: u64,
@@ -88,17 +88,17 @@ impl<'a, R: BufRead, S: RawSink> TarReader<'a, R, S> {
         &mut self.input
     }
 
-    /// Bytes of the stream read so far.
+    /// Number of bytes of the stream read so far.
     pub(crate) fn offset(&self) -> u64 {
         self.offset
     }
 
-    /// Entries so far.
+    /// Number of entries so far.
     pub(crate) fn entries(&self) -> u64 {
         self.entries
     }
 
-    /// What takes the bytes that are not contents.
+    /// The receiver of bytes that are not contents.
     pub(crate) fn sink(&mut self) -> &mut S {
         &mut self.sink
     }
@@ -110,8 +110,8 @@ impl<'a, R: BufRead, S: RawSink> TarReader<'a, R, S> {
 
     /// The next entry; `None` at the archive's end.
     ///
-    /// A stream that ends between two entries without the two zero blocks, or in the padding of the last one, is taken
-    /// as it is, as Go does: several writers left them out. The DiffID tells a cut layer from such a one.
+    /// As in Go, a stream may end between two entries without the two zero blocks, or in the padding of the last entry, because
+    /// several writers omitted these. The DiffID distinguishes a truncated layer from such a stream.
     pub(crate) fn next(&mut self) -> Result<Option<Entry>, S::Error> {
         self.skip_content()?;
         self.pass_padding()?;
@@ -130,7 +130,7 @@ impl<'a, R: BufRead, S: RawSink> TarReader<'a, R, S> {
             pending = true;
             match header.kind() {
                 b'x' => extended = pax::parse(&self.extension(&header)?).map_err(|problem| self.format(problem))?,
-                // Go hands a global header out as an entry of its own, and forgets what came before it.
+                // Go returns a global header as a separate entry, and forgets the headers before it.
                 b'g' => {
                     self.extension(&header)?;
                     extended = Extended::default();
@@ -155,7 +155,7 @@ impl<'a, R: BufRead, S: RawSink> TarReader<'a, R, S> {
         }
     }
 
-    /// Passes the next stored bytes of the current entry to `sink`, at most `len` of them in all.
+    /// Passes the next stored bytes of the current entry to `sink`, `len` at most.
     pub(crate) fn content<E: From<TarError>>(
         &mut self,
         len: u64,
@@ -178,7 +178,7 @@ impl<'a, R: BufRead, S: RawSink> TarReader<'a, R, S> {
         Ok(())
     }
 
-    /// Passes over what is left of the current entry's contents; the sink gets them.
+    /// Skips the rest of the current entry's contents; the sink gets them.
     pub(crate) fn skip_content(&mut self) -> Result<(), S::Error> {
         while self.stored > 0 {
             match self.pass_some(self.stored)? {
@@ -189,7 +189,7 @@ impl<'a, R: BufRead, S: RawSink> TarReader<'a, R, S> {
         Ok(())
     }
 
-    /// Passes over the padding, or what there is of it.
+    /// Skips the padding, as far as it exists.
     fn pass_padding(&mut self) -> Result<(), S::Error> {
         while self.padding > 0 {
             match self.pass_some(self.padding)? {
@@ -200,7 +200,7 @@ impl<'a, R: BufRead, S: RawSink> TarReader<'a, R, S> {
         Ok(())
     }
 
-    /// Passes over at most `limit` bytes that are at hand.
+    /// Skips at most `limit` buffered bytes.
     fn pass_some(&mut self, limit: u64) -> Result<u64, S::Error> {
         let available = match self.input.fill_buf() {
             Ok(available) => available,
@@ -213,7 +213,7 @@ impl<'a, R: BufRead, S: RawSink> TarReader<'a, R, S> {
         Ok(taken as u64)
     }
 
-    /// Reads everything that follows the end of the archive.
+    /// Reads everything after the end of the archive.
     pub(crate) fn finish(&mut self) -> Result<(), S::Error> {
         while self.pass_some(u64::MAX)? > 0 {}
         Ok(())
@@ -274,7 +274,7 @@ impl<'a, R: BufRead, S: RawSink> TarReader<'a, R, S> {
         Ok(bytes)
     }
 
-    /// Text of a GNU long name or link: up to the first NUL. An empty one says nothing.
+    /// Text of a GNU long name or link, up to the first NUL; `None` if it is empty.
     fn long_text(&mut self, header: &Header<'_>) -> Result<Option<Vec<u8>>, S::Error> {
         let mut text = self.extension(header)?;
         if let Some(end) = text.iter().position(|&byte| byte == 0) {
@@ -283,7 +283,7 @@ impl<'a, R: BufRead, S: RawSink> TarReader<'a, R, S> {
         Ok(Some(text).filter(|text| !text.is_empty()))
     }
 
-    /// Bytes stored for the entry.
+    /// Number of bytes stored for the entry.
     fn size(&self, header: &Header<'_>, extended: &Extended) -> Result<u64, TarError> {
         let size = match extended.size {
             Some(size) => size,
@@ -330,8 +330,8 @@ impl<'a, R: BufRead, S: RawSink> TarReader<'a, R, S> {
         })
     }
 
-    /// What the entry makes. Links, devices, directories and FIFOs have no contents, whatever their size says: GNU tar
-    /// and POSIX would have a directory's size reserve space, and Go takes none of these to have any.
+    /// The kind of file that the entry makes. Links, devices, directories and FIFOs have no contents, whatever their size says.
+    /// GNU tar and POSIX use a directory's size to reserve space, but in Go none of these have contents.
     fn kind(&mut self, header: &Header<'_>, extended: &mut Extended, name: &[u8]) -> Result<Kind, S::Error> {
         let name_of = |problem: String| TarError::entry(name, problem);
         let link = extended.link.take().unwrap_or_else(|| header.link());
@@ -355,7 +355,7 @@ impl<'a, R: BufRead, S: RawSink> TarReader<'a, R, S> {
                 }
                 kind
             }
-            // GNU's incremental dumps: a directory whose contents list its files.
+            // GNU's incremental dumps: a directory with a list of its files as contents.
             b'D' => {
                 self.stored = self.size(header, extended)?;
                 Kind::Directory
@@ -367,7 +367,7 @@ impl<'a, R: BufRead, S: RawSink> TarReader<'a, R, S> {
         })
     }
 
-    /// A regular file, its sparse map read.
+    /// A regular file, including its sparse map.
     fn file(&mut self, header: &Header<'_>, extended: &Extended, name: &[u8]) -> Result<Kind, S::Error> {
         let stored = self.size(header, extended)?;
         let name_of = |problem: String| TarError::entry(name, problem);
@@ -408,8 +408,8 @@ impl<'a, R: BufRead, S: RawSink> TarReader<'a, R, S> {
         Ok(Kind::File { size, segments: sparse::checked(&map, size, stored).map_err(name_of)? })
     }
 
-    /// The map of format 1.0: decimal lines at the start of the contents, padded to a block. Gives the map and how
-    /// many stored bytes are left.
+    /// The map of format 1.0: decimal lines at the start of the contents, padded to a block. Returns the map and
+    /// the number of remaining stored bytes.
     fn map_in_content(&mut self, stored: u64, name: &[u8]) -> Result<(RawMap, u64), S::Error> {
         let mut left = stored;
         let mut text = Vec::new();
@@ -456,13 +456,13 @@ impl<'a, R: BufRead, S: RawSink> TarReader<'a, R, S> {
     }
 
     fn cut(&self) -> TarError {
-        // Shorter than its first header.
+        // The stream is shorter than a header.
         self.format(if self.offset == 0 { "not a tar archive" } else { "the archive is cut off" })
     }
 }
 
 impl<R: BufRead + Seek> TarReader<'_, R, ()> {
-    /// Passes over the current entry's contents without reading them. `end` is the stream's length.
+    /// Skips the current entry's contents without reading them. `end` is the stream's length.
     pub(crate) fn seek_past_content(&mut self, end: u64) -> Result<(), TarError> {
         let whole = self.offset.checked_add(self.stored).filter(|whole| *whole <= end).ok_or_else(|| self.cut())?;
         let next = whole.saturating_add(self.padding).min(end);
@@ -473,7 +473,7 @@ impl<R: BufRead + Seek> TarReader<'_, R, ()> {
     }
 }
 
-/// An error of the reader below. One of ours that came through it is taken out again.
+/// An error of the reader below. If it contains one of our errors, that is extracted.
 fn read_error(offset: u64, source: io::Error) -> TarError {
     match source.downcast::<TarError>() {
         Ok(ours) => ours,

@@ -1,4 +1,4 @@
-//! Where the stored bytes of a sparse file go.
+//! Places of the stored bytes of a sparse file.
 
 use crate::tar::header::Problem;
 
@@ -9,8 +9,8 @@ pub(crate) struct Segment {
     pub(crate) len: u64,
 }
 
-/// Checks a sparse map: runs in order, without overlap, inside the file, and exactly as long together as what is
-/// stored. Empty runs, by which writers mark the end of the file, are dropped.
+/// Checks a sparse map: its runs must be in order, without overlap, inside the file, and together as long as the
+/// stored bytes. Empty runs, with which writers mark the end of the file, are dropped.
 pub(crate) fn checked(map: &[(i128, i128)], real_size: u64, stored: u64) -> Result<Vec<Segment>, Problem> {
     let mut segments: Vec<Segment> = Vec::new();
     let (mut end, mut total) = (0, 0);

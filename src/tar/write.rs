@@ -1,4 +1,4 @@
-//! Writes tar headers: `ustar`, and a PAX header before it only where `ustar` cannot say it.
+//! Writes tar headers: `ustar`, preceded by a PAX header only if `ustar` cannot express the entry.
 
 use std::io::{self, Write};
 
@@ -8,7 +8,7 @@ use base64::engine::general_purpose::STANDARD_NO_PAD;
 use crate::tar::header::{BLOCK, Block, checksums};
 use crate::tar::{Attributes, Time};
 
-/// What an entry is.
+/// The type of an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum EntryType<'a> {
     File(u64),
@@ -34,7 +34,7 @@ impl EntryType<'_> {
     }
 }
 
-/// Writes the headers of one entry; the contents and [`pad`] are the caller's.
+/// Writes the headers of one entry; the caller writes the contents and calls [`pad`].
 pub(crate) fn header(out: &mut dyn Write, name: &[u8], kind: EntryType<'_>, attributes: &Attributes) -> io::Result<()> {
     let link = match kind {
         EntryType::HardLink(link) | EntryType::Symlink(link) => link,
@@ -62,7 +62,7 @@ pub(crate) fn header(out: &mut dyn Write, name: &[u8], kind: EntryType<'_>, attr
         octal(&mut block, 329, 8, major.into());
         octal(&mut block, 337, 8, minor.into());
     }
-    // Hard links have the attributes of what they link to.
+    // A hard link has the attributes of its target.
     if !matches!(kind, EntryType::HardLink(_)) {
         for (key, value) in &attributes.xattrs {
             xattr_record(&mut records, key, value);
@@ -75,7 +75,7 @@ pub(crate) fn header(out: &mut dyn Write, name: &[u8], kind: EntryType<'_>, attr
     out.write_all(&block)
 }
 
-/// Fills up to a whole block after `size` bytes of contents.
+/// Pads to a whole block after `size` bytes of contents.
 pub(crate) fn pad(out: &mut dyn Write, size: u64) -> io::Result<()> {
     let missing = size.next_multiple_of(BLOCK as u64) - size;
     out.write_all([0; BLOCK].get(..usize::try_from(missing).unwrap_or(0)).unwrap_or_default())
@@ -105,7 +105,7 @@ fn pax_header(out: &mut dyn Write, name: &[u8], records: &[u8]) -> io::Result<()
     pad(out, records.len() as u64)
 }
 
-/// The name whole, or split at a slash; else in a record.
+/// The whole name, or the name split at a slash, or else a record.
 fn put_name(block: &mut Block, name: &[u8], records: &mut Vec<u8>) {
     if name.len() <= 100 {
         return put(block, 0, name);
@@ -147,7 +147,7 @@ fn decimal_time(time: Time) -> String {
     text.trim_end_matches('0').to_owned()
 }
 
-/// An octal field, or a record and 0 when it does not fit.
+/// An octal field; if the value does not fit, a record and 0 in the field.
 fn number(block: &mut Block, at: usize, len: usize, value: u64, key: &str, records: &mut Vec<u8>) {
     let fits = value < 1 << (3 * (len - 1));
     octal(block, at, len, if fits { value } else { 0 });
@@ -171,7 +171,7 @@ fn seal(block: &mut Block) {
     put(block, 148, format!("{sum:06o}\0 ").as_bytes());
 }
 
-/// One PAX record; its length counts its own digits.
+/// One PAX record; its length includes its own digits.
 fn record(records: &mut Vec<u8>, key: &[u8], value: &[u8]) {
     let rest = key.len() + value.len() + 3;
     let mut len = rest + 1;
@@ -185,7 +185,7 @@ fn record(records: &mut Vec<u8>, key: &[u8], value: &[u8]) {
     records.push(b'\n');
 }
 
-/// `SCHILY.xattr.NAME`; a name with `=` in it, which that keyword cannot carry, in libarchive's form.
+/// `SCHILY.xattr.NAME`; a name with `=`, which that keyword cannot hold, in libarchive's form.
 fn xattr_record(records: &mut Vec<u8>, name: &[u8], value: &[u8]) {
     if !name.contains(&b'=') {
         return record(records, &[b"SCHILY.xattr.", name].concat(), value);

@@ -206,7 +206,7 @@ fn unknown_options_warn_once_each() {
     assert!(options.warnings[0].contains("'foo'") && options.warnings[1].contains("'bar'"));
 }
 
-/// A mount without its upper, or without its limits, is not what was asked for.
+/// A mount without its upper, or without its limits, is not what the user wanted.
 #[test]
 fn a_misspelt_option_is_an_error() {
     for (text, near) in [
@@ -269,7 +269,7 @@ fn long_option_strings() {
 proptest::proptest! {
     #[test]
     fn any_bytes_parse_or_fail(group: Vec<u8>) {
-        // What matters is that it comes back at all.
+        // Only the fact that it returns matters.
         MountOptions::parse([OsStr::from_bytes(&group)], false).map(|_| ()).unwrap_or(());
     }
 
