@@ -650,8 +650,8 @@ fn without_privileges_owners_and_devices_are_recorded() {
         "dir 700 0:0 @1000000000 user.containers.override_stat=3:4:1500:dir user.overlay.opaque=y"
     );
     assert_eq!(at(&layer, "d/f"), "file \"x\" 600 0:0 @1000000000 user.containers.override_stat=1:2:4400:file");
-    assert_eq!(at(&layer, "dev"), "file \"\" 666 0:0 @1000000000 user.containers.override_stat=0:5:666:char-1-3");
-    assert_eq!(at(&layer, "fifo"), "file \"\" 644 0:0 @1000000000 user.containers.override_stat=0:0:644:pipe");
+    assert_eq!(at(&layer, "dev"), "file \"\" 666 0:0 @1000000000 user.containers.override_stat=0:5:0666:char-1-3");
+    assert_eq!(at(&layer, "fifo"), "file \"\" 644 0:0 @1000000000 user.containers.override_stat=0:0:0644:pipe");
     assert_eq!(reassembled(&layer).unwrap(), tar);
     // A snapshot of it is what root would have unpacked.
     let mut out = Vec::new();

@@ -15,6 +15,9 @@ use std::path::Path;
 
 use layer_dirs::*;
 use rustix::fs::{FileType, Mode, XattrFlags};
+use stratafs::config::{OverlayConfig, XattrPermissions};
+use stratafs::driver::Overlay;
+use stratafs::driver::types::NodeId;
 use stratafs::image::digest::Digest;
 use stratafs::image::snapshot::{self, Snapshot, SnapshotOptions};
 use tar_build::*;
@@ -283,7 +286,8 @@ fn source_date_epoch_clamps_times() {
     fs::write(dir.path().join("old"), "").unwrap();
     let times = fs::FileTimes::new().set_modified(std::time::UNIX_EPOCH + std::time::Duration::new(50, 500_000_000));
     File::options().write(true).open(dir.path().join("old")).unwrap().set_times(times).unwrap();
-    let (tar, _) = snapshot_with(dir.path(), &[], &SnapshotOptions { source_date_epoch: Some(100) });
+    let (tar, _) =
+        snapshot_with(dir.path(), &[], &SnapshotOptions { source_date_epoch: Some(100), ..SnapshotOptions::default() });
     let layer = unpack(&tar);
     let tree = layer.tree();
     assert!(tree["new"].ends_with("@100"));
@@ -416,4 +420,77 @@ fn snapshot_and_unpack_are_each_other_s_inverse() {
     assert_eq!(layer.tree(), expected);
     let (again, second) = snapshot_with(&layer.path(), &[&lower], &SnapshotOptions::default());
     assert_eq!((again, second), (tar, first));
+}
+
+/// Owner, mode and type of every entry of a snapshot are those that a mount with the same option shows.
+#[test]
+fn kept_permissions_are_those_that_a_mount_shows() {
+    const KEYS: [&str; 3] =
+        ["security.fuseoverlayfs.override_stat", "user.containers.override_stat", "user.fuseoverlayfs.override_stat"];
+    let cases = [
+        ("privileged", vec![(KEYS[0], "7:8:4711:file")]),
+        ("containers", vec![(KEYS[1], "9:10:0640:file")]),
+        ("old", vec![(KEYS[2], "11:12:0600")]),
+        ("all", vec![(KEYS[2], "3:3:0603:file"), (KEYS[1], "2:2:0602:file"), (KEYS[0], "1:1:0601:file")]),
+        ("null", vec![(KEYS[0], "0:0:0666:char-1-3"), (KEYS[1], "0:0:0666:char-1-3")]),
+        ("link", vec![(KEYS[1], "0:0:0777:symlink")]),
+        ("unknown", vec![(KEYS[1], "0:0:0755:door")]),
+        ("damaged", vec![(KEYS[1], "0:0:9:file")]),
+    ];
+    let mut shown = std::collections::BTreeSet::new();
+    for permissions in
+        [XattrPermissions::Auto, XattrPermissions::Inode, XattrPermissions::Privileged, XattrPermissions::Containers]
+    {
+        for (layer, marked) in
+            [("upper", None), ("upper", Some(0)), ("upper", Some(1)), ("lower", Some(1)), ("lower", Some(2))]
+        {
+            let dir = upper();
+            let [lower, upper, work] = ["lower", "upper", "work"].map(|name| dir.path().join(name));
+            for path in [&lower, &upper, &work] {
+                fs::create_dir(path).unwrap();
+            }
+            for (name, attributes) in &cases {
+                fs::write(upper.join(name), "").unwrap();
+                fs::set_permissions(upper.join(name), fs::Permissions::from_mode(0o644)).unwrap();
+                attributes.iter().for_each(|(key, value)| xattr(&upper.join(name), key, value.as_bytes()));
+            }
+            if let Some(key) = marked {
+                xattr(&dir.path().join(layer), KEYS[key], b"0:0:0755:dir");
+            }
+            let open = |path| File::open(path).unwrap();
+            let options = SnapshotOptions { permissions, ..SnapshotOptions::default() };
+            let mut out = Vec::new();
+            snapshot::snapshot(open(&upper).as_fd(), &[open(&lower).as_fd()], &mut out, &options).unwrap();
+            let config = OverlayConfig {
+                lowers: vec![lower],
+                upper: Some(upper),
+                work: Some(work),
+                xattr_permissions: permissions,
+                ..OverlayConfig::default()
+            };
+            let overlay = Overlay::open(config).unwrap();
+            for entry in tar::Archive::new(&out[..]).entries().unwrap() {
+                let entry = entry.unwrap();
+                let name = String::from_utf8(entry.path_bytes().into_owned()).unwrap();
+                if name == "./" {
+                    continue;
+                }
+                let header = entry.header();
+                let (kind, device) = match header.entry_type().is_character_special() {
+                    true => (
+                        libc::S_IFCHR,
+                        [header.device_major(), header.device_minor()].map(|part| part.unwrap().unwrap()),
+                    ),
+                    false => (libc::S_IFREG, [0, 0]),
+                };
+                let kept = (header.uid().unwrap(), header.gid().unwrap(), header.mode().unwrap() | kind, device.into());
+                let found = overlay.lookup(NodeId::ROOT, name.as_ref()).unwrap().unwrap().attr;
+                let is = (u64::from(found.uid), u64::from(found.gid), found.mode, found.rdev);
+                assert_eq!(kept, is, "{name}: {permissions:?}, {marked:?} on {layer}");
+                shown.insert(is);
+            }
+        }
+    }
+    // The real ones, seven that are kept beside files, and a device.
+    assert_eq!(shown.len(), 9, "{shown:?}");
 }

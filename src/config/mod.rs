@@ -118,7 +118,7 @@ pub enum XattrPermissions {
     Auto,
     /// In the inode, even if a layer has such an attribute (`0`).
     Inode,
-    /// In `user.fuseoverlayfs.override_stat`-style attributes, for privileged processes (`1`).
+    /// In `security.fuseoverlayfs.override_stat`, for privileged processes (`1`).
     Privileged,
     /// In `user.containers.override_stat` (`2`).
     Containers,

@@ -1,6 +1,5 @@
 //! Copies attributes from one open file to another, and keeps a directory's times.
 
-use std::ffi::CString;
 use std::os::fd::BorrowedFd;
 
 use rustix::fs::{Gid, Mode, Uid};
@@ -20,11 +19,10 @@ pub(crate) fn copy_attributes(
     wanted: impl Fn(&[u8]) -> bool,
 ) -> Result<(), Errno> {
     let source = Target { dir: from, name: c"" };
-    for name in xattr::names(&xattr::list(source)?).filter(|name| wanted(name)) {
-        let key = CString::new(name).map_err(|_| Errno::INVAL)?;
+    for key in xattr::names(&xattr::list(source)?).filter(|key| wanted(key.to_bytes())) {
         // `None` if the attribute was removed in the meantime.
-        if let Some(value) = xattr::value(source, &key)? {
-            xattr::set(Target { dir: to, name: c"" }, &key, &value, 0)?;
+        if let Some(value) = xattr::value(source, key)? {
+            xattr::set(Target { dir: to, name: c"" }, key, &value, 0)?;
         }
     }
     let stat = Stat::of(from, c"")?;

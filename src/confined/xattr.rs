@@ -4,7 +4,7 @@ use std::ffi::CStr;
 
 use rustix::io::Errno;
 
-pub(crate) use crate::sys::xattr::{Target, set};
+pub(crate) use crate::sys::xattr::{Target, remove, set};
 
 /// A size, in bytes, that most lists and values fit in.
 const USUAL: usize = 1024;
@@ -38,9 +38,9 @@ pub(crate) fn list(target: Target<'_>) -> Result<Vec<u8>, Errno> {
     }
 }
 
-/// The names in a list, without their NULs.
-pub(crate) fn names(list: &[u8]) -> impl Iterator<Item = &[u8]> {
-    list.split(|&byte| byte == 0).filter(|name| !name.is_empty())
+/// The single names of a list.
+pub(crate) fn names(list: &[u8]) -> impl Iterator<Item = &CStr> {
+    list.split_inclusive(|&byte| byte == 0).filter_map(|name| CStr::from_bytes_with_nul(name).ok())
 }
 
 /// Value of the extended attribute `key`; `None` if there is none.
@@ -51,6 +51,18 @@ pub(crate) fn value(target: Target<'_>, key: &CStr) -> Result<Option<Vec<u8>>, E
     match grown(|buffer| crate::sys::xattr::get(target, key, buffer)) {
         Ok(value) => Ok(Some(value)),
         Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(None),
+        Err(errno) => Err(errno),
+    }
+}
+
+/// True if `target` has no extended attribute `key`, but its file system could store it.
+///
+/// # Errors
+/// Those of `getxattr(2)`.
+pub(crate) fn is_missing(target: Target<'_>, key: &CStr) -> Result<bool, Errno> {
+    match crate::sys::xattr::get(target, key, &mut []) {
+        Ok(_) | Err(Errno::RANGE | Errno::OPNOTSUPP) => Ok(false),
+        Err(Errno::NODATA) => Ok(true),
         Err(errno) => Err(errno),
     }
 }

@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Container, Record};
 use crate::confined::mountinfo;
+use crate::image::snapshot::XattrPermissions;
 use crate::image::{ImageError, IoContext, Result};
 use crate::store::checkpoints::CheckpointLayer;
 use crate::store::{Store, StoredLayer};
@@ -250,8 +251,11 @@ fn mount_stratafs(stack: &Stack, record: &Record, name: &str) -> Result<()> {
     if rustix::process::geteuid().is_root() {
         options.push(",allow_other,default_permissions,suid,dev");
     }
-    // Set in both cases: the content of a layer must not decide.
-    options.push(if record.rootless { ",xattr_permissions=2" } else { ",xattr_permissions=0" });
+    // Said in either case: without it, the layers would choose.
+    options.push(match record.permissions() {
+        XattrPermissions::Containers => ",xattr_permissions=2",
+        _ => ",xattr_permissions=0",
+    });
     if record.rootless && !rustix::process::geteuid().is_root() {
         // Outside a namespace, files must appear to belong to the user, or the user could not change them.
         let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::Driver;
 use super::bundle::RunOptions;
 use crate::image::digest::Digest;
+use crate::image::snapshot::XattrPermissions;
 
 /// `container.json`: the parts of a container, and how it runs. It is written when the container is made and when it is
 /// started; later events are in [`State`](super::State).
@@ -55,4 +56,11 @@ pub struct Record {
     /// The OCI runtime chosen by the user; `None` for the default one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub runtime: Option<String>,
+}
+
+impl Record {
+    /// Where its mounts keep owner, mode and type of files. A layer's content must not choose.
+    pub fn permissions(&self) -> XattrPermissions {
+        if self.rootless { XattrPermissions::Containers } else { XattrPermissions::Inode }
+    }
 }

@@ -15,7 +15,7 @@ use super::Container;
 use super::bundle::Volume;
 use crate::confined;
 use crate::image::files::{make_dir, open_dir, remove_tree};
-use crate::image::snapshot::{self, SnapshotOptions};
+use crate::image::snapshot::{self, SnapshotOptions, XattrPermissions};
 use crate::image::unpack::{self, UnpackOptions};
 use crate::image::{ImageError, IoContext, Result};
 
@@ -81,7 +81,9 @@ fn fill(root: &File, destination: &Path, source: &Path, scratch: &Path) -> Resul
     };
     let named = |source| ImageError::Layer { layer: format!("volume {}", destination.display()), source };
     let mut tar = tempfile::tempfile_in(scratch).at(scratch)?;
-    snapshot::snapshot(from.as_fd(), &[], &mut tar, &SnapshotOptions::default()).map_err(named)?;
+    // The mount shows owners and modes as they are to be; what looks like a kept one is somebody's attribute.
+    let options = SnapshotOptions { permissions: XattrPermissions::Inode, ..SnapshotOptions::default() };
+    snapshot::snapshot(from.as_fd(), &[], &mut tar, &options).map_err(named)?;
     tar.rewind().at(scratch)?;
     let options = match rustix::process::geteuid().is_root() {
         true => UnpackOptions::default(),

@@ -5,60 +5,43 @@
 //! With `user.*` attributes, a symlink cannot store its owner: it shows the real one, and a change of owner
 //! that is not permitted is ignored. POSIX ACLs are off, since they would contradict the kept mode.
 
-use std::ffi::{CStr, CString};
+use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
 
-use crate::config::{OverlayConfig, XattrPermissions};
+use crate::config::OverlayConfig;
+use crate::confined::xattr::Target;
 use crate::driver::copy_up::stage::Kept;
 use crate::driver::types::{Caller, Errno, Result, SetAttr};
 use crate::driver::verbs::attr::mode_without_set_id;
 use crate::driver::{OpenError, Union};
-use crate::marks::override_stat::{self, Kind, OverrideStat};
-use crate::sys::xattr::{self, Target};
-use crate::union::layer::{Dir, FileType, LayerDir, LayerStack, Stat, UpperDir, describe};
+use crate::marks::override_stat::{FileKind, OverrideKey, OverrideStat, PREFIX};
+use crate::union::layer::{Dir, FileType, LayerDir, LayerStack, Stat, UpperDir, describe, override_key, read_override};
 
-/// Longest value that is read; longer ones are malformed.
-const LONGEST: usize = 128;
 /// A file's capabilities, as an ordinary user's mount stores them.
 const KEPT_CAPABILITY: &CStr = c"user.containers.override_security.capability";
 
 /// Where owner, mode and type are kept.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(in crate::driver) struct Permissions {
-    key: CString,
-    /// True if the attribute is in `security.*`: the mounter is privileged, and files of every type can have it.
-    privileged: bool,
+    key: OverrideKey,
 }
 
 impl Permissions {
-    /// The setting of the mount's options. Without the option, the marks on the layers' roots decide
-    /// (containers/storage sets them, and fuse-overlayfs obeys).
+    /// The setting of the mount's options. Without the option, the marks on the layers' roots decide.
     ///
     /// # Errors
     /// Those of reading the attributes.
     pub(in crate::driver) fn of(config: &OverlayConfig, stack: &LayerStack) -> Result<Option<Self>> {
-        let new = |key: &str, privileged| {
-            let key = CString::new(key).map_err(|_| Errno::INVAL)?;
-            Ok(Some(Self { key, privileged }))
-        };
-        match config.xattr_permissions {
-            XattrPermissions::Privileged => return new(override_stat::PRIVILEGED, true),
-            XattrPermissions::Containers => return new(override_stat::CONTAINERS, false),
-            XattrPermissions::Inode => return Ok(None),
-            XattrPermissions::Auto => {}
-        }
         let upper = stack.upper().map(|upper| upper.root().as_dir());
-        for root in upper.into_iter().chain(stack.lowers().iter().map(|layer| layer.root())) {
-            for key in override_stat::NAMES {
-                // Asks for it by name: there may be more attributes than a system call can list.
-                let name = CString::new(key).map_err(|_| Errno::INVAL)?;
-                if root.xattr(c"", &name)?.is_some() {
-                    return new(key, key == override_stat::PRIVILEGED);
-                }
-            }
-        }
-        Ok(None)
+        let roots = upper.into_iter().chain(stack.lowers().iter().map(|layer| layer.root()));
+        let key = override_key(config.xattr_permissions, roots.map(AsFd::as_fd))?;
+        Ok(key.map(|key| Self { key }))
+    }
+
+    /// True if the attribute is in `security.*`: the mounter is privileged, and files of every type can have it.
+    fn is_privileged(self) -> bool {
+        self.key == OverrideKey::Privileged
     }
 
     /// Makes sure that the upper's file system takes the attribute.
@@ -69,84 +52,61 @@ impl Permissions {
         let Some(work) = stack.upper().and_then(|upper| upper.work().ok()) else { return Ok(()) };
         let probed = work.stage_file(0o600, false).and_then(|staged| {
             let (dir, name) = staged.dir_and_name().ok_or(Errno::IO)?;
-            dir.set_xattr(name, &self.key, b"0:0:0600:file", 0)
+            dir.set_xattr(name, self.key.name(), b"0:0:0600:file", 0)
         });
         probed.map_err(|errno| {
-            let key = self.key.to_string_lossy();
+            let key = self.key.name().to_string_lossy();
             OpenError(format!("xattr_permissions: the upperdir's file system does not take {key}: {}", describe(errno)))
         })
     }
 
     /// `stat` with the kept owner, mode and type of the file at `place` instead of the real ones.
     fn apply(&self, target: Target<'_>, stat: Stat, place: impl FnOnce() -> PathBuf) -> Result<Stat> {
-        let mut value = [0; LONGEST];
-        let length = match xattr::get(target, &self.key, &mut value) {
-            Ok(length) => length,
-            Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::PERM) => return Ok(stat),
-            Err(Errno::RANGE) => 0,
-            Err(errno) => return Err(errno),
-        };
-        let Some(kept) = OverrideStat::decode(value.get(..length).unwrap_or_default()) else {
-            tracing::warn!("{:?}: damaged mark {:?}: shown as it really is", place(), self.key);
-            return Ok(stat);
-        };
-        let real_type = stat.mode & libc::S_IFMT;
-        let (kind, rdev) = match (real_type, kept.kind) {
-            (libc::S_IFREG, Some(Kind::Pipe)) => (libc::S_IFIFO, (0, 0)),
-            (libc::S_IFREG, Some(Kind::Socket)) => (libc::S_IFSOCK, (0, 0)),
-            (libc::S_IFREG, Some(Kind::Block(major, minor))) => (libc::S_IFBLK, (major, minor)),
-            (libc::S_IFREG, Some(Kind::Char(major, minor))) => (libc::S_IFCHR, (major, minor)),
-            (real, _) => (real, stat.rdev),
-        };
+        let Some(kept) = read_override(target, self.key, place)? else { return Ok(stat) };
+        let real = FileKind::of(stat.mode, stat.rdev);
+        let shown = kept.shown_kind(real);
+        let (kind, rdev) = if shown == real { (stat.mode & libc::S_IFMT, stat.rdev) } else { shown.mode_and_number() };
         Ok(Stat { uid: kept.uid, gid: kept.gid, mode: kind | kept.mode, rdev, ..stat })
     }
 
     /// The attribute's value for a file that is to show `stat`.
     fn value(stat: &Stat) -> String {
-        let kind = match stat.mode & libc::S_IFMT {
-            libc::S_IFDIR => Kind::Directory,
-            libc::S_IFLNK => Kind::Symlink,
-            libc::S_IFIFO => Kind::Pipe,
-            libc::S_IFSOCK => Kind::Socket,
-            libc::S_IFBLK => Kind::Block(stat.rdev.0, stat.rdev.1),
-            libc::S_IFCHR => Kind::Char(stat.rdev.0, stat.rdev.1),
-            _ => Kind::File,
-        };
-        OverrideStat { uid: stat.uid, gid: stat.gid, mode: stat.mode & 0o7777, kind: Some(kind) }.encode()
+        let kind = Some(FileKind::of(stat.mode, stat.rdev));
+        OverrideStat { uid: stat.uid, gid: stat.gid, mode: stat.mode & 0o7777, kind }.encode()
     }
 
     /// What copy-up stores with the copy of a file that shows `stat`.
-    pub(in crate::driver) fn kept(&self, stat: &Stat) -> Kept<'_> {
-        Kept { key: &self.key, value: Self::value(stat), privileged: self.privileged }
+    pub(in crate::driver) fn kept(self, stat: &Stat) -> Kept {
+        Kept { key: self.key.name(), value: Self::value(stat), privileged: self.is_privileged() }
     }
 
     /// Makes `name` in `dir` show the owner and mode of `stat`. The real file keeps its owner, who can always use it.
     pub(in crate::driver) fn keep(&self, dir: &UpperDir, name: &CStr, stat: &Stat) -> Result<()> {
-        if stat.file_type() == FileType::Symlink && !self.privileged {
+        if stat.file_type() == FileType::Symlink && !self.is_privileged() {
             return dir.set_owner(name, Some(stat.uid), Some(stat.gid)).or_else(tolerate_ownerless_symlink);
         }
-        dir.set_xattr(name, &self.key, Self::value(stat).as_bytes(), 0)?;
+        dir.set_xattr(name, self.key.name(), Self::value(stat).as_bytes(), 0)?;
         if stat.file_type() == FileType::Symlink { Ok(()) } else { dir.set_mode(name, real_mode(stat.mode)) }
     }
 
     /// The name under which the mount's attribute `key` is stored; `None` if users may not have it.
     pub(in crate::driver) fn stored_key(&self, key: &[u8]) -> Option<Vec<u8>> {
-        if key == self.key.as_bytes() || key.starts_with(override_stat::PREFIX.as_bytes()) {
+        if key == self.key.name().to_bytes() || key.starts_with(PREFIX.as_bytes()) {
             return None;
         }
-        if key.starts_with(b"security.") && !self.privileged {
-            return Some([override_stat::PREFIX.as_bytes(), key].concat());
+        if key.starts_with(b"security.") && !self.is_privileged() {
+            return Some([PREFIX.as_bytes(), key].concat());
         }
         Some(key.to_vec())
     }
 
     /// The name under which the mount shows the stored attribute `key`; `None` if it is hidden.
     pub(in crate::driver) fn shown_key<'k>(&self, key: &'k [u8]) -> Option<&'k [u8]> {
-        if key == self.key.as_bytes() {
+        if key == self.key.name().to_bytes() {
             return None;
         }
-        match key.strip_prefix(override_stat::PREFIX.as_bytes()) {
-            Some(inner) if inner.starts_with(b"security.") && !self.privileged => Some(inner),
+        match key.strip_prefix(PREFIX.as_bytes()) {
+            Some(inner) if inner.starts_with(b"security.") && !self.is_privileged() => Some(inner),
             Some(_) => None,
             None => Some(key),
         }
@@ -245,7 +205,7 @@ impl Union {
     /// A change of a file's content drops its capabilities. The real file system does that only for its own attribute, and the
     /// driver does not see passed-through writes. So this is done when the file is opened for writing.
     pub(in crate::driver) fn drop_kept_capability(&self, dir: &UpperDir, name: &CStr, stat: &Stat) -> Result<()> {
-        if self.permissions.as_ref().is_none_or(|kept| kept.privileged) || stat.file_type() != FileType::Regular {
+        if self.permissions.as_ref().is_none_or(|kept| kept.is_privileged()) || stat.file_type() != FileType::Regular {
             return Ok(());
         }
         match dir.remove_xattr(name, KEPT_CAPABILITY) {

@@ -11,7 +11,6 @@ pub mod origin;
 pub mod override_stat;
 pub mod protection;
 
-pub use override_stat::CONTAINERS as OVERRIDE_STAT;
 pub use protection::Protection;
 
 use std::ffi::OsStr;

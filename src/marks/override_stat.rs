@@ -2,39 +2,102 @@
 //! octal, type `dir`, `file`, `symlink`, `pipe`, `socket`, `block-MAJOR-MINOR` or `char-MAJOR-MINOR`
 //! (containers/storage `pkg/idtools`, "container override xattr"; fuse-overlayfs reads and writes the same).
 
-/// Name in `user.*`, for mounts by ordinary users (`xattr_permissions=2`).
-pub const CONTAINERS: &str = "user.containers.override_stat";
-/// Name in `security.*`, for privileged mounts (`xattr_permissions=1`).
-pub const PRIVILEGED: &str = "security.fuseoverlayfs.override_stat";
-/// Name that old versions of fuse-overlayfs used for [`CONTAINERS`].
-pub const FUSE_OVERLAYFS: &str = "user.fuseoverlayfs.override_stat";
+use std::ffi::CStr;
+use std::fmt;
+
 /// Prefix of an attribute that stands for one that ordinary users cannot set (`security.*`).
 pub const PREFIX: &str = "user.containers.override_";
-/// Every name of the attribute, in the order in which a reader tries them.
-pub const NAMES: [&str; 3] = [PRIVILEGED, CONTAINERS, FUSE_OVERLAYFS];
+
+/// The attributes that exist. A union uses one of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OverrideKey {
+    /// In `security.*`, for privileged mounts (`xattr_permissions=1`). Files of every type can have it.
+    Privileged,
+    /// In `user.*`, for mounts by ordinary users (`xattr_permissions=2`).
+    Containers,
+    /// What old versions of fuse-overlayfs used for what is now [`Self::Containers`].
+    FuseOverlayfs,
+}
+
+impl OverrideKey {
+    /// All, in the order in which a reader tries them.
+    pub const ALL: [Self; 3] = [Self::Privileged, Self::Containers, Self::FuseOverlayfs];
+
+    /// The attribute's name.
+    pub const fn name(self) -> &'static CStr {
+        match self {
+            Self::Privileged => c"security.fuseoverlayfs.override_stat",
+            Self::Containers => c"user.containers.override_stat",
+            Self::FuseOverlayfs => c"user.fuseoverlayfs.override_stat",
+        }
+    }
+}
 
 /// True for a name that overrides another attribute, owner or mode; no image has such attributes.
 pub fn is_override(name: &[u8]) -> bool {
-    NAMES.iter().any(|known| name == known.as_bytes()) || name.starts_with(PREFIX.as_bytes())
+    OverrideKey::ALL.iter().any(|key| name == key.name().to_bytes()) || name.starts_with(PREFIX.as_bytes())
 }
 
 /// Type of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum FileKind {
     /// Regular file.
-    File,
+    Regular,
     /// Directory.
     Directory,
     /// Symbolic link.
     Symlink,
     /// Named pipe.
-    Pipe,
+    Fifo,
     /// Socket.
     Socket,
     /// Block device: major, minor.
-    Block(u32, u32),
+    BlockDevice(u32, u32),
     /// Character device: major, minor.
-    Char(u32, u32),
+    CharDevice(u32, u32),
+}
+
+impl FileKind {
+    /// That of an inode with this `st_mode` and, if it is a device, this number.
+    pub fn of(mode: u32, (major, minor): (u32, u32)) -> Self {
+        match mode & libc::S_IFMT {
+            libc::S_IFDIR => Self::Directory,
+            libc::S_IFLNK => Self::Symlink,
+            libc::S_IFIFO => Self::Fifo,
+            libc::S_IFSOCK => Self::Socket,
+            libc::S_IFBLK => Self::BlockDevice(major, minor),
+            libc::S_IFCHR => Self::CharDevice(major, minor),
+            _ => Self::Regular,
+        }
+    }
+
+    /// The type in `st_mode`, and the number of a device.
+    pub fn mode_and_number(self) -> (u32, (u32, u32)) {
+        match self {
+            Self::Regular => (libc::S_IFREG, (0, 0)),
+            Self::Directory => (libc::S_IFDIR, (0, 0)),
+            Self::Symlink => (libc::S_IFLNK, (0, 0)),
+            Self::Fifo => (libc::S_IFIFO, (0, 0)),
+            Self::Socket => (libc::S_IFSOCK, (0, 0)),
+            Self::BlockDevice(major, minor) => (libc::S_IFBLK, (major, minor)),
+            Self::CharDevice(major, minor) => (libc::S_IFCHR, (major, minor)),
+        }
+    }
+}
+
+impl fmt::Display for FileKind {
+    /// As the attribute names it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Regular => f.write_str("file"),
+            Self::Directory => f.write_str("dir"),
+            Self::Symlink => f.write_str("symlink"),
+            Self::Fifo => f.write_str("pipe"),
+            Self::Socket => f.write_str("socket"),
+            Self::BlockDevice(major, minor) => write!(f, "block-{major}-{minor}"),
+            Self::CharDevice(major, minor) => write!(f, "char-{major}-{minor}"),
+        }
+    }
 }
 
 /// The content of the attribute.
@@ -47,24 +110,24 @@ pub struct OverrideStat {
     /// Permission bits (07777).
     pub mode: u32,
     /// Type; `None` for that of the real file.
-    pub kind: Option<Kind>,
+    pub kind: Option<FileKind>,
 }
 
 impl OverrideStat {
     /// The attribute's value.
     pub fn encode(&self) -> String {
         let Self { uid, gid, mode, kind } = self;
-        let kind = match kind {
-            None => String::new(),
-            Some(Kind::File) => ":file".to_owned(),
-            Some(Kind::Directory) => ":dir".to_owned(),
-            Some(Kind::Symlink) => ":symlink".to_owned(),
-            Some(Kind::Pipe) => ":pipe".to_owned(),
-            Some(Kind::Socket) => ":socket".to_owned(),
-            Some(Kind::Block(major, minor)) => format!(":block-{major}-{minor}"),
-            Some(Kind::Char(major, minor)) => format!(":char-{major}-{minor}"),
-        };
+        let kind = kind.map(|kind| format!(":{kind}")).unwrap_or_default();
         format!("{uid}:{gid}:{mode:04o}{kind}")
+    }
+
+    /// The type that a file shows that really is `real`: a regular file may stand for a special one; any other is what it is.
+    pub fn shown_kind(&self, real: FileKind) -> FileKind {
+        use FileKind::{BlockDevice, CharDevice, Fifo, Regular, Socket};
+        match (real, self.kind) {
+            (Regular, Some(kept @ (Fifo | Socket | BlockDevice(..) | CharDevice(..)))) => kept,
+            (real, _) => real,
+        }
     }
 
     /// Reads the attribute; `None` if it is malformed. Some writers put the whole `st_mode` into the mode; its type
@@ -83,22 +146,22 @@ impl OverrideStat {
     }
 }
 
-fn decode_kind(text: &str) -> Option<Kind> {
+fn decode_kind(text: &str) -> Option<FileKind> {
     let device = |text: &str| {
         let (major, minor) = text.split_once('-')?;
         Some((major.parse().ok()?, minor.parse().ok()?))
     };
     match text.split_once('-') {
         None => match text {
-            "file" => Some(Kind::File),
-            "dir" => Some(Kind::Directory),
-            "symlink" => Some(Kind::Symlink),
-            "pipe" => Some(Kind::Pipe),
-            "socket" => Some(Kind::Socket),
+            "file" => Some(FileKind::Regular),
+            "dir" => Some(FileKind::Directory),
+            "symlink" => Some(FileKind::Symlink),
+            "pipe" => Some(FileKind::Fifo),
+            "socket" => Some(FileKind::Socket),
             _ => None,
         },
-        Some(("block", numbers)) => device(numbers).map(|(major, minor)| Kind::Block(major, minor)),
-        Some(("char", numbers)) => device(numbers).map(|(major, minor)| Kind::Char(major, minor)),
+        Some(("block", numbers)) => device(numbers).map(|(major, minor)| FileKind::BlockDevice(major, minor)),
+        Some(("char", numbers)) => device(numbers).map(|(major, minor)| FileKind::CharDevice(major, minor)),
         Some(_) => None,
     }
 }
@@ -114,13 +177,13 @@ mod tests {
             ("0:0:755", stat(0, 0, 0o755, None)),
             ("1000:100:04755", stat(1000, 100, 0o4755, None)),
             ("0:0:040755", stat(0, 0, 0o755, None)),
-            ("0:0:0644:file", stat(0, 0, 0o644, Some(Kind::File))),
-            ("5:6:0555:dir", stat(5, 6, 0o555, Some(Kind::Directory))),
-            ("0:0:0666:char-1-3", stat(0, 0, 0o666, Some(Kind::Char(1, 3)))),
-            ("0:6:0660:block-7-300", stat(0, 6, 0o660, Some(Kind::Block(7, 300)))),
-            ("0:0:0600:pipe", stat(0, 0, 0o600, Some(Kind::Pipe))),
-            ("0:0:0600:socket", stat(0, 0, 0o600, Some(Kind::Socket))),
-            ("0:0:0777:symlink", stat(0, 0, 0o777, Some(Kind::Symlink))),
+            ("0:0:0644:file", stat(0, 0, 0o644, Some(FileKind::Regular))),
+            ("5:6:0555:dir", stat(5, 6, 0o555, Some(FileKind::Directory))),
+            ("0:0:0666:char-1-3", stat(0, 0, 0o666, Some(FileKind::CharDevice(1, 3)))),
+            ("0:6:0660:block-7-300", stat(0, 6, 0o660, Some(FileKind::BlockDevice(7, 300)))),
+            ("0:0:0600:pipe", stat(0, 0, 0o600, Some(FileKind::Fifo))),
+            ("0:0:0600:socket", stat(0, 0, 0o600, Some(FileKind::Socket))),
+            ("0:0:0777:symlink", stat(0, 0, 0o777, Some(FileKind::Symlink))),
             ("", None),
             ("0:0", None),
             ("0:0:", None),
@@ -134,6 +197,40 @@ mod tests {
             ("0:0:755:char-1-x", None),
         ] {
             assert_eq!(OverrideStat::decode(value.as_bytes()), expected, "{value}");
+        }
+    }
+
+    #[test]
+    fn only_a_regular_file_stands_for_another() {
+        let of = |text: &[u8], real| OverrideStat::decode(text).expect("a value").shown_kind(real);
+        for (text, real, shown) in [
+            (&b"0:0:666:char-1-3"[..], FileKind::Regular, FileKind::CharDevice(1, 3)),
+            (b"0:0:666:block-8-1", FileKind::Regular, FileKind::BlockDevice(8, 1)),
+            (b"0:0:666:pipe", FileKind::Regular, FileKind::Fifo),
+            (b"0:0:666:socket", FileKind::Regular, FileKind::Socket),
+            (b"0:0:666:symlink", FileKind::Regular, FileKind::Regular),
+            (b"0:0:666:dir", FileKind::Regular, FileKind::Regular),
+            (b"0:0:666", FileKind::Regular, FileKind::Regular),
+            (b"0:0:666:char-1-3", FileKind::Directory, FileKind::Directory),
+            (b"0:0:666:file", FileKind::Fifo, FileKind::Fifo),
+        ] {
+            assert_eq!(of(text, real), shown, "{}", text.escape_ascii());
+        }
+    }
+
+    #[test]
+    fn types_of_inodes() {
+        for (mode, kind) in [
+            (libc::S_IFREG, FileKind::Regular),
+            (libc::S_IFDIR, FileKind::Directory),
+            (libc::S_IFLNK, FileKind::Symlink),
+            (libc::S_IFIFO, FileKind::Fifo),
+            (libc::S_IFSOCK, FileKind::Socket),
+            (libc::S_IFBLK, FileKind::BlockDevice(8, 1)),
+            (libc::S_IFCHR, FileKind::CharDevice(8, 1)),
+        ] {
+            assert_eq!(FileKind::of(mode | 0o4755, (8, 1)), kind);
+            assert_eq!(kind.mode_and_number().0, mode);
         }
     }
 

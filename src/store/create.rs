@@ -10,7 +10,7 @@ use crate::image::digest::Digest;
 use crate::image::files::{make_dir, open_dir};
 use crate::image::layer::LayerError;
 use crate::image::reference::Reference;
-use crate::image::snapshot::{self, Omitted, Snapshot, SnapshotOptions};
+use crate::image::snapshot::{self, Omitted, Snapshot, SnapshotOptions, XattrPermissions};
 use crate::image::spec::Platform;
 use crate::image::time::Timestamp;
 use crate::image::unpack::UnpackOptions;
@@ -35,6 +35,8 @@ pub struct Authoring {
     pub source_date_epoch: Option<i64>,
     /// Paths of a container's upper that do not count as changes.
     pub omitted: Omitted,
+    /// Where what is read keeps owner, mode and type of files.
+    pub permissions: XattrPermissions,
 }
 
 impl Authoring {
@@ -171,7 +173,8 @@ fn add_made(
     const NAME: &str = "snapshot";
     let in_layer = |source: LayerError| ImageError::Layer { layer: NAME.to_owned(), source };
     let in_pipe = |source: io::Error| ImageError::Io { path: NAME.into(), source };
-    let options = SnapshotOptions { source_date_epoch: authoring.source_date_epoch };
+    let options =
+        SnapshotOptions { source_date_epoch: authoring.source_date_epoch, permissions: authoring.permissions };
     let (reader, writer) = io::pipe().map_err(in_pipe)?;
     let (made, added) = std::thread::scope(|scope| {
         let maker = scope.spawn(|| -> Result<Snapshot> {

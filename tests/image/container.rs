@@ -397,6 +397,34 @@ fn export_is_the_whole_tree() {
     }
 }
 
+/// Whoever may write to a file of a container cannot make it somebody else's, or set-user-id, in the image that is committed.
+#[test]
+fn an_attribute_of_a_container_is_no_owner_in_its_image() {
+    use std::os::unix::fs::MetadataExt;
+    const KEYS: [&str; 3] =
+        ["user.containers.override_stat", "security.fuseoverlayfs.override_stat", "user.fuseoverlayfs.override_stat"];
+    for world in worlds() {
+        let path = world.dir.path().join("base.tar");
+        std::fs::write(&path, Tar::new().dir("etc/").end()).unwrap();
+        world.ok(&["import", path.to_str().unwrap(), "base:1"]);
+        let merged = PathBuf::from(world.ok(&["mount", "--name", "sly", "base:1"]).trim());
+        std::fs::write(merged.join("mine"), "x").unwrap();
+        rustix::fs::chown(merged.join("mine"), Some(rustix::fs::Uid::from_raw(1000)), None).unwrap();
+        for (name, key) in ["mine", "."].iter().flat_map(|name| KEYS.map(|key| (name, key))) {
+            let set = rustix::fs::setxattr(merged.join(name), key, b"0:0:4755:file", rustix::fs::XattrFlags::empty());
+            // A mark of fuse-overlayfs may be refused.
+            assert!(set.is_ok() || key == KEYS[2], "{key} on {name}: {set:?}");
+        }
+        assert!(world.ok(&["diff", "sly"]).contains("A /mine\n"));
+        world.ok(&["umount", "sly"]);
+        world.ok(&["commit", "sly", "sly:1"]);
+        let merged = PathBuf::from(world.ok(&["mount", "--name", "new", "sly:1"]).trim());
+        let mine = std::fs::metadata(merged.join("mine")).unwrap();
+        assert_eq!((mine.uid(), mine.mode() & 0o7777), (1000, 0o644), "{}", world.driver);
+        world.ok(&["umount", "new"]);
+    }
+}
+
 /// What a layer says of other attributes, owners and modes is obeyed neither when it is unpacked nor when it is mounted.
 #[test]
 fn an_image_cannot_turn_kept_permissions_on() {

@@ -21,7 +21,7 @@ fn authoring(name: &str, changes: &[&str]) -> Authoring {
         created_by: None,
         changes: changes.iter().map(|change| change.parse().unwrap()).collect(),
         source_date_epoch: Some(1_700_000_000),
-        omitted: stratafs::image::snapshot::Omitted::default(),
+        ..Authoring::default()
     }
 }
 

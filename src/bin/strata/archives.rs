@@ -245,6 +245,7 @@ pub fn flatten(store: &Store, args: &Flatten) -> Result<()> {
     let mut authoring = authoring(&args.authoring, &args.name);
     authoring.message.get_or_insert_with(|| format!("Flattened from {}", image.label()));
     let options = unpack_options(&LimitArgs { unlimited: true });
+    authoring.permissions = options.permissions();
     rootless::enter()?;
     let mut transaction = store.begin()?;
     let id = create::flatten(&mut transaction, &image.config, &store.layers_of(&image)?, &authoring, &options)?;
@@ -256,7 +257,8 @@ fn export_layers(store: &Store, args: &Export) -> Result<()> {
     let stack = checkpoints::Side::open(store, &args.name)?;
     let layers: Vec<BorrowedFd<'_>> = stack.all().map(AsFd::as_fd).collect();
     write_to(args.output.as_deref(), &mut |out| {
-        let written = snapshot::flatten(&layers, out, &SnapshotOptions::default())?;
+        let options = SnapshotOptions { permissions: stack.permissions(), ..SnapshotOptions::default() };
+        let written = snapshot::flatten(&layers, out, &options)?;
         written.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
         Ok(())
     })
@@ -276,7 +278,8 @@ fn write_snapshot(
     out: &mut dyn Write,
     source_date_epoch: Option<i64>,
 ) -> Result<snapshot::Snapshot> {
-    let snapshot = snapshot::snapshot(upper, lowers, out, &SnapshotOptions { source_date_epoch })?;
+    let snapshot =
+        snapshot::snapshot(upper, lowers, out, &SnapshotOptions { source_date_epoch, ..SnapshotOptions::default() })?;
     snapshot.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
     Ok(snapshot)
 }
@@ -337,6 +340,7 @@ pub fn commit(store: &Store, args: &Commit) -> Result<()> {
     let mut authoring = authoring(&args.authoring, &args.name);
     authoring.author.clone_from(&args.author);
     authoring.created_by = Some(container.record.command.join(" ")).filter(|command| !command.is_empty());
+    authoring.permissions = container.record.permissions();
     authoring.omitted = Omitted::new(container.record.stubs.iter().map(PathBuf::as_path));
     let options = unpack_options(&LimitArgs { unlimited: true });
     if container.record.read_only {

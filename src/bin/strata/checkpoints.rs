@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use stratafs::container::checkpoint::{self, OpenStack, split_name};
 use stratafs::container::{Container, escaped_option, rootless};
 use stratafs::image::ImageError;
-use stratafs::image::snapshot::{self, Omitted};
+use stratafs::image::snapshot::{self, Omitted, XattrPermissions};
 use stratafs::image::time::Timestamp;
 use stratafs::store::{Store, StoredLayer};
 use stratafs::union::view::{Entry, View};
@@ -172,6 +172,15 @@ impl Side {
         }
     }
 
+    /// Where its files keep owner, mode and type.
+    pub fn permissions(&self) -> XattrPermissions {
+        match self {
+            Self::Container(stack) => stack.permissions,
+            // The layers of a store have them where all of its layers do.
+            Self::Image(_) => XattrPermissions::Auto,
+        }
+    }
+
     /// Its directories, the topmost first.
     pub fn all(&self) -> Box<dyn Iterator<Item = &OwnedFd> + '_> {
         match self {
@@ -194,9 +203,9 @@ pub fn changes(store: &Store, text: &str) -> Result<Vec<snapshot::Change>> {
     match stack.changed.as_slice() {
         [upper] => {
             let stubs = Omitted::new(container.record.stubs.iter().map(PathBuf::as_path));
-            Ok(snapshot::changes_without(upper.as_fd(), &image, &stubs)?)
+            Ok(snapshot::changes_without(upper.as_fd(), &image, &stubs, stack.permissions)?)
         }
-        _ => Ok(snapshot::compare(&image, &stack.all().map(AsFd::as_fd).collect::<Vec<_>>())?),
+        _ => Ok(snapshot::compare(&image, &stack.all().map(AsFd::as_fd).collect::<Vec<_>>(), stack.permissions)?),
     }
 }
 
@@ -204,9 +213,11 @@ pub fn changes(store: &Store, text: &str) -> Result<Vec<snapshot::Change>> {
 pub fn differences(store: &Store, old: &str, new: &str) -> Result<Vec<snapshot::Change>> {
     let _lock = store.lock_shared()?;
     let (old, new) = (Side::open(store, old)?, Side::open(store, new)?);
+    let told = [old.permissions(), new.permissions()];
+    let permissions = told.into_iter().find(|told| *told != XattrPermissions::Auto).unwrap_or_default();
     let old: Vec<BorrowedFd<'_>> = old.all().map(AsFd::as_fd).collect();
     let new: Vec<BorrowedFd<'_>> = new.all().map(AsFd::as_fd).collect();
-    Ok(snapshot::compare(&old, &new)?)
+    Ok(snapshot::compare(&old, &new, permissions)?)
 }
 
 /// Sizes of the files of a container, a checkpoint or an image.

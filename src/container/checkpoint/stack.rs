@@ -4,6 +4,7 @@ use std::os::fd::OwnedFd;
 
 use super::super::{ChangeLock, Container};
 use crate::image::Result;
+use crate::image::snapshot::XattrPermissions;
 use crate::store::checkpoints::CheckpointLayer;
 use crate::store::{Store, StoreLock, open_topmost_first};
 
@@ -16,6 +17,8 @@ pub struct OpenStack {
     pub layers: Vec<CheckpointLayer>,
     /// The layers of its image, the topmost first.
     pub image: Vec<OwnedFd>,
+    /// Where all of them keep owner, mode and type of files.
+    pub permissions: XattrPermissions,
     _chains: Option<StoreLock>,
     _change: Option<ChangeLock>,
 }
@@ -50,6 +53,7 @@ impl Container {
             changed.push(CheckpointLayer::open(layer)?);
         }
         let image = open_topmost_first(&self.layers(store)?)?;
-        Ok(OpenStack { changed, layers: chain, image, _chains: chains, _change: change })
+        let permissions = self.record.permissions();
+        Ok(OpenStack { changed, layers: chain, image, permissions, _chains: chains, _change: change })
     }
 }

@@ -42,7 +42,7 @@ pub struct Plan<'a> {
     /// Leave the content where it is (`metacopy`).
     pub metacopy: bool,
     /// Owner, mode and type are kept in an attribute (`xattr_permissions`); the copy stays the mounter's.
-    pub kept: Option<Kept<'a>>,
+    pub kept: Option<Kept>,
     /// The content must reach the disk before the name does.
     pub sync: bool,
     /// The file has a mark's name but is an ordinary file.
@@ -50,9 +50,9 @@ pub struct Plan<'a> {
 }
 
 /// Attributes that are kept in an extended attribute instead of the inode.
-pub struct Kept<'a> {
+pub struct Kept {
     /// Name of the attribute.
-    pub key: &'a CStr,
+    pub key: &'static CStr,
     /// Its value.
     pub value: String,
     /// True if `security.*` attributes can be set as they are; otherwise they are kept under another name.

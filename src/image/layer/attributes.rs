@@ -1,22 +1,23 @@
 //! Owner, mode, times and extended attributes of one file: reading and setting them.
 
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::ffi::{CStr, CString};
+use std::os::fd::BorrowedFd;
 
-use rustix::fs::{AtFlags, Gid, Mode, Stat, Timespec, Timestamps, Uid, XattrFlags};
+use rustix::fs::{AtFlags, Gid, Mode, Stat, Timespec, Timestamps, Uid};
 use rustix::io::Errno;
 
+use crate::confined::xattr::{self, Target};
 use crate::image::layer::error::{AtPath, LayerError, Result, printable};
-use crate::marks::override_stat::{CONTAINERS as OVERRIDE_STAT, NAMES as OVERRIDE_NAMES, is_override};
+use crate::marks::override_stat::is_override;
+pub(crate) use crate::marks::override_stat::{FileKind, OverrideKey, OverrideStat};
 use crate::marks::{Namespace, Visible, escape_xattr, unescape_xattr};
 pub(crate) use crate::tar::Attributes;
 use crate::tar::Time;
-
-/// The attribute that records the owner and mode that the inode cannot have.
-pub(crate) const RECORDED: &[u8] = OVERRIDE_STAT.as_bytes();
+use crate::union::layer::read_override;
 
 /// The access and default ACLs, as attributes.
-const ACL_ACCESS: &str = "system.posix_acl_access";
-const ACL_DEFAULT: &str = "system.posix_acl_default";
+const ACL_ACCESS: &CStr = c"system.posix_acl_access";
+const ACL_DEFAULT: &CStr = c"system.posix_acl_default";
 
 impl Attributes {
     /// The attributes of a directory that no layer describes.
@@ -26,7 +27,7 @@ impl Attributes {
 }
 
 /// A file whose attributes are set.
-pub(crate) struct Target<'a> {
+pub(crate) struct MadeFile<'a> {
     /// Held open for reading or writing, except for symbolic links and special files.
     pub(crate) fd: Option<BorrowedFd<'a>>,
     /// Its directory and name, for files without a descriptor.
@@ -34,31 +35,39 @@ pub(crate) struct Target<'a> {
     pub(crate) name: &'a [u8],
     /// Path in the layer, for messages.
     pub(crate) path: &'a [u8],
-    /// The override attribute's word for the type, if a plain file stands in for another type.
-    pub(crate) override_type: &'a str,
-    pub(crate) is_symlink: bool,
-    pub(crate) is_directory: bool,
+    /// What it is, or what a plain file stands for.
+    pub(crate) kind: FileKind,
 }
 
-/// A path by which the kernel finds the entry of `dir` itself, for calls without a `*at` form.
-fn proc_path(dir: BorrowedFd<'_>, name: &[u8]) -> Vec<u8> {
-    [format!("/proc/self/fd/{}/", dir.as_raw_fd()).as_bytes(), name].concat()
+/// A name as system calls take it.
+fn c_name(name: &[u8]) -> rustix::io::Result<CString> {
+    CString::new(name).map_err(|_| Errno::INVAL)
 }
 
-impl Target<'_> {
-    fn set_xattr(&self, name: &[u8], value: &[u8]) -> rustix::io::Result<()> {
+/// The open file `fd` itself.
+fn open_file(fd: BorrowedFd<'_>) -> Target<'_> {
+    Target { dir: fd, name: c"" }
+}
+
+impl MadeFile<'_> {
+    fn is_symlink(&self) -> bool {
+        self.kind == FileKind::Symlink
+    }
+
+    /// Calls `act` with the file as something that has extended attributes.
+    fn with_target<T>(&self, act: impl FnOnce(Target<'_>) -> rustix::io::Result<T>) -> rustix::io::Result<T> {
         match self.fd {
-            Some(fd) => rustix::fs::fsetxattr(fd, name, value, XattrFlags::empty()),
-            None => rustix::fs::lsetxattr(proc_path(self.dir, self.name), name, value, XattrFlags::empty()),
+            Some(fd) => act(open_file(fd)),
+            None => act(Target { dir: self.dir, name: &c_name(self.name)? }),
         }
     }
 
-    fn remove_xattr(&self, name: &[u8]) -> rustix::io::Result<()> {
-        let removed = match self.fd {
-            Some(fd) => rustix::fs::fremovexattr(fd, name),
-            None => rustix::fs::lremovexattr(proc_path(self.dir, self.name), name),
-        };
-        match removed {
+    fn set_xattr(&self, name: &CStr, value: &[u8]) -> rustix::io::Result<()> {
+        self.with_target(|target| xattr::set(target, name, value, 0))
+    }
+
+    fn remove_xattr(&self, name: &CStr) -> rustix::io::Result<()> {
+        match self.with_target(|target| xattr::remove(target, name)) {
             Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(()),
             Err(error) => Err(error),
         }
@@ -75,7 +84,7 @@ impl Target<'_> {
     fn chmod(&self, mode: u32) -> rustix::io::Result<()> {
         match self.fd {
             Some(fd) => rustix::fs::fchmod(fd, Mode::from_raw_mode(mode)),
-            None if self.is_symlink => Ok(()),
+            None if self.is_symlink() => Ok(()),
             // This follows no link: the caller made this entry, and it is no symbolic link.
             None => rustix::fs::chmodat(self.dir, self.name, Mode::from_raw_mode(mode), AtFlags::empty()),
         }
@@ -100,23 +109,23 @@ impl Target<'_> {
         if put.keep_ownership {
             self.chown(attributes.uid, attributes.gid).at(self.path)?;
             self.chmod(attributes.mode).at(self.path)?;
-        } else if self.is_symlink {
+        } else if self.is_symlink() {
             // It cannot have the attribute, but in a namespace with that owner it can have the owner.
             match self.chown(attributes.uid, attributes.gid) {
                 Ok(()) | Err(Errno::PERM | Errno::INVAL) => {}
                 Err(error) => return Err(error).at(self.path),
             }
         } else {
-            let own = if self.is_directory { 0o700 } else { 0o600 };
+            let own = if self.kind == FileKind::Directory { 0o700 } else { 0o600 };
             self.chmod(attributes.mode & 0o777 | own).at(self.path)?;
-            let Attributes { uid, gid, mode, .. } = attributes;
-            let value = format!("{uid}:{gid}:{mode:o}:{}", self.override_type);
-            self.set_xattr(OVERRIDE_STAT.as_bytes(), value.as_bytes()).at(self.path)?;
+            let &Attributes { uid, gid, mode, .. } = attributes;
+            let kept = OverrideStat { uid, gid, mode, kind: Some(self.kind) };
+            self.set_xattr(OverrideKey::Containers.name(), kept.encode().as_bytes()).at(self.path)?;
         }
-        if inherits_acl && !self.is_symlink {
-            self.remove_xattr(ACL_ACCESS.as_bytes()).at(self.path)?;
-            if self.is_directory {
-                self.remove_xattr(ACL_DEFAULT.as_bytes()).at(self.path)?;
+        if inherits_acl && !self.is_symlink() {
+            self.remove_xattr(ACL_ACCESS).at(self.path)?;
+            if self.kind == FileKind::Directory {
+                self.remove_xattr(ACL_DEFAULT).at(self.path)?;
             }
         }
         self.set_xattrs(&attributes.xattrs, put)
@@ -132,7 +141,7 @@ impl Target<'_> {
                 continue;
             }
             let name = escaped(name);
-            match self.set_xattr(&name, value) {
+            match c_name(&name).and_then(|name| self.set_xattr(&name, value)) {
                 Ok(()) => {}
                 Err(error) if is_unsupported(error, &name, put) => {
                     let name = printable(&name);
@@ -150,10 +159,9 @@ impl Target<'_> {
     /// Removes the extended attributes that the image gave the file earlier; marks stay.
     pub(crate) fn clear_xattrs(&self) -> Result<()> {
         let Some(fd) = self.fd else { return Ok(()) };
-        for name in xattr_names(fd).at(self.path)? {
-            if !is_mark(&name) {
-                self.remove_xattr(&name).at(self.path)?;
-            }
+        let listed = xattr::list(open_file(fd)).at(self.path)?;
+        for name in xattr::names(&listed).filter(|name| !is_mark(name.to_bytes())) {
+            self.remove_xattr(name).at(self.path)?;
         }
         Ok(())
     }
@@ -192,133 +200,35 @@ pub(crate) fn timestamps(mtime: Time) -> Timestamps {
     Timestamps { last_access: time, last_modification: time }
 }
 
-/// Names of the extended attributes of an open file, sorted.
-pub(crate) fn xattr_names(fd: BorrowedFd<'_>) -> rustix::io::Result<Vec<Vec<u8>>> {
-    names_by(|buffer| rustix::fs::flistxattr(fd, buffer))
-}
-
-fn names_by(list: impl Fn(&mut [u8]) -> rustix::io::Result<usize>) -> rustix::io::Result<Vec<Vec<u8>>> {
-    let bytes = match grown(list) {
-        Ok(bytes) => bytes,
-        Err(Errno::OPNOTSUPP) => Vec::new(),
-        Err(error) => return Err(error),
-    };
-    let mut names: Vec<Vec<u8>> =
-        bytes.split(|&byte| byte == 0).filter(|name| !name.is_empty()).map(<[u8]>::to_vec).collect();
-    names.sort_unstable();
-    Ok(names)
-}
-
-/// Calls with a sufficiently large buffer.
-fn grown(call: impl Fn(&mut [u8]) -> rustix::io::Result<usize>) -> rustix::io::Result<Vec<u8>> {
-    let mut buffer = vec![0; 256];
-    loop {
-        match call(&mut buffer) {
-            Ok(len) => {
-                buffer.truncate(len);
-                return Ok(buffer);
-            }
-            Err(Errno::RANGE) if buffer.len() < 1 << 20 => buffer.resize(buffer.len() * 4, 0),
-            Err(error) => return Err(error),
-        }
-    }
-}
-
-/// Value of one attribute of an open file; `None` if it has no such attribute.
-pub(crate) fn xattr(fd: BorrowedFd<'_>, name: &[u8]) -> rustix::io::Result<Option<Vec<u8>>> {
-    present(grown(|buffer| rustix::fs::fgetxattr(fd, name, buffer)))
+/// True if owners and modes of the layer's files are recorded beside them: it was unpacked without privileges.
+pub(crate) fn is_recorded(layer: BorrowedFd<'_>) -> rustix::io::Result<bool> {
+    Ok(xattr::value(open_file(layer), OverrideKey::Containers.name())?.is_some())
 }
 
 /// True if the entry `entry` of `dir` could have the image's attribute `name`, but does not.
 pub(crate) fn lacks_xattr(dir: BorrowedFd<'_>, entry: &[u8], name: &[u8]) -> rustix::io::Result<bool> {
-    match rustix::fs::lgetxattr_query(proc_path(dir, entry), escaped(name)) {
-        Ok(_) | Err(Errno::OPNOTSUPP) => Ok(false),
-        Err(Errno::NODATA) => Ok(true),
-        Err(error) => Err(error),
-    }
-}
-
-fn present(value: rustix::io::Result<Vec<u8>>) -> rustix::io::Result<Option<Vec<u8>>> {
-    match value {
-        Ok(value) => Ok(Some(value)),
-        Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(None),
-        Err(error) => Err(error),
-    }
+    xattr::is_missing(Target { dir, name: &c_name(entry)? }, &c_name(&escaped(name))?)
 }
 
 /// True if new files in this directory get ACLs from it.
 pub(crate) fn has_default_acl(dir: BorrowedFd<'_>) -> rustix::io::Result<bool> {
-    match rustix::fs::fgetxattr_query(dir, ACL_DEFAULT) {
-        Ok(_) => Ok(true),
-        Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(false),
-        Err(error) => Err(error),
-    }
+    Ok(xattr::value(open_file(dir), ACL_DEFAULT)?.is_some())
 }
 
-/// The type of a file; a mark may override the inode's.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum FileKind {
-    Regular,
-    Directory,
-    Symlink,
-    CharDevice(u32, u32),
-    BlockDevice(u32, u32),
-    Fifo,
-    Socket,
+/// The type of an inode.
+pub(crate) fn kind_of(stat: &Stat) -> FileKind {
+    FileKind::of(stat.st_mode, (rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev)))
 }
 
-impl FileKind {
-    pub(crate) fn of(stat: &Stat) -> Self {
-        use rustix::fs::FileType as T;
-        let device = (rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev));
-        match T::from_raw_mode(stat.st_mode) {
-            T::Directory => Self::Directory,
-            T::Symlink => Self::Symlink,
-            T::CharacterDevice => Self::CharDevice(device.0, device.1),
-            T::BlockDevice => Self::BlockDevice(device.0, device.1),
-            T::Fifo => Self::Fifo,
-            T::Socket => Self::Socket,
-            T::RegularFile | T::Unknown => Self::Regular,
-        }
-    }
-
-    /// The override attribute's word for it.
-    pub(crate) fn override_type(self) -> String {
-        match self {
-            Self::Regular => "file".into(),
-            Self::Directory => "dir".into(),
-            Self::Symlink => "symlink".into(),
-            Self::CharDevice(major, minor) => format!("char-{major}-{minor}"),
-            Self::BlockDevice(major, minor) => format!("block-{major}-{minor}"),
-            Self::Fifo => "pipe".into(),
-            Self::Socket => "socket".into(),
-        }
-    }
-
-    fn from_override_type(text: &str) -> Option<Self> {
-        let device = |numbers: &str| {
-            let (major, minor) = numbers.split_once('-')?;
-            Some((major.parse().ok()?, minor.parse().ok()?))
-        };
-        Some(match text {
-            "file" => Self::Regular,
-            "dir" => Self::Directory,
-            "symlink" => Self::Symlink,
-            "pipe" => Self::Fifo,
-            "socket" => Self::Socket,
-            _ => match text.split_once('-')? {
-                ("char", numbers) => device(numbers).map(|(major, minor)| Self::CharDevice(major, minor))?,
-                ("block", numbers) => device(numbers).map(|(major, minor)| Self::BlockDevice(major, minor))?,
-                _ => return None,
-            },
-        })
-    }
-}
-
-/// Reads the attributes of the entry `name` of `dir`. Marks are left out, escaped attributes get their own
-/// names, and owner, mode and type recorded by a rootless engine replace the inode's.
-pub(crate) fn read(dir: BorrowedFd<'_>, name: &[u8], stat: &Stat) -> rustix::io::Result<(FileKind, Attributes)> {
-    let mut kind = FileKind::of(stat);
+/// Reads the attributes of the entry `name` of `dir`: marks left out, escaped attributes under their own names; owner, mode
+/// and type as they are kept in `key` beside the inode, if they are.
+pub(crate) fn read(
+    dir: BorrowedFd<'_>,
+    name: &[u8],
+    stat: &Stat,
+    key: Option<OverrideKey>,
+) -> rustix::io::Result<(FileKind, Attributes)> {
+    let mut kind = kind_of(stat);
     let mut attributes = Attributes {
         mode: stat.st_mode & 0o7777,
         uid: stat.st_uid,
@@ -326,24 +236,22 @@ pub(crate) fn read(dir: BorrowedFd<'_>, name: &[u8], stat: &Stat) -> rustix::io:
         mtime: mtime(stat),
         xattrs: Vec::new(),
     };
-    let path = proc_path(dir, name);
-    let mut kept: Option<(usize, Vec<u8>)> = None;
-    for stored in names_by(|buffer| rustix::fs::llistxattr(path.as_slice(), buffer))? {
-        let Some(value) = present(grown(|buffer| rustix::fs::lgetxattr(path.as_slice(), stored.as_slice(), buffer)))?
-        else {
-            continue;
-        };
-        if let Some(rank) = OVERRIDE_NAMES.iter().position(|known| stored == known.as_bytes()) {
-            // Like the driver, uses the first of the names.
-            if kept.as_ref().is_none_or(|(other, _)| rank < *other) {
-                kept = Some((rank, value));
-            }
-        } else if let Some(plain) = image_xattr(&stored) {
+    let name = c_name(name)?;
+    let target = Target { dir, name: &name };
+    let listed = xattr::list(target)?;
+    let is_listed = |key: &OverrideKey| xattr::names(&listed).any(|name| name == key.name());
+    if let Some(key) = key.filter(is_listed)
+        && let Some(kept) = read_override(target, key, || target.shown_path())?
+    {
+        kind = kept.shown_kind(kind);
+        (attributes.uid, attributes.gid, attributes.mode) = (kept.uid, kept.gid, kept.mode);
+    }
+    for stored in xattr::names(&listed) {
+        if let Some(plain) = image_xattr(stored.to_bytes())
+            && let Some(value) = xattr::value(target, stored)?
+        {
             attributes.xattrs.push((plain, value));
         }
-    }
-    if let Some((_, value)) = kept {
-        apply_override(&value, &mut kind, &mut attributes);
     }
     attributes.xattrs.sort_unstable();
     Ok((kind, attributes))
@@ -369,20 +277,6 @@ fn image_xattr(stored: &[u8]) -> Option<Vec<u8>> {
         }
     }
     Some(stored.to_vec())
-}
-
-/// Applies `uid:gid:mode[:type]`; an unreadable value is ignored, as in containers/storage.
-fn apply_override(value: &[u8], kind: &mut FileKind, attributes: &mut Attributes) {
-    let Ok(text) = std::str::from_utf8(value) else { return };
-    let mut fields = text.trim_end_matches('\0').splitn(4, ':');
-    let (Some(uid), Some(gid), Some(mode)) = (fields.next(), fields.next(), fields.next()) else { return };
-    let (Ok(uid), Ok(gid), Ok(mode)) = (uid.parse(), gid.parse(), u32::from_str_radix(mode, 8)) else { return };
-    (attributes.uid, attributes.gid, attributes.mode) = (uid, gid, mode & 0o7777);
-    // A directory or link keeps its type; a plain file may stand in for a special one.
-    let recorded = fields.next().and_then(FileKind::from_override_type);
-    if let (FileKind::Regular, Some(recorded)) = (*kind, recorded.filter(|kind| *kind != FileKind::Directory)) {
-        *kind = recorded;
-    }
 }
 
 pub(crate) fn mtime(stat: &Stat) -> Time {

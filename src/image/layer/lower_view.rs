@@ -4,10 +4,11 @@ use std::collections::BTreeSet;
 use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::Stat;
+use rustix::fs::{AtFlags, Stat};
 use rustix::io::Errno;
 
 use crate::confined;
+use crate::image::layer::attributes::{self, Attributes, FileKind, OverrideKey};
 use crate::image::layer::error::{AtPath, LayerError, Result};
 use crate::image::layer::path::{components, split};
 use crate::union::layer::LowerRef;
@@ -36,7 +37,11 @@ pub(crate) enum LowerEntry {
 
 /// The stack, topmost first.
 #[derive(Debug)]
-pub(crate) struct LowerView(View);
+pub(crate) struct LowerView {
+    view: View,
+    /// Where owner, mode and type of its files are kept, if not in the inodes.
+    key: Option<OverrideKey>,
+}
 
 /// Why the union cannot tell what is at `path`.
 pub(crate) fn unknown(path: &[u8], errno: Errno) -> LayerError {
@@ -53,39 +58,57 @@ pub(crate) fn c_name(name: &[u8]) -> Result<CString> {
 
 impl LowerView {
     /// A view of complete layers.
-    pub(crate) fn new(layers: &[BorrowedFd<'_>]) -> Result<Self> {
-        View::new(layers, true).map(Self).at(b"")
+    pub(crate) fn new(layers: &[BorrowedFd<'_>], key: Option<OverrideKey>) -> Result<Self> {
+        Ok(Self { view: View::new(layers, true).at(b"")?, key })
     }
 
     /// A view of layers that may still be unpacked, and have no valid inventories.
-    pub(crate) fn of_unfinished(layers: &[BorrowedFd<'_>]) -> Result<Self> {
-        View::new(layers, false).map(Self).at(b"")
+    pub(crate) fn of_unfinished(layers: &[BorrowedFd<'_>], key: Option<OverrideKey>) -> Result<Self> {
+        Ok(Self { view: View::new(layers, false).at(b"")?, key })
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.view.is_empty()
     }
 
     /// The union that applies the rules.
     pub(crate) fn union(&self) -> &View {
-        &self.0
+        &self.view
     }
 
     /// The root directory, merged from all layers.
     pub(crate) fn root(&self) -> Result<LowerDir> {
-        self.0.root().map(|parts| LowerDir { parts }).at(b"")
+        self.view.root().map(|parts| LowerDir { parts }).at(b"")
     }
 
     /// Opens the directory of `part`, and returns its name there.
     pub(crate) fn open_parent<'p>(&self, part: &'p LowerRef) -> Result<(OwnedFd, &'p [u8])> {
         let (parent, name) = split(part.path.to_bytes()).unwrap_or((b"", b"."));
-        let layer = self.0.stack().lower(part.layer).at(part.path.to_bytes())?;
+        let layer = self.view.stack().lower(part.layer).at(part.path.to_bytes())?;
         Ok((confined::open_dir(layer.root().as_fd(), parent).at(parent)?, name))
+    }
+
+    /// Type and attributes of the entry `name` of `dir`, as a mount shows them.
+    pub(crate) fn shown(
+        &self,
+        dir: BorrowedFd<'_>,
+        name: &[u8],
+        stat: &Stat,
+    ) -> rustix::io::Result<(FileKind, Attributes)> {
+        attributes::read(dir, name, stat, self.key)
+    }
+
+    /// The same of `part`, with its real attributes. `path` is for messages.
+    pub(crate) fn shown_part(&self, part: &LowerRef, path: &[u8]) -> Result<(FileKind, Attributes, Stat)> {
+        let (parent, name) = self.open_parent(part)?;
+        let stat = rustix::fs::statat(&parent, name, AtFlags::SYMLINK_NOFOLLOW).at(path)?;
+        let (kind, attributes) = self.shown(parent.as_fd(), name, &stat).at(path)?;
+        Ok((kind, attributes, stat))
     }
 
     /// Looks `name` up in a merged directory.
     pub(crate) fn lookup(&self, dir: &LowerDir, name: &[u8]) -> Result<Option<LowerEntry>> {
-        let found = match self.0.lookup(&dir.parts, &c_name(name)?) {
+        let found = match self.view.lookup(&dir.parts, &c_name(name)?) {
             // No layer can have such a name.
             Err(Errno::NAMETOOLONG) => None,
             found => found.map_err(|errno| unknown(name, errno))?,
@@ -129,12 +152,12 @@ impl LowerView {
     /// Names visible in the merged directory, sorted.
     pub(crate) fn names(&self, dir: &LowerDir) -> Result<BTreeSet<Vec<u8>>> {
         let path = dir.parts.first().map(|part| part.path.clone()).unwrap_or_default();
-        let listing = self.0.list(&dir.parts).map_err(|errno| unknown(path.to_bytes(), errno))?;
+        let listing = self.view.list(&dir.parts).map_err(|errno| unknown(path.to_bytes(), errno))?;
         Ok(listing.iter().map(|listed| listed.name.to_bytes().to_vec()).collect())
     }
 
     /// Opens the contents of a regular file, which may be further down.
     pub(crate) fn open_contents(&self, file: &LowerFile) -> Result<OwnedFd> {
-        self.0.open(&file.file).at(file.part.path.to_bytes())
+        self.view.open(&file.file).at(file.part.path.to_bytes())
     }
 }

@@ -7,7 +7,7 @@ use rustix::fs::{FileType, Mode, OFlags, Stat, XattrFlags};
 use rustix::io::Errno;
 
 use crate::confined;
-use crate::image::layer::attributes::FileKind;
+use crate::image::layer::attributes::{FileKind, kind_of};
 use crate::image::layer::error::{AtPath, LayerError, Result};
 use crate::marks::{Mark, Namespace, Opaque};
 use crate::union;
@@ -91,7 +91,7 @@ impl MarkStyle {
 fn remove_xattr_whiteouts(dir: BorrowedFd<'_>, path: &[u8]) -> Result<()> {
     for name in confined::sorted_names(dir).at(path)? {
         let Some(stat) = confined::stat_entry(dir, &name).at(path)? else { continue };
-        if FileKind::of(&stat) == FileKind::Regular && is_whiteout(dir, &name, &stat).at(path)? {
+        if kind_of(&stat) == FileKind::Regular && is_whiteout(dir, &name, &stat).at(path)? {
             rustix::fs::unlinkat(dir, name.as_slice(), rustix::fs::AtFlags::empty()).at(path)?;
         }
     }
@@ -107,7 +107,7 @@ fn read(dir: BorrowedFd<'_>, name: &[u8]) -> rustix::io::Result<union::layer::Ma
 /// True if the inode is a whiteout: a character device 0:0, or, in a directory whose opaque mark is `x`, an empty file
 /// with the whiteout attribute.
 pub(crate) fn is_whiteout(dir: BorrowedFd<'_>, name: &[u8], stat: &Stat) -> rustix::io::Result<bool> {
-    match FileKind::of(stat) {
+    match kind_of(stat) {
         FileKind::CharDevice(0, 0) => Ok(confined::is_whiteout_device(stat.st_mode, (0, 0))),
         FileKind::Regular if stat.st_size == 0 => {
             Ok(read(dir, name)?.whiteout && opaque(dir)? == Opaque::XattrWhiteouts)

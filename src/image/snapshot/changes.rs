@@ -2,15 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 
-use rustix::fs::AtFlags;
-
-use crate::image::layer::attributes::{self, Attributes, FileKind};
-use crate::image::layer::error::{AtPath, Result};
+use crate::image::layer::attributes::Attributes;
+use crate::image::layer::error::Result;
 use crate::image::layer::lower_view::{LowerDir, LowerEntry, LowerView};
 use crate::image::layer::path::{join, split};
+use crate::image::snapshot::key_of;
 use crate::image::snapshot::walk::{self, Omitted, Visit, walk};
+use crate::union::layer::XattrPermissions;
 
 /// How a path was changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -49,16 +49,22 @@ pub struct Change {
 /// # Errors
 /// [`crate::image::layer::LayerError`], naming the unreadable file.
 pub fn changes(upper: BorrowedFd<'_>, lowers: &[BorrowedFd<'_>]) -> Result<Vec<Change>> {
-    changes_without(upper, lowers, &Omitted::default())
+    changes_without(upper, lowers, &Omitted::default(), XattrPermissions::Auto)
 }
 
-/// Like [`changes`], without some paths of the upper.
+/// The same without some paths of the upper, of a union that keeps owners and modes as `permissions` says.
 ///
 /// # Errors
 /// As for [`changes`].
-pub fn changes_without(upper: BorrowedFd<'_>, lowers: &[BorrowedFd<'_>], omitted: &Omitted) -> Result<Vec<Change>> {
-    let mut list = List { view: LowerView::new(lowers)?, found: BTreeMap::new() };
-    walk(upper, lowers, omitted, &mut list)?;
+pub fn changes_without(
+    upper: BorrowedFd<'_>,
+    lowers: &[BorrowedFd<'_>],
+    omitted: &Omitted,
+    permissions: XattrPermissions,
+) -> Result<Vec<Change>> {
+    let key = key_of(permissions, Some(upper), lowers)?;
+    let mut list = List { view: LowerView::new(lowers, key)?, found: BTreeMap::new() };
+    walk(upper, lowers, omitted, key, &mut list)?;
     Ok(list.found.into_iter().map(|(path, kind)| Change { kind, path: [b"/", path.as_slice()].concat() }).collect())
 }
 
@@ -82,13 +88,6 @@ impl List {
         }
     }
 
-    fn attributes_of(&self, part: &crate::union::layer::LowerRef, path: &[u8]) -> Result<(FileKind, Attributes, i64)> {
-        let (parent, name) = self.view.open_parent(part)?;
-        let stat = rustix::fs::statat(&parent, name, AtFlags::SYMLINK_NOFOLLOW).at(path)?;
-        let (kind, attributes) = attributes::read(parent.as_fd(), name, &stat).at(path)?;
-        Ok((kind, attributes, stat.st_size))
-    }
-
     fn directory(
         &mut self,
         path: &[u8],
@@ -104,7 +103,7 @@ impl List {
                 }
                 Some(LowerEntry::Other(_)) => false,
                 Some(LowerEntry::Directory(dir)) => match dir.parts.first() {
-                    Some(part) => !opaque && self.attributes_of(part, path)?.1 == *attributes,
+                    Some(part) => !opaque && self.view.shown_part(part, path)?.1 == *attributes,
                     None => false,
                 },
             };
@@ -126,9 +125,9 @@ impl List {
             None => ChangeKind::Added,
             Some(LowerEntry::Directory(_)) => ChangeKind::Changed,
             Some(LowerEntry::Other(file)) => {
-                let (kind, attributes, size) = self.attributes_of(&file.part, path)?;
+                let (kind, attributes, stat) = self.view.shown_part(&file.part, path)?;
                 // Size and time decide, as in rsync; contents are not read.
-                if (kind, &attributes, size) == (changed.kind, &changed.attributes, changed.stat.st_size) {
+                if (kind, &attributes, stat.st_size) == (changed.kind, &changed.attributes, changed.stat.st_size) {
                     self.found.remove(path);
                     return Ok(());
                 }

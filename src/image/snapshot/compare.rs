@@ -1,16 +1,15 @@
 //! The difference between two stacks of layers.
 
 use std::collections::BTreeMap;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 
-use rustix::fs::AtFlags;
-
-use crate::image::layer::attributes::{self, Attributes, FileKind};
+use crate::image::layer::attributes::{Attributes, FileKind};
 use crate::image::layer::error::{AtPath, Result};
 use crate::image::layer::lower_view::{LowerDir, LowerEntry, LowerFile, LowerView};
 use crate::image::layer::path::{join, split};
 use crate::image::snapshot::changes::{Change, ChangeKind};
-use crate::union::layer::{FileId, LayerId, LowerRef};
+use crate::image::snapshot::key_of;
+use crate::union::layer::{FileId, LayerId, LowerRef, XattrPermissions};
 
 /// The changes that turn `old` into `new` (both topmost first), sorted by path, in the form of
 /// [`changes`](crate::image::snapshot::changes()). Every entry of an added directory is listed, but only the directory itself
@@ -18,8 +17,9 @@ use crate::union::layer::{FileId, LayerId, LowerRef};
 ///
 /// # Errors
 /// [`crate::image::layer::LayerError`], naming the unreadable file.
-pub fn compare(old: &[BorrowedFd<'_>], new: &[BorrowedFd<'_>]) -> Result<Vec<Change>> {
-    let mut comparison = Comparison { old: Side::new(old)?, new: Side::new(new)?, found: BTreeMap::new() };
+pub fn compare(old: &[BorrowedFd<'_>], new: &[BorrowedFd<'_>], permissions: XattrPermissions) -> Result<Vec<Change>> {
+    let mut comparison =
+        Comparison { old: Side::new(old, permissions)?, new: Side::new(new, permissions)?, found: BTreeMap::new() };
     comparison.run()?;
     let change = |(path, kind)| Change { kind, path: [&b"/"[..], path].concat() };
     Ok(comparison.found.iter().map(|(path, kind)| change((path.as_slice(), *kind))).collect())
@@ -45,8 +45,8 @@ struct Comparison {
 }
 
 impl Side {
-    fn new(layers: &[BorrowedFd<'_>]) -> Result<Self> {
-        let view = LowerView::new(layers)?;
+    fn new(layers: &[BorrowedFd<'_>], permissions: XattrPermissions) -> Result<Self> {
+        let view = LowerView::new(layers, key_of(permissions, None, layers)?)?;
         let mut roots = BTreeMap::new();
         let stack = view.union().stack();
         for (id, layer) in stack.ids().zip(stack.lowers()) {
@@ -64,9 +64,8 @@ impl Side {
     }
 
     fn attributes(&self, part: &LowerRef) -> Result<(FileKind, Attributes)> {
-        let (parent, name) = self.view.open_parent(part)?;
-        let stat = rustix::fs::statat(&parent, name, AtFlags::SYMLINK_NOFOLLOW).at(part.path.to_bytes())?;
-        attributes::read(parent.as_fd(), name, &stat).at(part.path.to_bytes())
+        let (kind, attributes, _) = self.view.shown_part(part, part.path.to_bytes())?;
+        Ok((kind, attributes))
     }
 
     fn target(&self, part: &LowerRef) -> Result<Vec<u8>> {

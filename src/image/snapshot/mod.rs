@@ -12,14 +12,15 @@ use std::io::{self, Read, Write};
 use std::os::fd::BorrowedFd;
 
 use crate::image::digest::{Digest, DigestWriter};
-use crate::image::layer::attributes;
-use crate::image::layer::attributes::{Attributes, FileKind};
+use crate::image::layer::attributes::{self, Attributes, FileKind, OverrideKey};
 use crate::image::layer::error::{AtPath, LayerError, Result, printable};
 use crate::image::layer::path::{join, split};
 use crate::image::snapshot::walk::{Changed, Visit, walk, walk_whole};
 use crate::marks::{AUFS_OPAQUE, AUFS_PREFIX};
 use crate::tar::Time;
 use crate::tar::write::{self, EntryType};
+pub use crate::union::layer::XattrPermissions;
+use crate::union::layer::override_key;
 pub use changes::{Change, ChangeKind, changes, changes_without};
 pub use compare::compare;
 pub use walk::Omitted;
@@ -29,6 +30,8 @@ pub use walk::Omitted;
 pub struct SnapshotOptions {
     /// Times later than this, in seconds since the epoch, are set to it (<https://reproducible-builds.org/specs/source-date-epoch/>).
     pub source_date_epoch: Option<i64>,
+    /// Where the union that wrote the upper keeps owner, mode and type of files: what was `xattr_permissions` to its mount.
+    pub permissions: XattrPermissions,
 }
 
 /// The result of a snapshot.
@@ -70,8 +73,9 @@ pub fn snapshot_without(
     out: &mut dyn Write,
     options: &SnapshotOptions,
 ) -> Result<Snapshot> {
-    let mut writer = Writer::new(out, options, root_differs(upper, lowers)?);
-    walk(upper, lowers, omitted, &mut writer)?;
+    let key = key_of(options.permissions, Some(upper), lowers)?;
+    let mut writer = Writer::new(out, options, root_differs(upper, lowers, key)?);
+    walk(upper, lowers, omitted, key, &mut writer)?;
     writer.end()
 }
 
@@ -81,22 +85,31 @@ pub fn snapshot_without(
 /// As for [`snapshot`].
 pub fn flatten(layers: &[BorrowedFd<'_>], out: &mut dyn Write, options: &SnapshotOptions) -> Result<Snapshot> {
     let mut writer = Writer::new(out, options, true);
-    walk_whole(layers, &mut writer)?;
+    walk_whole(layers, key_of(options.permissions, None, layers)?, &mut writer)?;
     writer.end()
 }
 
 /// True if the root directory itself was changed: its owner, mode or attributes. Its time does not count, because
 /// every new file in it changes the time.
-fn root_differs(upper: BorrowedFd<'_>, lowers: &[BorrowedFd<'_>]) -> Result<bool> {
+fn root_differs(upper: BorrowedFd<'_>, lowers: &[BorrowedFd<'_>], key: Option<OverrideKey>) -> Result<bool> {
     let root_of = |dir: BorrowedFd<'_>| {
         let stat = rustix::fs::fstat(dir).at(b"")?;
-        let (_, attributes) = attributes::read(dir, b".", &stat).at(b"")?;
+        let (_, attributes) = attributes::read(dir, b".", &stat, key).at(b"")?;
         Ok::<_, LayerError>(Attributes { mtime: Time::default(), ..attributes })
     };
     match lowers.first() {
         Some(lower) => Ok(root_of(upper)? != root_of(*lower)?),
         None => Ok(true),
     }
+}
+
+/// Where the union of these layers keeps owner, mode and type of files, if not in the inodes.
+fn key_of(
+    permissions: XattrPermissions,
+    upper: Option<BorrowedFd<'_>>,
+    lowers: &[BorrowedFd<'_>],
+) -> Result<Option<OverrideKey>> {
+    override_key(permissions, upper.into_iter().chain(lowers.iter().copied())).at(b"")
 }
 
 struct Writer<'w> {

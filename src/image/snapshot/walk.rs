@@ -12,7 +12,7 @@ use std::sync::Arc;
 use rustix::fs::{AtFlags, FileType, OFlags, Stat};
 
 use crate::confined;
-use crate::image::layer::attributes::{self, Attributes, FileKind};
+use crate::image::layer::attributes::{Attributes, FileKind, OverrideKey};
 use crate::image::layer::error::{AtPath, LayerError, Result};
 use crate::image::layer::lower_view::{LowerDir, LowerEntry, LowerFile, LowerView, c_name, unknown};
 use crate::image::layer::path::join;
@@ -158,17 +158,19 @@ struct Level {
     items: Vec<(Vec<u8>, Item)>,
 }
 
-/// Visits all changes that `upper` holds against `lowers`, topmost first.
+/// Visits all changes that `upper` holds against `lowers`, topmost first. Owner, mode and type are kept in `key`, if not in the
+/// inodes.
 pub(crate) fn walk(
     upper: BorrowedFd<'_>,
     lowers: &[BorrowedFd<'_>],
     omitted: &Omitted,
+    key: Option<OverrideKey>,
     visitor: &mut dyn Visit,
 ) -> Result<()> {
     // Anything mounted in the upper is not part of it.
     let upper = confined::without_mounts(upper).at(b"")?;
     let upper = upper.as_fd();
-    let walk = Walk { upper, view: LowerView::new(lowers)?, omitted };
+    let walk = Walk { upper, view: LowerView::new(lowers, key)?, omitted };
     let lower = if lowers.is_empty() { None } else { Some(walk.view.root()?) };
     let part = UpperPart::root(
         upper
@@ -182,10 +184,10 @@ pub(crate) fn walk(
 }
 
 /// Visits the merged tree of `layers`, topmost first.
-pub(crate) fn walk_whole(layers: &[BorrowedFd<'_>], visitor: &mut dyn Visit) -> Result<()> {
+pub(crate) fn walk_whole(layers: &[BorrowedFd<'_>], key: Option<OverrideKey>, visitor: &mut dyn Visit) -> Result<()> {
     let Some(&top) = layers.first() else { return Ok(()) };
     let omitted = Omitted::default();
-    let walk = Walk { upper: top, view: LowerView::new(layers)?, omitted: &omitted };
+    let walk = Walk { upper: top, view: LowerView::new(layers, key)?, omitted: &omitted };
     let lower = Some(walk.view.root()?);
     walk.from(Pending { path: Vec::new(), upper: None, lower, hidden: None, opaque: false, whole: true }, visitor)
 }
@@ -216,7 +218,7 @@ impl Walk<'_> {
                 let fd = confined::open_dir(self.upper, path).at(path)?;
                 let stat = rustix::fs::fstat(&fd).at(path)?;
                 list_upper(part, path, &mut items)?;
-                attributes::read(fd.as_fd(), b".", &stat).at(path)?.1
+                self.view.shown(fd.as_fd(), b".", &stat).at(path)?.1
             }
             None => self.lower_attributes(dir.lower.as_ref(), &dir.path)?,
         };
@@ -237,9 +239,7 @@ impl Walk<'_> {
     fn lower_attributes(&self, dir: Option<&LowerDir>, path: &[u8]) -> Result<Attributes> {
         let part =
             dir.and_then(|dir| dir.parts.first()).ok_or_else(|| LayerError::entry(path, "no such lower directory"))?;
-        let (parent, name) = self.view.open_parent(part)?;
-        let stat = rustix::fs::statat(&parent, name, AtFlags::SYMLINK_NOFOLLOW).at(path)?;
-        Ok(attributes::read(parent.as_fd(), name, &stat).at(path)?.1)
+        Ok(self.view.shown_part(part, path)?.1)
     }
 
     /// Visits one entry; returns it if it is a directory.
@@ -252,7 +252,7 @@ impl Walk<'_> {
             }
             Item::Lower(LowerEntry::Other(file)) => {
                 let (fd, lower_name) = self.view.open_parent(&file.part)?;
-                let (kind, attributes) = attributes::read(fd.as_fd(), lower_name, &file.stat).at(&path)?;
+                let (kind, attributes) = self.view.shown(fd.as_fd(), lower_name, &file.stat).at(&path)?;
                 let place = Place::Lower { dir: fd.as_fd(), name: lower_name, file: &file };
                 let changed = Changed { kind, attributes, stat: file.stat, place, view: &self.view };
                 visitor.visit(&path, &Visited::File(&changed)).map(|()| None)
@@ -282,7 +282,7 @@ impl Walk<'_> {
         }
         let fd = confined::open_dir(self.upper, parent).at(parent)?;
         let stat = rustix::fs::statat(&fd, name, AtFlags::SYMLINK_NOFOLLOW).at(&path)?;
-        let (kind, attributes) = attributes::read(fd.as_fd(), name, &stat).at(&path)?;
+        let (kind, attributes) = self.view.shown(fd.as_fd(), name, &stat).at(&path)?;
         let place = Place::Upper { dir: fd.as_fd(), name, path: &path, content: found.data.as_ref() };
         let changed = Changed { kind, attributes, stat, place, view: &self.view };
         visitor.visit(&path, &Visited::File(&changed)).map(|()| None)

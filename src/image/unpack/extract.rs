@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 
 use crate::confined;
-use crate::image::layer::attributes::{self, Attributes};
+use crate::image::layer::attributes::{Attributes, FileKind, kind_of};
 use crate::image::layer::error::{AtPath, LayerError, Result, printable};
 use crate::image::layer::lower_view::LowerEntry;
 use crate::image::layer::marks;
@@ -85,11 +85,7 @@ impl Unpacking<'_> {
         let depended = self.outcome.depends_on_lower;
         let attributes = match self.found_below(b"")? {
             Some(LowerEntry::Directory(dir)) => match dir.parts.first() {
-                Some(part) => {
-                    let (fd, name) = self.lowers.open_parent(part)?;
-                    let stat = rustix::fs::fstat(&fd).at(b"")?;
-                    attributes::read(fd.as_fd(), name, &stat).at(b"")?.1
-                }
+                Some(part) => self.lowers.shown_part(part, b"")?.1,
                 None => Attributes::of_implied_directory(),
             },
             Some(LowerEntry::Other(_)) | None => Attributes::of_implied_directory(),
@@ -148,9 +144,7 @@ impl Unpacking<'_> {
             let dir = self.dirs.get(parent)?;
             match confined::stat_entry(dir.as_fd(), name).at(&path)? {
                 None => self.marks.put_whiteout(dir.as_fd(), name, &path)?,
-                Some(stat) if attributes::FileKind::of(&stat) == attributes::FileKind::Directory => {
-                    self.make_opaque(&path)?
-                }
+                Some(stat) if kind_of(&stat) == FileKind::Directory => self.make_opaque(&path)?,
                 Some(_) => {}
             }
         }

@@ -8,7 +8,7 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
 use crate::confined;
-use crate::image::layer::attributes::{self, Attributes, FileKind, Target};
+use crate::image::layer::attributes::{Attributes, FileKind, MadeFile, kind_of};
 use crate::image::layer::error::{AtPath, LayerError, Result, printable};
 use crate::image::layer::lower_view::{LowerEntry, LowerFile};
 use crate::image::layer::marks;
@@ -73,7 +73,7 @@ impl Unpacking<'_> {
             Ok(()) => self.finish_directory(dest, attributes),
             Err(Errno::EXIST) => {
                 let stat = rustix::fs::statat(dest.dir.as_fd(), dest.name, AtFlags::SYMLINK_NOFOLLOW).at(&dest.path)?;
-                if FileKind::of(&stat) == FileKind::Directory {
+                if kind_of(&stat) == FileKind::Directory {
                     return self.set_directory(&dest.path, attributes);
                 }
                 self.make_room(dest, &stat, recipe)?;
@@ -114,7 +114,7 @@ impl Unpacking<'_> {
             recipe.contents(&dest.path, segments, crc.sum())?;
         }
         self.outcome.content_size += size;
-        self.finish_file(dest, &file, attributes, "file")?;
+        self.finish_file(dest, &file, attributes, FileKind::Regular)?;
         if let Some(to_write_out) = self.to_write_out.as_ref().filter(|_| end >= WORTH_WRITING_OUT) {
             // If the queue is full, the file waits for the sync.
             drop(to_write_out.try_send(file));
@@ -150,9 +150,9 @@ impl Unpacking<'_> {
         dest: &Destination<'_>,
         file: &File,
         attributes: &Attributes,
-        override_type: &str,
+        kind: FileKind,
     ) -> Result<()> {
-        let target = Target { fd: Some(file.as_fd()), override_type, ..dest.target() };
+        let target = MadeFile { fd: Some(file.as_fd()), ..dest.file(kind) };
         let warnings = target.set(attributes, &self.put, dest.dir.gives_acl)?;
         target.set_times(attributes.mtime)?;
         self.warn(warnings);
@@ -167,7 +167,7 @@ impl Unpacking<'_> {
         recipe: Option<&mut RecipeWriter>,
     ) -> Result<()> {
         self.create(dest, || rustix::fs::symlinkat(link, dest.dir.as_fd(), dest.name), recipe)?;
-        let target = Target { is_symlink: true, override_type: "symlink", ..dest.target() };
+        let target = dest.file(FileKind::Symlink);
         let warnings = target.set(attributes, &self.put, false)?;
         target.set_times(attributes.mtime)?;
         self.warn(warnings);
@@ -184,7 +184,7 @@ impl Unpacking<'_> {
     ) -> Result<()> {
         if !self.put.keep_ownership {
             let file = self.create_file(dest, recipe)?;
-            return self.finish_file(dest, &file, attributes, &kind.override_type());
+            return self.finish_file(dest, &file, attributes, kind);
         }
         let (file_type, device) = match kind {
             FileKind::CharDevice(major, minor) => (FileType::CharacterDevice, rustix::fs::makedev(major, minor)),
@@ -193,7 +193,7 @@ impl Unpacking<'_> {
         };
         let make = || rustix::fs::mknodat(dest.dir.as_fd(), dest.name, file_type, Mode::RUSR | Mode::WUSR, device);
         self.create(dest, make, recipe)?;
-        let target = dest.target();
+        let target = dest.file(kind);
         let warnings = target.set(attributes, &self.put, dest.dir.gives_acl)?;
         target.set_times(attributes.mtime)?;
         self.warn(warnings);
@@ -225,7 +225,7 @@ impl Unpacking<'_> {
                 None => return Err(refused("no such file")),
             },
         };
-        if FileKind::of(&source_stat) == FileKind::Directory {
+        if kind_of(&source_stat) == FileKind::Directory {
             return Err(refused("a directory"));
         }
         if let Some(stat) = confined::stat_entry(dest.dir.as_fd(), dest.name).at(&dest.path)? {
@@ -247,7 +247,7 @@ impl Unpacking<'_> {
         let parent = self.resolve_or_make(parent)?;
         let dest = Destination { dir: self.dirs.get(&parent)?, name, path: path.to_vec() };
         let (lower_dir, lower_name) = self.lowers.open_parent(&lower.part)?;
-        let (kind, attributes) = attributes::read(lower_dir.as_fd(), lower_name, &lower.stat).at(path)?;
+        let (kind, attributes) = self.lowers.shown(lower_dir.as_fd(), lower_name, &lower.stat).at(path)?;
         match kind {
             FileKind::Regular => {
                 let contents = File::from(self.lowers.open_contents(lower)?);
@@ -255,7 +255,7 @@ impl Unpacking<'_> {
                 let size = u64::try_from(lower.stat.st_size).unwrap_or(0);
                 confined::copy_extents(&contents, &file, 0, size).at(path)?;
                 self.outcome.content_size += size;
-                self.finish_file(&dest, &file, &attributes, "file")?;
+                self.finish_file(&dest, &file, &attributes, FileKind::Regular)?;
             }
             FileKind::Symlink => {
                 let link = rustix::fs::readlinkat(&lower_dir, lower_name, Vec::new()).at(path)?;
@@ -273,7 +273,7 @@ impl Unpacking<'_> {
 
     /// Removes the existing file.
     fn make_room(&mut self, dest: &Destination<'_>, stat: &Stat, mut recipe: Option<&mut RecipeWriter>) -> Result<()> {
-        if FileKind::of(stat) == FileKind::Directory {
+        if kind_of(stat) == FileKind::Directory {
             return self.remove_tree(&dest.path, recipe);
         }
         self.remove_file(dest.dir.as_fd(), dest.name, &dest.path, stat, &mut recipe)
@@ -289,7 +289,7 @@ impl Unpacking<'_> {
     ) -> Result<()> {
         if marks::is_whiteout(dir, name, stat).at(path)? {
             self.buried.push(path.to_vec());
-        } else if let (FileKind::Regular, Some(recipe)) = (FileKind::of(stat), recipe) {
+        } else if let (FileKind::Regular, Some(recipe)) = (kind_of(stat), recipe) {
             let file = confined::beneath(dir, name, OFlags::RDONLY | OFlags::NONBLOCK).at(path)?;
             recipe.save(self.root, path, &file.into())?;
         }
@@ -306,7 +306,7 @@ impl Unpacking<'_> {
             for name in confined::sorted_names(dir.as_fd()).at(&top)? {
                 let below = join(&top, &name);
                 let stat = rustix::fs::statat(&dir, name.as_slice(), AtFlags::SYMLINK_NOFOLLOW).at(&below)?;
-                if FileKind::of(&stat) == FileKind::Directory {
+                if kind_of(&stat) == FileKind::Directory {
                     stack.push(below);
                 } else {
                     self.remove_file(dir.as_fd(), &name, &below, &stat, &mut recipe)?;

@@ -4,6 +4,7 @@ use std::os::fd::BorrowedFd;
 
 use crate::image::layer::marks::MarkStyle;
 use crate::tar::Limits;
+use crate::union::layer::XattrPermissions;
 
 /// How to unpack a layer. The default is for root.
 #[derive(Clone, Debug)]
@@ -34,6 +35,11 @@ impl Default for UnpackOptions {
 }
 
 impl UnpackOptions {
+    /// Where a mount of such layers finds owner, mode and type of their files.
+    pub fn permissions(&self) -> XattrPermissions {
+        if self.keep_ownership { XattrPermissions::Inode } else { XattrPermissions::Containers }
+    }
+
     /// The default for root, otherwise [`UnpackOptions::unprivileged`].
     pub fn for_this_user() -> Self {
         if rustix::process::geteuid().is_root() { Self::default() } else { Self::unprivileged() }

@@ -4,11 +4,10 @@
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::AtFlags;
 use rustix::io::Errno;
 
 use crate::confined;
-use crate::image::layer::attributes::{self, Attributes, FileKind};
+use crate::image::layer::attributes::{Attributes, FileKind, kind_of};
 use crate::image::layer::error::{AtPath, LayerError, Result, printable};
 use crate::image::layer::lower_view::LowerEntry;
 use crate::image::layer::marks;
@@ -154,7 +153,7 @@ impl Unpacking<'_> {
             Err(Errno::NAMETOOLONG) => return Err(LayerError::entry(here, "a component of its path is too long")),
             Err(error) => return Err(LayerError::io(here, error)),
         };
-        Ok(match FileKind::of(&stat) {
+        Ok(match kind_of(&stat) {
             FileKind::Directory => Step::Directory,
             FileKind::Symlink => Step::Link(rustix::fs::readlinkat(dir, name, Vec::new()).at(here)?.into_bytes()),
             _ if marks::is_whiteout(dir, name, &stat).at(here)? => Step::Whiteout,
@@ -165,14 +164,10 @@ impl Unpacking<'_> {
     fn below(&mut self, path: &[u8]) -> Result<Below> {
         Ok(match self.found_below(path)? {
             Some(LowerEntry::Directory(dir)) => match dir.parts.first() {
-                Some(part) => {
-                    let (parent, name) = self.lowers.open_parent(part)?;
-                    let stat = rustix::fs::statat(&parent, name, AtFlags::SYMLINK_NOFOLLOW).at(path)?;
-                    Below::Directory(attributes::read(parent.as_fd(), name, &stat).at(path)?.1)
-                }
+                Some(part) => Below::Directory(self.lowers.shown_part(part, path)?.1),
                 None => Below::Nothing,
             },
-            Some(LowerEntry::Other(file)) if FileKind::of(&file.stat) == FileKind::Symlink => {
+            Some(LowerEntry::Other(file)) if kind_of(&file.stat) == FileKind::Symlink => {
                 let (parent, name) = self.lowers.open_parent(&file.part)?;
                 Below::Link(rustix::fs::readlinkat(&parent, name, Vec::new()).at(path)?.into_bytes())
             }

@@ -9,7 +9,7 @@ use rustix::fs::{AtFlags, Mode};
 use rustix::io::Errno;
 
 use crate::confined;
-use crate::image::layer::attributes::{Attributes, Put, Target};
+use crate::image::layer::attributes::{Attributes, FileKind, MadeFile, Put};
 use crate::image::layer::error::{AtPath, LayerError, Result};
 use crate::image::layer::lower_view::{LowerEntry, LowerView};
 use crate::image::layer::marks::{self, MarkStyle};
@@ -19,6 +19,7 @@ use crate::image::unpack::dirs::{Dirs, HeldDir};
 use crate::image::unpack::options::{Lowers, UnpackOptions};
 use crate::tar::limits::Growth;
 use crate::tar::read::TarReader;
+use crate::union::layer::override_key;
 
 /// The reader of a layer. The recipe, if one is written, receives everything except the contents of files.
 pub(crate) type Reader<'a, R> = TarReader<'a, R, Option<RecipeWriter>>;
@@ -63,7 +64,7 @@ impl<'a> Unpacking<'a> {
         Ok(Self {
             root,
             dirs: Dirs::new(root),
-            lowers: LowerView::of_unfinished(lowers.dirs)?,
+            lowers: LowerView::of_unfinished(lowers.dirs, override_key(options.permissions(), []).at(b"")?)?,
             options,
             marks: options.marks,
             put: Put { keep_ownership: options.keep_ownership },
@@ -87,15 +88,7 @@ impl<'a> Unpacking<'a> {
     /// Replaces the attributes of the directory at `path`.
     pub(crate) fn set_directory(&mut self, path: &[u8], attributes: &Attributes) -> Result<()> {
         let dir = self.dirs.get(path)?;
-        let target = Target {
-            fd: Some(dir.as_fd()),
-            dir: dir.as_fd(),
-            name: b".",
-            path,
-            override_type: "dir",
-            is_symlink: false,
-            is_directory: true,
-        };
+        let target = MadeFile { fd: Some(dir.as_fd()), dir: dir.as_fd(), name: b".", path, kind: FileKind::Directory };
         target.clear_xattrs()?;
         let warnings = target.set(attributes, &self.put, false)?;
         self.warn(warnings);
@@ -136,7 +129,7 @@ impl<'a> Unpacking<'a> {
     /// Sets the attributes of a directory that was just made.
     pub(super) fn finish_directory(&mut self, dest: &Destination<'_>, attributes: &Attributes) -> Result<()> {
         let dir = self.dirs.get(&dest.path)?;
-        let target = Target { fd: Some(dir.as_fd()), override_type: "dir", is_directory: true, ..dest.target() };
+        let target = MadeFile { fd: Some(dir.as_fd()), ..dest.file(FileKind::Directory) };
         let warnings = target.set(attributes, &self.put, dest.dir.gives_acl)?;
         self.warn(warnings);
         self.dirs.changed(&dest.path, attributes.mtime)
@@ -173,15 +166,7 @@ pub(super) struct Destination<'p> {
 
 impl Destination<'_> {
     /// The target for a file without an open descriptor.
-    pub(super) fn target(&self) -> Target<'_> {
-        Target {
-            fd: None,
-            dir: self.dir.as_fd(),
-            name: self.name,
-            path: &self.path,
-            override_type: "file",
-            is_symlink: false,
-            is_directory: false,
-        }
+    pub(super) fn file(&self, kind: FileKind) -> MadeFile<'_> {
+        MadeFile { fd: None, dir: self.dir.as_fd(), name: self.name, path: &self.path, kind }
     }
 }

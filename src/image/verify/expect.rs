@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 
 use crate::confined;
-use crate::image::layer::attributes::{self, Attributes, FileKind, RECORDED, lacks_xattr};
+use crate::image::layer::attributes::{self, Attributes, FileKind, OverrideKey, kind_of, lacks_xattr};
 use crate::image::layer::error::{AtPath, LayerError, Result, printable};
 use crate::image::layer::marks;
 use crate::image::layer::path::{components, is_at_or_below, join, normalise, split};
@@ -41,7 +41,7 @@ pub(crate) struct Expectations<'a> {
 
 impl<'a> Expectations<'a> {
     pub(crate) fn new(layer: BorrowedFd<'a>) -> Result<Self> {
-        let recorded = attributes::xattr(layer, RECORDED).at(b"")?.is_some();
+        let recorded = attributes::is_recorded(layer).at(b"")?;
         Ok(Self { recorded, suspects: BTreeMap::new(), ledger: Ledger::new(layer) })
     }
 
@@ -133,7 +133,7 @@ impl<'a> Expectations<'a> {
 
     fn check_file(&mut self, dir: BorrowedFd<'_>, name: &[u8], path: Vec<u8>, entry: &Entry) -> Result<()> {
         let stat = confined::stat_entry(dir, name);
-        let found = stat.as_ref().ok().and_then(Option::as_ref).map(FileKind::of);
+        let found = stat.as_ref().ok().and_then(Option::as_ref).map(kind_of);
         self.make_room(&path, entry.kind == Kind::Directory, found == Some(FileKind::Directory));
         let stat = match stat {
             Ok(Some(stat)) => stat,
@@ -146,7 +146,8 @@ impl<'a> Expectations<'a> {
             }
             Err(error) => return Err(error).at(&path),
         };
-        let (kind, found) = attributes::read(dir, name, &stat).at(&path)?;
+        let (kind, found) =
+            attributes::read(dir, name, &stat, self.recorded.then_some(OverrideKey::Containers)).at(&path)?;
         if let Kind::HardLink(_) = entry.kind {
             if kind == FileKind::Directory {
                 self.suspect(path, false, "it is a directory, not a hard link".into());
@@ -158,7 +159,7 @@ impl<'a> Expectations<'a> {
             if let Kind::Symlink(target) = &entry.kind {
                 self.ledger.link(&path, target, false);
             }
-            let reason = format!("it is {}, not {}", kind.override_type(), expected_kind.override_type());
+            let reason = format!("it is {kind}, not {expected_kind}");
             self.suspect(path, false, reason);
             return Ok(());
         }

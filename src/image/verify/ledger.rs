@@ -12,7 +12,7 @@ use rustix::fs::FileType;
 use rustix::io::Errno;
 
 use crate::confined;
-use crate::image::layer::attributes::FileKind;
+use crate::image::layer::attributes::{FileKind, kind_of};
 use crate::image::layer::error::{AtPath, Result};
 use crate::image::layer::marks;
 use crate::image::layer::path::{components, is_at_or_below, join, pop, push, split};
@@ -224,7 +224,7 @@ impl<'a> Ledger<'a> {
             Err(error) => return Err(error).at(parent),
         };
         let kind = match confined::stat_entry(dir.as_fd(), name) {
-            Ok(stat) => stat.map(|stat| FileKind::of(&stat)),
+            Ok(stat) => stat.map(|stat| kind_of(&stat)),
             Err(Errno::NAMETOOLONG) => None,
             Err(error) => return Err(error).at(path),
         };

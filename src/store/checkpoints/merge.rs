@@ -326,7 +326,8 @@ mod tests {
         let open: Vec<File> = layers.iter().map(|path| File::open(path).expect("opened")).collect();
         let open: Vec<BorrowedFd<'_>> = open.iter().map(AsFd::as_fd).collect();
         let mut tar = Vec::new();
-        flatten(&open, &mut tar, &SnapshotOptions { source_date_epoch: Some(0) }).expect("flattened");
+        flatten(&open, &mut tar, &SnapshotOptions { source_date_epoch: Some(0), ..SnapshotOptions::default() })
+            .expect("flattened");
         let mut archive = tar::Archive::new(&tar[..]);
         let entry = |entry: std::io::Result<tar::Entry<'_, &[u8]>>| {
             let mut entry = entry.expect("an entry");

@@ -54,9 +54,8 @@ pub(crate) fn duplicate_special(from: &Dir, from_name: &CStr, dir: &UpperDir, na
             dir.set_owner(name, Some(stat.uid), Some(stat.gid))?;
         }
         for key in confined::xattr::names(&from.list_xattrs(from_name)?) {
-            let key = CString::new(key).map_err(|_| Errno::INVAL)?;
-            if let Some(value) = from.xattr(from_name, &key)? {
-                dir.set_xattr(name, &key, &value, 0)?;
+            if let Some(value) = from.xattr(from_name, key)? {
+                dir.set_xattr(name, key, &value, 0)?;
             }
         }
         if stat.file_type() != FileType::Symlink {
@@ -77,9 +76,8 @@ fn fill(copier: &Copier, from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<(),
     }
     let source = Target { dir: from, name: c"" };
     for key in confined::xattr::names(&confined::xattr::list(source)?) {
-        let key = CString::new(key).map_err(|_| Errno::INVAL)?;
-        if let Some(value) = confined::xattr::value(source, &key)? {
-            xattr::set(Target { dir: to, name: c"" }, &key, &value, 0)?;
+        if let Some(value) = confined::xattr::value(source, key)? {
+            xattr::set(Target { dir: to, name: c"" }, key, &value, 0)?;
         }
     }
     rustix::fs::fchmod(to, Mode::from_raw_mode(stat.mode & 0o7777))?;
