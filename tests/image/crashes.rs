@@ -56,6 +56,8 @@ const FILLING: &[&str] = &[
     "ftruncate",
     "getdents64",
 ];
+/// Of the calls that fill, each one of so many is harmed; all of them with `STRATAFS_SOAK=1`.
+const STRIDE: usize = 3;
 /// No command makes more calls of one kind in one thread.
 const MOST_CALLS: u32 = 1000;
 
@@ -217,12 +219,14 @@ fn prepared(start: &Start, verb: &str) -> Victim {
 /// Harms every command at every call of these kinds; gives the number of times.
 fn harm_everything(verbs: &[&str], calls: &[&str], harm: &str, check: &dyn Fn(&Victim, &Output, &str, &Sides)) -> u32 {
     let start = Start::new();
+    let soaking = std::env::var_os("STRATAFS_SOAK").is_some_and(|value| value == "1");
     let mut points = 0;
     for verb in verbs {
         let args = arguments(&start, verb);
         let sides = unharmed(&start, verb, &args);
         for call in calls {
-            for number in 1.. {
+            let stride = if soaking || PUBLISHING.contains(call) { 1 } else { STRIDE };
+            for number in (1..).step_by(stride) {
                 assert!(number < MOST_CALLS, "{verb}: {call} does not come to its end");
                 let victim = prepared(&start, verb);
                 let Some(output) = victim.harmed(call, harm, number, &args) else { break };
@@ -289,7 +293,7 @@ fn failing(verbs: &[&str], harm: &str) {
         assert!(now == sides.before || now == sides.after, "{what}: {:#?}", differences(&now, sides));
     });
     println!("{verbs:?}: {points} calls");
-    assert!(points > 100, "only {points} calls");
+    assert!(points > 50, "only {points} calls");
 }
 
 #[test]

@@ -322,7 +322,7 @@ on_both! {
 #[test]
 fn users_cannot_mount_over_what_is_not_theirs() {
     crate::common::run_test("users_cannot_mount_over_what_is_not_theirs", Driver::Stratafs, |_| {
-        let base = tempfile::Builder::new().prefix("stratafs-test-").tempdir_in("/var/tmp").unwrap();
+        let base = tempfile::Builder::new().prefix("stratafs-test-").tempdir_in(crate::common::stack::base()).unwrap();
         sys::chmod(base.path(), 0o755).unwrap();
         for name in ["lower", "point"] {
             sys::mkdir(&base.path().join(name), 0o755).unwrap();

@@ -10,7 +10,7 @@ struct Small(tempfile::TempDir);
 
 impl Small {
     fn new(options: &str) -> Self {
-        let dir = tempfile::Builder::new().prefix("ss-").tempdir_in("/var/tmp").unwrap();
+        let dir = temporary();
         let done =
             Command::new("mount").args(["-t", "tmpfs", "-o", options, "tmpfs"]).arg(dir.path()).status().unwrap();
         assert!(done.success());

@@ -26,6 +26,12 @@ use std::path::{Path, PathBuf};
 
 use stratafs::snapshotter::{Kind, Labels, Mount, Options, Snapshotter};
 
+/// A directory. Not in `/tmp`, which may be a tmpfs; short, for the paths of sockets.
+fn temporary() -> tempfile::TempDir {
+    let base = std::env::var_os("STRATAFS_TEST_DIR").map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from);
+    tempfile::Builder::new().prefix("ss-").tempdir_in(base).unwrap()
+}
+
 /// A directory of snapshots, without syncing.
 struct Scratch {
     dir: tempfile::TempDir,
@@ -33,7 +39,7 @@ struct Scratch {
 
 impl Scratch {
     fn new() -> Self {
-        Self { dir: tempfile::Builder::new().prefix("ss-").tempdir_in("/var/tmp").unwrap() }
+        Self { dir: temporary() }
     }
 
     fn root(&self) -> PathBuf {
