@@ -612,6 +612,26 @@ fn with_a_command() {
 }
 
 #[test]
+fn a_mountpoint_that_is_mounted_already_is_told() {
+    needs_fuse!();
+    let scene = Scene::new();
+    let writable = ["-o", "lowerdir=lower,upperdir=upper,workdir=work", "mnt"];
+    let first = scene.stratafs(&writable);
+    assert!(first.status.success() && first.stderr.is_empty(), "{first:?}");
+    let again = scene.stratafs(&writable);
+    let told = String::from_utf8(again.stderr).unwrap();
+    assert_eq!((again.status.code(), told.lines().count()), (Some(1), 1), "{told}");
+    assert!(told.contains("mnt' is already mounted: upperdir"), "{told}");
+    // Another union covers it, as mount(8) does.
+    let other = scene.stratafs(&["-o", "lowerdir=lower", "mnt"]);
+    let told = String::from_utf8(other.stderr).unwrap();
+    assert!(other.status.success() && told.lines().count() == 1, "{told}");
+    assert!(told.contains("warning: the mountpoint is already mounted by stratafs"), "{told}");
+    scene.run("umount", &["mnt"]);
+    scene.run("umount", &["mnt"]);
+}
+
+#[test]
 fn without_the_device_one_line_says_so() {
     needs_fuse!();
     let scene = Scene::new();
@@ -621,5 +641,6 @@ fn without_the_device_one_line_says_so() {
     let stderr = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1), "{stderr}");
     assert!(stderr.starts_with("stratafs: cannot mount on") && stderr.contains("/dev/fuse"), "{stderr}");
+    assert!(stderr.contains("strata doctor"), "{stderr}");
     assert_eq!(stderr.lines().count(), 1, "{stderr}");
 }

@@ -135,6 +135,8 @@ impl From<OptionError> for Failure {
 struct Order {
     options: MountOptions,
     target: Target,
+    /// A mount of stratafs is at the mountpoint already.
+    covers: bool,
 }
 
 fn main() -> ExitCode {
@@ -249,7 +251,18 @@ impl Order {
             Some(device) => Target::Device(device),
             None => Target::Directory(resolve_mountpoint(Path::new(mountpoint))?),
         };
-        Ok(Self { options, target })
+        let covers = matches!(&target, Target::Directory(path) if fuse::is_mounted_at(path));
+        Ok(Self { options, target, covers })
+    }
+
+    /// If the union is mounted there already, its upper is in use.
+    fn refusal(&self, error: &dyn std::fmt::Display) -> Failure {
+        match &self.target {
+            Target::Directory(path) if self.covers => {
+                Failure::new(format!("mountpoint '{}' is already mounted: {error}", path.display()))
+            }
+            _ => Failure::new(error),
+        }
     }
 
     /// Mounts, calls `ready`, and serves until somebody unmounts.
@@ -265,8 +278,11 @@ impl Order {
         rustix::process::umask(rustix::fs::Mode::empty());
         share_pool();
         fuse::handover::request(&self.options.overlay).map_err(Failure::new)?;
-        let overlay = Overlay::open(self.options.overlay.clone()).map_err(Failure::new)?;
+        let overlay = Overlay::open(self.options.overlay.clone()).map_err(|error| self.refusal(&error))?;
         let mut mounted = fuse::mount(overlay, &self.target, &self.options).map_err(Failure::new)?;
+        if self.covers {
+            tell("warning: the mountpoint is already mounted by stratafs; this mount covers that one");
+        }
         let watched = watcher.map_or(Ok(()), |watcher| mounted.watch_by(watcher));
         match watched.map_err(|error| Failure::new(format!("auto_unmount: {}", reason(&error)))).and_then(|()| ready())
         {
@@ -334,7 +350,10 @@ fn given_device(mountpoint: &OsStr, inherited: &mut Inherited) -> Result<Option<
 
 fn resolve_mountpoint(mountpoint: &Path) -> Result<PathBuf, Failure> {
     let wrong = |error: &dyn std::fmt::Display| Failure::new(format!("mountpoint '{}': {error}", mountpoint.display()));
-    let resolved = mountpoint.canonicalize().map_err(|error| wrong(&reason(&error)))?;
+    let resolved = mountpoint.canonicalize().map_err(|error| match error.raw_os_error() {
+        Some(libc::ENOTCONN) => wrong(&"the driver of the mount there has died; umount -l it first"),
+        _ => wrong(&reason(&error)),
+    })?;
     if resolved.is_dir() { Ok(resolved) } else { Err(wrong(&"Not a directory")) }
 }
 

@@ -50,7 +50,7 @@ pub mod stats;
 mod transport;
 mod wire;
 
-pub use mount::{MountError, Mounted, Target, Watcher, handover, inherited, mount, privileges, remount};
+pub use mount::{MountError, Mounted, Target, Watcher, handover, inherited, is_mounted_at, mount, privileges, remount};
 
 /// Version of the FUSE protocol that we speak.
 pub const PROTOCOL: &str = "7.40";

@@ -42,6 +42,7 @@ use handshake::{Agreed, Handshake, Wishes};
 use kernel::Connection;
 use mountpoint::{Mountpoint, Unmounted};
 
+pub use mountpoint::is_mounted_at;
 pub use remount::remount;
 pub use watcher::Watcher;
 
@@ -195,7 +196,7 @@ fn serve_on(
 fn explain(error: io::Error) -> io::Error {
     match fs::File::options().read(true).write(true).open("/dev/fuse") {
         Err(cause) if error.raw_os_error() == cause.raw_os_error() => {
-            io::Error::new(error.kind(), format!("/dev/fuse: {cause}"))
+            io::Error::new(error.kind(), format!("/dev/fuse: {cause}; strata doctor says what is missing"))
         }
         _ => error,
     }

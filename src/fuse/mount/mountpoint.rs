@@ -15,6 +15,11 @@ use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, unmount};
 
+use crate::confined::mountinfo as table;
+
+/// Types of mounts of ours: stratafs, and the one under which engines look for their mount program.
+const KINDS: [&[u8]; 2] = [b"fuse.stratafs", b"fuse.fuse-overlayfs"];
+
 /// One of our mounts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Mountpoint {
@@ -97,6 +102,15 @@ impl Mountpoint {
             Err(errno) => Err(errno.into()),
         }
     }
+}
+
+/// True if the topmost mount at `path`, which must be canonical, is one of stratafs.
+pub fn is_mounted_at(path: &Path) -> bool {
+    let table = mountinfo().unwrap_or_default();
+    table::parse(&table)
+        .filter(|mount| mount.point == path)
+        .last()
+        .is_some_and(|mount| KINDS.contains(&mount.kind.as_slice()))
 }
 
 /// A line of a mountinfo file.
