@@ -14,7 +14,7 @@ use rustix::mount::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{Container, Record};
+use super::{Container, Record, rootless};
 use crate::confined::mountinfo;
 use crate::image::snapshot::XattrPermissions;
 use crate::image::{ImageError, IoContext, Result};
@@ -260,6 +260,8 @@ fn mount_stratafs(stack: &Stack, record: &Record, name: &str) -> Result<()> {
         // Outside a namespace, files must appear to belong to the user, or the user could not change them.
         let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
         options.push(format!(",uidmapping=0:{uid}:1,gidmapping=0:{gid}:1"));
+    } else if let Some((uid, gid)) = record.options.keep_id.filter(|_| record.rootless) {
+        options.push(rootless::mount_options(uid, gid));
     }
     let program = stratafs_program();
     let mut command = Command::new(&program);

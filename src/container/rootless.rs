@@ -47,19 +47,30 @@ pub fn enter() -> Result<bool> {
     if is_root() {
         return Ok(false);
     }
+    let (users, groups) = own_rows();
+    if users.len() > 1 && groups.len() > 1 {
+        enter_with_ranges(&users, &groups)?;
+    } else {
+        enter_alone(rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw())?;
+    }
+    Ok(true)
+}
+
+/// True if this user has subordinate ids.
+pub fn has_ranges() -> bool {
+    let (users, groups) = own_rows();
+    users.len() > 1 && groups.len() > 1
+}
+
+/// The map of this user's ids, and that of its groups'.
+fn own_rows() -> (Vec<Row>, Vec<Row>) {
     let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
     let name = user_name(&fs::read_to_string("/etc/passwd").unwrap_or_default(), uid);
     let rows = |table: &str, own: u32| {
         let text = fs::read_to_string(table).unwrap_or_default();
         map(own, &subordinate(&text, name.as_deref(), uid))
     };
-    let (users, groups) = (rows("/etc/subuid", uid), rows("/etc/subgid", gid));
-    if users.len() > 1 && groups.len() > 1 {
-        enter_with_ranges(&users, &groups)?;
-    } else {
-        enter_alone(uid, gid)?;
-    }
-    Ok(true)
+    (rows("/etc/subuid", uid), rows("/etc/subgid", gid))
 }
 
 fn refused(error: &io::Error) -> ImageError {
@@ -263,6 +274,57 @@ fn adapt_to(document: &mut Value, groups: &str, alone: bool) {
     }
 }
 
+/// The user and group that entered the namespace in which this process is root, if there are ids beside these.
+pub fn kept_ids() -> Option<(u32, u32)> {
+    let outside = |file: &str| {
+        let text = fs::read_to_string(file).ok()?;
+        let first: Vec<u32> = text.lines().next()?.split_whitespace().filter_map(|word| word.parse().ok()).collect();
+        (text.lines().count() > 1 && first.first() == Some(&0)).then(|| first.get(1).copied())?
+    };
+    Some((outside("/proc/self/uid_map")?, outside("/proc/self/gid_map")?))
+}
+
+/// The ids of a namespace inside of this one in which `kept`, which is 0 here, is itself; those below it are one higher here.
+/// `count` ids are mapped here.
+fn inner(kept: u32, count: u32) -> Vec<Row> {
+    let row = |inside, outside, count| Row { inside, outside, count };
+    let below = kept.min(count.saturating_sub(1));
+    let above = count.saturating_sub(kept.saturating_add(1));
+    let rows = [row(0, 1, below), row(kept, 0, 1), row(kept.saturating_add(1), kept.saturating_add(1), above)];
+    rows.into_iter().filter(|row| row.count > 0).collect()
+}
+
+/// How many ids are mapped in this namespace, by its `uid_map`.
+fn mapped(map: &str) -> u32 {
+    let count = |line: &str| line.split_whitespace().nth(2).and_then(|count| count.parse().ok()).unwrap_or(0);
+    map.lines().map(count).fold(0, u32::saturating_add)
+}
+
+fn inner_rows(kept: u32, file: &str) -> Vec<Row> {
+    inner(kept, mapped(&fs::read_to_string(file).unwrap_or_default()))
+}
+
+/// Has the runtime make a user namespace in which the user and group that run the container have their own ids.
+pub(super) fn keep_id(document: &mut Value, (uid, gid): (u32, u32)) {
+    for (kept, file, key) in [(uid, "/proc/self/uid_map", "uidMappings"), (gid, "/proc/self/gid_map", "gidMappings")] {
+        let mapping = |row: &Row| json!({"containerID": row.inside, "hostID": row.outside, "size": row.count});
+        document["linux"][key] = inner_rows(kept, file).iter().map(mapping).collect();
+    }
+    if let Some(namespaces) = document["linux"]["namespaces"].as_array_mut() {
+        namespaces.push(json!({"type": "user"}));
+    }
+}
+
+/// Options with which the driver shows the ids that a container has recorded as those of this namespace.
+pub(super) fn mount_options(uid: u32, gid: u32) -> String {
+    let option = |name: &str, kept, file| {
+        let rows: Vec<String> =
+            inner_rows(kept, file).iter().map(|row| format!("{}:{}:{}", row.inside, row.outside, row.count)).collect();
+        format!(",{name}={}", rows.join(":"))
+    };
+    option("uidmapping", uid, "/proc/self/uid_map") + &option("gidmapping", gid, "/proc/self/gid_map")
+}
+
 /// True if a namespace has an id, according to its `/proc/PID/uid_map` (user_namespaces(7)).
 fn is_mapped(map: &str, id: u32) -> bool {
     map.lines().any(|line| {
@@ -291,6 +353,15 @@ mod tests {
         let row = |inside, outside, count| Row { inside, outside, count };
         assert_eq!(map(1000, &[]), [row(0, 1000, 1)]);
         assert_eq!(map(1000, &[(7, 10), (99, 5)]), [row(0, 1000, 1), row(1, 7, 10), row(11, 99, 5)]);
+    }
+
+    #[test]
+    fn an_id_is_kept_and_the_others_make_room() {
+        let row = |inside, outside, count| Row { inside, outside, count };
+        assert_eq!(inner(1000, 65537), [row(0, 1, 1000), row(1000, 0, 1), row(1001, 1001, 64536)]);
+        assert_eq!(inner(65536, 65537), [row(0, 1, 65536), row(65536, 0, 1)]);
+        assert_eq!(inner(100_000, 65537), [row(0, 1, 65536), row(100_000, 0, 1)]);
+        assert_eq!(mapped("         0       1000          1\n         1     100000      65536\n"), 65537);
     }
 
     #[test]

@@ -85,6 +85,9 @@ impl Container {
         }
         if self.record.rootless {
             rootless::adapt(&mut document);
+            if let Some(kept) = options.keep_id {
+                rootless::keep_id(&mut document, kept);
+            }
         }
         self.check_startable(&root, options, &volumes, &document)?;
         if options.init {

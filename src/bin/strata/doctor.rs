@@ -1,16 +1,19 @@
-//! `doctor`: what this machine has and lacks.
+//! `doctor`: what this machine has and lacks. What can be tried is tried: a mount is made, a container is run.
+
+mod probe;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Result;
 use rustix::fs::Access;
-use serde_json::json;
+use serde_json::{Value, json};
 use stratafs::container::{Runtime, stratafs_program};
 use stratafs::store::Store;
 
 use super::args::Doctor;
 use super::output::{print_json, print_line};
+use probe::Probe;
 
 /// One thing that something needs.
 struct Check {
@@ -19,30 +22,40 @@ struct Check {
     needed_for: &'static str,
     /// What is wrong and what to do; none: all is well.
     problem: Option<String>,
-    /// Everything works without it, only slower.
+    /// Mounting unions and running containers work without it.
     is_optional: bool,
+}
+
+impl Check {
+    fn needed(name: &'static str, needed_for: &'static str, problem: Option<String>) -> Self {
+        Self { name, needed_for, problem, is_optional: false }
+    }
+
+    fn optional(name: &'static str, needed_for: &'static str, problem: Option<String>) -> Self {
+        Self { name, needed_for, problem, is_optional: true }
+    }
+
+    fn json(&self) -> Value {
+        json!({"Name": self.name, "NeededFor": self.needed_for, "Ok": self.problem.is_none(),
+            "Optional": self.is_optional, "Problem": self.problem})
+    }
 }
 
 pub fn run(store: Option<PathBuf>, args: &Doctor) -> Result<ExitCode> {
     let root = store.map_or_else(Store::default_root, Ok)?;
-    let checks = [
-        check("store", "everything", store_problem(&root)),
-        check("/dev/fuse", "mounting with stratafs", fuse_problem()),
-        check("stratafs", "mounting with stratafs", program_problem(&stratafs_program(), "install it beside strata")),
-        check(
-            "fusermount3",
-            "mounting with stratafs as a user",
-            helper_problem("fusermount3", "apt-get install fuse3"),
-        ),
-        check("overlayfs", "--driver overlay", overlay_problem()),
-        check("OCI runtime", "run and exec", runtime_problem(&root)),
-        check("user namespaces", "run as a user", namespace_problem()),
-        Check { is_optional: true, ..check("rings", "faster mounts with stratafs", rings_problem()) },
-    ];
+    let mut checks = basics(&root);
+    // Nothing can be tried where nothing can be written.
+    match Probe::new(&root) {
+        Ok(probe) => checks.extend(tried(&probe, &checks)),
+        Err(error) => checks.push(Check::needed("store", "everything", Some(error))),
+    }
+    checks.extend([
+        Check::optional("init", "run --init", init_problem()),
+        Check::optional("rings", "faster mounts with stratafs", rings_problem()),
+    ]);
     let lacking = checks.iter().any(|check| check.problem.is_some() && !check.is_optional);
     if args.json {
-        let value = |Check { name, needed_for, problem, is_optional }: &Check| json!({"Name": name, "NeededFor": needed_for, "Ok": problem.is_none(), "Optional": is_optional, "Problem": problem});
-        print_json(&checks.iter().map(value).collect())?;
+        print_json(&checks.iter().map(Check::json).collect())?;
     }
     for Check { name, needed_for, problem, is_optional } in checks.iter().filter(|_| !args.json) {
         match problem {
@@ -58,26 +71,75 @@ pub fn run(store: Option<PathBuf>, args: &Doctor) -> Result<ExitCode> {
     Ok(if lacking { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-fn check(name: &'static str, needed_for: &'static str, problem: Option<String>) -> Check {
-    Check { name, needed_for, problem, is_optional: false }
+/// What can be seen without trying it.
+fn basics(root: &Path) -> Vec<Check> {
+    let mut checks = vec![
+        Check::needed("store", "everything", store_problem(root)),
+        Check::needed("/dev/fuse", "mounting with stratafs", fuse_problem()),
+        Check::needed(
+            "stratafs",
+            "mounting with stratafs",
+            program_problem(&stratafs_program(), "install it beside strata"),
+        ),
+    ];
+    if !is_root() {
+        let fusermount = program_problem(Path::new("fusermount3"), "apt-get install fuse3");
+        checks.push(Check::needed("fusermount3", "strata mount and stratafs as a user", fusermount));
+        checks.push(Check::needed("user namespaces", "run as a user", namespace_problem()));
+        checks.extend(subordinate_ids());
+    }
+    checks
+}
+
+/// What was tried: each thing after those that it builds on, which are told instead of it.
+fn tried(probe: &Probe, basics: &[Check]) -> Vec<Check> {
+    let lacks = |name: &str| basics.iter().any(|check| check.name == name && check.problem.is_some());
+    let mut checks = Vec::new();
+    if !["/dev/fuse", "stratafs", "fusermount3"].into_iter().any(lacks) {
+        checks.push(Check::needed("mount", "mounting with stratafs", probe.mount().err()));
+    }
+    let runtime = runtime_problem(&probe.root());
+    let can_run =
+        runtime.is_none() && !["stratafs", "/dev/fuse", "user namespaces", "newuidmap"].into_iter().any(lacks);
+    checks.push(Check::needed("OCI runtime", "run and exec", runtime));
+    if can_run {
+        let ran = probe.run(&[]);
+        let runs = ran.is_ok();
+        checks.push(Check::needed("container", "run and exec", ran.err()));
+        if runs {
+            checks.push(Check::optional("pasta", "run -p and --network pasta", pasta_problem(probe)));
+            checks.push(Check::optional("limits", "run -m, --cpus and --pids-limit; pause", limits_problem(probe)));
+        }
+    }
+    checks.push(Check::optional("overlayfs", "strata run --driver overlay", overlay_problem(probe)));
+    checks
 }
 
 fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
+/// A store that is there is opened; of one that is to be made, [`Probe`] tries the place.
 fn store_problem(root: &Path) -> Option<String> {
+    if !root.exists() {
+        return None;
+    }
     Store::open(root).and_then(|store| store.begin().map(drop)).err().map(|error| error.to_string())
 }
 
 fn fuse_problem() -> Option<String> {
     let device = Path::new("/dev/fuse");
-    match rustix::fs::access(device, Access::READ_OK | Access::WRITE_OK) {
-        Ok(()) => None,
-        Err(rustix::io::Errno::NOENT) => Some("modprobe fuse; in a container, pass the device in".to_owned()),
+    match std::fs::File::options().read(true).write(true).open(device) {
+        Ok(_) => None,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            Some("it is not there; modprobe fuse; in a container, pass the device in (--device /dev/fuse)".to_owned())
+        }
         // fusermount3 is set-user-id and opens it for us.
-        Err(_) if is_root() => Some("cannot be opened".to_owned()),
-        Err(error) => Some(format!("{error}; chmod 666 /dev/fuse")),
+        Err(error) if is_root() => Some(format!("cannot be opened: {error}; in a container, pass the device in")),
+        Err(_) if rustix::fs::access(device, Access::EXISTS).is_ok() => {
+            Some("cannot be opened by this user; chmod 666 /dev/fuse".to_owned())
+        }
+        Err(error) => Some(error.to_string()),
     }
 }
 
@@ -95,22 +157,45 @@ pub fn in_path(program: &Path) -> Option<PathBuf> {
     std::env::split_paths(&path).map(|dir| dir.join(program)).find(|path| path.is_file())
 }
 
-fn helper_problem(program: &str, remedy: &str) -> Option<String> {
-    program_problem(Path::new(program), remedy).filter(|_| !is_root())
-}
-
-fn overlay_problem() -> Option<String> {
+fn overlay_problem(probe: &Probe) -> Option<String> {
     let known = std::fs::read_to_string("/proc/filesystems").unwrap_or_default();
     match known.lines().any(|line| line.trim_end().ends_with("\toverlay")) {
-        true if is_root() => None,
+        true if is_root() => probe.mount_overlay().err(),
         true => Some("needs root".to_owned()),
         false => Some("modprobe overlay".to_owned()),
     }
 }
 
 fn runtime_problem(root: &Path) -> Option<String> {
-    let store = Store::open(root).ok()?;
-    Runtime::find(&store, None).err().map(|error| error.to_string())
+    let store = match Store::open(root) {
+        Ok(store) => store,
+        Err(error) => return Some(error.to_string()),
+    };
+    let wanted = std::env::var("STRATA_RUNTIME").ok();
+    match Runtime::find(&store, wanted.as_deref()) {
+        Ok(runtime) => super::usage::version_of(runtime.program())
+            .is_none()
+            .then(|| format!("{} cannot be run", runtime.program().display())),
+        Err(error) => Some(error.to_string()),
+    }
+}
+
+fn pasta_problem(probe: &Probe) -> Option<String> {
+    program_problem(Path::new("pasta"), "apt-get install passt").or_else(|| probe.run(&["--network", "pasta"]).err())
+}
+
+/// Limits need a control group that this user may make.
+fn limits_problem(probe: &Probe) -> Option<String> {
+    match is_root() {
+        true => probe.run(&["--memory", "64m", "--pids-limit", "100"]).err(),
+        false => Some("limits of a user's containers have no effect; run them as root".to_owned()),
+    }
+}
+
+fn init_problem() -> Option<String> {
+    let programs = ["catatonit", "tini-static", "docker-init", "tini"];
+    let found = programs.iter().any(|program| in_path(Path::new(program)).is_some());
+    (!found).then(|| "no small program for it is there; apt-get install catatonit".to_owned())
 }
 
 /// What keeps requests from coming through rings (`transport=`).
@@ -128,11 +213,26 @@ fn rings_problem() -> Option<String> {
 }
 
 fn namespace_problem() -> Option<String> {
-    if is_root() {
-        return None;
-    }
     let limit = std::fs::read_to_string("/proc/sys/user/max_user_namespaces").unwrap_or_default();
     let forbidden = std::fs::read_to_string("/proc/sys/kernel/unprivileged_userns_clone").unwrap_or_default();
     let off = limit.trim() == "0" || forbidden.trim() == "0";
     off.then(|| "switched off; sysctl user.max_user_namespaces and kernel.unprivileged_userns_clone".to_owned())
+}
+
+/// Containers of a user have one id without ranges, and none start if there are ranges that cannot be given out.
+fn subordinate_ids() -> Vec<Check> {
+    let has_ranges = stratafs::container::rootless::has_ranges();
+    let ids = (!has_ranges).then(|| {
+        "no lines for this user in /etc/subuid and /etc/subgid; usermod --add-subuids 100000-165535 --add-subgids \
+         100000-165535 USER"
+            .to_owned()
+    });
+    let mut checks = vec![Check::optional("subordinate ids", "other users than root in a user's containers", ids)];
+    if has_ranges {
+        let missing = ["newuidmap", "newgidmap"].into_iter().find_map(|program| {
+            program_problem(Path::new(program), "apt-get install uidmap").map(|problem| format!("{program}: {problem}"))
+        });
+        checks.push(Check::needed("newuidmap", "run as a user", missing));
+    }
+    checks
 }
