@@ -69,6 +69,17 @@ impl Runtime {
         &self.state
     }
 
+    /// Removes the directory for the state of this store's containers, when the store has none any more.
+    ///
+    /// # Errors
+    /// When the runtime still knows one.
+    pub fn forget_store(&self) -> Result<()> {
+        match fs::remove_dir(&self.state) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error).at(&self.state),
+            _ => Ok(()),
+        }
+    }
+
     /// The program.
     pub fn program(&self) -> &Path {
         &self.program
@@ -121,9 +132,7 @@ impl Runtime {
         if !status.success() {
             return Ok(Err(status));
         }
-        let text = fs::read_to_string(&pid_file).at(&pid_file)?;
-        let pid = text.trim().parse().ok().and_then(Pid::from_raw);
-        pid.map(Ok).ok_or_else(|| ImageError::refused(pid_file.display().to_string(), "is no process id"))
+        read_pid(&pid_file).map(Ok)
     }
 
     /// Lets the first process of a created container run.
@@ -169,7 +178,24 @@ impl Runtime {
     /// # Errors
     /// When the container does not run, the runtime cannot be started, or the image has no such user.
     pub fn exec(&self, container: &Container, options: &RunOptions, detached: bool) -> Result<u8> {
-        let input = options.interactive || options.terminal;
+        let (mut command, _process) = self.exec_command(container, options)?;
+        if detached {
+            command.arg("--detach").stdout(Stdio::null());
+        }
+        command.arg(container.runtime_id());
+        if detached || !options.interactive {
+            command.stdin(Stdio::null());
+        }
+        refuse_if_interrupted()?;
+        if detached {
+            return self.succeed_quietly(command.stderr(Stdio::null())).map(|()| 0);
+        }
+        let child = command.spawn().at(&self.program)?;
+        waiting_for(child, true).at(&self.program).map(exit_code)
+    }
+
+    /// The runtime's command for one more process, without the container's id, and the file that describes the process.
+    fn exec_command(&self, container: &Container, options: &RunOptions) -> Result<(Command, tempfile::NamedTempFile)> {
         match self.state(container)?.map(|state| state.status).as_deref() {
             Some("running") => {}
             Some("paused") => return Err(ImageError::refused(container.name(), "is paused; strata unpause it first")),
@@ -190,19 +216,32 @@ impl Runtime {
         }
         let mut command = self.command("exec");
         command.arg("--process").arg(file.path());
-        if detached {
-            command.arg("--detach").stdout(Stdio::null());
+        Ok((command, file))
+    }
+
+    /// Has the runtime start one more process whose terminal it sends to the socket `console`. The process becomes this one's
+    /// child if this is a subreaper. In the inner result: the status of a runtime that failed; what it says is on `error`.
+    ///
+    /// # Errors
+    /// As for [`exec`](Self::exec).
+    pub(super) fn exec_in_terminal(
+        &self,
+        container: &Container,
+        options: &RunOptions,
+        error: Stdio,
+        console: &Path,
+    ) -> Result<std::result::Result<Pid, ExitStatus>> {
+        let (mut command, process) = self.exec_command(container, options)?;
+        let pid_file = process.path().with_extension("pid");
+        command.args(["--detach", "--tty", "--console-socket"]).arg(console).arg("--pid-file").arg(&pid_file);
+        command.arg(container.runtime_id()).stdin(Stdio::null()).stdout(Stdio::null()).stderr(error);
+        let status = command.status().at(&self.program)?;
+        if !status.success() {
+            return Ok(Err(status));
         }
-        command.arg(container.runtime_id());
-        if detached || !input {
-            command.stdin(Stdio::null());
-        }
-        refuse_if_interrupted()?;
-        if detached {
-            return self.succeed_quietly(command.stderr(Stdio::null())).map(|()| 0);
-        }
-        let child = command.spawn().at(&self.program)?;
-        waiting_for(child, true).at(&self.program).map(exit_code)
+        let pid = read_pid(&pid_file);
+        fs::remove_file(&pid_file).at(&pid_file)?;
+        pid.map(Ok)
     }
 
     /// Opens the root of a running container as its processes see it, with everything mounted there.
@@ -243,6 +282,12 @@ impl Runtime {
         }
         Err(ImageError::refused(self.program.display().to_string(), plain(&String::from_utf8_lossy(&output.stderr))))
     }
+}
+
+fn read_pid(file: &Path) -> Result<Pid> {
+    let text = fs::read_to_string(file).at(file)?;
+    let pid = text.trim().parse().ok().and_then(Pid::from_raw);
+    pid.ok_or_else(|| ImageError::refused(file.display().to_string(), "is no process id"))
 }
 
 /// Waits for a child and forwards signals to it. With `shares_terminal`, the child is in the terminal's process group too.

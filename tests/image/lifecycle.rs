@@ -149,6 +149,36 @@ fn keys_detach_and_attach_joins_again() {
 }
 
 #[test]
+fn keys_detach_from_a_command_which_goes_on() {
+    let Some(world) = world() else { return };
+    world.ok(&["run", "-d", "--name", "c", "tool:1", "sleep 1000"]);
+    let exec = |flags: &[&str], script: &str| {
+        Terminal::run(&world.command(&[&["exec", "-it"], flags, &["c", "/bin/sh", "-c", script]].concat()))
+    };
+    let mut first = exec(&[], "echo ready; until [ -e /data/go ]; do sleep 0.05; done; echo went >/data/went; exit 3");
+    first.waits_for("ready");
+    first.types("\x10\x11");
+    assert_eq!(first.ends(), Some(0));
+    world.ok(&["exec", "c", "/bin/touch", "/data/go"]);
+    let file = world.root().join("containers/c/merged/data/went");
+    wait_until("its work", || std::fs::read_to_string(&file).is_ok_and(|text| text == "went\n"));
+    let mut second = exec(&["--detach-keys", "x"], "echo ready; sleep 1000");
+    second.waits_for("ready");
+    second.types("x");
+    assert_eq!(second.ends(), Some(0));
+    // What ends by itself is told by its exit code, and what is typed comes through.
+    let mut third = exec(&[], "read a; echo \"heard $a\"; exit 7");
+    third.types("this\n");
+    third.waits_for("heard this");
+    assert_eq!(third.ends(), Some(7));
+    let refused = exec(&["-u", "nobody"], "true").ends();
+    assert_eq!(refused, Some(125));
+    world.ok(&["rm", "-f", "c"]);
+    wait_until("no process", || processes(world.dir.path(), "exec").is_empty());
+    assert_eq!(world.mounts(), 0);
+}
+
+#[test]
 fn what_is_typed_into_an_attached_pipe_reaches_it() {
     let Some(world) = world() else { return };
     world.ok(&["run", "-id", "--name", "c", "tool:1", "cat; exit 4"]);

@@ -10,7 +10,7 @@ use rustix::process::Pid;
 use stratafs::container::attach::{Attachment, Attendance, Ended};
 use stratafs::container::bundle::RunOptions;
 use stratafs::container::{
-    Container, CreateOptions, Monitor, RunLock, Runtime, finish, refuse_if_interrupted, rootless,
+    Container, CreateOptions, Monitor, RunLock, Runtime, Visit, finish, refuse_if_interrupted, rootless,
 };
 use stratafs::image::ImageError;
 use stratafs::registry::RemoteImage;
@@ -160,7 +160,7 @@ fn create_container<'s>(store: &'s Store, args: ContainerArgs) -> Result<Stay<'s
     if let Some(Err(reason)) = image.config.platform().map(|platform| platform.check_runs_here()) {
         return Err(ImageError::CannotRun { program: name, reason, missing: false }.into());
     }
-    let options = options_of(store, &args, command)?;
+    let options = options_of(store, &args, command, rootless)?;
     if let Some(file) = args.keep.cidfile.as_ref().filter(|file| file.exists()) {
         bail!("{}: is there already; remove it first", file.display());
     }
@@ -326,5 +326,9 @@ pub fn exec(store: &Store, args: Exec) -> Result<ExitCode> {
         ..RunOptions::default()
     };
     options.settle_environment();
+    if args.tty {
+        let visit = Visit { runtime: &runtime, container: &container, options: &options };
+        return outcome(visit.run(args.detach_keys)?, name);
+    }
     Ok(ExitCode::from(runtime.exec(&container, &options, args.detach)?))
 }

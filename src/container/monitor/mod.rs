@@ -8,6 +8,7 @@ mod frames;
 mod log;
 mod relay;
 mod streams;
+mod visit;
 
 use std::fs;
 use std::io::ErrorKind;
@@ -21,6 +22,7 @@ use rustix::process::{
 };
 
 pub use log::LogLine;
+pub use visit::Visit;
 
 pub(super) use frames::{Decoder, Frame, Stream};
 
