@@ -224,7 +224,7 @@ impl Sender<'_> {
         let plain = known.iter().any(|blob| blob.descriptor.digest == *diff_id);
         let compression = if plain { Compression::None } else { self.compression };
         let path = self.scratch.join(format!("sent-{}", diff_id.hex()));
-        let (digest, size) = compress(layer, compression, &path)?;
+        let (digest, size) = compress(layer, compression, &path, &|_| {})?;
         let suffix = match compression {
             Compression::None => "",
             Compression::Gzip => "+gzip",

@@ -34,6 +34,7 @@ pub struct Transaction<'s> {
     layers: Vec<StoredLayer>,
     blobs: Vec<Digest>,
     images: Vec<(Descriptor, Vec<Reference>)>,
+    watcher: Watcher,
     /// Declared last, so that the stage is removed before the lock is released.
     lock: StoreLock,
 }
@@ -64,6 +65,31 @@ impl Drop for Inventories {
     }
 }
 
+/// Is told how many more bytes of single layers were read.
+struct Watcher(Option<Box<dyn Fn(u64) + Send + Sync>>);
+
+impl std::fmt::Debug for Watcher {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Watcher").field(&self.0.is_some()).finish()
+    }
+}
+
+/// A stream that is watched.
+struct Watched<'w> {
+    input: &'w mut dyn Read,
+    watcher: &'w Watcher,
+}
+
+impl Read for Watched<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let count = self.input.read(buffer)?;
+        if let Some(watch) = &self.watcher.0 {
+            watch(count as u64);
+        }
+        Ok(count)
+    }
+}
+
 /// The result of adding a layer.
 #[derive(Clone, Debug)]
 pub struct AddedLayer {
@@ -90,6 +116,7 @@ impl Store {
             layers: Vec::new(),
             blobs: Vec::new(),
             images: Vec::new(),
+            watcher: Watcher(None),
             lock,
         })
     }
@@ -130,6 +157,11 @@ impl Staged {
 }
 
 impl Transaction<'_> {
+    /// Has `watch` told how many more bytes were read, whenever a single layer (of `import`, `commit`, `flatten`) comes in.
+    pub fn watch(&mut self, watch: impl Fn(u64) + Send + Sync + 'static) {
+        self.watcher = Watcher(Some(Box::new(watch)));
+    }
+
     /// A directory on the store's file system that is removed with the transaction.
     pub fn scratch(&self) -> &Path {
         self.stage.path()
@@ -185,7 +217,8 @@ impl Transaction<'_> {
         let staged = self.stage_layer()?;
         let lowers = open_topmost_first(below)?;
         let lowers: Vec<BorrowedFd<'_>> = lowers.iter().map(AsFd::as_fd).collect();
-        let unpacked = staged.fill(name, &Lowers { dirs: &lowers, ready: &|| true }, input, options)?;
+        let mut input = Watched { input, watcher: &self.watcher };
+        let unpacked = staged.fill(name, &Lowers { dirs: &lowers, ready: &|| true }, &mut input, options)?;
         self.take_in(staged, name, below, expected, unpacked)
     }
 

@@ -46,3 +46,36 @@ fn what_is_typed_is_read_and_exec_has_a_terminal_too() {
         world.ok(&["rm", "-f", "c"]);
     }
 }
+
+/// A bar on a terminal, nothing elsewhere.
+#[test]
+fn work_that_takes_long_shows_how_far_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    let (root, tar, saved, exported) = (path("store"), path("in.tar"), path("saved.tar"), path("exported.tar"));
+    let content = super::fixture::noise(8 << 20, 1);
+    std::fs::write(&tar, super::tar_build::Tar::new().dir("./").file("big", content).end()).unwrap();
+    let root = std::path::Path::new(&root);
+    super::cli::ok(root, &["import", &tar, "big:1"]);
+    super::cli::ok(root, &["create", "--name", "c", "big:1", "/big"]);
+    for (args, shown) in [
+        (&["import", &tar, "big:2"][..], "Importing: ["),
+        (&["save", "-o", &saved, "big:1"], "Saving: ["),
+        (&["export", "-o", &exported, "big:1"], "Writing: "),
+        (&["flatten", "big:1", "flat:1"], "Flattening: "),
+        (&["commit", "c", "c:1"], "Committing: "),
+    ] {
+        let silent = super::cli::strata(root, args);
+        assert_eq!(
+            (silent.status.success(), String::from_utf8(silent.stderr).unwrap()),
+            (true, String::new()),
+            "{args:?}"
+        );
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_strata"));
+        let mut terminal = Terminal::run(command.arg("--root").arg(root).args(args));
+        assert_eq!(terminal.ends(), Some(0), "{args:?}");
+        terminal.waits_for(shown);
+        let text = terminal.shown();
+        assert!(!text.contains("iB"), "decimal units: {text}");
+    }
+}

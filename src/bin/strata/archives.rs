@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
+use serde_json::json;
 use stratafs::container::checkpoint::{self, split_name};
 use stratafs::container::{Container, CreateOptions, escaped_option, refuse_if_interrupted, rootless};
 use stratafs::image::archive::{Archive, ArchiveInput, Spooling};
@@ -26,8 +27,8 @@ use stratafs::tar::compression::Compression;
 
 use super::args::{AuthoringArgs, Commit, Export, Flatten, Import, Inventory, LimitArgs, Load, Save, Snapshot, Unpack};
 use super::checkpoints;
-use super::output::{print_line, print_path, size, tell};
-use super::progress::Report;
+use super::output::{print_json, print_line, print_path, size, tell};
+use super::progress::{Meter, Report};
 
 pub fn unpack_options(limits: &LimitArgs) -> UnpackOptions {
     let base = match rustix::process::geteuid().is_root() {
@@ -53,6 +54,11 @@ pub fn load(store: &Store, args: &Load) -> Result<()> {
     let archive = load::open(&transaction, source, &options)?;
     let loaded = load::load(&mut transaction, &archive, &options, &mut Report::new(args.quiet))?;
     transaction.publish()?;
+    if args.json {
+        let names = |image: &load::Loaded| image.names.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let document = |image: &load::Loaded| json!({"Id": image.id, "RepoTags": names(image)});
+        return Ok(print_json(&loaded.iter().map(document).collect())?);
+    }
     for image in loaded {
         if image.names.is_empty() {
             print_line(&format!("Loaded image ID: {}", image.id))?;
@@ -80,7 +86,10 @@ pub fn import(store: &Store, args: &Import) -> Result<()> {
     authoring.message.get_or_insert_with(|| format!("Imported from {name}"));
     let platform = args.platform.clone().unwrap_or_else(Platform::host);
     let options = unpack_options(&args.limits);
+    let size = std::fs::metadata(&args.file).ok().filter(std::fs::Metadata::is_file).map(|found| found.len());
+    let meter = Meter::new("Importing", size);
     let mut transaction = store.begin()?;
+    transaction.watch(meter.advance());
     let id = if name == "-" {
         create::import(&mut transaction, &mut io::stdin(), "standard input", &platform, &authoring, &options)?
     } else {
@@ -96,11 +105,13 @@ pub fn save(store: &Store, args: &Save) -> Result<()> {
     let default = if format == Format::DockerArchive { Compression::None } else { Compression::Gzip };
     let options = SaveOptions { format, compression: args.compression.map_or(default, Into::into) };
     let selection = save::select(store, &args.images)?;
-    match &args.output {
-        Some(path) => save::save(store, &selection, Target::Path(path), options)?,
-        None => save::save(store, &selection, Target::Stream(&mut stdout()?, "standard output"), options)?,
-    }
-    Ok(())
+    let (mut out, target) = (None, args.output.as_deref());
+    let target = match target {
+        Some(path) => Target::Path(path),
+        None => Target::Stream(out.insert(stdout()?), "standard output"),
+    };
+    let meter = Meter::new("Saving", Some(save::bytes(store, &selection)?));
+    Ok(save::save_watched(store, &selection, target, options, &meter.advance())?)
 }
 
 /// Standard output, unless someone looks at it.
@@ -113,18 +124,25 @@ fn stdout() -> Result<io::Stdout> {
 }
 
 /// Output whose writes fail once a signal has asked this process to end.
-struct UntilInterrupted(File);
+struct UntilInterrupted<'w> {
+    file: File,
+    watch: &'w dyn Fn(u64),
+}
 
-impl Write for UntilInterrupted {
+impl Write for UntilInterrupted<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         // Waits where a signal can be noticed: a write to a full pipe would go on after it.
-        let mut waiting = [PollFd::new(&self.0, PollFlags::OUT)];
+        let mut waiting = [PollFd::new(&self.file, PollFlags::OUT)];
         let moment = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
         loop {
             refuse_if_interrupted().map_err(io::Error::other)?;
             match poll(&mut waiting, Some(&moment)) {
                 Ok(0) | Err(Errno::INTR) => {}
-                Ok(_) => return self.0.write(bytes),
+                Ok(_) => {
+                    let count = self.file.write(bytes)?;
+                    (self.watch)(count as u64);
+                    return Ok(count);
+                }
                 Err(error) => return Err(error.into()),
             }
         }
@@ -138,10 +156,12 @@ impl Write for UntilInterrupted {
 /// Runs `write` on a file that appears when it is complete, or on standard output.
 fn write_to(output: Option<&Path>, write: &mut dyn FnMut(&mut dyn Write) -> Result<()>) -> Result<()> {
     forward::hold().context("signals")?;
+    let meter = Meter::new("Writing", None);
+    let watch = meter.advance();
     let Some(path) = output else {
         // Without the buffer of `Stdout`, which would write again after a signal.
         let stdout = File::from(stdout()?.as_fd().try_clone_to_owned()?);
-        let mut out = BufWriter::with_capacity(1 << 18, UntilInterrupted(stdout));
+        let mut out = BufWriter::with_capacity(1 << 18, UntilInterrupted { file: stdout, watch: &watch });
         write(&mut out)?;
         return Ok(out.flush()?);
     };
@@ -151,7 +171,8 @@ fn write_to(output: Option<&Path>, write: &mut dyn FnMut(&mut dyn Write) -> Resu
     let permissions = std::os::unix::fs::PermissionsExt::from_mode(0o666);
     let file =
         tempfile::Builder::new().prefix(".strata-").permissions(permissions).tempfile_in(dir).with_context(name)?;
-    let mut out = BufWriter::with_capacity(1 << 18, UntilInterrupted(file.as_file().try_clone()?));
+    let mut out =
+        BufWriter::with_capacity(1 << 18, UntilInterrupted { file: file.as_file().try_clone()?, watch: &watch });
     write(&mut out)?;
     out.flush().with_context(name)?;
     refuse_if_interrupted()?;
@@ -247,7 +268,9 @@ pub fn flatten(store: &Store, args: &Flatten) -> Result<()> {
     let options = unpack_options(&LimitArgs { unlimited: true });
     authoring.permissions = options.permissions();
     rootless::enter()?;
+    let meter = Meter::new("Flattening", None);
     let mut transaction = store.begin()?;
+    transaction.watch(meter.advance());
     let id = create::flatten(&mut transaction, &image.config, &store.layers_of(&image)?, &authoring, &options)?;
     transaction.publish()?;
     Ok(print_line(&id.to_string())?)
@@ -364,6 +387,8 @@ pub fn commit(store: &Store, args: &Commit) -> Result<()> {
         changed = vec![squashed.as_fd()];
     }
     changed.reverse();
+    let meter = Meter::new("Committing", None);
+    transaction.watch(meter.advance());
     let id = create::commit_each(&mut transaction, &parent, &stack, &changed, &authoring, &options)?;
     transaction.publish()?;
     Ok(print_line(&id.to_string())?)

@@ -9,9 +9,46 @@ use stratafs::store::short_id;
 
 /// The bar of one layer.
 pub fn bar_of(layer: &Digest, size: u64) -> ProgressBar {
-    let style = ProgressStyle::with_template("{prefix}: [{bar:40}] {bytes}/{total_bytes} {bytes_per_sec}");
-    let bar = ProgressBar::new(size).with_prefix(short_id(layer));
-    style.map_or_else(|_| bar.clone(), |style| bar.clone().with_style(style))
+    bar(short_id(layer), Some(size))
+}
+
+/// A bar for so many bytes; a count if nobody knows how many they will be.
+fn bar(what: String, size: Option<u64>) -> ProgressBar {
+    // Decimal units, as everywhere.
+    let (bar, template) = match size {
+        Some(size) => (
+            ProgressBar::new(size),
+            "{prefix}: [{bar:40}] {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec}",
+        ),
+        None => (ProgressBar::no_length(), "{prefix}: {decimal_bytes} {decimal_bytes_per_sec}"),
+    };
+    let bar = bar.with_prefix(what);
+    match ProgressStyle::with_template(template) {
+        Ok(style) => bar.with_style(style),
+        Err(_) => bar,
+    }
+}
+
+/// How one piece of work is going: a bar on a terminal, nothing elsewhere. It goes when this is dropped.
+pub struct Meter(ProgressBar);
+
+impl Meter {
+    /// `what` is being done, with so many bytes, if that is known.
+    pub fn new(what: &str, size: Option<u64>) -> Self {
+        Self(bar(what.to_owned(), size))
+    }
+
+    /// What is to be called whenever some more bytes have passed.
+    pub fn advance(&self) -> impl Fn(u64) + Send + Sync + 'static {
+        let bar = self.0.clone();
+        move |bytes| bar.inc(bytes)
+    }
+}
+
+impl Drop for Meter {
+    fn drop(&mut self) {
+        self.0.finish_and_clear();
+    }
 }
 
 /// Reports on standard error.

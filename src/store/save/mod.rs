@@ -91,6 +91,32 @@ pub fn select(store: &Store, texts: &[String]) -> Result<Vec<Selected>> {
 /// # Errors
 /// When a layer is damaged or missing, or the archive cannot be written; then no file or directory is made.
 pub fn save(store: &Store, selection: &[Selected], target: Target<'_>, options: SaveOptions) -> Result<()> {
+    save_watched(store, selection, target, options, &|_| {})
+}
+
+/// Bytes of the layers' tars that [`save_watched`] goes through.
+///
+/// # Errors
+/// When a layer is missing.
+pub fn bytes(store: &Store, selection: &[Selected]) -> Result<u64> {
+    let mut layers = BTreeMap::new();
+    for selected in selection {
+        layers.extend(store.layers_of(&selected.image)?.iter().map(|layer| (layer.record.diff_id, layer.record.size)));
+    }
+    Ok(layers.values().sum())
+}
+
+/// As [`save`]; `watch` is told how many more bytes of the layers' tars were put together.
+///
+/// # Errors
+/// As for [`save`].
+pub fn save_watched(
+    store: &Store,
+    selection: &[Selected],
+    target: Target<'_>,
+    options: SaveOptions,
+    watch: Watch<'_>,
+) -> Result<()> {
     let transaction = store.begin()?;
     let mut stacks: Vec<Vec<StoredLayer>> = Vec::new();
     for selected in selection {
@@ -98,11 +124,11 @@ pub fn save(store: &Store, selection: &[Selected], target: Target<'_>, options: 
     }
     let layers: BTreeMap<Digest, &StoredLayer> =
         stacks.iter().flatten().map(|layer| (layer.record.diff_id, layer)).collect();
-    let packed = pack(&layers, options.compression, transaction.scratch())?;
+    let packed = pack(&layers, options.compression, transaction.scratch(), watch)?;
     let contents = Contents::assemble(selection, &stacks, packed, options.format)?;
     match options.format {
-        Format::OciDirectory => Directory::write(target, &mut |sink| contents.write(sink)),
-        Format::DockerArchive | Format::OciArchive => Tar::write(target, &mut |sink| contents.write(sink)),
+        Format::OciDirectory => Directory::write(target, &mut |sink| contents.write(sink, watch)),
+        Format::DockerArchive | Format::OciArchive => Tar::write(target, &mut |sink| contents.write(sink, watch)),
     }
 }
 
@@ -113,6 +139,7 @@ fn pack<'l>(
     layers: &BTreeMap<Digest, &'l StoredLayer>,
     compression: Compression,
     scratch: &Path,
+    watch: Watch<'_>,
 ) -> Result<Packed<'l>> {
     let suffix = match compression {
         Compression::None => {
@@ -130,7 +157,7 @@ fn pack<'l>(
         let mut done = Vec::new();
         while let Some(layer) = queue.get(next.fetch_add(1, Ordering::Relaxed)) {
             let path = scratch.join(format!("packed-{}", layer.record.diff_id.hex()));
-            let (digest, size) = compress(layer, compression, &path)?;
+            let (digest, size) = compress(layer, compression, &path, watch)?;
             let descriptor = Descriptor::new(format!("{}{suffix}", spec::LAYER), digest, size);
             done.push((layer.record.diff_id, (descriptor, Blob::File(path))));
         }
@@ -148,23 +175,28 @@ fn pack<'l>(
 }
 
 /// Writes a layer's tar, compressed, to a new file; the same layer always gives the same bytes.
-pub(crate) fn compress(layer: &StoredLayer, compression: Compression, path: &Path) -> Result<(Digest, u64)> {
+pub(crate) fn compress(
+    layer: &StoredLayer,
+    compression: Compression,
+    path: &Path,
+    watch: Watch<'_>,
+) -> Result<(Digest, u64)> {
     let file = BufWriter::with_capacity(1 << 18, File::create(path).at(path)?);
     let hashed = DigestWriter::new(file);
     let hashed = match compression {
         Compression::None => {
             let mut plain = hashed;
-            reassemble(layer, &mut plain)?;
+            reassemble_watched(layer, &mut plain, watch)?;
             plain
         }
         Compression::Gzip => {
             let mut encoder = flate2::GzBuilder::new().mtime(0).write(hashed, flate2::Compression::new(6));
-            reassemble(layer, &mut encoder)?;
+            reassemble_watched(layer, &mut encoder, watch)?;
             encoder.finish().at(path)?
         }
         Compression::Zstd => {
             let mut encoder = zstd::Encoder::new(hashed, 3).at(path)?;
-            reassemble(layer, &mut encoder)?;
+            reassemble_watched(layer, &mut encoder, watch)?;
             encoder.finish().at(path)?
         }
     };
@@ -184,6 +216,30 @@ pub fn reassemble(layer: &StoredLayer, out: &mut dyn Write) -> Result<()> {
     let (digest, _) = recipe::reassemble(&mut recipe, diff.as_fd(), out)
         .map_err(|source| ImageError::Layer { layer: name.clone(), source })?;
     check(&name, &layer.record.diff_id, &digest)
+}
+
+fn reassemble_watched(layer: &StoredLayer, out: &mut dyn Write, watch: Watch<'_>) -> Result<()> {
+    reassemble(layer, &mut Watched { out, watch })
+}
+
+/// Is told how many more bytes have passed.
+pub type Watch<'w> = &'w (dyn Fn(u64) + Sync);
+
+struct Watched<'w> {
+    out: &'w mut dyn Write,
+    watch: Watch<'w>,
+}
+
+impl Write for Watched<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let count = self.out.write(bytes)?;
+        (self.watch)(count as u64);
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
 }
 
 /// All files of an archive, in their order.
@@ -231,7 +287,7 @@ impl<'l> Contents<'l> {
         Ok(Self { documents, blobs })
     }
 
-    fn write(&self, sink: &mut dyn Sink) -> Result<()> {
+    fn write(&self, sink: &mut dyn Sink, watch: Watch<'_>) -> Result<()> {
         for (name, bytes) in &self.documents {
             sink.file(name, bytes.len() as u64, &mut |out| out.write_all(bytes).at(name))?;
         }
@@ -240,7 +296,7 @@ impl<'l> Contents<'l> {
         for (digest, size, blob) in &self.blobs {
             sink.file(&blob_member(digest), *size, &mut |out| match blob {
                 Blob::Bytes(bytes) => out.write_all(bytes).at(blob_member(digest)),
-                Blob::Tar(layer) => reassemble(layer, out),
+                Blob::Tar(layer) => reassemble_watched(layer, out, watch),
                 Blob::File(path) => io::copy(&mut File::open(path).at(path)?.take(*size), out).map(drop).at(path),
             })?;
         }
