@@ -36,6 +36,23 @@ pub struct Ulimit {
     hard: u64,
 }
 
+impl Ulimit {
+    /// Its name, as `ulimit` of docker has it.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// What processes get; `u64::MAX`: any.
+    pub fn soft(&self) -> u64 {
+        self.soft
+    }
+
+    /// Up to which they may raise it; `u64::MAX`: any.
+    pub fn hard(&self) -> u64 {
+        self.hard
+    }
+}
+
 impl std::str::FromStr for Ulimit {
     type Err = ImageError;
 

@@ -56,6 +56,8 @@ fn a_web_server_is_changed_seen_and_committed() {
     assert_eq!(get(port), "changed\n");
     assert_eq!(world.ok(&["port", "web"]), format!("80/tcp -> 127.0.0.1:{port}\n"));
     assert_eq!(world.ok(&["port", "web", "80"]), format!("127.0.0.1:{port}\n"));
+    let shown = world.ok(&["inspect", "-f", "{{json .NetworkSettings.Ports}} {{.HostConfig.NetworkMode}}", "web"]);
+    assert_eq!(shown, format!("{{\"80/tcp\":[{{\"HostIp\":\"127.0.0.1\",\"HostPort\":\"{port}\"}}]}} pasta\n"));
     assert_eq!(world.ok(&["diff", "web"]), "C /www/index.html\n", "nothing of the network is a change");
     world.ok(&["commit", "-a", "Me", "-m", "changed", "web", "web:2"]);
     assert_eq!(world.ok(&["diff", "web:1", "web:2"]), "C /www/index.html\n");

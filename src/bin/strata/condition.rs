@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
+use stratafs::container::network::Port;
 use stratafs::container::{Container, State, Status};
 use stratafs::image::time::Timestamp;
 
@@ -23,6 +24,8 @@ pub struct Condition {
     pub finished: Option<Timestamp>,
     /// Published ports, as docker writes them: `0.0.0.0:8888->80/tcp`.
     pub ports: String,
+    /// The same, one by one.
+    pub published: Vec<Port>,
     /// The kernel ended a process of it for lack of memory.
     pub oom_killed: bool,
     /// Why it could not be started the last time.
@@ -68,6 +71,7 @@ impl Condition {
             started,
             finished: finished.filter(|_| !runs),
             ports: if runs { ports(&state) } else { String::new() },
+            published: if runs { state.ports } else { Vec::new() },
             oom_killed: state.oom_killed,
             error: state.error.unwrap_or_default(),
         })

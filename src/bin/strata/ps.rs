@@ -1,10 +1,11 @@
 //! `ps`: the list of containers.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::Result;
 use serde_json::{Map, Value, json};
+use stratafs::container::bundle::Network;
 use stratafs::container::{Container, Damaged};
 use stratafs::image::digest::Digest;
 use stratafs::image::time::Timestamp;
@@ -15,6 +16,7 @@ use super::condition::Condition;
 use super::filters::{Filter, all_hold, has_label};
 use super::format::{Headings, Template};
 use super::output::{created_at, print_json, print_line, shorten, size, tell};
+use super::seen::{Kind, Seen};
 
 const HEADINGS: Headings = &[
     ("ID", "CONTAINER ID"),
@@ -50,7 +52,7 @@ pub struct Listed {
     pub container: Container,
     pub condition: Condition,
     pub labels: Value,
-    mounts: Vec<(PathBuf, PathBuf)>,
+    pub mounts: Vec<Seen>,
 }
 
 /// The id of a container: 64 hexadecimal digits.
@@ -90,17 +92,6 @@ pub fn labels(store: &Store, container: &Container) -> Value {
     labels
 }
 
-/// What the container sees of the host: source and destination, as its bundle has them.
-fn mounts(container: &Container) -> Vec<(PathBuf, PathBuf)> {
-    let bundle = bundle(container);
-    let path = |mount: &Value, key: &str| mount[key].as_str().map(PathBuf::from);
-    let list = bundle["mounts"].as_array().into_iter().flatten();
-    list.filter(|mount| mount["type"] == "bind")
-        .filter_map(|mount| Some((path(mount, "source")?, path(mount, "destination")?)))
-        .filter(|(source, _)| source.is_absolute() && !source.starts_with(container.dir()))
-        .collect()
-}
-
 /// `config.json`, which the runtime reads; null if the container never ran.
 pub fn bundle(container: &Container) -> Value {
     let bytes = fs::read(container.dir().join("config.json")).unwrap_or_default();
@@ -134,15 +125,14 @@ impl Listed {
         Self {
             condition: Condition::of(&container),
             labels: labels(store, &container),
-            mounts: mounts(&container),
+            mounts: Seen::by(&container),
             container,
         }
     }
 
     /// What it sees of the host, as `inspect` shows it.
     pub fn mount_documents(&self) -> Value {
-        let mount = |(source, destination): &(PathBuf, PathBuf)| json!({"Type": "bind", "Source": source.display().to_string(), "Destination": destination.display().to_string()});
-        self.mounts.iter().map(mount).collect()
+        self.mounts.iter().map(Seen::document).collect()
     }
 
     fn holds(&self, all: &[Self], key: &str, value: &str) -> Result<bool> {
@@ -165,21 +155,18 @@ impl Listed {
             }
             "before" => other().is_some_and(|other| record.created < other.container.record.created),
             "since" => other().is_some_and(|other| record.created > other.container.record.created),
-            "volume" => {
-                let value = Path::new(value);
-                self.mounts.iter().any(|(source, destination)| {
-                    source == value || destination == value || source.file_name() == Some(value.as_os_str())
-                })
-            }
+            "volume" => self.mounts.iter().any(|mount| mount.is_meant_by(value)),
             _ => self.network() == value,
         })
     }
 
+    /// The word of `--network`.
     pub fn network(&self) -> &'static str {
-        let bundle = bundle(&self.container);
-        let own =
-            bundle["linux"]["namespaces"].as_array().into_iter().flatten().any(|space| space["type"] == "network");
-        if own { "none" } else { "host" }
+        match self.container.record.options.network {
+            Network::Host => "host",
+            Network::None => "none",
+            Network::Pasta => "pasta",
+        }
     }
 
     /// The fields that docker has in its list, for people.
@@ -193,7 +180,8 @@ impl Listed {
         let labels = self.labels.as_object().unwrap_or(&empty);
         let labels: Vec<String> =
             labels.iter().map(|(key, value)| format!("{key}={}", value.as_str().unwrap_or_default())).collect();
-        let mounts: Vec<String> = self.mounts.iter().map(|(source, _)| source.display().to_string()).collect();
+        let mounts: Vec<String> = self.mounts.iter().filter_map(Seen::label).collect();
+        let volumes = self.mounts.iter().filter(|mount| matches!(mount.kind, Kind::Volume(_))).count();
         json!({
             "ID": if args.no_trunc { id.as_str() } else { id.get(..12).unwrap_or(&id) },
             "Names": container.name(),
@@ -209,7 +197,7 @@ impl Listed {
             "Labels": labels.join(","),
             "Mounts": mounts.join(","),
             "Networks": self.network(),
-            "LocalVolumes": "0",
+            "LocalVolumes": volumes.to_string(),
             "Mountpoint": record.mountpoint.display().to_string(),
             "Pid": self.condition.pid,
             "ExitCode": self.condition.exit_code,
@@ -230,6 +218,8 @@ impl Listed {
             "Status": self.condition.status,
             "Labels": self.labels,
             "Mounts": self.mount_documents(),
+            "HostConfig": {"NetworkMode": self.network()},
+            "NetworkSettings": {"Networks": {self.network(): {}}},
             "Pid": self.condition.pid,
             "ExitCode": self.condition.exit_code,
             "Mountpoint": record.mountpoint.display().to_string(),

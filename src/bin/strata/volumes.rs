@@ -6,8 +6,27 @@ use stratafs::container::named::NamedVolume;
 use stratafs::store::Store;
 
 use super::args::{VolumeArgs, VolumeVerb};
+use super::filters::{Filter, all_hold, has_label, truth};
+use super::format::{Headings, Template};
 use super::options::labels;
-use super::output::{each, print_json, print_line, print_table};
+use super::output::{each, print_json, print_line};
+
+const HEADINGS: Headings = &[
+    ("Name", "VOLUME NAME"),
+    ("Driver", "DRIVER"),
+    ("Mountpoint", "MOUNTPOINT"),
+    ("Scope", "SCOPE"),
+    ("Labels", "LABELS"),
+    ("CreatedAt", "CREATED AT"),
+    ("Links", "LINKS"),
+];
+
+const TABLE: &str = "table {{.Driver}}\t{{.Name}}";
+
+const FILTERS: [&str; 4] = ["name", "label", "dangling", "driver"];
+
+/// The only driver there is.
+const DRIVER: &str = "local";
 
 pub fn run(store: &Store, args: &VolumeArgs) -> Result<()> {
     match &args.verb {
@@ -18,16 +37,14 @@ pub fn run(store: &Store, args: &VolumeArgs) -> Result<()> {
             };
             Ok(print_line(&volume.name)?)
         }
-        VolumeVerb::Ls { quiet, json } => list(store, *quiet, *json),
-        VolumeVerb::Inspect { names } => {
-            let mut found = Vec::new();
-            let outcome = each(names, |name| {
-                found.push(described(&NamedVolume::open(store, name)?));
-                Ok(())
-            });
-            print_json(&Value::Array(found))?;
-            outcome
+        VolumeVerb::Ls { quiet, format, filter, json } => {
+            let volumes = selected(store, filter)?;
+            match quiet {
+                true => Ok(volumes.iter().try_for_each(|volume| print_line(&volume.name))?),
+                false => list(store, &volumes, format.as_ref(), *json),
+            }
         }
+        VolumeVerb::Inspect { format, names } => inspect(store, names, format.as_ref()),
         VolumeVerb::Rm { force, names } => each(names, |name| {
             match NamedVolume::open(store, name) {
                 Err(_) if *force => return Ok(()),
@@ -50,18 +67,54 @@ pub fn run(store: &Store, args: &VolumeArgs) -> Result<()> {
 
 /// docker's fields.
 fn described(volume: &NamedVolume) -> Value {
-    json!({"CreatedAt": volume.created, "Driver": "local", "Labels": volume.labels, "Mountpoint": volume.mountpoint,
+    json!({"CreatedAt": volume.created, "Driver": DRIVER, "Labels": volume.labels, "Mountpoint": volume.mountpoint,
         "Name": volume.name, "Options": null, "Scope": "local"})
 }
 
-fn list(store: &Store, quiet: bool, json: bool) -> Result<()> {
-    let volumes = NamedVolume::list(store)?;
+pub fn inspect(store: &Store, names: &[String], format: Option<&Template>) -> Result<()> {
+    let mut found = Vec::new();
+    let outcome = each(names, |name| {
+        found.push(described(&NamedVolume::open(store, name)?));
+        Ok(())
+    });
+    match format {
+        Some(template) => template.print(&found, &[])?,
+        None => print_json(&Value::Array(found))?,
+    }
+    outcome
+}
+
+fn selected(store: &Store, filter: &[Filter]) -> Result<Vec<NamedVolume>> {
+    let mut chosen = Vec::new();
+    for volume in NamedVolume::list(store)? {
+        let holds = |key: &str, value: &str| {
+            Ok(match key {
+                "name" => volume.name.contains(value),
+                "label" => has_label(&json!(volume.labels), value),
+                "dangling" => volume.users(store)?.is_empty() == truth(key, value)?,
+                _ => value == DRIVER,
+            })
+        };
+        if all_hold(filter, &FILTERS, holds)? {
+            chosen.push(volume);
+        }
+    }
+    Ok(chosen)
+}
+
+fn list(store: &Store, volumes: &[NamedVolume], format: Option<&Template>, json: bool) -> Result<()> {
     if json {
         return Ok(print_json(&volumes.iter().map(described).collect())?);
     }
-    if quiet {
-        return Ok(volumes.iter().try_for_each(|volume| print_line(&volume.name))?);
+    let mut rows = Vec::new();
+    for volume in volumes {
+        let labels: Vec<String> = volume.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+        rows.push(json!({"Name": volume.name, "Driver": DRIVER, "Mountpoint": volume.mountpoint, "Scope": "local",
+            "Labels": labels.join(","), "CreatedAt": volume.created,
+            "Links": volume.users(store)?.len().to_string()}));
     }
-    let rows: Vec<Vec<String>> = volumes.iter().map(|volume| vec!["local".to_owned(), volume.name.clone()]).collect();
-    Ok(print_table(&["DRIVER", "VOLUME NAME"], &rows)?)
+    match format {
+        Some(template) => template.print(&rows, HEADINGS),
+        None => Template::built_in(TABLE)?.print(&rows, HEADINGS),
+    }
 }

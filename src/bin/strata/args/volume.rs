@@ -2,6 +2,9 @@
 
 use clap::{Args, Subcommand};
 
+use crate::filters::Filter;
+use crate::format::Template;
+
 /// Named volumes: directories that containers share and that outlive them
 #[derive(Args)]
 #[command(
@@ -25,17 +28,29 @@ pub enum VolumeVerb {
         name: Option<String>,
     },
     /// List volumes
-    #[command(visible_alias = "list")]
+    #[command(
+        visible_alias = "list",
+        after_help = "Examples:\n  strata volume ls -q --filter dangling=true\n  strata volume ls --format '{{.Name}} {{.Mountpoint}}'\n\nFields: Name Driver Mountpoint Labels Scope CreatedAt Links\nFilters: name=PART label=KEY[=VALUE] dangling=true|false driver=local"
+    )]
     Ls {
         /// Print only names
-        #[arg(short, long, conflicts_with = "json")]
+        #[arg(short, long, conflicts_with_all = ["json", "format"])]
         quiet: bool,
+        /// Print with a Go template
+        #[arg(long, value_name = "TEMPLATE", conflicts_with = "json")]
+        format: Option<Template>,
+        /// Only volumes that this is true of
+        #[arg(short, long, value_name = "KEY=VALUE")]
+        filter: Vec<Filter>,
         /// Print JSON
         #[arg(long)]
         json: bool,
     },
     /// Show all there is to know of volumes, as JSON
     Inspect {
+        /// Print with a Go template, such as '{{.Mountpoint}}'
+        #[arg(short, long, value_name = "TEMPLATE")]
+        format: Option<Template>,
         #[arg(required = true, value_name = "VOLUME")]
         names: Vec<String>,
     },
