@@ -1,6 +1,6 @@
 //! Man pages and completions, from the same definitions as the command line.
 
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -11,9 +11,73 @@ use stratafs::config::manual;
 use super::args::{Cli, Completions, Man};
 use super::output::tell;
 
+/// Asks `strata __complete` for names of images and containers first; where there are none, the generated function goes on.
+/// readline completes what stands after the last `:` or `=` of a word, and what begins with its last `@`.
+const BASH: &str = r#"
+_strata_names() {
+    local line=${COMP_LINE:0:COMP_POINT} words=() names breaks='' prefix='' character
+    read -ra words <<<"$line"
+    [[ $line == *[[:blank:]] ]] && words+=('')
+    while ((${#words[@]} > 1)) && [[ ${words[0]} != "$1" ]]; do words=("${words[@]:1}"); done
+    names=$("$1" __complete -- "${words[@]:1}" 2>/dev/null)
+    if [[ -z $names ]]; then
+        _strata "$@"
+        return
+    fi
+    for character in : = @; do
+        [[ $COMP_WORDBREAKS == *"$character"* ]] && breaks+=$character
+    done
+    [[ -n $breaks ]] && prefix=${words[-1]%"${words[-1]##*[$breaks]}"}
+    prefix=${prefix%@}
+    mapfile -t COMPREPLY <<<"$names"
+    COMPREPLY=("${COMPREPLY[@]#"$prefix"}")
+}
+"#;
+
+const ZSH: &str = r#"
+_strata() {
+    local -a names
+    names=(${(f)"$(${words[1]} __complete -- "${(@)words[2,CURRENT]}" 2>/dev/null)"})
+    if (( $#names )); then
+        compadd -a names
+    else
+        _strata_static "$@"
+    fi
+}
+
+"#;
+
+const FISH: &str = r#"
+function __strata_names
+    set -l words (commandline -opc)
+    command $words[1] __complete -- $words[2..-1] (commandline -ct | string collect --allow-empty) 2>/dev/null
+end
+complete -c strata -k -a '(__strata_names)'
+"#;
+
+/// What a shell is to source.
+fn script(shell: Shell) -> Result<String> {
+    let mut bytes = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "strata", &mut bytes);
+    let text = String::from_utf8(bytes).context("completions")?;
+    Ok(match shell {
+        Shell::Bash => {
+            // Defined before it is named.
+            let at = text.rfind("\nif [[").context("completions")?;
+            format!("{}{BASH}{}", &text[..at], text[at..].replace("complete -F _strata ", "complete -F _strata_names "))
+        }
+        Shell::Zsh => {
+            let text = text.replacen("\n_strata() {", "\n_strata_static() {", 1);
+            let at = text.rfind("\nif [ \"$funcstack").context("completions")?;
+            format!("{}{ZSH}{}", &text[..at], text[at..].trim_start())
+        }
+        Shell::Fish => format!("{text}{FISH}"),
+        _ => text,
+    })
+}
+
 pub fn completions(args: &Completions) -> Result<()> {
-    clap_complete::generate(args.shell, &mut Cli::command(), "strata", &mut io::stdout());
-    Ok(())
+    Ok(io::stdout().write_all(script(args.shell)?.as_bytes())?)
 }
 
 pub fn man(args: &Man) -> Result<()> {
@@ -58,9 +122,7 @@ fn install(share: &Path) -> Result<()> {
         (Shell::Zsh, share.join("zsh/site-functions/_strata")),
         (Shell::Fish, share.join("fish/vendor_completions.d/strata.fish")),
     ] {
-        let mut text = Vec::new();
-        clap_complete::generate(shell, &mut Cli::command(), "strata", &mut text);
-        files.push((path, text));
+        files.push((path, script(shell)?.into_bytes()));
     }
     for (path, text) in files {
         let place = || path.display().to_string();

@@ -71,7 +71,7 @@ pub struct CheckpointRm {
     /// The container's name
     pub container: String,
     /// The checkpoints' names
-    #[arg(required = true, value_name = "NAME")]
+    #[arg(required = true, value_name = "CHECKPOINT")]
     pub names: Vec<String>,
 }
 
