@@ -29,6 +29,11 @@ pub(super) fn add(document: &mut Value, words: &[String], rootless: bool) -> Res
     Ok(())
 }
 
+/// True if the Container Device Interface knows a device of this name (`VENDOR/CLASS=NAME`).
+pub fn is_known(word: &str) -> bool {
+    add_cdi(&mut json!({}), word, &CDI_DIRS.map(Path::new), true).is_ok()
+}
+
 /// `HOST[:CONTAINER][:PERMISSIONS]`
 fn add_path(document: &mut Value, word: &str, rootless: bool) -> Result<()> {
     let bad = || ImageError::malformed(word, "a device reads PATH[:PATH-IN-CONTAINER][:rwm], or VENDOR/CLASS=NAME");

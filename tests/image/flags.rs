@@ -57,7 +57,8 @@ fn what_it_may_do() {
         refusal(&world, &["run", "--restart", "always", "--name", "web", "tool:1"]).contains("strata start -a web")
     );
     assert!(refusal(&world, &["run", "--gpus", "all", "tool:1"]).contains("--device nvidia.com/gpu=all"));
-    assert!(refusal(&world, &["run", "--userns", "keep-id", "tool:1"]).contains("not supported"));
+    assert!(refusal(&world, &["run", "--userns", "auto", "tool:1"]).contains("not supported"));
+    assert_eq!(run(&world, &["--userns", "keep-id"], "id -u"), "0\n", "root has its own id anyway");
 }
 
 #[test]

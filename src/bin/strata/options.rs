@@ -6,24 +6,30 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use stratafs::container::bundle::{Network, RunOptions, Volume};
+use stratafs::container::devices::is_known;
 use stratafs::container::limits::Limits;
 use stratafs::container::named::NamedVolume;
 use stratafs::container::network::Port;
 use stratafs::container::privileges::Privileges;
+use stratafs::container::rootless;
 use stratafs::store::Store;
 
-use super::args::{ContainerArgs, LimitArgsOfContainer, NetworkArg, NetworkArgs, PrivilegeArgs, VolumeArg};
+use super::args::{
+    ContainerArgs, LimitArgsOfContainer, NetworkArg, NetworkArgs, PrivilegeArgs, StorageArgs, VolumeArg,
+};
 use super::output::{parse_size, tell};
 
-/// What the flags ask for. Named volumes are made.
-pub fn options_of(store: &Store, args: &ContainerArgs, command: Vec<String>) -> Result<RunOptions> {
+/// What the flags ask for. Named volumes are made. `rootless`: a user without privilege makes the container.
+pub fn options_of(store: &Store, args: &ContainerArgs, command: Vec<String>, rootless: bool) -> Result<RunOptions> {
     refuse(args)?;
+    let keep_id = kept_ids(&args.privileges, rootless)?;
     let mut options = RunOptions {
         command,
         entrypoint: args.entrypoint.clone(),
         env: environment(args)?,
         working_dir: args.workdir.clone(),
-        user: args.user.clone(),
+        user: args.user.clone().or_else(|| keep_id.map(|(uid, gid)| format!("{uid}:{gid}"))),
+        keep_id,
         network: network_of(&args.network),
         ports: ports_of(&args.network)?,
         publish_all: args.network.publish_all,
@@ -41,7 +47,7 @@ pub fn options_of(store: &Store, args: &ContainerArgs, command: Vec<String>) -> 
         stop_timeout: args.stop_timeout,
         privileges: privileges_of(&args.privileges)?,
         limits: limits_of(&args.limits),
-        devices: args.storage.device.clone(),
+        devices: devices_of(&args.storage)?,
         tmpfs: args.storage.tmpfs.clone(),
         init: args.privileges.init,
         pid_host: args.privileges.pid.as_deref() == Some("host"),
@@ -85,18 +91,46 @@ fn refuse(args: &ContainerArgs) -> Result<()> {
             if policy.starts_with("on-failure") { "on-failure" } else { "always" }
         ),
     }
-    if let Some(gpus) = &args.storage.gpus {
-        bail!(
-            "--gpus {gpus}: use the Container Device Interface: --device nvidia.com/gpu={gpus}, once /etc/cdi describes it"
-        );
-    }
-    match args.privileges.userns.as_deref() {
-        None | Some("host" | "") => Ok(()),
+    Ok(())
+}
+
+/// The ids that `--userns keep-id` keeps. Root keeps its own anyway.
+fn kept_ids(args: &PrivilegeArgs, rootless: bool) -> Result<Option<(u32, u32)>> {
+    match args.userns.as_deref() {
+        None | Some("host" | "") => Ok(None),
+        Some("keep-id") if !rootless => Ok(None),
+        Some("keep-id") => match rootless::kept_ids() {
+            Some(ids) => Ok(Some(ids)),
+            None => bail!("--userns keep-id: needs subordinate ids; strata doctor says how to get them"),
+        },
         Some(mode) => bail!(
             "--userns {mode}: not supported; run by a user, root in the container is that user on the host, and all files are \
-             that user's"
+             that user's; keep-id gives that user the same id in the container"
         ),
     }
+}
+
+/// `--device`, and `--gpus` by the names that NVIDIA's tools write for the Container Device Interface.
+fn devices_of(args: &StorageArgs) -> Result<Vec<String>> {
+    let mut devices = args.device.clone();
+    let Some(gpus) = &args.gpus else { return Ok(devices) };
+    let quoted = gpus.trim_matches('"');
+    let names: Vec<String> = match (quoted.strip_prefix("device="), quoted.parse::<u32>()) {
+        (Some(list), _) => list.split(',').map(str::to_owned).collect(),
+        (None, Ok(count)) => (0..count).map(|number| number.to_string()).collect(),
+        (None, Err(_)) => vec![quoted.to_owned()],
+    };
+    for name in names {
+        let device = format!("nvidia.com/gpu={name}");
+        if !is_known(&device) {
+            bail!(
+                "--gpus {gpus}: the Container Device Interface knows no such device, so --device {device} would not do \
+                 either; nvidia-ctk cdi generate --format json --output /etc/cdi/nvidia.json describes those of this machine"
+            );
+        }
+        devices.push(device);
+    }
+    Ok(devices)
 }
 
 fn environment(args: &ContainerArgs) -> Result<Vec<String>> {

@@ -8,6 +8,7 @@ use stratafs::container::limits::Ulimit;
 
 /// What a container sees.
 #[derive(Args)]
+#[command(next_help_heading = "What it sees")]
 pub struct StorageArgs {
     /// Show it a directory of the host (begins with / or ./) or a named volume; a destination alone is a volume of its own
     #[arg(short, long, value_name = "[SOURCE:]DESTINATION[:ro]", value_parser = parse_volume)]
@@ -24,8 +25,8 @@ pub struct StorageArgs {
     /// Show it a device: a path, or a name of the Container Device Interface (vendor.com/class=name)
     #[arg(long, value_name = "DEVICE")]
     pub device: Vec<String>,
-    /// Graphics cards; refused: --device takes names of the Container Device Interface
-    #[arg(long, value_name = "GPUS", hide = true)]
+    /// Graphics cards of NVIDIA's, which the Container Device Interface must know: all, a number, or device=0,1
+    #[arg(long, value_name = "GPUS")]
     pub gpus: Option<String>,
 }
 
@@ -47,6 +48,7 @@ fn parse_volume(text: &str) -> Result<VolumeArg, String> {
 
 /// What a container may do.
 #[derive(Args)]
+#[command(next_help_heading = "What it may do")]
 pub struct PrivilegeArgs {
     /// Give it a capability, or ALL
     #[arg(long, value_name = "CAPABILITY")]
@@ -72,7 +74,7 @@ pub struct PrivilegeArgs {
     /// `host`: it has the host's name
     #[arg(long, value_name = "MODE", value_parser = ["host", "private"])]
     pub uts: Option<String>,
-    /// The ids of users in it; `host`, which is the default
+    /// `keep-id`: the user who runs it has the same id in it [default: host: is root in it]
     #[arg(long, value_name = "MODE")]
     pub userns: Option<String>,
     /// A kernel parameter of its namespaces
@@ -85,6 +87,7 @@ pub struct PrivilegeArgs {
 
 /// What a container may use.
 #[derive(Args)]
+#[command(next_help_heading = "What it may use")]
 pub struct LimitArgsOfContainer {
     /// Memory: bytes, or with k, m, g
     #[arg(short, long, value_name = "BYTES", value_parser = crate::output::parse_size)]
@@ -129,6 +132,7 @@ fn parse_cpus(text: &str) -> Result<f64, String> {
 
 /// How a container is called and kept.
 #[derive(Args)]
+#[command(next_help_heading = "How it is kept")]
 pub struct KeepArgs {
     /// Write its id into a file, which must not be there
     #[arg(long, value_name = "FILE")]

@@ -104,6 +104,7 @@ pub struct ContainerArgs {
 
 /// The network of a container.
 #[derive(Args)]
+#[command(next_help_heading = "Network")]
 pub struct NetworkArgs {
     /// Its host name [default: its name]
     #[arg(short = 'h', long, value_name = "NAME")]
@@ -218,6 +219,9 @@ pub struct Exec {
     /// Do not wait for it
     #[arg(short, long, conflicts_with_all = ["interactive", "tty"])]
     pub detach: bool,
+    /// The keys that leave a command with a terminal running
+    #[arg(long, value_name = "KEYS", default_value = "ctrl-p,ctrl-q")]
+    pub detach_keys: DetachKeys,
     /// Set a variable
     #[arg(short, long, value_name = "NAME=VALUE")]
     pub env: Vec<String>,
