@@ -56,6 +56,8 @@ fn a_tour() {
     let archive = archive.to_str().unwrap();
     std::fs::write(archive, docker_old("x:1")).unwrap();
     assert_eq!(ok(&root, &["load", "-i", archive]), "Loaded image: x:1\n");
+    let loaded: serde_json::Value = serde_json::from_str(&ok(&root, &["load", "--json", "-i", archive])).unwrap();
+    assert_eq!(loaded[0]["RepoTags"], serde_json::json!(["x:1"]));
     let again = strata(&root, &["load", "-i", archive]);
     assert_eq!(String::from_utf8(again.stderr).unwrap().matches("Already exists").count(), 3);
     let images = ok(&root, &["images"]);
@@ -211,7 +213,11 @@ fn wrong_use_and_failures() {
     assert!(fails(&root, 1, &["load", "-i", "/nonexistent"]).contains("/nonexistent: No such file"));
     assert!(fails(&root, 1, &["load"]).contains("standard input: is empty"));
     assert!(fails(&root, 1, &["inspect", "nothing"]).contains("nothing: no such image"));
-    assert!(fails(&root, 1, &["rmi", "nothing"]).contains("no such image"));
+    for args in [&["rmi", "fedora"][..], &["layers", "fedora"], &["history", "fedora"], &["diff", "fedora"]] {
+        let told = fails(&root, 1, args);
+        assert!(told.ends_with("no such image\n") || told.ends_with("no such container\n"), "{args:?}: {told}");
+    }
+    assert_eq!(ok(&root, &["rmi", "-f", "nothing", "sha256:00"]), "", "what is wanted is so");
     assert!(fails(&root, 1, &["umount", "nothing"]).contains("nothing: no such container"));
     assert!(fails(&root, 1, &["commit", "nothing", "x"]).contains("no such container"));
     assert!(fails(&root, 1, &["snapshot", "/nonexistent"]).contains("/nonexistent"));

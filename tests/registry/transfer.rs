@@ -50,6 +50,10 @@ fn an_image_goes_there_and_comes_back() {
     assert_eq!(told.matches("Already exists").count(), 3, "{told}");
     assert!(out.contains("Image is up to date"), "{out}");
     assert_eq!(server.requests(&["GET", "/blobs/"]), before + 1, "only the config");
+    let twice = other.ok(&["pull", "--json", "--plain-http", &name, &name]);
+    let twice: serde_json::Value = serde_json::from_str(&twice).unwrap();
+    assert_eq!((twice.as_array().unwrap().len(), &twice[0]["RepoTags"][0]), (2, &name.as_str().into()));
+    assert_eq!((&twice[0]["Id"], &twice[1]["Downloaded"]), (&twice[1]["Id"], &false.into()));
     assert_eq!(other.ok(&["pull", "-q", "--plain-http", &name]), format!("{name}\n"));
 
     // By its digest, which the image is then found by.

@@ -10,6 +10,7 @@ mod registry;
 mod run;
 mod volume;
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -111,6 +112,8 @@ pub enum Verb {
     System(SystemVerb),
     #[command(hide = true)]
     Supervise(Supervise),
+    #[command(name = "__complete", hide = true)]
+    Complete(Complete),
     #[cfg(feature = "snapshotter")]
     Snapshotter(crate::snapshotter::Arguments),
 }
@@ -131,6 +134,9 @@ pub struct Load {
     /// Print nothing but the images
     #[arg(short, long)]
     pub quiet: bool,
+    /// Print JSON: ids and names of what was loaded
+    #[arg(long)]
+    pub json: bool,
     #[command(flatten)]
     pub limits: LimitArgs,
 }
@@ -467,6 +473,14 @@ pub struct Doctor {
 )]
 pub struct Completions {
     pub shell: clap_complete::Shell,
+}
+
+/// Print the names that the last word may become
+#[derive(Args)]
+pub struct Complete {
+    /// The words before the cursor, without the program
+    #[arg(last = true)]
+    pub words: Vec<OsString>,
 }
 
 /// Write man pages into a directory

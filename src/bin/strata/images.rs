@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use anyhow::Result;
 use serde_json::{Value, json};
+use stratafs::image::ImageError;
 use stratafs::image::digest::Digest;
 use stratafs::image::reference::Reference;
 use stratafs::image::time::Timestamp;
@@ -216,7 +217,11 @@ pub fn tag(store: &Store, args: &Tag) -> Result<()> {
 
 pub fn remove(store: &Store, args: &Rmi) -> Result<()> {
     each(&args.images, |image| {
-        let Removed { untagged, deleted, .. } = store.remove(image, args.force)?;
+        let Removed { untagged, deleted, .. } = match store.remove(image, args.force) {
+            // What is wanted is so.
+            Err(ImageError::NoSuchImage { .. }) if args.force => return Ok(()),
+            removed => removed?,
+        };
         for name in untagged {
             print_line(&format!("Untagged: {name}"))?;
         }

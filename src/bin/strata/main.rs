@@ -6,6 +6,7 @@
 mod archives;
 mod args;
 mod checkpoints;
+mod complete;
 mod condition;
 mod containers;
 mod doctor;
@@ -26,6 +27,7 @@ mod progress;
 mod ps;
 mod registry;
 mod running;
+mod seen;
 #[cfg(feature = "snapshotter")]
 mod snapshotter;
 mod stats;
@@ -82,7 +84,7 @@ fn main() -> ExitCode {
         Err(error) => return wrong_usage(&error),
     };
     let is_run = cli.verb.is_run();
-    let only_looks = matches!(cli.verb, Verb::Inspect(_) | Verb::History(_));
+    let wants_image = cli.verb.wants_image();
     let filter = EnvFilter::try_from_env("STRATA_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
@@ -99,7 +101,7 @@ fn main() -> ExitCode {
             output::tell(&format!(
                 "strata: {}{}",
                 one_line(&error),
-                if only_looks { String::new() } else { remedy(&error) }
+                if wants_image { remedy(&error) } else { String::new() }
             ));
             failure_code(&error, is_run)
         }
@@ -190,6 +192,10 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Verb::Inventory(inventory) => archives::inventory(inventory),
         Verb::Man(man) => generate::man(man),
         Verb::Completions(completions) => generate::completions(completions),
+        Verb::Complete(words) => {
+            complete::complete(cli.root, words);
+            Ok(())
+        }
         Verb::Login(login) => registry::login(login),
         Verb::Logout(logout) => registry::logout(logout),
         Verb::Mounts(mounts) => mounts::run(mounts),
@@ -283,6 +289,7 @@ fn run_on_store(root: Option<PathBuf>, verb: Verb) -> Result<ExitCode> {
         | Verb::Inventory(_)
         | Verb::Man(_)
         | Verb::Completions(_)
+        | Verb::Complete(_)
         | Verb::Doctor(_)
         | Verb::Mounts(_)
         | Verb::Version(_)

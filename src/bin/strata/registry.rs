@@ -8,6 +8,7 @@ use std::sync::Mutex;
 use anyhow::{Context, Result, bail};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget};
 use rustix::termios::{LocalModes, OptionalActions, SpecialCodeIndex, tcgetattr, tcsetattr};
+use serde_json::{Value, json};
 use stratafs::image::digest::Digest;
 use stratafs::image::reference::Reference;
 use stratafs::image::spec::Platform;
@@ -18,7 +19,7 @@ use stratafs::store::{Image, Store, short_id};
 
 use super::archives::unpack_options;
 use super::args::{Login, Logout, Pull, Push, RegistryArgs};
-use super::output::print_line;
+use super::output::{each, print_json, print_line};
 use super::progress::bar_of;
 
 /// A password is no longer than this.
@@ -99,37 +100,65 @@ pub fn fetch(store: &Store, image: &RemoteImage, platform: Option<Platform>, arg
 }
 
 pub fn pull(store: &Store, args: &Pull) -> Result<()> {
-    let name = &args.name.name;
-    let asked = match &args.name.digest {
-        Some(digest) => name.at_digest(digest),
-        None => name.to_string(),
-    };
+    if args.artifact {
+        let [name] = &args.names[..] else { bail!("--artifact is for one name") };
+        return pull_artifact(args, name);
+    }
+    let mut pulled = Vec::new();
+    let outcome = each(&args.names, |name| {
+        pulled.push(pull_one(store, args, name)?);
+        Ok(())
+    });
+    if args.json {
+        print_json(&Value::Array(pulled))?;
+    }
+    outcome
+}
+
+/// A name with its tag, or with the digest that was asked for.
+fn asked(image: &RemoteImage) -> String {
+    match &image.digest {
+        Some(digest) => image.name.at_digest(digest),
+        None => image.name.to_string(),
+    }
+}
+
+fn pull_artifact(args: &Pull, name: &RemoteImage) -> Result<()> {
+    let report = Report::new(args.quiet);
+    report.say(&format!("Pulling {} from {}", asked(name), name.name.domain()));
+    let dir = args.output.as_ref().context("--artifact needs --output")?;
+    let written = registry::pull_artifact(name, dir, args.platform.as_ref(), &options(&args.registry), &report)?;
+    if !args.quiet {
+        print_line(&format!("Digest: {}", written.digest))?;
+    }
+    Ok(written.files.iter().try_for_each(|file| print_line(&dir.join(file).display().to_string()))?)
+}
+
+fn pull_one(store: &Store, args: &Pull, name: &RemoteImage) -> Result<Value> {
+    let asked = asked(name);
     let options_of_load = LoadOptions {
         platform: args.platform.clone(),
         keep_blobs: args.keep_blobs,
         unpack: unpack_options(&args.limits),
     };
     let report = Report::new(args.quiet);
-    report.say(&format!("Pulling {asked} from {}", name.domain()));
-    if let (true, Some(dir)) = (args.artifact, &args.output) {
-        let (platform, options) = (args.platform.as_ref(), options(&args.registry));
-        let written = registry::pull_artifact(&args.name, dir, platform, &options, &report)?;
-        if !args.quiet {
-            print_line(&format!("Digest: {}", written.digest))?;
-        }
-        return Ok(written.files.iter().try_for_each(|file| print_line(&dir.join(file).display().to_string()))?);
-    }
+    report.say(&format!("Pulling {asked} from {}", name.name.domain()));
     let before = store.find(&asked).ok().map(|image| image.id());
     let mut transaction = store.begin()?;
-    let pulled = registry::pull(&mut transaction, &args.name, &options(&args.registry), &options_of_load, &report)?;
+    let pulled = registry::pull(&mut transaction, name, &options(&args.registry), &options_of_load, &report)?;
     transaction.publish()?;
+    let is_new = before != Some(pulled.id);
     if args.quiet {
-        return Ok(print_line(&asked)?);
+        print_line(&asked)?;
+    } else if !args.json {
+        let status = if is_new { "Downloaded newer image for" } else { "Image is up to date for" };
+        print_line(&format!("Digest: {}", pulled.digest))?;
+        print_line(&format!("Status: {status} {asked}"))?;
+        print_line(&pulled.id.to_string())?;
     }
-    let status = if before == Some(pulled.id) { "Image is up to date for" } else { "Downloaded newer image for" };
-    print_line(&format!("Digest: {}", pulled.digest))?;
-    print_line(&format!("Status: {status} {asked}"))?;
-    Ok(print_line(&pulled.id.to_string())?)
+    let tags = if name.digest.is_some() { Vec::new() } else { vec![&asked] };
+    Ok(json!({"Id": pulled.id, "RepoTags": tags, "RepoDigests": [name.name.at_digest(&pulled.digest)],
+        "Digest": pulled.digest, "Downloaded": is_new}))
 }
 
 pub fn push(store: &Store, args: &Push) -> Result<()> {

@@ -142,3 +142,104 @@ fn columns_are_as_wide_as_they_look() {
     assert_eq!(columns.len(), commands.len() + 1);
     assert!(columns.iter().all(|at| *at == columns[0]), "{columns:?}: {table}");
 }
+
+/// Every verb that shows something of an image, a container or a volume, on a terminal and elsewhere. A file of that name
+/// lies in the container, and everything has such labels.
+#[test]
+fn no_verb_prints_what_others_wrote_as_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = harmful_store(dir.path());
+    let evil = "no\u{1b}[31m\u{9b}";
+    let label = format!("--label={}={}", text("key"), text("value"));
+    ok(&root, &["create", "--name", "c", &label, "-e", &text("E="), "harm:1", &text("word")]);
+    ok(&root, &["volume", "create", &label, "v"]);
+    let upper = root.join("containers/c/upper");
+    std::fs::write(upper.join(format!("new{evil}")), "x").unwrap();
+    std::fs::create_dir(upper.join("etc\u{1b}[31m")).unwrap();
+    std::fs::write(upper.join("etc\u{1b}[31m/evil\u{9b}"), "changed").unwrap();
+    ok(&root, &["checkpoint", "create", "c", "before"]);
+    std::fs::write(upper.join(format!("later{evil}")), "x").unwrap();
+    ok(&root, &["commit", "-m", &text("message"), "-a", &text("author"), "c", "harm:2"]);
+    let everything = "{{json .}}";
+    let table: Vec<Vec<&str>> = vec![
+        vec!["ps", "-a", "--no-trunc"],
+        vec!["ps", "-a", "--format", "{{.Labels}} {{.Command}}"],
+        vec!["ps", "-a", "--format", everything],
+        vec!["ps", "-a", "--format", "table {{.Labels}}\t{{.Command}}"],
+        vec!["inspect", "c"],
+        vec!["inspect", "-f", "{{.Config.Labels}} {{.Config.Env}}", "c"],
+        vec!["inspect", "harm:2"],
+        vec!["inspect", "--config", "harm:2"],
+        vec!["diff", "c"],
+        vec!["diff", "-q", "c"],
+        vec!["diff", "--json", "c"],
+        vec!["diff", "--tree", "c"],
+        vec!["diff", "harm:1", "c"],
+        vec!["diff", "c@before", "c"],
+        vec!["layers", "harm:2"],
+        vec!["layers", "--tree", "harm:2"],
+        vec!["layers", "--wasted", "--all", "harm:2"],
+        vec!["history", "--no-trunc", "harm:2"],
+        vec!["history", "--format", "{{.CreatedBy}} {{.Comment}}", "harm:2"],
+        vec!["images", "--format", "{{.Labels}}"],
+        vec!["images", "--format", everything],
+        vec!["image", "ls", "--digests"],
+        vec!["volume", "ls"],
+        vec!["volume", "ls", "--format", "{{.Labels}}"],
+        vec!["volume", "inspect", "v"],
+        vec!["checkpoint", "ls", "c"],
+        vec!["df", "-v"],
+        vec!["info"],
+        vec!["stats", "-a", "--no-stream"],
+        vec!["verify"],
+        vec!["which", "harm:2", "/etc\u{1b}[31m/evil\u{9b}"],
+        vec!["export", evil],
+        vec!["port", evil],
+        vec!["top", evil],
+        vec!["logs", evil],
+        vec!["start", evil],
+        vec!["stop", evil],
+        vec!["kill", "-s", evil, "c"],
+        vec!["wait", evil],
+        vec!["rename", "c", evil],
+        vec!["attach", evil],
+        vec!["exec", evil, evil],
+        vec!["umount", evil],
+        vec!["mount", evil],
+        vec!["commit", evil],
+        vec!["rollback", "c", evil],
+        vec!["fork", evil, "d"],
+        vec!["volume", "rm", evil],
+        vec!["volume", "inspect", evil],
+        vec!["volume", "create", evil],
+        vec!["create", "--name", evil, "harm:1"],
+        vec!["create", "-v", "/nonexistent\u{1b}[31m:/x", "--name", "e", "harm:1"],
+        vec!["run", "--rm", "-u", evil, "harm:1"],
+        vec!["run", "--rm", "--security-opt", evil, "harm:1"],
+        vec!["layers", evil],
+        vec!["report", evil],
+        vec!["flatten", evil],
+        vec!["save", evil],
+        vec!["push", evil],
+        vec!["tag", evil, "x:1"],
+        vec!["unpack", evil, "x"],
+        vec!["snapshot", evil],
+        vec!["inventory", evil],
+        vec!["mounts", evil],
+        vec!["images", "--filter", "colour=\u{1b}[31m"],
+    ];
+    for args in table {
+        let output = super::super::cli::strata(&root, &args);
+        let mut command = Command::new(env!("CARGO_BIN_EXE_strata"));
+        command.arg("--root").arg(&root).args(&args).env("NO_COLOR", "1");
+        let mut terminal = super::super::pty::Terminal::run(&command);
+        assert_eq!(terminal.ends(), output.status.code(), "{args:?}");
+        // A template prints text as it is where no terminal is, as scripts want it; so does `--config`.
+        let is_exact = args.iter().any(|arg| *arg == "--config" || arg.starts_with("{{."));
+        let piped = [output.stdout, output.stderr].concat();
+        let piped = String::from_utf8_lossy(&piped);
+        assert!(is_exact || !piped.contains(|c| c != '\n' && is_harmful(c)), "{args:?}: {piped:?}");
+        let shown = terminal.shown().replace("\r\n", "\n");
+        assert!(!shown.contains(|c| c != '\n' && is_harmful(c)), "{args:?} on a terminal: {shown:?}");
+    }
+}

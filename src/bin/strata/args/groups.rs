@@ -132,6 +132,24 @@ impl Verb {
         plain || matches!(self, Self::Container(ContainerVerb::Run(_) | ContainerVerb::Exec(_)))
     }
 
+    /// True for verbs that make something of an image: if it is not there, pulling it is what helps.
+    pub fn wants_image(&self) -> bool {
+        matches!(
+            self,
+            Self::Mount(_)
+                | Self::Run(_)
+                | Self::Create(_)
+                | Self::Save(_)
+                | Self::Tag(_)
+                | Self::Flatten(_)
+                | Self::Export(_)
+        ) || matches!(
+            self,
+            Self::Container(ContainerVerb::Run(_) | ContainerVerb::Create(_) | ContainerVerb::Export(_))
+                | Self::Image(ImageVerb::Save(_) | ImageVerb::Tag(_))
+        )
+    }
+
     /// True for verbs that leave the store as it is: where there is none they make none.
     pub fn only_reads(&self) -> bool {
         matches!(

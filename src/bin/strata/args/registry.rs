@@ -10,6 +10,7 @@ use stratafs::registry::RemoteImage;
 use super::{CompressionArg, LimitArgs};
 
 #[derive(Args)]
+#[command(next_help_heading = "Registry")]
 pub struct RegistryArgs {
     /// Without TLS; whoever sits on the way can read and change everything
     #[arg(long)]
@@ -22,10 +23,10 @@ pub struct RegistryArgs {
     pub authfile: Option<PathBuf>,
 }
 
-/// Get an image from a registry; layers that are in the store are not transferred
+/// Get images from a registry; layers that are in the store are not transferred
 #[derive(Args)]
 #[command(
-    after_help = "Examples:\n  strata pull debian:12\n  strata pull --platform linux/arm64 registry.example/base@sha256:4f1a…"
+    after_help = "Examples:\n  strata pull debian:12 busybox\n  strata pull --platform linux/arm64 registry.example/base@sha256:4f1a…"
 )]
 pub struct Pull {
     /// Which image of an index with several [default: this machine's]
@@ -40,16 +41,19 @@ pub struct Pull {
     /// The directory for the files of an artifact; it must be empty or not be there
     #[arg(short, long, value_name = "DIR", requires = "artifact")]
     pub output: Option<PathBuf>,
-    /// Print nothing but the image's name
+    /// Print nothing but the images' names
     #[arg(short, long)]
     pub quiet: bool,
+    /// Print JSON: ids, names and digests of what was pulled
+    #[arg(long, conflicts_with_all = ["quiet", "artifact"])]
+    pub json: bool,
     #[command(flatten)]
     pub registry: RegistryArgs,
     #[command(flatten)]
     pub limits: LimitArgs,
-    /// The image; without a registry it is docker.io's, without a tag `latest`
-    #[arg(value_name = "NAME[:TAG][@DIGEST]")]
-    pub name: RemoteImage,
+    /// Images; without a registry one is docker.io's, without a tag `latest`
+    #[arg(required = true, value_name = "NAME[:TAG][@DIGEST]")]
+    pub names: Vec<RemoteImage>,
 }
 
 /// Send an image to a registry; layers that are there are not transferred
