@@ -34,7 +34,7 @@ pub enum PullArg {
 #[derive(Args)]
 pub struct ContainerArgs {
     /// Print help
-    #[arg(long, action = clap::ArgAction::Help)]
+    #[arg(long, action = clap::ArgAction::HelpShort)]
     pub help: Option<bool>,
     /// Remove the container when it ends
     #[arg(long)]

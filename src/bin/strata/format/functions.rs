@@ -15,7 +15,7 @@ pub fn call(scope: &Scope<'_>, name: &str, arguments: Vec<Given>) -> Result<Give
     let text = |given: &Given| scope.text(given);
     let is_true = |given: &Given| truth(given);
     match (name, arguments.as_slice()) {
-        ("json", [given]) => Ok(Given::Text(json(scope, given)?)),
+        ("json", [given]) => Ok(Given::Text(json(given)?)),
         ("lower", [given]) => Ok(Given::Text(text(given).to_lowercase())),
         ("upper", [given]) => Ok(Given::Text(text(given).to_uppercase())),
         ("title", [given]) => Ok(Given::Text(title(&text(given)))),
@@ -109,13 +109,14 @@ fn raw(given: &Given) -> String {
     }
 }
 
-fn json(scope: &Scope<'_>, given: &Given) -> Result<String> {
+fn json(given: &Given) -> Result<String> {
     let document = match given {
         Given::Nothing => "null".to_owned(),
         Given::Text(text) => serde_json::to_string(text)?,
         Given::Data(value) => serde_json::to_string(value)?,
     };
-    Ok(if scope.escape { stratafs::text::json(&document).into_owned() } else { document })
+    // The same document, whoever reads it.
+    Ok(stratafs::text::json(&document).into_owned())
 }
 
 fn title(text: &str) -> String {
