@@ -1,7 +1,7 @@
 //! `stratafs`: mounts a union of directories.
 //!
-//! Options and behaviour are those of fuse-overlayfs, so that container engines take it for that. The process that is
-//! started returns when the mount answers; a second one serves it and has let go of the terminal by then.
+//! Options and behaviour are those of fuse-overlayfs, so container engines can use it in its place. The started
+//! process returns when the mount answers. A second process serves the mount, detached from the terminal.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{File, OpenOptions};
@@ -82,7 +82,7 @@ struct Arguments {
 const ENVIRONMENT: &str =
     "Environment: STRATAFS_LOG (a filter such as 'debug' or 'stratafs::fuse=trace'), STRATAFS_LOG_FILE.";
 
-/// Text that is made from the options: for packages and documentation.
+/// Text made from the options, for packages and documentation.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Text {
     Man,
@@ -125,13 +125,13 @@ impl From<OptionError> for Failure {
     fn from(error: OptionError) -> Self {
         match error {
             OptionError::Usage(message) => Self { code: 2, message },
-            // Each option is right; they do not go together.
+            // Each option is valid, but they contradict each other.
             error => Self::new(error),
         }
     }
 }
 
-/// What to mount where.
+/// What to mount, and where.
 struct Order {
     options: MountOptions,
     target: Target,
@@ -147,12 +147,12 @@ fn main() -> ExitCode {
     if let Some(text) = arguments.generate {
         return print(&text.make());
     }
-    // mount(8) calls its helpers with -f for "do everything but mount".
+    // mount(8) calls its helpers with -f for "everything except the mount".
     let as_mount_helper = program_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"mount."));
     if let Some(change) = Remount::parse(&arguments.options) {
         return exit_with(remount(&arguments, &change));
     }
-    // Without /proc nothing is found here, and the daemon says what it misses.
+    // Without /proc nothing is found here, and the daemon reports that.
     let mut inherited = Inherited::find().unwrap_or_default();
     let outcome = Order::new(&arguments, &mut inherited).and_then(|order| {
         for warning in &order.options.warnings {
@@ -196,7 +196,7 @@ fn remount(arguments: &Arguments, change: &Remount) -> Result<(), Failure> {
     fuse::remount(&mountpoint, change).map_err(Failure::new)
 }
 
-/// `--help` and `--version` as clap prints them; an error of usage in one line.
+/// Prints `--help` and `--version` as clap does, and a usage error in one line.
 fn explain(told: &clap::Error) -> ExitCode {
     if !told.use_stderr() {
         told.print().unwrap_or(());
@@ -224,10 +224,10 @@ fn program_name() -> Option<OsString> {
     Path::new(&path).file_name().map(OsStr::to_owned)
 }
 
-/// One line on stderr.
+/// Prints one line on stderr.
 fn tell(message: &str) {
     let line = message.trim().replace('\n', "; ");
-    // Nobody may be listening; there is nobody else to tell.
+    // Best effort: there is no other place for a message.
     writeln!(io::stderr(), "stratafs: {line}").unwrap_or(());
 }
 
@@ -236,13 +236,13 @@ impl Order {
         let (source, mountpoint) = match arguments.places.as_slice() {
             [mountpoint] => (None, mountpoint),
             [source, mountpoint] => (Some(source), mountpoint),
-            // clap has counted them.
+            // clap has checked their number.
             _ => return Err(Failure { code: 2, message: "a mountpoint is needed".to_owned() }),
         };
         let mut options = MountOptions::parse(&arguments.options, rustix::process::geteuid().is_root())?;
         options.mount.debug |= arguments.debug;
         if let (None, Some(source)) = (&options.mount.fsname, source) {
-            // Only shown; what is not UTF-8 in it is of no use to anybody.
+            // Only displayed, so invalid UTF-8 may be replaced.
             options.mount.fsname = Some(source.to_string_lossy().into_owned());
         }
         check_delimiters(&arguments.options, &mut options)?;
@@ -265,13 +265,13 @@ impl Order {
         }
     }
 
-    /// Mounts, calls `ready`, and serves until somebody unmounts.
+    /// Mounts, calls `ready`, and serves until the mount is unmounted.
     fn serve(&self, ready: impl FnOnce() -> Result<(), Failure>) -> Result<(), Failure> {
         start_logging(self.options.mount.debug)?;
         let watcher = self.options.mount.auto_unmount.then(fuse::Watcher::start).transpose();
         let watcher = watcher.map_err(|error| Failure::new(format!("auto_unmount: {}", reason(&error))))?;
         std::panic::set_hook(Box::new(|panic| tracing::error!("{panic}")));
-        // Before the mount is made and before the first thread is: a signal that comes from now on unmounts.
+        // This comes before the mount is made and before the first thread is started: from now on, a signal unmounts.
         let signals = take_signals().map_err(|error| Failure::new(format!("cannot wait for signals: {error}")))?;
         reduce_privileges();
         // The kernel sends every caller's umask with the request.
@@ -296,7 +296,7 @@ fn finish(served: io::Result<()>) -> Result<(), Failure> {
     served.map_err(|error| Failure::new(format!("cannot unmount: {error}")))
 }
 
-/// Says how to write a directory whose name holds a comma or a colon, if that is why it is not found.
+/// If a directory is not found because its name has a comma or a colon, says how to write it.
 fn check_delimiters(given: &[OsString], options: &mut MountOptions) -> Result<(), Failure> {
     for path in options.overlay.directories_mut().filter(|path| !path.exists()) {
         if let Some(meant) =
@@ -320,7 +320,7 @@ fn longer_directory(text: &[u8], path: &[u8]) -> Option<String> {
     })
 }
 
-/// The daemon works in `/`: relative layers are those of the caller's directory.
+/// The daemon works in `/`, so relative layers are resolved here, in the caller's directory.
 fn resolve_layers(options: &mut MountOptions) -> Result<(), Failure> {
     for layer in options.overlay.directories_mut() {
         *layer = std::path::absolute(&*layer)
@@ -329,8 +329,8 @@ fn resolve_layers(options: &mut MountOptions) -> Result<(), Failure> {
     Ok(())
 }
 
-/// A mountpoint `/dev/fd/N` stands for a descriptor of `/dev/fuse` that the caller has opened and mounted, as libfuse 3
-/// takes it. Any other file there is a mountpoint like others.
+/// A mountpoint `/dev/fd/N` stands for a descriptor of `/dev/fuse` that the caller has opened and mounted, as in
+/// libfuse 3. Any other file there is an ordinary mountpoint.
 fn given_device(mountpoint: &OsStr, inherited: &mut Inherited) -> Result<Option<OwnedFd>, Failure> {
     /// `misc` devices, and the number of `/dev/fuse` among them (`FUSE_MINOR`).
     const FUSE: (u32, u32) = (10, 229);
@@ -357,13 +357,13 @@ fn resolve_mountpoint(mountpoint: &Path) -> Result<PathBuf, Failure> {
     if resolved.is_dir() { Ok(resolved) } else { Err(wrong(&"Not a directory")) }
 }
 
-/// What `strerror(3)` says, without Rust's `(os error 2)`.
+/// The text of `strerror(3)`, without Rust's `(os error 2)`.
 fn reason(error: &io::Error) -> String {
     let text = error.to_string();
     text.split(" (os error").next().unwrap_or_default().to_owned()
 }
 
-/// Leaves the caller's limits behind, and collects the signals that we act upon.
+/// Drops the caller's limits, and queues the signals that this program handles.
 fn take_signals() -> io::Result<SignalQueue> {
     fuse::inherited::shed()?;
     let mut signals = fuse::inherited::ending_signals()?;
@@ -371,7 +371,7 @@ fn take_signals() -> io::Result<SignalQueue> {
     SignalQueue::new(&signals)
 }
 
-/// Neither is worth doing without a mount.
+/// Best effort: neither failure is a reason not to mount.
 fn reduce_privileges() {
     if let Err(error) = fuse::privileges::stay_when_memory_is_short() {
         tracing::debug!(%error, "not protected when memory runs out");
@@ -381,9 +381,10 @@ fn reduce_privileges() {
     }
 }
 
-/// To `STRATAFS_LOG_FILE`, else to stderr, which is the caller's until the mount is ready and the null device after.
+/// Logs to `STRATAFS_LOG_FILE`, or else to stderr, which is the caller's until the mount is ready and the null
+/// device afterwards.
 fn start_logging(debug: bool) -> Result<(), Failure> {
-    // What fuser says of a mount that fails is said by our own message.
+    // fuser's message about a failed mount is part of our own message.
     let default = if debug { "stratafs=trace,fuser=debug" } else { "warn,fuser=off,stratafs::requests=info" };
     let filter = match std::env::var("STRATAFS_LOG") {
         Ok(given) => {
@@ -391,7 +392,8 @@ fn start_logging(debug: bool) -> Result<(), Failure> {
         }
         Err(_) => EnvFilter::new(default),
     };
-    // What cannot be written, on a full disk, is lost: told to stderr, which may be the same disk, it would be a panic.
+    // A line that cannot be written, for example on a full disk, is dropped: reporting that to stderr, which may be on
+    // the same disk, would panic.
     let format = tracing_subscriber::fmt().with_env_filter(filter).log_internal_errors(false);
     match std::env::var_os("STRATAFS_LOG_FILE") {
         Some(path) => {
@@ -405,10 +407,10 @@ fn start_logging(debug: bool) -> Result<(), Failure> {
     Ok(())
 }
 
-/// What the daemon's side of the pipe says when the mount answers. Anything else is an exit code and a message.
+/// What the daemon writes to the pipe when the mount answers. Anything else is an exit code and a message.
 const READY: &[u8] = b"ready";
 
-/// Serves in a second process; returns when its mount answers.
+/// Serves in a second process; returns when the mount answers.
 fn daemonize(order: &Order, inherited: Inherited) -> Result<Pid, Failure> {
     let cannot = |error: io::Error| Failure::new(format!("cannot start the daemon: {error}"));
     let (mut news, report) = io::pipe().map_err(cannot)?;
@@ -430,9 +432,8 @@ fn daemonize(order: &Order, inherited: Inherited) -> Result<Pid, Failure> {
     }
 }
 
-/// Runs a command beside the daemon that serves the mount, and ends the mount after it. The exit code is the command's: as
-/// a shell tells it, 128 and the number of the signal that killed it, 127 if there is no such program, 126 if it cannot be
-/// run.
+/// Runs a command beside the daemon that serves the mount, and unmounts after it. The exit code is the command's, as in a
+/// shell: 128 plus the number of the signal that killed it, 127 if there is no such program, 126 if it cannot be run.
 fn attend(daemon: Pid, program: &OsStr, words: &[OsString]) -> Result<ExitCode, Failure> {
     let run = || -> io::Result<std::process::ExitStatus> {
         forward::hold()?;
@@ -460,7 +461,7 @@ fn attend(daemon: Pid, program: &OsStr, words: &[OsString]) -> Result<ExitCode, 
     }
 }
 
-/// The rest of the daemon's life.
+/// The daemon's main function.
 fn serve_as_daemon(order: &Order, inherited: Inherited, report: io::PipeWriter) -> ! {
     let mut report = Some(report);
     let outcome = rustix::process::setsid()
@@ -469,7 +470,7 @@ fn serve_as_daemon(order: &Order, inherited: Inherited, report: io::PipeWriter) 
             order.serve(|| {
                 detach().map_err(|error| Failure::new(format!("cannot detach: {error}")))?;
                 inherited.close();
-                // The caller reads to the end: it must be closed here.
+                // The caller reads to the end, so the pipe must be closed here.
                 let told = report.take().map_or(Ok(()), |mut report| report.write_all(READY));
                 told.map_err(|error| Failure::new(format!("the caller has gone: {error}")))
             })
@@ -478,7 +479,7 @@ fn serve_as_daemon(order: &Order, inherited: Inherited, report: io::PipeWriter) 
         Ok(()) => 0,
         Err(Failure { code, message }) => {
             match report {
-                // If the caller is gone too, there is nobody to tell.
+                // If the caller is gone too, there is no place for the message.
                 Some(mut report) => report.write_all(&[&[code], message.as_bytes()].concat()).unwrap_or(()),
                 None => tracing::error!("{message}"),
             }
@@ -488,7 +489,7 @@ fn serve_as_daemon(order: &Order, inherited: Inherited, report: io::PipeWriter) 
     std::process::exit(code.into())
 }
 
-/// Lets go of the caller's directory and of its stdin, stdout and stderr: it may wait for their end.
+/// Leaves the caller's directory and closes its stdin, stdout and stderr: the caller may wait for their end.
 fn detach() -> io::Result<()> {
     std::env::set_current_dir("/")?;
     let null = File::options().read(true).write(true).open("/dev/null")?;

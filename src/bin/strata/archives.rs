@@ -114,7 +114,7 @@ pub fn save(store: &Store, args: &Save) -> Result<()> {
     Ok(save::save_watched(store, &selection, target, options, &meter.advance())?)
 }
 
-/// Standard output, unless someone looks at it.
+/// Returns standard output, unless it is a terminal.
 fn stdout() -> Result<io::Stdout> {
     let stdout = io::stdout();
     if stdout.is_terminal() {
@@ -131,7 +131,7 @@ struct UntilInterrupted<'w> {
 
 impl Write for UntilInterrupted<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        // Waits where a signal can be noticed: a write to a full pipe would go on after it.
+        // Waits here, where a signal is noticed: a write to a full pipe would continue after a signal.
         let mut waiting = [PollFd::new(&self.file, PollFlags::OUT)];
         let moment = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
         loop {
@@ -159,7 +159,7 @@ fn write_to(output: Option<&Path>, write: &mut dyn FnMut(&mut dyn Write) -> Resu
     let meter = Meter::new("Writing", None);
     let watch = meter.advance();
     let Some(path) = output else {
-        // Without the buffer of `Stdout`, which would write again after a signal.
+        // Unbuffered: the buffer of `Stdout` would be written again after a signal.
         let stdout = File::from(stdout()?.as_fd().try_clone_to_owned()?);
         let mut out = BufWriter::with_capacity(1 << 18, UntilInterrupted { file: stdout, watch: &watch });
         write(&mut out)?;
@@ -186,8 +186,8 @@ pub fn write_bytes(output: Option<&Path>, bytes: &[u8]) -> Result<()> {
     write_to(output, &mut |out| Ok(out.write_all(bytes)?))
 }
 
-/// The file tree is read through a mount, so that it is exactly what a container sees; without privilege from the
-/// layers, as the mount does not show owners that this user has no ids for.
+/// Root reads the file tree through a mount, so that it is exactly what a container sees. Without privilege it is
+/// read from the layers, because the mount does not show owners for which this user has no ids.
 pub fn export(store: &Store, args: &Export) -> Result<()> {
     // A checkpoint is not mounted anywhere.
     if !rustix::process::geteuid().is_root() || checkpoints::container_at(store, &args.name).is_some() {
@@ -211,15 +211,15 @@ pub fn export(store: &Store, args: &Export) -> Result<()> {
     let borrowed = Borrowed { store, container: Some(container), unmounts, is_new };
     let outcome = borrowed.read(write);
     let ended = borrowed.end();
-    // What an interrupt made fail is told as one.
+    // A failure caused by an interrupt is reported as an interrupt.
     outcome.and(ended).map_err(|error| refuse_if_interrupted().err().map_or(error, Into::into))
 }
 
-/// A container whose file tree is read. However this process leaves it, it is unmounted if it was not mounted before,
-/// and removed if it is new.
+/// A container whose file tree is read. When this process ends in any way, the container is unmounted if it was not
+/// mounted before, and removed if it is new.
 struct Borrowed<'s> {
     store: &'s Store,
-    /// None once it was ended.
+    /// `None` after it was ended.
     container: Option<Container>,
     unmounts: bool,
     is_new: bool,
@@ -241,7 +241,7 @@ impl Borrowed<'_> {
     fn restore(&mut self) -> Result<()> {
         let Some(container) = self.container.take() else { return Ok(()) };
         let unmounted = match self.unmounts && container.is_mounted()? {
-            // Nobody else knows of a new one, so what still uses it is of no interest.
+            // A new one is unknown to others, so it does not matter what still uses it.
             true => container.unmount(false).or_else(|error| match self.is_new {
                 true => container.unmount(true),
                 false => Err(error),
@@ -287,7 +287,7 @@ fn export_layers(store: &Store, args: &Export) -> Result<()> {
     })
 }
 
-/// Symbolic links have no place for their owner beside them: it must be read in a namespace with the same ids.
+/// Symbolic links cannot record their owner: it must be read in a namespace with the same ids.
 pub fn enter_namespace_of(container: &Container) -> Result<()> {
     if !container.join()? {
         rootless::enter()?;
@@ -371,7 +371,7 @@ pub fn commit(store: &Store, args: &Commit) -> Result<()> {
     }
     enter_namespace_of(&container)?;
     let mut transaction = store.begin()?;
-    // Changes that vanish while they are read would make half a layer.
+    // If a change vanished during the reading, the layer would be incomplete.
     let open = container.open_stack(store, checkpoint)?;
     if args.squash {
         checkpoint::share(store, &open.layers)?;

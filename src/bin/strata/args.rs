@@ -1,4 +1,4 @@
-//! The command line. What is about images is here, what is about containers in `containers`.
+//! The command line: verbs about images. Verbs about containers are in `containers`.
 
 mod checkpoints;
 mod containers;
@@ -143,7 +143,7 @@ pub struct Load {
 
 #[derive(Args)]
 pub struct LimitArgs {
-    /// Accept layers of any size, for archives that you trust
+    /// Accept layers of any size, for trusted archives
     #[arg(long)]
     pub unlimited: bool,
 }
@@ -363,7 +363,7 @@ pub struct Report {
     pub image: String,
 }
 
-/// List an image's layers and who shares them, what each of them does, or what is wasted
+/// List an image's layers and the images that share them; or the changes of each layer; or wasted bytes
 #[derive(Args)]
 #[command(
     after_help = "Examples:\n  strata layers debian:12\n  strata layers --tree --depth 3 web:2\n  strata layers --max-wasted 5% web:2"

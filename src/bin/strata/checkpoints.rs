@@ -1,4 +1,4 @@
-//! Verbs about checkpoints, and what other verbs do with them.
+//! Verbs about checkpoints, and checkpoints in other verbs.
 
 use std::ffi::{CString, OsString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -35,7 +35,7 @@ fn create(store: &Store, args: &CheckpointCreate) -> Result<()> {
     Ok(print_line(name)?)
 }
 
-/// What `ls` and `inspect` tell in JSON.
+/// Checkpoints as JSON, for `ls` and `inspect`.
 pub fn described(checkpoints: &[checkpoint::Checkpoint]) -> Value {
     let value = |checkpoint: &checkpoint::Checkpoint| {
         json!({"Name": checkpoint.name, "Created": checkpoint.created.to_string(), "Id": checkpoint.layer.id.to_string(),
@@ -81,14 +81,14 @@ fn remove(store: &Store, args: &CheckpointRm) -> Result<()> {
     removed.and(tidied)
 }
 
-/// Removes and merges layers that are no checkpoints any more. There is no way back from the namespace that a user without
-/// privilege enters for it, so this is the last thing that a process does.
+/// Removes and merges layers that are no longer checkpoints. For this, a user without privilege enters a namespace from
+/// which a process cannot return, so this is the last action of the process.
 pub fn tidy(store: &Store) -> Result<()> {
     if !store.has_checkpoints() {
         return Ok(());
     }
     if let Err(error) = rootless::enter() {
-        // Without one, only files of the user's own can be merged.
+        // Without a namespace, only files of this user can be merged.
         tracing::debug!("{error}");
     }
     Ok(checkpoint::tidy(store, true)?)
@@ -131,21 +131,21 @@ pub fn of_mount(mountpoint: &Path, dir: &Path) -> Result<()> {
     Ok(print_path(Path::new(&option))?)
 }
 
-/// The container and the checkpoint that `CONTAINER@CHECKPOINT` means. An image may be meant by `NAME@DIGEST`.
+/// The container and the checkpoint in `CONTAINER@CHECKPOINT`. `NAME@DIGEST` refers to an image.
 pub fn container_at(store: &Store, text: &str) -> Option<(Container, String)> {
     let (name, checkpoint) = split_name(text);
     let checkpoint = checkpoint.filter(|checkpoint| !checkpoint.starts_with("sha256:"))?;
     Some((Container::open(store, name).ok()?, checkpoint.to_owned()))
 }
 
-/// Something with a file tree: a container, a checkpoint or an image.
+/// A file tree: of a container, a checkpoint or an image.
 pub enum Side {
     Container(Box<OpenStack>),
     Image(Vec<OwnedFd>),
 }
 
 impl Side {
-    /// A container's name comes before that of an image.
+    /// A container takes precedence over an image of the same name.
     pub fn open(store: &Store, text: &str) -> Result<Self> {
         if let Some((container, checkpoint)) = container_at(store, text) {
             enter_namespace_of(&container)?;
@@ -158,7 +158,7 @@ impl Side {
             }
             Err(error) => {
                 let layers = store.find(text).and_then(|image| store.layers_of(&image)).map_err(|unknown| {
-                    // Of what is neither, the container's error names one that looks alike.
+                    // If it is neither, the container's error suggests a similar name.
                     match text.contains([':', '/'])
                         || !matches!(error, ImageError::NoSuchContainer { near: Some(_), .. })
                     {
@@ -172,11 +172,11 @@ impl Side {
         }
     }
 
-    /// Where its files keep owner, mode and type.
+    /// Where its files store owner, mode and type.
     pub fn permissions(&self) -> XattrPermissions {
         match self {
             Self::Container(stack) => stack.permissions,
-            // The layers of a store have them where all of its layers do.
+            // Either all layers of a store have such attributes or none.
             Self::Image(_) => XattrPermissions::Auto,
         }
     }
@@ -190,7 +190,7 @@ impl Side {
     }
 }
 
-/// What a container, or a checkpoint of it, changed of its image.
+/// The changes of a container, or of its checkpoint, relative to its image.
 pub fn changes(store: &Store, text: &str) -> Result<Vec<snapshot::Change>> {
     let (name, checkpoint) = split_name(text);
     let container = Container::open(store, name)?;
@@ -209,7 +209,7 @@ pub fn changes(store: &Store, text: &str) -> Result<Vec<snapshot::Change>> {
     }
 }
 
-/// What has to be done to one to make it the other.
+/// The changes that turn one into the other.
 pub fn differences(store: &Store, old: &str, new: &str) -> Result<Vec<snapshot::Change>> {
     let _lock = store.lock_shared()?;
     let (old, new) = (Side::open(store, old)?, Side::open(store, new)?);
@@ -227,7 +227,7 @@ impl Sizes {
     pub fn open(store: &Store, text: &str) -> Result<Self> {
         let side = Side::open(store, text)?;
         let layers: Vec<BorrowedFd<'_>> = side.all().map(AsFd::as_fd).collect();
-        // The topmost one may be changing, and has no inventory.
+        // The topmost one may change, so inventories are not used.
         Ok(Self(View::new(&layers, false)?))
     }
 

@@ -1,4 +1,4 @@
-//! What state a container is in, in docker's words.
+//! The state of a container, in docker's words.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
@@ -11,24 +11,24 @@ use super::output::tell;
 /// The state of a container.
 #[derive(Clone, Debug, Default)]
 pub struct Condition {
-    /// docker's `created running paused exited`; `mounted` if it is mounted and nothing of it runs; `stopped` if nobody
-    /// saw its end; `unknown`.
+    /// docker's `created running paused exited`; `mounted` if it is mounted and does not run; `stopped` if its end was
+    /// not recorded; `unknown`.
     pub state: String,
-    /// The same for people: `Up 2 minutes`.
+    /// The state as a phrase: `Up 2 minutes`.
     pub status: String,
     /// Its first process; 0 if it does not run.
     pub pid: i32,
-    /// What it ended with, if it ran and that is known.
+    /// Its exit code, if it ran and the code is known.
     pub exit_code: Option<u8>,
     pub started: Option<Timestamp>,
     pub finished: Option<Timestamp>,
-    /// Published ports, as docker writes them: `0.0.0.0:8888->80/tcp`.
+    /// Published ports in docker's form: `0.0.0.0:8888->80/tcp`.
     pub ports: String,
     /// The same, one by one.
     pub published: Vec<Port>,
-    /// The kernel ended a process of it for lack of memory.
+    /// The kernel killed a process in it for lack of memory.
     pub oom_killed: bool,
-    /// Why it could not be started the last time.
+    /// Why the last start failed.
     pub error: String,
 }
 

@@ -101,12 +101,12 @@ pub fn remove(store: &Store, args: &Rm) -> Result<()> {
     remove_each(store, args, |name| Ok(print_line(name)?))
 }
 
-/// Removes containers and has each that is gone told.
+/// Removes containers and reports each one that was removed.
 pub fn remove_each(store: &Store, args: &Rm, told: impl Fn(&str) -> Result<()>) -> Result<()> {
     each(&args.containers, |name| {
         let container = match Container::open(store, name) {
             Ok(container) => container,
-            // What is wanted is so.
+            // The container does not exist, as wanted.
             Err(ImageError::NoSuchContainer { .. }) if args.force => return Ok(()),
             Err(error @ (ImageError::NoSuchContainer { .. } | ImageError::Malformed { .. })) => {
                 return Err(error.into());
@@ -128,7 +128,7 @@ pub fn remove_each(store: &Store, args: &Rm, told: impl Fn(&str) -> Result<()>) 
     })
 }
 
-/// Kills what runs in a container whose record is lost, and removes what is left of it.
+/// Kills the processes of a container whose record is lost, and removes the rest of it.
 fn remove_damaged(store: &Store, name: &str, runtime: Option<&str>) -> Result<()> {
     let container = Container::without_record(store, name)?;
     if let Ok(runtime) = Runtime::find(store, runtime)
@@ -139,7 +139,7 @@ fn remove_damaged(store: &Store, name: &str, runtime: Option<&str>) -> Result<()
     Ok(container.remove_damaged(store)?)
 }
 
-/// What a crash left with the runtime would be in the way of the next container of that name.
+/// State that a crash left with the runtime would block the next container of that name.
 fn forget_state(store: &Store, container: &Container, runtime: Option<&str>) -> Result<()> {
     let Ok(runtime) = Runtime::of(store, container, runtime) else { return Ok(()) };
     match runtime.state(container)? {

@@ -1,4 +1,4 @@
-//! `doctor`: what this machine has and lacks. What can be tried is tried: a mount is made, a container is run.
+//! `doctor`: checks what this machine lacks. What can be tried is tried: a mount is made, a container is run.
 
 mod probe;
 
@@ -15,12 +15,12 @@ use super::args::Doctor;
 use super::output::{print_json, print_line};
 use probe::Probe;
 
-/// One thing that something needs.
+/// One requirement.
 struct Check {
     name: &'static str,
-    /// What works without it does not.
+    /// What does not work without it.
     needed_for: &'static str,
-    /// What is wrong and what to do; none: all is well.
+    /// The problem and its remedy; `None` if there is none.
     problem: Option<String>,
     /// Mounting unions and running containers work without it.
     is_optional: bool,
@@ -134,7 +134,7 @@ fn fuse_problem() -> Option<String> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             Some("it is not there; modprobe fuse; in a container, pass the device in (--device /dev/fuse)".to_owned())
         }
-        // fusermount3 is set-user-id and opens it for us.
+        // fusermount3 is set-user-id and opens it for the driver.
         Err(error) if is_root() => Some(format!("cannot be opened: {error}; in a container, pass the device in")),
         Err(_) if rustix::fs::access(device, Access::EXISTS).is_ok() => {
             Some("cannot be opened by this user; chmod 666 /dev/fuse".to_owned())
@@ -151,7 +151,7 @@ fn program_problem(program: &Path, remedy: &str) -> Option<String> {
     (!found).then(|| format!("not found; {remedy}"))
 }
 
-/// Where the program is in `PATH`.
+/// The path of a program in `PATH`.
 pub fn in_path(program: &Path) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path).map(|dir| dir.join(program)).find(|path| path.is_file())
@@ -198,7 +198,7 @@ fn init_problem() -> Option<String> {
     (!found).then(|| "no small program for it is there; apt-get install catatonit".to_owned())
 }
 
-/// What keeps requests from coming through rings (`transport=`).
+/// Why requests cannot come through rings (`transport=`).
 fn rings_problem() -> Option<String> {
     const SWITCH: &str = "/sys/module/fuse/parameters/enable_uring";
     let read = |path: &str| std::fs::read_to_string(path).map(|text| text.trim().to_owned());

@@ -1,5 +1,5 @@
-//! `--filter KEY=VALUE`, as docker and podman have it: filters of one key are alternatives, those of different keys must
-//! all hold, and so must all labels.
+//! `--filter KEY=VALUE`, as in docker and podman: filters with one key are alternatives; filters with different keys
+//! must all match, and so must all labels.
 
 use std::collections::BTreeMap;
 use std::str::FromStr;
@@ -24,17 +24,17 @@ impl FromStr for Filter {
     }
 }
 
-/// Says which things hold all filters. `holds` says it of one key and value.
+/// Returns whether all filters match. `holds` decides about one key and value.
 ///
 /// # Errors
-/// When a key is not one of `keys`, or a value is not understood.
+/// When a key is not in `keys`, or a value is malformed.
 pub fn all_hold(filters: &[Filter], keys: &[&str], holds: impl Fn(&str, &str) -> Result<bool>) -> Result<bool> {
     let mut alternatives: BTreeMap<(&str, usize), bool> = BTreeMap::new();
     for (number, Filter { key, value }) in filters.iter().enumerate() {
         if !keys.contains(&key.as_str()) {
             bail!("--filter {key}={value}: there is no such filter; there are {}", keys.join(" "));
         }
-        // Every label counts for itself.
+        // Each label is a filter of its own.
         let group = if key == "label" { number } else { 0 };
         *alternatives.entry((key, group)).or_insert(false) |= holds(key, value)?;
     }
@@ -48,7 +48,7 @@ pub fn has_label(labels: &Value, wanted: &str) -> bool {
     found.is_some_and(|found| value.is_none_or(|value| found.as_str() == Some(value)))
 }
 
-/// The boolean of a filter.
+/// The boolean value of a filter.
 pub fn truth(key: &str, value: &str) -> Result<bool> {
     match value.to_ascii_lowercase().as_str() {
         "true" | "1" | "t" => Ok(true),
@@ -57,7 +57,7 @@ pub fn truth(key: &str, value: &str) -> Result<bool> {
     }
 }
 
-/// A moment: RFC 3339, a date, seconds since 1970, or a duration before now (`24h`, `10m30s`).
+/// A time: RFC 3339, a date, seconds since 1970, or a duration before now (`24h`, `10m30s`).
 pub fn moment(key: &str, value: &str) -> Result<Timestamp> {
     let day = || Timestamp::parse(&format!("{value}T00:00:00Z")).or_else(|| Timestamp::parse(&format!("{value}Z")));
     if let Some(time) = Timestamp::parse(value).or_else(day) {
@@ -96,7 +96,7 @@ fn duration(text: &str) -> Option<i64> {
     (!text.is_empty()).then_some(seconds as i64)
 }
 
-/// A pattern of a shell: `*`, `?`, and everything else as it is. `*` does not match `/`.
+/// A shell pattern with `*` and `?`. `*` does not match `/`.
 pub fn matches_pattern(pattern: &[u8], text: &[u8]) -> bool {
     match (pattern.split_first(), text.split_first()) {
         (None, None) => true,

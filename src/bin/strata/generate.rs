@@ -99,7 +99,7 @@ fn write_pages(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The directory for what a user or root installs beside the packages.
+/// The directory for files that a user or root installs without a package.
 fn share() -> Result<PathBuf> {
     if rustix::process::geteuid().is_root() {
         return Ok(PathBuf::from("/usr/local/share"));
@@ -109,7 +109,7 @@ fn share() -> Result<PathBuf> {
     share.context("neither XDG_DATA_HOME nor HOME is set; give a directory")
 }
 
-/// Manuals of both programs, and completions for the shells, in the places below `share` where they are looked for.
+/// Installs manuals of both programs and completions in the usual places below `share`.
 fn install(share: &Path) -> Result<()> {
     let pages = share.join("man/man1");
     write_pages(&pages)?;
@@ -133,7 +133,7 @@ fn install(share: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The generator puts what follows the help under EXTRA; readers of manuals look for other headings.
+/// The generator puts the text after the help under EXTRA; readers of manuals expect other headings.
 fn write_page(command: &clap::Command, name: &str, dir: &Path) -> Result<()> {
     let source = concat!("strata ", env!("CARGO_PKG_VERSION"));
     let mut page = Vec::new();

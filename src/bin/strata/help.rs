@@ -1,4 +1,4 @@
-//! Reading the command line, and `strata --help` with the verbs in groups.
+//! Parses the command line; `strata --help` shows the verbs in groups.
 
 use clap::{CommandFactory, FromArgMatches};
 
@@ -48,7 +48,7 @@ const GROUPS: [(&str, &[&str]); 5] = [
     ),
 ];
 
-/// Reads the command line.
+/// Parses the command line.
 ///
 /// # Errors
 /// Wrong usage, and the text of `--help` and `--version`.
@@ -63,7 +63,7 @@ fn grouped(command: clap::Command) -> clap::Command {
     for (group, verbs) in GROUPS {
         text.push_str(&format!("\n\u{1b}[1m\u{1b}[4m{group}:\u{1b}[0m\n"));
         for verb in verbs {
-            // Some are features that this program may have been built without.
+            // This program may have been built without some features.
             let Some(found) = command.find_subcommand(verb) else { continue };
             let about = found.get_about().map(ToString::to_string).unwrap_or_default();
             text.push_str(&format!("  \u{1b}[1m{verb:widest$}\u{1b}[0m  {about}\n"));

@@ -70,7 +70,7 @@ pub fn list(store: &Store, args: &Images) -> Result<()> {
     }
 }
 
-/// `--filter` with the times of the images that it names.
+/// `--filter`, with the times of the images that it refers to.
 struct Selection<'a> {
     args: &'a Images,
     times: BTreeMap<&'a str, Option<Timestamp>>,
@@ -85,7 +85,7 @@ impl<'a> Selection<'a> {
         Ok(Self { args, times })
     }
 
-    /// Takes the names away from the image that `reference` does not mean.
+    /// Removes the names that `reference` does not match from an image.
     fn selects(&self, image: &mut Image) -> Result<bool> {
         let references: Vec<&str> = self
             .args
@@ -114,7 +114,7 @@ impl<'a> Selection<'a> {
     }
 }
 
-/// `debian`, `deb*`, `debian:1?`: without a tag every tag.
+/// `debian`, `deb*`, `debian:1?`: a pattern without a tag matches every tag.
 fn matches_reference(pattern: &str, name: &Reference) -> bool {
     let (repository, tagged) = (name.repository(), name.to_string());
     let full = format!("{repository}:{}", name.tag());
@@ -126,7 +126,7 @@ pub fn labels(image: &Image) -> Value {
     labels.filter(Value::is_object).unwrap_or_else(|| json!({}))
 }
 
-/// `debian` means every tag of that repository, `debian:12` one.
+/// `debian` matches every tag of that repository, `debian:12` one.
 fn means(wanted: &str, name: &Reference) -> bool {
     let same = |reference: Reference| {
         let tagged = wanted.rsplit('/').next().is_some_and(|last| last.contains(':'));
@@ -135,13 +135,13 @@ fn means(wanted: &str, name: &Reference) -> bool {
     wanted.parse().is_ok_and(same) || matches_reference(wanted, name)
 }
 
-/// Bytes of file contents if the layers are here, else of the tars.
+/// Size of file contents if the layers are here, otherwise of the tars.
 pub fn content_size(store: &Store, image: &Image) -> u64 {
     let contents = |layers: Vec<StoredLayer>| layers.iter().map(|layer| layer.record.content_size).sum();
     store.layers_of(image).map_or_else(|_| image.size(), contents)
 }
 
-/// What the rows of the list need besides the image.
+/// Data for the rows of the list other than the image.
 struct Rows {
     now: Timestamp,
     users: BTreeMap<Digest, Vec<String>>,
@@ -154,7 +154,7 @@ impl Rows {
         Ok(Self { now: Timestamp::now(), users: users(store)?, containers })
     }
 
-    /// docker's fields, for people; a row for each name.
+    /// docker's fields as text; one row for each name.
     fn of(&self, store: &Store, image: &Image, id: &str) -> Vec<Value> {
         let created = image.config.created();
         let bytes = content_size(store, image);
@@ -185,7 +185,7 @@ impl Rows {
     }
 }
 
-/// Bytes of the layers that other images have too.
+/// Size of the layers that other images have too.
 fn shared_size(store: &Store, image: &Image, users: &BTreeMap<Digest, Vec<String>>) -> u64 {
     let layers = store.layers_of(image).unwrap_or_default();
     let is_shared = |layer: &&StoredLayer| users.get(&layer.id()).is_some_and(|users| users.len() > 1);
@@ -229,7 +229,7 @@ pub fn remove(store: &Store, args: &Rmi) -> Result<()> {
     })
 }
 
-/// Which images have which layers.
+/// The images that have each layer.
 pub fn users(store: &Store) -> Result<BTreeMap<Digest, Vec<String>>> {
     let mut users: BTreeMap<Digest, Vec<String>> = BTreeMap::new();
     for image in store.images()? {

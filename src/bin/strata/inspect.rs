@@ -22,7 +22,7 @@ const HEADINGS: Headings = &[
     ("Comment", "COMMENT"),
 ];
 
-/// Columns that a command takes in the table.
+/// Width of a command in the table.
 const COMMAND_WIDTH: usize = 45;
 
 pub fn inspect(store: &Store, args: &Inspect) -> Result<()> {
@@ -54,7 +54,7 @@ pub fn inspect(store: &Store, args: &Inspect) -> Result<()> {
     found
 }
 
-/// The document of a container of this name; none if there is none and an image may be meant.
+/// The document of the container with this name; `None` if there is none and the name may be an image's.
 fn of_container(store: &Store, name: &str, args: &Inspect) -> Result<Option<Value>> {
     match Container::open(store, name) {
         Ok(container) => container::describe(store, container, args.size).map(Some),
@@ -63,7 +63,7 @@ fn of_container(store: &Store, name: &str, args: &Inspect) -> Result<Option<Valu
     }
 }
 
-/// The fields of `docker image inspect` that mean something here, and where the layers are.
+/// The fields of `docker image inspect` that have a meaning here, and the directories of the layers.
 fn describe(store: &Store, image: &Image) -> Value {
     let document = image.config.document();
     let field = |name: &str| document.get(name).cloned().unwrap_or(Value::Null);

@@ -45,7 +45,7 @@ pub fn layers(store: &Store, args: &Layers) -> Result<()> {
     Ok(print_table(&["LAYER", "SIZE", "ENTRIES", "SHARED WITH"], &rows)?)
 }
 
-/// Topmost layer first; what is hidden is told as such.
+/// Topmost layer first; hidden files are marked as such.
 pub fn which(store: &Store, args: &Which) -> Result<()> {
     let image = store.find(&args.image)?;
     let layers = store.layers_of(&image)?;

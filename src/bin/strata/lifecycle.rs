@@ -1,4 +1,4 @@
-//! Verbs that end containers, wait for them, and look at what runs in them.
+//! Verbs that end containers, wait for them, and inspect their processes.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::process::{Command, ExitCode, Stdio};
@@ -13,17 +13,17 @@ use super::args::{Kill, Pause, PortList, Rename, Restart, Stop, Top, Wait};
 use super::output::{each, print_line};
 use super::running::{Front, begin};
 
-/// How long a container may take to end when it is asked to, unless the user says otherwise.
+/// How long a container may take to end when asked, by default.
 const STOP_PATIENCE: u32 = 10;
 
-/// How long a process that was killed may take to go.
+/// How long a killed process may take to end.
 const KILL_PATIENCE: Duration = Duration::from_secs(10);
 
-/// How long the process that ran a container may take to finish after it: unmounting overlayfs writes everything to the
-/// disk, which may be slow and busy.
+/// How long the process that ran a container may take to finish: unmounting overlayfs writes everything to the disk,
+/// which may be slow and busy.
 const FINISH_PATIENCE: Duration = Duration::from_secs(600);
 
-/// Does something where the container is mounted, which a user without privilege has done in a namespace of its own.
+/// Does something where the container is mounted, which for a user without privilege is in a namespace.
 pub fn in_its_namespace(container: &Container, work: impl FnOnce() -> Result<()>) -> Result<()> {
     container.in_its_namespace(|| work().map_err(|error| format!("{error:#}"))).map_err(anyhow::Error::msg)
 }
@@ -48,8 +48,8 @@ fn stop_one(store: &Store, name: &str, args: &Stop) -> Result<()> {
 }
 
 pub fn restart(store: &Store, args: &Restart) -> Result<ExitCode> {
-    // All are stopped before the first is started: a user without privilege enters a namespace for that, and there is no
-    // way back.
+    // All are stopped before the first one is started: a user without privilege enters a namespace for the start, and
+    // cannot return.
     let mut stopped = Vec::new();
     let stops = each(&args.stop.containers, |name| {
         stop_one(store, name, &args.stop)?;
@@ -63,13 +63,13 @@ pub fn restart(store: &Store, args: &Restart) -> Result<ExitCode> {
     stops.and(starts).map(|()| ExitCode::SUCCESS)
 }
 
-/// Sends the signal, then kills what does not end in time. What the process that ran the container would do at its
-/// end is done here if that process is dead.
+/// Sends the signal, then kills the processes that do not end in time. If the process that ran the container
+/// is dead, its final steps are done here.
 pub fn end(store: &Store, runtime: &Runtime, container: &Container, signal: &str, patience: Duration) -> Result<()> {
     let state = || runtime.state(container);
     let runs = || -> Result<bool> { Ok(state()?.is_some_and(|state| state.status != "stopped")) };
     if runs()? {
-        // A frozen process would not take the signal.
+        // A frozen process would not react to the signal.
         if state()?.is_some_and(|state| state.status == "paused") {
             runtime.pause(container, false)?;
         }
@@ -98,7 +98,7 @@ pub fn end(store: &Store, runtime: &Runtime, container: &Container, signal: &str
     Ok(())
 }
 
-/// Waits until the process that watched a container which has ended has unmounted it.
+/// Waits until the process that watched an ended container has unmounted it.
 pub fn settle(container: &Container) -> Result<()> {
     let is_being_unmounted = || -> Result<bool> {
         let state = container.state()?;
@@ -110,7 +110,7 @@ pub fn settle(container: &Container) -> Result<()> {
     Ok(())
 }
 
-/// Asks until it is so, or the time is over.
+/// Checks until it is true, or the time is over.
 fn wait_until(patience: Duration, mut done: impl FnMut() -> Result<bool>) -> Result<bool> {
     let deadline = Instant::now() + patience;
     loop {
@@ -124,7 +124,7 @@ fn wait_until(patience: Duration, mut done: impl FnMut() -> Result<bool>) -> Res
     }
 }
 
-/// The runtime of a container that runs.
+/// The runtime of a running container.
 fn running(store: &Store, container: &Container, runtime: Option<&str>) -> Result<Runtime> {
     if !container.status()?.is_running() {
         bail!("{}: does not run", container.name());
@@ -161,7 +161,7 @@ pub fn wait(store: &Store, args: &Wait) -> Result<()> {
         let code = match container.status()?.is_running() {
             true => match Attachment::to(&container).and_then(Attachment::wait) {
                 Ok(Some(code)) => code,
-                // It has ended since, or nothing watches it.
+                // It has ended in the meantime, or is not watched.
                 Ok(None) | Err(_) => wait_for_end(&container)?,
             },
             false => code_of(&container)?,

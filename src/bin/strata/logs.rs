@@ -1,4 +1,4 @@
-//! `logs`: what a container wrote.
+//! `logs`: the output of a container.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
@@ -12,17 +12,17 @@ use stratafs::store::Store;
 
 use super::args::Logs;
 
-/// Longest beginning of a line that says what kind of line it is.
+/// Longest prefix of a line in the log.
 const HEAD: usize = 48;
 
-/// How many of the last lines are shown.
+/// Number of last lines to show.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tail {
     All,
     Last(usize),
 }
 
-/// Reads `all` or a number; as docker has it, a negative one means all.
+/// Parses `all` or a number; a negative number means all, as in docker.
 pub fn parse_tail(text: &str) -> Result<Tail, String> {
     match (text, text.parse::<i64>()) {
         ("all", _) => Ok(Tail::All),
@@ -31,7 +31,7 @@ pub fn parse_tail(text: &str) -> Result<Tail, String> {
     }
 }
 
-/// Reads a point in time: RFC 3339, a date, seconds since 1970, or how long ago it was.
+/// Parses a time: RFC 3339, a date, seconds since 1970, or a duration before now.
 pub fn parse_time(text: &str) -> Result<Timestamp, String> {
     let forms = [text.to_owned(), format!("{text}Z"), format!("{text}T00:00:00Z"), format!("{text}:00Z")];
     if let Some(time) = forms.iter().find_map(|form| Timestamp::parse(form)) {
@@ -46,7 +46,7 @@ pub fn parse_time(text: &str) -> Result<Timestamp, String> {
     Ok(Timestamp { seconds: now.seconds.saturating_sub(ago), ..now })
 }
 
-/// Seconds of `1h30m`, `10s`, `2d`.
+/// Seconds in `1h30m`, `10s`, `2d`.
 fn duration(text: &str) -> Option<i64> {
     let (mut total, mut number) = (0_i64, String::new());
     for c in text.chars() {
@@ -83,11 +83,11 @@ pub fn logs(store: &Store, args: &Logs) -> Result<()> {
     let mut log = BufReader::new(log);
     let mut line = Vec::new();
     loop {
-        // Asked before the log is read: what it wrote before it ended must not be missed.
+        // Checked before the log is read: output before the end must not be missed.
         let over = !args.follow || has_ended(&container);
         loop {
             log.read_until(b'\n', &mut line)?;
-            // The rest of the line is still to be written.
+            // The rest of the line is not written yet.
             let Some(content) = line.strip_suffix(b"\n") else { break };
             if !printer.print(&LogLine::parse(content))? {
                 return Ok(());
@@ -95,14 +95,14 @@ pub fn logs(store: &Store, args: &Logs) -> Result<()> {
             line.clear();
         }
         if over {
-            // A log of version 0.1 is the output itself, whose last line may have no end.
+            // A log of version 0.1 is the plain output; its last line may be incomplete.
             return Ok(io::stdout().write_all(&line)?);
         }
         std::thread::sleep(Duration::from_millis(50));
     }
 }
 
-/// True if nothing will be written to the log any more.
+/// True if nothing more will be written to the log.
 fn has_ended(container: &Container) -> bool {
     !container.dir().exists()
         || match container.state() {
@@ -113,12 +113,12 @@ fn has_ended(container: &Container) -> bool {
 
 struct Printer<'a> {
     args: &'a Logs,
-    /// The last line of the output, and of the error output, was not whole.
+    /// True if the last line of the output, or of the error output, was incomplete.
     goes_on: [bool; 2],
 }
 
 impl Printer<'_> {
-    /// Prints a line if it is wanted; false once it is later than all that is.
+    /// Prints a line if it is wanted; returns false for a line after the wanted time.
     fn print(&mut self, line: &LogLine<'_>) -> io::Result<bool> {
         let time = line.time.and_then(Timestamp::parse);
         if let (Some(time), Some(until)) = (time, self.args.until)
@@ -152,14 +152,14 @@ impl Printer<'_> {
     }
 }
 
-/// Goes to where the last `lines` lines begin, reading backwards. A line that was written in several pieces is one.
+/// Seeks to the start of the last `lines` lines, reading backwards. A line that was written in several pieces counts once.
 fn seek_lines_from_end(log: &mut File, lines: usize) -> io::Result<()> {
     const BLOCK: u64 = 64 << 10;
     let end = log.seek(SeekFrom::End(0))?;
     if lines == 0 {
         return Ok(());
     }
-    // The start of the piece that was found last, and how many whole lines begin at or after it.
+    // The start of the piece found last, and the number of whole lines at or after it.
     let (mut position, mut piece, mut found) = (end, end, 0);
     while position > 0 {
         let start = position.saturating_sub(BLOCK);
@@ -167,8 +167,8 @@ fn seek_lines_from_end(log: &mut File, lines: usize) -> io::Result<()> {
         log.read_exact_at(&mut block, start)?;
         for (at, _) in block.iter().enumerate().rev().filter(|&(_, &byte)| byte == b'\n') {
             let after = start + at as u64 + 1;
-            // What lies between this newline and the piece found before is a piece, too. A line begins where that was, if
-            // the piece before it ends a line.
+            // The bytes between this newline and the piece found before are a piece too. That piece starts a line if the
+            // piece before it ends one.
             if after != end && piece != end && ends_a_line(log, after)? {
                 found += 1;
                 if found == lines {
@@ -188,7 +188,7 @@ fn seek_lines_from_end(log: &mut File, lines: usize) -> io::Result<()> {
     log.seek(SeekFrom::Start(0)).map(drop)
 }
 
-/// True if the piece that begins here is the last one of its line.
+/// True if this piece is the last one of its line.
 fn ends_a_line(log: &File, start: u64) -> io::Result<bool> {
     let mut head = Vec::new();
     let mut at = log.try_clone()?;
@@ -223,7 +223,7 @@ mod tests {
             assert_eq!(tail(&text, count), expected, "{count}");
         }
         assert_eq!(tail("", 3), "");
-        // As version 0.1 wrote it.
+        // In the form of version 0.1.
         assert_eq!(tail("a\nb\nc", 2), "b\nc");
         let long = format!("{}{}", line('F', &"x".repeat(200_000)), line('F', "end"));
         assert_eq!(tail(&long, 1), line('F', "end"));

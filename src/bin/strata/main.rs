@@ -1,7 +1,7 @@
 //! `strata`: container images on layer directories. Arguments, output and exit codes; the work is the library's.
 //!
-//! Exit codes: 0 done, 1 failed, 2 wrong usage; `run`, `start -a` and `exec` exit with what the container exited with, with
-//! 127 or 126 if its program is not there or cannot be run, and with 125 if anything else fails.
+//! Exit codes: 0 done, 1 failed, 2 wrong usage. `run`, `start -a` and `exec` exit with the container's code, with 127 or
+//! 126 if its program does not exist or cannot be run, and with 125 for any other failure.
 
 mod archives;
 mod args;
@@ -108,10 +108,10 @@ fn main() -> ExitCode {
     }
 }
 
-/// Where an image that is not here, and is no other's name misspelt, may come from.
+/// Says where to get an image that is not in the store, unless its name is a misspelt one.
 fn remedy(error: &anyhow::Error) -> String {
     match error.downcast_ref() {
-        // An id would parse as a name too.
+        // An id can be parsed as a name too.
         Some(ImageError::NoSuchImage { name, near: None })
             if !name.starts_with("sha256:") && name.parse::<RemoteImage>().is_ok() =>
         {
@@ -121,7 +121,7 @@ fn remedy(error: &anyhow::Error) -> String {
     }
 }
 
-/// Wrong usage of `run` and `exec` is told from an exit code of the container's, as docker does.
+/// Wrong usage of `run` and `exec` has its own exit code, as in docker, to distinguish it from the container's.
 fn wrong_usage(error: &clap::Error) -> ExitCode {
     error.print().unwrap_or(());
     let words: Vec<_> = std::env::args_os().collect();
@@ -133,8 +133,8 @@ fn wrong_usage(error: &clap::Error) -> ExitCode {
     }
 }
 
-/// 127 and 126 as shells have them, for a container whose program is not there or is none; else 125 for `run` and `exec`, 1
-/// for other verbs.
+/// 127 and 126, as in shells, if the container's program does not exist or cannot be run; otherwise 125 for `run` and
+/// `exec`, and 1 for other verbs.
 fn failure_code(error: &anyhow::Error, is_run: bool) -> ExitCode {
     match error.downcast_ref().map(ImageError::exit_code) {
         Some(125) | None if !is_run => ExitCode::FAILURE,
@@ -142,7 +142,7 @@ fn failure_code(error: &anyhow::Error, is_run: bool) -> ExitCode {
     }
 }
 
-/// The error and its causes; most of the library's errors tell their cause themselves.
+/// The error and its causes; most errors of the library include their cause.
 fn one_line(error: &anyhow::Error) -> String {
     let mut line = String::new();
     for cause in error.chain().map(ToString::to_string) {
@@ -173,7 +173,7 @@ fn is_about_containers(verb: &Verb) -> bool {
     )
 }
 
-/// `strata images | head -1` is no failure.
+/// A closed pipe (`strata images | head -1`) is no failure.
 fn is_closed_pipe(error: &anyhow::Error) -> bool {
     let broken = |cause: &(dyn std::error::Error + 'static)| {
         cause.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
@@ -231,7 +231,7 @@ fn run_on_store(root: Option<PathBuf>, verb: Verb) -> Result<ExitCode> {
         false => Store::open(&root)?,
     };
     if is_about_containers(&verb) {
-        // Of what is made for a container the caller's umask decides nothing.
+        // The caller's umask must not affect files made for a container.
         rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     }
     match verb {
@@ -281,7 +281,7 @@ fn run_on_store(root: Option<PathBuf>, verb: Verb) -> Result<ExitCode> {
         Verb::Checkpoint(checkpoint) => checkpoints::run(&store, &checkpoint)?,
         Verb::Rollback(rollback) => checkpoints::rollback(&store, &rollback)?,
         Verb::Fork(fork) => checkpoints::fork(&store, &fork)?,
-        // These need no store, or are other names.
+        // These need no store, or are other names of verbs.
         Verb::Login(_)
         | Verb::Logout(_)
         | Verb::Unpack(_)

@@ -1,4 +1,4 @@
-//! `mounts`: what the mounts of stratafs on this machine do.
+//! `mounts`: the mounts of stratafs on this machine.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -19,16 +19,16 @@ use stratafs::text::shown_path;
 use super::args::Mounts;
 use super::output::{print_json, print_line, print_path, print_table, size};
 
-/// A mount that does not answer for so long is reported, not waited for.
+/// A mount that does not answer within this time is reported as such.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Types under which stratafs mounts: its own, and what engines look it up as.
+/// File system types of stratafs: its own, and those under which engines look it up.
 const TYPES: [&[u8]; 2] = [b"fuse.stratafs", b"fuse.fuse-overlayfs"];
 
 /// One mount.
 struct Mount {
     point: PathBuf,
-    /// What it says, or why it says nothing: `dead`, `no answer`, `not permitted`.
+    /// Its answer, or why there is none: `dead`, `no answer`, `not permitted`.
     answer: Result<Value, &'static str>,
 }
 
@@ -58,7 +58,7 @@ fn one(point: &Path) -> Result<Mount> {
     }
 }
 
-/// The work directory of a mount, in which its control socket is: one of the directories that the driver has open.
+/// The work directory of a mount, which has its control socket: one of the driver's open directories.
 pub fn work_dir_of(point: &Path) -> Result<PathBuf> {
     let mount = one(point)?;
     let pid = mount.answer.as_ref().ok().and_then(|value| value["pid"].as_u64());
@@ -71,7 +71,7 @@ pub fn work_dir_of(point: &Path) -> Result<PathBuf> {
     }
 }
 
-/// Mountpoints of all mounts that may be ours, each once.
+/// Mountpoints of all mounts that may be stratafs', without duplicates.
 fn mountpoints() -> Result<Vec<PathBuf>> {
     let table = fs::read(mountinfo::OWN)?;
     let ours = mountinfo::parse(&table).filter(|mount| TYPES.contains(&mount.kind.as_slice()));
@@ -81,22 +81,22 @@ fn mountpoints() -> Result<Vec<PathBuf>> {
     Ok(points)
 }
 
-/// Asks the mount; `None` if it is not one of ours. In a thread of its own, since a stopped driver answers nobody.
+/// Asks the mount; `None` if it is not one of ours. In a separate thread, because a stopped driver does not answer.
 fn ask(point: PathBuf) -> Option<Mount> {
     let (sender, answer) = channel();
     let asked = point.clone();
     std::thread::spawn(move || {
         let mut buffer = vec![0; 1 << 16];
         let got = rustix::fs::getxattr(&asked, STATS_XATTR, buffer.as_mut_slice());
-        // Whoever asked may have gone.
+        // The receiver may be gone.
         sender.send(got.map(|length| buffer[..length].to_vec())).unwrap_or(());
     });
     let answer = match answer.recv_timeout(PATIENCE) {
         Ok(Ok(text)) => serde_json::from_slice(&text).map_err(|_| "no answer"),
-        // ECANCELED: a driver that used rings has just died.
+        // ECANCELED: a driver with rings has just died.
         Ok(Err(Errno::NOTCONN | Errno::CONNABORTED | Errno::CANCELED)) => Err("dead"),
         Ok(Err(Errno::ACCESS | Errno::PERM)) => Err("not permitted"),
-        // Another driver's mount, or somebody else's who may look into it but is not told.
+        // Another driver's mount, or a mount of another user that this one may enter but not query.
         Ok(Err(_)) => return None,
         Err(_) => Err("no answer"),
     };
@@ -120,7 +120,7 @@ impl Mount {
         counts.map_or(0, |counts| counts.values().filter_map(Value::as_u64).sum())
     }
 
-    /// The layers, topmost first, as the driver was started with; none if we may not see that.
+    /// The layers with which the driver was started, topmost first; empty if they cannot be read.
     fn layers(&self) -> Option<MountOptions> {
         let pid = self.answer.as_ref().ok()?["pid"].as_u64()?;
         let line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;

@@ -1,4 +1,4 @@
-//! From the flags of `run` and `create` to how a container runs.
+//! Turns the options of `run` and `create` into the options of a run.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -19,7 +19,7 @@ use super::args::{
 };
 use super::output::{parse_size, tell};
 
-/// What the flags ask for. Named volumes are made. `rootless`: a user without privilege makes the container.
+/// The options for a run. Named volumes are made. `rootless`: a user without privilege makes the container.
 pub fn options_of(store: &Store, args: &ContainerArgs, command: Vec<String>, rootless: bool) -> Result<RunOptions> {
     refuse(args)?;
     let keep_id = kept_ids(&args.privileges, rootless)?;
@@ -80,7 +80,7 @@ pub fn options_of(store: &Store, args: &ContainerArgs, command: Vec<String>, roo
     Ok(options)
 }
 
-/// What there is not, with what to do instead.
+/// Options that are not supported, and what to use instead.
 fn refuse(args: &ContainerArgs) -> Result<()> {
     let name = args.name.as_deref().unwrap_or("NAME");
     match args.keep.restart.as_deref() {
@@ -171,7 +171,7 @@ fn ports_of(args: &NetworkArgs) -> Result<Vec<Port>> {
     Ok(ports.concat())
 }
 
-/// `NAME=VALUE`, or a name alone.
+/// `NAME=VALUE`, or a bare name.
 pub fn labels(words: &[String]) -> BTreeMap<String, String> {
     let pair = |word: &String| {
         let (name, value) = word.split_once('=').unwrap_or((word, ""));
@@ -209,7 +209,7 @@ fn limits_of(args: &LimitArgsOfContainer) -> Limits {
     }
 }
 
-/// Reads one `--mount`.
+/// Parses one `--mount`.
 fn add_mount(options: &mut RunOptions, words: &str) -> Result<()> {
     let (mut kind, mut source, mut destination, mut read_only) = ("volume", "", "", false);
     let mut memory: Vec<String> = Vec::new();
@@ -223,7 +223,7 @@ fn add_mount(options: &mut RunOptions, words: &str) -> Result<()> {
             ("readonly" | "ro", "false" | "0") => read_only = false,
             ("tmpfs-size", value) => memory.push(format!("size={}", parse_size(value).map_err(anyhow::Error::msg)?)),
             ("tmpfs-mode", value) => memory.push(format!("mode={value}")),
-            // Nothing to choose here: no other machine, no propagation.
+            // Accepted without effect: there is no other machine and no propagation here.
             ("bind-propagation" | "consistency" | "volume-nocopy" | "bind-nonrecursive", _) => {}
             _ => bail!("--mount {words}: {word:?} is not known"),
         }

@@ -1,5 +1,5 @@
-//! Tables, sizes and JSON as docker's users know them. Everything that is printed goes through here, and what others
-//! wrote is escaped here (see [`stratafs::text`]).
+//! Prints tables, sizes and JSON in docker's forms. All output goes through this module, and untrusted text is
+//! escaped here (see [`stratafs::text`]).
 
 use std::borrow::Cow;
 use std::io::{self, IsTerminal, Write};
@@ -18,7 +18,7 @@ pub fn print_line(line: &str) -> io::Result<()> {
     writeln!(io::stdout(), "{}", shown(line))
 }
 
-/// True if standard output is a pipe that nobody reads any more.
+/// True if standard output is a pipe without a reader.
 pub fn is_abandoned() -> bool {
     let stdout = io::stdout();
     let mut polled = [rustix::event::PollFd::new(&stdout, rustix::event::PollFlags::empty())];
@@ -27,12 +27,12 @@ pub fn is_abandoned() -> bool {
         && polled[0].revents().contains(rustix::event::PollFlags::ERR)
 }
 
-/// Prints a line on standard error, escaped. If that fails there is nobody left to tell.
+/// Prints a line on standard error, escaped. Best effort: there is no other place for a message.
 pub fn tell(line: &str) {
     writeln!(io::stderr(), "{}", shown(line)).unwrap_or(());
 }
 
-/// How warnings write their fields: escaped. The logger itself escapes only some of what could harm a terminal.
+/// Escapes the fields of warnings. The logger itself escapes only some of the characters that could harm a terminal.
 pub fn log_fields() -> impl for<'writer> FormatFields<'writer> + Send + Sync + 'static {
     debug_fn(|writer, field, value| {
         let value = format!("{value:?}");
@@ -44,7 +44,7 @@ pub fn log_fields() -> impl for<'writer> FormatFields<'writer> + Send + Sync + '
     .delimited(" ")
 }
 
-/// Prints a path that the user chose: escaped on a terminal, elsewhere byte for byte, so that a script can use it.
+/// Prints a path that the user chose: escaped on a terminal, otherwise byte for byte, for scripts.
 pub fn print_path(path: &Path) -> io::Result<()> {
     let mut out = io::stdout();
     if out.is_terminal() {
@@ -53,11 +53,10 @@ pub fn print_path(path: &Path) -> io::Result<()> {
     out.write_all(&[path.as_os_str().as_bytes(), b"\n"].concat())
 }
 
-/// Does something with each of the things that the user named, whatever became of those before, and tells what went
-/// wrong.
+/// Calls `act` for each argument, even after failures, and reports all errors.
 ///
 /// # Errors
-/// The last one, which is for the caller to tell.
+/// The last error, which the caller reports.
 pub fn each<T>(things: &[T], mut work: impl FnMut(&T) -> anyhow::Result<()>) -> anyhow::Result<()> {
     let mut failed: Option<anyhow::Error> = None;
     for thing in things {
@@ -73,12 +72,12 @@ pub fn each<T>(things: &[T], mut work: impl FnMut(&T) -> anyhow::Result<()>) -> 
     failed.map_or(Ok(()), Err)
 }
 
-/// Prints indented JSON, with what could harm a terminal escaped as JSON escapes it.
+/// Prints indented JSON; characters that could harm a terminal are escaped in JSON's syntax.
 pub fn print_json(value: &Value) -> io::Result<()> {
     writeln!(io::stdout(), "{}", text::json(&serde_json::to_string_pretty(value)?))
 }
 
-/// Prints a JSON document byte for byte; on a terminal escaped as JSON escapes.
+/// Prints a JSON document byte for byte; on a terminal, escaped in JSON's syntax.
 pub fn print_document(bytes: &[u8]) -> io::Result<()> {
     let mut out = io::stdout();
     match str::from_utf8(bytes) {
@@ -87,7 +86,7 @@ pub fn print_document(bytes: &[u8]) -> io::Result<()> {
     }
 }
 
-/// Prints columns three spaces apart, as wide as their widest cell is on a terminal.
+/// Prints columns three spaces apart, each as wide as its widest cell on a terminal.
 pub fn print_table(head: &[&str], rows: &[Vec<String>]) -> io::Result<()> {
     let widths = widths(head, rows);
     print_line(&table_line(&head.iter().map(|&cell| Cow::from(cell)).collect::<Vec<_>>(), &widths))?;
@@ -134,13 +133,13 @@ pub fn size(bytes: u64) -> String {
     format!("{digits}{}", UNITS[unit])
 }
 
-/// A time as docker's lists print it: `2024-01-31 12:00:00 +0000 UTC`.
+/// A time in the form of docker's lists: `2024-01-31 12:00:00 +0000 UTC`.
 pub fn created_at(time: Timestamp) -> String {
     let text = Timestamp::at(time.seconds).to_string();
     format!("{} +0000 UTC", text.trim_end_matches('Z').replace('T', " "))
 }
 
-/// Reads `512m`, `2g` or plain bytes; the units are binary, as docker's are for limits.
+/// Parses `512m`, `2g` or plain bytes; the units are binary, as docker's are for limits.
 pub fn parse_size(text: &str) -> Result<i64, String> {
     let lower = text.to_ascii_lowercase();
     let lower = lower.strip_suffix('b').unwrap_or(&lower);
@@ -154,7 +153,7 @@ pub fn parse_size(text: &str) -> Result<i64, String> {
     number.checked_mul(1 << shift).filter(|&bytes| bytes > 0).ok_or_else(|| "not a possible size".to_owned())
 }
 
-/// The beginning of a text, escaped, that takes at most so many columns; if it was longer, it ends in an ellipsis.
+/// The beginning of a text, escaped, at most this many columns wide; a longer text ends with an ellipsis.
 pub fn shorten(text: &str, columns: usize) -> String {
     text::shorten(&shown(text), columns).into_owned()
 }

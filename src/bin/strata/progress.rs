@@ -1,4 +1,4 @@
-//! How a load is going: a bar for each layer on a terminal, else a line for each layer.
+//! Progress of a load: a bar for each layer on a terminal, otherwise a line for each layer.
 
 use std::io::IsTerminal;
 

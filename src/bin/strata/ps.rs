@@ -44,10 +44,10 @@ const TABLE: &str = "table {{.ID}}\t{{.Image}}\t{{.Command}}\t{{.RunningFor}}\t{
 const FILTERS: [&str; 10] =
     ["id", "name", "label", "status", "exited", "ancestor", "before", "since", "volume", "network"];
 
-/// Columns that a command takes in the table.
+/// Width of a command in the table.
 const COMMAND_WIDTH: usize = 30;
 
-/// A container and what `ps` says of it.
+/// A container and its data in `ps`.
 pub struct Listed {
     pub container: Container,
     pub condition: Condition,
@@ -58,13 +58,13 @@ pub struct Listed {
 /// The id of a container: 64 hexadecimal digits.
 pub fn id(container: &Container) -> String {
     match container.record.id.as_str() {
-        // Of version 0.1.
+        // For version 0.1.
         "" => Digest::of(format!("{}\n{}", container.name(), container.record.created).as_bytes()).hex(),
         id => id.to_owned(),
     }
 }
 
-/// All containers. Those that are damaged are told, and left out.
+/// All containers. Damaged ones are reported and left out.
 pub fn listed(store: &Store) -> Result<Vec<Container>> {
     if store.is_nothing() {
         return Ok(Vec::new());
@@ -81,7 +81,7 @@ pub fn with_conditions(store: &Store) -> Result<Vec<Listed>> {
     Ok(listed(store)?.into_iter().map(|container| Listed::of(store, container)).collect())
 }
 
-/// Those of the container, above those of its image.
+/// The labels of the container, over those of its image.
 pub fn labels(store: &Store, container: &Container) -> Value {
     let image = container.config(store).ok();
     let labels = image.and_then(|config| config.document().get("config")?.get("Labels").cloned());
@@ -92,18 +92,18 @@ pub fn labels(store: &Store, container: &Container) -> Value {
     labels
 }
 
-/// `config.json`, which the runtime reads; null if the container never ran.
+/// `config.json` for the runtime; null if the container never ran.
 pub fn bundle(container: &Container) -> Value {
     let bytes = fs::read(container.dir().join("config.json")).unwrap_or_default();
     serde_json::from_slice(&bytes).unwrap_or(Value::Null)
 }
 
-/// Bytes that a container has written: those of the files in its upper directory.
+/// Size of the files in a container's upper directory.
 pub fn written(container: &Container) -> u64 {
     tree_size(&container.dir().join("upper"))
 }
 
-/// Bytes of the files below a directory. What goes away meanwhile or cannot be read counts nothing.
+/// Size of the files below a directory. Files that vanish in the meantime or cannot be read are not counted.
 pub fn tree_size(root: &Path) -> u64 {
     let mut bytes = 0;
     let mut pending = vec![root.to_owned()];
@@ -130,7 +130,7 @@ impl Listed {
         }
     }
 
-    /// What it sees of the host, as `inspect` shows it.
+    /// Its mounts for `inspect`.
     pub fn mount_documents(&self) -> Value {
         self.mounts.iter().map(Seen::document).collect()
     }
@@ -169,7 +169,7 @@ impl Listed {
         }
     }
 
-    /// The fields that docker has in its list, for people.
+    /// The fields of docker's list as text.
     fn row(&self, args: &Ps, now: Timestamp) -> Value {
         let (container, record) = (&self.container, &self.container.record);
         let id = id(container);
@@ -232,7 +232,7 @@ impl Listed {
     }
 }
 
-/// The newest first, as docker has them.
+/// The newest first, as in docker.
 fn selected(store: &Store, args: &Ps) -> Result<Vec<Listed>> {
     let mut all = with_conditions(store)?;
     let last = args.last.or(args.latest.then_some(1));

@@ -22,10 +22,10 @@ use super::args::{Login, Logout, Pull, Push, RegistryArgs};
 use super::output::{each, print_json, print_line};
 use super::progress::bar_of;
 
-/// A password is no longer than this.
+/// Maximum length of a password.
 const PASSWORD_LIMIT: u64 = 64 << 10;
 
-/// Several layers at once: a bar for each on a terminal, else a line for each when it is done.
+/// Several layers at once: a bar for each on a terminal, otherwise a line for each when it is done.
 struct Report {
     quiet: bool,
     all: MultiProgress,
@@ -89,7 +89,7 @@ fn options(args: &RegistryArgs) -> Options {
     }
 }
 
-/// Pulls an image that a container is to be made of. Only standard error tells of it: standard output is the container's.
+/// Pulls an image for a container. Reports only on standard error: standard output is the container's.
 pub fn fetch(store: &Store, image: &RemoteImage, platform: Option<Platform>, args: &RegistryArgs) -> Result<()> {
     let report = Report::new(false);
     report.say(&format!("Pulling {} from {}", image.name, image.name.domain()));
@@ -174,7 +174,7 @@ pub fn push(store: &Store, args: &Push) -> Result<()> {
     Ok(print_line(&format!("{}: digest: {} size: {}", name.tag(), pushed.digest, pushed.size))?)
 }
 
-/// The name by which the image was meant; an id means none.
+/// The name by which the image was given; an error for an id.
 fn name_of(image: &Image, text: &str) -> Result<Reference> {
     let asked: Option<Reference> = text.split('@').next().and_then(|name| name.parse().ok());
     let local = asked.as_ref().and_then(Reference::at_localhost);
@@ -182,8 +182,8 @@ fn name_of(image: &Image, text: &str) -> Result<Reference> {
     name.with_context(|| format!("{text}: is no name to push it as; give one after it"))
 }
 
-/// The name of a registry as images bear it, and with it the path of the repositories that a password is for, if it is
-/// not for all of them.
+/// The name of a registry in images' names, and the path of the repositories that a password is for, if it is not for
+/// all of them.
 fn check_host(host: &str) -> Result<(String, String)> {
     let host = host.strip_prefix("https://").unwrap_or(host).trim_end_matches('/');
     let (domain, path) = host.split_once('/').map_or((host, ""), |(domain, path)| (domain, path));
@@ -235,7 +235,7 @@ fn ask(question: &str, shown: bool) -> Result<String> {
     let before = tcgetattr(&tty)?;
     if !shown {
         let mut silent = before.clone();
-        // An interrupt ends the line instead of this process, which has to make the terminal speak again.
+        // An interrupt ends the line instead of this process, which must restore the terminal's echo.
         silent.local_modes.remove(LocalModes::ECHO | LocalModes::ISIG);
         silent.special_codes[SpecialCodeIndex::VEOL] = INTERRUPT;
         tcsetattr(&tty, OptionalActions::Flush, &silent)?;

@@ -24,14 +24,14 @@ use super::options::options_of;
 use super::output::{each, print_line, tell};
 use super::registry::fetch;
 
-/// A container that this process has in its hands. However the process leaves it, by an error too, the container is
-/// unmounted, and removed if nothing of it is to stay.
+/// A container that this process has made or mounted. When the process ends in any way, even by an error, the
+/// container is unmounted, and removed if nothing of it may stay.
 pub struct Stay<'s> {
     store: &'s Store,
     runtime: Runtime,
-    /// None once it was ended or handed over.
+    /// `None` after it was ended or handed over.
     held: Option<(Container, Option<RunLock>)>,
-    /// It never ran: nothing of it is to stay.
+    /// True if it never ran: nothing of it may stay.
     is_new: bool,
 }
 
@@ -40,7 +40,7 @@ impl<'s> Stay<'s> {
         self.held.as_mut().map(|(container, _)| container).context("the container has ended")
     }
 
-    /// Mounts it and writes its configuration. A signal in between ends it.
+    /// Mounts it and writes its configuration. A signal during this ends it.
     fn prepare(&mut self) -> Result<()> {
         let store = self.store;
         let container = self.container()?;
@@ -51,8 +51,8 @@ impl<'s> Stay<'s> {
         Ok(refuse_if_interrupted()?)
     }
 
-    /// Starts this program again to watch the container. The lock goes over to it as its standard input, one end of a
-    /// connection as its standard output.
+    /// Starts this program again to watch the container. That process inherits the lock as its standard input, and
+    /// one end of a connection as its standard output.
     fn launch(mut self, front: &Front) -> Result<Ended> {
         self.prepare()?;
         let (mut attachment, theirs) = Attachment::pair()?;
@@ -81,14 +81,14 @@ impl<'s> Stay<'s> {
         })?;
         match ended {
             Ended::Lost => {
-                // It was killed. What it would have done is done here.
+                // It was killed, so its final steps are done here.
                 monitor.wait()?;
                 let held = self.held.take().map(|(container, _)| container).context("the container has ended")?;
                 finish(self.store, &self.runtime, held, None, self.is_new)?;
                 bail!("{}: the process that watched it was killed", container.name())
             }
             ended => {
-                // The monitor has it now.
+                // The monitor owns it now.
                 self.held = None;
                 Ok(ended)
             }
@@ -107,7 +107,7 @@ impl Drop for Stay<'_> {
     }
 }
 
-/// How this process is joined with a container that it starts.
+/// How this process is attached to a container that it starts.
 pub struct Front {
     attached: bool,
     input: bool,
@@ -116,7 +116,7 @@ pub struct Front {
 }
 
 impl Front {
-    /// It leaves the container alone as soon as that runs.
+    /// Detaches as soon as the container runs.
     pub fn none() -> Self {
         Self { attached: false, input: false, detach_keys: Default::default(), proxies: true }
     }
@@ -126,7 +126,7 @@ impl Front {
     }
 }
 
-/// The image, pulled if the policy says so.
+/// The image, pulled if the policy demands it.
 fn image_for(store: &Store, name: &str, args: &ContainerArgs) -> Result<Image> {
     let found = store.find(name);
     let wanted = match (&found, args.pull) {
@@ -134,7 +134,7 @@ fn image_for(store: &Store, name: &str, args: &ContainerArgs) -> Result<Image> {
         (Err(ImageError::NoSuchImage { .. }), PullArg::Missing) | (_, PullArg::Always) => name.parse::<RemoteImage>(),
         _ => return Ok(found?),
     };
-    // An id, or what is no name at all.
+    // An id, or a text that is not a name.
     let Ok(wanted) = wanted else { return Ok(found?) };
     if name.starts_with("sha256:") {
         return Ok(found?);
@@ -150,7 +150,7 @@ fn image_for(store: &Store, name: &str, args: &ContainerArgs) -> Result<Image> {
     Ok(store.find(name)?)
 }
 
-/// Makes the container that the arguments describe. It is this process's until it is dropped.
+/// Makes the container that the arguments describe. It is removed when it is dropped, unless it was handed over.
 fn create_container<'s>(store: &'s Store, args: ContainerArgs) -> Result<Stay<'s>> {
     let rootless = rootless::enter()?;
     let runtime = Runtime::find(store, args.runtime.as_deref())?;
@@ -185,14 +185,14 @@ fn create_container<'s>(store: &'s Store, args: ContainerArgs) -> Result<Stay<'s
     Ok(Stay { store, runtime, held: Some((container, Some(lock))), is_new: true })
 }
 
-/// Removes the container of this name, if there is one.
+/// Removes the container with this name, if there is one.
 fn replace(store: &Store, name: &str) -> Result<()> {
     let rm = Rm { force: true, runtime: None, containers: vec![name.to_owned()] };
     super::containers::remove_each(store, &rm, |_| Ok(()))
 }
 
 pub fn run(store: &Store, args: Run) -> Result<ExitCode> {
-    // From here on a signal is recorded, and ends this process only where it has cleaned up.
+    // From here on, a signal is recorded, and ends this process only after it has cleaned up.
     forward::hold().context("signals")?;
     let (interactive, tty) = (args.container.interactive, args.container.tty);
     if !args.detach && interactive && tty && !io::stdin().is_terminal() {
@@ -204,7 +204,7 @@ pub fn run(store: &Store, args: Run) -> Result<ExitCode> {
     outcome(stay.launch(&front)?, &name)
 }
 
-/// The exit code of a container that was attended.
+/// The exit code after attaching to a container.
 pub fn outcome(ended: Ended, name: &str) -> Result<ExitCode> {
     match ended {
         Ended::Started => {
@@ -223,7 +223,7 @@ pub fn create(store: &Store, args: Create) -> Result<()> {
     let mut stay = create_container(store, args.container)?;
     refuse_if_interrupted()?;
     print_line(stay.container()?.name())?;
-    // It stays.
+    // The container stays.
     stay.held = None;
     Ok(())
 }
@@ -234,7 +234,7 @@ pub fn start(store: &Store, args: &Start) -> Result<ExitCode> {
         let [name] = &args.containers[..] else { bail!("-a and -i are for one container") };
         let front = Front::of(&args.attachment, args.interactive);
         return match begin(store, name, args.runtime.as_deref(), &front)? {
-            // It runs already.
+            // The container already runs.
             None => join(store, name, &front),
             Some(ended) => outcome(ended, name),
         };
@@ -249,7 +249,7 @@ pub fn start(store: &Store, args: &Start) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Starts a container unless it runs already.
+/// Starts a container unless it already runs.
 pub fn begin(store: &Store, name: &str, runtime: Option<&str>, front: &Front) -> Result<Option<Ended>> {
     let container = Container::open(store, name)?;
     if container.status()?.is_running() {
@@ -261,7 +261,7 @@ pub fn begin(store: &Store, name: &str, runtime: Option<&str>, front: &Front) ->
     }
     let runtime = Runtime::of(store, &container, runtime)?;
     let lock = container.lock()?;
-    // What a crash left with the runtime would be in the way.
+    // State that a crash left with the runtime would block the start.
     if runtime.state(&container)?.is_some() {
         runtime.delete(&container, true)?;
     }
@@ -275,7 +275,7 @@ pub fn attach(store: &Store, args: &Attach) -> Result<ExitCode> {
     join(store, &args.container, &Front::of(&args.attachment, !args.no_stdin))
 }
 
-/// Joins a container that runs.
+/// Attaches to a running container.
 fn join(store: &Store, name: &str, front: &Front) -> Result<ExitCode> {
     let container = Container::open(store, name)?;
     let state = container.state()?;
@@ -288,7 +288,7 @@ fn join(store: &Store, name: &str, front: &Front) -> Result<ExitCode> {
         signals_to: state.monitor.and_then(|monitor| monitor.alive()).filter(|_| front.proxies),
     })?;
     match (ended, container.state()?.exit_code) {
-        // It ended just when we came.
+        // It ended just before this process attached.
         (Ended::Lost, Some(code)) => Ok(ExitCode::from(code)),
         (ended, _) => outcome(ended, name),
     }

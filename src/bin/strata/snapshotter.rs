@@ -25,7 +25,7 @@ pub struct Arguments {
     no_sync: bool,
 }
 
-/// Signals that end it. Calls that are being answered are answered before.
+/// Signals that end it. Running calls are finished first.
 const ENDING: [i32; 3] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP];
 
 pub fn run(arguments: &Arguments) -> Result<()> {
@@ -35,7 +35,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let root = root.context("neither XDG_DATA_HOME nor HOME is set; give --dir")?;
     // No other user needs the socket, the database or the directories.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
-    // Before the first thread is there: all of them must leave these signals alone.
+    // Before the first thread is started, because all threads must block these signals.
     let signals = SignalQueue::new(&ENDING).context("signals")?;
     let snapshotter = Snapshotter::open(&Options { root: root.clone(), sync: !arguments.no_sync })?;
     let server = Server::bind(&address)?;

@@ -1,7 +1,7 @@
-//! `stats`: what running containers take.
+//! `stats`: resources used by running containers.
 //!
-//! The numbers come from the container's own cgroup where it has one, else from its processes: those in the process
-//! namespace of its first one.
+//! The numbers are those of the container's cgroup if it has its own, otherwise those of the processes in the
+//! process namespace of its first one.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -34,15 +34,15 @@ const HEADINGS: Headings = &[
 const TABLE: &str =
     "table {{.ID}}\t{{.Name}}\t{{.CPUPerc}}\t{{.MemUsage}}\t{{.MemPerc}}\t{{.NetIO}}\t{{.BlockIO}}\t{{.PIDs}}";
 
-/// Between two looks, which a processor's share is measured over.
+/// Interval between two samples, over which a processor share is measured.
 const INTERVAL: Duration = Duration::from_secs(1);
-/// The same where only one answer is wanted.
+/// The same if only one answer is wanted.
 const SHORT_INTERVAL: Duration = Duration::from_millis(250);
 
-/// What a container takes, counted once.
+/// A container's use of resources at one time.
 #[derive(Clone, Copy, Debug, Default)]
 struct Sample {
-    /// Time of processors, in nanoseconds.
+    /// Processor time in nanoseconds.
     cpu: u64,
     memory: u64,
     pids: u64,
@@ -84,7 +84,7 @@ fn show(args: &Stats, rows: &[Value], clears: bool) -> Result<()> {
         return Ok(print_json(&rows.to_vec().into())?);
     }
     if clears {
-        // Home, and everything below goes.
+        // Moves the cursor home and clears everything below.
         write!(io::stdout(), "\u{1b}[H\u{1b}[J")?;
     }
     match &args.format {
@@ -93,7 +93,7 @@ fn show(args: &Stats, rows: &[Value], clears: bool) -> Result<()> {
     }
 }
 
-/// Those that the user named, else those that run.
+/// The containers that the user named, or else the running ones.
 fn wanted(store: &Store, args: &Stats) -> Result<Vec<Listed>> {
     let all = ps::with_conditions(store)?;
     if args.containers.is_empty() {
@@ -114,7 +114,7 @@ fn wanted(store: &Store, args: &Stats) -> Result<Vec<Listed>> {
     Ok(chosen)
 }
 
-/// Percent of one processor.
+/// Percentage of one processor.
 fn share(before: u64, after: u64, time: Duration) -> f64 {
     after.saturating_sub(before) as f64 * 100.0 / (time.as_nanos() as f64).max(1.0)
 }
@@ -135,7 +135,7 @@ fn row(args: &Stats, container: &Container, sample: &Sample, share: Option<f64>,
     })
 }
 
-/// Bytes of memory that it may take: its limit, else what the machine has.
+/// Its memory limit in bytes, or else the machine's memory.
 fn limit(container: &Container) -> u64 {
     let machine = rustix::system::sysinfo();
     let machine = machine.totalram * u64::from(machine.mem_unit);
@@ -144,7 +144,7 @@ fn limit(container: &Container) -> u64 {
 }
 
 impl Sample {
-    /// Of the container whose first process this is; nothing if it does not run.
+    /// A sample of the container with this first process; zero if it does not run.
     fn of(pid: i32) -> Self {
         if pid <= 0 {
             return Self::default();
@@ -175,7 +175,7 @@ impl Sample {
                 continue;
             }
             let stat = fs::read_to_string(dir.join("stat")).unwrap_or_default();
-            // The program's name, which may hold anything, ends with the last parenthesis.
+            // The program's name may contain anything; it ends with the last parenthesis.
             let fields: Vec<&str> = stat.rsplit_once(") ").map_or("", |(_, rest)| rest).split(' ').collect();
             let field = |at: usize| fields.get(at).and_then(|text| text.parse::<u64>().ok()).unwrap_or(0);
             sample.cpu += (field(11) + field(12)).saturating_mul(1_000_000_000 / ticks);
@@ -194,7 +194,7 @@ fn keyed(path: &Path, word: &str) -> Option<u64> {
     text.lines().find_map(|line| line.strip_prefix(word)?.strip_prefix(' ')?.trim().parse().ok())
 }
 
-/// The container's cgroup, if it is not this process's own: version 2, or of version 1 the memory controller's.
+/// The container's cgroup, if it is not this process's own: that of version 2, or that of the memory controller in version 1.
 fn own_cgroup(pid: i32) -> Option<PathBuf> {
     let group = |process: &str| -> Option<PathBuf> {
         let text = fs::read_to_string(format!("/proc/{process}/cgroup")).ok()?;
@@ -214,7 +214,7 @@ fn own_cgroup(pid: i32) -> Option<PathBuf> {
     (Some(&own) != group("self").as_ref() && own.is_dir()).then_some(own)
 }
 
-/// Bytes received and sent on the interfaces that the process sees, without `lo`; none if it shares the host's network.
+/// Bytes received and sent on the interfaces that the process sees, without `lo`; zero if it uses the host's network.
 fn network(pid: i32) -> (u64, u64) {
     let space = |process: &str| fs::read_link(format!("/proc/{process}/ns/net")).ok();
     if space(&pid.to_string()) == space("self") {

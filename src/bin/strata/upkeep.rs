@@ -1,4 +1,4 @@
-//! Verbs that keep the store in order: `gc`, `verify`, and what docker calls prune.
+//! Verbs that maintain the store: `gc`, `verify`, and docker's prune.
 
 use std::io::{self, BufRead, IsTerminal, Write};
 use std::process::ExitCode;
@@ -51,7 +51,7 @@ pub fn verify(store: &Store, args: &Verify) -> Result<ExitCode> {
     anyhow::bail!("{} faults were found; {} layers are sound", found.damages.len(), found.sound);
 }
 
-/// The same as JSON; the exit code says whether all is sound.
+/// Prints the result as JSON; the exit code says whether everything is undamaged.
 fn print_verification(found: &Verification) -> Result<ExitCode> {
     let damages: Vec<&str> = found.damages.iter().map(|damage| damage.told.as_str()).collect();
     let unfit: Vec<_> = found.without_inventory.iter().map(|(layer, _)| layer.record.diff_id).collect();
@@ -59,9 +59,9 @@ fn print_verification(found: &Verification) -> Result<ExitCode> {
     Ok(if damages.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Tells of inventories that do not fit, or makes them again. An inventory fits in one user namespace: a user without
-/// privilege may have them for its own, where `mount` works, or for the one that its containers run in. Those that do not
-/// fit here are looked at and made there. There is no way back, so this is the last thing that a process does.
+/// Reports inventories that do not match, or makes them again. An inventory is valid in one user namespace. A user without
+/// privilege may have inventories for its own namespace, where `mount` works, or for that of its containers. Those that are
+/// not valid here are checked and made there. A process cannot return from it, so this is its last action.
 fn verify_inventories(unfit: &[(StoredLayer, Unusable)], repair: bool) -> Result<()> {
     if unfit.is_empty() {
         return Ok(());
@@ -83,7 +83,7 @@ fn verify_inventories(unfit: &[(StoredLayer, Unusable)], repair: bool) -> Result
     Ok(())
 }
 
-/// Asks before something is removed, if standard input is a terminal.
+/// Asks before anything is removed, if standard input is a terminal.
 ///
 /// # Errors
 /// The input is no terminal, or the answer is no.
@@ -110,7 +110,7 @@ fn holds(args: &PruneArgs, created: Option<Timestamp>, labels: &serde_json::Valu
     })
 }
 
-/// Removes what neither runs nor is mounted; the bytes that this frees.
+/// Removes containers that neither run nor are mounted; returns the bytes that this frees.
 fn remove_stopped(store: &Store, args: &PruneArgs) -> Result<u64> {
     let mut doomed: Vec<Listed> = Vec::new();
     for listed in ps::with_conditions(store)? {
@@ -130,7 +130,7 @@ fn remove_stopped(store: &Store, args: &PruneArgs) -> Result<u64> {
     Ok(freed)
 }
 
-/// Removes images without a name, or all that no container is made of; the bytes that this frees.
+/// Removes images without a name, or all without a container; returns the bytes that this frees.
 fn remove_images(store: &Store, args: &PruneArgs, all: bool) -> Result<u64> {
     let used: Vec<_> = ps::listed(store)?.iter().map(|container| container.record.image).collect();
     let mut doomed: Vec<Image> = Vec::new();

@@ -28,17 +28,17 @@ const HEADINGS: Headings = &[
 
 const TABLE: &str = "table {{.Type}}\t{{.TotalCount}}\t{{.Active}}\t{{.Size}}\t{{.Reclaimable}}";
 
-/// What the store holds, counted.
+/// The contents of the store, counted.
 struct Usage {
     images: usize,
     images_in_use: usize,
     containers: Vec<Listed>,
     layers: Vec<StoredLayer>,
-    /// How many images have the layer, by the number of the layer.
+    /// Number of images with each layer.
     users: Vec<usize>,
     /// Layers that neither an image nor a container needs.
     idle: Vec<bool>,
-    /// How many checkpoints there are, and their bytes.
+    /// Number of checkpoints, and their size.
     checkpoints: (usize, u64),
 }
 
@@ -59,13 +59,13 @@ impl Usage {
         Ok(Self { images: images.len(), images_in_use, containers, layers, users: counts, idle, checkpoints })
     }
 
-    /// Bytes of the contents of layers, by how many images have them.
+    /// Size of the selected layers' contents; `select` gets the number of images that have the layer.
     fn layer_bytes(&self, select: impl Fn(usize) -> bool) -> u64 {
         let chosen = self.layers.iter().zip(&self.users).filter(|(_, count)| select(**count));
         chosen.map(|(layer, _)| layer.record.content_size).sum()
     }
 
-    /// Bytes of layers that only images have that no container is made of.
+    /// Size of layers that belong only to images without containers.
     fn idle_bytes(&self) -> u64 {
         self.layers.iter().zip(&self.idle).filter(|(_, idle)| **idle).map(|(layer, _)| layer.record.content_size).sum()
     }
@@ -168,14 +168,14 @@ fn verbose(store: &Store, usage: &Usage) -> Result<()> {
     Ok(())
 }
 
-/// The first line that a program says of itself; none if it cannot be run.
+/// The first line of a program's version output; `None` if it cannot be run.
 pub fn version_of(program: &Path) -> Option<String> {
     let output = Command::new(program).arg("--version").current_dir("/").output().ok()?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     text.lines().next().map(str::to_owned).filter(|_| output.status.success())
 }
 
-/// The OCI runtime that is taken if the user says nothing.
+/// The default OCI runtime.
 fn runtime_program() -> Option<PathBuf> {
     ["runc", "crun"].iter().find_map(|name| in_path(Path::new(name)))
 }
@@ -194,7 +194,7 @@ pub fn version(args: &Version) -> Result<()> {
     let runtime = runtime_program().and_then(|program| version_of(&program));
     let platform = Platform::host().to_string();
     let (os, arch) = platform.split_once('/').unwrap_or(("linux", "unknown"));
-    // There is no server; scripts that ask for its version get the one that there is.
+    // There is no server; scripts that ask for its version get that of the program.
     let part = json!({"Version": own, "ApiVersion": "", "Os": os, "Arch": arch, "Driver": driver, "Runtime": runtime});
     let document = json!({"Client": part, "Server": part});
     if print_document(&document, args.format.as_ref(), args.json)? {

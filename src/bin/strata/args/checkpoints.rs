@@ -17,7 +17,7 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Mount point and directory, if it is about a mount that belongs to no store.
+    /// The mountpoint and the directory, if it is a checkpoint of a mount without a store.
     pub fn of_mount(&self) -> Option<(&Path, &Path)> {
         match &self.verb {
             CheckpointVerb::Create(create) => Some((create.mount.as_deref()?, Path::new(&create.subject))),

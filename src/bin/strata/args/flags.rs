@@ -1,4 +1,4 @@
-//! Flags of `run` and `create`: what a container sees, may do and may use.
+//! Options of `run` and `create`: storage, privileges and limits of a container.
 
 use std::path::PathBuf;
 
@@ -30,12 +30,12 @@ pub struct StorageArgs {
     pub gpus: Option<String>,
 }
 
-/// What `-v` says.
+/// The value of `-v`.
 #[derive(Clone, Debug)]
 pub enum VolumeArg {
-    /// Something of the host, or a named volume.
+    /// A directory or file of the host, or a named volume.
     Given(Volume),
-    /// A directory of the container's own.
+    /// A directory that only this container uses.
     Own(String),
 }
 
@@ -46,7 +46,7 @@ fn parse_volume(text: &str) -> Result<VolumeArg, String> {
     text.parse().map(VolumeArg::Given).map_err(|error: stratafs::image::ImageError| error.to_string())
 }
 
-/// What a container may do.
+/// Privileges of a container.
 #[derive(Args)]
 #[command(next_help_heading = "What it may do")]
 pub struct PrivilegeArgs {
@@ -85,7 +85,7 @@ pub struct PrivilegeArgs {
     pub group_add: Vec<String>,
 }
 
-/// What a container may use.
+/// Resource limits of a container.
 #[derive(Args)]
 #[command(next_help_heading = "What it may use")]
 pub struct LimitArgsOfContainer {
@@ -130,7 +130,7 @@ fn parse_cpus(text: &str) -> Result<f64, String> {
     if number.is_finite() && number >= 0.01 { Ok(number) } else { Err("at least 0.01 of a processor".to_owned()) }
 }
 
-/// How a container is called and kept.
+/// The name of a container, and how it is kept.
 #[derive(Args)]
 #[command(next_help_heading = "How it is kept")]
 pub struct KeepArgs {

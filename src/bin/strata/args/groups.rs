@@ -67,7 +67,7 @@ pub enum SystemVerb {
     Prune(SystemPrune),
 }
 
-/// What is left of a verb that is not the same as a shorter one.
+/// A verb that is not a longer name of another one.
 pub enum Prune {
     Containers(ContainerPrune),
     Images(ImagePrune),
@@ -75,7 +75,7 @@ pub enum Prune {
 }
 
 impl Verb {
-    /// The shorter name of the same verb, or one of the `prune`s, which have none.
+    /// The same verb by its shorter name; or one of the `prune`s, which have none.
     pub fn plain(self) -> Result<Self, Prune> {
         let of_kind = |inspect: Inspect, kind| Inspect { r#type: Some(kind), ..inspect };
         Ok(match self {
@@ -150,7 +150,7 @@ impl Verb {
         )
     }
 
-    /// True for verbs that leave the store as it is: where there is none they make none.
+    /// True for verbs that do not change the store: they do not make a missing one.
     pub fn only_reads(&self) -> bool {
         matches!(
             self,

@@ -1,4 +1,4 @@
-//! The command line of the verbs that end containers, wait for them and look at what runs in them.
+//! The command line of the verbs that end containers, wait for them and inspect their processes.
 
 use clap::Args;
 
@@ -55,7 +55,7 @@ pub struct Wait {
 pub struct Rename {
     /// The container's name
     pub container: String,
-    /// Its new name
+    /// The new name
     #[arg(value_name = "NAME")]
     pub new_name: String,
 }

@@ -12,7 +12,7 @@ use super::{CompressionArg, LimitArgs};
 #[derive(Args)]
 #[command(next_help_heading = "Registry")]
 pub struct RegistryArgs {
-    /// Without TLS; whoever sits on the way can read and change everything
+    /// Use plain HTTP; anyone on the network path can read and change everything
     #[arg(long)]
     pub plain_http: bool,
     /// Trust the certificates (*.crt, *.pem) in this directory too

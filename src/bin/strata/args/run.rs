@@ -30,7 +30,7 @@ pub enum PullArg {
     Never,
 }
 
-/// How a container is made: what `run` and `create` share.
+/// How a container is made: options shared by `run` and `create`.
 #[derive(Args)]
 pub struct ContainerArgs {
     /// Print help
@@ -51,10 +51,10 @@ pub struct ContainerArgs {
     /// Set a variable; NAME alone passes yours on
     #[arg(short, long, value_name = "NAME[=VALUE]")]
     pub env: Vec<String>,
-    /// Where it starts
+    /// The working directory
     #[arg(short, long, value_name = "DIR")]
     pub workdir: Option<String>,
-    /// As whom, by the image's own names, or numbers
+    /// The user: a name in the image, or a number
     #[arg(short, long, value_name = "USER[:GROUP]")]
     pub user: Option<String>,
     /// Set the variables that a file lists, a NAME=VALUE a line
@@ -135,7 +135,7 @@ pub struct NetworkArgs {
     pub add_host: Vec<String>,
 }
 
-/// How to be attached to a container.
+/// How to attach to a container.
 #[derive(Args)]
 pub struct AttachArgs {
     /// The keys that leave a container with a terminal running
@@ -225,10 +225,10 @@ pub struct Exec {
     /// Set a variable
     #[arg(short, long, value_name = "NAME=VALUE")]
     pub env: Vec<String>,
-    /// Where it starts
+    /// The working directory
     #[arg(short, long, value_name = "DIR")]
     pub workdir: Option<String>,
-    /// As whom
+    /// The user
     #[arg(short, long, value_name = "USER[:GROUP]")]
     pub user: Option<String>,
     /// The OCI runtime [default: what it was started with]

@@ -1,4 +1,4 @@
-//! Nodes and a value to text.
+//! Evaluates the nodes of a template for a value.
 
 use anyhow::{Result, bail};
 use serde_json::Value;
@@ -7,17 +7,17 @@ use stratafs::text::shown;
 use super::functions;
 use super::parse::{Node, Operand, Pipe};
 
-/// Most bytes that a template may make: a `range` in a `range` in a `range` is not to fill the memory.
+/// Maximum size of the output in bytes: nested `range`s must not fill the memory.
 const LENGTH_LIMIT: usize = 256 << 20;
 
-/// What an expression gives.
+/// The result of an expression.
 #[derive(Clone, Debug)]
 pub enum Given {
-    /// Comes from the value that is rendered, so it may hold anything.
+    /// From the rendered value, so it may contain anything.
     Data(Value),
-    /// Comes from the template, or was escaped already.
+    /// From the template, or already escaped.
     Text(String),
-    /// Neither a field nor an element is there: `<no value>`.
+    /// The field or element does not exist: `<no value>`.
     Nothing,
 }
 
@@ -41,7 +41,7 @@ impl Given {
 pub struct Scope<'v> {
     root: &'v Value,
     variables: Vec<(String, Given)>,
-    /// Escape what comes from the value.
+    /// True if text from the value is escaped.
     pub escape: bool,
 }
 
@@ -53,7 +53,7 @@ pub fn render(nodes: &[Node], value: &Value, escape: bool) -> Result<String> {
 }
 
 impl Scope<'_> {
-    /// The text of what was given, as Go's `%v` prints it.
+    /// The text of a result, as Go's `%v` prints it.
     pub fn text(&self, given: &Given) -> String {
         match given {
             Given::Nothing => "<no value>".to_owned(),
@@ -141,7 +141,7 @@ impl Scope<'_> {
         match first {
             Operand::Function(name) => functions::call(self, name, arguments),
             _ if arguments.is_empty() => self.operand(first, dot),
-            // docker's only method with an argument.
+            // The only method with an argument in docker.
             Operand::Field(names) if names.last().is_some_and(|name| name == "Label") => {
                 let labels: Vec<String> =
                     names.iter().rev().skip(1).rev().cloned().chain(["Labels".to_owned()]).collect();
@@ -168,7 +168,7 @@ impl Scope<'_> {
     }
 }
 
-/// Elements of a list or a map with their keys; a number counts.
+/// Elements of a list or a map with their keys; a number counts up.
 fn elements(given: Given) -> Result<Vec<(Given, Given)>> {
     let data = |value: Value| Given::Data(value);
     Ok(match given {
@@ -186,7 +186,7 @@ fn elements(given: Given) -> Result<Vec<(Given, Given)>> {
     })
 }
 
-/// Follows fields. A field that a document lacks is an error; a key that a map lacks is no value.
+/// Looks fields up. A field that a document lacks is an error; a key that a map lacks has no value.
 fn fields(given: Given, names: &[String]) -> Result<Given> {
     let mut given = given;
     for name in names {

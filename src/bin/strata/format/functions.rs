@@ -67,7 +67,7 @@ pub fn call(scope: &Scope<'_>, name: &str, arguments: Vec<Given>) -> Result<Give
     }
 }
 
-/// The value of a label; none: empty. Labels are a map, or docker's text `a=b,c=d`.
+/// The value of a label; empty if there is none. Labels are a map, or docker's text `a=b,c=d`.
 pub fn label(labels: &Given, key: &str) -> Result<Given> {
     Ok(match labels {
         Given::Data(Value::Object(map)) => map.get(key).cloned().map_or(Given::Text(String::new()), Given::Data),
@@ -91,7 +91,7 @@ fn truth(given: &Given) -> bool {
     }
 }
 
-/// The first argument that decides, else the last.
+/// The first argument for which `decides` is true, or else the last one.
 fn chosen(arguments: Vec<Given>, decides: impl Fn(&Given) -> bool) -> Given {
     let last = arguments.len() - 1;
     arguments
@@ -192,7 +192,7 @@ fn order(one: &Given, other: &Given) -> Ordering {
     }
 }
 
-/// A space goes between two operands that are no strings.
+/// A space is put between two operands that are not strings.
 fn print(scope: &Scope<'_>, all: &[Given]) -> String {
     let is_string = |given: &Given| matches!(given, Given::Text(_) | Given::Data(Value::String(_)));
     let mut out = String::new();

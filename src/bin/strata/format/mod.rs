@@ -1,4 +1,4 @@
-//! `--format`: the part of Go's templates that scripts for docker and podman use, over JSON values.
+//! `--format`: the part of Go's templates that scripts for docker and podman use, on JSON values.
 //!
 //! Supported: fields and methods (`.Name`, `.A.B`, `.Label "key"`), `table …`, variables, pipes, `if`, `else`, `range`,
 //! `with`, trimming (`{{-`), and the functions of [`functions`]. `define`, `template` and `block` are refused.
@@ -16,7 +16,7 @@ use stratafs::text;
 
 use parse::Node;
 
-/// A template that was parsed.
+/// A parsed template.
 #[derive(Clone, Debug)]
 pub struct Template {
     nodes: Vec<Node>,
@@ -30,8 +30,8 @@ pub type Headings = &'static [(&'static str, &'static str)];
 impl FromStr for Template {
     type Err = anyhow::Error;
 
-    /// Reads a template as docker's listing verbs do: `\t` and `\n` outside of actions are a tab and a newline, and `json`
-    /// stands for `{{json .}}`.
+    /// Parses a template as docker's listing verbs do: `\t` and `\n` outside of actions are a tab and a newline, and
+    /// `json` stands for `{{json .}}`.
     fn from_str(text: &str) -> Result<Self> {
         let trimmed = text.trim();
         if trimmed == "json" {
@@ -46,17 +46,17 @@ impl FromStr for Template {
 }
 
 impl Template {
-    /// A template that is part of this program.
+    /// Parses a template of this program.
     pub fn built_in(text: &str) -> Result<Self> {
         text.parse().with_context(|| format!("built-in template {text}"))
     }
 
-    /// What the template makes of one value. `escape`: strings of the value are escaped for a terminal.
+    /// Renders the template for one value. With `escape`, strings of the value are escaped for a terminal.
     pub fn render(&self, value: &Value, escape: bool) -> Result<String> {
         eval::render(&self.nodes, value, escape)
     }
 
-    /// Prints the rows: a line each, or a table.
+    /// Prints the rows: one line each, or a table.
     pub fn print(&self, rows: &[Value], headings: Headings) -> Result<()> {
         if self.table {
             return self.print_table(rows, headings);
@@ -82,7 +82,7 @@ fn cells(line: &str) -> Vec<String> {
     line.split('\t').map(str::to_owned).collect()
 }
 
-/// Prints columns three spaces apart, as wide as their widest cell is on a terminal. The cells are escaped already.
+/// Prints columns three spaces apart, each as wide as its widest cell on a terminal. The cells are already escaped.
 fn print_aligned(lines: &[Vec<String>]) -> Result<()> {
     let columns = lines.iter().map(Vec::len).max().unwrap_or(0);
     let width = |column: usize| lines.iter().filter_map(|line| line.get(column)).map(|cell| text::width(cell)).max();

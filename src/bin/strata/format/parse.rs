@@ -1,4 +1,4 @@
-//! Text of a template to nodes.
+//! Parses the text of a template into nodes.
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
@@ -9,7 +9,7 @@ const DEPTH_LIMIT: usize = 50;
 /// A part of a template.
 #[derive(Clone, Debug)]
 pub enum Node {
-    /// Printed as it is.
+    /// Printed unchanged.
     Text(String),
     /// `{{pipe}}`
     Print(Pipe),
@@ -21,7 +21,7 @@ pub enum Node {
     With { over: Pipe, body: Vec<Node>, otherwise: Vec<Node> },
 }
 
-/// Commands, each of which gets the result of the one before as its last argument. With `name` the result goes into that
+/// Commands, each of which gets the previous result as its last argument. With `name`, the result goes into that
 /// variable instead of the output.
 #[derive(Clone, Debug)]
 pub struct Pipe {
@@ -32,9 +32,9 @@ pub struct Pipe {
 /// One word of a command.
 #[derive(Clone, Debug)]
 pub enum Operand {
-    /// `.A.B`; no names: the dot itself.
+    /// `.A.B`; without names, the dot itself.
     Field(Vec<String>),
-    /// `$x.A.B`; the name `$` is the value that rendering began with.
+    /// `$x.A.B`; the name `$` is the value at the start of rendering.
     Variable(String, Vec<String>),
     Literal(Value),
     Function(String),
@@ -50,7 +50,7 @@ enum Token {
     Word(String),
     Literal(Value),
     Open,
-    /// `)`, and the fields that follow it.
+    /// `)`, and the fields after it.
     Close(Vec<String>),
     Bar,
     Comma,
@@ -71,7 +71,7 @@ pub fn parse(text: &str) -> Result<Vec<Node>> {
     }
 }
 
-/// Splits at `{{` and `}}`, and trims what `{{-` and `-}}` ask for.
+/// Splits at `{{` and `}}`, and trims for `{{-` and `-}}`.
 fn segments(text: &str) -> Result<Vec<Segment>> {
     let mut segments = Vec::new();
     let mut rest = text;
@@ -95,7 +95,7 @@ fn segments(text: &str) -> Result<Vec<Segment>> {
     }
 }
 
-/// Where the action's `}}` is, which may also occur in its strings.
+/// The position of the action's `}}`, which may also occur in its strings.
 fn action_end(action: &str) -> Result<usize> {
     let bytes = action.as_bytes();
     if action.trim_start().starts_with("/*") {
@@ -121,7 +121,7 @@ fn action_end(action: &str) -> Result<usize> {
     }
 }
 
-/// `\t` and `\n` as a shell's single quotes pass them on.
+/// `\t` and `\n` as a shell's single quotes pass them.
 fn unescaped(text: &str) -> String {
     text.replace("\\t", "\t").replace("\\n", "\n")
 }
@@ -132,7 +132,7 @@ struct Parser {
 }
 
 impl Parser {
-    /// Nodes up to the end of the text, or to `end` or `else`, which is returned with what follows it.
+    /// Nodes up to the end of the text, or to `end` or `else`, which is returned with the rest.
     fn nodes(&mut self) -> Result<(Vec<Node>, Option<String>)> {
         self.depth += 1;
         if self.depth > DEPTH_LIMIT {
@@ -193,7 +193,7 @@ impl Parser {
         }
     }
 
-    /// The body of `range` or `with`, and what stands for it if there is nothing.
+    /// The body of `range` or `with`, and the alternative for an empty value.
     fn body(&mut self, what: &str) -> Result<(Vec<Node>, Vec<Node>)> {
         let (body, end) = self.nodes()?;
         match end.as_deref() {
@@ -354,7 +354,7 @@ fn name(text: &str) -> (&str, &str) {
     text.split_at(end)
 }
 
-/// `.A.B` and what follows.
+/// `.A.B` and the rest.
 fn fields(text: &str) -> (Vec<String>, &str) {
     let mut names = Vec::new();
     let mut rest = text;

@@ -1,4 +1,4 @@
-//! Pictures of images and containers: trees of what layers do, what is wasted, and a page for a browser.
+//! Pictures of images and containers: trees of layers' changes, wasted bytes, and a page for a browser.
 
 pub mod report;
 pub mod tree;
@@ -14,13 +14,13 @@ use super::args::Layers;
 use super::output::{print_json, print_line, print_table, shorten, size};
 use tree::Tree;
 
-/// Wasted files that the table shows without `--all`.
+/// Number of wasted files in the table without `--all`.
 const LISTED: usize = 40;
 
-/// Columns that a command takes.
+/// Width of a command.
 const COMMAND_WIDTH: usize = 70;
 
-/// The commands that made the layers, the lowest first, as the image's history tells them.
+/// The commands that made the layers, the lowest first, from the image's history.
 pub fn commands(image: &Image) -> Vec<String> {
     let history = image.config.history();
     let lines = history.into_iter().filter(|line| line.empty_layer != Some(true));
@@ -31,7 +31,7 @@ pub fn commands(image: &Image) -> Vec<String> {
     lines.map(told).collect()
 }
 
-/// `layers --tree`: what each layer does, the topmost first.
+/// `layers --tree`: the changes of each layer, the topmost first.
 pub fn layers(image: &Image, anatomy: &Anatomy, depth: usize) -> Result<()> {
     let commands = commands(image);
     for (number, part) in anatomy.parts.iter().enumerate().rev() {
@@ -70,7 +70,7 @@ fn summary(part: &Part, wasted: u64) -> String {
     )
 }
 
-/// Percent of the image's bytes that no container sees.
+/// Percentage of the image's bytes that no container sees.
 pub fn wasted_percent(anatomy: &Anatomy) -> f64 {
     match anatomy.bytes() {
         0 => 0.0,
@@ -127,7 +127,7 @@ fn number(anatomy: &Anatomy, number: usize) -> String {
     format!("{} ({id})", number + 1)
 }
 
-/// `diff --tree`. `bytes` tells the size of a path.
+/// `diff --tree`. `bytes` returns the size of a path.
 pub fn diff(changes: &[Change], depth: usize, bytes: impl Fn(&[u8]) -> u64) -> Result<()> {
     let mut tree = Tree::default();
     for change in changes {

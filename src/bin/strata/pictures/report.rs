@@ -15,17 +15,17 @@ const PAGE: &str = include_str!("report/page.html");
 const STYLE: &str = include_str!("report/page.css");
 const SCRIPT: &str = include_str!("report/page.js");
 
-/// Wasted files that the page names; the sums count all.
+/// Number of wasted files in the page; the sums include all.
 const WASTED_LISTED: usize = 1000;
 
 /// The page.
 pub fn page(image: &Image, anatomy: &Anatomy) -> Result<String> {
     let title = shown(&image.label()).into_owned();
-    // In a script element only `</` and `<!` end or change anything, so no `<` is in the data.
+    // In a script element, only `</` and `<!` end or change anything, so the data must contain no `<`.
     let data = serde_json::to_string(&data(image, anatomy))?.replace('<', "\\u003c").replace('\u{2028}', "\\u2028");
     let parts =
         [("@TITLE@", html(&title)), ("@STYLE@", STYLE.to_owned()), ("@SCRIPT@", SCRIPT.to_owned()), ("@DATA@", data)];
-    // In one pass: data that looks like a placeholder stays data.
+    // Replaced in one pass, so that data which looks like a placeholder is not replaced.
     let mut page = String::with_capacity(PAGE.len() + SCRIPT.len() + 1024);
     let mut rest = PAGE;
     while let Some((at, (mark, text))) =

@@ -1,4 +1,4 @@
-//! A tree of paths with what happens to them, drawn with lines.
+//! A tree of paths and their changes, drawn with lines.
 
 use std::collections::BTreeMap;
 
@@ -7,15 +7,15 @@ use stratafs::text::{shown_bytes, width};
 
 use crate::output::{print_line, size};
 
-/// One directory or file. Directories hold the sums of what is in them.
+/// One directory or file. Directories have the sums of their entries.
 #[derive(Debug, Default)]
 pub struct Tree {
     children: BTreeMap<Vec<u8>, Tree>,
-    /// `A` added, `C` changed, `D` deleted; none: only something inside.
+    /// `A` added, `C` changed, `D` deleted; `None` if only entries inside changed.
     mark: Option<char>,
     adds: u64,
     hides: u64,
-    /// Marked paths inside, with this one.
+    /// Number of marked paths inside, including this one.
     count: usize,
 }
 
@@ -36,7 +36,7 @@ impl Tree {
         node.mark = Some(mark);
     }
 
-    /// Prints what is `depth` directories deep, and sums of what is deeper.
+    /// Prints directories up to `depth`, and sums for deeper ones.
     pub fn print(&self, depth: usize, hides: bool) -> Result<()> {
         let mut lines = Vec::new();
         self.draw("", depth, &mut lines);
