@@ -80,7 +80,7 @@ impl Dir {
     }
 
     /// Wraps an open file of the same tree.
-    pub(super) fn hold(&self, fd: OwnedFd) -> Self {
+    pub(crate) fn hold(&self, fd: OwnedFd) -> Self {
         Self(Arc::new(Held { fd, tree: self.0.tree.clone() }))
     }
 

@@ -130,7 +130,10 @@ impl Union {
         act: impl FnOnce(&Dir, &CStr) -> Result<R>,
     ) -> Result<R> {
         match LowerPlace::of(node)? {
-            None => self.on_upper(node, |dir, name| act(dir, name)),
+            None => match left_in_layer(node) {
+                Some((held, _)) => act(&held, c""),
+                None => self.on_upper(node, |dir, name| act(dir, name)),
+            },
             Some(place) => act(&self.lower_dir(&place.dir, place.part()?)?, place.name()),
         }
     }
@@ -209,6 +212,11 @@ impl Union {
     }
 }
 
+/// What is held of the node, and its layer, if that is a layer which does not show it any more.
+pub(in crate::driver) fn left_in_layer(node: &Node) -> Option<(Dir, LayerId)> {
+    node.state().left().map(|(held, layer)| (held.clone(), layer))
+}
+
 /// The place of a node that has no upper part. Such a node never moves, so its name needs no lock.
 pub(in crate::driver) struct LowerPlace {
     /// The directory that has the name; for a directory, the directory itself.
@@ -220,7 +228,7 @@ pub(in crate::driver) struct LowerPlace {
 }
 
 impl LowerPlace {
-    /// Returns the place of `node`; `None` if it is in the upper.
+    /// Returns the place of `node`; `None` if it is in the upper, or held because the mount does not show it any more.
     pub(in crate::driver) fn of(node: &NodeRef) -> Result<Option<Self>> {
         // Called before the state is locked, because it takes the same lock.
         let own = node.dir();
@@ -235,7 +243,10 @@ impl LowerPlace {
                 let top = own.and_then(|dir| dir.lowers().first().map(|part| part.layer));
                 (node.clone(), None, top.ok_or(Errno::IO)?)
             }
-            Residence::Root { upper: true } | Residence::Upper { .. } | Residence::Orphan { .. } => return Ok(None),
+            Residence::Root { upper: true }
+            | Residence::Upper { .. }
+            | Residence::Orphan { .. }
+            | Residence::Left { .. } => return Ok(None),
             Residence::Gone => return Err(Errno::STALE),
         };
         let lowers = dir.dir().ok_or(Errno::IO)?.lowers();
@@ -266,9 +277,11 @@ impl UpperPlace {
         match node.state().residence() {
             Residence::Upper { at: (parent, name), .. } => Ok(Self::Named(parent.clone(), name.clone())),
             Residence::Orphan { held, .. } => Ok(Self::Held(held.clone())),
-            Residence::Root { .. } | Residence::Lower { .. } | Residence::Hidden { .. } | Residence::Gone => {
-                Err(Errno::STALE)
-            }
+            Residence::Root { .. }
+            | Residence::Lower { .. }
+            | Residence::Hidden { .. }
+            | Residence::Left { .. }
+            | Residence::Gone => Err(Errno::STALE),
         }
     }
 }

@@ -21,7 +21,7 @@ mod verbs;
 use std::ffi::{CStr, CString, OsStr};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, OnceLock};
 
 use rustix::thread::CapabilitySet;
@@ -54,6 +54,8 @@ struct Union {
     /// Held while a directory moves, or a file moves to another directory.
     rename: RenameLock,
     kernel: OnceLock<Attached>,
+    /// The kernel knows all that the last change of the lower layers changed (`checkpoint/switch`).
+    has_told: AtomicBool,
     /// Number of nodes that have left the table.
     forgotten: AtomicU64,
     /// Where owner and mode are kept, if not in the inode.
@@ -109,6 +111,7 @@ impl Union {
             handles: HandleTable::default(),
             rename: RenameLock::default(),
             kernel: OnceLock::new(),
+            has_told: AtomicBool::new(true),
             forgotten: AtomicU64::new(0),
             permissions,
             own_ids: (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw()),
@@ -198,8 +201,14 @@ impl Union {
         self.nodes.get(id).ok_or(Errno::STALE)
     }
 
-    /// The node and directory of `id`.
+    /// The node and directory of `id`, in which names are looked up or changed.
     fn dir_node(&self, id: NodeId) -> Result<NodeRef> {
+        let node = self.any_dir_node(id)?;
+        if node.is_abandoned() { Err(self.gone()) } else { Ok(node) }
+    }
+
+    /// As [`Self::dir_node`], also a directory that the mount does not show any more.
+    fn any_dir_node(&self, id: NodeId) -> Result<NodeRef> {
         let node = self.node(id)?;
         if node.dir().is_some() { Ok(node) } else { Err(Errno::NOTDIR) }
     }

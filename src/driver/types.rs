@@ -185,6 +185,13 @@ pub trait Kernel: Send + Sync {
     /// Makes the kernel forget attributes and cached pages of `node`. Must not be called within a request on the
     /// same node, whose pages the kernel may hold locked.
     fn invalidate_pages(&self, node: NodeId);
+
+    /// Makes the kernel look `name` in `parent` up again. What is mounted below it is unmounted. Never from within a request,
+    /// nor with the gate held: the kernel waits for the requests on `parent`.
+    fn invalidate_entry(&self, parent: NodeId, name: &OsStr);
+
+    /// As [`Self::invalidate_entry`], and `child`, which had that name, is deleted: those who have it open are told so.
+    fn delete_entry(&self, parent: NodeId, name: &OsStr, child: NodeId);
 }
 
 /// A shared [`Kernel`].

@@ -1,5 +1,6 @@
 //! Checkpoints of a union whose files are open.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::os::fd::BorrowedFd;
 use std::os::unix::fs::MetadataExt;
@@ -8,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use rustix::io::Errno;
+use stratafs::driver::checkpoint::Kept;
 use stratafs::driver::types::{HandleId, Kernel, NodeId};
 use stratafs::union::layer::chain::new_id;
 
@@ -27,6 +29,10 @@ impl Kernel for Taking {
     fn invalidate_attr(&self, _: NodeId) {}
 
     fn invalidate_pages(&self, _: NodeId) {}
+
+    fn invalidate_entry(&self, _: NodeId, _: &OsStr) {}
+
+    fn delete_entry(&self, _: NodeId, _: &OsStr, _: NodeId) {}
 }
 
 fn union() -> Union {
@@ -142,6 +148,171 @@ fn a_hard_link_in_nested_directories_is_changed_after_a_checkpoint() {
         );
         assert_eq!(fs::read(layer.join(name)).unwrap(), b"", "{name}");
     }
+}
+
+fn switch(union: &Union, lowers: &[&str]) -> usize {
+    switch_keeping(union, lowers, None)
+}
+
+/// Puts other layers below the union, as a rollback does. How many nodes are not shown any more.
+fn switch_keeping(union: &Union, lowers: &[&str], kept: Option<&str>) -> usize {
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    let place = union.path().join(format!("abandoned-{}", NUMBER.fetch_add(1, Ordering::Relaxed)));
+    let lowers: Vec<PathBuf> = lowers.iter().map(|name| union.path().join(name)).collect();
+    let kept_at = kept.map(|name| union.path().join(name));
+    let kept = kept_at.as_deref().map(|place| Kept { place, id: new_id().unwrap() });
+    let switched = union.overlay.switch(&place, new_id().unwrap(), &lowers, kept).unwrap();
+    // As `strata` does.
+    fs::remove_dir_all(&place).unwrap();
+    switched.abandoned
+}
+
+fn content(union: &Union, path: &str) -> Vec<u8> {
+    let handle = union.open(union.at(path), libc::O_RDONLY).unwrap();
+    let content = read(union, handle);
+    union.overlay.release(handle);
+    content
+}
+
+fn put(union: &Union, parent: NodeId, name: &str, bytes: &[u8]) -> NodeId {
+    let node = match union.find(parent, name).unwrap() {
+        Some(entry) => entry.node,
+        None => union.create(parent, name).unwrap(),
+    };
+    let handle = union.open(node, libc::O_WRONLY | libc::O_TRUNC).unwrap();
+    write(union, handle, 0, bytes);
+    union.overlay.release(handle);
+    node
+}
+
+/// What changed is as it was, what did not is the same node, and what is open of the rest is as if it had been deleted.
+#[test]
+fn a_switch_brings_the_checkpoint_back() {
+    let union = union();
+    let dir = union.mkdir(NodeId::ROOT, "dir").unwrap();
+    let same = put(&union, dir, "same", b"same");
+    let changed = put(&union, dir, "changed", b"first");
+    let removed = put(&union, dir, "removed", b"first");
+    let deep = union.mkdir(dir, "deep").unwrap();
+    put(&union, deep, "file", b"deep");
+    checkpoint(&union, "first");
+    let reader = union.open(same, libc::O_RDONLY).unwrap();
+    let writer = union.open(changed, libc::O_RDWR).unwrap();
+    write(&union, writer, 0, b"second");
+    union.chmod(same, 0o600).unwrap();
+    union.unlink(dir, "removed").unwrap();
+    union.rename((dir, "deep"), (NodeId::ROOT, "moved")).unwrap();
+    let fresh = union.mkdir(NodeId::ROOT, "fresh").unwrap();
+    let new = put(&union, fresh, "new", b"new");
+    let new_reader = union.open(new, libc::O_RDONLY).unwrap();
+    assert_eq!(union.list(NodeId::ROOT).unwrap(), ["dir", "fresh", "moved"]);
+    assert!(switch(&union, &["first", "lower"]) >= 5);
+    assert_eq!(union.list(NodeId::ROOT).unwrap(), ["dir"]);
+    assert_eq!(union.list(dir).unwrap(), ["changed", "deep", "removed", "same"]);
+    assert_eq!(union.at("dir"), dir);
+    for (path, expected) in
+        [("dir/same", &b"same"[..]), ("dir/changed", b"first"), ("dir/removed", b"first"), ("dir/deep/file", b"deep")]
+    {
+        assert_eq!(content(&union, path), expected, "{path}");
+    }
+    assert!(union.find(NodeId::ROOT, "fresh").unwrap().is_none());
+    // Old nodes: what is open goes on, and nothing else does.
+    assert_ne!(union.at("dir/changed"), changed);
+    assert_ne!(union.at("dir/removed"), removed);
+    assert_eq!(read(&union, writer), b"second");
+    write(&union, writer, 0, b"third!");
+    assert_eq!((read(&union, reader), read(&union, new_reader)), (b"same".to_vec(), b"new".to_vec()));
+    assert_eq!(union.chmod(new, 0o640), Ok(0o640));
+    assert_eq!(union.open(changed, libc::O_RDONLY), Err(Errno::STALE));
+    assert_eq!(union.create(fresh, "x"), Err(Errno::NOENT));
+    assert_eq!(union.list(fresh).unwrap(), Vec::<String>::new());
+    assert_eq!(content(&union, "dir/changed"), b"first");
+    assert_eq!(fs::read(union.path().join("first/dir/changed")).unwrap(), b"first");
+    // The upper is a new one, and takes changes.
+    put(&union, dir, "changed", b"fourth");
+    assert_eq!(content(&union, "dir/changed"), b"fourth");
+    assert_eq!(fs::read(union.path().join("upper/dir/changed")).unwrap(), b"fourth");
+    union.overlay.release(writer);
+    assert_eq!(content(&union, "dir/changed"), b"fourth");
+}
+
+/// A file that did not change keeps its node, its handles and its number.
+#[test]
+fn what_did_not_change_is_the_same_after_a_switch() {
+    let union = Union::new(
+        |lower| {
+            fs::create_dir(lower.join("base")).unwrap();
+            fs::write(lower.join("base/file"), "base").unwrap();
+        },
+        |_| {},
+    );
+    let dir = union.mkdir(NodeId::ROOT, "dir").unwrap();
+    let file = put(&union, dir, "file", b"upper");
+    union.overlay.link(file, NodeId::ROOT, "linked".as_ref()).unwrap();
+    checkpoint(&union, "first");
+    let base = union.at("base/file");
+    let readers = [file, base].map(|node| union.open(node, libc::O_RDONLY).unwrap());
+    let attributes = |node| union.overlay.getattr(node, None).unwrap().0;
+    let before = [dir, file, base, union.at("base")].map(attributes);
+    put(&union, dir, "new", b"new");
+    put(&union, union.at("base"), "new", b"new");
+    switch(&union, &["first", "lower"]);
+    assert_eq!([dir, file, base, union.at("base")].map(attributes), before);
+    assert_eq!((union.at("dir/file"), union.at("linked"), union.at("base/file")), (file, file, base));
+    assert_eq!(readers.map(|reader| read(&union, reader)), [b"upper".to_vec(), b"base".to_vec()]);
+    assert_eq!(union.list(union.at("base")).unwrap(), ["file"]);
+}
+
+/// There and back: also to a checkpoint that does not lie below.
+#[test]
+fn a_switch_leads_anywhere() {
+    let union = union();
+    put(&union, NodeId::ROOT, "file", b"one");
+    checkpoint(&union, "one");
+    let dir = union.mkdir(NodeId::ROOT, "dir").unwrap();
+    put(&union, dir, "two", b"two");
+    put(&union, NodeId::ROOT, "file", b"two");
+    checkpoint(&union, "two");
+    put(&union, NodeId::ROOT, "file", b"lost");
+    switch(&union, &["one", "lower"]);
+    assert_eq!((content(&union, "file"), union.list(NodeId::ROOT).unwrap().len()), (b"one".to_vec(), 1));
+    union.mkdir(NodeId::ROOT, "dir").unwrap();
+    put(&union, NodeId::ROOT, "file", b"three");
+    switch_keeping(&union, &["two", "one", "lower"], Some("three"));
+    assert_eq!((content(&union, "file"), content(&union, "dir/two")), (b"two".to_vec(), b"two".to_vec()));
+    switch(&union, &["three", "one", "lower"]);
+    assert_eq!((content(&union, "file"), union.list(union.at("dir")).unwrap().len()), (b"three".to_vec(), 0));
+    switch(&union, &["two", "one", "lower"]);
+    assert_eq!((content(&union, "file"), content(&union, "dir/two")), (b"two".to_vec(), b"two".to_vec()));
+    let state = union.overlay.state();
+    let names: Vec<_> = state.lowers.iter().map(|(path, _)| path.file_name().unwrap().to_str().unwrap()).collect();
+    assert_eq!(names, ["two", "one", "lower"]);
+    let wrong = union.overlay.switch(&union.path().join("x"), new_id().unwrap(), &[union.path().join("two")], None);
+    assert!(wrong.unwrap_err().line.contains("directly below it"));
+    assert!(!union.path().join("x").exists());
+    assert_eq!(content(&union, "file"), b"two");
+}
+
+/// What a writer does after the switch does not reach the layer that was kept, nor the new tree.
+#[test]
+fn what_is_kept_does_not_change_any_more() {
+    let union = union();
+    let file = put(&union, NodeId::ROOT, "file", b"one");
+    checkpoint(&union, "one");
+    let writer = union.open(file, libc::O_RDWR).unwrap();
+    let other = put(&union, NodeId::ROOT, "other", b"other");
+    let reader = union.open(other, libc::O_RDONLY).unwrap();
+    write(&union, writer, 0, b"two");
+    switch_keeping(&union, &["one", "lower"], Some("two"));
+    write(&union, writer, 0, b"six");
+    assert_eq!(union.chmod(other, 0o600), Ok(0o600));
+    assert_eq!((read(&union, writer), read(&union, reader)), (b"six".to_vec(), b"other".to_vec()));
+    let kept = |name: &str| union.path().join("two").join(name);
+    assert_eq!(fs::read(kept("file")).unwrap(), b"two");
+    assert_eq!(fs::metadata(kept("other")).unwrap().mode() & 0o777, 0o644);
+    assert_eq!(content(&union, "file"), b"one");
+    switch(&union, &["two", "one", "lower"]);
+    assert_eq!((content(&union, "file"), content(&union, "other")), (b"two".to_vec(), b"other".to_vec()));
 }
 
 /// What cannot have a checkpoint is told, and nothing is left of the attempt.

@@ -9,6 +9,8 @@
 //! Verbs wait only for the second step, and only for a bounded time: if verbs that already hold the gate do not end, the gate
 //! opens for the others and is closed again later.
 
+mod plan;
+mod switch;
 mod writers;
 
 pub(in crate::driver) use writers::find_names;
@@ -25,6 +27,7 @@ use crate::marks::chain::ChainId;
 use crate::union::layer::chain::new_id;
 use crate::union::layer::{Below, LayerId};
 pub use crate::union::layer::{ChangeError, Successor};
+pub use switch::{Kept, Switched};
 
 /// How long one attempt to close the gate makes verbs wait for a verb that still holds it.
 const PATIENCE: Duration = Duration::from_micros(300);

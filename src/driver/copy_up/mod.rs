@@ -10,7 +10,7 @@ use rustix::fs::OFlags;
 
 use crate::driver::Union;
 use crate::driver::interrupt;
-use crate::driver::locate::LowerPlace;
+use crate::driver::locate::{LowerPlace, left_in_layer};
 use crate::driver::node::{ContentRef, CopyUpGuard, Indexed, NamesWrite, Node, NodeRef, Published};
 use crate::driver::types::{Errno, Result};
 use crate::marks::Mark;
@@ -53,6 +53,9 @@ impl Union {
             return Ok(());
         }
         self.upper()?;
+        if let Some((held, _)) = left_in_layer(node) {
+            return self.copy_left(node, &held);
+        }
         // Works from the topmost directory without an upper part down: each step needs the parent's upper part.
         let mut chain = vec![node.clone()];
         let mut current = node.clone();
@@ -120,6 +123,30 @@ impl Union {
             None => None,
         };
         self.publish_copy(copy_up, staged, indexed.as_ref(), breaks_link, content.filter(|_| keeps_below))
+    }
+
+    /// Copies what was left in a layer that does not show it any more. The copy gets no name.
+    fn copy_left(&self, node: &NodeRef, held: &Dir) -> Result<()> {
+        let copy_up = CopyUpGuard::lock(node);
+        if left_in_layer(node).is_none() {
+            return Ok(());
+        }
+        let upper = self.upper()?;
+        let stat = self.shown_stat(held, c"", held.stat_self()?)?;
+        let plan = Plan {
+            origin: None,
+            length: None,
+            acls: upper.has_acls(),
+            xattrs: !self.config.no_xattrs,
+            metacopy: false,
+            kept: self.permissions.as_ref().map(|permissions| permissions.kept(&stat)),
+            sync: false,
+            plain: false,
+        };
+        let source = CopySource { dir: held, name: c"", stat: &stat, content: None };
+        let copy = stage(upper, &self.copier, &source, &plan)?.into_nameless()?;
+        self.nodes.publish_left(&copy_up, upper.hold(copy), self.stack.upper_id());
+        Ok(())
     }
 
     /// Returns the origin mark for the copy of a file in the lower part `part`. If that file is a copy itself,

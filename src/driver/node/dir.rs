@@ -168,6 +168,11 @@ impl Dir {
         note(&mut self.state.lock().upper)
     }
 
+    /// The names that the kernel knows in it, with their nodes.
+    pub fn children(&self) -> Vec<(Name, NodeRef)> {
+        self.state.lock().children.iter().map(|(name, node)| (name.clone(), node.clone())).collect()
+    }
+
     /// The inode number of the known child `name`, without counting a lookup; `None` if the kernel does not know the name.
     pub fn child_ino(&self, name: &CStr) -> Option<u64> {
         self.state.lock().children.get(name).map(|node| node.ino())

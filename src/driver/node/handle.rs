@@ -121,6 +121,11 @@ impl HandleTable {
         self.handles.iter().filter(|handle| handle.writable).map(|handle| handle.node.clone()).collect()
     }
 
+    /// The files that are open; one may be there several times.
+    pub fn nodes(&self) -> Vec<NodeRef> {
+        self.handles.iter().map(|handle| handle.node.clone()).collect()
+    }
+
     /// The files that the kernel reads and writes itself; a file may be listed several times.
     pub fn passed_through(&self) -> Vec<NodeRef> {
         self.handles.iter().filter(|handle| handle.passthrough).map(|handle| handle.node.clone()).collect()

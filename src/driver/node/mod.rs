@@ -40,6 +40,7 @@ mod numbered;
 mod open;
 mod paths;
 mod pattern;
+mod rebase;
 mod settle;
 pub mod state;
 pub mod sync;
@@ -62,6 +63,7 @@ pub use name::Name;
 pub use open::OpenState;
 pub use paths::path_in_lowers;
 pub use pattern::{ReadPattern, Reading};
+pub use rebase::{Parts, Remains};
 pub use state::{ContentRef, Dentry, Indexed, Residence, State};
 use sync::{AtomicBool, AtomicU8, AtomicU64, Mutex, MutexGuard, Ordering};
 pub use table::{Descriptors, LookupRef, NodeTable};
@@ -93,6 +95,8 @@ const APPEND_ONLY: u8 = 2;
 const PROGRAM: u8 = 4;
 const NO_PROGRAM: u8 = 8;
 
+const ABANDONED: u8 = 16;
+
 /// One inode of the mount. 80 bytes: rare parts are boxed elsewhere.
 #[derive(Debug)]
 pub struct Node {
@@ -120,7 +124,7 @@ pub struct Node {
     /// For a lower file: it was opened once and matched what is known of it.
     confirmed: AtomicBool,
     /// Flags that forbid changes: [`IMMUTABLE`], [`APPEND_ONLY`]. For a lower file that was opened: [`PROGRAM`],
-    /// [`NO_PROGRAM`], or both.
+    /// [`NO_PROGRAM`], or both. [`ABANDONED`] if the mount does not show it any more.
     traits: AtomicU8,
 }
 
@@ -172,6 +176,21 @@ impl Node {
     /// Must be called before an extended attribute is set.
     pub fn note_attributed(&self) {
         self.attributes.store(ATTRIBUTED, Ordering::Release);
+    }
+
+    /// Nothing is known of its extended attributes: others may have taken their place.
+    fn forget_attributes(&self) {
+        self.attributes.store(UNKNOWN, Ordering::Release);
+    }
+
+    /// True if the mount has been given other layers, and does not show it any more.
+    pub fn is_abandoned(&self) -> bool {
+        self.traits.load(Ordering::Relaxed) & ABANDONED != 0
+    }
+
+    /// Notes that.
+    fn note_abandoned(&self) {
+        self.traits.fetch_or(ABANDONED, Ordering::Relaxed);
     }
 
     /// Returns which changes are forbidden.

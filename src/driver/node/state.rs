@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
+use crate::driver::node::rebase::Remains;
 use crate::driver::node::{Name, NodeRef, OpenFile, OpenState};
-use crate::union::layer::{FileId, LayerId, UpperDir};
+use crate::union::layer::{Dir as LayerFile, FileId, LayerId, UpperDir};
 
 /// A directory and a name in it.
 pub type Dentry = (NodeRef, Name);
@@ -17,6 +18,8 @@ pub type Dentry = (NodeRef, Name);
 /// Lower ──publish──▶ Upper ──unlink (last name)──▶ Orphan ──link──▶ Upper
 ///   └────hide────▶ Hidden ──publish_nameless──▶ Orphan
 /// ```
+///
+/// If other layers replace those of the mount, `abandon` makes an `Orphan` or a `Left` of what they do not show.
 #[derive(Debug)]
 pub enum Residence {
     /// The root, which has no name.
@@ -54,7 +57,15 @@ pub enum Residence {
         /// The id of the upper.
         layer: LayerId,
     },
-    /// The node has left the table.
+    /// In a layer that is not one of the mount any more, or that does not show it any more; held by descriptor. It is only
+    /// read: others may use the layer.
+    Left {
+        /// The file or directory.
+        held: LayerFile,
+        /// The id that the layer had.
+        layer: LayerId,
+    },
+    /// The node has left the table, or nothing is held of what the mount does not show any more.
     Gone,
 }
 
@@ -151,7 +162,7 @@ impl State {
     pub fn first_name(&self) -> Option<&Dentry> {
         match &self.residence {
             Residence::Lower { at, .. } | Residence::Hidden { at, .. } | Residence::Upper { at, .. } => Some(at),
-            Residence::Root { .. } | Residence::Orphan { .. } | Residence::Gone => None,
+            Residence::Root { .. } | Residence::Orphan { .. } | Residence::Left { .. } | Residence::Gone => None,
         }
     }
 
@@ -173,7 +184,7 @@ impl State {
 
     /// True if the last known name was removed, or there never was one.
     pub fn is_removed(&self) -> bool {
-        matches!(self.residence, Residence::Hidden { .. } | Residence::Orphan { .. })
+        matches!(self.residence, Residence::Hidden { .. } | Residence::Orphan { .. } | Residence::Left { .. })
     }
 
     /// True if the file, or a directory's topmost part, is in the upper.
@@ -194,13 +205,19 @@ impl State {
         if let Residence::Orphan { held, .. } = &self.residence { Some(held) } else { None }
     }
 
+    /// The file or directory of a layer that is held because the mount does not show it any more.
+    pub fn left(&self) -> Option<(&LayerFile, LayerId)> {
+        if let Residence::Left { held, layer } = &self.residence { Some((held, *layer)) } else { None }
+    }
+
     /// The layer that has the file's attributes; `None` for the root and for a node that has left the table.
     pub fn layer(&self) -> Option<LayerId> {
         match &self.residence {
             Residence::Lower { layer, .. }
             | Residence::Hidden { layer, .. }
             | Residence::Upper { layer, .. }
-            | Residence::Orphan { layer, .. } => Some(*layer),
+            | Residence::Orphan { layer, .. }
+            | Residence::Left { layer, .. } => Some(*layer),
             Residence::Root { .. } | Residence::Gone => None,
         }
     }
@@ -254,7 +271,7 @@ impl State {
             Residence::Lower { .. } | Residence::Upper { .. } => self.rare_mut().names.push(at),
             Residence::Orphan { layer, .. } => self.residence = Residence::Upper { layer: *layer, at },
             // A whited-out file, the root and a node that has left the table get no names.
-            Residence::Root { .. } | Residence::Hidden { .. } | Residence::Gone => {}
+            Residence::Root { .. } | Residence::Hidden { .. } | Residence::Left { .. } | Residence::Gone => {}
         }
     }
 
@@ -326,6 +343,47 @@ impl State {
         };
     }
 
+    /// The file, or a directory's topmost part, is in the lower layer `layer` now, under the names that it had.
+    pub(super) fn rebase(&mut self, layer: LayerId) {
+        self.residence = match std::mem::replace(&mut self.residence, Residence::Gone) {
+            Residence::Lower { at, .. } | Residence::Upper { at, .. } => Residence::Lower { at, layer },
+            other => other,
+        };
+    }
+
+    /// A lower file loses a name and has others.
+    pub(super) fn lose_name(&mut self, parent: &NodeRef, name: &CStr) {
+        self.change_rare(|rare| rare.names.retain(|at| !is_at(at, parent, name)));
+        if !self.is_named(parent, name) {
+            return;
+        }
+        let next = self.change_rare(|rare| (!rare.names.is_empty()).then(|| rare.names.remove(0))).flatten();
+        if let (Residence::Lower { at, .. }, Some(next)) = (&mut self.residence, next) {
+            *at = next;
+        }
+    }
+
+    /// The mount does not show the file or directory any more. The names that it had, and the upper file under which the
+    /// table finds it.
+    pub(super) fn abandon(&mut self, remains: Remains) -> (SmallVec<[Dentry; 1]>, Option<FileId>) {
+        let upper_file = self.change_rare(|rare| rare.upper_file.take()).flatten();
+        let residence = match (remains, self.layer()) {
+            (Remains::Upper(held), Some(layer)) => Residence::Orphan { held, layer },
+            (Remains::Layer(held), Some(layer)) => Residence::Left { held, layer },
+            (Remains::Nothing, _) | (_, None) => Residence::Gone,
+        };
+        let names = self.bury();
+        self.residence = residence;
+        (names, upper_file)
+    }
+
+    /// The copy of what was left in a layer is in the upper, without a name.
+    pub(super) fn publish_left(&mut self, held: UpperDir, upper: LayerId) {
+        if matches!(self.residence, Residence::Left { .. }) {
+            self.residence = Residence::Orphan { held, layer: upper };
+        }
+    }
+
     /// Notes that the content is in the upper too (`None`), or in another lower file.
     pub(super) fn replace_content(&mut self, content: Option<ContentRef>) {
         match content {
@@ -352,7 +410,7 @@ impl State {
         let further = self.change_rare(|rare| std::mem::take(&mut rare.names)).unwrap_or_default();
         let first = match std::mem::replace(&mut self.residence, Residence::Gone) {
             Residence::Lower { at, .. } | Residence::Hidden { at, .. } | Residence::Upper { at, .. } => Some(at),
-            Residence::Root { .. } | Residence::Orphan { .. } | Residence::Gone => None,
+            Residence::Root { .. } | Residence::Orphan { .. } | Residence::Left { .. } | Residence::Gone => None,
         };
         first.into_iter().chain(further).collect()
     }

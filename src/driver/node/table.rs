@@ -19,7 +19,7 @@ use crate::union::layer::{Dir as LayerDir, FileId, LayerId, UpperDir};
 pub struct NodeTable {
     nodes: Numbered,
     /// Nodes whose upper file has several names, by that file.
-    links: DashMap<FileId, NodeRef>,
+    pub(super) links: DashMap<FileId, NodeRef>,
     /// Nodes of files with an index entry, by its name.
     pub(super) indexed: DashMap<Name, NodeRef>,
     /// For nodes that got a new number: new number to former number.
@@ -262,6 +262,11 @@ impl NodeTable {
     /// Called when the kernel drops `count` lookups of `id`. Returns how many nodes left the table.
     pub fn forget(&self, id: NodeId, count: u64) -> usize {
         self.get(id).map_or(0, |node| self.release(&node, count))
+    }
+
+    /// Lets a node leave the table that has lost its last child, if the kernel has forgotten it.
+    pub(super) fn drop_if_unused(&self, node: &NodeRef) {
+        self.release(node, 0);
     }
 
     /// Takes back `count` lookups. Returns how many nodes left the table.

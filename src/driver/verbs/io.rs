@@ -15,7 +15,7 @@ use std::sync::Arc;
 use rustix::fs::{FallocateFlags, OFlags, SeekFrom};
 
 use crate::driver::Union;
-use crate::driver::locate::LowerPlace;
+use crate::driver::locate::{LowerPlace, left_in_layer};
 use crate::driver::node::handle::RealFile;
 use crate::driver::node::sync::RwLock;
 use crate::driver::node::{NodeRef, OpenFile, ReadPattern};
@@ -73,6 +73,10 @@ impl Union {
         let node = self.node(asked)?;
         if node.file_type != FileType::Regular {
             return Err(Errno::INVAL);
+        }
+        if node.is_abandoned() {
+            // The kernel looks the name up again, and finds what the mount shows now.
+            return Err(Errno::STALE);
         }
         let truncates = flags & libc::O_TRUNC as u32 != 0;
         let writes = access_mode(flags) != libc::O_RDONLY as u32 || truncates;
@@ -152,6 +156,9 @@ impl Union {
         let (cache, key) = (&self.nodes.descriptors().lower_files, (node.id().0, layer.number()));
         if is_lower && let Some(file) = cache.get(&key) {
             return Ok(RealFile::Lower(file, layer));
+        }
+        if let Some((held, layer)) = left_in_layer(node) {
+            return Ok(RealFile::Lower(Arc::new(held.open_file(c"")?), layer));
         }
         let Some(place) = LowerPlace::of(node)? else {
             let file = self.on_upper(node, |dir, name| dir.open_writable(name, flags))?;

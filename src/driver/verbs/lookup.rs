@@ -284,16 +284,21 @@ impl Union {
     /// Attributes to show for a node whose real file has `stat`.
     pub(in crate::driver) fn show(&self, node: &Node, stat: &Stat) -> Attr {
         let (uid, gid) = self.shown_owner(stat.uid, stat.gid);
-        let (is_upper, indexed, content) = {
+        let (is_upper, indexed, content, is_left) = {
             let state = node.state();
-            (state.is_upper(), state.index().map(|entry| entry.nlink), state.content().cloned())
+            let indexed = state.index().map(|entry| entry.nlink);
+            (state.is_upper(), indexed, state.content().cloned(), state.left().is_some())
         };
         let merged = node.dir().is_some_and(|dir| dir.lowers().len() + usize::from(is_upper) > 1);
         Attr {
             ino: node.ino(),
             mode: if stat.is_users_device() { stat.mode & !libc::S_ISVTX } else { stat.mode },
             // Subdirectories of a merged directory are not counted (kernel: `ovl_getattr`).
-            nlink: if merged || self.config.static_nlink { 1 } else { indexed.unwrap_or(stat.nlink) },
+            nlink: match merged || self.config.static_nlink {
+                _ if is_left => 0,
+                true => 1,
+                false => indexed.unwrap_or(stat.nlink),
+            },
             uid,
             gid,
             rdev: stat.rdev,

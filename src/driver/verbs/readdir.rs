@@ -27,7 +27,7 @@ impl Union {
     /// # Errors
     /// `NOTDIR`, `STALE`; those of the layers.
     pub fn read_dir(&self, node: NodeId, offset: u64, sink: &mut dyn DirSink) -> Result<()> {
-        let node = self.dir_node(node)?;
+        let node = self.any_dir_node(node)?;
         let listing = self.merged_listing(&node, offset)?;
         if !self.push_dots(&node, offset, sink)? {
             return Ok(());
@@ -67,7 +67,7 @@ impl Union {
     /// # Errors
     /// `NOTDIR`, `STALE`; those of the layers.
     pub fn read_dir_plus(&self, node: NodeId, offset: u64, sink: &mut dyn DirSink) -> Result<()> {
-        let parent = self.dir_node(node)?;
+        let parent = self.any_dir_node(node)?;
         let listing = self.merged_listing(&parent, offset)?;
         if !self.push_dots(&parent, offset, sink)? {
             return Ok(());
@@ -111,7 +111,7 @@ impl Union {
     /// # Errors
     /// `NOTDIR`, `STALE`; those of `openat(2)`.
     pub fn to_fsync_dir(&self, node: NodeId) -> Result<Option<OwnedFd>> {
-        match self.upper_dir_if_any(&self.dir_node(node)?)? {
+        match self.upper_dir_if_any(&self.any_dir_node(node)?)? {
             Some(dir) if self.flushes() => dir.open_self().map(Some),
             _ => Ok(None),
         }

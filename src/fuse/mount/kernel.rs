@@ -1,5 +1,6 @@
 //! Requests of the overlay to the kernel.
 
+use std::ffi::OsStr;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -64,5 +65,19 @@ impl Kernel for Connection {
 
     fn invalidate_pages(&self, node: NodeId) {
         self.invalidate(node, 0);
+    }
+
+    fn invalidate_entry(&self, parent: NodeId, name: &OsStr) {
+        if let Err(error) = self.notifier.inval_entry(INodeNo(parent.0), name) {
+            tracing::debug!(parent = parent.0, ?name, %error, "the kernel did not take an invalidation");
+        }
+    }
+
+    fn delete_entry(&self, parent: NodeId, name: &OsStr, child: NodeId) {
+        // fuse_reverse_inval_entry() drops the name in any case. It fails for a directory in which files are still in use: then
+        // only that directory is not marked as deleted.
+        if let Err(error) = self.notifier.delete(INodeNo(parent.0), INodeNo(child.0), name) {
+            tracing::debug!(parent = parent.0, ?name, %error, "the kernel did not delete an entry");
+        }
     }
 }

@@ -20,6 +20,7 @@ use crate::marks::chain::{Chain, ChainId};
 use crate::marks::{Mark, Namespace};
 use crate::sys::xattr::{self, Target};
 use crate::union::layer::chain::{chain_namespace, copy_root, new_id, read_chain, write_chain};
+use crate::union::layer::switch::NextLowers;
 use crate::union::layer::{Layer, LayerId, LayerStack, OpenError, Stat, UpperLayer, describe};
 
 /// Why the stack of layers was not changed: one line, and an error number.
@@ -80,7 +81,7 @@ pub struct Successor {
     is_done: bool,
 }
 
-fn open_dir(path: &Path) -> Result<OwnedFd, ChangeError> {
+pub(super) fn open_dir(path: &Path) -> Result<OwnedFd, ChangeError> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     rustix::fs::open(path, flags, Mode::empty()).map_err(|errno| ChangeError::new(path, errno))
 }
@@ -90,12 +91,12 @@ fn c_name(name: Option<&OsStr>) -> Option<CString> {
 }
 
 /// The layer that a successor names as the one below it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Below {
+#[derive(Clone, Copy, Debug)]
+pub enum Below<'a> {
     /// The upper, which becomes a layer.
     Upper,
-    /// This layer; `None` for a layer without a mark.
-    Layer(Option<ChainId>),
+    /// The topmost of these, whose root the mount shows then.
+    Layers(&'a NextLowers),
 }
 
 impl Successor {
@@ -107,7 +108,7 @@ impl Successor {
         upper: &UpperLayer,
         path: &Path,
         id: ChainId,
-        below: Below,
+        below: Below<'_>,
         lower: Option<ChainId>,
     ) -> Result<Self, ChangeError> {
         let place = upper.location().ok_or_else(|| ChangeError::refused("the upperdir cannot change places"))?;
@@ -153,12 +154,15 @@ impl Successor {
         let below = match below {
             Below::Upper => {
                 successor.layer = Some(successor.old_layer()?);
+                copy_root(successor.old.as_fd(), successor.root.as_fd()).map_err(fail)?;
                 Some(old_id)
             }
-            Below::Layer(layer) => layer,
+            Below::Layers(next) => {
+                copy_root(next.root.as_fd(), successor.root.as_fd()).map_err(fail)?;
+                next.top
+            }
         };
         write_chain(successor.root.as_fd(), namespace, &Chain { id, below }).map_err(fail)?;
-        copy_root(successor.old.as_fd(), successor.root.as_fd()).map_err(fail)?;
         match rustix::fs::flock(&successor.root, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) | Err(Errno::NOLCK | Errno::OPNOTSUPP | Errno::NOSYS) => {}
             Err(errno) => return Err(fail(errno)),
@@ -383,8 +387,13 @@ impl LayerStack {
     /// Prepares a directory that can replace the upper.
     ///
     /// # Errors
-    /// One line of text.
-    pub(crate) fn prepare_successor(&self, path: &Path, id: ChainId, below: Below) -> Result<Successor, ChangeError> {
+    /// One line.
+    pub(crate) fn prepare_successor(
+        &self,
+        path: &Path,
+        id: ChainId,
+        below: Below<'_>,
+    ) -> Result<Successor, ChangeError> {
         let upper = self.upper().filter(|upper| !upper.is_read_only());
         let upper =
             upper.ok_or_else(|| ChangeError { errno: Errno::ROFS, line: "the mount is read-only".to_owned() })?;

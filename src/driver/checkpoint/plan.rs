@@ -1,0 +1,399 @@
+//! What becomes of each node when the mount gets other lower layers and an empty upper.
+//!
+//! The walk goes through the directories that the kernel knows and that have a part in a layer which goes or comes. A directory
+//! stays if its path leads to a directory in the new layers too: then what is mounted in it stays mounted. A file stays if its
+//! name leads to the same inode. All else is abandoned: whoever has it open keeps it as if it had been deleted.
+//!
+//! Nothing is changed here. The stack has its new lower layers already, and still the old upper.
+
+use std::collections::{HashMap, HashSet};
+use std::ffi::CStr;
+use std::sync::Arc;
+
+use crate::driver::Union;
+use crate::driver::node::{Dentry, Lowers, Name, Node, NodeId, NodeRef, Parts, Remains, Residence};
+use crate::driver::types::{Errno, Result};
+use crate::union::layer::{Dir, Layer, LayerDir, LayerId, LowerRef, Past, UpperDir};
+use crate::union::merge::{self, Found, MergedDir, Resolution, Source, root_parts};
+
+/// Directories that nobody is known to have open, but may be somebody's working directory: so many are held.
+const MOST_HELD: usize = 1024;
+
+/// What becomes of the nodes.
+#[derive(Debug, Default)]
+pub(super) struct Plan {
+    /// Directories that stay, with other parts.
+    pub(super) dirs: Vec<(NodeRef, Parts)>,
+    /// Files that stay, and are in this layer now.
+    pub(super) files: Vec<(NodeRef, LayerId)>,
+    /// Names that files lose which have others.
+    pub(super) names: Vec<(Dentry, NodeRef)>,
+    /// What is abandoned. What is in a directory comes before the directory.
+    pub(super) abandoned: Vec<(NodeRef, Remains)>,
+    /// What the kernel must be told.
+    pub(super) news: News,
+}
+
+/// What the kernel does not know yet.
+#[derive(Debug, Default)]
+pub(super) struct News {
+    /// Names that have nothing, or something else, now, and what they had. What is in a directory comes before the directory.
+    pub(super) gone: Vec<(Dentry, NodeRef)>,
+    /// Directories with other parts.
+    pub(super) changed: Vec<Changed>,
+}
+
+/// A directory that stays, with other parts.
+#[derive(Debug)]
+pub(super) struct Changed {
+    pub(super) node: NodeRef,
+    /// Its path in the upper that the mount had, if it was there.
+    pub(super) upper: Option<Vec<u8>>,
+    /// The parts that it had.
+    pub(super) before: Lowers,
+    /// The parts that it has.
+    pub(super) after: Vec<LowerRef>,
+    /// It continues below at another place than before.
+    pub(super) is_another: bool,
+}
+
+/// A directory of the new layers.
+struct Place<'a> {
+    union: &'a Union,
+    parts: &'a [LowerRef],
+    opened: Vec<std::cell::OnceCell<Dir>>,
+}
+
+impl<'a> Place<'a> {
+    fn new(union: &'a Union, parts: &'a [LowerRef]) -> Self {
+        Self { union, parts, opened: parts.iter().map(|_| std::cell::OnceCell::new()).collect() }
+    }
+
+    fn open(&self, index: usize) -> Result<LayerDir<'a>> {
+        let part = self.parts.get(index).ok_or(Errno::IO)?;
+        let layer = self.union.stack.lower(part.layer)?;
+        if let Some(listed) = layer.listed_dir(part) {
+            return Ok(listed);
+        }
+        let cell = self.opened.get(index).ok_or(Errno::IO)?;
+        if let Some(dir) = cell.get() {
+            return Ok(LayerDir::Held(dir.clone()));
+        }
+        let dir = layer.open_dir(&part.path)?;
+        Ok(LayerDir::Held(cell.get_or_init(|| dir).clone()))
+    }
+
+    /// What `name` is here; `None` also for what is damaged, which is told when it is looked up.
+    fn resolve(&self, name: &CStr) -> Result<Option<Found>> {
+        let open_lower = |index| self.open(index);
+        let dir = MergedDir {
+            stack: &self.union.stack,
+            upper: None,
+            lowers: self.parts,
+            open_lower: &open_lower,
+            listing: None,
+            upper_xattr_whiteouts: false,
+            upper_may_have_marks: false,
+            follow_redirects: self.union.follows_redirects(),
+            metacopy: self.union.config.metacopy,
+        };
+        match merge::resolve(&dir, name) {
+            Ok(Resolution::Found(found)) => Ok(Some(found)),
+            Ok(Resolution::Absent | Resolution::WhiteoutInUpper) => Ok(None),
+            Err(Errno::IO | Errno::PERM | Errno::LOOP) => Ok(None),
+            Err(errno) => Err(errno),
+        }
+    }
+}
+
+/// A known directory on the way.
+struct Visit {
+    node: NodeRef,
+    parts: Parts,
+    /// Its path in the mount as it was.
+    path: Vec<u8>,
+}
+
+/// What becomes of the name of a known node.
+enum Fate {
+    /// It is what it was.
+    Same,
+    /// A file: the same one, in this layer.
+    Moved(LayerId),
+    /// A directory, to be looked into.
+    Directory(Parts),
+    /// Gone, or something else.
+    Gone,
+}
+
+fn is_same_part(one: &LowerRef, other: &LowerRef) -> bool {
+    one.layer == other.layer && one.path == other.path
+}
+
+fn are_same_parts(before: &[LowerRef], after: &[LowerRef]) -> bool {
+    before.len() == after.len() && before.iter().zip(after).all(|(one, other)| is_same_part(one, other))
+}
+
+/// True if `after` is `before` without the parts in layers of the past.
+fn continues(before: &Lowers, after: &[LowerRef], past: &Past) -> bool {
+    let kept: Vec<LowerRef> = before.iter().filter(|part| past.layer(part.layer).is_none()).cloned().collect();
+    let added = after.len().saturating_sub(kept.len());
+    after.get(added..).is_some_and(|after| are_same_parts(&kept, after))
+}
+
+/// The walk.
+struct Planner<'a> {
+    union: &'a Union,
+    past: &'a Past,
+    plan: Plan,
+    /// Names that nodes lose, by node; `true` once its remains are in the plan.
+    lost: HashMap<NodeId, Vec<Dentry>>,
+    held: usize,
+}
+
+impl Union {
+    /// What becomes of the nodes, now that the stack has other lower layers than those of the `past`.
+    ///
+    /// # Errors
+    /// Those of reading the layers, but not of damaged names.
+    pub(super) fn plan(&self, past: &Past) -> Result<Plan> {
+        let mut planner = Planner { union: self, past, plan: Plan::default(), lost: HashMap::new(), held: 0 };
+        planner.walk()?;
+        planner.settle_lost()?;
+        planner.hold_hidden()?;
+        Ok(planner.plan)
+    }
+}
+
+impl Planner<'_> {
+    fn walk(&mut self) -> Result<()> {
+        let root = self.union.node(NodeId::ROOT)?;
+        // That of the root stays what it was at the mount.
+        let ino = root.ino();
+        let lowers = root_parts(&self.union.stack)?;
+        let protection = match lowers.first() {
+            Some(part) => self.union.stack.lower(part.layer)?.root().stat_self()?.protection(),
+            None => root.protection(),
+        };
+        let mut pending = vec![Visit { node: root, parts: Parts { lowers, ino, protection }, path: Vec::new() }];
+        while let Some(visit) = pending.pop() {
+            self.visit(visit, &mut pending)?;
+        }
+        Ok(())
+    }
+
+    fn visit(&mut self, visit: Visit, pending: &mut Vec<Visit>) -> Result<()> {
+        let Visit { node, parts, path } = visit;
+        let dir = node.dir().ok_or(Errno::IO)?;
+        let (had_upper, before) = (node.has_upper(), dir.lowers());
+        if !had_upper && are_same_parts(&before, &parts.lowers) {
+            return Ok(());
+        }
+        let place = Place::new(self.union, &parts.lowers);
+        for (name, child) in dir.children() {
+            match self.fate(&place, &before, &name, &child)? {
+                Fate::Same => {}
+                Fate::Moved(layer) => self.plan.files.push((child, layer)),
+                Fate::Directory(parts) => {
+                    let path = if path.is_empty() {
+                        name.to_bytes().to_vec()
+                    } else {
+                        [&*path, b"/", name.to_bytes()].concat()
+                    };
+                    pending.push(Visit { node: child, parts, path });
+                }
+                Fate::Gone => self.lose_all((node.clone(), name), child),
+            }
+        }
+        self.plan.news.changed.push(Changed {
+            node: node.clone(),
+            upper: had_upper.then_some(path),
+            is_another: !continues(&before, &parts.lowers, self.past),
+            before,
+            after: parts.lowers.clone(),
+        });
+        self.plan.dirs.push((node.clone(), parts));
+        Ok(())
+    }
+
+    /// What becomes of `child`, called `name` in the directory whose lower parts were `before`.
+    fn fate(&self, place: &Place<'_>, before: &Lowers, name: &CStr, child: &NodeRef) -> Result<Fate> {
+        let is_dir = child.dir().is_some();
+        let Some(layer) = child.state().lower().map(|(_, layer)| layer) else {
+            // The upper goes, and all files in it.
+            return if is_dir { self.directory(place, name, child) } else { Ok(Fate::Gone) };
+        };
+        if self.is_untouched(place, before, layer) {
+            return Ok(Fate::Same);
+        }
+        if is_dir {
+            return self.directory(place, name, child);
+        }
+        let Some(found) = place.resolve(name)?.filter(|found| found.lowers.is_empty() && !found.stat.is_dir()) else {
+            return Ok(Fate::Gone);
+        };
+        let Source::Lower(index) = found.source else { return Err(Errno::IO) };
+        let part = place.parts.get(usize::from(index)).ok_or(Errno::IO)?;
+        if before.of_layer(layer).is_some_and(|was| is_same_part(was, part)) {
+            return Ok(Fate::Same);
+        }
+        // A merged layer has the files of those that it was made of.
+        let is_same = self.past.has_added() && {
+            let was = before.of_layer(layer).ok_or(Errno::IO)?;
+            self.layer(layer)?.open_dir(&was.path)?.stat(name)?.is_some_and(|stat| stat.id() == found.stat.id())
+        };
+        Ok(if is_same { Fate::Moved(part.layer) } else { Fate::Gone })
+    }
+
+    /// True if what the directory has in `layer` under any name, and showed, it still shows.
+    fn is_untouched(&self, place: &Place<'_>, before: &Lowers, layer: LayerId) -> bool {
+        if self.past.has_added() || self.past.layer(layer).is_some() {
+            return false;
+        }
+        let Some(at) = place.parts.iter().position(|part| part.layer == layer) else { return false };
+        let above = place.parts.get(..=at).unwrap_or_default();
+        above.iter().all(|part| before.of_layer(part.layer).is_some_and(|was| is_same_part(was, part)))
+    }
+
+    fn directory(&self, place: &Place<'_>, name: &CStr, child: &Node) -> Result<Fate> {
+        let Some(found) = place.resolve(name)?.filter(|found| found.stat.is_dir()) else { return Ok(Fate::Gone) };
+        let ino = match found.lowers.first() {
+            Some(part) => self.union.ino_of_part(part)?,
+            None => child.ino(),
+        };
+        let protection = found.stat.protection().with(found.marks.protection);
+        Ok(Fate::Directory(Parts { lowers: found.lowers, ino, protection }))
+    }
+
+    /// The name of `node` goes, and with a directory all that is in it.
+    fn lose_all(&mut self, at: Dentry, node: NodeRef) {
+        let from = self.plan.news.gone.len();
+        let mut pending = vec![(at, node)];
+        while let Some((at, node)) = pending.pop() {
+            if let Some(dir) = node.dir() {
+                pending.extend(dir.children().into_iter().map(|(name, child)| ((node.clone(), name), child)));
+            }
+            self.lost.entry(node.id()).or_default().push(at.clone());
+            self.plan.news.gone.push((at, node));
+        }
+        if let Some(lost) = self.plan.news.gone.get_mut(from..) {
+            lost.reverse();
+        }
+    }
+
+    /// Tells nodes that lost all their names from those that have others.
+    fn settle_lost(&mut self) -> Result<()> {
+        let gone = std::mem::take(&mut self.plan.news.gone);
+        let mut done: HashSet<NodeId> = HashSet::new();
+        for (at, node) in &gone {
+            let lost = self.lost.get(&node.id()).map_or(0, Vec::len);
+            if lost < node.state().names().count() {
+                self.plan.names.push((at.clone(), node.clone()));
+            } else if done.insert(node.id()) {
+                let remains = self.remains(node)?;
+                self.plan.abandoned.push((node.clone(), remains));
+            }
+        }
+        self.plan.news.gone = gone;
+        // A file that goes has not moved.
+        self.plan.files.retain(|(node, _)| !done.contains(&node.id()));
+        Ok(())
+    }
+
+    fn layer(&self, id: LayerId) -> Result<&Layer> {
+        self.past.layer(id).map_or_else(|| self.union.stack.lower(id), Ok)
+    }
+
+    /// What is to be held of a node that is abandoned.
+    fn remains(&mut self, node: &NodeRef) -> Result<Remains> {
+        let held = match node.dir() {
+            Some(_) if self.held >= MOST_HELD => return Ok(Remains::Nothing),
+            Some(_) => {
+                self.held += 1;
+                self.held_dir(node)
+            }
+            None if node.state().open().is_none() => return Ok(Remains::Nothing),
+            None => self.held_file(node),
+        };
+        match held {
+            // Somebody has changed the layer.
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::STALE) => Ok(Remains::Nothing),
+            held => held,
+        }
+    }
+
+    fn held_dir(&self, node: &NodeRef) -> Result<Remains> {
+        if node.has_upper() {
+            return self.union.upper_dir(node).map(Remains::Upper);
+        }
+        let layer = node.state().layer().ok_or(Errno::STALE)?;
+        let lowers = node.dir().ok_or(Errno::IO)?.lowers();
+        let part = lowers.of_layer(layer).ok_or(Errno::STALE)?;
+        self.layer(layer)?.open_dir(&part.path).map(Remains::Layer)
+    }
+
+    fn held_file(&self, node: &NodeRef) -> Result<Remains> {
+        if node.has_upper() {
+            let held: UpperDir = self.union.on_upper(node, |dir, name| self.union.hold_file(dir, name))?;
+            return Ok(Remains::Upper(held));
+        }
+        let (parent, name, layer) = {
+            let state = node.state();
+            let ((parent, name), layer) = state.lower().ok_or(Errno::STALE)?;
+            (parent.clone(), Name::clone(name), layer)
+        };
+        let lowers = parent.dir().ok_or(Errno::IO)?.lowers();
+        let part = lowers.of_layer(layer).ok_or(Errno::STALE)?;
+        let dir = self.layer(layer)?.open_dir(&part.path)?;
+        Ok(Remains::Layer(dir.hold(dir.open_reference(&name)?)))
+    }
+
+    /// Files that were deleted, are open and are still found by where they were: their directories change.
+    fn hold_hidden(&mut self) -> Result<()> {
+        let mut done = HashSet::new();
+        for node in self.union.handles.nodes() {
+            let is_hidden = matches!(node.state().residence(), Residence::Hidden { .. });
+            if is_hidden && done.insert(node.id()) {
+                let remains = self.held_file(&node)?;
+                self.plan.abandoned.push((node, remains));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The names by which the kernel may know that there is nothing.
+pub(super) fn appeared(union: &Union, past: &Past, upper: &UpperDir, changed: &Changed) -> Result<Vec<Arc<CStr>>> {
+    use crate::confined;
+    use crate::union::view::UpperPart;
+    use std::os::fd::AsFd;
+
+    let mut names: HashSet<std::ffi::CString> = HashSet::new();
+    let mut all = changed.is_another;
+    let mut gone = Vec::new();
+    if let Some(path) = &changed.upper {
+        gone.push(confined::open_dir(upper.as_fd(), path)?);
+    }
+    for part in changed.before.iter() {
+        if let Some(layer) = past.layer(part.layer) {
+            gone.push(layer.open_dir(&part.path)?.open_self()?);
+        }
+    }
+    for dir in gone {
+        let part = UpperPart::root(dir)?;
+        all |= part.is_opaque();
+        names.extend(part.entries()?.into_iter().filter(|entry| entry.whiteout).map(|entry| entry.name));
+    }
+    let place = Place::new(union, &changed.after);
+    if all || past.has_added() {
+        for (index, part) in changed.after.iter().enumerate() {
+            let is_new = !changed.before.of_layer(part.layer).is_some_and(|was| is_same_part(was, part));
+            if all || is_new {
+                let dir = place.open(index)?;
+                names.extend(merge::listing::entries_of(&dir, part.xattr_whiteouts)?.into_iter().map(|(name, _)| name));
+            }
+        }
+    }
+    let dir = changed.node.dir().ok_or(Errno::NOTDIR)?;
+    Ok(names.into_iter().filter(|name| !dir.has_child(name)).map(|name| Arc::from(name.as_c_str())).collect())
+}

@@ -1,0 +1,203 @@
+//! Back to a checkpoint: other lower layers and an empty upper, while the mount is in use.
+//!
+//! 1. With the gate open, the layers are opened and the new upper is prepared.
+//! 2. With the gate closed: what is to be kept becomes a layer, as at a checkpoint; `plan` finds what becomes of each node that
+//!    the kernel knows; one rename exchanges the upper; the nodes are changed. From then on each request is answered from the
+//!    new layers, also if it comes from a name that the kernel remembers.
+//! 3. With the gate open again, the kernel is told which names and directories have changed. It waits for requests on those
+//!    directories meanwhile, so no request may wait for this thread.
+//!
+//! The kernel's own way to look all names up again (`FUSE_NOTIFY_INC_EPOCH`) would unmount what is mounted in the tree:
+//! `d_invalidate()` does so for each directory that it drops. So single names are told, and directories that stay are not dropped.
+
+use std::ffi::{CStr, OsStr};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::plan::{News, Plan, appeared};
+use crate::driver::node::{Dentry, NodeRef};
+use crate::driver::types::{Errno, KernelRef};
+use crate::driver::{Overlay, Union};
+use crate::marks::chain::ChainId;
+use crate::union::layer::{Below, ChangeError, NextLowers, Past, Successor, UpperDir};
+
+/// Where what is left behind becomes a layer.
+#[derive(Clone, Copy, Debug)]
+pub struct Kept<'a> {
+    /// Where the layer goes. Nothing is there yet.
+    pub place: &'a Path,
+    /// The id of the upper between the two.
+    pub id: ChainId,
+}
+
+/// What a switch came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Switched {
+    /// How long verbs had to wait at most.
+    pub paused: Duration,
+    /// Nodes that the mount does not show any more.
+    pub abandoned: usize,
+}
+
+/// What is left of the stack before.
+struct Turn {
+    past: Past,
+    upper: UpperDir,
+    news: News,
+    abandoned: usize,
+}
+
+impl Overlay {
+    /// Makes `lowers` the lower layers, topmost first, and an empty directory of id `id` the upper. The old upper goes to `place`,
+    /// where nothing is yet; it belongs to the caller then. With `kept`, it becomes a layer there instead, and what
+    /// goes to `place` is another directory. Everything is on the disk when this returns, unless the mount flushes nothing.
+    ///
+    /// Files that are open and are not the same in the new layers behave as deleted ones. If nothing is mounted below it, the kernel
+    /// has forgotten each name that changed when this returns; what is mounted on a directory that is gone is unmounted.
+    ///
+    /// # Errors
+    /// One line. The state is that before, unless the line says that it is not; with `kept`, the layer may have been made.
+    pub fn switch(
+        &self,
+        place: &Path,
+        id: ChainId,
+        lowers: &[PathBuf],
+        kept: Option<Kept<'_>>,
+    ) -> Result<Switched, ChangeError> {
+        let _one = self.changes.one.lock();
+        let (next, mut keeper, mut successor) = {
+            let union = self.enter();
+            union.check_can_change()?;
+            let next = union.stack.prepare_lowers(lowers, &union.config)?;
+            let keeper = match kept {
+                None => None,
+                Some(kept) => {
+                    union.learn_names_of_writers();
+                    Some(union.stack.prepare_successor(kept.place, kept.id, Below::Upper)?)
+                }
+            };
+            let successor = union.stack.prepare_successor(place, id, Below::Layers(&next))?;
+            (next, keeper, successor)
+        };
+        let (turned, paused) = self.exclusive(|union| union.turn(next, keeper.as_mut(), &mut successor))?;
+        let turn = turned?;
+        self.tell(&turn);
+        if self.enter().flushes() {
+            successor.settle()?;
+            keeper.as_ref().map_or(Ok(()), Successor::settle)?;
+            self.sync().map_err(|errno| ChangeError::new(place, errno))?;
+        }
+        Ok(Switched { paused, abandoned: turn.abandoned })
+    }
+
+    /// Tells the kernel what has changed. The gate is open.
+    fn tell(&self, turn: &Turn) {
+        let kernel = self.enter().kernel.get().map(|attached| Arc::clone(&attached.kernel));
+        if let Some(kernel) = kernel {
+            turn.tell_gone(&kernel);
+            for changed in &turn.news.changed {
+                // Not held while the kernel is told.
+                let names = appeared(&self.enter(), &turn.past, &turn.upper, changed);
+                match names {
+                    Ok(names) => {
+                        names.iter().for_each(|name| kernel.invalidate_entry(changed.node.id(), text(name)));
+                    }
+                    Err(errno) => tracing::error!("names that appear again may not be seen: {errno}"),
+                }
+                kernel.invalidate_pages(changed.node.id());
+            }
+        }
+        self.enter().has_told.store(true, std::sync::atomic::Ordering::Release);
+    }
+}
+
+fn text(name: &CStr) -> &OsStr {
+    OsStr::from_bytes(name.to_bytes())
+}
+
+impl Turn {
+    fn tell_gone(&self, kernel: &KernelRef) {
+        for ((parent, name), node) in &self.news.gone {
+            match node.is_abandoned() {
+                true => kernel.delete_entry(parent.id(), text(name), node.id()),
+                // It has other names.
+                false => kernel.invalidate_entry(parent.id(), text(name)),
+            }
+        }
+    }
+}
+
+impl Union {
+    /// Nobody else is in the union.
+    fn turn(
+        &mut self,
+        next: NextLowers,
+        keeper: Option<&mut Successor>,
+        successor: &mut Successor,
+    ) -> Result<Turn, ChangeError> {
+        if let Some(keeper) = keeper {
+            self.keep(keeper)?;
+        }
+        let fail =
+            |errno| ChangeError { errno, line: format!("the layers cannot be read: {}", std::io::Error::from(errno)) };
+        let upper = self.upper().map_err(fail)?.root().clone();
+        let past = self.stack.replace_lowers(next);
+        let planned = self.plan(&past).map_err(fail).and_then(|plan| {
+            self.stack.replace_upper(successor)?;
+            Ok(plan)
+        });
+        let plan = match planned {
+            Ok(plan) => plan,
+            Err(error) => {
+                self.stack.restore_lowers(past);
+                return Err(error);
+            }
+        };
+        // From here on it is done: nothing may fail any more.
+        self.has_told.store(false, std::sync::atomic::Ordering::Release);
+        self.stack.lowers().iter().for_each(|layer| self.origins.learn(layer));
+        let abandoned = plan.abandoned.len();
+        let news = self.rebase(plan);
+        Ok(Turn { past, upper, news, abandoned })
+    }
+
+    /// The upper becomes a layer, as at a checkpoint. Nobody writes to it any more after that.
+    fn keep(&mut self, keeper: &mut Successor) -> Result<(), ChangeError> {
+        let moved = self.pivot(keeper)?;
+        if moved.is_empty() {
+            return Ok(());
+        }
+        let flushes = self.flushes();
+        moved.into_iter().try_for_each(|replacement| replacement.run(keeper, flushes))?;
+        let ended = self.upper().and_then(|upper| upper.end_moving());
+        ended.map_err(|errno| ChangeError { errno, line: format!("the upperdir: {}", std::io::Error::from(errno)) })
+    }
+
+    /// Changes the nodes.
+    fn rebase(&self, plan: Plan) -> News {
+        let Plan { dirs, files, names, abandoned, news } = plan;
+        for (node, parts) in dirs {
+            self.nodes.rebase_dir(&node, parts);
+        }
+        for (node, layer) in files {
+            self.nodes.rebase_file(&node, layer);
+        }
+        for ((parent, name), node) in names {
+            self.nodes.lose_name(&parent, &name, &node);
+        }
+        for (node, remains) in abandoned {
+            self.nodes.abandon(&node, remains);
+        }
+        let shrunk: Vec<Dentry> = news.gone.iter().map(|(at, _): &(Dentry, NodeRef)| at.clone()).collect();
+        self.nodes.end_rebasing(&self.upper_id, self.stack.upper_id(), &shrunk);
+        news
+    }
+
+    /// What to answer for a directory that the mount does not show any more. As long as the kernel has not been told all, it may be
+    /// asked for by its path: then the kernel shall look that up again.
+    pub(in crate::driver) fn gone(&self) -> Errno {
+        if self.has_told.load(std::sync::atomic::Ordering::Acquire) { Errno::NOENT } else { Errno::STALE }
+    }
+}

@@ -1,0 +1,89 @@
+//! What nodes become when the mount is given other layers (`driver/checkpoint/switch`). The gate is closed: nobody else is in
+//! the table, so no name is held.
+
+use std::ffi::CStr;
+
+use crate::driver::node::{CopyUpGuard, Lowers, Name, NodeRef, NodeTable, UpperId, UpperMarks};
+use crate::union::layer::{Dir as LayerFile, LayerId, LowerRef, Protection, UpperDir};
+
+/// What is held of a file or directory that the new layers do not show.
+#[derive(Debug)]
+pub enum Remains {
+    /// It was in the upper, which nobody else uses: it may be changed.
+    Upper(UpperDir),
+    /// It is in a layer.
+    Layer(LayerFile),
+    /// Nothing: nobody has it open.
+    Nothing,
+}
+
+/// What a directory consists of in the new layers.
+#[derive(Debug)]
+pub struct Parts {
+    /// Its parts, topmost first.
+    pub lowers: Vec<LowerRef>,
+    /// Its `st_ino`.
+    pub ino: u64,
+    /// What may not be changed of it.
+    pub protection: Protection,
+}
+
+impl NodeTable {
+    /// The directory stays, and has no upper part any more.
+    pub fn rebase_dir(&self, node: &NodeRef, parts: Parts) {
+        let Some(dir) = node.dir() else { return };
+        let top = parts.lowers.first().map(|part| part.layer);
+        {
+            let state = &mut *dir.state.lock();
+            state.lowers = parts.lowers.into();
+            state.upper = UpperMarks::default();
+            state.listings.outdate();
+        }
+        node.set_ino(parts.ino);
+        node.protect(parts.protection);
+        node.forget_attributes();
+        if let Some(layer) = top {
+            node.state.lock().rebase(layer);
+        }
+    }
+
+    /// The file stays, and is found in `layer` now.
+    pub fn rebase_file(&self, node: &NodeRef, layer: LayerId) {
+        node.state.lock().rebase(layer);
+    }
+
+    /// The file stays, and loses one of its names.
+    pub fn lose_name(&self, parent: &NodeRef, name: &CStr, node: &NodeRef) {
+        Self::detach(parent, name, node);
+        node.state.lock().lose_name(parent, name);
+    }
+
+    /// The mount does not show the file or directory any more. What is in a directory comes before the directory.
+    pub fn abandon(&self, node: &NodeRef, remains: Remains) {
+        node.note_abandoned();
+        let (names, upper_file) = node.state.lock().abandon(remains);
+        for (parent, name) in &names {
+            Self::detach(parent, name, node);
+        }
+        if let Some(id) = upper_file {
+            self.links.remove_if(&id, |_, known| NodeRef::ptr_eq(known, node));
+        }
+        if let Some(dir) = node.dir() {
+            let state = &mut *dir.state.lock();
+            self.forget_listings(state);
+            (state.lowers, state.upper) = (Lowers::default(), UpperMarks::default());
+        }
+    }
+
+    /// All is done, and the upper has another id. `shrunk`: directories that lost names.
+    pub fn end_rebasing(&self, current: &UpperId, upper: LayerId, shrunk: &[(NodeRef, Name)]) {
+        current.set(upper);
+        self.descriptors().clear();
+        shrunk.iter().for_each(|(dir, _)| self.drop_if_unused(dir));
+    }
+
+    /// The copy of what was left in a layer is in the upper, whose id is `upper`.
+    pub fn publish_left(&self, copy_up: &CopyUpGuard<'_>, held: UpperDir, upper: LayerId) {
+        copy_up.node().state.lock().publish_left(held, upper);
+    }
+}

@@ -1,0 +1,139 @@
+//! Other lower layers for a mount: those of an earlier checkpoint.
+//!
+//! The layers that both stacks have at their lower ends keep their ids. The others that are new get ids above all that there
+//! were, so that no id ever means two layers.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::io::Errno;
+
+use crate::config::{Inventories, OverlayConfig};
+use crate::marks::chain::ChainId;
+use crate::union::layer::pivot::open_dir;
+use crate::union::layer::{ChangeError, Dir, Layer, LayerId, LayerStack, Stat, Successor};
+
+/// The lower layers that a mount is about to have.
+#[derive(Debug)]
+pub struct NextLowers {
+    /// Those that the mount does not have, topmost first.
+    added: Vec<Layer>,
+    /// How many of the lowest layers stay.
+    common: usize,
+    /// The root of the topmost one, open for reading.
+    pub(super) root: OwnedFd,
+    /// The chain mark of the topmost one.
+    pub(super) top: Option<ChainId>,
+}
+
+/// The lower layers that a mount had, and has not any more.
+#[derive(Debug)]
+pub struct Past {
+    /// Topmost first.
+    layers: Vec<Layer>,
+    /// How many layers have taken their place.
+    added: usize,
+}
+
+impl Past {
+    /// The layer `id`, if it is one of these.
+    pub(crate) fn layer(&self, id: LayerId) -> Option<&Layer> {
+        self.layers.iter().find(|layer| layer.id == id)
+    }
+
+    /// True if the mount has layers now that it had not before.
+    pub(crate) fn has_added(&self) -> bool {
+        self.added > 0
+    }
+}
+
+impl LayerStack {
+    /// Opens and checks the layers at `paths`, topmost first.
+    ///
+    /// # Errors
+    /// One line naming the layer and what is wrong with it.
+    pub(crate) fn prepare_lowers(&self, paths: &[PathBuf], config: &OverlayConfig) -> Result<NextLowers, ChangeError> {
+        let none = || ChangeError { errno: Errno::INVAL, line: "no layers are named".to_owned() };
+        let root = open_dir(paths.first().ok_or_else(none)?)?;
+        let common = self.count_common(paths)?;
+        let (above, _) = paths.split_at_checked(paths.len().saturating_sub(common)).ok_or_else(none)?;
+        let added = above.iter().map(|path| open_layer(path, config)).collect::<Result<Vec<_>, _>>()?;
+        let kept = self.lowers().iter().skip(self.visible.saturating_sub(common));
+        let chains: Vec<_> = added.iter().chain(kept).map(|layer| (layer.path.as_path(), layer.chain)).collect();
+        check_order(&chains)?;
+        let top = chains.first().and_then(|(_, chain)| *chain).map(|chain| chain.id);
+        Ok(NextLowers { added, common, root, top })
+    }
+
+    /// How many of the lowest layers of this mount are also the lowest of `paths`.
+    fn count_common(&self, paths: &[PathBuf]) -> Result<usize, ChangeError> {
+        let mut common = 0;
+        for (layer, path) in self.lowers().iter().rev().zip(paths.iter().rev()) {
+            let fail = |errno| ChangeError::new(path, errno);
+            let found = Stat::of(open_dir(path)?.as_fd(), c"").map_err(fail)?;
+            if found.id() != layer.root.stat_self().map_err(fail)?.id() {
+                break;
+            }
+            common += 1;
+        }
+        Ok(common)
+    }
+
+    /// Puts other lower layers in the place of those that are not among them. Returns the latter.
+    pub(crate) fn replace_lowers(&mut self, next: NextLowers) -> Past {
+        let NextLowers { mut added, common, .. } = next;
+        let mut id = self.upper_id;
+        for layer in added.iter_mut().rev() {
+            id = id.next();
+            layer.id = id;
+            layer.fs = self.filesystems.add_root(layer.device);
+        }
+        let gone = self.visible.saturating_sub(common);
+        let count = added.len();
+        let layers: Vec<Layer> = self.lowers.splice(..gone, added).collect();
+        self.visible = common + count;
+        Past { layers, added: count }
+    }
+
+    /// Puts the layers back that [`Self::replace_lowers`] took away.
+    pub(crate) fn restore_lowers(&mut self, past: Past) {
+        self.visible = (self.visible + past.layers.len()).saturating_sub(past.added);
+        drop(self.lowers.splice(..past.added, past.layers));
+    }
+
+    /// The successor becomes the upper above the layers that [`Self::replace_lowers`] has put there.
+    ///
+    /// # Errors
+    /// One line. Nothing has changed then.
+    pub(crate) fn replace_upper(&mut self, successor: &mut Successor) -> Result<(), ChangeError> {
+        let top = self.lowers.first().map_or(self.upper_id, |layer| layer.id.max(self.upper_id));
+        let upper = self.upper_mut().ok_or_else(|| ChangeError::refused("there is no upperdir"))?;
+        upper.replace(successor)?;
+        self.upper_id = top;
+        self.begin_generation();
+        Ok(())
+    }
+}
+
+fn open_layer(path: &Path, config: &OverlayConfig) -> Result<Layer, ChangeError> {
+    let mut layer = Layer::of_root(Dir::root(open_dir(path)?)).map_err(|errno| ChangeError::new(path, errno))?;
+    path.clone_into(&mut layer.path);
+    layer.find_chain().map_err(|error| ChangeError { errno: Errno::IO, line: error.to_string() })?;
+    if config.inventory != Inventories::Off && config.timeout.is_none() {
+        layer.find_inventory();
+    }
+    Ok(layer)
+}
+
+/// Each layer must be directly above the one that its chain mark names.
+fn check_order(layers: &[(&Path, Option<crate::marks::chain::Chain>)]) -> Result<(), ChangeError> {
+    for (at, (path, chain)) in layers.iter().enumerate() {
+        let below = layers.get(at + 1).and_then(|(_, chain)| *chain).map(|chain| chain.id);
+        let needed = chain.and_then(|chain| chain.below);
+        if let Some(id) = needed.filter(|id| below != Some(*id)) {
+            let line = format!("lower layer {} needs the checkpoint layer {id} directly below it", path.display());
+            return Err(ChangeError { errno: Errno::INVAL, line });
+        }
+    }
+    Ok(())
+}
