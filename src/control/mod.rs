@@ -42,6 +42,8 @@ pub enum Request {
         id: String,
         /// All layers, the topmost first.
         lowers: Vec<String>,
+        /// Where the old upper becomes a layer instead, and the id of the upper between the two.
+        keep: Option<(String, String)>,
     },
     /// Another mount is about to use these layers: this one must not write to them.
     Share {
@@ -94,8 +96,12 @@ impl Request {
             Self::Checkpoint { place, id, sync } => {
                 json!({"op": "checkpoint", "place": place, "id": id, "sync": sync})
             }
-            Self::Switch { place, id, lowers } => {
-                json!({"op": "switch", "place": place, "id": id, "lowers": lowers})
+            Self::Switch { place, id, lowers, keep } => {
+                let mut request = json!({"op": "switch", "place": place, "id": id, "lowers": lowers});
+                if let Some((place, id)) = keep {
+                    request["keep"] = json!({"place": place, "id": id});
+                }
+                request
             }
             Self::Share { layers } => json!({"op": "share", "layers": layers}),
             Self::State => json!({"op": "state"}),
@@ -111,7 +117,11 @@ impl Request {
                 id: text("id")?,
                 sync: value["sync"].as_bool().unwrap_or(true),
             },
-            "switch" => Self::Switch { place: text("place")?, id: text("id")?, lowers: texts(&value["lowers"])? },
+            "switch" => {
+                let kept = |field: &str| value["keep"][field].as_str().map(str::to_owned);
+                let keep = if value["keep"].is_null() { None } else { Some((kept("place")?, kept("id")?)) };
+                Self::Switch { place: text("place")?, id: text("id")?, lowers: texts(&value["lowers"])?, keep }
+            }
             "share" => Self::Share { layers: texts(&value["layers"])? },
             "state" => Self::State,
             _ => return None,
@@ -194,10 +204,13 @@ mod tests {
     fn requests_are_what_the_protocol_says() {
         let checkpoint = Request::Checkpoint { place: "/p".into(), id: "a".into(), sync: true };
         let lowers = vec!["/l".to_owned()];
-        let switch = Request::Switch { place: "/p".into(), id: "a".into(), lowers: lowers.clone() };
+        let switch = Request::Switch { place: "/p".into(), id: "a".into(), lowers: lowers.clone(), keep: None };
+        let keep = Some(("/k".to_owned(), "b".to_owned()));
+        let keeping = Request::Switch { place: "/p".into(), id: "a".into(), lowers: lowers.clone(), keep };
         for (request, text) in [
             (&checkpoint, r#"{"op":"checkpoint","place":"/p","id":"a","sync":true}"#),
             (&switch, r#"{"op":"switch","place":"/p","id":"a","lowers":["/l"]}"#),
+            (&keeping, r#"{"op":"switch","place":"/p","id":"a","lowers":["/l"],"keep":{"place":"/k","id":"b"}}"#),
             (&Request::Share { layers: lowers.clone() }, r#"{"op":"share","layers":["/l"]}"#),
             (&Request::State, r#"{"op":"state"}"#),
         ] {

@@ -217,7 +217,7 @@ fn inventory_of(root: &Path) -> (Vec<PathBuf>, Vec<PathBuf>) {
 }
 
 /// Changes a few things in a tree. What cannot be done (a directory into itself, a name that is taken) is not.
-fn change_at_random(root: &Path, state: &mut u64) {
+pub(super) fn change_at_random(root: &Path, state: &mut u64) {
     for step in 0..12 {
         let (dirs, files) = inventory_of(root);
         let dir = dirs[dice(state, dirs.len())].clone();

@@ -1,14 +1,21 @@
 //! Back to a checkpoint.
 
-use std::path::{Path, PathBuf};
+use std::ffi::CString;
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Component, Path, PathBuf};
+
+use rustix::io::Errno;
 
 use super::super::Container;
-use super::{check_checkpoint_name, pivot};
+use super::{Checkpoint, check_checkpoint_name, pivot};
 use crate::image::files::remove_tree;
-use crate::image::{IoContext, Result};
+use crate::image::{ImageError, IoContext, Result};
 use crate::marks::chain::Chain;
-use crate::store::Store;
+use crate::store::checkpoints::CheckpointLayer;
+use crate::store::{Store, open_topmost_first};
 use crate::union::layer::chain::new_id;
+use crate::union::view::{Entry, View};
 
 /// The abandoned state after a rollback that keeps nothing. It is still on the disk.
 #[derive(Debug)]
@@ -45,21 +52,62 @@ impl Container {
         let mut running = self.running()?;
         let mark = self.own_mark(store)?;
         let next = Chain { id: new_id().at(self.upper())?, below: Some(target.layer.id) };
-        let (place, stage) = match keep {
-            Some(_) => (self.reserve(store, mark.id, keep)?, None),
-            None => {
+        if running.is_some() {
+            self.check_mount_points(store, &target)?;
+        }
+        // A mount leaves an upper behind in any case: files that are open for writing are in it.
+        let stage = match keep.is_none() || running.is_some() {
+            true => {
                 let tmp = store.root().join("tmp");
-                let stage = tempfile::Builder::new().prefix("abandoned-").tempdir_in(&tmp).at(&tmp)?;
-                (stage.path().join("upper"), Some(stage))
+                Some(tempfile::Builder::new().prefix("abandoned-").tempdir_in(&tmp).at(&tmp)?)
             }
+            false => None,
         };
-        let done = match &mut running {
-            Some(mount) => self.ask_to_switch(store, mount, &place, &next),
-            None => pivot::exchange(self, &target.layer.dir(), &place, &next),
+        let kept = keep.map(|_| self.reserve(store, mark.id, keep)).transpose()?;
+        let abandoned = stage.as_ref().map(|stage| stage.path().join("upper"));
+        let done = match (&mut running, &abandoned, &kept) {
+            (Some(mount), Some(place), kept) => self.ask_to_switch(store, mount, place, &next, kept.as_deref()),
+            (_, Some(place), _) | (_, None, Some(place)) => pivot::exchange(self, &target.layer.dir(), place, &next),
+            (_, None, None) => Ok(()),
         };
-        match stage {
-            None => self.settle(store, mark.id, keep, done).map(|_| None),
-            Some(stage) => done.map(|()| Some(Abandoned(stage.keep()))),
+        match keep {
+            Some(_) => drop(self.settle(store, mark.id, keep, done)?),
+            None => done?,
+        }
+        Ok(stage.map(|stage| Abandoned(stage.keep())))
+    }
+
+    /// Refuses a checkpoint that lacks what the running container has a mount on: the mount would go.
+    fn check_mount_points(&self, store: &Store, target: &Checkpoint) -> Result<()> {
+        if self.record.stubs.is_empty() {
+            return Ok(());
+        }
+        let mut layers =
+            store.chain(Some(target.layer.id))?.iter().map(CheckpointLayer::open).collect::<Result<Vec<_>>>()?;
+        layers.extend(open_topmost_first(&self.layers(store)?)?);
+        let layers: Vec<_> = layers.iter().map(AsFd::as_fd).collect();
+        let view = View::new(&layers, false).at(target.layer.dir())?;
+        for stub in &self.record.stubs {
+            if !has(&view, stub).at(target.layer.dir())? {
+                let reason =
+                    format!("has no {}, where the running container has a mount; stop it first", stub.display());
+                return Err(ImageError::refused(format!("{}@{}", self.name, target.name), reason));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// True if there is something at `path`.
+fn has(view: &View, path: &Path) -> std::result::Result<bool, Errno> {
+    let mut parts = view.root()?;
+    for component in path.components().filter(|component| matches!(component, Component::Normal(_))) {
+        let name = CString::new(component.as_os_str().as_bytes()).map_err(|_| Errno::INVAL)?;
+        match view.lookup(&parts, &name)? {
+            Some(Entry::Directory(found)) => parts = found,
+            Some(Entry::Other(_)) => return Ok(true),
+            None => return Ok(false),
         }
     }
+    Ok(true)
 }

@@ -54,11 +54,25 @@ impl Container {
         mount.ask(&request).map(drop).map_err(|error| self.told(&error))
     }
 
-    /// Asks the driver to use the layer below `next`, with an empty upper. The old upper goes to `place`.
-    pub(super) fn ask_to_switch(&self, store: &Store, mount: &mut Client, place: &Path, next: &Chain) -> Result<()> {
+    /// Asks the driver to use the layer below `next`, with an empty upper. The old upper becomes a layer at `kept`, or goes to
+    /// `place`; then what goes to `place` is an upper that nobody needs.
+    pub(super) fn ask_to_switch(
+        &self,
+        store: &Store,
+        mount: &mut Client,
+        place: &Path,
+        next: &Chain,
+        kept: Option<&Path>,
+    ) -> Result<()> {
         let lowers = texts(&self.lower_dirs(store, &store.chain(next.below)?)?)?;
-        let place = text(place).at(place)?;
-        let request = Request::Switch { place, id: next.id.to_string(), lowers };
+        let keep = match kept {
+            Some(kept) => Some((text(kept).at(kept)?, new_id().at(kept)?.to_string())),
+            None => None,
+        };
+        let state = mount.ask(&Request::State).map_err(|error| self.told(&error))?;
+        // As for a checkpoint: files that are open for writing are copied into what is kept.
+        let _frozen = (kept.is_some() && state.writers != Some(0)).then(|| freeze::freeze(self)).flatten();
+        let request = Request::Switch { place: text(place).at(place)?, id: next.id.to_string(), lowers, keep };
         mount.ask(&request).map(drop).map_err(|error| self.told(&error))
     }
 }

@@ -8,7 +8,7 @@ use rustix::io::Errno;
 use crate::config::OverlayConfig;
 use crate::control::{self, Answer, Lower, Request, Server};
 use crate::driver::Overlay;
-use crate::driver::checkpoint::{ChangeError, StackState};
+use crate::driver::checkpoint::{ChangeError, Kept, StackState};
 use crate::marks::chain::ChainId;
 
 /// Answers requests for `overlay`, if it is writable. A mount works without the socket, but then has no checkpoints while it
@@ -38,7 +38,7 @@ fn answer(overlay: &Overlay, request: Request) -> Answer {
             let layers: Vec<_> = layers.iter().map(|layer| control::path(layer)).collect();
             overlay.share(&layers).map(|()| Answer::done())
         }
-        Request::Switch { .. } => Ok(Answer::refused("its layers cannot change while it is mounted; unmount it first")),
+        Request::Switch { place, id, lowers, keep } => switch(overlay, &place, &id, &lowers, keep.as_ref()),
     };
     done.unwrap_or_else(|error: ChangeError| Answer {
         errno: name_of(error.errno).map(str::to_owned),
@@ -73,6 +73,20 @@ fn checkpoint(overlay: &Overlay, place: &str, id: &str, sync: bool) -> Result<An
         moved_files: Some(made.moved_files as u64),
         ..Answer::done()
     })
+}
+
+fn switch(
+    overlay: &Overlay,
+    place: &str,
+    id: &str,
+    lowers: &[String],
+    keep: Option<&(String, String)>,
+) -> Result<Answer, ChangeError> {
+    let lowers: Vec<_> = lowers.iter().map(|layer| control::path(layer)).collect();
+    let keep = keep.map(|(place, id)| Ok((control::path(place), id_of(id)?))).transpose()?;
+    let kept = keep.as_ref().map(|(place, id)| Kept { place, id: *id });
+    let switched = overlay.switch(&control::path(place), id_of(id)?, &lowers, kept)?;
+    Ok(Answer { paused_us: Some(u64::try_from(switched.paused.as_micros()).unwrap_or(u64::MAX)), ..Answer::done() })
 }
 
 fn told(state: &StackState) -> Answer {

@@ -76,6 +76,9 @@ pub struct CheckpointRm {
 }
 
 /// Make the files of a container those of a checkpoint again
+///
+/// The container may run. Files that its processes have open and that are not the same at the checkpoint behave as if they had
+/// been deleted. What is mounted inside stays.
 #[derive(Args)]
 #[command(
     after_help = "Examples:\n  strata rollback web before-upgrade\n  strata rollback --keep failed-upgrade web before-upgrade"
