@@ -1,4 +1,4 @@
-//! `stratafs` without a mount: what it refuses, and how it says so.
+//! `stratafs` without a mount: refused arguments and their messages.
 
 #![allow(clippy::unwrap_used)]
 

@@ -1,5 +1,5 @@
-//! The fuzzer's entry points (`fuzz/entry.rs`) on the seeds of `fixtures/fuzz` and of code, changed at random by fixed
-//! dice. `cargo fuzz` does the same without an end.
+//! The fuzzer's entry points (`fuzz/entry.rs`) on the seeds of `fixtures/fuzz` and of code, changed by a fixed
+//! sequence of random numbers. `cargo fuzz` does the same without end.
 
 #![allow(clippy::unwrap_used)]
 
@@ -17,7 +17,7 @@ use dice::Dice;
 use stratafs::image::digest::Digest;
 use tar_build::{Tar, everything, spec};
 
-/// Bytes that mean something in one of the formats.
+/// Bytes with a meaning in one of the formats.
 const SPECIAL: &[u8] = b"\0\n /.,:=-\"[]{}019xgLKS\x7f\x80\xff";
 
 fn fixtures(ending: &str) -> Vec<Vec<u8>> {
@@ -57,7 +57,7 @@ fn mutated(dice: &mut Dice, seeds: &[Vec<u8>]) -> Vec<u8> {
     bytes
 }
 
-/// Runs the seeds as they are, then changed. An input that makes it fail is kept, and told.
+/// Runs the seeds as they are, then changed. An input that makes it fail is kept and printed.
 fn fuzz(name: &str, seeds: &[Vec<u8>], rounds: u32, target: fn(&[u8])) {
     let mut dice = Dice(0x5eed_0000 + u64::from(rounds));
     let changed: Vec<Vec<u8>> = (0..rounds).map(|_| mutated(&mut dice, seeds)).collect();

@@ -1,6 +1,6 @@
-//! Layers made to do harm, built here block by block. Each is refused with one line that says why, or handled as
-//! its case says; none writes outside its directory, hangs, or takes memory for what it only claims. Which kind is tried
-//! where: `fixtures/hostile/README.md`.
+//! Malicious layers, built here block by block. Each is refused with a one-line reason, or handled as its case says.
+//! None writes outside its directory, blocks, or takes memory for sizes that it only claims.
+//! `fixtures/hostile/README.md` says which kind is tested where.
 
 #![allow(clippy::unwrap_used, clippy::too_many_lines, reason = "tables of cases")]
 
@@ -23,14 +23,14 @@ static HEAP: PeakAlloc = PeakAlloc;
 
 /// Set where `memory_is_bounded` runs the cases one after the other.
 const MEASURE: &str = "STRATAFS_MEASURE_MEMORY";
-/// Bytes of the heap that a case may take beyond what it is made of; twice what the greediest takes.
+/// Bytes of the heap that a case may take in addition to its own size: twice the largest value seen.
 const MOST_MEMORY: usize = 8 << 20;
 
-/// What must come of a case.
+/// The expected result of a case.
 enum Expect {
     /// An error with this in it.
     Refused(&'static str),
-    /// Unpacked; these paths are there.
+    /// Unpacked; these paths exist.
     Has(&'static [&'static str]),
 }
 use Expect::{Has, Refused};
@@ -51,7 +51,7 @@ fn gzip(bytes: &[u8]) -> Vec<u8> {
     encoder.finish().unwrap()
 }
 
-/// What the program `tool` makes of `bytes`.
+/// The output of the program `tool` for `bytes`.
 fn packed(tool: &str, bytes: &[u8]) -> Vec<u8> {
     use std::process::{Command, Stdio};
     let mut child = Command::new(tool).arg("-1c").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect(tool);
@@ -62,7 +62,7 @@ fn packed(tool: &str, bytes: &[u8]) -> Vec<u8> {
     })
 }
 
-/// Unpacks into a directory with a witness beside it, and with a lower layer whose links lead out.
+/// Unpacks into a directory with a witness file beside it, and with a lower layer whose links lead out.
 fn run(cases: Vec<Case>) {
     let lower = unpack(
         &Tar::new()
@@ -134,7 +134,7 @@ fn run(cases: Vec<Case>) {
     println!("{} cases", seen.len());
 }
 
-/// Marks that no whiteout of these cases puts there.
+/// Marks that are not whiteouts of these cases.
 fn lower_marks(found: &BTreeMap<String, String>) -> usize {
     let smuggled =
         [" trusted.overlay.redirect", " trusted.overlay.metacopy", " user.overlay.whiteout", "override_stat"];
@@ -721,7 +721,7 @@ fn cut_at_every_block() {
         .pad()
         .hardlink("h", "d/f")
         .file(".wh.gone", "");
-    // The long name has a component of 700 bytes, which is refused whole; build the rest without it.
+    // The long name has a component of 700 bytes, which is refused; build the rest without it.
     assert!(unpack_over(&tar.clone().end(), &[]).is_err());
     let tar = Tar::new()
         .dir("d")
@@ -763,7 +763,7 @@ fn another_process_swapping_directories_and_links() {
     std::thread::scope(|scope| {
         scope.spawn(|| {
             while !stop.load(Ordering::Relaxed) {
-                // Each step may fail; it is a race.
+                // Each step may fail, because it is a race.
                 drop(std::fs::rename(layer.join("d"), layer.join("moved")));
                 drop(std::os::unix::fs::symlink("../witness", layer.join("d")));
                 drop(std::fs::remove_file(layer.join("d")));
@@ -790,7 +790,7 @@ fn another_process_swapping_directories_and_links() {
     assert_eq!(tree(&dir.path().join("witness")).len(), 1, "something was written outside");
 }
 
-/// All cases again in a process of their own, where nothing else takes memory meanwhile.
+/// All cases again in a separate process, where nothing else takes memory.
 #[test]
 fn memory_is_bounded() {
     if std::env::var_os(MEASURE).is_some() {

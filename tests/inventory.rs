@@ -1,5 +1,4 @@
-//! Inventories of layers: a union shows the same with them and without, and one that is damaged, old or another's is
-//! as if it were not there.
+//! Inventories of layers: a union is the same with and without them, and one that is damaged, outdated or foreign is ignored.
 
 #![allow(clippy::unwrap_used)]
 
@@ -20,7 +19,7 @@ use stratafs::driver::Overlay;
 use stratafs::driver::types::{Attr, Caller, DirEntry, DirSink, Entry, NodeId, Timestamp};
 use stratafs::union::layer::LayerStack;
 
-/// Everything that a union shows of one name.
+/// Everything that a union shows about one name.
 #[derive(Clone, Debug, PartialEq)]
 struct Seen {
     attr: Result<Attr, Errno>,
@@ -92,7 +91,7 @@ fn content(overlay: &Overlay, entry: &Entry) -> Vec<u8> {
     }
 }
 
-/// Access times, which looking may change, are not compared.
+/// Access times are not compared, because reading may change them.
 fn timeless(attr: Attr) -> Attr {
     Attr { atime: Timestamp::default(), ..attr }
 }
@@ -137,7 +136,7 @@ fn look(overlay: &Overlay, node: NodeId, path: &Path, found: &mut BTreeMap<PathB
     assert_eq!(plain.len(), plus.len());
 }
 
-/// All that a union of these layers shows.
+/// Everything that a union of these layers shows.
 fn shown(config: &OverlayConfig) -> BTreeMap<PathBuf, Seen> {
     let overlay = Overlay::open(config.clone()).unwrap_or_else(|error| panic!("{error}"));
     let mut found = BTreeMap::new();
@@ -169,7 +168,7 @@ fn used(config: &OverlayConfig) -> usize {
     stack.lowers().iter().filter(|layer| layer.inventory().is_some()).count()
 }
 
-/// The first name that two unions show differently.
+/// The first name that differs between two unions.
 fn difference(with: &BTreeMap<PathBuf, Seen>, without: &BTreeMap<PathBuf, Seen>) -> Option<String> {
     let names = with.keys().chain(without.keys());
     let differs = |path: &&PathBuf| with.get(*path) != without.get(*path);
@@ -276,7 +275,7 @@ fn several_file_systems() {
             assert_eq!(used(&config), 2);
             assert_same(&config, "two file systems");
         }
-        // What is mounted inside of a layer is not what its inventory knows.
+        // Anything mounted inside a layer is not in its inventory.
         let inner = layers.lowers[0].join("d");
         rustix::mount::mount("none", &inner, "tmpfs", flags, None).unwrap();
         sys::create(&inner.join("z"), b"z").unwrap();
@@ -287,7 +286,7 @@ fn several_file_systems() {
     });
 }
 
-/// Every byte of the file, and every length that it can be cut to.
+/// Every byte of the file, and every possible length after truncation.
 #[test]
 fn a_damaged_one_is_not_believed() {
     run_test("inventory::damaged", Driver::Stratafs, |_| {
@@ -301,7 +300,7 @@ fn a_damaged_one_is_not_believed() {
         let (sound, truth) = (fs::read(&path).unwrap(), shown(&without(&config)));
         assert_eq!(used(&config), 1);
         assert_eq!(difference(&shown(&config), &truth), None);
-        // Each in the place of the one before, as nobody changes one in use.
+        // Each replaces the previous one, because an inventory in use is never changed.
         let try_with = |bytes: &[u8], what: &dyn Fn() -> String| {
             let stage = path.with_extension("stage");
             fs::write(&stage, bytes).unwrap();
@@ -330,7 +329,7 @@ fn a_damaged_one_is_not_believed() {
     });
 }
 
-/// The disk fails, or somebody cuts the file, while it is in use: that costs an error at most, then the layer is read.
+/// The disk fails, or the file is truncated, while it is in use: that costs at most one error, then the layer is read.
 #[test]
 fn one_that_goes_away_while_in_use() {
     run_test("inventory::goes_away", Driver::Stratafs, |_| {
@@ -350,7 +349,7 @@ fn one_that_goes_away_while_in_use() {
             for path in &paths {
                 fs::OpenOptions::new().write(true).open(path).unwrap().set_len(0).unwrap();
             }
-            // Each file may have to be found missing once.
+            // For each file, one lookup may find it missing.
             for _ in &paths {
                 if let Ok(Some(found)) = overlay.lookup(NodeId::ROOT, OsStr::new("d1")) {
                     overlay.forget(found.node, 1);
@@ -364,7 +363,7 @@ fn one_that_goes_away_while_in_use() {
     });
 }
 
-/// Changes between two mounts that leave the inventory behind.
+/// Changes between two mounts that make the inventory outdated.
 #[test]
 fn a_changed_layer_is_not_served_from_an_old_one() {
     type Change = (&'static str, fn(&Path));
@@ -421,7 +420,7 @@ fn a_changed_layer_is_not_served_from_an_old_one() {
     });
 }
 
-/// What is changed in a file itself is noticed when it is opened, and shown from then on.
+/// A change in a file itself is noticed when the file is opened, and shown from then on.
 #[test]
 fn a_changed_file_is_noticed_when_it_is_opened() {
     run_test("inventory::changed_file", Driver::Stratafs, |_| {
@@ -474,7 +473,7 @@ fn only_the_mounters_own_is_believed() {
     });
 }
 
-/// It goes with the layer when both are moved, and is nothing to a copy.
+/// It is valid after both the layer and it were moved, but not for a copy of the layer.
 #[test]
 fn moved_and_copied_layers() {
     run_test("inventory::moved", Driver::Stratafs, |_| {
@@ -494,7 +493,7 @@ fn moved_and_copied_layers() {
         let before = shown(&config_of("lower0"));
         sys::rename(&beside("lower0"), &beside("moved")).unwrap();
         sys::rename(&beside("lower0.inventory"), &beside("moved.inventory")).unwrap();
-        // Some file systems count a rename as a change of the directory; then it is as good as none.
+        // Some file systems count a rename as a change of the directory; the inventory is then not used.
         assert_same(&config_of("moved"), "moved");
         assert_eq!(shown(&config_of("moved")).len(), before.len());
         sys::rename(&beside("moved"), &beside("lower0")).unwrap();

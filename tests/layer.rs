@@ -282,7 +282,7 @@ fn linked_parents_in_a_lower_layer_are_followed_too() {
     assert!(has(&layer, "usr/lib/x.so") && !has(&layer, "lib"));
     assert!(at(&layer, "usr/lib/y.so").starts_with(WHITEOUT));
     assert!(layer.unpacked.depends_on_lower);
-    // A layer that has the directory itself replaces the link.
+    // If a layer has the directory itself, it replaces the link.
     let layer = unpack_over(&Tar::new().dir("lib").file("lib/x.so", "1").end(), &[&lower]).unwrap();
     assert!(at(&layer, "lib").starts_with("dir"));
     assert!(has(&layer, "lib/x.so"));
@@ -653,7 +653,7 @@ fn without_privileges_owners_and_devices_are_recorded() {
     assert_eq!(at(&layer, "dev"), "file \"\" 666 0:0 @1000000000 user.containers.override_stat=0:5:0666:char-1-3");
     assert_eq!(at(&layer, "fifo"), "file \"\" 644 0:0 @1000000000 user.containers.override_stat=0:0:0644:pipe");
     assert_eq!(reassembled(&layer).unwrap(), tar);
-    // A snapshot of it is what root would have unpacked.
+    // A snapshot of it equals what root would have unpacked.
     let mut out = Vec::new();
     snapshot::snapshot(layer.as_fd(), &[], &mut out, &SnapshotOptions::default()).unwrap();
     let mut as_root = unpack(&tar).tree();

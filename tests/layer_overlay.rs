@@ -1,5 +1,5 @@
-//! The kernel's overlayfs as the judge: layer directories mount as they are, and a snapshot of what the kernel
-//! left in an upper directory gives, as a layer, the tree that the kernel showed. Needs root, not FUSE.
+//! The kernel's overlayfs as the judge: layer directories mount unchanged, and a snapshot of an upper
+//! directory from the kernel gives a layer with the tree that the kernel showed. Needs root, not FUSE.
 
 #![allow(clippy::unwrap_used)]
 
@@ -66,7 +66,7 @@ impl Drop for Overlay {
     }
 }
 
-/// What the stack looks like to the kernel, without the root, whose time is a matter of the layer on top.
+/// The stack as the kernel shows it, without the root, whose time depends on the layer on top.
 fn seen(lowers: &[&Layer]) -> BTreeMap<String, String> {
     let empty = unpack(&Tar::new().end());
     let overlay = Overlay::mount(&[lowers, &[&empty]].concat(), "", false);
@@ -148,7 +148,7 @@ fn xattr_whiteouts_delete_in_the_kernel_too() {
     assert!(!found.contains_key("usr"), "{found:#?}");
 }
 
-/// Changes a writable mount; returns nothing, as the kernel's tree is the answer.
+/// Changes a writable mount; returns nothing, because the kernel's tree is the result.
 fn change_everything(root: &Path) {
     let at = |name: &str| root.join(name);
     fs::remove_file(at("etc/conf")).unwrap();
@@ -195,7 +195,7 @@ fn round_trip(options: &str, changes: &[fn(&Path)]) {
         .unwrap();
     let top = unpack_over(&tar, &[&middle, &bottom]).unwrap();
     assert_eq!(seen(&[&top, &middle, &bottom]), shown);
-    // And the layer says the same again.
+    // And the layer has the same meaning again.
     let mut again = Vec::new();
     snapshot::snapshot(top.as_fd(), &[middle.as_fd(), bottom.as_fd()], &mut again, &SnapshotOptions::default())
         .unwrap();

@@ -34,12 +34,12 @@ enum Step {
 #[derive(Clone, Debug, PartialEq)]
 enum Node {
     Dir,
-    /// A number for each file made, and its contents.
+    /// A number for each file, and its contents.
     File(usize, String),
     Symlink(usize),
 }
 
-/// What a layer is to be after its entries, by the rules as they are written, with no thought for how.
+/// The expected layer after its entries, by a direct implementation of the rules.
 #[derive(Default)]
 struct Model {
     nodes: BTreeMap<String, Node>,
@@ -52,7 +52,7 @@ fn parent(path: &str) -> &str {
 }
 
 impl Model {
-    /// Makes the directory and those above it; `None` where something else is in the way.
+    /// Makes the directory and those above it; `None` if something else has a name on the way.
     fn ensure(&mut self, path: &str) -> Option<()> {
         if path.is_empty() {
             return Some(());
@@ -164,7 +164,7 @@ fn any_step() -> impl Strategy<Value = Step> {
     prop_oneof![
         4 => any_path().prop_map(Step::Dir),
         4 => (any_path(), "[xyz]{0,3}").prop_map(|(path, content)| Step::File(path, content)),
-        // Not as a parent of anything: the model follows no links.
+        // Not as a parent: the model follows no links.
         1 => any_path().prop_map(|path| Step::Symlink(path + "-link")),
         2 => (any_path(), any_path()).prop_map(|(path, target)| Step::HardLink(path, target)),
         2 => any_path().prop_map(Step::Whiteout),
@@ -179,18 +179,18 @@ proptest! {
     fn random_layers_are_as_the_model_says(steps in proptest::collection::vec(any_step(), 1..14)) {
         let tar = tar_of(&steps);
         let mut model = Model::default();
-        // An entry that cannot be ends the layer; take those before it.
+        // An impossible entry ends the layer; take those before it.
         let expected = steps.iter().try_for_each(|step| model.step(step)).map(|()| model.tree());
         match (unpack_over(&tar, &[]), expected) {
             (Ok(layer), Some(expected)) => {
                 prop_assert_eq!(words(&layer), expected);
                 prop_assert_eq!(reassembled(&layer).unwrap(), tar);
-                // The directory says all that the tar said.
+                // The directory has everything that the tar has.
                 let mut out = Vec::new();
                 snapshot::snapshot(layer.as_fd(), &[], &mut out, &SnapshotOptions::default()).unwrap();
                 let mut again = words(&unpack(&out));
                 let mut before = words(&layer);
-                // A snapshot leaves out deletions in an opaque directory, which delete nothing.
+                // A snapshot omits deletions in an opaque directory, which have no effect.
                 let hidden = before.clone();
                 before.retain(|path, word| word != "whiteout" || hidden.get(parent(path)).is_none_or(|word| word != "opaque"));
                 again.retain(|_, word| !word.is_empty());
@@ -218,7 +218,7 @@ fn random_damage_is_refused_or_kept_to_the_byte() {
             let special =
                 [0, b'0', b'7', b'/', b'.', b' ', b'=', b'\n', 0x80, 0xff, b'x', b'g', b'1', b'2', b'5', b'S'];
             bytes[at] = special[dice.roll(special.len())];
-            // A checksum that is right again lets the damage reach further.
+            // With a corrected checksum, the damage reaches further.
             if dice.roll(4) != 0 {
                 let block: &mut [u8; 512] = (&mut bytes[at / 512 * 512..][..512]).try_into().unwrap();
                 if block[257..262] == *b"ustar" {
@@ -249,7 +249,7 @@ fn damaged_recipes_are_errors() {
         }
         let recipe = if round % 2 == 0 { bytes } else { zstd::encode_all(bytes.as_slice(), 1).unwrap() };
         let mut out = Vec::new();
-        // A flipped bit that zstd does not notice may change nothing, but the wrong tar never passes.
+        // A flipped bit that zstd does not notice may have no effect, but a wrong tar is never accepted.
         if let Ok((digest, _)) = recipe::reassemble(&mut recipe.as_slice(), layer.as_fd(), &mut out) {
             assert_eq!(stratafs::image::digest::Digest::of(&out), digest);
             assert!(digest == layer.unpacked.diff_id || round % 2 == 1);

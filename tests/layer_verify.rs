@@ -1,4 +1,4 @@
-//! Layer directories compared with their recipes: every kind of damage is told of by its file, and nothing else is.
+//! Layer directories compared with their recipes: every kind of damage is reported with its file, and nothing else is.
 
 #![allow(clippy::unwrap_used)]
 
@@ -15,7 +15,7 @@ use stratafs::image::unpack;
 use stratafs::image::verify;
 use tar_build::*;
 
-/// What `verify` says of the layer, one line each.
+/// The result of `verify` for the layer, one line each.
 fn damages(layer: &Layer) -> Vec<String> {
     let mut found = Vec::new();
     let sound = verify::verify(&mut layer.recipe.as_slice(), layer.as_fd(), &mut |damage| {
@@ -130,7 +130,7 @@ fn damage_to_anything_that_an_entry_made_is_found() {
         let layer = unpack(&one_of_each().end());
         assert_eq!(damages(&layer), [""; 0], "{name}");
         harm(&layer.path());
-        // What changes a directory moves its time as well.
+        // A change in a directory changes its time as well.
         let told = damages(&layer).into_iter().filter(|line| !line.contains("its time of modification"));
         assert_eq!(told.collect::<Vec<_>>(), [expected], "{name}");
     }
@@ -171,7 +171,7 @@ fn damage_to_a_layer_of_a_user_is_found() {
     assert_eq!(damages(&layer), ["layer file x: its attribute user.x is gone"]);
 }
 
-/// Archives in which one entry makes room for another, or in which names lead elsewhere: all sound.
+/// Archives in which one entry replaces another, or in which names lead elsewhere: all undamaged.
 #[test]
 fn no_false_alarms() {
     let lower = unpack(&Tar::new().dir("usr").dir("usr/lib").symlink("lib", "usr/lib").file("base", "b").end());
@@ -223,7 +223,7 @@ fn everything_but_the_end() -> Tar {
     Tar { bytes: bytes[..bytes.len() - 1024].to_vec() }
 }
 
-/// Puts a directory's time back after `harm`, so that nothing else tells of it.
+/// Restores a directory's time after `harm`, so that nothing else shows it.
 fn unseen(dir: &std::path::Path, harm: impl FnOnce()) {
     let before = std::fs::metadata(dir).unwrap().modified().unwrap();
     harm();
@@ -247,7 +247,7 @@ fn what_was_added_is_found() {
             },
             &["d/a", "d/a/.wh.full"],
         ),
-        // A whiteout that became a file, and one that nobody asked for.
+        // A whiteout that became a file, and an additional one.
         (
             "d",
             |l| {
@@ -276,8 +276,8 @@ fn what_was_added_is_found() {
     assert_eq!(damages(&root), ["layer file b: it was added"]);
 }
 
-/// What the archive named through a symbolic link is looked at where it went: by the links of this layer, and by the
-/// recipe where a lower layer's led.
+/// A file that the archive named through a symbolic link is checked at its real place: by the links of this layer,
+/// and by the recipe if a lower layer's link was used.
 #[test]
 fn damage_behind_symbolic_links_is_found() {
     use std::os::unix::fs::PermissionsExt;
@@ -318,7 +318,7 @@ fn damage_behind_symbolic_links_is_found() {
     }
 }
 
-/// Entries of few names, so that most are behind links, and in each other's way.
+/// Entries with few different names, so that most are behind links and replace each other.
 fn random_tar(dice: &mut Dice) -> Vec<u8> {
     let path = |dice: &mut Dice| {
         let names: Vec<&str> = (0..=dice.roll(3)).map(|_| ["a", "b", "c", "d"][dice.roll(4)]).collect();

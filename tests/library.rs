@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use stratafs::{Builder, Mount};
 use tempfile::TempDir;
 
-/// Ends the test unless mounts are to be tested; says so in a line that can be counted.
+/// Ends the test unless mounts are to be tested; prints a line that can be counted.
 macro_rules! needs_fuse {
     () => {
         if std::env::var_os("STRATAFS_TEST_NO_FUSE").is_some_and(|value| value == "1") {
@@ -120,7 +120,7 @@ fn a_mount_in_use_is_detached_and_one_from_outside_ends_the_wait() {
     assert!(!scene.is_mounted());
     drop(used);
 
-    // The old driver has let go of the upper by now.
+    // By now, the old driver has released the upper.
     let mount = scene.builder().mount(scene.path("merged")).unwrap();
     let waiting = std::thread::spawn(move || mount.wait());
     assert!(Command::new("umount").arg(scene.path("merged")).status().unwrap().success());
@@ -142,7 +142,7 @@ fn a_process_has_many_mounts() {
     }
 }
 
-/// The program of `examples/`, built now if that has not been done.
+/// The program of `examples/`, built if necessary.
 fn example(name: &str) -> Command {
     let built = Command::new(env!("CARGO")).args(["build", "--quiet", "--example", name]).output().unwrap();
     assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));

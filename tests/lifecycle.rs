@@ -1,4 +1,4 @@
-//! A mount from its start to its end, with the real program: exit codes, messages, signals, unmounting.
+//! A mount from start to end, with the real program: exit codes, messages, signals, unmounting.
 
 #![allow(clippy::unwrap_used)]
 
@@ -46,7 +46,7 @@ impl Scene {
     }
 
     fn run<S: AsRef<OsStr>>(&self, program: &str, arguments: &[S]) -> Output {
-        // Whatever hangs fails the test instead of stopping all of them.
+        // A blocked step fails the test instead of stopping all tests.
         self.command("timeout").arg("60").arg(program).args(arguments).output().unwrap()
     }
 
@@ -126,7 +126,7 @@ impl Drop for Scene {
 struct Daemon(u32);
 
 impl Daemon {
-    /// A zombie has ended: whoever is process 1 may take its time.
+    /// A zombie has ended: process 1 may take its time to reap it.
     fn runs(&self) -> bool {
         fs::read_to_string(format!("/proc/{}/stat", self.0))
             .is_ok_and(|stat| !stat.rsplit(") ").next().unwrap().starts_with('Z'))
@@ -152,7 +152,7 @@ impl Daemon {
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// What takes a moment may take this long on a machine that is busy otherwise.
+/// Time limit for short steps on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 #[test]
@@ -210,7 +210,7 @@ fn the_daemon_lets_go_of_the_callers_streams() {
     drop(command);
     let start = Instant::now();
     let mut said = String::new();
-    // Comes back only when nobody holds the other end any more.
+    // Returns only when no process holds the other end any more.
     stdout.read_to_string(&mut said).unwrap();
     assert!(start.elapsed() < PATIENCE);
     assert_eq!(said, "");
@@ -282,7 +282,7 @@ fn unmounting_from_outside_ends_the_process() {
             assert_eq!(scene.mounts(), []);
             unmounted.elapsed() < SECOND
         };
-        // The machine may be too busy for a while, not always.
+        // The machine may be too busy for a while, but not always.
         let mostly = || (0..5).filter(|_| ends_at_once()).count() >= 3;
         assert!((0..8).any(|_| mostly()), "{command:?}: the process does not end within a second");
     }
@@ -304,7 +304,7 @@ fn a_lazy_unmount_serves_open_files_to_the_end() {
     daemon.ends_within(PATIENCE);
 }
 
-/// fuser's own unmounting would hit the new one: see `fuse::mount`.
+/// fuser's own unmounting would hit the new one (see `fuse::mount`).
 #[test]
 fn a_mount_made_at_the_same_place_meanwhile_stays() {
     needs_fuse!();
@@ -362,7 +362,7 @@ fn layers_are_relative_to_the_callers_directory() {
     assert!(scene.path("mnt/file").exists());
 }
 
-/// Container stores have one layer an instruction, and long names.
+/// Container stores have one layer for each instruction, and long names.
 #[test]
 fn option_strings_of_4_kib_with_120_layers() {
     needs_fuse!();
@@ -402,7 +402,7 @@ fn mounts_inside_another_mount() {
     outer.ends_within(PATIENCE);
 }
 
-/// Engines tell by it what a layer lies on, and whether their mount is there.
+/// Engines use it to find out the file system below a layer, and whether their mount exists.
 #[test]
 fn statfs_says_fuse() {
     needs_fuse!();
@@ -416,7 +416,7 @@ fn statfs_says_fuse() {
     assert_eq!(shown.f_namelen, 255);
 }
 
-/// What an engine asks for and does not get, it is told.
+/// An engine is told about requested options that have no effect.
 #[test]
 fn unsupported_options_of_engines_warn_and_mount() {
     needs_fuse!();
@@ -477,7 +477,7 @@ fn killing_the_caller_does_not_kill_the_mount() {
     assert!(fs::read(scene.path("mnt/file")).is_ok());
 }
 
-/// With `auto_unmount` a second process unmounts after a `kill -9`, also a mount that was moved, and nothing else.
+/// With `auto_unmount`, a second process unmounts after a `kill -9`, even a mount that was moved, and nothing else.
 #[test]
 fn killed_with_auto_unmount() {
     needs_fuse!();
@@ -503,7 +503,7 @@ fn killed_with_auto_unmount() {
     for foreground in [false, true] {
         let child = start(foreground);
         mounted(true);
-        // Forked first, the watcher has the higher number, unless the numbers wrapped; its parent tells.
+        // The watcher is forked first and has the higher number, unless the numbers wrapped; its parent tells.
         let both = scene.daemons();
         let (watcher, daemon) = match both.as_slice() {
             [a, b] if a.parent() == b.0 => (a, b),
@@ -514,12 +514,12 @@ fn killed_with_auto_unmount() {
         daemon.signal("KILL");
         mounted(false);
         watcher.ends_within(PATIENCE);
-        // Standard output was let go of, or the caller would wait.
+        // Standard output was closed, or the caller would wait.
         if let Some(child) = child {
             child.wait_with_output().unwrap();
         }
     }
-    // A mount that ends by itself leaves nothing to do: another one at the path stays.
+    // After a mount that ends by itself there is nothing to do: another mount at the path stays.
     start(false);
     assert!(scene.run("umount", &["mnt"]).status.success());
     let output = scene.stratafs(&["-o", "lowerdir=lower", "mnt"]);
@@ -536,7 +536,7 @@ fn killed_with_auto_unmount() {
 fn in_the_foreground_it_stays_until_a_signal() {
     needs_fuse!();
     let scene = Scene::new();
-    // What the caller ignores stays ignored, and whoever runs the tests in the background ignores SIGINT.
+    // Signals that the caller ignores stay ignored; tests started in the background ignore SIGINT.
     let mut command = scene.command("env");
     command.args(["--default-signal=INT", env!("CARGO_BIN_EXE_stratafs"), "-f", "-o", "lowerdir=lower", "mnt"]);
     let mut child = command.spawn().unwrap();

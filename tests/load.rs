@@ -1,5 +1,5 @@
-//! Crowds, floods and a full disk. Short here; `STRATAFS_SOAK=1` (`scripts/soak`) runs the sizes that the names say.
-//! Each prints its figures.
+//! Many processes, many requests, and a full disk. Short here; `STRATAFS_SOAK=1` (`scripts/soak`) runs the sizes
+//! that the names say. Each prints its figures.
 
 #![allow(clippy::unwrap_used)]
 
@@ -71,7 +71,7 @@ fn peak_of<T>(mount: &Mount, work: impl FnOnce() -> T) -> (T, Held) {
                 std::thread::sleep(Duration::from_millis(50));
             }
         });
-        // A failure must not leave the scope waiting for the sampler.
+        // On a failure, the scope must not wait for the sampler.
         let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
         done.store(true, Ordering::Relaxed);
         result
@@ -103,7 +103,7 @@ fn many(name: &'static str, body: impl FnOnce() + Send + 'static) {
 /// The directory in which [`a_worker`] works, and how often; unset: this is no worker.
 const WORKER: &str = "STRATAFS_TEST_WORKER";
 
-/// What each of the processes of [`creations_and_removals`] does.
+/// The work of each process of [`creations_and_removals`].
 #[test]
 #[ignore = "a process of another test"]
 fn a_worker() {
@@ -220,7 +220,7 @@ fn mounts_at_once() {
     });
 }
 
-/// The driver is stopped and goes on, in the midst of work.
+/// The driver is stopped and continued during work.
 #[test]
 fn stopped_and_continued() {
     many("stopped_and_continued", || {
@@ -251,7 +251,7 @@ fn stopped_and_continued() {
     });
 }
 
-/// What the kernel has cached is dropped while it is dirty. It is the whole machine's cache.
+/// The kernel's caches are dropped while they are dirty. It is the whole machine's cache.
 #[test]
 #[ignore = "long: it drops the whole machine's cache, in scripts/soak"]
 fn caches_dropped_while_dirty() {
@@ -286,10 +286,10 @@ impl Dice {
     }
 }
 
-/// What every file holds, by name.
+/// The content of every file, by name.
 type Files = BTreeMap<String, Vec<u8>>;
 
-/// One random operation at the edge of full; `files` follows what was acknowledged. True if there was no room.
+/// One random operation near the limit; `files` follows the acknowledged state. True if there was no room.
 fn step(root: &Path, dice: &mut Dice, files: &mut Files) -> bool {
     let name = format!("f{}", dice.below(40));
     let other = format!("f{}", dice.below(40));
@@ -303,7 +303,7 @@ fn step(root: &Path, dice: &mut Dice, files: &mut Files) -> bool {
             let written = opened.and_then(|file| {
                 files.entry(name.clone()).or_default();
                 let written = sys::write_all(&file, &vec![b'a' + (length % 26) as u8; length]);
-                // Full in the midst of it: the first part is there.
+                // Full in the middle of a write: the first part is there.
                 let now = usize::try_from(rustix::fs::fstat(&file).unwrap().st_size).unwrap();
                 assert!(now >= before && now <= before + length, "{name}: {before} + {length} became {now}");
                 assert!(written.is_err() || now == before + length, "{name}: {before} + {length} became {now}");
@@ -338,12 +338,12 @@ fn step(root: &Path, dice: &mut Dice, files: &mut Files) -> bool {
     }
 }
 
-/// Every file that there is, with what it holds.
+/// Every existing file with its content.
 fn found(root: &Path) -> Files {
     sys::names(root).into_iter().map(|name| (name.clone(), sys::read(&root.join(&name)).unwrap())).collect()
 }
 
-/// 1,000 operations where there is room for hardly anything; then everything is deleted.
+/// 1,000 operations with almost no space; then everything is deleted.
 fn on_a_full_disk(driver: Driver) {
     let base = common::stack::Scratch::new(&common::stack::base(), "stratafs-full-");
     rustix::mount::mount("tmpfs", base.path(), "tmpfs", rustix::mount::MountFlags::empty(), Some(c"size=1600k"))

@@ -1,5 +1,5 @@
-//! Upper directories to layer tars and lists of changes: every form of mark, made here by hand as the kernel and
-//! fuse-overlayfs make them.
+//! Upper directories to layer tars and lists of changes: every form of mark, made here by hand as by the kernel
+//! and fuse-overlayfs.
 
 #![allow(clippy::unwrap_used)]
 
@@ -50,7 +50,7 @@ fn snapshot_with(upper: &Path, lowers: &[&Layer], options: &SnapshotOptions) -> 
     (out, snapshot)
 }
 
-/// Names, types and contents of the entries, as `tar -t` would tell.
+/// Names, types and contents of the entries, as `tar -t` would list them.
 fn entries(tar: &[u8]) -> Vec<String> {
     let mut archive = tar::Archive::new(tar);
     let list = archive.entries().unwrap().map(|entry| {
@@ -99,7 +99,7 @@ fn base() -> Layer {
     )
 }
 
-/// What is mounted in the upper is no change; the directory below it is.
+/// Anything mounted in the upper is not a change; the directory below it is.
 #[test]
 fn file_systems_mounted_in_the_upper_are_left_out() {
     let upper = upper();
@@ -213,7 +213,7 @@ fn metacopy_files_get_their_contents_from_below() {
     }
     File::options().write(true).open(at("away")).unwrap().set_len(10).unwrap();
     assert_eq!(snapshot(dir.path(), &[&lower]), ["0 away lower deep", "5 d/", "0 d/a lower a", "0 d/moved lower b"]);
-    // Without the lower layer the contents are nowhere, and that is an error, not zeros.
+    // Without the lower layer the contents are missing, which is an error and does not give zeros.
     let error =
         snapshot::snapshot(File::open(dir.path()).unwrap().as_fd(), &[], &mut Vec::new(), &SnapshotOptions::default());
     assert!(error.unwrap_err().to_string().contains("metacopy"));
@@ -333,7 +333,7 @@ fn changes_tell_added_changed_and_untouched() {
     let lower = base();
     let dir = upper();
     let at = |name: &str| dir.path().join(name);
-    // A copied-up file that was not changed after all, in a directory that is as it was.
+    // A copied-up file that was not changed, in an unchanged directory.
     fs::create_dir(at("d")).unwrap();
     fs::write(at("d/a"), "lower a").unwrap();
     fs::write(at("d/b"), "other b").unwrap();

@@ -15,7 +15,7 @@ use stratafs::image::recipe;
 use stratafs::image::unpack::{self, UnpackOptions, Unpacked};
 use tempfile::TempDir;
 
-/// A layer directory and what was told of it.
+/// A layer directory and the result of unpacking it.
 pub struct Layer {
     pub dir: TempDir,
     pub fd: File,

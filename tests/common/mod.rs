@@ -1,8 +1,8 @@
-//! What the tests on real mounts share: layer trees from text, stacks mounted by either driver, a watchdog.
+//! Shared by the tests on real mounts: layer trees from text, stacks mounted by either driver, a watchdog.
 //!
-//! Every test runs on kernel overlayfs (which proves the expectation right), on stratafs, and on stratafs with layers
-//! that have inventories. It gets a mount namespace of its own, so that a test that dies leaves no mount behind, and a minute to finish: a dead FUSE mount
-//! would otherwise hang it for ever.
+//! Every test runs on kernel overlayfs (which proves that the expectation is right), on stratafs, and on stratafs with layers
+//! that have inventories. Each test gets its own mount namespace, so a test that dies leaves no mount behind. It has a minute to
+//! finish, because a dead FUSE mount would otherwise block it for ever.
 
 #![allow(dead_code, unused_imports, clippy::unwrap_used)]
 
@@ -26,17 +26,17 @@ pub use uppers::Upper;
 /// Longest time that a test may take.
 const TEST_LIMIT: Duration = Duration::from_secs(60);
 
-/// Who implements the union.
+/// The implementation of the union.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Driver {
-    /// The kernel's own, which stratafs must be indistinguishable from.
+    /// The kernel's own; stratafs must be indistinguishable from it.
     Overlayfs,
     /// The binary under test.
     Stratafs,
 }
 
 impl Driver {
-    /// Why tests of this driver cannot run here; `None`: they can.
+    /// Why tests of this driver cannot run here; `None` if they can.
     fn missing(self) -> Option<&'static str> {
         if !rustix::process::geteuid().is_root() {
             return Some("needs root");
@@ -52,7 +52,7 @@ impl Driver {
 }
 
 thread_local! {
-    /// Layers of the running test get inventories.
+    /// True if layers of the running test get inventories.
     static INVENTORIES: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
     /// Daemons of the running test, for the watchdog to kill.
     static DAEMONS: RefCell<Arc<Mutex<Vec<u32>>>> = RefCell::default();
@@ -63,7 +63,7 @@ pub fn use_inventories() {
     INVENTORIES.set(true);
 }
 
-/// Whether layers of the running test get inventories.
+/// True if layers of the running test get inventories.
 pub fn uses_inventories() -> bool {
     INVENTORIES.get()
 }
@@ -112,7 +112,7 @@ pub fn run_test_within(limit: Duration, name: &str, driver: Driver, body: impl F
             for &pid in daemons.lock().unwrap().iter() {
                 sys::kill(pid);
             }
-            // With the daemon dead every hung call fails; the body then unwinds and unmounts.
+            // When the daemon is dead, every blocked call fails; the body then unwinds and unmounts.
             drop(finished.recv_timeout(Duration::from_secs(5)));
             panic!("hung: not finished after {limit:?}");
         }
@@ -157,7 +157,7 @@ macro_rules! on_both {
     )*};
 }
 
-/// Defines tests of what only stratafs does: `NAME::stratafs`.
+/// Defines tests of features that only stratafs has: `NAME::stratafs`.
 #[macro_export]
 macro_rules! on_stratafs {
     ($($(#[$meta:meta])* fn $name:ident($driver:ident) $body:block)*) => {$(

@@ -1,8 +1,8 @@
 //! The shell blocks of README.md and of the pages in `docs/`.
 //!
-//! A block is a fence of the language `sh`. Those of one section (a heading of the second level) belong together: a reader runs
-//! them one after the other, in one directory that was empty at first. A comment `<!-- not run: REASON -->` or
-//! `<!-- run by: TEST OR SCRIPT -->` in the line above the fence exempts a block.
+//! A block is a fence of the language `sh`. Blocks of one section (a heading of the second level) belong together: a reader
+//! runs them in sequence, in a directory that is empty at first. A comment `<!-- not run: REASON -->` or `<!-- run by: TEST OR
+//! SCRIPT -->` in the line above the fence exempts a block.
 
 use std::path::{Path, PathBuf};
 
@@ -12,7 +12,7 @@ pub struct Section {
     pub page: String,
     pub title: String,
     pub lines: String,
-    /// What the comment above the block says, if it is exempt.
+    /// The comment above the block, if it is exempt.
     pub exempt: Option<String>,
 }
 

@@ -24,10 +24,10 @@ const DAEMON_LIMIT: Duration = Duration::from_secs(60);
 /// Options of every kernel mount: those that stratafs has by default.
 const KERNEL_OPTIONS: [&str; 4] = ["redirect_dir=on", "index=off", "xino=auto", "metacopy=off"];
 
-/// Where a stack has its upper and work directory.
+/// How a stack reaches its upper and work directory.
 const WRITABLE: &str = "writable";
 
-/// Where tests have their directories. Not `/tmp`, which may be a tmpfs.
+/// The directory for tests' directories. Not `/tmp`, which may be a tmpfs.
 pub fn base() -> PathBuf {
     std::env::var_os("STRATAFS_TEST_DIR").map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from)
 }
@@ -62,7 +62,7 @@ impl Stack {
         self
     }
 
-    /// What the upper holds before the mount.
+    /// Fills the upper before the mount.
     pub fn upper(mut self, text: &str) -> Self {
         self.upper = Some(text.to_owned());
         self
@@ -74,7 +74,7 @@ impl Stack {
         self
     }
 
-    /// An option that both drivers know by the same name.
+    /// An option that has the same name in both drivers.
     pub fn option(mut self, option: &str) -> Self {
         self.options.push(option.to_owned());
         self
@@ -86,13 +86,13 @@ impl Stack {
         self
     }
 
-    /// The most descriptors that stratafs may have open; it keeps a fraction of them for files that may be opened again.
+    /// The maximum number of descriptors that stratafs may have open; a fraction of them is for files that may be opened again.
     pub fn descriptors(mut self, most: u32) -> Self {
         self.descriptors = Some(most);
         self
     }
 
-    /// What stratafs reaches its upper through.
+    /// The file system through which stratafs reaches its upper.
     pub fn upper_on(mut self, upper_on: Upper) -> Self {
         self.upper_on = upper_on;
         self
@@ -155,8 +155,8 @@ pub fn take_inventory(layer: &Path) -> PathBuf {
     written.unwrap_or_else(|error| panic!("inventory of {}: {error}", layer.display())).path
 }
 
-/// A temporary directory in which a test may mount what it likes. What is still mounted when it is dropped would keep it
-/// from being removed, so it is unmounted before.
+/// A temporary directory in which a test may mount anything. When it is dropped, mounts in it are unmounted first,
+/// because they would prevent its removal.
 #[derive(Debug)]
 pub struct Scratch(TempDir);
 
@@ -198,12 +198,12 @@ pub struct Layers {
     pub extra: Vec<String>,
     pub descriptors: Option<u32>,
     pub upper_on: Upper,
-    /// What the lower layers held at first.
+    /// The initial content of the lower layers.
     pub originals: Vec<BTreeMap<String, String>>,
 }
 
 impl Layers {
-    /// The lower layers are complete: what they hold now they must hold in the end.
+    /// Records the content of the lower layers, which must be the same at the end.
     pub fn settle(&mut self) {
         self.originals = self.lowers.iter().map(|path| tree::snapshot(path, true)).collect();
         if super::uses_inventories() {
@@ -222,7 +222,7 @@ impl Layers {
         }
     }
 
-    /// Mounts; hands the layers back with the message when that fails.
+    /// Mounts; on failure returns the layers with the message.
     #[allow(clippy::result_large_err)]
     pub fn try_mount(self, driver: Driver) -> Result<Mount, (String, Self)> {
         let mounted = match driver {
@@ -244,7 +244,7 @@ impl Layers {
         }
     }
 
-    /// A child that another test forks holds the last mount's descriptor until it executes something; with an index
+    /// A child forked by another test holds the last mount's descriptor until it executes a program; with an index,
     /// the kernel refuses the upper until then.
     fn mount_overlayfs_patiently(&self) -> Result<(), String> {
         let busy_until = Instant::now() + Duration::from_secs(5);
@@ -321,7 +321,7 @@ impl Layers {
             options.push(b',');
             options.extend_from_slice(option.as_bytes());
         }
-        // How scripts/test has the tests of one transport run on another one.
+        // Through this variable, scripts/test runs the tests of one transport on another.
         if let Some(transport) = std::env::var_os("STRATAFS_TEST_TRANSPORT") {
             options.extend_from_slice(b",transport=");
             options.extend_from_slice(transport.as_bytes());
@@ -396,7 +396,7 @@ impl Layers {
         self
     }
 
-    /// Where the upper can go in a checkpoint.
+    /// A place for the upper in a checkpoint.
     pub fn checkpoint_place(&self) -> std::path::PathBuf {
         self.directory.path().join(format!("checkpoint-{}", self.lowers.len()))
     }
@@ -415,7 +415,7 @@ impl Layers {
         String::from_utf8_lossy(&text).into_owned()
     }
 
-    /// Asserts that no lower layer has changed and that the work directory holds no stage.
+    /// Asserts that no lower layer has changed and that the work directory has no staged file.
     #[track_caller]
     pub fn assert_sound(&self, unmounted: Driver) {
         for (lower, original) in self.lowers.iter().zip(&self.originals) {
@@ -424,7 +424,7 @@ impl Layers {
         }
         if let Some(work) = &self.work {
             let stage = work.join("work");
-            // The kernel leaves its shared whiteout there, for its next mount to clean up.
+            // The kernel leaves its shared whiteout there; its next mount removes it.
             if unmounted == Driver::Stratafs && sys::exists(&stage) {
                 assert_eq!(sys::names(&stage), Vec::<String>::new(), "left in the work directory");
             }
@@ -432,8 +432,8 @@ impl Layers {
     }
 }
 
-/// A mounted stack. Dropping it unmounts, and checks what must hold after every test: the lower layers have not
-/// changed, the work directory is empty, the daemon ended well.
+/// A mounted stack. Dropping it unmounts, and checks the conditions after every test: the lower layers have not
+/// changed, the work directory is empty, the daemon exited successfully.
 pub struct Mount {
     layers: Option<Layers>,
     driver: Driver,
@@ -480,13 +480,13 @@ impl Mount {
         tree::assert_tree(self.root(), text);
     }
 
-    /// Asserts exactly what the upper layer holds.
+    /// Asserts the exact content of the upper layer.
     #[track_caller]
     pub fn assert_upper(&self, text: &str) {
         tree::assert_tree(&self.upper(""), text);
     }
 
-    /// Asserts the merged tree, and again after a remount by each driver: what is on disk says the same.
+    /// Asserts the merged tree, and again after a remount by each driver: the state on disk has the same meaning.
     #[track_caller]
     pub fn assert_tree_everywhere(self, text: &str) {
         self.assert_tree(text);
@@ -497,7 +497,7 @@ impl Mount {
         let driver = self.driver;
         let mount = self.remount(driver);
         mount.assert_tree(text);
-        // The run on stratafs checks the exchange; the one on the kernel must not need stratafs.
+        // The run on stratafs checks the interchange; the run on the kernel must not need stratafs.
         if driver == Driver::Stratafs {
             mount.remount(other).assert_tree(text);
         }
@@ -509,7 +509,7 @@ impl Mount {
         self.unmount().mount(driver)
     }
 
-    /// Unmounts and hands back the layers.
+    /// Unmounts and returns the layers.
     #[track_caller]
     pub fn unmount(mut self) -> Layers {
         self.detach();
@@ -518,12 +518,12 @@ impl Mount {
         layers
     }
 
-    /// What the daemon has said so far.
+    /// The daemon's messages so far.
     pub fn log(&self) -> String {
         self.layers().read_log()
     }
 
-    /// Kills the daemon, if there is one, and unmounts what it leaves.
+    /// Kills the daemon, if there is one, and unmounts the rest.
     pub fn crash(mut self) -> Layers {
         if let Some(mut daemon) = self.daemon.take() {
             daemon.kill().expect("kill");

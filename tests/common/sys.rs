@@ -1,4 +1,4 @@
-//! System calls by path, with their errno. `nofollow` throughout: a test means the entry it names.
+//! System calls by path, with their errno. `nofollow` throughout: a test means the entry itself.
 
 #![allow(unsafe_code)]
 
@@ -15,7 +15,7 @@ use rustix::mount::{MountPropagationFlags, mount_change};
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 
-/// Gives the calling thread, and those it starts, a mount table, working directory and umask of their own.
+/// Gives the calling thread, and threads that it starts, their own mount table, working directory and umask.
 pub fn enter_private_namespace() {
     // SAFETY: NEWNS implies FS; neither touches the descriptor table or memory.
     unsafe { unshare_unsafe(UnshareFlags::NEWNS) }.expect("unshare the mount namespace");
@@ -23,12 +23,12 @@ pub fn enter_private_namespace() {
     umask(0o022);
 }
 
-/// Kills a process that may have gone already.
+/// Kills a process that may have ended already.
 pub fn kill(pid: u32) {
     signal(pid, Signal::KILL);
 }
 
-/// Sends a signal to a process that may have gone already.
+/// Sends a signal to a process that may have ended already.
 pub fn signal(pid: u32, signal: Signal) {
     let pid = Pid::from_raw(pid.cast_signed()).expect("a process id");
     match kill_process(pid, signal) {
@@ -42,7 +42,7 @@ pub fn umask(mask: u32) {
     rustix::process::umask(Mode::from_raw_mode(mask));
 }
 
-/// Runs `body` in a thread of its own as an unprivileged user with one group.
+/// Runs `body` in a separate thread as an unprivileged user with one group.
 pub fn as_user<T: Send>(uid: u32, gid: u32, body: impl FnOnce() -> T + Send) -> T {
     as_user_in(uid, gid, &[], 0o022, body)
 }
@@ -263,7 +263,7 @@ pub struct Listed {
     pub kind: FileType,
 }
 
-/// Every entry but `.` and `..`, in the order of the directory.
+/// Every entry except `.` and `..`, in the order of the directory.
 pub fn readdir(path: &Path) -> Result<Vec<Listed>> {
     let directory = open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW, 0)?;
     readdir_fd(directory)
@@ -314,10 +314,10 @@ impl Mapping {
         Self { start, length }
     }
 
-    /// What the mapping shows now.
+    /// The present content of the mapping.
     pub fn bytes(&self, range: std::ops::Range<usize>) -> Vec<u8> {
         assert!(range.end <= self.length);
-        // SAFETY: inside the mapping; volatile reads, since others change the file meanwhile.
+        // SAFETY: inside the mapping; volatile reads, because others change the file at the same time.
         range.map(|at| unsafe { self.start.cast::<u8>().add(at).read_volatile() }).collect()
     }
 
@@ -329,7 +329,7 @@ impl Mapping {
         }
     }
 
-    /// How many of its pages are in the page cache of the file that it is really of.
+    /// Number of its pages that are in the page cache of the real file.
     pub fn resident_pages(&self) -> usize {
         let mut pages = vec![0; self.length.div_ceil(4096)];
         // SAFETY: our own mapping, and a byte for each of its pages.
@@ -377,7 +377,7 @@ pub fn start(program: &Path, arguments: &[&str]) -> Running {
     Running(execute(program, |command| command.args(arguments).spawn()))
 }
 
-/// A process that is killed, and waited for, when this is dropped.
+/// A process that is killed and waited for when this is dropped.
 pub struct Running(std::process::Child);
 
 impl Running {
@@ -394,8 +394,7 @@ impl Drop for Running {
     }
 }
 
-/// A child that another test forks holds our descriptor for writing until it executes something, so that "text file busy"
-/// is asked again.
+/// A child forked by another test holds our descriptor for writing until it executes a program, so "text file busy" is retried.
 fn execute<T>(program: &Path, begin: impl Fn(&mut std::process::Command) -> std::io::Result<T>) -> T {
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(50);
     loop {

@@ -13,7 +13,7 @@ pub struct Spec {
     pub mtime: i64,
     pub link: Vec<u8>,
     pub content: Vec<u8>,
-    /// The size field, when it is to lie.
+    /// The size field, if it is to be wrong.
     pub size: Option<u64>,
     pub device: (u32, u32),
     /// PAX records before it.
@@ -107,7 +107,7 @@ pub fn number(value: i64, len: usize) -> Vec<u8> {
     bytes
 }
 
-/// Puts the right checksum in.
+/// Sets the right checksum.
 pub fn seal(block: &mut [u8; 512]) {
     block[148..156].copy_from_slice(b"        ");
     let sum: u32 = block.iter().map(|byte| u32::from(*byte)).sum();
@@ -181,7 +181,7 @@ impl Tar {
     }
 }
 
-/// One layer with something of everything.
+/// A layer with one of every kind of entry.
 pub fn everything() -> Vec<u8> {
     let mut sparse = spec("s", b'S').gnu().content("z").block();
     sparse[386..397].copy_from_slice(&number(600, 12));

@@ -1,4 +1,4 @@
-//! A pseudo-terminal whose other side a test holds.
+//! A pseudo-terminal whose other side is held by a test.
 
 #![allow(dead_code, reason = "each test binary uses some of it")]
 
@@ -36,7 +36,7 @@ impl Terminal {
         let name = ptsname(&master, Vec::new()).unwrap().into_string().unwrap();
         let open = || File::options().read(true).write(true).open(&name).unwrap();
         let terminal = Self::resize_of(&master, 24, 80).map(|()| open()).unwrap();
-        // As after a login: what the tests themselves ignore (started in the background, by nohup) is not ignored there.
+        // As after a login: signals that the tests themselves ignore (started in the background, by nohup) are not ignored there.
         let mut command = Command::new("env");
         command
             .args(["--default-signal", "setsid", "--ctty", "--wait"])
@@ -71,12 +71,12 @@ impl Terminal {
         tcsetwinsize(&self.master, Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 }).unwrap();
     }
 
-    /// What it has shown so far.
+    /// Its output so far.
     pub fn shown(&self) -> String {
         self.shown.lock().unwrap().clone()
     }
 
-    /// Whether the terminal shows what is typed.
+    /// True if the terminal echoes input.
     pub fn echoes(&self) -> bool {
         tcgetattr(&self.master).unwrap().local_modes.contains(LocalModes::ECHO)
     }

@@ -1,6 +1,6 @@
-//! Layer trees as text: written to disk, and compared with what is on disk.
+//! Layer trees as text: written to disk, and compared with the disk.
 //!
-//! One entry a line; parents that are not listed are made with the defaults (0755 or 0644, 0:0):
+//! One entry on each line; parents that are not listed are made with the defaults (0755 or 0644, 0:0):
 //!
 //! ```text
 //! dir  d               mode=2775 uid=1 gid=2 mtime=1000 user.k=v trusted.overlay.opaque=y
@@ -12,7 +12,7 @@
 //! block b 7:0
 //! whiteout w           a 0:0 character device
 //! ```
-//! In paths and values `\x20` stands for a byte. In an expectation, the value `*` of an attribute is any value.
+//! In paths and values `\x20` stands for a byte. In an expectation, the value `*` of an attribute stands for any value.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -21,12 +21,12 @@ use std::path::Path;
 
 use super::sys;
 
-/// The bytes of `fill=LENGTH`: no two neighbouring blocks are alike.
+/// The bytes of `fill=LENGTH`: no two neighbouring blocks are equal.
 pub fn pattern(length: usize) -> Vec<u8> {
     (0..length).map(|at| (at as u32).wrapping_mul(2_654_435_761).to_be_bytes()[0]).collect()
 }
 
-/// What an entry is.
+/// The type of an entry.
 #[derive(Clone, Debug, PartialEq)]
 enum Kind {
     Dir,
@@ -49,7 +49,7 @@ struct Entry {
     xattrs: BTreeMap<String, Vec<u8>>,
 }
 
-/// Splits a line into words; quotes group, and stay at the front of the word to mark it.
+/// Splits a line into words; quotes group, and stay at the front of the word as a sign.
 fn words(line: &str) -> Vec<String> {
     let mut words = vec![];
     let mut rest = line.trim();
@@ -216,7 +216,7 @@ fn device_kind(kind: u32, rdev: (u32, u32)) -> (&'static str, String) {
     }
 }
 
-/// What is at `path`, as one line; `with_times` adds the modification time.
+/// The entry at `path`, as one line; `with_times` adds the modification time.
 pub fn describe(path: &Path, with_times: bool) -> String {
     let stat = sys::lstat(path).unwrap_or_else(|error| panic!("lstat {}: {error}", path.display()));
     let mut xattrs = BTreeMap::new();
@@ -293,8 +293,8 @@ fn expected(text: &str) -> BTreeMap<String, String> {
     tree
 }
 
-/// Marks whose presence no reader of the tree depends on; compared only where the expectation names them. A new
-/// directory may be opaque although there is nothing below it: the kernel does that to save lookups.
+/// Marks that do not affect any reader of the tree; compared only if the expectation names them. A new
+/// directory may be opaque although nothing is below it: the kernel does that to save lookups.
 const BOOKKEEPING: [&str; 5] = [
     "trusted.overlay.origin=",
     "trusted.overlay.impure=",
@@ -303,7 +303,7 @@ const BOOKKEEPING: [&str; 5] = [
     "trusted.overlay.opaque=",
 ];
 
-/// Drops from a found line what the expected one leaves open.
+/// Drops the parts of a found line that the expected one leaves open.
 fn relax(found: &str, expected: Option<&String>) -> String {
     let mut kept = vec![];
     for word in found.split(' ') {
@@ -319,7 +319,7 @@ fn relax(found: &str, expected: Option<&String>) -> String {
     kept.join(" ")
 }
 
-/// Differences between two trees, one a line; empty when they are equal.
+/// Differences between two trees, one on each line; empty if they are equal.
 pub fn diff(found: &BTreeMap<String, String>, expected: &BTreeMap<String, String>) -> String {
     let mut report = String::new();
     for (path, line) in expected {
@@ -337,7 +337,7 @@ pub fn diff(found: &BTreeMap<String, String>, expected: &BTreeMap<String, String
     report
 }
 
-/// Asserts that the tree below `root` is exactly what `text` says.
+/// Asserts that the tree below `root` is exactly `text`.
 #[track_caller]
 pub fn assert_tree(root: &Path, text: &str) {
     let expected = expected(text);

@@ -1,4 +1,4 @@
-//! Uppers on file systems that can do less than ext4: behind another FUSE file system, or where no device can be made.
+//! Uppers on file systems with fewer features than ext4: behind another FUSE file system, or where no device can be made.
 
 #![allow(unsafe_code)]
 
@@ -6,7 +6,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// What stratafs reaches its upper through. The kernel's overlayfs always gets the plain directory.
+/// The file system through which stratafs reaches its upper. The kernel's overlayfs always gets the plain directory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Upper {
     /// The directory itself.
@@ -14,7 +14,7 @@ pub enum Upper {
     Plain,
     /// bindfs: no `RENAME_EXCHANGE`, no `RENAME_WHITEOUT`, no `O_TMPFILE`.
     Bindfs,
-    /// bindfs that has no extended attributes either.
+    /// bindfs, also without extended attributes.
     BindfsWithoutXattrs,
     /// mergerfs with one branch: as bindfs.
     Mergerfs,
@@ -22,7 +22,7 @@ pub enum Upper {
     XattrWhiteouts,
 }
 
-/// Every kind that can do less.
+/// Every kind with fewer features.
 pub const WEAK: [Upper; 4] = [Upper::Bindfs, Upper::BindfsWithoutXattrs, Upper::Mergerfs, Upper::XattrWhiteouts];
 
 impl Upper {
@@ -39,7 +39,7 @@ impl Upper {
         }
     }
 
-    /// Where `directory` is seen through it: mounted beside it at the first call.
+    /// The path of `directory` through it; it is mounted beside the directory at the first call.
     pub fn reach(self, directory: &Path) -> PathBuf {
         let Some((program, options)) = self.program() else { return directory.to_owned() };
         let point = directory.with_extension("through");
@@ -54,7 +54,7 @@ impl Upper {
         point
     }
 
-    /// Takes from the daemon that `command` starts what this upper lacks.
+    /// Removes the features that this upper lacks from the daemon started by `command`.
     pub fn restrict(self, command: &mut Command) {
         if self == Self::XattrWhiteouts {
             // SAFETY: the closure only makes system calls, on memory of its own.

@@ -1,8 +1,8 @@
 //! Stands at the daemon's system calls: counts those that change a layer, and ends the daemon, or has the call fail, at
 //! the one that is asked for.
 //!
-//! The daemon is started under a seccomp filter that hands these calls to a thread here before they are made
-//! (`seccomp_unotify(2)`). The program under test is the one that ships, without a hook in it.
+//! The daemon is started under a seccomp filter that passes these calls to a thread here before they are made
+//! (`seccomp_unotify(2)`). So the tested program is the shipped one, without any hook.
 
 #![allow(unsafe_code)]
 
@@ -49,7 +49,7 @@ const CHANGING: [(libc::c_long, &str); 31] = [
     (libc::SYS_pwritev2, "pwritev2"),
 ];
 
-/// Calls that only look, but can fail.
+/// Calls that only read, but can fail.
 const LOOKING: [(libc::c_long, &str); 16] = [
     (libc::SYS_openat2, "openat2"),
     (libc::SYS_statx, "statx"),
@@ -72,20 +72,20 @@ const LOOKING: [(libc::c_long, &str); 16] = [
 /// `ioctl` commands that copy blocks; others are the mount's own.
 const FICLONE: u64 = 0x4004_9409;
 
-/// What happens at the call with the wanted number.
+/// The action at the selected call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Act {
     /// The daemon is killed and never makes the call.
     Kill,
     /// The call is not made, and fails.
     Fail(Errno),
-    /// The file system of this descriptor loses everything that it has not been told to keep, and the daemon is killed.
+    /// The file system of this descriptor loses everything that was not flushed, and the daemon is killed.
     Shutdown(i32),
-    /// The call is made, but only after this time; so long every other counted call waits too.
+    /// The call is delayed; every other counted call waits too.
     Wait(Duration),
 }
 
-/// Which call is meant: the `at`-th of those counted, from 0.
+/// The selected call: the `at`-th of those counted, from 0.
 #[derive(Clone, Copy, Debug)]
 pub struct Order {
     pub at: usize,
@@ -99,7 +99,7 @@ pub struct Order {
 pub enum Counted {
     /// Those that change a file system.
     Changes,
-    /// Those that only look, too.
+    /// Also those that only read.
     All,
     /// Those of one name.
     Named(&'static str),
@@ -119,7 +119,7 @@ impl Counted {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Call {
     pub name: &'static str,
-    /// It changes nothing.
+    /// The order changes nothing.
     pub looks: bool,
 }
 
@@ -136,13 +136,13 @@ struct State {
     order: Option<Order>,
     /// Counted calls since the order was given.
     count: usize,
-    /// A counted call came since the last reply that was counted.
+    /// A counted call came after the last counted reply.
     reply_counts: bool,
     /// The call at which the order was carried out.
     struck: Option<Call>,
 }
 
-/// The supervised daemon's gate.
+/// The gate of the supervised daemon.
 #[derive(Clone, Debug, Default)]
 pub struct Gate(Arc<Mutex<State>>);
 
@@ -151,7 +151,7 @@ impl Gate {
     pub fn spawn(&self, command: &mut Command) -> std::io::Result<Child> {
         let child = std::thread::scope(|scope| {
             let (send, listener) = channel();
-            // The filter stays with the thread that installs it and with what it starts.
+            // The filter applies to the thread that installs it, and to its children.
             let starter = scope.spawn(move || {
                 send.send(install()).expect("somebody waits for the listener");
                 command.spawn()
@@ -171,7 +171,7 @@ impl Gate {
         *state = State { daemon: state.daemon, order: Some(order), ..State::default() };
     }
 
-    /// No longer; the call that the order met.
+    /// Stops counting; returns the call at which the order was carried out.
     pub fn take(&self) -> Option<Call> {
         let mut state = self.0.lock().expect("no panic");
         state.order = None;
@@ -185,7 +185,7 @@ impl Gate {
         }
     }
 
-    /// The errno that the call shall fail with.
+    /// The errno for the failing call.
     fn judge(&self, notice: &libc::seccomp_notif) -> Option<Errno> {
         let mut state = self.0.lock().expect("no panic");
         let (order, call) = (state.order?, state.counts(notice)?);
@@ -207,18 +207,19 @@ impl Gate {
             Act::Kill => {}
         }
         crate::common::sys::kill(state.daemon?);
-        // Whoever was killed does not see it; but were it told to go on, it could make the call before it dies.
+        // A killed process does not see the answer; but if it were told to continue, it could make the call before it dies.
         Some(Errno::INTR)
     }
 }
 
 impl State {
-    /// The call, if it is one to be counted.
+    /// The call, if it is counted.
     fn counts(&mut self, notice: &libc::seccomp_notif) -> Option<Call> {
         let order = self.order?;
         let number = libc::c_long::from(notice.data.nr);
         if number == libc::SYS_write {
-            // The reply: all is done, but nobody knows yet. A lookup's reply after which nothing changed is no news.
+            // The reply: everything is done, but the caller does not know yet. A lookup's reply without a change
+            // before it is not counted.
             let counts = self.reply_counts && !matches!(order.act, Act::Fail(_));
             self.reply_counts = false;
             return counts.then_some(Call { name: "reply", looks: true });
@@ -240,7 +241,7 @@ impl State {
     }
 }
 
-/// Installs the filter for this thread and what it starts; gives the descriptor on which the calls are announced.
+/// Installs the filter for this thread and its children; returns the descriptor for the notifications.
 fn install() -> std::io::Result<OwnedFd> {
     let statement = |code: u32, k: u32| libc::sock_filter { code: code as u16, jt: 0, jf: 0, k };
     let numbers: Vec<libc::c_long> =
@@ -268,11 +269,11 @@ fn install() -> std::io::Result<OwnedFd> {
     if listener < 0 {
         return Err(std::io::Error::last_os_error());
     }
-    // SAFETY: a fresh descriptor that nobody else owns; the kernel makes it close-on-exec.
+    // SAFETY: a fresh descriptor without another owner; the kernel makes it close-on-exec.
     Ok(unsafe { OwnedFd::from_raw_fd(i32::try_from(listener).expect("a descriptor")) })
 }
 
-/// The next call; `None` when nobody is left under the filter.
+/// The next call; `None` if no process under the filter is left.
 fn receive(listener: &OwnedFd) -> Option<libc::seccomp_notif> {
     use rustix::event::{PollFd, PollFlags, poll};
     loop {
@@ -291,7 +292,7 @@ fn receive(listener: &OwnedFd) -> Option<libc::seccomp_notif> {
             return Some(notice);
         }
         match std::io::Error::last_os_error().raw_os_error() {
-            // The caller died before it could be heard.
+            // The caller died before its call was received.
             Some(libc::ENOENT | libc::EINTR) => {}
             error => panic!("SECCOMP_IOCTL_NOTIF_RECV: {error:?}"),
         }
@@ -311,7 +312,7 @@ fn answer(listener: &OwnedFd, id: u64, errno: Option<Errno>) {
     assert!(sent == 0 || error.raw_os_error() == Some(libc::ENOENT), "SECCOMP_IOCTL_NOTIF_SEND: {error}");
 }
 
-/// As if the power went off: what is not on the disk, and not in the journal on the disk, is lost.
+/// Simulates a power failure: everything that is neither on the disk nor in the journal on the disk is lost.
 pub fn shut_down(disk: i32) {
     /// `EXT4_IOC_SHUTDOWN`, which is `XFS_IOC_GOINGDOWN`: `_IOR('X', 125, __u32)`.
     const SHUTDOWN: u64 = 0x8004_587d;

@@ -25,7 +25,7 @@ fn before_and_after(verb: &Verb, upper: Upper) -> (Tree, Tree) {
     (old, new)
 }
 
-/// Kills at call number `at`. False when the change has fewer calls.
+/// Kills at call number `at`. Returns false if the change has fewer calls.
 fn kill_at(verb: &Verb, upper: Upper, at: usize, old: &Tree, new: &Tree) -> bool {
     let gate = Gate::default();
     let mount = layers(verb, upper).mount_started_by(|command| gate.spawn(command));

@@ -1,4 +1,4 @@
-//! Nothing is lost: the driver is killed, the power goes off, the disk fails, at every call that changes a layer.
+//! Nothing is lost if the driver is killed, the power fails or the disk fails, at any call that changes a layer.
 //!
 //! | file | does |
 //! |---|---|
@@ -33,11 +33,11 @@ use std::path::Path;
 use common::stack::Layers;
 use common::{Driver, Upper, sys, tree};
 
-/// The union as somebody sees it.
+/// The union as a user sees it.
 type Tree = BTreeMap<String, String>;
 
-/// A tree without what differs from run to run: times other than those that the layers were made with, and those of
-/// directories, which are put back one step after what changed them.
+/// A tree without details that differ between runs: times other than those of the layers, and times of directories,
+/// which are restored one step after the change.
 fn without_times(tree: &Tree) -> Tree {
     let line = |line: &String| {
         let is_dir = line.starts_with("dir ");
@@ -63,7 +63,7 @@ fn refuses(upper: Upper, verb: &verbs::Verb) -> bool {
     upper == Upper::Bindfs && (verb.name.starts_with("exchange_") || verb.name == "tmpfile")
 }
 
-/// Notes for `scripts/test` how many points were tried; those of each kind of upper are counted apart.
+/// Notes the number of tested points for `scripts/test`; each kind of upper is counted separately.
 fn report(kind: &str, upper: Upper, verb: &str, points: usize) {
     let kind = match upper {
         Upper::Plain => kind.to_owned(),
@@ -75,7 +75,7 @@ fn report(kind: &str, upper: Upper, verb: &str, points: usize) {
     file.write_all(format!("{kind} {verb} {points}\n").as_bytes()).unwrap();
 }
 
-/// What the kernel's overlayfs makes of the upper as it lies there, without a change to it.
+/// What the kernel's overlayfs shows of the upper, without changing it.
 fn kernel_reads(mut layers: Layers) -> (Tree, Layers) {
     let (upper, work) = (layers.upper.take().unwrap(), layers.work.take().unwrap());
     layers.originals.insert(0, tree::snapshot(&upper, true));
@@ -96,7 +96,7 @@ fn mounted_reads(layers: Layers, driver: Driver) -> (Tree, Layers) {
     (seen, mount.unmount())
 }
 
-/// Asserts that all of the change happened or nothing of it.
+/// Asserts that the change happened completely or not at all.
 #[track_caller]
 fn assert_old_or_new(found: &Tree, old: &Tree, new: &Tree, when: &str) {
     let found = without_times(found);
@@ -115,13 +115,13 @@ fn has_named_whiteout(directory: &Path) -> bool {
     })
 }
 
-/// Asserts what must hold of an upper whose driver is gone: the change is there or not, the kernel's overlayfs agrees,
-/// no stage is left and no lower layer has changed.
+/// Asserts the conditions for an upper after its driver died: the change happened or not, the kernel's overlayfs
+/// agrees, no staged file is left and no lower layer has changed.
 #[track_caller]
 fn check_crashed(mut layers: Layers, verb: &verbs::Verb, old: &Tree, new: &Tree, when: &str) {
     let indexed = verb.options.contains(&"index=on");
     let mut by_kernel = None;
-    // `.wh.NAME`, which covers a step of several calls, means nothing to the kernel.
+    // `.wh.NAME`, which covers a step of several calls, has no meaning for the kernel.
     let covered = has_named_whiteout(layers.upper.as_deref().unwrap());
     if !indexed && !covered {
         let (seen, back) = kernel_reads(layers);
@@ -130,13 +130,13 @@ fn check_crashed(mut layers: Layers, verb: &verbs::Verb, old: &Tree, new: &Tree,
     // Unmounting asserts that the work directory is empty and that the lower layers are what they were.
     let (found, layers) = mounted_reads(layers, Driver::Stratafs);
     if verb.options.contains(&"metacopy=on") {
-        // Content that is copied into a file that has only attributes so far moves its time, which is put back after
-        // that (kernel: `ovl_copy_up_meta_inode_data` does the same).
+        // Copying content into a file that has only attributes changes its time, which is restored afterwards
+        // (kernel: `ovl_copy_up_meta_inode_data` does the same).
         assert_old_or_new(&without_any_times(&found), &without_any_times(old), &without_any_times(new), when);
     } else {
         assert_old_or_new(&found, old, new, when);
     }
-    // The index names the upper by its handle, which bindfs makes itself.
+    // The index identifies the upper by its handle, and bindfs makes its own handles.
     if covered || (indexed && layers.upper_on == Upper::Bindfs) {
         return;
     }

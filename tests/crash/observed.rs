@@ -1,4 +1,4 @@
-//! What fails is told: in the log with path, error and level, and in the counts of `strata mounts`; a panic costs one request.
+//! Failures are reported: in the log with path, error and level, and in the counts of `strata mounts`; a panic costs one request.
 
 use std::path::Path;
 use std::process::Command;
@@ -20,7 +20,7 @@ fn stratafs(name: &'static str, body: fn()) {
     run_test_within(Duration::from_secs(120), name, Driver::Stratafs, move |_| body());
 }
 
-/// Lines of the log that tell of a failed request, without their times.
+/// Lines of the log that report a failed request, without their times.
 fn told(mount: &Mount) -> Vec<String> {
     let line = |line: &str| line.split_once(' ').unwrap_or_default().1.trim_start().to_owned();
     mount.log().lines().map(line).filter(|line| line.contains(": failed ")).collect()
@@ -50,7 +50,7 @@ fn counted(point: &Path, error: &str) -> (u64, u64) {
     (stats[0]["errors"][error].as_u64().unwrap_or(0), total)
 }
 
-/// What the errors of the disk below are logged as, and counted under.
+/// Errors of the disk below: how they are logged and counted.
 const FAILURES: [(Errno, &str, &str); 4] = [
     (Errno::IO, "ERROR", "Input/output error"),
     (Errno::NOSPC, "WARN", "No space left on device"),
@@ -75,7 +75,7 @@ fn failures_are_logged_and_counted() {
                     "{level} stratafs::fuse::serve: failed request=\"SETATTR\" path=\"/d/f\" error={error} (os error {number})"
                 );
                 assert_eq!((told.len(), &told[at]), (at + 1, &line));
-                // `strata mounts` may itself ask for what is not there, of other names.
+                // `strata mounts` may itself look up missing names, but other ones.
                 let now = counted(mount.root(), error);
                 assert_eq!((now.0, now.1 > total), (before + 1, true));
             }
@@ -83,7 +83,7 @@ fn failures_are_logged_and_counted() {
     });
 }
 
-/// When descriptors are short, those that are only kept are closed, and the request is done once more.
+/// If descriptors run out, cached ones are closed, and the request is repeated.
 #[test]
 fn a_lack_of_descriptors_is_made_up_for() {
     stratafs("a_lack_of_descriptors_is_made_up_for", || {
@@ -132,7 +132,7 @@ fn a_panic_costs_one_request() {
     stratafs("a_panic_costs_one_request", || {
         let layers = Stack::new().lower("file d/f \"lower\\n\"").build();
         let mount = layers.mount_started_by(|command| command.env("STRATAFS_TEST_PANIC", "MKDIR").spawn());
-        // More than there are threads: none of them is lost.
+        // More than the number of threads: none of them is lost.
         for round in 1..=100 {
             assert_eq!(sys::mkdir(&mount.at("new"), 0o755), Err(Errno::IO));
             sys::create(&mount.at(&format!("file{round}")), b"content").unwrap();

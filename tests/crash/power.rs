@@ -1,16 +1,16 @@
-//! The power goes off: the file system below is shut down without writing anything more (`FS_IOC_SHUTDOWN`, what
-//! xfstests calls `godown`), and mounted again with what its journal and its disk have.
+//! Power failures: the file system below is shut down without further writes (`FS_IOC_SHUTDOWN`, which xfstests
+//! calls `godown`), and mounted again with the content of its journal and its disk.
 //!
-//! Not by device mapper (`dm-log-writes`, `dm-flakey`): kernels without `CONFIG_MD` have none of it, that of the machines
-//! where these tests run first among them, and the tests are to run everywhere. The shutdown drops what those would: pages
-//! that were not written, and what the journal had not committed. It is stricter in that nothing is written by chance, and
-//! falls short of them in two things: it does not replay each single write of the journal, which is the file system's own
-//! business and no different with us above it; and the disk's own cache is not lost, so that a flush which the file system
-//! forgot would not be found. The image of the disk is not copied at the points instead, for a copy of a mounted file system
-//! is taken over time, and would be torn in ways that no power failure tears it.
+//! Device mapper (`dm-log-writes`, `dm-flakey`) is not used: kernels without `CONFIG_MD` lack it, for example those of the
+//! machines where these tests run first, and the tests must run everywhere. The shutdown drops the same data: pages that
+//! were not written, and changes that the journal has not committed. It is stricter, because nothing is written by chance.
+//! It is weaker in two ways: it does not replay every single write of the journal, which is the file system's own concern
+//! and the same with us above it; and it does not lose the disk's own cache, so a flush that the file system forgot is not
+//! noticed. The image of the disk is not copied instead, because copying a mounted file system takes time, and the copy
+//! would be inconsistent in ways that no power failure causes.
 //!
-//! At each call that changes a layer, the change must have happened or not, as after `kill -9`. What `fsync` has
-//! acknowledged must be there.
+//! At each call that changes a layer, the change must have happened or not, as after `kill -9`. Data
+//! acknowledged by `fsync` must be there.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -26,7 +26,7 @@ use crate::gate::{Act, Counted, Gate, Order, shut_down};
 use crate::verbs::{ACKNOWLEDGED, VERBS, Verb, scenes};
 use crate::{Tree, check_crashed, report, without_times};
 
-/// A file system of its own, on a loop device.
+/// A separate file system, on a loop device.
 struct Disk {
     directory: TempDir,
 }
@@ -68,7 +68,7 @@ impl Disk {
         run("mount", &["-o", "loop", self.path("image").to_str().unwrap(), self.root().to_str().unwrap()]);
     }
 
-    /// A driver that was killed may take a moment to let go of its files.
+    /// A killed driver may take a moment to close its files.
     fn unmount(&self) -> rustix::io::Result<()> {
         let patience = Instant::now() + Duration::from_secs(60);
         loop {
@@ -81,7 +81,7 @@ impl Disk {
         }
     }
 
-    /// Comes back with what is on the disk.
+    /// Mounts again with the content of the disk.
     fn start_again(&self) {
         self.unmount().unwrap();
         self.mount();
@@ -100,7 +100,7 @@ fn layers(verb: &Verb, base: &Path) -> Layers {
     verb.options.iter().fold(stack, |stack, option| stack.option(option)).build_in(base)
 }
 
-/// Mounted, prepared, and all of that on the disk.
+/// Mounted and prepared, with everything on the disk.
 fn ready(verb: &Verb, disk: &Disk, gate: &Gate) -> Mount {
     let mount = layers(verb, &disk.root()).mount_started_by(|command| gate.spawn(command));
     (verb.prepare)(&mount.at("0")).unwrap();
@@ -119,7 +119,7 @@ fn before_and_after(verb: &Verb, disk: &Disk) -> (Tree, Tree) {
     (old, look(&mount))
 }
 
-/// The power goes off at call number `at`. False when the change has fewer calls.
+/// The power goes off at call number `at`. Returns false if the change has fewer calls.
 fn cut_at(verb: &Verb, at: usize, disk: &Disk, (old, new): &(Tree, Tree)) -> bool {
     let gate = Gate::default();
     let mount = ready(verb, disk, &gate);
@@ -208,7 +208,7 @@ fn every_verb_in_the_long_form() {
     }
 }
 
-/// The mark of a volatile mount, and who refuses it.
+/// The mark of a volatile mount, and the drivers that refuse it.
 mod volatile {
     use super::*;
 

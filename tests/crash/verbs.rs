@@ -1,4 +1,4 @@
-//! What is interrupted: one change each, with the layers that it needs.
+//! The changes that are interrupted, each with the layers that it needs.
 
 use std::path::Path;
 
@@ -14,12 +14,12 @@ type Result = std::result::Result<(), Errno>;
 pub struct Verb {
     pub name: &'static str,
     pub options: &'static [&'static str],
-    /// Done before, through the mount, uninterrupted.
+    /// Done first, through the mount, without interruption.
     pub prepare: fn(&Path) -> Result,
     pub act: fn(&Path) -> Result,
 }
 
-/// What the lower layer holds, for one scene; `@` is its directory.
+/// The content of the lower layer for one scene; `@` is its directory.
 const SCENE: &str = "
     dir   @             mtime=1000
     dir   @/d           mtime=1000 mode=0750 user.d=1
@@ -75,7 +75,7 @@ fn open_truncating(path: &Path) -> Result {
     sys::open(path, OFlags::WRONLY | OFlags::TRUNC, 0).map(drop)
 }
 
-/// A file that comes into being by getting its name.
+/// A file that gets its name only when it is complete.
 fn make_nameless_and_link(at: &Path) -> Result {
     let file = sys::open(&at.join("d"), OFlags::TMPFILE | OFlags::RDWR, 0o640)?;
     sys::write_all(&file, b"made without a name\n")?;
@@ -189,7 +189,8 @@ macro_rules! test_each {
     )*};
 }
 
-/// Verbs that take other steps on an upper that can do less: they leave whiteouts, go over them, or replace something.
+/// Verbs that take other steps on an upper with fewer features: they leave whiteouts, replace whiteouts, or replace
+/// something else.
 macro_rules! with_fallback_verbs {
     ($then:ident) => {
         $then! {
@@ -223,7 +224,7 @@ macro_rules! test_fallbacks {
     };
 }
 
-/// Changes of several steps that are only compared where all of it was acknowledged.
+/// Changes of several steps that are only compared after all of them were acknowledged.
 pub const ACKNOWLEDGED: &[Verb] = &[
     Verb { name: "write_sync_rename", options: PLAIN, prepare: nothing, act: write_sync_rename },
     Verb {

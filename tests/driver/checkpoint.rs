@@ -1,4 +1,4 @@
-//! Checkpoints of a union whose files are open.
+//! Checkpoints of a union with open files.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -51,14 +51,14 @@ fn read(union: &Union, handle: HandleId) -> Vec<u8> {
     buffer[..count].to_vec()
 }
 
-/// Makes a checkpoint; its layer.
+/// Makes a checkpoint; returns its layer.
 fn checkpoint(union: &Union, name: &str) -> PathBuf {
     let place = union.path().join(name);
     union.overlay.checkpoint(&place, new_id().unwrap(), false).unwrap();
     place
 }
 
-/// What is written through a descriptor after a checkpoint is in the upper, and the layer has what was written before.
+/// Data written through a descriptor after a checkpoint is in the upper; data written before is in the layer.
 #[test]
 fn a_writer_goes_on_in_the_new_upper() {
     let union = union();
@@ -84,7 +84,7 @@ fn a_writer_goes_on_in_the_new_upper() {
     assert_eq!(fs::read(union.path().join("upper/linked")).unwrap(), b"later!");
 }
 
-/// A reader whose reads the kernel makes itself sees what is appended after a checkpoint, and the layer does not change.
+/// A reader whose reads are made by the kernel sees data appended after a checkpoint, and the layer does not change.
 #[test]
 fn an_early_reader_sees_later_writes() {
     let union = union();
@@ -103,7 +103,7 @@ fn an_early_reader_sees_later_writes() {
     assert_eq!(fs::read(layer.join("log")).unwrap(), b"one");
 }
 
-/// Files that are open leave a layer before another mount uses it; after that the layer is never written to.
+/// Open files leave a layer before another mount uses it; after that, the layer is never written.
 #[test]
 fn open_files_leave_a_layer_that_is_shared() {
     let union = union();
@@ -126,8 +126,8 @@ fn open_files_leave_a_layer_that_is_shared() {
     assert_eq!(fs::read(layer.join("other")).unwrap(), b"");
 }
 
-/// A hard link stays one file over a checkpoint, also with a name in a directory of which another name's directory is the parent:
-/// once, the change waited for itself there.
+/// A hard link stays one file over a checkpoint, even with a name in a directory whose parent has another of its names. (Once,
+/// the change waited for itself there.)
 #[test]
 fn a_hard_link_in_nested_directories_is_changed_after_a_checkpoint() {
     let union = union();
@@ -315,7 +315,7 @@ fn what_is_kept_does_not_change_any_more() {
     assert_eq!((content(&union, "file"), content(&union, "other")), (b"two".to_vec(), b"other".to_vec()));
 }
 
-/// What cannot have a checkpoint is told, and nothing is left of the attempt.
+/// A union that cannot have a checkpoint says so, and nothing is left of the attempt.
 #[test]
 fn a_checkpoint_that_cannot_be_made_changes_nothing() {
     let union = union();

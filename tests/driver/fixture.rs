@@ -19,7 +19,7 @@ pub struct Union {
 }
 
 impl Union {
-    /// `fill` makes what the lower layer holds; `set` changes the options.
+    /// `fill` fills the lower layer; `set` changes the options.
     pub fn new(fill: impl FnOnce(&Path), set: impl FnOnce(&mut OverlayConfig)) -> Self {
         let base = std::env::var_os("STRATAFS_TEST_DIR").map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from);
         let directory = tempfile::Builder::new().prefix("stratafs-driver-").tempdir_in(base).unwrap();
@@ -115,7 +115,7 @@ impl DirSink for Names {
     }
 }
 
-/// Runs two closures at the same time; what they return.
+/// Runs two closures at the same time; returns their results.
 pub fn both<A: Send, B: Send>(a: impl FnOnce() -> A + Send, b: impl FnOnce() -> B + Send) -> (A, B) {
     let start = Barrier::new(2);
     std::thread::scope(|scope| {

@@ -1,4 +1,4 @@
-//! What is left when the kernel has forgotten a file, and what still works on one that was removed.
+//! Leftovers after the kernel has forgotten a file, and operations that still work on a removed file.
 
 use std::fs;
 use std::path::Path;
@@ -9,7 +9,7 @@ use stratafs::driver::types::NodeId;
 
 use crate::fixture::{ROOT, Union, both};
 
-/// Descriptors of this process for files below `directory` that have no name any more.
+/// Descriptors of this process for files below `directory` without a name.
 fn held_below(directory: &Path) -> usize {
     let is_held = |fd: std::io::Result<fs::DirEntry>| {
         let target = fs::read_link(fd.unwrap().path()).unwrap_or_default();
@@ -18,8 +18,7 @@ fn held_below(directory: &Path) -> usize {
     fs::read_dir("/proc/self/fd").unwrap().map(is_held).filter(|&held| held).count()
 }
 
-/// With `index=on`, a lower hard link all of whose names were removed leaves neither node nor descriptor, so that its
-/// blocks are free.
+/// With `index=on`, a lower hard link whose names were all removed leaves neither node nor descriptor, so its blocks are freed.
 #[test]
 fn an_indexed_file_without_names_is_let_go() {
     let fill = |lower: &Path| {
@@ -57,8 +56,8 @@ fn a_removed_lower_directory_takes_new_attributes() {
     assert_eq!(staged.len(), 1, "the shared whiteout alone: {staged:?}");
 }
 
-/// A verb that fails after it has counted a lookup takes the count back. Here a stranger removes each new link from the upper
-/// before its attributes are read.
+/// A verb that fails after it has counted a lookup takes the count back. Here, another process removes each new link from the
+/// upper before its attributes are read.
 #[test]
 fn a_link_that_fails_leaves_no_lookup() {
     let union = Union::new(|_| {}, |_| {});

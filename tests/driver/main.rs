@@ -1,7 +1,7 @@
-//! The driver's verbs called by several threads at once, and what is left of a node when it is over. No FUSE: the library
-//! on directories of its own.
+//! The driver's verbs called by several threads at once, and the state of nodes afterwards. Without FUSE: the
+//! library on temporary directories.
 //!
-//! A test of a race repeats it until the old, wrong order of steps has shown itself many times over.
+//! A test of a race is repeated until the old, wrong order of steps would have shown itself many times.
 
 #![allow(clippy::unwrap_used)]
 

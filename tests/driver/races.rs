@@ -8,8 +8,7 @@ use stratafs::driver::types::NodeId;
 
 use crate::fixture::{Union, both};
 
-/// A node in a rename always has a name: its directory can be listed, takes new files, and open files in it stay what
-/// they are.
+/// A node in a rename always has a name: its directory can be listed and takes new files, and open files in it are unaffected.
 #[test]
 fn a_directory_can_be_used_while_it_is_renamed() {
     let fill = |lower: &std::path::Path| {
@@ -71,7 +70,7 @@ fn a_directory_can_be_used_while_it_changes_places() {
     both(swap, list);
 }
 
-/// Says at the end of its life, also by a panic, that the other thread shall stop.
+/// Tells the other thread to stop when it is dropped, even by a panic.
 struct Last<'a>(&'a AtomicBool);
 
 impl Drop for Last<'_> {
@@ -82,7 +81,8 @@ impl Drop for Last<'_> {
 
 const ROUNDS: usize = 1000;
 
-/// The copy is published and the node says so in one step: removal sees the file either below or above.
+/// The copy is published and recorded in the node in one step: a removal sees the file either in the lower
+/// layer or in the upper.
 #[test]
 fn a_file_can_be_removed_while_it_is_copied_up() {
     let fill = |lower: &std::path::Path| {
@@ -137,8 +137,8 @@ fn a_directory_can_be_removed_while_it_is_copied_up() {
     }
 }
 
-/// Two names of an open file go at once, one by a rename over it and one by unlink: whoever takes the last one holds the
-/// file.
+/// Two names of an open file are removed at once, one by a rename over it and one by unlink: whichever removal comes
+/// last holds the file.
 #[test]
 fn an_open_file_loses_two_names_at_once() {
     let union = Union::new(|_| {}, |_| {});
@@ -161,7 +161,7 @@ fn an_open_file_loses_two_names_at_once() {
     }
 }
 
-/// A name that comes and goes between looking and locking makes rename look again.
+/// If a name appears or vanishes between the lookup and the lock, rename looks it up again.
 #[test]
 fn rename_never_says_try_again() {
     let union = Union::new(|_| {}, |_| {});

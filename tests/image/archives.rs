@@ -303,7 +303,7 @@ fn kept_blobs_are_the_originals() {
     assert_eq!(std::fs::read_dir(scratch.store.root().join("blobs/sha256")).unwrap().count(), 0);
 }
 
-/// Layers that look at those below in every way: whichever is ready first, the store is the same.
+/// Layers that depend on those below in every way: whichever is ready first, the store is the same.
 #[test]
 fn layers_unpacked_together_are_those_unpacked_one_by_one() {
     let big =
@@ -333,7 +333,7 @@ fn layers_unpacked_together_are_those_unpacked_one_by_one() {
     }
 }
 
-/// The lowest bad layer is the one that is told of, and nobody waits for it for ever.
+/// The lowest bad layer is the one reported, and no layer waits for it for ever.
 #[test]
 fn of_several_bad_layers_the_lowest_is_told() {
     let good = Tar::new().file("a", vec![1; 1 << 20]).end();

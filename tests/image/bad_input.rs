@@ -1,4 +1,4 @@
-//! Archives that are broken or lie: one clear line, nothing stored, the store unharmed.
+//! Broken or misleading archives: one clear line, nothing stored, the store unharmed.
 
 use serde_json::json;
 use stratafs::image::archive::ArchiveInput;
@@ -8,7 +8,7 @@ use stratafs::store::load::LoadOptions;
 use super::fixture::*;
 use super::tar_build::{Tar, spec};
 
-/// Loads what must be refused and returns the message.
+/// Loads an archive that must be refused; returns the message.
 fn refused(bytes: &[u8]) -> String {
     let scratch = Scratch::new();
     let before = scratch.listing();
@@ -109,7 +109,7 @@ fn names_in_messages_stay_on_one_line() {
     assert!(refused(&long).len() < 2000);
 }
 
-/// What a layer's media type says is never fatal: the bytes tell how they are compressed.
+/// A layer's media type is never fatal: the compression is recognized by the bytes.
 #[test]
 fn media_types_that_nobody_knows() {
     for media_type in [
@@ -235,7 +235,7 @@ fn indexes_in_indexes_without_an_end() {
     }
 }
 
-/// No index can hold its own digest; one that says so lies, and is found out at the first step round.
+/// No index can contain its own digest; one that claims to is found out at the first step.
 #[test]
 fn indexes_in_a_circle() {
     let index = "application/vnd.oci.image.index.v1+json";

@@ -1,4 +1,4 @@
-//! Checkpoints of containers: made, gone back to, forked, merged and committed, by containers that are not mounted meanwhile.
+//! Checkpoints of containers that are not mounted: made, gone back to, forked, merged and committed.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -53,20 +53,20 @@ impl Lab {
         told
     }
 
-    /// Mounts a container while something is done to it.
+    /// Mounts a container during `act`.
     pub(super) fn change(&self, name: &str, change: impl FnOnce(&Path)) {
         let merged = self.ok(&["mount", name]);
         change(Path::new(merged.trim()));
         self.ok(&["umount", name]);
     }
 
-    /// A new container that is not mounted.
+    /// A new container, not mounted.
     pub(super) fn create(&self, name: &str) {
         self.ok(&["mount", "--name", name, "base:1"]);
         self.ok(&["umount", name]);
     }
 
-    /// What a container shows, or showed at a checkpoint: every path with all that a tar holds of it.
+    /// The files of a container, now or at a checkpoint: every path with all that a tar holds of it.
     pub(super) fn shows(&self, name: &str, checkpoint: Option<&str>) -> BTreeMap<String, String> {
         shown(self.store(), name, checkpoint)
     }
@@ -171,7 +171,7 @@ fn there_and_back() {
         assert_eq!(lab.shows("web", Some("one")), first, "{}: a fork writes into its own", lab.driver);
         lab.ok(&["fork", "web", "web3"]);
         assert_eq!(lab.shows("web3", None), second);
-        // Layers stay as long as a fork stands on them.
+        // Layers stay as long as a fork needs them.
         lab.ok(&["rm", "web"]);
         assert_eq!(lab.shows("web3", None), second);
         lab.change("web3", |at| assert_eq!(fs::read_to_string(at.join("moved/second")).unwrap(), "22"));
@@ -182,7 +182,7 @@ fn there_and_back() {
     }
 }
 
-/// What lies among the checkpoint layers.
+/// Other entries beside the checkpoint layers.
 pub(super) fn left(lab: &Lab) -> Vec<String> {
     let dir = lab.store().root().join("checkpoints");
     let mut left: Vec<String> =
@@ -201,7 +201,7 @@ fn dice(state: &mut u64, most: usize) -> usize {
     (*state >> 33) as usize % most
 }
 
-/// All directories of a tree, and all else.
+/// All directories of a tree, and all other files.
 fn inventory_of(root: &Path) -> (Vec<PathBuf>, Vec<PathBuf>) {
     let (mut dirs, mut files, mut at) = (vec![root.to_owned()], Vec::new(), 0);
     while at < dirs.len() {
@@ -216,7 +216,7 @@ fn inventory_of(root: &Path) -> (Vec<PathBuf>, Vec<PathBuf>) {
     (dirs, files)
 }
 
-/// Changes a few things in a tree. What cannot be done (a directory into itself, a name that is taken) is not.
+/// Changes a few things in a tree. Impossible changes (a directory into itself, an existing name) are skipped.
 pub(super) fn change_at_random(root: &Path, state: &mut u64) {
     for step in 0..12 {
         let (dirs, files) = inventory_of(root);
@@ -238,8 +238,8 @@ pub(super) fn change_at_random(root: &Path, state: &mut u64) {
     }
 }
 
-/// Removing checkpoints merges their layers. What the container and the other checkpoints show stays as it was, whatever was
-/// renamed, deleted and made again in between.
+/// Removing checkpoints merges their layers. The container and the other checkpoints stay the same, whatever was renamed,
+/// deleted and made again in between.
 #[test]
 fn removed_checkpoints_change_nothing() {
     let mut merged = 0;

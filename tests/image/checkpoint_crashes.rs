@@ -1,5 +1,5 @@
-//! kill -9 of `strata` at every system call by which it makes, removes and goes back to checkpoints: afterwards the container
-//! is as before or as after, checkpoints that were acknowledged are there, and `gc` leaves no rubbish.
+//! kill -9 of `strata` at every system call by which it makes, removes and goes back to checkpoints. Afterwards the container
+//! is in the state before or after, acknowledged checkpoints are there, and `gc` leaves no garbage.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -15,7 +15,7 @@ use super::fixture::*;
 
 type Tree = BTreeMap<String, String>;
 
-/// All containers and their checkpoints, with what they show.
+/// All containers and their checkpoints, with their files.
 fn state(store: &Store) -> BTreeMap<String, Tree> {
     let mut state = BTreeMap::new();
     for container in Container::list(store).unwrap().containers {
@@ -33,7 +33,7 @@ fn write(upper: &Path, name: &str) {
     std::fs::write(upper.join("etc").join(name), name).unwrap();
 }
 
-/// A store whose container `c` has three checkpoints and something on top.
+/// A store whose container `c` has three checkpoints and further changes.
 fn start() -> Scratch {
     let scratch = Scratch::new();
     scratch.load(&one_image("kept:1", &[base_layer()])).unwrap();
@@ -56,7 +56,7 @@ fn copy(of: &Scratch) -> Victim {
     Victim { dir, root }
 }
 
-/// Calls that change something of a checkpoint, or bring it to the disk. A `?`: not every architecture has it.
+/// Calls that change a part of a checkpoint, or flush it to the disk. A `?`: not every architecture has it.
 const CALLS: [&str; 14] = [
     "?rename",
     "renameat",

@@ -1,4 +1,4 @@
-//! What cannot be done to checkpoints is told in one line, and nothing has changed.
+//! Impossible operations on checkpoints fail with one line, and change nothing.
 
 use std::fs;
 use std::process::Command;
@@ -52,7 +52,7 @@ fn refused_in_one_line() {
     }
 }
 
-/// A mount that this program did not make uses the upper: the kernel's overlayfs, or a driver that holds its lock.
+/// The upper is in use by a mount that this program did not make: the kernel's overlayfs, or a driver that holds its lock.
 #[test]
 fn an_upper_in_use_stays() {
     let Some(lab) = labs().into_iter().find(|lab| lab.driver == "overlay") else { return };
@@ -78,7 +78,7 @@ fn an_upper_in_use_stays() {
     told(&["checkpoint", "create", "web", "two"], "is in use by overlayfs, which is mounted at");
     told(&["rollback", "web", "one"], "is in use by overlayfs");
     assert!(Command::new("umount").arg(&point).status().unwrap().success());
-    // Other tests run in copies of this mount namespace, in which it is still mounted for a while.
+    // Other tests run in copies of this mount namespace, in which it stays mounted for a while.
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
     while !lab.run(&["checkpoint", "create", "web", "free"]).status.success() {
         assert!(std::time::Instant::now() < deadline, "it is unmounted");
@@ -95,7 +95,7 @@ fn an_upper_in_use_stays() {
     lab.ok(&["checkpoint", "create", "web", "two"]);
 }
 
-/// A layer that is lost is told by whoever needs it, and by `verify`.
+/// A lost layer is reported by every verb that needs it, and by `verify`.
 #[test]
 fn a_missing_layer_is_told() {
     let Some(lab) = labs().into_iter().next() else { return };
@@ -140,7 +140,7 @@ fn a_full_disk_makes_no_checkpoint() {
     stratafs::container::Container::create(&store, &image, &options).unwrap();
     fs::write(victim.root.join("containers/web/upper/new"), "n").unwrap();
     assert!(run(&["checkpoint", "create", "web", "zero"]).0);
-    // Files are what this file system has too few of: one more each time, until there are enough.
+    // The limit of this file system is the number of files: one more each time, until there are enough.
     let used = {
         let stat = rustix::fs::statvfs(disk.path()).unwrap();
         stat.f_files - stat.f_ffree
@@ -148,7 +148,7 @@ fn a_full_disk_makes_no_checkpoint() {
     let (mut refused, mut made) = (0, 0);
     for free in 0..20 {
         let option = format!("remount,nr_inodes={}", used + free);
-        // The first may be fewer than there are: attributes count too.
+        // The first number may be too small: attributes count too.
         if !Command::new("mount").args(["-o", &option]).arg(disk.path()).output().unwrap().status.success() {
             continue;
         }

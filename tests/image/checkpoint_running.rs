@@ -1,5 +1,5 @@
-//! Checkpoints of containers whose driver answers: what it is asked, and what becomes of its refusals. The driver is played
-//! by the test, which does on disk what a driver would.
+//! Checkpoints of containers with a running driver: the requests, and the handling of its refusals. The test plays the
+//! driver, and does on disk what a driver would.
 
 use std::fs;
 use std::os::fd::AsFd;
@@ -17,11 +17,11 @@ use super::checkpoint::shown;
 use super::crashes::one_image;
 use super::fixture::*;
 
-/// What the played driver has been asked, and how it behaves.
+/// The requests to the played driver, and its behaviour.
 #[derive(Default)]
 struct Role {
     asked: Mutex<Vec<Request>>,
-    /// It refuses all but `state`.
+    /// It refuses everything except `state`.
     refuses: Mutex<bool>,
     lowers: Mutex<Vec<String>>,
 }
@@ -31,7 +31,7 @@ fn mark(dir: &Path) -> Option<Chain> {
     read_chain(dir.as_fd(), chain_namespace(dir.as_fd()).unwrap()).unwrap()
 }
 
-/// Puts an empty upper in the place of the one that is there.
+/// Replaces the upper by an empty one.
 fn pivot(upper: &Path, place: &Path, id: &str, root: &Path, below: Option<&Path>) {
     fs::create_dir(place).unwrap();
     let (from, empty) = (fs::File::open(root).unwrap(), fs::File::open(place).unwrap());
@@ -48,7 +48,7 @@ fn id_in(path: &str) -> Option<String> {
     (id.len() == 32).then(|| id.to_owned())
 }
 
-/// Answers in the place of the driver of a container.
+/// Answers in place of a container's driver.
 fn play(container: &Container) -> (Arc<Role>, Server) {
     let role = Arc::new(Role::default());
     let (answering, upper) = (Arc::clone(&role), container.dir().join("upper"));
@@ -125,13 +125,13 @@ fn the_driver_is_asked() {
     };
     assert_eq!(Path::new(place), one.layer.dir());
     assert_eq!(lowers, &[vec![place.clone()], image.clone()].concat());
-    // What is abandoned is removed, and nothing of it was the driver's to remove.
+    // Abandoned files are removed, and none of them were the driver's to remove.
     write(&web, "lost");
     let abandoned = web.rollback(store, "two", None).unwrap().unwrap();
     assert_eq!(shown(store, "web", None), second);
     abandoned.remove().unwrap();
     assert_eq!(fs::read_dir(store.root().join("tmp")).unwrap().count(), 0);
-    // A fork tells the mounts that have its layers.
+    // A fork tells the mounts that use its layers.
     role.asked.lock().unwrap().clear();
     let web2 = web.fork(store, Some("two"), "web2").unwrap();
     assert_eq!(shown(store, "web2", None), second);
@@ -139,7 +139,7 @@ fn the_driver_is_asked() {
     let two = web.find_checkpoint(store, "two").unwrap().layer.dir();
     let dirs: Vec<String> = [&two, &one.layer.dir()].map(|dir| dir.to_str().unwrap().to_owned()).into();
     assert_eq!(shared, [Request::Share { layers: dirs.clone() }]);
-    // A merge tells them too. What the mount has open stays for it; the upper of a mount is not merged into.
+    // A merge tells them too. Files that the mount has open stay for it; the upper of a mount is not merged into.
     role.asked.lock().unwrap().clear();
     web.remove_checkpoint(store, "one").unwrap();
     tidy(store, true).unwrap();
@@ -180,18 +180,18 @@ fn a_driver_that_refuses_changes_nothing() {
     assert_eq!(told(web.rollback(store, "one", Some("kept")).map(drop)), "web: the disk is full");
     assert_eq!(told(web.fork(store, Some("one"), "web2").map(drop)), "web: the disk is full");
     assert_eq!((scratch.listing(), shown(store, "web", None)), before);
-    // Layers are not merged below a driver that does not leave their files alone.
+    // Layers are not merged below a driver that may change files in them.
     web.remove_checkpoint(store, "one").unwrap();
     tidy(store, true).unwrap();
     assert_eq!((web.chain(store).unwrap().len(), shown(store, "web", None)), (2, before.1.clone()));
     assert_eq!(names(&web, &scratch), ["two"]);
-    // Once it has ended, all goes on without it.
+    // After it has ended, everything works without it.
     drop(server);
     tidy(store, true).unwrap();
     assert_eq!((web.chain(store).unwrap().len(), shown(store, "web", None)), (1, before.1));
 }
 
-/// The real driver: a container is mounted all the time, and somebody writes to a file of it.
+/// The real driver: a container is mounted all the time while a process writes to one of its files.
 #[test]
 fn a_mounted_container_goes_on() {
     let Some(lab) = super::checkpoint::labs().into_iter().find(|lab| lab.driver == "stratafs") else { return };

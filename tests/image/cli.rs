@@ -1,4 +1,4 @@
-//! The program: exit codes, one-line errors, a kill in the middle.
+//! The program: exit codes, one-line errors, a kill in between.
 
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
@@ -28,14 +28,14 @@ fn every_verb_has_help_with_two_examples() {
     }
 }
 
-/// Runs what must succeed and returns its output.
+/// Runs a command that must succeed; returns its output.
 pub(super) fn ok(root: &Path, args: &[&str]) -> String {
     let output = strata(root, args);
     assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// Runs what must fail and returns its message.
+/// Runs a command that must fail; returns its message.
 pub(super) fn fails(root: &Path, code: i32, args: &[&str]) -> String {
     let output = strata(root, args);
     let message = String::from_utf8(output.stderr).unwrap();
@@ -268,7 +268,7 @@ fn two_images_are_compared() {
     let shrunk = grown.replace("A ", "X ").replace("D ", "A ").replace("X ", "D ");
     assert_eq!(sorted(&ok(&root, &["diff", "x:1", "base:1"])), sorted(&shrunk));
     assert_eq!(ok(&root, &["diff", "x:1", "x:1"]), "");
-    // The same tree by other layers; a link, a time, a mode and a kind that differ.
+    // The same tree made of other layers, with a link, a time, a mode and a type that differ.
     let other = "C /bin\nA /bin/deep\nA /bin/deep/er\nC /etc/issue\nC /null\nC /usr/tool\nD /pad\n";
     assert_eq!(sorted(&ok(&root, &["diff", "base:1", "other:1"])), sorted(other));
     assert_eq!(

@@ -1,4 +1,4 @@
-//! Completions, in a real bash that is typed into.
+//! Completions, in a real bash that receives typed input.
 
 use std::process::{Command, Stdio};
 
@@ -25,7 +25,7 @@ fn bash_completes_names_of_everything() {
     let dir = tempfile::tempdir().unwrap();
     let root = store(dir.path());
     let rc = dir.path().join("rc");
-    // `strata` is what completes; what the line would run is only shown.
+    // `strata` completes; the line itself is only shown and not run.
     let script = format!(
         "strata() {{ case $1 in __complete|completions) {program} \"$@\" ;; *) printf '<%s>\\n' \"$*\" ;; esac; }}\n\
          source <(strata completions bash)\nPS1='$ '\n",
@@ -78,7 +78,7 @@ fn scripts_of_every_shell_are_sound() {
             Err(_) => drop(super::skip("completion: the script", shell)),
         }
     }
-    // Of a store that is not there nothing is completed, and none is made.
+    // For a store that does not exist nothing is completed, and none is made.
     let root = dir.path().join("none");
     assert_eq!(ok(&root, &["__complete", "--", "run", ""]), "");
     assert!(!root.exists());

@@ -160,7 +160,7 @@ fn mount_change_commit_and_mount_again() {
     }
 }
 
-/// What a container leaves behind as it ends is still there for a moment after it, and so are programs that anyone starts.
+/// Files that a container leaves as it ends exist for a moment longer, and so do programs that other tests start.
 #[test]
 fn an_unmount_waits_a_moment_for_what_uses_it() {
     for world in worlds() {
@@ -397,7 +397,7 @@ fn export_is_the_whole_tree() {
     }
 }
 
-/// Whoever may write to a file of a container cannot make it somebody else's, or set-user-id, in the image that is committed.
+/// A process that may write to a file of a container cannot make it another user's, or set-user-id, in the committed image.
 #[test]
 fn an_attribute_of_a_container_is_no_owner_in_its_image() {
     use std::os::unix::fs::MetadataExt;
@@ -425,7 +425,8 @@ fn an_attribute_of_a_container_is_no_owner_in_its_image() {
     }
 }
 
-/// What a layer says of other attributes, owners and modes is obeyed neither when it is unpacked nor when it is mounted.
+/// Attributes of a layer that override other attributes, owners and modes have no effect, neither when it is unpacked
+/// nor when it is mounted.
 #[test]
 fn an_image_cannot_turn_kept_permissions_on() {
     use std::os::unix::fs::MetadataExt;

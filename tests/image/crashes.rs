@@ -1,8 +1,7 @@
-//! kill -9 of `strata` at every system call that changes the store, every such call failing, and a full disk: the
-//! store is then as before or as after, `verify` finds it sound, and what was acknowledged is there.
+//! kill -9 of `strata` at every system call that changes the store, a failure of every such call, and a full disk. Afterwards the
+//! store is in the state before or after, `verify` finds no damage, and acknowledged changes are there.
 //!
-//! strace kills or fails the n-th call of one kind in each thread, for every kind, and every n until a run comes to its
-//! end unharmed.
+//! strace kills or fails the n-th call of one kind in each thread, for every kind and every n until a run ends without harm.
 
 use std::collections::BTreeSet;
 use std::os::unix::process::ExitStatusExt;
@@ -18,7 +17,7 @@ use super::fixture::*;
 use super::liar::{Image, Liar};
 use super::tar_build::Tar;
 
-/// Calls that publish, remove or make durable. A `?`: not every architecture has it.
+/// Calls that publish, remove or flush. A `?`: not every architecture has it.
 pub(super) const PUBLISHING: &[&str] = &[
     "?rename",
     "renameat",
@@ -38,7 +37,7 @@ pub(super) const PUBLISHING: &[&str] = &[
     "fchmodat",
     "fchmod",
 ];
-/// Calls that open or fill what is staged.
+/// Calls that make or fill staged files.
 const FILLING: &[&str] = &[
     "openat",
     "openat2",
@@ -56,12 +55,12 @@ const FILLING: &[&str] = &[
     "ftruncate",
     "getdents64",
 ];
-/// Of the calls that fill, each one of so many is harmed; all of them with `STRATAFS_SOAK=1`.
+/// Of the calls that fill files, only one in this many is harmed; all of them with `STRATAFS_SOAK=1`.
 const STRIDE: usize = 3;
 /// No command makes more calls of one kind in one thread.
 const MOST_CALLS: u32 = 1000;
 
-/// A store to begin with, and the archives that the commands use.
+/// An initial store, and the archives for the commands.
 struct Start {
     scratch: Scratch,
     archive: PathBuf,
@@ -97,7 +96,7 @@ impl Start {
         Self { scratch, archive, rootfs, kept, _registry: registry, remote }
     }
 
-    /// A copy of the store to do harm to.
+    /// A copy of the store, to be harmed.
     fn copy(&self) -> Victim {
         let dir = tempfile::Builder::new().prefix("strata-test-").tempdir().unwrap();
         let root = dir.path().join("store");
@@ -123,7 +122,7 @@ pub(super) struct Victim {
 }
 
 impl Victim {
-    /// `strata` below `wrapper`, for five minutes at most.
+    /// Runs `strata` under `wrapper`, for five minutes at most.
     pub(super) fn strata(&self, wrapper: &[&str], args: &[&str]) -> Output {
         Command::new("timeout")
             .args(["--signal=KILL", "300"])
@@ -133,7 +132,7 @@ impl Victim {
             .arg(&self.root)
             .args(args)
             .env("SOURCE_DATE_EPOCH", "1700000000")
-            // Nobody's passwords.
+            // No passwords of the machine's users.
             .env("HOME", self.dir.path())
             .env_remove("REGISTRY_AUTH_FILE")
             .env_remove("DOCKER_CONFIG")
@@ -141,7 +140,8 @@ impl Victim {
             .unwrap()
     }
 
-    /// `strata` with the `number`-th call of one kind in each thread replaced by `harm`. `None`: it took no harm.
+    /// Runs `strata` with the `number`-th call of one kind in each thread replaced by `harm`. Returns `None` if no
+    /// call was harmed.
     pub(super) fn harmed(&self, call: &str, harm: &str, number: u32, args: &[&str]) -> Option<Output> {
         let log = self.dir.path().join("strace");
         let (trace, inject) = (format!("--trace={call}"), format!("--inject={call}:{harm}:when={number}"));
@@ -149,24 +149,24 @@ impl Victim {
         let output = self.strata(&wrapper, args);
         let log = std::fs::read_to_string(&log).expect("strace; scripts/test installs it");
         let taken = log.contains("(INJECTED)") || log.contains("killed by SIGKILL");
-        // A program that it starts may be the one that is killed.
+        // The killed process may be a program that it starts.
         assert!(output.status.signal().is_none() || log.contains("killed by SIGKILL"), "{output:?}\n{log}");
         taken.then_some(output)
     }
 
-    /// Among what failed in the last [`Self::harmed`] was the writing of the message itself.
+    /// True if the last [`Self::harmed`] also failed to write its message.
     fn could_not_tell(&self) -> bool {
         let log = std::fs::read_to_string(self.dir.path().join("strace")).unwrap();
         log.lines().any(|line| line.contains(" write(2, \"strata: ") && line.contains("(INJECTED)"))
     }
 
-    /// All that is in the store but times; without what waits in `tmp`.
+    /// Everything in the store except times and the content of `tmp`.
     fn listing(&self) -> BTreeSet<String> {
         let store = Store::open(&self.root).unwrap();
         listing_of(&store)
     }
 
-    /// `verify` finds nothing, and the image that nobody touched is whole.
+    /// `verify` finds nothing, and the untouched image is complete.
     fn assert_sound(&self, start: &Start, what: &str) {
         let output = self.strata(&[], &["verify"]);
         assert!(output.status.success(), "{what}: {output:?}");
@@ -197,7 +197,7 @@ fn arguments<'a>(start: &'a Start, verb: &str) -> Vec<&'a str> {
     }
 }
 
-/// What the command leaves when nothing happens to it. Before `gc` there is something for it to do.
+/// What the command leaves if it is not harmed. Before `gc` there is something for it to do.
 fn unharmed(start: &Start, verb: &str, args: &[&str]) -> Sides {
     let victim = prepared(start, verb);
     let before = victim.listing();
@@ -209,14 +209,14 @@ fn unharmed(start: &Start, verb: &str, args: &[&str]) -> Sides {
 fn prepared(start: &Start, verb: &str) -> Victim {
     let victim = start.copy();
     if verb == "gc" {
-        // Another image takes the name of one, which is then without.
+        // Another image takes the name of one, which then has none.
         let store = Store::open(&victim.root).unwrap();
         store.tag(&store.find("kept:1").unwrap(), &"gone:1".parse().unwrap()).unwrap();
     }
     victim
 }
 
-/// Harms every command at every call of these kinds; gives the number of times.
+/// Harms every command at every call of these kinds; returns how often.
 fn harm_everything(verbs: &[&str], calls: &[&str], harm: &str, check: &dyn Fn(&Victim, &Output, &str, &Sides)) -> u32 {
     let start = Start::new();
     let soaking = std::env::var_os("STRATAFS_SOAK").is_some_and(|value| value == "1");
@@ -240,13 +240,13 @@ fn harm_everything(verbs: &[&str], calls: &[&str], harm: &str, check: &dyn Fn(&V
     points
 }
 
-/// The store without and with what a command does.
+/// The store without and with the command.
 struct Sides {
     before: BTreeSet<String>,
     after: BTreeSet<String>,
 }
 
-/// What was begun and neither finished nor taken back is collected by `gc`, and `tmp` is emptied by any writer.
+/// Work that was neither finished nor undone is collected by `gc`, and any writer empties `tmp`.
 fn assert_collected(victim: &Victim, what: &str, sides: &Sides) {
     let collected = victim.strata(&[], &["gc"]);
     assert!(collected.status.success(), "{what}: {collected:?}");
@@ -282,7 +282,7 @@ fn failing(verbs: &[&str], harm: &str) {
         let told = String::from_utf8_lossy(&output.stderr);
         assert!(!told.contains("panicked"), "{what}: {told}");
         let now = victim.listing();
-        // What cannot be read, `gc` leaves with a warning.
+        // Unreadable entries are left by `gc` with a warning.
         let acknowledged = output.status.success() && !told.contains("WARN");
         assert!(!acknowledged || now == sides.after, "{what}: it was acknowledged: {:#?}", differences(&now, sides));
         let lines = u32::from(!output.status.success() && !victim.could_not_tell());
@@ -311,12 +311,12 @@ fn a_removal_of_which_a_call_fails_can_be_done_again() {
     failing(REMOVING, "error=EIO");
 }
 
-/// Lines that are no warnings.
+/// Lines that are not warnings.
 fn errors(told: &str) -> u32 {
     told.lines().map(|line| u32::from(!line.trim_start().starts_with("WARN"))).sum()
 }
 
-/// What a store has that neither side has, or lacks that both have.
+/// Entries that a store has although neither side has them, or lacks although both have them.
 fn differences(now: &BTreeSet<String>, sides: &Sides) -> Vec<String> {
     let surplus = now.iter().filter(|line| !sides.before.contains(*line) && !sides.after.contains(*line));
     let missing = sides.before.intersection(&sides.after).filter(|line| !now.contains(*line));
@@ -403,7 +403,7 @@ fn a_full_disk_in_mid_load_leaves_nothing_behind() {
     assert!(failed > 5 && done > 5, "{failed} failed, {done} had room");
 }
 
-/// Runs `strata` again and again, each time with other arguments; what it fails with.
+/// Runs `strata` repeatedly, each time with other arguments; returns its failures.
 fn repeat(victim: &Victim, rounds: u32, args: &dyn Fn(u32) -> Vec<String>) -> Vec<String> {
     let mut failures = Vec::new();
     for round in 0..rounds {

@@ -48,7 +48,7 @@ fn import_is_deterministic_and_keeps_the_tar() {
     assert_eq!(image.config.history().len(), 1);
 }
 
-/// A container of `base:1` whose upper directory is filled as a union file system fills it.
+/// A container of `base:1` with an upper directory filled like that of a union file system.
 fn changed_container(scratch: &Scratch, name: &str) -> Container {
     let image = scratch.store.find("base:1").unwrap();
     let options = CreateOptions {

@@ -10,7 +10,7 @@ fn checks(output: &[u8]) -> Vec<Value> {
     serde_json::from_slice::<Value>(output).unwrap().as_array().unwrap().clone()
 }
 
-/// Whether a check found all well; none if there is no such check.
+/// Whether a check succeeded; `None` if there is no such check.
 fn is_well(checks: &[Value], name: &str) -> Option<bool> {
     checks.iter().find(|check| check["Name"] == name).map(|check| check["Ok"] == true)
 }
@@ -48,7 +48,7 @@ fn what_works_is_found_by_use_and_nothing_is_left() {
 fn a_runtime_that_fails_is_told() {
     let dir = tempfile::tempdir().unwrap();
     let runtime = dir.path().join("runc");
-    // It says its version, and runs nothing.
+    // It prints its version, and runs nothing.
     let script =
         "#!/bin/sh\n[ \"$1\" = --version ] && { echo runc version 9; exit; }\necho 'no such luck' >&2\nexit 1\n";
     std::fs::write(&runtime, script).unwrap();

@@ -30,14 +30,14 @@ fn wait_for(mut done: impl FnMut() -> bool) -> bool {
     true
 }
 
-/// A Docker Engine with everything it has below one directory.
+/// A Docker Engine with all its files below one directory.
 struct Engine {
     dir: tempfile::TempDir,
     daemon: Child,
 }
 
 impl Engine {
-    /// `None`, and the test is counted as skipped, where this machine cannot run one.
+    /// `None`, and the test is counted as skipped, if this machine cannot run one.
     fn start(test: &str) -> Option<Self> {
         // A socket's path is at most 107 bytes long.
         let dir = tempfile::Builder::new().prefix("strata-docker-").tempdir_in("/tmp").unwrap();
@@ -96,7 +96,7 @@ impl Engine {
 impl Drop for Engine {
     fn drop(&mut self) {
         let pid = rustix::process::Pid::from_child(&self.daemon);
-        // It ends its containerd. One that ended already is no failure of the test.
+        // It ends its containerd. If it has ended already, the test does not fail.
         rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap_or(());
         if !wait_for(|| !matches!(self.daemon.try_wait(), Ok(None))) {
             drop(self.daemon.kill());
@@ -111,7 +111,7 @@ impl Drop for Engine {
     }
 }
 
-/// Loads one image from an archive of another program into a store of its own: its id and its flattened tree.
+/// Loads one image from another program's archive into a new store; returns its id and its flattened tree.
 fn loaded_tree(path: &Path, name: &str) -> (Digest, BTreeMap<String, String>) {
     let scratch = Scratch::new();
     let loaded = scratch.load_with(ArchiveInput::Path(path), &LoadOptions::default(), &mut ()).expect(name);
@@ -186,7 +186,7 @@ fn buildah_takes_what_we_save_and_we_load_what_it_commits() {
     let paths = saved(&scratch);
     let id = scratch.store.find("x:1").unwrap().id();
     let expected = without_directory_times(flattened(&scratch, "x:1"));
-    // It names what it pulls from a directory after the path, which would have to be in lower case.
+    // It names an image from a directory after the path, which would have to be in lower case.
     for (path, format) in paths.iter().filter(|(_, format)| *format != Format::OciDirectory) {
         buildah.run(&["pull", "--quiet", &transport(path, *format)]);
         let container = buildah.run(&["from", "--pull-never", &id.hex()]);
@@ -217,7 +217,7 @@ fn buildah_takes_what_we_save_and_we_load_what_it_commits() {
             buildah.run(&["push", "--quiet", "x:2", &format!("{destination}:{}:x:2", copy.display())]);
             let (ours, found) = loaded_tree(&copy, "x:2");
             assert_eq!(without_directory_times(found), wanted, "{kind} {destination}");
-            // Into the other world the config may be written anew.
+            // The config may be rewritten for the other format.
             assert!(ours == committed || !destination.starts_with(kind), "{kind} {destination}");
         }
     }

@@ -1,4 +1,4 @@
-//! A `run` that fails at some step leaves nothing behind.
+//! If a `run` fails at any step, nothing is left behind.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
@@ -10,7 +10,7 @@ fn world() -> Option<World> {
     worlds().into_iter().next_back()
 }
 
-/// A runtime that is runc, but for what the lines do before.
+/// runc, except for the lines run before.
 fn runtime(world: &World, lines: &str) -> PathBuf {
     let path = world.dir.path().join("runtime");
     std::fs::write(&path, format!("#!/bin/sh\n{lines}\nexec runc \"$@\"\n")).unwrap();
@@ -18,7 +18,7 @@ fn runtime(world: &World, lines: &str) -> PathBuf {
     path
 }
 
-/// Runs with these flags what must fail with this code, and finds nothing of it afterwards.
+/// Runs with these flags, which must fail with this code, and leave nothing.
 fn leaves_nothing(world: &World, code: i32, flags: &[&str]) -> String {
     for detached in [None, Some("-d")] {
         let mut args = vec!["run", "--rm"];
@@ -46,7 +46,7 @@ fn at_each_step() {
     let file = world.dir.path().join("file");
     std::fs::write(&file, "").unwrap();
     let (missing, bad) = ("/nonexistent:/v".to_owned(), format!("{}:/data", file.display()));
-    // Before there is a container, when it is mounted, and when its configuration is made.
+    // Before the container exists, while it is mounted, and while its configuration is made.
     for (flags, why) in [
         (&["--runtime", "/nonexistent"][..], "/nonexistent"),
         (&["--name", "x y"], "name"),
@@ -64,13 +64,13 @@ fn at_each_step() {
     for (flags, code) in [(&["--entrypoint", "/nope"][..], 127), (&["--entrypoint", "/etc/passwd"], 126)] {
         leaves_nothing(&world, code, flags);
     }
-    // In the runtime's hands.
+    // In the runtime.
     for verb in ["create", "start"] {
         let failing = runtime(&world, &format!("case \"$*\" in *' {verb} '*) echo 'no luck' >&2; exit 1 ;; esac"));
         let told = leaves_nothing(&world, 125, &["--runtime", failing.to_str().unwrap()]);
         assert!(told.contains("no luck"), "{verb}: {told}");
     }
-    // It made the container, and said that it had not.
+    // It made the container, but reported failure.
     let lying = runtime(&world, "case \"$*\" in *' create '*) runc \"$@\"; echo 'no luck' >&2; exit 1 ;; esac");
     leaves_nothing(&world, 125, &["--runtime", lying.to_str().unwrap()]);
 }

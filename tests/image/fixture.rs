@@ -109,7 +109,7 @@ pub fn docker_old(tag: &str) -> Vec<u8> {
         let dir = format!("{number:064x}");
         tar = tar.dir(format!("{dir}/")).file(format!("{dir}/VERSION"), "1.0").file(format!("{dir}/json"), "{}");
         tar = match number {
-            // Docker writes a link where a layer repeats; here one that goes round a corner.
+            // Docker writes a link for a repeated layer; this one has an indirect path.
             1 => tar.file("shared/layer.tar", layer).symlink(format!("{dir}/layer.tar"), "../shared/layer.tar"),
             _ => tar.file(format!("{dir}/layer.tar"), layer),
         };
@@ -134,7 +134,7 @@ pub fn docker_podman(tag: &str) -> Files {
     files
 }
 
-/// An OCI layout whose layers are packed by `pack`.
+/// An OCI layout with layers packed by `pack`.
 pub fn oci(name: &str, pack: &dyn Fn(&[u8]) -> Vec<u8>, suffix: &str) -> Files {
     let mut files = vec![("oci-layout".to_owned(), br#"{"imageLayoutVersion":"1.0.0"}"#.to_vec())];
     let manifest = add_manifest(&mut files, &config(&layers(), "old"), &layers(), pack, suffix);
@@ -173,7 +173,7 @@ pub fn add_manifest(
     manifest
 }
 
-/// A store in a directory that goes away.
+/// A store in a temporary directory.
 pub struct Scratch {
     pub dir: tempfile::TempDir,
     pub store: Store,
@@ -207,7 +207,7 @@ impl Scratch {
         save_from(&self.store, names, format, compression)
     }
 
-    /// Every layer's tree, the lowest first. The times of whiteouts mean nothing.
+    /// Every layer's tree, the lowest first. The times of whiteouts have no meaning.
     pub fn trees(&self, image: &Image) -> Vec<std::collections::BTreeMap<String, String>> {
         let timeless = |(path, line): (String, String)| match line.strip_prefix("char 0:0 ") {
             Some(_) => (path, "whiteout".to_owned()),
@@ -233,7 +233,7 @@ pub fn save_from(store: &Store, names: &[&str], format: Format, compression: Com
     bytes
 }
 
-/// Everything in a store but times, what waits in `tmp`, and inventories, which hold inode numbers and may be missing.
+/// Everything in a store except times, the content of `tmp`, and inventories, which contain inode numbers and may be missing.
 pub fn listing_of(store: &Store) -> BTreeSet<String> {
     tree(store.root())
         .into_iter()

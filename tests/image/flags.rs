@@ -1,4 +1,4 @@
-//! Flags of `run`: what a container sees, may do and may use.
+//! Options of `run`: storage, privileges and limits of a container.
 
 use std::fs;
 
@@ -9,7 +9,7 @@ fn world() -> Option<World> {
     worlds().into_iter().next_back()
 }
 
-/// What a command that must fail tells, in one line.
+/// The one-line message of a command that must fail.
 fn refusal(world: &World, args: &[&str]) -> String {
     let output = world.run(args);
     let message = String::from_utf8(output.stderr).unwrap();
@@ -128,7 +128,7 @@ fn what_it_sees() {
 fn named_volumes_are_shared_and_outlive_containers() {
     let Some(world) = world() else { return };
     assert_eq!(world.ok(&["volume", "ls", "-q"]), "");
-    // What the image has there comes with it.
+    // The image's content at that path is copied.
     assert_eq!(run(&world, &["-v", "cache:/data"], "cat /data/lower; echo kept >/data/kept"), "lower\n");
     assert_eq!(run(&world, &["-v", "cache:/v:ro"], "cat /v/kept; touch /v/x 2>/dev/null || echo ro"), "kept\nro\n");
     assert_eq!(world.ok(&["volume", "create", "two"]), "two\n");
@@ -143,7 +143,7 @@ fn named_volumes_are_shared_and_outlive_containers() {
     assert_eq!(world.ok(&["volume", "rm", "cache"]), "cache\n");
     world.ok(&["volume", "rm", "-f", "cache"]);
     assert_eq!(world.ok(&["volume", "ls", "-q"]), "");
-    // A directory must not be taken for a name.
+    // A directory must not be taken for a volume's name.
     let relative = world.run(&["run", "--rm", "-v", "some/dir:/v", "tool:1"]);
     assert!(String::from_utf8_lossy(&relative.stderr).contains("./some/dir"), "{relative:?}");
     assert_eq!(world.mounts(), 0);

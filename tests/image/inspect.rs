@@ -1,4 +1,4 @@
-//! What `inspect`, `ps` and `volume ls` tell of containers, with docker's keys.
+//! `inspect`, `ps` and `volume ls` with docker's keys.
 
 use serde_json::{Value, json};
 

@@ -1,5 +1,4 @@
-//! The same images in skopeo's, umoci's and podman's hands: they accept what we save, we load what they save, and the
-//! file trees are equal.
+//! The same images with skopeo, umoci and podman: they accept what we save, we load what they save, and the file trees are equal.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -48,7 +47,7 @@ pub fn transport(path: &str, format: Format) -> String {
     }
 }
 
-/// A tree's lines without the whiteouts' and overlay attributes' dialect, and without the root's own line.
+/// A tree's lines without the forms of whiteouts and overlay attributes, and without the line of the root.
 pub fn plain(tree: BTreeMap<String, String>) -> BTreeMap<String, String> {
     tree.into_iter().filter(|(path, _)| path != ".").collect()
 }
@@ -60,7 +59,7 @@ pub fn flattened(scratch: &Scratch, name: &str) -> BTreeMap<String, String> {
     let options = CreateOptions { driver: Driver::Overlay, read_only: true, ..CreateOptions::default() };
     let container = Container::create(&scratch.store, &image, &options).unwrap();
     let found = plain(tree(container.mount(&scratch.store).unwrap()));
-    // A program that another test has just started holds what this process had open, until its exec(2).
+    // A program just started by another test holds this process' open files until its exec(2).
     let deadline = Instant::now() + Duration::from_secs(60);
     while let Err(error) = container.unmount(false) {
         assert!(error.to_string().contains("is in use") && Instant::now() < deadline, "{error}");
@@ -92,7 +91,7 @@ fn skopeo_copies_what_we_save_and_we_load_its_copies() {
             let other = Scratch::new();
             let what = format!("{source} to {destination}");
             let loaded = other.load_with(ArchiveInput::Path(&copy), &LoadOptions::default(), &mut ()).expect(&what);
-            // From docker's world to OCI's skopeo writes the config anew.
+            // When skopeo converts from docker's format to OCI's, it rewrites the config.
             let converted = !kind.starts_with("docker") && format == Format::DockerArchive;
             assert_eq!(loaded[0].id == id, !converted, "{what}");
             assert_eq!(loaded[0].names[0].to_string(), "x:2", "{what}");
@@ -147,7 +146,7 @@ fn umoci_unpacks_what_we_save_to_the_same_tree() {
     assert_eq!(without_directory_times(ours), without_directory_times(plain(tree(&bundle.join("rootfs")))));
 }
 
-/// Whether deleting an entry of a lower directory changes the directory's time is each unpacker's own choice.
+/// Unpackers differ in whether deleting an entry of a lower directory changes the directory's time.
 pub fn without_directory_times(tree: BTreeMap<String, String>) -> BTreeMap<String, String> {
     let shorten = |line: String| match line.starts_with("dir ") {
         true => line.split(" @").next().unwrap_or_default().to_owned(),
@@ -172,7 +171,7 @@ impl Podman {
         run("podman", &[&self.base()[..], args].concat())
     }
 
-    /// The same of what may fail; then `None`.
+    /// The same for a command that may fail; then `None`.
     pub(super) fn try_run(&self, args: &[&str]) -> Option<String> {
         let output = Command::new("podman").args(self.base()).args(args).output().unwrap();
         output.status.success().then(|| String::from_utf8(output.stdout).unwrap())

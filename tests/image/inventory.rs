@@ -1,4 +1,4 @@
-//! Inventories of a store's layers: made when they are unpacked, made again when they do not fit, never needed.
+//! Inventories of a store's layers: made when layers are unpacked, made again if they do not match, never required.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -27,7 +27,7 @@ impl World {
         command.arg("--root").arg(&self.root).args(args).stdin(Stdio::null()).output().unwrap()
     }
 
-    /// What must succeed: its output and its messages.
+    /// Runs a command that must succeed; returns its output and its messages.
     fn ok(&self, args: &[&str]) -> (String, String) {
         let output = self.strata(args);
         let told = String::from_utf8(output.stderr).unwrap();
@@ -42,7 +42,7 @@ impl World {
         paths
     }
 
-    /// Mounts the image read-only, hands the mountpoint over and unmounts.
+    /// Mounts the image read-only, passes the mountpoint on and unmounts.
     fn mounted(&self, look: impl FnOnce(&Path)) {
         let (point, _) = self.ok(&["mount", "--name", "c", "x:1"]);
         look(Path::new(point.trim()));
@@ -66,7 +66,7 @@ fn they_come_with_the_layers_and_go_with_them() {
     let usage: serde_json::Value = serde_json::from_str(&usage).unwrap();
     assert_eq!(usage["Inventories"].as_u64(), Some(bytes));
     assert_eq!(world.ok(&["verify"]), ("3 layers are sound\n".to_owned(), String::new()));
-    // What is saved does not know of them.
+    // Saved archives do not contain them.
     world.ok(&["save", "-o", world.dir.path().join("out.tar").to_str().unwrap(), "x:1"]);
     world.ok(&["rmi", "x:1"]);
     assert!(paths.iter().all(|path| !path.exists()));
@@ -88,7 +88,7 @@ fn what_does_not_fit_is_told_and_made_again() {
     let sound = fs::read(&paths[0]).unwrap();
     fs::write(&paths[0], &sound[..sound.len() - 1]).unwrap();
     fs::remove_file(&paths[1]).unwrap();
-    // A file changed in its attributes alone, which no mount would notice before it is opened.
+    // A file with changed attributes only, which a mount would not notice before it is opened.
     let file = first_file(&paths[2].with_file_name("diff")).expect("a regular file");
     let times = fs::FileTimes::new().set_accessed(std::time::SystemTime::now());
     fs::File::options().write(true).open(&file).unwrap().set_times(times).unwrap();

@@ -1,4 +1,4 @@
-//! A container's life: made, started, paused, renamed, ended, started again; who watches it, and what is written down.
+//! A container's life: made, started, paused, renamed, ended and started again; its monitor, and its recorded state.
 
 use std::io::Read;
 use std::process::{Command, Stdio};
@@ -18,7 +18,7 @@ fn inspect(world: &World, name: &str) -> Value {
     shown[0].clone()
 }
 
-/// What a command that must fail tells, in one line.
+/// The one-line message of a command that must fail.
 fn refusal(world: &World, code: i32, args: &[&str]) -> String {
     let output = world.run(args);
     let message = String::from_utf8(output.stderr).unwrap();
@@ -129,7 +129,7 @@ fn keys_detach_and_attach_joins_again() {
     assert_eq!(terminal.ends(), Some(0));
     assert!(world.ok(&["ps"]).contains("Up "));
     let mut again = Terminal::run(&world.command(&["attach", "c"]));
-    // What is typed comes back once it is attached.
+    // Typed input comes back after attaching.
     again.becomes("raw", |terminal| !terminal.echoes());
     again.types("two\n");
     again.waits_for("second two");
@@ -166,7 +166,7 @@ fn keys_detach_from_a_command_which_goes_on() {
     second.waits_for("ready");
     second.types("x");
     assert_eq!(second.ends(), Some(0));
-    // What ends by itself is told by its exit code, and what is typed comes through.
+    // A container that ends by itself has its exit code, and typed input arrives.
     let mut third = exec(&[], "read a; echo \"heard $a\"; exit 7");
     third.types("this\n");
     third.waits_for("heard this");
@@ -191,7 +191,7 @@ fn what_is_typed_into_an_attached_pipe_reaches_it() {
     writer.join().unwrap();
     assert_eq!((out.len(), attached.wait().unwrap().code()), (3 << 20, Some(4)));
     world.ok(&["rm", "-f", "c"]);
-    // Whoever reads has enough: the container's next write fails.
+    // If the reader stops, the container's next write fails.
     let line = format!(
         "{} --root {} run --rm tool:1 'while echo y; do :; done 2>/dev/null; exit 6' | head -n 1",
         env!("CARGO_BIN_EXE_strata"),
@@ -223,7 +223,7 @@ fn logs_know_streams_and_times() {
     assert_eq!(world.ok(&["logs", "--since", first, "--tail", "all", "c"]), "out\nparted\n");
     assert_eq!(world.ok(&["logs", "--since", "0s", "c"]), "");
     assert_eq!(world.ok(&["logs", "-n", "1", "c"]), "parted\n");
-    // What has ended is still being unmounted for a moment.
+    // After its end, a container is still being unmounted for a moment.
     world.ok(&["start", "c"]);
     world.ok(&["wait", "c"]);
     world.ok(&["start", "c"]);

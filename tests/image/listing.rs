@@ -1,4 +1,4 @@
-//! What the verbs that list print: docker's fields through `--format`, filters, the longer names of verbs, and pruning.
+//! The output of verbs that list: docker's fields through `--format`, filters, the longer names of verbs, and pruning.
 
 use std::path::Path;
 

@@ -62,13 +62,13 @@ mod store;
 mod terminal;
 mod tour;
 
-/// True if the kernel mounts overlayfs; else the test is counted as skipped where `scripts/test` looks.
+/// True if the kernel mounts overlayfs; otherwise the test is counted as skipped for `scripts/test`.
 fn overlayfs_for(test: &str) -> bool {
     let known = std::fs::read_to_string("/proc/filesystems").unwrap_or_default();
     known.lines().any(|line| line.ends_with("\toverlay")) || skip(test, "the kernel has no overlayfs")
 }
 
-/// The same for stratafs, whose absence is a failure unless the caller says otherwise.
+/// The same for stratafs. If it is missing, the test fails, unless the caller says otherwise.
 fn fuse_for(test: &str) -> bool {
     let there = std::path::Path::new("/dev/fuse").exists();
     let may_skip = std::env::var_os("STRATAFS_TEST_NO_FUSE").is_some();

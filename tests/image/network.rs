@@ -10,7 +10,7 @@ fn world() -> Option<World> {
     worlds().into_iter().next_back()
 }
 
-/// What a web server says, or nothing if it does not listen.
+/// The answer of a web server; empty if it does not listen.
 fn get(port: u16) -> String {
     let mut text = String::new();
     if let Ok(mut stream) = TcpStream::connect(("127.0.0.1", port)) {
@@ -20,7 +20,7 @@ fn get(port: u16) -> String {
     text.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).unwrap_or_default()
 }
 
-/// A port that is free now.
+/// A port that is free at the moment.
 fn free_port() -> u16 {
     std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
@@ -119,7 +119,7 @@ fn names_and_addresses_of_a_network_of_its_own() {
 fn without_pasta_one_line_says_what_to_install() {
     let Some(world) = world() else { return };
     import_busybox(&world);
-    // A PATH that has all but pasta. /usr/sbin and /sbin, which are looked at too, have none of it.
+    // A PATH with everything except pasta. /usr/sbin and /sbin, which are searched too, do not have it.
     let bin = world.dir.path().join("bin");
     std::fs::create_dir(&bin).unwrap();
     for program in ["runc", "fusermount3"] {

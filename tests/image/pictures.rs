@@ -1,4 +1,4 @@
-//! Pictures of images: what layers do as trees, what is wasted, and the page for a browser.
+//! Pictures of images: layers' changes as trees, wasted bytes, and the page for a browser.
 
 use std::path::Path;
 
@@ -8,7 +8,8 @@ use super::cli::{fails, ok};
 use super::fixture::{config, tar_of};
 use super::tar_build::Tar;
 
-/// A store with `pic:1`: 1000 bytes below, of which the second layer replaces 400 and deletes 100; 900 bytes on top.
+/// A store with `pic:1`: 1000 bytes in the lowest layer, of which the second one replaces 400 and deletes 100; 900
+/// bytes in the topmost.
 fn store(dir: &Path) -> std::path::PathBuf {
     let root = dir.join("store");
     let base = Tar::new()
@@ -85,7 +86,7 @@ fn waste_is_counted_and_can_fail_a_build() {
     fails(&root, 2, &["layers", "--max-wasted", "much", "pic:1"]);
 }
 
-/// The page needs nothing else, holds all that it shows as data, and nothing of the image can be taken for a part of it.
+/// The page needs no other file, contains everything it shows as data, and no text of the image can act as a part of the page.
 #[test]
 fn the_page_is_whole_and_quotes_what_others_wrote() {
     let dir = tempfile::tempdir().unwrap();
@@ -130,7 +131,7 @@ fn differences_can_be_drawn() {
     assert!(drawn.contains("    ├── <script>\\u{1b}[31m"), "{drawn}");
 }
 
-/// A browser runs the page's script to its end and draws every part, in both colour schemes.
+/// A browser runs the page's script to the end and draws every part, in both colour schemes.
 #[test]
 #[ignore = "needs chromium; scripts/soak runs it"]
 fn a_browser_draws_the_page() {

@@ -1,4 +1,4 @@
-//! What `run` takes from an image's configuration and from its flags, and what survives a crash.
+//! `run`: values from the image's configuration and from options, and what survives a crash.
 
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use super::container::{World, processes, wait_until, worlds};
 use super::tar_build::Tar;
 
-/// What is told by a command that must fail, in one line.
+/// The one-line message of a command that must fail.
 fn refusal(world: &World, code: i32, args: &[&str]) -> String {
     let output = world.run(args);
     let message = String::from_utf8(output.stderr).unwrap();
@@ -53,7 +53,7 @@ fn hostile(world: &World, name: &str, tar: Tar) {
 fn links_of_the_image_lead_nowhere() {
     for world in worlds() {
         let driver = world.driver;
-        // The user's name is looked up in the image, whatever the link says.
+        // The user's name is looked up in the image, even if a link points elsewhere.
         for target in ["/etc/passwd", "../../../../../../etc/passwd", "/proc/self/root/etc/passwd"] {
             hostile(&world, "hostile:passwd", Tar::new().dir("etc/").symlink("etc/passwd", target));
             let told = refusal(&world, 125, &["run", "--rm", "-u", "daemon", "hostile:passwd"]);
@@ -103,7 +103,7 @@ fn a_stop_signal_of_the_image_is_sent() {
     }
 }
 
-/// Unmounting writes everything to the disk; while that takes its time, the container has ended all the same.
+/// Unmounting writes everything to the disk; even while that takes time, the container has ended.
 #[test]
 fn stopping_waits_for_the_unmount() {
     // The program does the same for both drivers.
@@ -174,7 +174,7 @@ fn logs_are_followed_and_cut() {
         let mut line = String::new();
         out.read_line(&mut line).unwrap();
         assert_eq!(line, "3\n");
-        // Not by `exec`: the end of the container may kill that before it has ended by itself.
+        // Not by `exec`: the end of the container may kill that process first.
         std::fs::write(world.root().join("containers/c/merged/tmp/go"), "").unwrap();
         let mut rest = String::new();
         out.read_to_string(&mut rest).unwrap();
@@ -289,8 +289,8 @@ fn after_a_crash_of_everything_it_is_stopped_and_can_be_mounted() {
     }
 }
 
-/// An image is loaded and removed, everything that nothing refers to is collected, and the store is verified, while the image is
-/// run: it runs as a whole or it is not there, and who runs it has it to the end.
+/// While an image is run, it is loaded and removed, `gc` runs, and the store is verified. The image runs as a whole or does not
+/// exist, and a running container keeps it to the end.
 #[test]
 fn loads_and_collections_beside_a_run() {
     const ROUNDS: usize = 8;

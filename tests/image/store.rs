@@ -1,4 +1,4 @@
-//! What the store promises.
+//! Promises of the store.
 
 use std::os::unix::fs::PermissionsExt;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -158,8 +158,8 @@ fn parallel_loads_and_gc_leave_a_whole_store() {
     assert_eq!(scratch.store.all_layers().unwrap().len(), 3);
 }
 
-/// Writers that always overlap must not keep it away: each of two threads lets the lock go once the other has it, or when
-/// it has waited for that a while.
+/// Overlapping writers must not starve it: each of two threads releases the lock when the other has it, or after waiting
+/// for a while.
 #[test]
 fn a_collector_gets_its_turn_among_loads() {
     use std::sync::atomic::AtomicU32;
@@ -193,7 +193,7 @@ fn a_collector_gets_its_turn_among_loads() {
     assert!(Instant::now() < end, "it waited until there were no more writers");
 }
 
-/// Somebody who holds the lock may wait for somebody who wants it.
+/// A holder of the lock may wait for a process that wants it.
 #[test]
 fn a_collector_that_waits_keeps_nobody_out_for_ever() {
     let scratch = Scratch::new();
@@ -226,7 +226,7 @@ fn what_is_shared_is_counted_once() {
         layers.iter().find(|layer| layer.record.diff_id == Digest::of(tar)).unwrap().record.content_size
     };
     let own: u64 = layers().iter().map(|tar| size(tar)).sum();
-    // `y:1` is the image that `x:1` is.
+    // `y:1` is the same image as `x:1`.
     assert_eq!((usage["Images"].as_u64(), usage["Layers"].as_u64()), (Some(2), Some(4)));
     assert_eq!((usage["Size"].as_u64(), usage["Shared"].as_u64()), (Some(own + 5000), Some(size(&base_layer()))));
     assert_eq!(usage["Unused"].as_u64(), Some(0));
@@ -273,7 +273,7 @@ fn a_path_is_traced_through_the_layers() {
     assert!(stratafs::store::trace::trace(&layers, "/etc/../x".as_ref()).is_err());
 }
 
-/// `gc` follows indexes in indexes to any depth: what an image of another tool holds is never taken for unused.
+/// `gc` follows nested indexes to any depth: images of other tools are never taken for unused.
 #[test]
 fn gc_keeps_what_a_deeply_nested_index_refers_to() {
     let scratch = Scratch::new();
@@ -291,7 +291,7 @@ fn gc_keeps_what_a_deeply_nested_index_refers_to() {
     let mut blobs = vec![config.to_vec(), manifest.clone()];
     let mut inner = entry("manifest", &manifest);
     for _ in 0..40 {
-        // Named twice, once as a layer would be: neither hides the other.
+        // Named twice, once as if it were a layer: neither hides the other.
         let other = serde_json::json!({"mediaType": "application/octet-stream", "digest": inner["digest"], "size": 1});
         let index = serde_json::json!({"schemaVersion": 2, "manifests": [inner, other]}).to_string().into_bytes();
         inner = entry("index", &index);

@@ -1,5 +1,5 @@
-//! The shell blocks of README.md and `docs/`, run as a reader would: each section from an empty directory. Programs that
-//! need the network (mmdebstrap, podman, apt-get in the image) are stood in for; everything else runs as it is written.
+//! The shell blocks of README.md and `docs/`, run as a reader would: each section from an empty directory. Programs that need the
+//! network (mmdebstrap, podman, apt-get in the image) are replaced by stand-ins; everything else runs unchanged.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
@@ -10,13 +10,13 @@ use super::container::rootfs_with;
 use super::readme::{Section, block_run_by, sections};
 use super::tar_build;
 
-/// A directory for one section, with the programs that it calls.
+/// A directory for one section, with the programs it calls.
 struct Tour {
     dir: tempfile::TempDir,
     bin: PathBuf,
 }
 
-/// What the pages call that is not on every machine, below a directory that is made once.
+/// Programs called by the pages that are not on every machine, in a directory that is made once.
 fn stand_ins(dir: &Path) -> PathBuf {
     let bin = dir.join("bin");
     std::fs::create_dir_all(&bin).unwrap();
@@ -146,7 +146,7 @@ fn the_lines_for_users() {
     for path in [tour.dir.path(), &tour.path("here")] {
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o777)).unwrap();
     }
-    // `strata` and `stratafs` are below the directory of the build, which a user may not read.
+    // `strata` and `stratafs` are in the build directory, which a user may not read.
     for name in ["strata", "stratafs"] {
         let link = tour.bin.join(name);
         let program = std::fs::canonicalize(&link).unwrap();
@@ -154,7 +154,7 @@ fn the_lines_for_users() {
         std::fs::copy(program, &link).unwrap();
     }
     let lines = block_run_by("the_lines_for_users");
-    // Machines without udev keep /dev/fuse for root; here it is for everybody, as udev makes it.
+    // On machines without udev only root may use /dev/fuse; here all users may, as with udev.
     let device =
         "mount -t tmpfs -o dev none ../dev; mknod -m 666 ../dev/fuse c 10 229; mount --bind ../dev/fuse /dev/fuse";
     std::fs::create_dir(tour.path("dev")).unwrap();
@@ -166,7 +166,7 @@ fn the_lines_for_users() {
     assert_eq!(tour.mounts(), Vec::<String>::new());
 }
 
-/// A block that says who runs it names a test or a script that is there.
+/// A block that names what runs it names an existing test or script.
 #[test]
 fn what_runs_an_exempt_block_exists() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -179,7 +179,7 @@ fn what_runs_an_exempt_block_exists() {
     }
 }
 
-/// Links between pages, and from them into the repository, lead somewhere.
+/// Links between pages, and into the repository, have existing targets.
 #[test]
 fn links_of_the_pages_lead_somewhere() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));

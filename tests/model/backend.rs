@@ -1,4 +1,4 @@
-//! What the model is compared with: something that carries operations out and can be looked at.
+//! What the model is compared with: something that carries out operations and can be inspected.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -11,7 +11,7 @@ use crate::common::sys::{self, RenameFlags};
 use crate::common::{Driver, Errno, Mount, Stack};
 use crate::ops::{Layer, Op, SLOTS, bytes, layer_text};
 
-/// What an operation gave.
+/// The result of an operation.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Outcome {
     Done,
@@ -22,7 +22,7 @@ pub enum Outcome {
     Error(Errno),
 }
 
-/// Everything that can be seen of one entry.
+/// Everything visible of one entry.
 #[derive(Clone, Debug)]
 pub struct Seen {
     pub kind: u32,
@@ -46,14 +46,14 @@ pub trait Backend {
     /// Carries out one operation; `step` seeds the bytes that it writes.
     fn apply(&mut self, op: &Op, step: u64) -> Outcome;
 
-    /// The whole tree but the root.
+    /// The whole tree except the root.
     fn tree(&mut self) -> Result<BTreeMap<String, Seen>, String>;
 
-    /// Whether this is the kernel's overlayfs, which differs in two ways: a descriptor opened before a copy-up does
-    /// not see what is written after it, and the listing of a directory may show the wrong number for a hard link.
+    /// True for the kernel's overlayfs, which differs in two ways: a descriptor opened before a copy-up does not
+    /// see later writes, and the listing of a directory may show the wrong number for a hard link.
     fn is_kernel(&self) -> bool;
 
-    /// Whether a descriptor opened before a copy-up sees what is written after it.
+    /// True if a descriptor opened before a copy-up sees later writes.
     fn is_coherent(&self) -> bool {
         !self.is_kernel()
     }
@@ -63,7 +63,7 @@ pub trait Backend {
         false
     }
 
-    /// Ends it and checks what must hold afterwards; panics when it does not.
+    /// Ends it and checks the final conditions; panics if one is not met.
     fn finish(self: Box<Self>);
 }
 
@@ -116,7 +116,7 @@ impl Place {
         self.root.join(path)
     }
 
-    /// The whole tree but the root.
+    /// The whole tree except the root.
     pub fn tree(&self) -> Result<BTreeMap<String, Seen>, String> {
         let mut found = BTreeMap::new();
         walk(&self.root, "", &mut found)?;

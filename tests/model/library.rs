@@ -28,7 +28,7 @@ pub struct Library {
     open: [Option<Open>; SLOTS],
 }
 
-/// Gives nodes back when an operation is done, as the kernel does when it drops what it has cached.
+/// Gives nodes back after an operation, as the kernel does when it drops its caches.
 struct Lookups<'a> {
     overlay: &'a Overlay,
     taken: Vec<NodeId>,
@@ -207,7 +207,7 @@ impl Library {
             lowers: layers.lowers.clone(),
             upper: layers.upper.clone(),
             work: layers.work.clone(),
-            // Whether copy-up waits for the disk is for the mounted runs to show.
+            // The mounted runs show whether copy-up waits for the disk.
             volatile: true,
             ..OverlayConfig::default()
         };
@@ -366,7 +366,7 @@ fn call(lookups: &mut Lookups<'_>, open: &[Option<Open>; SLOTS], op: &Op, step: 
             let node = lookups.writable(path)?;
             let content = bytes(step, *length);
             lookups.with_open(node, libc::O_WRONLY | libc::O_APPEND, |handle| {
-                // The kernel knows the size and says where the end is.
+                // The kernel knows the size and where the end is.
                 let size = overlay.getattr(node, Some(handle))?.0.size;
                 lookups.write(handle, size, &content)
             })?;

@@ -99,7 +99,7 @@ fn library_with_inventories() {
     });
 }
 
-/// Nobody notices a checkpoint, and no later change reaches its layer.
+/// A checkpoint is not noticeable, and no later change reaches its layer.
 #[test]
 fn library_with_checkpoints() {
     run_test_within(limit(), "model::library_with_checkpoints", Driver::Overlayfs, |_| {
@@ -121,7 +121,7 @@ fn library_sequences(count: u64, first_seed: u64, checkpoints: bool) {
     }
 }
 
-/// Every remount may change the driver: each reads what the other has written.
+/// Every remount may change the driver: each reads what the other wrote.
 #[test]
 fn interchange() {
     run_test_within(limit(), "model::interchange", Driver::Stratafs, |_| {
@@ -153,7 +153,7 @@ fn indexed_interchange() {
     });
 }
 
-/// Owner, mode and type in attributes: nobody sees a difference.
+/// Owner, mode and type in attributes: no visible difference.
 #[test]
 fn kept_permissions() {
     run_test_within(limit(), "model::kept_permissions", Driver::Stratafs, |_| {
@@ -171,7 +171,7 @@ fn passing_lower_files_through() {
     });
 }
 
-/// A backend with a fault, to show that the comparison finds it.
+/// A backend with a fault, to show that the comparison detects it.
 struct Faulty {
     inner: Mounted,
     fault: Fault,
@@ -230,7 +230,7 @@ impl Backend for Faulty {
     }
 }
 
-/// The checker finds each fault, and shows a short sequence for it (a file may have to be made first).
+/// The checker detects each fault, and shows a short sequence for it (which may have to make a file first).
 #[test]
 fn the_checker_finds_faults() {
     run_test_within(limit(), "model::the_checker_finds_faults", Driver::Overlayfs, |_| {

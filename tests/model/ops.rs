@@ -6,7 +6,7 @@ use crate::common::Driver;
 use crate::rng::Rng;
 use crate::union::Union;
 
-/// How many files can be held open at once.
+/// Maximum number of files held open at once.
 pub const SLOTS: usize = 4;
 
 /// One step of a sequence. Paths are relative to the root of the union.
@@ -147,7 +147,7 @@ pub fn with_checkpoints(rng: &mut Rng, ops: Vec<Op>) -> Vec<Op> {
     mixed
 }
 
-/// Bytes that tell which write they come from.
+/// Bytes that identify the write they come from.
 pub fn bytes(seed: u64, length: usize) -> Vec<u8> {
     let mut rng = Rng::new(seed);
     let mut text = String::with_capacity(length + 16);
@@ -162,7 +162,7 @@ const NAMES: [&str; 6] = ["a", "b", "c", "d", "e", "a long name, with a \u{fc}ml
 const MODES: [u32; 7] = [0o644, 0o600, 0o755, 0o4755, 0o2755, 0o1777, 0o40];
 const XATTRS: [&str; 4] = ["user.k1", "user.k2", "trusted.t", "trusted.overlay.opaque"];
 
-/// What a layer holds at one path.
+/// The content of a layer at one path.
 #[derive(Clone, Debug)]
 pub enum LayerKind {
     Dir { opaque: bool },
@@ -194,7 +194,7 @@ pub fn random_layers(rng: &mut Rng) -> Vec<Layer> {
     let count = 1 + rng.below(3);
     let mut layers: Vec<Layer> = (0..count).map(|layer| random_layer(rng, layer, layer + 1 < count)).collect();
     for at in 0..layers.len() {
-        // Without anything to hide a whiteout is not well-formed; the kernel lists it where no merge filters it.
+        // A whiteout that hides nothing is not well-formed; the kernel lists it where no merge filters it.
         let kept = layers[at].iter().filter(|entry| {
             let parent = entry.path.rsplit_once('/').map_or("", |(parent, _)| parent);
             !matches!(entry.kind, LayerKind::Whiteout) || merges_below(&layers[at..], parent)
@@ -204,7 +204,7 @@ pub fn random_layers(rng: &mut Rng) -> Vec<Layer> {
     layers
 }
 
-/// Whether the directory `path` of the first layer merges with one of the others.
+/// True if the directory `path` of the first layer merges with one of the others.
 fn merges_below(layers: &[Layer], path: &str) -> bool {
     let prefixes = || path.match_indices('/').map(|(at, _)| &path[..at]).chain([path]).filter(|path| !path.is_empty());
     let is_opaque = |layer: &Layer| {
@@ -320,13 +320,13 @@ pub fn layer_text(layer: &Layer) -> String {
     text
 }
 
-/// A random sequence, made against the model so that most steps do something. `drivers`: who may mount.
+/// A random sequence, made with the help of the model so that most steps have an effect. `drivers` are those that may mount.
 pub fn random_ops(rng: &mut Rng, layers: &[Layer], count: usize, drivers: &[Driver]) -> Vec<Op> {
     let mut union = Union::new(layers, false);
     let mut ops = vec![];
     for step in 0..count {
         let op = random_op(rng, &union, drivers);
-        // Predictions need no result here; they move the model on.
+        // The predictions are not used here; they update the model.
         drop(union.apply(&op, step as u64));
         ops.push(op);
     }

@@ -47,7 +47,7 @@ fn run_steps(layers: &[Layer], ops: &[(u64, Op)], make: Make, at: &std::cell::Ce
     for (index, (seed, op)) in ops.iter().enumerate() {
         at.set(index);
         if matches!(op, Op::Checkpoint) {
-            // What has changed before it may have other numbers; from here on nothing may.
+            // Before this point, changed files may have other numbers; from here on, numbers must not change.
             compare(&union, backend.as_mut(), &mut numbers)?;
         }
         let expected = union.apply(op, *seed);

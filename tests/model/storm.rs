@@ -1,8 +1,8 @@
-//! Sixteen processes at once on one mount. Each runs random sequences in directories of its own, checked by the model
-//! after every few steps, while a second thread of it renames, exchanges, makes and removes files and directories in
-//! directories that all share, renames directories that all make files in, removes, replaces and appends to lower files
-//! that all do this to, and uses its names of hard links that all have names of. Afterwards the whole tree is what all
-//! models together say: on the mount, and on a fresh one of each driver.
+//! Sixteen processes at once on one mount. Each runs random sequences in its own directories, checked by the model
+//! every few steps. A second thread of each process works in directories that all processes share: it renames,
+//! exchanges, makes and removes files and directories, renames directories in which all make files, removes, replaces
+//! and appends to common lower files, and uses its names of common hard links. At the end, the whole tree equals all
+//! models together: on the mount, and on a new mount by each driver.
 //!
 //! A deadlock is found by the test's time limit. `STRATAFS_SOAK=1`: it goes on for a minute.
 
@@ -48,7 +48,8 @@ fn time_limit() -> Duration {
     limit() + 15 * duration()
 }
 
-/// Sequences of each process. Where those of a long run are done before its minute is over, the rest of the process goes on.
+/// Sequences of each process. If the sequences of a long run are done before its minute is over, the rest of the process
+/// continues.
 fn rounds() -> u64 {
     let least = if duration().is_zero() { 1 } else { 20 };
     (number("STRATAFS_MODEL_OPS", 0) / PROCESSES / SEQUENCE as u64).max(least)
@@ -58,12 +59,12 @@ fn rounds() -> u64 {
 const ROOT: &str = "STRATAFS_STORM_ROOT";
 /// And which of the sixteen it is.
 const WORKER: &str = "STRATAFS_STORM_WORKER";
-/// Set: by kernel overlayfs.
+/// Set: mounted by kernel overlayfs.
 const KERNEL: &str = "STRATAFS_STORM_KERNEL";
 /// Set: hard links stay one file.
 const INDEXED: &str = "STRATAFS_STORM_INDEXED";
 
-/// A directory of a mount that somebody else has made.
+/// A directory of a mount made by another process.
 struct Subtree {
     place: Place,
     driver: Driver,
@@ -136,7 +137,7 @@ impl Sequence {
         }
     }
 
-    /// Compares what is left with what the model says; `begun`: the process has come to it.
+    /// Compares the final tree with the model; `begun` is true if the process has started it.
     fn check(&self, mount: &Mount, begun: bool) {
         let (driver, indexed) = (mount.driver(), is_indexed(mount));
         let mut union = Union::new(&self.layers, indexed);
@@ -313,7 +314,7 @@ impl<'a> Wanderer<'a> {
         }
     }
 
-    /// Lower files that every process wants to remove, or to replace: afterwards they are gone, or are somebody's.
+    /// Lower files that every process wants to remove or replace: at the end they are removed, or belong to one process.
     fn remove_common(&mut self) {
         if self.removed >= COMMON {
             return;
@@ -357,7 +358,7 @@ impl<'a> Wanderer<'a> {
         }
     }
 
-    /// Calls `act` with the place of the directory `number` that moves until that is not another one meanwhile.
+    /// Calls `act` with the place of the moving directory `number`, until that place did not change in the meantime.
     fn in_moving<T>(&self, number: u64, act: impl Fn(&Path) -> Result<T, Errno>) -> T {
         for _ in 0..100_000 {
             for place in moving_places(number) {
@@ -389,7 +390,7 @@ impl<'a> Wanderer<'a> {
         assert!(missing.is_empty(), "{missing:?} missing in directory {number} that moves: {names:?}");
     }
 
-    /// All that is left to do, and whether everything is where and what it should be.
+    /// The final steps, and a check that everything is where and what it should be.
     fn end(mut self) {
         while self.appended < COMMON {
             self.append_to_common();
@@ -409,7 +410,7 @@ fn moving_places(number: u64) -> [String; 3] {
     [format!("moving/a{number}"), format!("moving/b{number}"), format!("moving/in/c{number}")]
 }
 
-/// A name of the lower hard link `number`: a worker's, or `keep`, which nobody touches.
+/// A name of the lower hard link `number`: a worker's, or `keep`, which is never touched.
 fn link_name(number: u64, whose: &str) -> String {
     format!("links/h{number}-{whose}")
 }

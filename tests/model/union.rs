@@ -44,7 +44,7 @@ pub struct Inode {
     pub group: u64,
     /// A name has been added by link(2).
     pub linked: bool,
-    /// With an index: names of the lower file that upper layers hide. They count all the same.
+    /// With an index: names of the lower file that upper layers hide. They are counted nevertheless.
     pub hidden: Option<u64>,
 }
 
@@ -74,7 +74,7 @@ pub struct Handle {
     pub early: bool,
 }
 
-/// What an operation must give.
+/// The expected result of an operation.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Expected {
     /// Not to be tried: not every driver or kernel can do it, or it would block.
@@ -221,7 +221,7 @@ impl Union {
         }
     }
 
-    /// Every path with its inode, but the root; parents before children.
+    /// Every path except the root with its inode; parents before children.
     pub fn entries(&self) -> Vec<(String, Id)> {
         fn walk(union: &Union, id: Id, prefix: &str, found: &mut Vec<(String, Id)>) {
             for (name, &child) in union.children(id).into_iter().flatten() {
@@ -345,7 +345,7 @@ impl Union {
         }
     }
 
-    /// Carries `op` out; `step` seeds the bytes that it writes. Gives what a driver must answer.
+    /// Carries `op` out; `step` seeds the bytes that it writes. Returns the answer that a driver must give.
     pub fn apply(&mut self, op: &Op, step: u64) -> Expected {
         self.try_apply(op, step).unwrap_or_else(Expected::Error)
     }
@@ -444,7 +444,7 @@ impl Union {
                 let id = self.lookup(path)?;
                 return match self.inodes[id].kind {
                     Kind::Dir(ref children) => Ok(Expected::Names(children.keys().cloned().collect())),
-                    // O_NOFOLLOW with O_DIRECTORY finds a link to be no directory.
+                    // O_NOFOLLOW with O_DIRECTORY finds that a link is no directory.
                     _ => Err(Errno::NOTDIR),
                 };
             }
@@ -500,7 +500,7 @@ impl Union {
             Op::HandleStat { slot } => {
                 let Some(handle) = handle(self, slot) else { return Ok(Expected::Skip) };
                 let inode = &self.inodes[handle.id];
-                // The count of an unlinked file that was never copied up is the lower's in the kernel, 0 in others.
+                // For an unlinked file that was never copied up, the kernel shows the lower file's count, others 0.
                 let nlink = (inode.copied_up == CopiedUp::Yes).then(|| inode.nlink());
                 return Ok(Expected::Stat(inode.mode, self.content(handle.id).len() as u64, nlink));
             }
@@ -609,7 +609,7 @@ impl Union {
                 (Some(_), None) => return Err(Errno::NOTDIR),
                 (None, Some(_)) => return Err(Errno::ISDIR),
                 (Some(_), Some(children)) if !children.is_empty() => {
-                    // The kernel may have copied up before it finds that out, without giving the parent its time back.
+                    // The kernel may already have copied up, without restoring the parent's time.
                     self.inodes[from_parent].mtime = None;
                     return Err(Errno::NOTEMPTY);
                 }
@@ -641,7 +641,7 @@ impl Union {
         Ok(())
     }
 
-    /// The upper has become a lower layer, and nobody notices. Files that are open for writing are in the new upper.
+    /// The upper has become a lower layer; nothing visible changes. Files that are open for writing are in the new upper.
     fn checkpoint(&mut self) {
         let written: Vec<Id> =
             self.handles.iter().flatten().filter(|handle| handle.write).map(|handle| handle.id).collect();
@@ -654,7 +654,7 @@ impl Union {
         }
     }
 
-    /// The upper has become a lower layer: its hard links are separate files to those who change them.
+    /// The upper has become a lower layer: its hard links are separate files when they are changed.
     fn restack(&mut self) {
         for inode in &mut self.inodes {
             if inode.copied_up != CopiedUp::No {
@@ -669,7 +669,7 @@ impl Union {
         self.split_links();
     }
 
-    /// Hard links of a lower layer are separate files to those who change them.
+    /// Hard links of a lower layer are separate files when they are changed.
     fn split_links(&mut self) {
         let mut seen = vec![false; self.inodes.len()];
         for (path, id) in self.entries() {

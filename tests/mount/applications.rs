@@ -1,4 +1,4 @@
-//! Programs that are known to find a file system's weak points.
+//! Programs that are known to find weaknesses of a file system.
 
 use std::process::Command;
 
@@ -87,7 +87,7 @@ on_both! {
         shell(mount.root(), "find", "cp -a d e; diff -r d e; test $(find . -type f | wc -l) = 6; mv e f; rm -rf d; test $(find f | wc -l) = 6");
     }
 
-    /// inotify on the mount reports what happens through it.
+    /// inotify on the mount reports changes made through it.
     fn inotify(driver) {
         use rustix::fs::inotify;
         let mount = Stack::new().lower("file d/low \"x\"").mount(driver);
@@ -133,8 +133,8 @@ on_both! {
         }
     }
 
-    /// Sixteen workers create, write, rename, link, copy up and remove in the same directories; then the tree holds
-    /// exactly what each left.
+    /// Sixteen workers create, write, rename, link, copy up and remove in the same directories; at the end, the
+    /// tree holds exactly what each left.
     fn stress(driver) {
         let shared: String = (0..64).map(|n| format!("file shared/low{n} \"lower {n}\"\n")).collect();
         let own: String = (0..16).map(|n| format!("file own{n}/keep \"k\"\n")).collect();
@@ -154,7 +154,7 @@ on_both! {
                         if round % 3 != 0 {
                             sys::unlink(&shared(name)).unwrap();
                         }
-                        // Everybody copies up the same lower files.
+                        // All copy up the same lower files.
                         let low = shared(format!("low{}", (worker + round) % 64));
                         let file = sys::open(&low, OFlags::WRONLY | OFlags::APPEND, 0).unwrap();
                         sys::write_all(&file, b".").unwrap();

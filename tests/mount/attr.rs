@@ -1,4 +1,4 @@
-//! Attributes: what each change copies up, and what it must leave alone.
+//! Attributes: what each change copies up, and what it must not change.
 
 use rustix::fs::{Gid, Mode, OFlags, Uid};
 
@@ -167,7 +167,7 @@ on_both! {
         assert!(device.st_blksize >= 512);
     }
 
-    /// Owners and modes decide who may do what, for every layer alike.
+    /// Owners and modes decide about access, for every layer alike.
     fn permissions(driver) {
         let tree = "file secret \"s\" mode=600\nfile public \"p\" mode=644\nfile mine \"m\" mode=600 uid=1000\nfile group \"g\" mode=640 gid=77
             dir closed mode=700\nfile closed/f \"c\"\ndir search mode=711\nfile search/f \"s\" mode=644\nfile run \"#!/bin/true\" mode=744";

@@ -1,4 +1,4 @@
-//! The kernel may keep what it has been told for ever; nothing it keeps may be wrong.
+//! The kernel may cache answers for ever, so no cached answer may be wrong.
 
 use std::io::{Read, Seek};
 use std::path::{Path, PathBuf};
@@ -77,7 +77,7 @@ on_both! {
         assert_eq!(std::fs::read(mount.at("l")).unwrap(), b"new");
     }
 
-    /// After the kernel has dropped its caches everything is found again as it was.
+    /// After the kernel has dropped its caches, everything is found again unchanged.
     fn dropped_caches(driver) {
         let mount = Stack::new().lower("file d/a \"a\"\nfile d/s/b \"b\"\nfile gone \"g\"\nfile h1 \"h\"\nhard h2 h1").mount(driver);
         sys::append(&mount.at("d/a"), b"+").unwrap();
@@ -114,7 +114,7 @@ on_both! {
 }
 
 on_both! {
-    /// The driver opens a lower file that it knows only when it is read: much may have become of it by then.
+    /// The driver opens a known lower file only at the first read: many changes are possible before.
     fn a_file_opened_again_is_read_whatever_became_of_it(driver) {
         type Fate = fn(&Mount, usize);
         let fates: [Fate; 7] = [
@@ -153,8 +153,7 @@ fn file_of(mount: &Mount, number: usize) -> PathBuf {
 /// Files in `e`, several times as many as are kept open with 256 descriptors.
 pub const OTHERS: std::ops::Range<u32> = 0..600;
 
-/// Opens them all, so that the driver closes those that were open before. Each several times: files that are opened once do
-/// not displace others.
+/// Opens them all, so that the driver closes those opened before. Each several times: files opened once do not displace others.
 pub fn open_others(mount: &Mount) {
     for n in OTHERS {
         for _ in 0..3 {
@@ -183,9 +182,9 @@ fn files_in_order(driver: Driver) -> (Mount, Vec<String>) {
     (mount, names)
 }
 
-/// Reads some of the files in order; those behind them must then be in memory.
+/// Reads some of the files in order; those after them must then be in memory.
 fn assert_read_ahead(mount: &Mount, names: &[String]) {
-    // Others may have all caches dropped at any time, or the disk be busy.
+    // Other tests may drop all caches at any time, or the disk may be busy.
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(50);
     loop {
         for name in names {
@@ -205,7 +204,7 @@ fn assert_read_ahead(mount: &Mount, names: &[String]) {
 }
 
 on_stratafs! {
-    /// Who reads files in the order of the listing has the next ones read from the disk.
+    /// If a process reads files in the order of the listing, the next ones are read from the disk.
     fn files_are_read_ahead(driver) {
         let (mount, names) = files_in_order(driver);
         assert_read_ahead(&mount, &names);
@@ -218,11 +217,11 @@ on_stratafs! {
         assert_read_ahead(&mount, &names);
     }
 
-    /// And who does not, has not.
+    /// If it does not, they are not.
     fn files_out_of_order_are_not_read_ahead(driver) {
         let (mount, names) = files_in_order(driver);
         let in_memory = || names.iter().filter(|name| is_in_memory(&mount.lower(0, name))).count();
-        // Others' doings may keep a page for a moment.
+        // Other activity may keep a page for a moment.
         let deadline = std::time::Instant::now() + std::time::Duration::from_secs(50);
         while in_memory() > 0 {
             assert!(std::time::Instant::now() < deadline, "they stay in memory");

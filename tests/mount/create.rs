@@ -63,7 +63,7 @@ on_both! {
         let tree = "file u \"u\"\nfile f \"new\"\ndir d mode=700\ndir m mode=711\nlink l -> t\nhard h u";
         mount.assert_tree(tree);
         assert_eq!(sys::nlink(&mount.at("u")), 2);
-        // A directory over a whiteout is opaque: the lower one must not come back, in any reader's eyes.
+        // A directory over a whiteout is opaque: the lower one must not reappear, for any reader.
         assert_eq!(sys::getxattr(&mount.upper("d"), "trusted.overlay.opaque").unwrap(), b"y");
         mount.assert_tree_everywhere(tree);
     }

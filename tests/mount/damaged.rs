@@ -1,4 +1,4 @@
-//! Damaged layers: an error or a documented reading for the one entry, a line in the log, and nothing else suffers.
+//! Damaged layers: an error or a documented meaning for the one entry, a line in the log, and no effect on anything else.
 
 use std::path::Path;
 
@@ -7,7 +7,7 @@ use rustix::mount::{MountFlags, mount};
 use crate::common::{Driver, Errno, Mount, Stack, sys, tree};
 use crate::{on_both, on_stratafs};
 
-/// The lower layer of most tests: what must stay readable beside the damage.
+/// The lower layer of most tests: must stay readable beside the damage.
 const LOWER: &str =
     "file ok \"ok\"\nfile d/x \"x\"\nfile f \"low\"\nfile a/deep/y \"y\"\nlink esc -> /etc\nlink up -> ..";
 
@@ -21,7 +21,7 @@ fn assert_unharmed(mount: &Mount) {
     assert!(sys::names(mount.root()).contains(&"ok".to_owned()));
 }
 
-/// Lines of the daemon's log that say at `WARN` or `ERROR` that `place`, the end of a path in a layer, is damaged.
+/// Lines of the daemon's log that report at `WARN` or `ERROR` that `place`, the end of a path in a layer, is damaged.
 fn told(mount: &Mount, place: &str) -> usize {
     let names = |line: &&str| {
         let level = line.split_whitespace().nth(1).unwrap_or_default();
@@ -30,7 +30,7 @@ fn told(mount: &Mount, place: &str) -> usize {
     mount.log().lines().filter(names).count()
 }
 
-/// Asserts that stratafs has told of the damage of `place`; and that of other places, which are sound, it has not.
+/// Asserts that stratafs has reported the damage of `place`, and none for other places, which are undamaged.
 #[track_caller]
 fn assert_told(mount: &Mount, place: &str) {
     if mount.driver() == Driver::Stratafs {
@@ -106,9 +106,9 @@ on_both! {
         }
     }
 
-    /// A damaged origin costs the inode number, no more.
+    /// A damaged origin only affects the inode number.
     fn origins(driver) {
-        // Those that are no origin at all, and those that another system may have written: of these the log says nothing.
+        // Invalid origins, and those that another system may have written: the log says nothing about the latter.
         let damaged = ["x", "\\x00\\xfb", "\\x00\\xfb\\x1d\\x00\\x01"];
         let foreign = [
             "",
@@ -137,7 +137,7 @@ on_both! {
         }
     }
 
-    /// A damaged mark for metacopy: nobody knows where the content is.
+    /// A damaged mark for metacopy: the place of the content is unknown.
     fn metacopy_marks(driver) {
         for (value, good) in [("", true), ("\\x00\\x04\\x00\\x00", true), ("x", false), ("\\x00\\x04\\x00", false)] {
             let mount = Stack::new()
@@ -157,7 +157,7 @@ on_both! {
         }
     }
 
-    /// A link count mark that says nothing: the real count is shown.
+    /// An invalid link count mark: the real count is shown.
     fn link_counts(driver) {
         for value in ["", "U", "X+1", "U+99999999999999999999", "garbage"] {
             let mount = Stack::new().lower("file a \"a\"\nhard b a\nfile ok \"ok\"\nfile a/deep/y \"y\"".replace("a/deep", "q/deep").as_str()).option("index=on").mount(driver);
@@ -175,7 +175,7 @@ on_both! {
         }
     }
 
-    /// Marks and attributes of 64 KiB, the most that there can be.
+    /// Marks and attributes of 64 KiB, the maximum.
     fn attributes_of_64_kib(driver) {
         let mut layers = Stack::new().lower("").build();
         let place = layers.directory.path().join("tmpfs");
@@ -207,12 +207,12 @@ on_both! {
             for name in ["moved", "g", "o"] {
                 assert_told(&mount, &format!("upper/{name}"));
             }
-            // What the log says is short, whatever a mark holds.
+            // The lines in the log are short, whatever a mark contains.
             assert!(mount.log().lines().all(|line| line.len() < 1000), "{}", mount.log());
         });
     }
 
-    /// An opaque mark, or one that says that copies are below, with a value that nobody writes.
+    /// An opaque mark, or an impure mark, with an invalid value.
     fn opaque_values(driver) {
         for value in ["z", "yy", "Y", "", "\\x00"] {
             let mount = Stack::new()
@@ -227,7 +227,7 @@ on_both! {
         }
     }
 
-    /// The log tells of a damage when the entry is read, not each time that it is used.
+    /// The log reports damage when the entry is read, not each time that it is used.
     fn told_once(driver) {
         let mount = Stack::new()
             .lower(LOWER)
@@ -245,7 +245,7 @@ on_both! {
         }
     }
 
-    /// What is sound is not complained of.
+    /// Undamaged entries are not reported.
     fn sound_layers_are_silent(driver) {
         let mount = Stack::new()
             .upper("dir d trusted.overlay.opaque=y\ndir moved trusted.overlay.redirect=/a\nwhiteout a\nwhiteout f")
@@ -270,7 +270,7 @@ on_both! {
         assert_unharmed(&mount);
     }
 
-    /// A whiteout by attribute that has content is the file that it is.
+    /// A whiteout by attribute with content is an ordinary file.
     fn whiteouts_with_content(driver) {
         let mount = Stack::new()
             .lower("dir d trusted.overlay.opaque=x\nfile d/empty trusted.overlay.whiteout=y\nfile d/full \"up\" trusted.overlay.whiteout=y")
@@ -300,7 +300,7 @@ on_both! {
 }
 
 on_stratafs! {
-    /// Somebody changes a lower layer below the mount: errors for what is gone, nothing else.
+    /// A lower layer is changed below the mount: errors for missing files, nothing else.
     fn lower_changes_underneath(driver) {
         let mut layers = Stack::new().lower(&format!("{LOWER}\nfile d/gone\nfile d/turned\nfile d/dir/z\nfile big fill=100000")).lower("file d/w").build();
         layers.originals.clear();
@@ -319,7 +319,7 @@ on_stratafs! {
             let path = mount.at(name);
             for outcome in [sys::read(&path).map(drop), sys::chmod(&path, 0o600), sys::rename(&path, &mount.at("moved")).and_then(|()| sys::rename(&mount.at("moved"), &path))] {
                 let expected = [Err(Errno::IO), Err(Errno::STALE), Err(Errno::NOENT)];
-                // A directory cannot be read anyway; what is open can be read on.
+                // A directory cannot be read then; open files can.
                 let as_ever = [("d/dir", Err(Errno::ISDIR)), ("big", Ok(()))].contains(&(name, outcome));
                 assert!(as_ever || expected.contains(&outcome), "{name}: {outcome:?}");
             }
@@ -331,8 +331,8 @@ on_stratafs! {
         assert_told(&mount, "big");
     }
 
-    /// A whiteout by attribute counts among its like only: in a directory that says so. Else it is a file (the
-    /// kernel lists it, too, but then does not find it).
+    /// A whiteout by attribute is only valid in a directory with a mark that allows it. Otherwise it is a file
+    /// (the kernel lists it too, but does not find it).
     fn whiteouts_out_of_place(driver) {
         let mount = Stack::new()
             .lower("dir d\nfile d/empty trusted.overlay.whiteout=y\nfile d/x trusted.overlay.whiteout=y")
@@ -358,7 +358,7 @@ on_stratafs! {
         }
     }
 
-    /// Somebody empties the work directory below the mount.
+    /// The work directory is emptied below the mount.
     fn work_directory_vanishes(driver) {
         let mount = Stack::new().lower(LOWER).mount(driver);
         sys::unlink(&mount.at("d/x")).unwrap();

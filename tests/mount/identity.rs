@@ -104,7 +104,7 @@ on_stratafs! {
         assert_eq!(numbers(mount.root()), found, "read again");
     }
 
-    /// A mount inside the upper: whatever is seen of it has its own content.
+    /// A mount inside the upper: whatever is visible of it has its own content.
     fn hard_links_in_a_mount_inside_the_upper(driver) {
         let layers = Stack::new().lower("").upper("file pad\nfile a \"of a\"\nhard a2 a\ndir mnt").build();
         let inside = layers.upper.clone().unwrap().join("mnt");

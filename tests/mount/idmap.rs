@@ -30,7 +30,7 @@ fn mapped(mount: &Mount) -> Option<std::path::PathBuf> {
 }
 
 on_stratafs! {
-    /// Owners are shown and stored shifted; what is created belongs to its maker; permissions are checked so.
+    /// Owners are shown and stored shifted; created files belong to their maker; permissions are checked accordingly.
     fn owners_on_an_idmapped_mount(driver) {
         let mount = Stack::new().lower("file f \"f\" uid=5 gid=6 mode=640\ndir d uid=7 gid=7\ndir open mode=777").mount(driver);
         let Some(at) = mapped(&mount) else { return };
@@ -48,7 +48,7 @@ on_stratafs! {
         for name in ["d/new", "d/sub", "d/link", "d/fifo"] {
             assert_eq!((owner(&at.join(name)), owner(&mount.upper(name))), ((FIRST + 7, FIRST + 7), (7, 7)), "{name}");
         }
-        // Of an id outside of the map nothing can be created; on the mount itself it can.
+        // An id outside the map cannot create anything; on the mount itself it can.
         assert_eq!(sys::as_user(3, 3, || sys::create(&at.join("open/new"), b"")), Err(Errno::OVERFLOW));
         sys::as_user(3, 3, || sys::create(&mount.at("open/new"), b"").unwrap());
         assert_eq!(owner(&at.join("open/new")), (FIRST + 3, FIRST + 3));

@@ -48,7 +48,7 @@ fn assert_listed(mount: &Mount) {
     }
 }
 
-/// Who takes over in between: always the kernel, so that the runs on it do not need stratafs.
+/// The driver for the mount in between: always the kernel, so that runs on it do not need stratafs.
 const OTHER: Driver = Driver::Overlayfs;
 
 on_both! {
@@ -303,7 +303,7 @@ on_both! {
         assert!(message.contains("index") || driver == Driver::Overlayfs, "{message}");
     }
 
-    /// Leftovers and entries without names go at the mount; what is no index entry at all stops it.
+    /// Leftovers and entries without names are removed at the mount; anything else in the index prevents it.
     fn index_is_cleaned(driver) {
         let mount = stack().mount(driver);
         sys::append(&mount.at("a"), b"+").unwrap();
@@ -320,7 +320,7 @@ on_both! {
         assert!(!sys::exists(&index.join("#9f")) && !sys::exists(&index.join("#1")));
         assert_eq!(facts(&mount, &["p", "e/q"]).iter().map(|fact| fact.2.as_str()).collect::<Vec<_>>(), ["p+", "p+"]);
         let mut layers = mount.unmount();
-        // Damaged entries: the message names what is wrong, and the kernel refuses them, too.
+        // Damaged entries: the message names the fault, and the kernel refuses them too.
         for name in ["garbage", "00fb1d", "00fb1d00010102030405060708090a0b0c0d0e0f1000000000"] {
             sys::create(&index.join(name), b"").unwrap();
             let Err((message, unmounted)) = layers.try_mount(driver) else { panic!("mounted with {name}") };
@@ -346,7 +346,7 @@ on_both! {
         for name in ["p", "e/q"] {
             let path = layers.upper.as_ref().unwrap().join(name);
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-            // The driver does not hear through which name a known file is opened, so this one may not be there.
+            // The driver is not told through which name a known file is opened, so this name may be missing.
             assert!(matches!(sys::unlink(&path), Ok(()) | Err(Errno::NOENT)));
             sys::mknod(&path, libc::S_IFCHR, (0, 0)).unwrap();
         }
@@ -355,7 +355,7 @@ on_both! {
         mount.assert_tree("file a \"x\" user.k=v\nhard b a\nhard d/c a\ndir e\nfile single \"s\"");
     }
 
-    /// An entry whose content comes from another file than its name says goes at the mount.
+    /// An entry with the content of another file than its name says is removed at the mount.
     fn stale_entries_are_removed(driver) {
         let mount = stack().mount(driver);
         sys::append(&mount.at("a"), b"+").unwrap();
@@ -413,7 +413,7 @@ on_both! {
         assert_eq!(sys::lstat(&mount.at("d0/a")).unwrap().st_size, 1 + 6 * 8 * 30);
     }
 
-    /// What was made without an index stays broken when one is switched on.
+    /// Files made without an index stay separate when one is switched on.
     fn switched_on_later(driver) {
         let mount = Stack::new().lower(LOWER).mount(driver);
         sys::append(&mount.at("a"), b"+").unwrap();

@@ -1,5 +1,5 @@
-//! Inventories of layers in a mount. That every other test passes with them, `on_both!` sees to; what they are made of
-//! and when they are believed, `tests/inventory.rs`.
+//! Inventories of layers in a mount. `on_both!` makes sure that every other test passes with them;
+//! `tests/inventory.rs` tests their content and when they are trusted.
 
 use rustix::fs::OFlags;
 
@@ -8,7 +8,7 @@ use crate::common::{Stack, sys, tree, use_inventories};
 use crate::on_stratafs;
 
 on_stratafs! {
-    /// Whoever opens the file gets what it holds now, whole: the kernel asks again.
+    /// A process that opens the file gets its present content, complete: the kernel asks again.
     fn a_file_changed_in_its_layer_is_read_whole(driver) {
         use_inventories();
         let mut layers = Stack::new().lower("file d/f \"short\"\nfile d/run \"#!/bin/sh\\n\" mode=755").build();
@@ -63,7 +63,7 @@ on_stratafs! {
         assert_eq!(sys::lstat(&mount.at("f")).unwrap().st_size, 16);
     }
 
-    /// A mounted layer of an engine's store gets an inventory, which the next mount uses; another layer gets none.
+    /// A mounted layer in an engine's store gets an inventory, which the next mount uses; other layers get none.
     fn layers_of_engines_get_one(driver) {
         for (option, id, expected) in [
             ("inventory", "0123456789abcdef", true),

@@ -192,7 +192,7 @@ on_both! {
         assert_eq!(rustix::fs::fallocate(&read_only, FallocateFlags::empty(), 0, 1), Err(Errno::BADF));
     }
 
-    /// Zeroing past the end, with and without the size; what is asked in vain changes nothing.
+    /// Zeroing past the end, with and without the size; invalid requests change nothing.
     fn fallocate_past_the_end(driver) {
         let mount = Stack::new().lower("file f fill=10000").mount(driver);
         let file = sys::open(&mount.at("f"), OFlags::RDWR, 0).unwrap();
@@ -253,7 +253,7 @@ on_both! {
         }
     }
 
-    /// Modification and change time, of files of either layer, and as often as somebody writes.
+    /// Modification and change time, of files of either layer, at every write.
     fn mapped_writes_move_the_times(driver) {
         let mount = Stack::new().lower("file low fill=5000 mtime=1000").upper("file up fill=5000 mtime=1000").mount(driver);
         for name in ["low", "up"] {
@@ -354,7 +354,7 @@ on_both! {
         }
     }
 
-    /// No way of opening a running program changes it; when it has ended, all do.
+    /// No kind of open changes a running program; after its end, all do.
     fn running_programs_are_left_alone(driver) {
         let mount = Stack::new().lower("").mount(driver);
         std::fs::copy("/bin/sleep", mount.at("program")).unwrap();
@@ -410,7 +410,7 @@ on_both! {
 }
 
 on_stratafs! {
-    /// All of it was written where nothing had been. (The kernel does that too, once somebody has read the file.)
+    /// All of it was written in places that had nothing. (The kernel does that too, once somebody has read the file.)
     fn preallocated_files_are_not_written(driver) {
         const SIZE: u64 = 64 << 20;
         let mut layers = Stack::new().lower("file f \"start\"").build();
@@ -429,7 +429,7 @@ on_stratafs! {
         assert!(content.starts_with(b"start\0") && content.len() as u64 == SIZE);
     }
 
-    /// Without that, each of these reads waits for the disk, and so will each of all others.
+    /// Otherwise each of these reads waits for the disk, and so do all others.
     fn surroundings_of_random_reads_come_into_memory(driver) {
         const PAGES: u64 = 1024;
         let mount = Stack::new().lower("file f fill=4194304").mount(driver);
@@ -444,7 +444,7 @@ on_stratafs! {
             reader.read_exact_at(&mut bytes, page * 4096).unwrap();
             assert!(bytes == expected[page as usize * 4096..][..4096], "page {page}");
         }
-        // The disk works on after the last answer.
+        // The disk is still active after the last answer.
         let deadline = Instant::now() + Duration::from_secs(20);
         let seen = Mapping::new(&below, 4_194_304, false);
         while seen.resident_pages() < 1000 {
@@ -472,7 +472,7 @@ on_stratafs! {
         assert!(sys::read_file(&file).unwrap() == pattern(65536));
     }
 
-    /// Kernel overlayfs fails these two: POSIX wants an early read-only descriptor to see what is written later.
+    /// Kernel overlayfs fails these two: by POSIX, an early read-only descriptor must see later writes.
     fn early_reader_sees_later_writes(driver) {
         let mount = Stack::new().lower("file f \"before\"\nfile g \"before\"").mount(driver);
         for (name, primed) in [("f", true), ("g", false)] {

@@ -150,8 +150,8 @@ on_both! {
         }
     }
 
-    /// xfs takes more attributes than listxattr(2) lists (64 KiB of names): the files are reachable, and their marks are
-    /// read by name.
+    /// xfs allows more attributes than listxattr(2) can list (64 KiB of names): the files are reachable, and their marks
+    /// are read by name.
     fn more_attribute_names_than_can_be_listed(driver) {
         let mut layers = Stack::new().lower("dir d\nfile d/below \"b\"").upper("dir d\nfile d/above \"a\"\nfile f \"f\"").build();
         let place = layers.directory.path().join("image");
@@ -225,7 +225,7 @@ on_stratafs! {
         drop(mount);
     }
 
-    /// A mount that shows in its own layer never waits for itself, with one thread either.
+    /// A mount that appears in its own layer never waits for itself, even with one thread.
     fn mounted_in_its_own_layer(driver) {
         let layers = Stack::new().lower("dir mp/inner\nfile f \"f\"").stratafs_option("threads=1").build();
         let place = layers.lowers[0].join("mp");

@@ -21,7 +21,7 @@ on_both! {
         }
     }
 
-    /// A lock taken before a copy-up is seen by those who open after it.
+    /// A lock taken before a copy-up is seen by processes that open the file after it.
     fn locks_hold_across_copy_up(driver) {
         let mount = Stack::new().lower("file flock \"x\"\nfile ofd \"x\"").mount(driver);
         let early = sys::open(&mount.at("flock"), OFlags::RDONLY, 0).unwrap();

@@ -1,4 +1,4 @@
-//! Which layer's entry a name shows.
+//! Which layer's entry is visible under a name.
 
 use std::os::unix::ffi::OsStrExt;
 
@@ -103,7 +103,7 @@ on_both! {
         assert_eq!(sys::readdir(mount.root()).unwrap().len(), 4);
     }
 
-    /// A missing name may be cached for ever, but not once it exists.
+    /// A missing name may be cached for ever, but not after it is created.
     fn negative_entries_end_with_creation(driver) {
         let mount = Stack::new().lower("file old \"old\"\ndir d").mount(driver);
         for name in ["file", "dir", "link", "renamed", "hard", "fifo", "d/file"] {

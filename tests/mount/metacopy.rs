@@ -206,7 +206,7 @@ on_both! {
         assert!(!has(&mount), "dropped by a write");
     }
 
-    /// Set-id bits survive the copy of content by an opener who writes nothing.
+    /// Set-id bits survive the copy of content if the opener writes nothing.
     fn set_id_bits(driver) {
         let mount = Stack::new().lower(&format!("file c fill={SIZE} mode=6755")).option("metacopy=on").mount(driver);
         sys::chown(&mount.at("c"), Some(0), Some(0)).unwrap();
@@ -215,7 +215,7 @@ on_both! {
         assert_eq!(sys::mode(&mount.at("c")), 0o6711);
     }
 
-    /// Without the option such a file cannot be looked up, and nothing else suffers.
+    /// Without the option, such a file cannot be looked up, and nothing else is affected.
     fn refused_without_the_option(driver) {
         let mount = stack().mount(Driver::Overlayfs);
         sys::chmod(&mount.at("big"), 0o600).unwrap();
@@ -224,7 +224,7 @@ on_both! {
         let mount = layers.mount(driver);
         assert_eq!(sys::lstat(&mount.at("big")).err(), Some(Errno::PERM));
         assert_eq!(sys::read(&mount.at("big")).err(), Some(Errno::PERM));
-        // The kernel leaves out of a listing what it cannot look up.
+        // The kernel omits from a listing what it cannot look up.
         let listed: &[&str] = if driver == Driver::Overlayfs { &["d", "empty"] } else { &["big", "d", "empty"] };
         assert_eq!(sys::names(mount.root()), listed);
         assert_content(&mount, "d/big2", &pattern(SIZE));
@@ -331,7 +331,7 @@ on_both! {
         assert!(!sys::exists(&mount.at("objects")) && !sys::exists(&mount.at("other")));
         assert_eq!((sys::text(&mount.at("f")), sys::text(&mount.at("d/g"))), ("first".to_owned(), "second".to_owned()));
         assert_eq!(sys::mode(&mount.at("f")), 0o640);
-        // Missing data: the attributes are there, the content is not.
+        // Missing content: the attributes are there, the content is not.
         assert_eq!(sys::lstat(&mount.at("gone")).unwrap().st_size, 1);
         let missing = if driver == Driver::Overlayfs { Errno::NOENT } else { Errno::IO };
         assert_eq!(sys::read(&mount.at("gone")), Err(missing));
@@ -347,7 +347,7 @@ on_both! {
         }
     }
 
-    /// An upper file whose content is nowhere.
+    /// An upper file whose content is missing.
     fn missing_content(driver) {
         let mount = Stack::new().lower("file ok \"ok\"\ndir dir").upper(&format!("file gone size=7 {MARK}=\nfile dir2/f size=1 {MARK}= trusted.overlay.redirect=/none\ndir . trusted.overlay.impure=y\ndir dir2 trusted.overlay.impure=y")).option("metacopy=on").mount(driver);
         for name in ["gone", "dir2/f"] {

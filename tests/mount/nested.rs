@@ -1,5 +1,5 @@
-//! What other drivers need of a file system below their upper: devices 0:0, `RENAME_WHITEOUT`, names and attributes of
-//! marks. A user's own are never marks of ours.
+//! Requirements of other drivers for a file system below their upper: devices 0:0, `RENAME_WHITEOUT`, names and
+//! attributes of marks. A user's own files of this kind are never our marks.
 
 use rustix::fs::OFlags;
 
@@ -13,7 +13,7 @@ fn device(path: &std::path::Path) -> (u32, (u32, u32)) {
     (stat.st_mode, (libc::major(stat.st_rdev), libc::minor(stat.st_rdev)))
 }
 
-/// What a tree says of such a device: `mode=0`, as of a whiteout. [`device`] tells its mode.
+/// Such a device in a tree: `mode=0`, like a whiteout. [`device`] tells its mode.
 const ZERO: (u32, u32) = (0, 0);
 
 /// The type in the directory's listing.
@@ -65,7 +65,7 @@ on_stratafs! {
         mount.remount(driver).assert_tree("dir d\nchar w 0:0 mode=0 uid=5");
     }
 
-    /// A device 0:0 takes the place of what moves away, also of a lower file.
+    /// A device 0:0 takes the place of the moved file, even of a lower one.
     fn rename_whiteout(driver) {
         let mount = Stack::new().lower("file low \"low\"\ndir sub\nfile sub/x").upper("file up \"up\"\nfile over \"o\"").mount(driver);
         let moved = |from: &str, to: &str, flags| sys::rename_with(&mount.at(from), &mount.at(to), flags);
@@ -82,7 +82,7 @@ on_stratafs! {
         mount.remount(driver).assert_tree(expected);
     }
 
-    /// Kernel overlayfs has its upper on the mount: what it deletes stays deleted, whoever reads the layers.
+    /// Kernel overlayfs has its upper on the mount: deleted files stay deleted, for every reader of the layers.
     fn upper_of_kernel_overlayfs(driver) {
         let outer = Stack::new().lower("dir inner").mount(driver);
         let inner = Stack::new().lower("file f \"f\"\nfile g \"g\"\nfile d/x \"x\"\nfile e/y").build_in(&outer.at("inner"));
@@ -102,7 +102,7 @@ on_stratafs! {
         inner.remount(Driver::Stratafs).assert_tree(expected);
     }
 
-    /// A user's file may have the name of a whiteout, however it gets it: it is what it is, and deletes nothing.
+    /// A user's file may have the name of a whiteout, by any operation: it is an ordinary file, and deletes nothing.
     fn names_of_whiteouts(driver) {
         let lower = "file low \"l\"\nfile d/x\nfile victim \"v\"\nfile e/y\nlink s -> t";
         let mount = Stack::new().lower(lower).mount(driver);
@@ -129,7 +129,7 @@ on_stratafs! {
         mount.assert_tree_everywhere(shown);
     }
 
-    /// They are files like others: listed, looked up, written, moved, deleted, over a remount and in a lower layer too.
+    /// Such files are ordinary: listed, looked up, written, moved, deleted, after a remount and in a lower layer too.
     fn names_of_whiteouts_in_a_lower_layer(driver) {
         let plain = "trusted.overlay.stratafs.plain";
         for upper_on in [Upper::Plain, Upper::XattrWhiteouts] {

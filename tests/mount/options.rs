@@ -17,7 +17,7 @@ fn mount_line(point: &std::path::Path) -> (String, String, String) {
 }
 
 on_both! {
-    /// `mount -o remount,ro`: not while somebody writes; what is open for reading stays so.
+    /// `mount -o remount,ro` fails while a file is open for writing; files open for reading stay open.
     fn remounted_read_only(driver) {
         use rustix::mount::{MountFlags, mount_remount};
         let mount = Stack::new().lower("file low \"low\"").upper("file up \"up\"").mount(driver);
@@ -49,7 +49,7 @@ on_both! {
         mount.assert_upper("file low \"low+\"\nfile up \"UP\"");
     }
 
-    /// A volatile mount works, and leaves its mark only while it lives.
+    /// A volatile mount works, and its mark exists only while it is mounted.
     fn volatile(driver) {
         let mount = Stack::new().lower("file f \"x\"").option("volatile").mount(driver);
         sys::append(&mount.at("f"), b"y").unwrap();
@@ -69,7 +69,7 @@ on_both! {
         assert_eq!(sys::listxattr(&mount.at("d")).unwrap(), Vec::<String>::new());
     }
 
-    /// Marks in `user.*` say the same to both drivers. Redirects are left out: the kernel has none with `userxattr`.
+    /// Marks in `user.*` have the same meaning for both drivers. Redirects are left out: the kernel has none with `userxattr`.
     fn userxattr_interchange(driver) {
         let layers = Stack::new()
             .lower("file f \"f\" user.k=v\nfile gone\nfile d/x \"x\"\nfile e/y \"y\"\nfile r \"r\"")
@@ -111,7 +111,7 @@ on_both! {
                 .lower("file d/gone \"below\"\nfile d/full \"below\"\nfile d/stays \"s\"\nfile gone2 \"below\"\nfile d/dir/x")
                 .option(option)
                 .mount(driver);
-            // With content it is none.
+            // With content, it is not a whiteout.
             assert_eq!(sys::names(&mount.at("d")), ["empty", "full", "stays"], "{space}");
             assert_eq!(sys::text(&mount.at("d/full")), "full");
             // Only in a directory marked for them; elsewhere the kernel lists what it then cannot find.
@@ -229,7 +229,7 @@ on_stratafs! {
         mount.assert_tree("dir . uid=100 gid=200\nfile f uid=100 gid=200\ndir d uid=100 gid=200");
     }
 
-    /// What is squashed cannot be given away, and what is new belongs to the mounter.
+    /// Squashed owners cannot be changed, and new files belong to the mounter.
     fn squash_to_root(driver) {
         let mount = Stack::new().lower("file f uid=5 gid=6 mode=666\ndir d uid=7 mode=777\nlink l -> t uid=8").stratafs_option("squash_to_root").mount(driver);
         sys::chown(&mount.at("f"), Some(9), Some(9)).unwrap();
@@ -238,7 +238,7 @@ on_stratafs! {
         mount.assert_upper("file f uid=5 gid=6 mode=666\ndir d uid=7 mode=777\nfile d/n");
     }
 
-    /// An explicit id counts more than root, wherever it stands.
+    /// An explicit id overrides root, in any order.
     fn squash_to_an_id_and_to_root(driver) {
         for options in ["squash_to_root,squash_to_uid=100", "squash_to_uid=100,squash_to_root"] {
             let mount = Stack::new().lower("file f uid=5 gid=6").stratafs_option(options).mount(driver);
@@ -255,7 +255,7 @@ on_stratafs! {
         mount.assert_tree("dir . uid=1000 gid=100\nfile f uid=1005 gid=5\nfile g uid=5000 gid=107");
     }
 
-    /// Ids outside of every range are nobody's.
+    /// Ids outside all ranges show as the overflow id.
     fn unmapped_owners(driver) {
         let mount = Stack::new().lower("file f uid=7 gid=200005").stratafs_option("uidmapping=1000:0:1:100000:1:10,gidmapping=200000:0:10").mount(driver);
         mount.assert_tree("dir . uid=65534 gid=65534\nfile f uid=65534 gid=5");
@@ -316,7 +316,7 @@ on_stratafs! {
         assert_eq!((sys::ino(&mount.at("f")), sys::names(&mount.at("e"))), (ino, vec!["g".to_owned()]));
     }
 
-    /// With a timeout the kernel asks again, so that changes by others show.
+    /// With a timeout the kernel asks again, so changes by others become visible.
     fn timeout(driver) {
         let mount = Stack::new().lower("dir d").upper("file f \"f\" mode=644").stratafs_option("timeout=0").mount(driver);
         assert_eq!((sys::mode(&mount.at("f")), sys::exists(&mount.at("late"))), (0o644, false));
@@ -363,7 +363,8 @@ on_stratafs! {
         mount.remount(driver).assert_tree("file f \"up!\"");
     }
 
-    /// A label of SELinux, with its comma, goes to the kernel where that has SELinux; else a warning says that it does nothing.
+    /// A label of SELinux, with its comma, is passed to the kernel if that has SELinux; otherwise a warning says that it has no
+    /// effect.
     fn security_context(driver) {
         let label = r#"context="system_u:object_r:container_file_t:s0:c1,c2""#;
         if std::path::Path::new("/sys/fs/selinux/enforce").exists() {
@@ -471,7 +472,7 @@ on_stratafs! {
             let reader = sys::open(&mount.at("f"), rustix::fs::OFlags::RDONLY, 0).unwrap();
             assert!(sys::read_file(&reader).unwrap() == content, "{mode}");
             sys::write_at(&mount.at("f"), 50_000, b"written").unwrap();
-            // With `all` the kernel reads for it from the lower file, whatever happens (docs/limits.md).
+            // With `all`, the kernel goes on reading the lower file (docs/limits.md).
             let early: &[u8] = if mode == "all" { &content[50_000..50_007] } else { b"written" };
             assert_eq!(&sys::read_file(&reader).unwrap()[50_000..50_007], early, "{mode}: an early reader");
             assert_eq!(&sys::read(&mount.at("f")).unwrap()[50_000..50_007], b"written", "{mode}");

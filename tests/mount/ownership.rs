@@ -1,4 +1,4 @@
-//! Who owns what is created, with which mode, and which bits a change takes away.
+//! Owners and modes of created files, and the bits that a change clears.
 
 use rustix::fs::OFlags;
 
@@ -93,7 +93,7 @@ on_both! {
         }
     }
 
-    /// A write, truncation or change of owner by somebody without the privilege takes suid and sgid away.
+    /// A write, truncation or change of owner by a process without the privilege clears suid and sgid.
     fn suid_is_cleared(driver) {
         let tree = "file w \"x\" mode=6777\nfile t \"x\" mode=6777\nfile o \"x\" mode=6777\nfile a \"x\" mode=6777\nfile n \"x\" mode=2767
             file r \"x\" mode=6777\nfile c \"x\" mode=6755 uid=1000 gid=1000";
@@ -188,7 +188,7 @@ on_both! {
         }
     }
 
-    /// Files are made in the work directory; what that hands down is not theirs.
+    /// Files are made in the work directory; they must not inherit from that.
     fn acls_of_the_work_directory_are_not_inherited(driver) {
         let layers = Stack::new().lower("dir d mode=777\nfile d/low \"low\"").build();
         sys::setxattr(layers.work.as_ref().unwrap(), "system.posix_acl_default", &sample_acl()).unwrap();
@@ -228,7 +228,7 @@ on_both! {
         assert_eq!(sys::as_user(78, 78, || sys::append(&mount.at("f"), b"z")), Err(Errno::ACCESS));
     }
 
-    /// Copying up on behalf of a user keeps the lower owner, and what the user may not do stays undone.
+    /// Copying up on behalf of a user keeps the lower owner, and does nothing that the user may not do.
     fn copy_up_by_a_user(driver) {
         let mount = Stack::new().lower("dir d mode=755 uid=5\nfile d/shared \"x\" mode=666 uid=5 gid=6\nfile d/ro \"x\" mode=644 uid=5").mount(driver);
         sys::as_user(1000, 1000, || {

@@ -1,7 +1,7 @@
 //! `passthrough=programs` and `passthrough=all`: the kernel reads lower files of a writable mount itself.
 //!
-//! One inode of the kernel's has one backing file, so a file that is copied up under the eyes of readers gets another
-//! inode (`src/driver/passthrough.rs`). These tests are the proof that it does.
+//! An inode of the kernel has one backing file, so a file that is copied up while it has readers gets another inode
+//! (`src/driver/passthrough.rs`). These tests prove that.
 
 use std::os::unix::fs::FileExt;
 use std::process::Command;
@@ -46,7 +46,7 @@ fn resident(mount: &Mount, path: &str) -> usize {
 }
 
 on_stratafs! {
-    /// The early reader goes on reading the lower file; everybody else, and every later change, is in the upper.
+    /// The early reader goes on reading the lower file; all other processes, and every later change, use the upper.
     fn writer_beside_an_early_reader(driver) {
         let mount = passing_all("file f \"lower\"").mount(driver);
         let early = reader(&mount, "f");
@@ -63,7 +63,7 @@ on_stratafs! {
         mount.assert_tree_everywhere("file f \"UPwer+more+last\"");
     }
 
-    /// Every kind of opening is turned to the upper file, and none fails.
+    /// Every kind of open gets the upper file, and none fails.
     fn every_way_to_open(driver) {
         let ways = [
             OFlags::RDONLY, OFlags::WRONLY, OFlags::RDWR, OFlags::RDWR | OFlags::CREATE, OFlags::WRONLY | OFlags::APPEND,
@@ -84,7 +84,7 @@ on_stratafs! {
         }
     }
 
-    /// Attributes agree on both inodes, whichever they are changed through.
+    /// Attributes agree on both inodes, whichever one changes them.
     fn attributes_are_those_of_one_file(driver) {
         let mount = passing_all("file f \"lower\" mode=644 mtime=1000").mount(driver);
         let early = reader(&mount, "f");
@@ -117,7 +117,7 @@ on_stratafs! {
         assert_eq!(sys::text(&mount.at("l0")), "lower+more...");
     }
 
-    /// The names move as ever while somebody holds the old inode.
+    /// Names can be moved as usual while a process holds the old inode.
     fn names_of_a_parted_file(driver) {
         let mount = passing_all("file d/f \"lower\"\nfile d/g \"other\"\ndir e").mount(driver);
         let early = reader(&mount, "d/f");
@@ -210,7 +210,7 @@ on_stratafs! {
         assert_eq!(resident(&apart), 0);
     }
 
-    /// The documented price: a lock that an early reader holds is not seen by who opens the file after its copy-up.
+    /// The documented price: a lock held by an early reader is not seen by processes that open the file after its copy-up.
     fn locks_of_early_readers(driver) {
         for (mode, sees_it) in [("upper", true), ("all", false)] {
             let mount = Stack::new().lower("file f \"x\"").stratafs_option(&format!("passthrough={mode}")).mount(driver);
@@ -289,7 +289,7 @@ on_stratafs! {
     }
 
     /// A library that a process has mapped is overwritten in place: the mapping shows the lower file (as with overlayfs),
-    /// and whoever opens it later the new content.
+    /// and later opens show the new content.
     fn a_mapped_library_is_written_in_place(driver) {
         let library = library();
         let mount = with_programs(Stack::new().lower(""), &[(&library, "lib")]).mount(driver);

@@ -1,4 +1,4 @@
-//! What users meet in other union file systems on FUSE, each by its name.
+//! Problems that users met in other union file systems on FUSE, each by its name.
 
 use std::os::unix::fs::FileExt;
 
@@ -30,7 +30,7 @@ fn listing_requests(mount: &Mount) -> u64 {
 fn processor_time(mount: &Mount) -> std::time::Duration {
     let Some(daemon) = mount.daemon() else { return std::time::Duration::ZERO };
     let threads = std::fs::read_dir(format!("/proc/{daemon}/task")).unwrap();
-    // One that has ended meanwhile counts for nothing.
+    // A thread that has ended in the meantime is not counted.
     let times = threads.filter_map(|thread| std::fs::read_to_string(thread.unwrap().path().join("schedstat")).ok());
     std::time::Duration::from_nanos(times.map(|text| text.split(' ').next().unwrap().parse::<u64>().unwrap()).sum())
 }
@@ -270,12 +270,12 @@ on_both! {
     }
 
     /// 100 % CPU in directories of 10,000 files: here ten times as many, and neither listing them nor changing one of them
-    /// is quadratic. What the daemon does is counted, in requests and in its own processor time.
+    /// is quadratic. The daemon's work is counted in requests and in its own processor time.
     fn large_directory(driver) {
         const SMALL: u64 = 10_000;
         const LARGE: u64 = 100_000;
         let mut layers = Stack::new().lower("").build();
-        // In memory: making and removing so many files is not what is tested.
+        // In memory: making and removing so many files is not the subject of the test.
         let memory = layers.lowers[0].clone();
         rustix::mount::mount("none", &memory, "tmpfs", rustix::mount::MountFlags::empty(), Some(c"mode=755")).unwrap();
         crate::common::tree::build(&memory, "dir small\ndir large");

@@ -69,8 +69,8 @@ fn as_root_of_a_namespace(layers: &Layers, script: &str, maps: &str) -> Option<O
     Some(output)
 }
 
-/// The kernel denies even the permission to write some of them. A copy would belong to nobody, with its set-user-id bit: both drivers refuse it (CVE-2023-0386), whether the namespace
-/// has a user `nobody` of its own or not.
+/// The kernel denies even the permission to write some of them. A copy would belong to the overflow user and keep its set-user-id
+/// bit. Both drivers refuse it (CVE-2023-0386), whether or not the namespace has a user `nobody` of its own.
 fn owners_without_a_number_are_not_copied_up(driver: Driver) {
     const LOWER: &str = "file mapped \"x\" mode=644 uid=100005 gid=100005\nfile nobody \"x\" mode=644 uid=165533 gid=165533
         file user \"x\" mode=6757 uid=7 gid=1000\nfile group \"x\" mode=6755 uid=100005 gid=7\nfile d/x uid=1000 gid=1000\ndir d uid=7 gid=7";
@@ -197,7 +197,7 @@ on_stratafs! {
             }
             let mount = mount.unmount().restack().mount(driver);
             mount.assert_tree(shown);
-            // Copied up, it still is what it shows.
+            // After copy-up, it has the same type as before.
             for name in ["d/pipe", "d/sock", "null", "disk"] {
                 sys::chown(&mount.at(name), Some(9), Some(9)).unwrap();
             }
@@ -207,7 +207,7 @@ on_stratafs! {
         }
     }
 
-    /// Real devices of a lower layer are copied up as what an ordinary user can have.
+    /// Real devices of a lower layer are copied up in the form that an ordinary user can have.
     fn copy_up_of_real_devices(driver) {
         let mount = Stack::new().lower("char c 1:3 mode=666\nfifo p mode=600 uid=5\nlink l -> t uid=3").stratafs_option("xattr_permissions=2").mount(driver);
         let inos = ["c", "p"].map(|name| sys::ino(&mount.at(name)));
@@ -223,7 +223,7 @@ on_stratafs! {
         assert_eq!(kept(&mount, "c", CONTAINERS), "7:7:0666:char-1-3");
     }
 
-    /// The kernel obeys what is shown, not what is real.
+    /// The kernel obeys the attributes shown, not the real ones.
     fn permissions_are_enforced(driver) {
         let mount = Stack::new().lower("file secret \"s\" mode=644\ndir open mode=755").stratafs_option("xattr_permissions=2").mount(driver);
         sys::chmod(&mount.at("secret"), 0o600).unwrap();
@@ -232,7 +232,7 @@ on_stratafs! {
         assert_eq!(sys::as_user(1000, 1000, || sys::read(&mount.at("secret"))), Ok(b"s".to_vec()));
         assert_eq!(sys::as_user(1000, 1000, || sys::create(&mount.at("open/f"), b"")), Err(Errno::ACCESS));
         assert_eq!(sys::as_user(1001, 1001, || sys::chmod(&mount.at("secret"), 0o666)), Err(Errno::PERM));
-        // Nobody but the driver may forge it.
+        // Only the driver may set it.
         for key in [CONTAINERS, "user.containers.override_security.capability"] {
             assert_eq!(sys::setxattr(&mount.at("secret"), key, b"0:0:4755"), Err(Errno::PERM), "{key}");
             assert_eq!(sys::removexattr(&mount.at("secret"), key), Err(Errno::PERM), "{key}");

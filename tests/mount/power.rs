@@ -1,4 +1,4 @@
-//! What is left after the power went: the file system below is stopped with all that it had not written.
+//! What remains after a power failure: the file system below is stopped, with everything that it had not written lost.
 
 use std::fs;
 use std::path::Path;
@@ -14,7 +14,7 @@ use crate::on_both;
 
 const FILES: usize = 40;
 
-/// Longer than a page, so that a part of it could be missing; another one for every file.
+/// Longer than a page, so that a part of it could be missing; different for every file.
 fn content(number: usize) -> String {
     format!("{number:>8} ").repeat(900)
 }

@@ -218,8 +218,8 @@ on_both! {
     }
 }
 
-/// 200 names of 16 bytes for which the hash that positions were made of once (`(h ^ word) * K; h ^= h >> 29` for each 8
-/// bytes) gives one value: it can be inverted.
+/// 200 names of 16 bytes with one value of the hash from which positions were once made (`(h ^ word) * K; h ^= h >> 29`
+/// for each 8 bytes): it can be inverted.
 fn names_of_one_hash() -> Vec<Vec<u8>> {
     const K: u64 = 0x9e37_79b9_7f4a_7c15;
     let step = |hash: u64, word: u64| {

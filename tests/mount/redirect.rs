@@ -18,7 +18,7 @@ on_both! {
         );
     }
 
-    /// In a middle layer: it redirects the search in the layers below only.
+    /// In a middle layer: it redirects the search only in the layers below.
     fn in_lower_layers(driver) {
         let mount = Stack::new()
             .lower("file new/top \"0\"")
@@ -53,7 +53,7 @@ on_both! {
         mount.assert_tree("file f \"x\"\nfile d/own \"u\"\ndir e");
     }
 
-    /// A malformed redirect fails that entry and nothing else.
+    /// A malformed redirect fails its entry, and has no other effect.
     fn malformed(driver) {
         for value in ["a/b", "/a//b", "..", "/a/../f", ""] {
             let mount = Stack::new()

@@ -1,4 +1,4 @@
-//! Removal: what is left in the upper layer, and what comes back (nothing).
+//! Removal: what it leaves in the upper layer, and that nothing reappears.
 
 use rustix::fs::OFlags;
 
@@ -146,7 +146,7 @@ on_both! {
             let stat = rustix::fs::fstat(&file).unwrap();
             assert_eq!((stat.st_mode & 0o7777, stat.st_uid, stat.st_size), (0o600, 3, 5), "{name}");
             rustix::fs::fsync(&file).unwrap();
-            // The name is free, and its new bearer is another file.
+            // The name is free, and its next user is another file.
             sys::create(&mount.at(name), b"new").unwrap();
             assert_eq!(sys::text(&mount.at(name)), "new");
             assert_eq!(sys::read_file(&file).unwrap().len(), 5);

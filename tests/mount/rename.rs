@@ -1,4 +1,4 @@
-//! Renames of entries of every layer, and what they leave in the upper.
+//! Renames of entries in every layer, and what they leave in the upper.
 
 use rustix::fs::OFlags;
 
@@ -206,7 +206,7 @@ on_both! {
         mount.assert_tree_everywhere("file empty/x \"x\"\nfile emptied/z \"z\"\nfile empty2/u \"u\"");
     }
 
-    /// A renamed directory whose former place is taken again.
+    /// A renamed directory whose old name is used again.
     fn new_directory_in_the_old_place(driver) {
         let mount = Stack::new().lower("file d/x \"old\"").mount(driver);
         sys::rename(&mount.at("d"), &mount.at("e")).unwrap();

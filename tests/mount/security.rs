@@ -1,4 +1,4 @@
-//! What nobody gains by a mount: see docs/security.md.
+//! Attacks through a mount that must fail: see docs/security.md.
 
 use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
@@ -43,7 +43,8 @@ fn while_swapped(layer: &Path, secret: &Path, body: impl FnOnce()) {
     sys::utimens(layer, mtime, mtime).unwrap();
 }
 
-/// The mount's directory `d`, if it is one at the moment. We follow no link ourselves: what is reached is the driver's doing.
+/// The directory `d` of the mount, if it is one at the moment. The test follows no link itself: only the driver could reach
+/// the secret.
 fn directory(mount: &Mount) -> Option<OwnedFd> {
     let root = sys::open(mount.root(), OFlags::PATH | OFlags::DIRECTORY, 0).unwrap();
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -119,7 +120,7 @@ on_stratafs! {
                 let Some(d) = directory(&mount) else { continue };
                 let d = sys::fd_path(&d);
                 let name = d.join(format!("new{at}"));
-                // Whether it works depends on what is there at the moment.
+                // Success depends on what is there at the moment.
                 let tried = [
                     sys::create(&name, b"x"),
                     sys::append(&d.join("f"), b"more\n"),
@@ -147,7 +148,7 @@ on_stratafs! {
         }
     }
 
-    /// Nobody can put something in the driver's way under a name that it is about to use, nor look at what it stages.
+    /// Other users can neither put a file in the driver's way under a name that it is about to use, nor read staged files.
     fn temporary_names_cannot_be_foreseen(driver) {
         let mut seen = BTreeSet::new();
         for _ in 0..3 {
@@ -318,7 +319,7 @@ on_both! {
     }
 }
 
-/// Only whoever may write there can hide a directory below a mount.
+/// Only users who may write there can hide a directory below a mount.
 #[test]
 fn users_cannot_mount_over_what_is_not_theirs() {
     crate::common::run_test("users_cannot_mount_over_what_is_not_theirs", Driver::Stratafs, |_| {

@@ -67,7 +67,7 @@ on_both! {
         }
     }
 
-    /// A user's 0:0 character device would be a whiteout to the kernel, which refuses it (stratafs: `nested`).
+    /// A user's 0:0 character device would be a whiteout for the kernel, which refuses it (stratafs: `nested`).
     fn whiteouts_cannot_be_made(driver) {
         let mount = Stack::new().lower("file f").mount(driver);
         if driver == Driver::Overlayfs {

@@ -1,4 +1,4 @@
-//! `transport=`: requests through rings, and what happens where there are none.
+//! `transport=`: requests through rings, and mounts without rings.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -21,7 +21,7 @@ use crate::on_stratafs;
 const SWITCH: &str = "/sys/module/fuse/parameters/enable_uring";
 const STATS: &str = "user.stratafs.stats";
 
-/// Nobody else changes the switch while this is held; dropping it restores the switch.
+/// While this is held, no other test changes the switch; dropping it restores the switch.
 struct Switch {
     _lock: File,
     before: String,
@@ -48,7 +48,7 @@ impl Drop for Switch {
     }
 }
 
-/// Mounts `layers` when rings are to be had (`on`) or not.
+/// Mounts `layers` with rings available (`on`) or not.
 fn mount_with(layers: Layers, on: bool, driver: Driver) -> Option<Mount> {
     let _switch = Switch::set(on)?;
     let mount = layers.mount(driver);
@@ -81,7 +81,7 @@ fn ask_for_slow_names(mount: &Mount, count: usize) -> Vec<JoinHandle<Result<(), 
     (0..count).map(ask).collect()
 }
 
-/// Mounts `layers` by `command`, whose process ends when they are mounted, and says nothing.
+/// Mounts `layers` by `command`, whose process ends after mounting and prints nothing.
 #[track_caller]
 fn start(command: &mut Command, layers: &Layers) {
     let output = command.args(&layers.stratafs_arguments()[1..]).output().unwrap();
@@ -122,7 +122,7 @@ on_stratafs! {
         assert_eq!(sys::lstat(&mount.at("missing")).map(drop), Err(Errno::NOENT));
     }
 
-    /// Requests that wait for something leave their processor's queue to others, whose requests are answered meanwhile.
+    /// Requests that wait leave their processor's queue to others, which are answered in the meantime.
     fn requests_that_wait_hold_up_no_others(driver) {
         const SLOW: usize = 8;
         let slow: String = (0..SLOW).map(|n| format!("file slow/f{n}\n")).collect();
@@ -157,7 +157,7 @@ on_stratafs! {
         drop(mount);
     }
 
-    /// A driver that is stopped goes on where it was; one that is killed leaves nobody waiting.
+    /// A stopped driver continues where it was; after a killed driver, no process waits for ever.
     fn stopped_and_killed(driver) {
         let Some(mount) = on_rings(Stack::new().lower("dir slow\nfile slow/f0\nfile slow/f1"), driver) else { return };
         let daemon = mount.daemon().unwrap();
@@ -179,7 +179,7 @@ on_stratafs! {
         }
     }
 
-    /// Root ends the connection: the driver takes the dead mount away and ends.
+    /// Root aborts the connection: the driver removes the dead mount and ends.
     fn aborted(driver) {
         assert_eq!(driver, Driver::Stratafs);
         let layers = Stack::new().lower("file f \"x\"").stratafs_option("transport=ring").build();
@@ -219,7 +219,7 @@ on_stratafs! {
         assert!(refusal.contains("transport=ring: threads=1, and rings need "), "{refusal}");
     }
 
-    /// Rings count as locked memory, of all mounts of a user together. Where they do not fit there is the device.
+    /// Rings count as locked memory, for all mounts of a user together. If they exceed the limit, the device is used.
     fn with_little_locked_memory(driver) {
         assert_eq!(driver, Driver::Stratafs);
         for limit in [0, 8192, 16384, 32768] {

@@ -1,4 +1,5 @@
-//! Everyday steps on uppers that can do less than ext4: each does what it does on kernel overlayfs, or is refused by name.
+//! Ordinary steps on uppers with fewer features than ext4: each has the same result as on kernel overlayfs, or is refused
+//! with a message.
 
 use std::path::Path;
 use std::process::Command;
@@ -119,7 +120,7 @@ const STEPS: [Step; 28] = [
     (NAMELESS, name_a_nameless_file),
 ];
 
-/// What the file systems below refuse, and the mount says so.
+/// Operations that the file systems below refuse, as the mount reports.
 fn refused(upper: Upper) -> &'static [(&'static str, Errno)] {
     match upper {
         Upper::Plain | Upper::XattrWhiteouts => &[],

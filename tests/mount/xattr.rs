@@ -20,8 +20,8 @@ on_both! {
         mount.assert_tree_everywhere("file f \"x\" user.b=2 user.new=n trusted.t=3\ndir d user.new=n");
     }
 
-    /// Asked for while there is none, then set: under every name of the file, and after more files with attributes
-    /// than the driver looks at closely.
+    /// Read while it is missing, then set: under every name of the file, and after more files with attributes than
+    /// the driver inspects.
     fn asked_for_before_it_is_set(driver) {
         let many: String = (0..150).map(|number| format!("file many/f{number} user.a={number}\n")).collect();
         let mount = Stack::new().lower(&format!("{many}file f \"x\"\nfile g \"x\"\ndir d")).mount(driver);
@@ -103,7 +103,7 @@ on_both! {
         assert_eq!(sys::getxattr(&mount.at("f"), "user.v").unwrap(), [7; 3000]);
     }
 
-    /// The driver's own marks cannot be seen, and nothing set through the mount becomes one.
+    /// The driver's own marks are invisible, and nothing set through the mount becomes one.
     fn marks_are_private(driver) {
         let mount = Stack::new()
             .lower("file d/low\nfile f \"x\"")

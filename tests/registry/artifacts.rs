@@ -1,4 +1,4 @@
-//! What registries hold beside images: told by its kind, and written as files.
+//! Artifacts in registries: their kind is reported, and they are written as files.
 
 use serde_json::{Value, json};
 use stratafs::image::digest::Digest;
@@ -169,7 +169,7 @@ fn an_artifact_is_written_as_files() {
     assert_eq!(home.strata(&["pull", "--artifact", &name]).status.code(), Some(2));
     assert_eq!(home.strata(&["pull", "-o", "x", &name]).status.code(), Some(2));
 
-    // A blob that is not what it says leaves nothing.
+    // If a blob does not match its digest, nothing is left.
     let liar = serving(vec![document], blobs[..6].to_vec());
     let other = home.path("out/other");
     let name = format!("{}/x:1", liar.host());

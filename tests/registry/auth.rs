@@ -137,7 +137,7 @@ fn certificates_are_checked() {
     assert!(line.contains("bad.crt"), "{line}");
 }
 
-/// A registry without TLS may have its blobs at a host with TLS, whose certificate is checked all the same.
+/// A registry without TLS may keep its blobs on a host with TLS, whose certificate is checked nevertheless.
 #[test]
 fn a_redirect_from_plain_http_to_tls_is_checked() {
     let server = Server::start(Wants { password: false, tls: true });
@@ -169,7 +169,7 @@ fn plain_http_is_never_used_unasked() {
     }
 }
 
-/// The lines of docs/registries.md, with this registry for theirs and the password typed in.
+/// The lines of docs/registries.md, with this registry instead of theirs and a typed password.
 #[test]
 fn the_lines_about_registries() {
     let server = Server::start(Wants { password: true, tls: true });

@@ -1,4 +1,4 @@
-//! A registry made by hand, which answers what a test wants, byte for byte.
+//! A simulated registry that answers as a test wants, byte for byte.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -43,7 +43,7 @@ pub struct Answer {
 
 enum Then {
     End,
-    /// More bytes than anybody wants.
+    /// More bytes than needed.
     Flood,
     /// Nothing at all: the connection is closed.
     HangUp,
@@ -61,13 +61,13 @@ impl Answer {
         self
     }
 
-    /// It says that all of it comes, but stops after so many bytes.
+    /// It announces everything, but stops after this many bytes.
     pub fn cut(mut self, after: usize) -> Self {
         self.body.truncate(after);
         self
     }
 
-    /// It does not say how much comes, and never stops.
+    /// It announces no length, and never stops.
     pub fn flooding(mut self) -> Self {
         self.headers.retain(|(name, _)| name != "Content-Length");
         self.then = Then::Flood;
@@ -100,7 +100,7 @@ impl Liar {
         Self::listen("127.0.0.1:0", handler)
     }
 
-    /// The same at another address.
+    /// The same server at another address.
     pub fn listen(address: &str, handler: impl Fn(&Asked, &mut dyn Read) -> Answer + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind(address).unwrap();
         let wakes = listener.local_addr().unwrap();
@@ -114,7 +114,7 @@ impl Liar {
                     return;
                 }
                 let (connection, log, handler) = (connection.unwrap(), Arc::clone(&log), Arc::clone(&handler));
-                // A client that goes away in the middle is part of the game.
+                // A client may disconnect at any time.
                 std::thread::spawn(move || drop(serve(&connection, &log, &*handler)));
             }
         });
@@ -178,7 +178,7 @@ fn serve(connection: &TcpStream, log: &Mutex<Vec<Asked>>, handler: &Handler) -> 
     }
     out.write_all(&answer.body)?;
     if let Then::Flood = answer.then {
-        // A bound, so that a client that takes it all fails by its own doing and not by the machine's.
+        // A limit, so that a client that reads everything fails by itself and does not exhaust the machine.
         for _ in 0..4096 {
             out.write_all(&[b' '; 64 << 10])?;
         }
@@ -220,7 +220,7 @@ impl Image {
         self.manifest.to_string().into_bytes()
     }
 
-    /// What an honest registry answers.
+    /// The answer of an honest registry.
     pub fn answer(&self, asked: &Asked) -> Answer {
         if asked.path == "/v2/" {
             return Answer::new(200, "{}");

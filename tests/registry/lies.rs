@@ -1,4 +1,4 @@
-//! Registries that do not keep their word are refused in one line, and nothing of theirs stays.
+//! Registries that break the protocol are refused in one line, and nothing of theirs stays.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -10,7 +10,7 @@ use super::Home;
 use super::fixture::{descriptor, docker_old};
 use super::liar::{Answer, Asked, Image, Liar};
 
-/// Pulls from a registry that answers by `lie` where that has an answer, else honestly; returns what is told.
+/// Pulls from a registry that answers by `lie` if that has an answer, and otherwise honestly; returns the message.
 fn refusal(image: &Image, lie: impl Fn(&Asked) -> Option<Answer> + Send + Sync + 'static) -> String {
     let honest = image.clone();
     let liar = Liar::start(move |asked, _| lie(asked).unwrap_or_else(|| honest.answer(asked)));
@@ -158,7 +158,7 @@ fn a_token_is_got_from_the_own_house_alone() {
     let image = Image::new(1);
     let other = Liar::start(|_, _| Answer::new(200, r#"{"token": "t"}"#));
     let challenge = |realm: String| format!("Bearer realm=\"{realm}\",service=\"a service\"");
-    // By another name of the same machine: no way to know that it is the same.
+    // By another name of the same machine: it cannot be recognized as the same.
     let elsewhere = challenge(format!("http://localhost:{}/token", other.port()));
     let front = Liar::start(move |_, _| Answer::new(401, "").with("WWW-Authenticate", elsewhere.clone()));
     let home = Home::new();
@@ -212,8 +212,8 @@ fn an_identity_token_is_exchanged_for_an_access_token() {
     home.ok(&["pull", "--plain-http", &format!("{}/x:1", front.host())]);
 }
 
-/// A manifest may name any blob for a layer that is in the store already, because such a layer is not fetched. It must
-/// not be believed when that layer is pushed.
+/// A manifest may name any blob as a layer that is already in the store, because such a layer is not fetched. It must
+/// not be trusted when that layer is pushed.
 #[test]
 fn a_blob_that_was_never_seen_is_not_taken_for_a_layer() {
     let image = Image::new(1);
@@ -226,7 +226,7 @@ fn a_blob_that_was_never_seen_is_not_taken_for_a_layer() {
     let liar = Liar::start(move |asked, body| match asked.method.as_str() {
         "GET" if asked.path.contains("/evil/") => both.1.answer(asked),
         "GET" => both.0.answer(asked),
-        // It says that it has the blob that nobody has seen.
+        // It claims to have the blob, which was never verified.
         "HEAD" => Answer::new(if asked.path.ends_with(&bogus.to_string()) { 200 } else { 404 }, ""),
         "POST" => Answer::new(202, "").with("Location", "/v2/to/blobs/uploads/1"),
         "PATCH" => {

@@ -1,5 +1,5 @@
-//! Registries: Debian's `docker-registry` on the loopback interface with skopeo on its other side, and servers made here
-//! that lie. Needs root (layers hold other users' files), but no FUSE.
+//! Registries: Debian's `docker-registry` on the loopback interface with skopeo as the other client, and simulated
+//! servers that lie. Needs root (layers hold other users' files), but no FUSE.
 
 #![allow(clippy::unwrap_used)]
 
@@ -30,7 +30,7 @@ mod transfer;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-/// A store and a home of its own, so that no password of the machine's is used.
+/// A store and a separate home, so that no passwords of the machine are used.
 struct Home {
     dir: tempfile::TempDir,
 }
@@ -60,17 +60,17 @@ impl Home {
         self.command(env!("CARGO_BIN_EXE_strata")).args(args).output().unwrap()
     }
 
-    /// Runs what must succeed; standard output and standard error.
+    /// Runs a command that must succeed; returns standard output and standard error.
     fn both(&self, args: &[&str]) -> (String, String) {
         succeeded(args, &self.strata(args))
     }
 
-    /// Runs what must succeed and returns its output.
+    /// Runs a command that must succeed; returns its output.
     fn ok(&self, args: &[&str]) -> String {
         self.both(args).0
     }
 
-    /// Runs what must fail, in one line, and leave nothing in the store; returns the line.
+    /// Runs a command that must fail in one line and leave nothing in the store; returns the line.
     fn fails(&self, args: &[&str]) -> String {
         let before = self.listing();
         let output = self.strata(args);

@@ -1,4 +1,4 @@
-//! Where requests go and what goes along: redirects, token servers, proxies, addresses of IPv6, files of passwords.
+//! Destinations of requests and what is sent with them: redirects, token servers, proxies, IPv6 addresses, files of passwords.
 
 use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
@@ -25,7 +25,7 @@ fn auths(keys: &[(&str, &str)]) -> String {
     json!({ "auths": auths }).to_string()
 }
 
-/// What a redirect leads to asks for the registry's password, in every way.
+/// The target of a redirect asks for the registry's password, in every way.
 #[test]
 fn a_challenge_of_another_server_is_not_answered() {
     let image = Image::new(1);
@@ -155,7 +155,7 @@ fn a_registry_at_an_address_of_ipv6() {
     home.ok(&["rmi", &name]);
 }
 
-/// A proxy that gives what is asked of it to one registry, in both of a proxy's ways.
+/// A proxy that passes everything to one registry, in both ways of proxies.
 fn pull_through(variables: &[(&str, &str)], host: &str) -> (Vec<String>, String) {
     let image = Image::new(1);
     let proxy = Liar::start(move |asked, _| match asked.path.strip_prefix("http://") {
@@ -224,7 +224,7 @@ fn what_is_encrypted_goes_through_a_tunnel() {
     assert!(String::from_utf8_lossy(&output.stderr).contains("proxy server responded 403"), "{output:?}");
 }
 
-/// A proxy of SOCKS is spoken to in its own way; one that hangs up is an error and no panic.
+/// A SOCKS proxy is used by its own protocol; one that hangs up is an error and no panic.
 #[test]
 fn a_proxy_of_socks_is_asked() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();

@@ -1,5 +1,5 @@
-//! Registries as they are: what passes is tried again, what is odd is understood, and a second repository that may not be
-//! read is no reason to fail. Each case pushes an image and pulls it again.
+//! Real registries: temporary failures are retried, unusual answers are understood, and a second repository that cannot
+//! be read is no reason to fail. Each case pushes an image and pulls it again.
 
 use std::time::{Duration, Instant};
 
@@ -38,7 +38,7 @@ fn home_for(registry: &Liar) -> Home {
     home
 }
 
-/// Pushes, pulls into a second store, and compares; returns what both told.
+/// Pushes, pulls into a second store, and compares; returns the output of both.
 fn there_and_back(home: &Home, registry: &Liar, what: &str) -> String {
     let name = format!("{}/a/tool:1", registry.host());
     let (out, pushed) = home.both(&["push", "--plain-http", "tool:1", &name]);
@@ -87,7 +87,7 @@ fn what_passes_is_tried_again_whatever_is_asked() {
 #[test]
 fn patience_has_an_end() {
     let cases = [
-        // Sooner than it asks for is not tried.
+        // Requests are not repeated earlier than the server asks for.
         (Quirk::Fails(Class::GetManifest, 99, 429, Some("3600".to_owned())), 1, "it says to try again in 3600 s"),
         (Quirk::Fails(Class::GetManifest, 99, 429, None), 5, "too many requests for now"),
         (Quirk::Fails(Class::GetManifest, 99, 503, None), 5, "status 503"),

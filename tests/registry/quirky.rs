@@ -1,4 +1,5 @@
-//! A whole registry in memory that has one quirk at a time. The table in `src/registry/mod.rs` says whose each one is.
+//! A whole registry in memory with one peculiarity at a time. The table in `src/registry/mod.rs` says which real
+//! registry has each.
 
 use std::collections::HashMap;
 use std::io::Read;
@@ -22,38 +23,38 @@ pub enum Class {
     PutManifest,
 }
 
-/// What is odd about it.
+/// The peculiarity.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Quirk {
     None,
-    /// The first requests of a class fail: so many, with this status (0: the connection is closed; 1: the answer is cut)
-    /// and this `Retry-After`.
+    /// The first requests of a class fail: this many, with this status (0: the connection is closed; 1: the answer is
+    /// truncated) and this `Retry-After`.
     Fails(Class, usize, u16, Option<String>),
-    /// The first requests for a manifest are too many, says the body; the status says that they are forbidden.
+    /// The first requests for a manifest are too many, according to the body; the status says "forbidden".
     SaysBusyInWords(usize),
-    /// The end of an upload is heard, but not answered.
+    /// The end of an upload is processed, but not answered.
     LosesTheEnd,
     /// The first piece of an upload is taken in part.
     CutsUploads,
-    /// The same, and the registry knows no way to ask how far an upload is.
+    /// The same, and the registry does not say how much of an upload it has.
     CutsUploadsAndForgets,
-    /// The same, and the registry is wrong about how far it is.
+    /// The same, and the registry is wrong about how much it has.
     CutsUploadsAndMiscounts,
     /// `Location` of an upload, with ID for its name.
     Location(&'static str),
     /// No `Location` after bytes were taken.
     NoLocation,
-    /// Mounts are answered so.
+    /// Mounts are answered in this way.
     RefusesMounts(u16),
     /// The token server refuses a token that reads from a second repository.
     RefusesScopes(u16),
-    /// A token is good for so many requests.
+    /// A token is valid for this many requests.
     ShortTokens(usize),
     /// Headers and fields that are there, but empty.
     Empty,
     /// The realm is a path alone.
     RelativeRealm,
-    /// The challenge is only at the registry's root; elsewhere strangers see this.
+    /// The challenge is only at the registry's root; elsewhere, unauthenticated clients get this.
     HidesFromStrangers(u16),
     /// `HEAD` of a blob leads to a server that refuses it.
     SignsForGet,

@@ -1,4 +1,4 @@
-//! Connections that are cut, in both directions.
+//! Connections that are cut off, in both directions.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};

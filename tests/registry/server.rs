@@ -1,4 +1,4 @@
-//! Debian's `docker-registry`, on a free port of the loopback interface, for as long as a test runs.
+//! Debian's `docker-registry` on a free port of the loopback interface, while a test runs.
 
 use std::fs::File;
 use std::net::{TcpListener, TcpStream};
@@ -13,7 +13,7 @@ pub struct Server {
     port: u16,
 }
 
-/// What it wants of its clients.
+/// What it demands of clients.
 #[derive(Clone, Copy, Default)]
 pub struct Wants {
     /// The password `pa:ss` of `me`.
@@ -33,7 +33,7 @@ impl Server {
             assert!(output.status.success(), "htpasswd");
             std::fs::write(dir.path().join("htpasswd"), output.stdout).unwrap();
         }
-        // Somebody else may take the port between its choice and its use.
+        // Another process may take the port between its choice and its use.
         for _ in 0..10 {
             let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
             if let Some(child) = try_start(&dir, wants, port) {
@@ -56,7 +56,7 @@ impl Server {
         self.dir.path().join("certs")
     }
 
-    /// How often it was asked, by words that its log has in one line.
+    /// Number of requests, by words in one line of its log.
     pub fn requests(&self, words: &[&str]) -> usize {
         let log = std::fs::read_to_string(self.dir.path().join("log")).unwrap();
         log.lines()

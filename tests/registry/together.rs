@@ -133,7 +133,7 @@ fn a_connection_that_is_cut_in_the_middle_layer() {
     }
 }
 
-/// The lowest layer is answered only once the one above it is unpacked.
+/// The lowest layer is answered only after the one above it is unpacked.
 #[test]
 fn a_layer_is_unpacked_while_a_lower_one_is_arriving() {
     if std::thread::available_parallelism().unwrap().get() == 1 {

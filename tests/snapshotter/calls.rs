@@ -223,7 +223,7 @@ fn a_mounted_snapshot_stays() {
     let snapshotter = scratch.open();
     layer(&snapshotter, "base", "");
     let upper = upper_of(&snapshotter.prepare(Kind::Active, "k", "base", no_labels()).unwrap());
-    // As a driver holds its upper.
+    // Locked, as a driver locks its upper.
     let held = std::fs::File::open(&upper).unwrap();
     rustix::fs::flock(&held, rustix::fs::FlockOperation::LockExclusive).unwrap();
     let (committed, removed) = std::thread::scope(|scope| {

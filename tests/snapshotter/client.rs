@@ -1,4 +1,4 @@
-//! A gRPC client on nothing but HTTP/2, so that what goes over the socket is tried against something that is not ours.
+//! A gRPC client directly on HTTP/2, so that the protocol is tested against an independent implementation.
 
 use std::io::Cursor;
 use std::path::{Path, PathBuf};
@@ -30,7 +30,7 @@ pub struct Client {
 }
 
 impl Client {
-    /// Calls `socket`. `None`: nobody listens there.
+    /// Calls `socket`. `None` if nothing listens there.
     pub fn try_connect(socket: &Path) -> Option<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let requests = runtime.block_on(async {

@@ -60,7 +60,7 @@ fn usage_is_what_the_disk_holds() {
     assert!((300_000..600_000).contains(&bytes), "{bytes}");
     assert_eq!(snapshotter.usage("k").unwrap(), expected);
     snapshotter.commit("layer", "k", "", no_labels()).unwrap();
-    // Of a layer it is known, and not counted again.
+    // For a layer it is stored, and not counted again.
     std::fs::write(upper.join("more"), "x").unwrap();
     assert_eq!(snapshotter.usage("layer").unwrap(), expected);
     snapshotter.prepare(Kind::View, "v", "layer", no_labels()).unwrap();
@@ -75,7 +75,7 @@ fn a_start_puts_right_what_a_crash_has_left() {
     std::fs::set_permissions(&base, std::fs::Permissions::from_mode(0o711)).unwrap();
     let upper = upper_of(&snapshotter.prepare(Kind::Active, "k", "base", no_labels()).unwrap());
     drop(snapshotter);
-    // Made, but not recorded; a removal that was not finished; a record whose directories did not reach the disk.
+    // Made but not recorded; a removal that was not finished; a record whose directories did not reach the disk.
     let root = scratch.root();
     std::fs::create_dir_all(root.join("snapshots/40/fs/full")).unwrap();
     std::fs::create_dir_all(root.join("removed/41/fs/full")).unwrap();
@@ -88,7 +88,7 @@ fn a_start_puts_right_what_a_crash_has_left() {
     assert!(base.with_file_name("fs.inventory").exists());
     snapshotter.cleanup().unwrap();
     assert_agreed(&snapshotter, &root, "after a crash");
-    // Its number is not given away again.
+    // Its number is not used again.
     snapshotter.prepare(Kind::Active, "next", "base", no_labels()).unwrap();
     assert_eq!(snapshotter.stat("next").unwrap().id, 42);
 }
@@ -101,7 +101,7 @@ fn a_full_disk_loses_nothing_and_ends_nothing() {
     layer(&snapshotter, "base", "");
     let fill = small.0.path().join("fill");
     let mut kept = vec![];
-    // Until the database, which grows by and by, finds no room.
+    // Until the growing database finds no space.
     let error = (0..2000).find_map(|number| {
         if number == 3 {
             let free = rustix::fs::statvfs(&root).unwrap();
@@ -118,7 +118,7 @@ fn a_full_disk_loses_nothing_and_ends_nothing() {
     let error = error.expect("the disk is full");
     assert!(error.to_string().contains("No space left on device"), "{error}");
     std::fs::remove_file(&fill).unwrap();
-    // Without a new start.
+    // Without a restart.
     snapshotter.prepare(Kind::Active, "after", "base", no_labels()).unwrap();
     kept.push("after".to_owned());
     for key in &kept {

@@ -1,6 +1,6 @@
-//! kill -9 of the service at every system call that changes something, while containerd's calls come in. After the next
-//! start everything that was acknowledged is there, and the call that was not has happened or not; the rest of the calls
-//! works, and in the end nothing is left.
+//! kill -9 of the service at every system call that changes something, during containerd's calls. After a restart,
+//! everything acknowledged is there, and the interrupted call has happened or not. The other calls work, and at the
+//! end nothing is left.
 //!
 //! strace kills at the n-th call of one kind in each thread, for every n until a run comes to its end unharmed.
 

@@ -1,4 +1,4 @@
-//! One damaged item is told, and ends nothing but itself.
+//! A damaged item is reported, and does not affect others.
 
 use std::fs;
 use std::path::Path;
@@ -245,7 +245,7 @@ fn a_layer_that_is_mounted_is_not_repaired_away() {
     }
 }
 
-/// Between finding damage and repairing it, the image is loaded again: the sound layer stays.
+/// If the image is loaded again between finding damage and repairing it, the undamaged layer stays.
 #[test]
 fn a_repair_looks_again() {
     let scratch = Scratch::new();
@@ -292,7 +292,7 @@ fn a_reference_by_digest_is_removed_alone() {
     ok(&root, &["verify"]);
 }
 
-/// Runs the program as a user without privilege, who owns the store.
+/// Runs the program as an unprivileged user that owns the store.
 fn as_user(root: &Path, args: &[&str]) -> Output {
     use std::os::unix::process::CommandExt;
     command(root, args).uid(4242).gid(4242).env("HOME", root).env_remove("XDG_RUNTIME_DIR").output().unwrap()
@@ -313,8 +313,8 @@ fn store_of_user() -> Option<tempfile::TempDir> {
     Some(dir)
 }
 
-/// What a user may not read is not known to be damaged or gone: nothing is removed for it, by no verb. In a layer's content
-/// the modes are part of what is verified, so such a mode is damage there.
+/// Files that a user may not read are not known to be damaged or missing: no verb removes anything because of them. In a
+/// layer's content the modes are verified too, so such a mode is damage there.
 #[test]
 fn what_may_not_be_read_is_not_removed() {
     use std::os::unix::fs::PermissionsExt;
@@ -335,7 +335,7 @@ fn what_may_not_be_read_is_not_removed() {
     places.extend(blobs);
     for place in places {
         let permissions = fs::metadata(&place).unwrap().permissions();
-        // To be listed and not searched is not the same as neither.
+        // A directory that can be listed but not searched differs from one that can be neither.
         for mode in [0o000, 0o400] {
             if mode == 0o400 && place.is_file() {
                 continue;
@@ -350,15 +350,15 @@ fn what_may_not_be_read_is_not_removed() {
             assert!(verified.status.success(), "{} {mode:o}: {}; {said}", place.display(), told(&verified));
             let listed = as_user(&root, &["images"]);
             assert!(String::from_utf8_lossy(&listed.stdout).contains("x "), "{} {mode:o}: {said}", place.display());
-            // There is no container whose record could be missed.
+            // There is no container whose record could be missing.
             let is_told = said.contains("Permission denied") || (mode == 0o400 && place.ends_with("containers"));
             assert!(is_told, "{} {mode:o}: it is told: {said}", place.display());
         }
     }
 }
 
-/// Containers of a user run in a namespace of their own, and an inventory fits in one: `verify` looks at those that were
-/// made there as `run` does.
+/// Containers of a user run in a namespace of their own, and an inventory is valid in one namespace: `verify` checks
+/// those that were made there by `run`.
 #[test]
 fn inventories_that_a_users_repair_made_stay_used() {
     let Some(dir) = store_of_user() else { return };
@@ -371,7 +371,7 @@ fn inventories_that_a_users_repair_made_stay_used() {
     let said = String::from_utf8_lossy(&repaired.stdout).into_owned();
     assert_eq!(said.matches("made its inventory again").count(), made.len(), "{said} {}", told(&repaired));
     let before: Vec<_> = made.iter().map(|path| inode(path)).collect();
-    // Whether a user may mount here or not, `run` makes inventories that it cannot use before it mounts.
+    // Whether or not a user may mount here, `run` makes unusable inventories again before it mounts.
     as_user(&root, &["run", "--rm", "x:1", "/true"]);
     assert_eq!(made.iter().map(|path| inode(path)).collect::<Vec<_>>(), before, "run uses those of the repair");
     let verified = as_user(&root, &["verify"]);

@@ -1,5 +1,5 @@
-//! Documents that other tools wrote carelessly, or long ago: they are read as moby reads them, keep their bytes as long as
-//! nobody changes them, and are written correctly once somebody does. skopeo judges what was written.
+//! Documents that other tools wrote carelessly, or long ago: they are read as by moby, keep their bytes until they are
+//! changed, and are then written correctly. skopeo judges the written form.
 
 use serde_json::{Value, json};
 use stratafs::container::{Container, CreateOptions};
@@ -34,7 +34,7 @@ fn loaded(dir: &Path, what: &str, bytes: &[u8]) -> std::path::PathBuf {
     root
 }
 
-/// The configuration with `changes` over it; null stands for null, and `"-"` for nothing.
+/// The configuration with `changes` applied; null stands for null, and `"-"` for a missing field.
 fn configuration(layers: &[Vec<u8>], changes: &Value) -> Value {
     let mut document: Value = serde_json::from_slice(&config(layers, "old")).unwrap();
     for (key, value) in changes.as_object().unwrap() {
@@ -73,7 +73,7 @@ fn skopeo_accepts(dir: &Path, root: &Path, what: &str) {
 
 #[test]
 fn careless_configurations() {
-    // What is changed in a good configuration, and what its `config` is after a commit.
+    // The change in a good configuration, and the resulting `config` after a commit.
     let table = [
         (json!({"config": null}), json!(null)),
         (json!({"config": "-"}), json!(null)),
@@ -230,7 +230,7 @@ fn careless_lists_of_archives() {
     }
 }
 
-/// A layout whose documents were changed before they were named by their digests.
+/// A layout whose documents were changed before their digests were computed.
 fn changed_layout(manifest: impl Fn(&mut Value), entry: impl Fn(&mut Value)) -> Files {
     let layers = layers();
     let config = config(&layers, "old");
@@ -333,7 +333,7 @@ fn careless_manifests_and_indexes() {
         let root = loaded(dir.path(), what, &tar_of(&files));
         let id = Digest::of(&config(&layers(), "old")).to_string();
         assert_eq!(ok(&root, &["images", "-q", "--no-trunc"]).trim(), id, "{what}");
-        // As a directory too, and once more out of the store.
+        // Also as a directory, and once more from the store.
         let copy = dir.path().join("layout");
         write_dir(&files, &copy);
         ok(&dir.path().join("other"), &["load", "-qi", copy.to_str().unwrap()]);

@@ -1,4 +1,4 @@
-//! However `run` ends, its container's mount goes.
+//! In whatever way `run` ends, its container is unmounted.
 
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -43,7 +43,7 @@ fn an_interrupt_of_the_whole_group_leaves_no_mount() {
     }
 }
 
-/// A runtime that fails after the mount was made, in several ways.
+/// A runtime that fails in several ways after the mount was made.
 #[test]
 fn a_runtime_that_fails_leaves_no_mount() {
     use std::os::unix::fs::PermissionsExt;
@@ -88,7 +88,7 @@ fn a_signal_while_it_is_being_detached_ends_it() {
             Command::new("kill").args(["-TERM", &child.id().to_string()]).stderr(Stdio::null()).status().unwrap();
             child.wait().unwrap();
             let names = world.ok(&["ps", "-aq"]);
-            // It may have been detached before the signal came.
+            // The mount may have been detached before the signal came.
             for name in names.lines() {
                 world.run(&["rm", "-f", name]);
             }
@@ -130,7 +130,7 @@ fn an_interrupted_export_leaves_no_mount() {
     }
 }
 
-/// Whoever reads the output has stopped to, and keeps the pipe open.
+/// The reader of the output has stopped, but keeps the pipe open.
 #[test]
 fn an_export_into_a_full_pipe_can_be_interrupted() {
     for world in worlds() {

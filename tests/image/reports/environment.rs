@@ -1,4 +1,4 @@
-//! What the caller has set, and where it stands, does not change what a container sees.
+//! The caller's settings and working directory do not change what a container sees.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use super::super::container::{World, worlds};
 use super::*;
 
-/// Runs the program from a shell that sets something up first.
+/// Runs the program from a shell that first makes some settings.
 fn after(world: &World, set_up: &str, args: &[&str]) -> Output {
     let mut command = Command::new("/bin/sh");
     command.env("STRATA_DRIVER", world.driver).stdin(Stdio::null());
@@ -64,7 +64,7 @@ fn empty_variables_are_as_unset() {
             }
             world.ok(&["rm", "c"]);
         }
-        // What a container is given of the caller's stays what it is.
+        // Values that a container gets from the caller stay the same.
         let output = after(
             &world,
             "export TMPDIR= X=",

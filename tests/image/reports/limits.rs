@@ -1,4 +1,5 @@
-//! Limits, signal masks and dispositions of the caller: a limit is one error that says which file, and loses nothing.
+//! Limits, signal masks and dispositions of the caller: an exceeded limit gives one error that names the file, and
+//! nothing is lost.
 
 use std::fs;
 use std::path::Path;
@@ -8,14 +9,14 @@ use super::super::container::{wait_until, worlds};
 use super::super::tar_build::{Tar, spec};
 use super::*;
 
-/// Runs the program with files of at most so many KiB.
+/// Runs the program with a limit on the size of files, in KiB.
 fn limited(root: &Path, kib: u64, args: &[&str]) -> Output {
     let mut command = Command::new("/bin/bash");
     command.args(["-c", &format!("ulimit -f {kib}; exec \"$@\""), "bash", env!("CARGO_BIN_EXE_strata")]);
     command.arg("--root").arg(root).args(args).stdin(Stdio::null()).output().unwrap()
 }
 
-/// Bytes that no compression makes fewer.
+/// Bytes that do not compress.
 fn noise(count: usize) -> Vec<u8> {
     let mut state = 1_u64;
     let next = || {
@@ -42,7 +43,7 @@ fn a_limit_of_file_sizes_is_one_error_and_loses_nothing() {
             let output = limited(&root, kib, args);
             let said = told(&output);
             assert_eq!(output.status.code(), Some(1), "{kib} KiB: {args:?}: {said}");
-            // What is written to a path of the user's choice is named by it; a layer's file by its name in the layer.
+            // For a path chosen by the user, the error names the path; for a layer's file, its name in the layer.
             let names_it = ["/", "large"].iter().any(|name| said.contains(name));
             assert!(said.contains("File too large") && names_it, "{kib} KiB: {args:?}: {said}");
             assert_eq!(said.lines().count(), 1, "{kib} KiB: {args:?}: {said}");
@@ -91,7 +92,7 @@ fn a_limit_of_file_sizes_in_commit_and_export() {
     }
 }
 
-/// `env` of coreutils sets them as a caller may have.
+/// `env` of coreutils sets them as a caller may have done.
 #[test]
 fn masks_and_dispositions_of_the_caller() {
     let started = |world: &super::super::container::World, setting: &str, script: &str| {
@@ -109,7 +110,7 @@ fn masks_and_dispositions_of_the_caller() {
             let output = started(&world, setting, &script).wait_with_output().unwrap();
             let shown = String::from_utf8_lossy(&output.stdout).into_owned();
             assert!(output.status.success(), "{driver}: {setting}: {}", told(&output));
-            // Of 32 and 33, which are the C library's, `env` knows nothing.
+            // `env` does not know 32 and 33, which belong to the C library.
             let masks = shown.split_whitespace().filter_map(|word| u64::from_str_radix(word, 16).ok());
             assert_eq!(
                 masks.map(|mask| mask & 0x7fff_ffff).collect::<Vec<_>>(),

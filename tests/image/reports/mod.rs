@@ -1,5 +1,5 @@
-//! What users of image tools reported, as kinds of mistakes: one file a kind, each a table of cases. Cases that another
-//! tool can judge are given to it too.
+//! Mistakes that users of image tools reported, by kind: one file for each kind, each with a table of cases. Cases that
+//! another tool can judge are also given to it.
 //!
 //! | kind | tests |
 //! |---|---|
@@ -50,14 +50,14 @@ fn command(root: &Path, args: &[&str]) -> Command {
     command
 }
 
-/// Runs what must succeed and returns its output.
+/// Runs a command that must succeed; returns its output.
 fn ok(root: &Path, args: &[&str]) -> String {
     let output = strata(root, args);
     assert!(output.status.success(), "{args:?}: {}", told(&output));
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// What was written to standard error.
+/// The output on standard error.
 fn told(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }

@@ -1,5 +1,5 @@
-//! Which image of several is taken, and that a single one of another platform is not, in every format that `load` knows.
-//! The rules themselves are the table of `image::platform`.
+//! The choice among several images, and the refusal of a single one for another platform, in every format that `load`
+//! knows. The table of `image::platform` has the rules themselves.
 
 use std::path::{Path, PathBuf};
 
@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::super::tar_build::Tar;
 use super::*;
 
-/// A configuration for a platform (`-`: for none that it names).
+/// A configuration for a platform (`-`: one that names none).
 fn config_for(platform: &str, layer: &[u8]) -> Vec<u8> {
     let mut document: Value = serde_json::from_slice(&config(&[layer.to_vec()], platform)).unwrap();
     let document = document.as_object_mut().unwrap();
@@ -53,7 +53,7 @@ fn index_of(platforms: &[&str]) -> Files {
     files
 }
 
-/// The same image in every format; names of formats, and where each is.
+/// The same image in every format: names of formats, and paths.
 fn every_format(dir: &Path, platform: &str) -> Vec<(&'static str, PathBuf)> {
     let layer = layer_for(platform);
     let config = config_for(platform, &layer);

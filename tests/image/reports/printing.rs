@@ -1,4 +1,4 @@
-//! An image's history, comments, commands, paths and labels may hold escape sequences. None reaches the terminal.
+//! An image's history, comments, commands, paths and labels may hold escape sequences. None of them reaches the terminal.
 
 use std::path::{Path, PathBuf};
 
@@ -7,8 +7,8 @@ use serde_json::{Value, json};
 use super::super::tar_build::Tar;
 use super::*;
 
-/// Sequences that others have smuggled into terminals: colours, a title, a cleared screen, a carriage return over what
-/// was said, C1 controls, directions of writing, line separators, invisible characters.
+/// Sequences that have been smuggled into terminals: colours, a title, a cleared screen, a carriage return over
+/// earlier text, C1 controls, directions of writing, line separators, invisible characters.
 const HARMFUL: [&str; 12] = [
     "\u{1b}[31m",
     "\u{1b}]0;title\u{7}",
@@ -103,7 +103,7 @@ fn nothing_harmful_is_printed() {
     ];
     for args in table {
         let output = strata(&root, &args);
-        // The configuration is printed byte for byte where no terminal is; JSON escapes C0 controls itself.
+        // Without a terminal, the configuration is printed byte for byte; JSON itself escapes C0 controls.
         let exact = args.contains(&"--config");
         for (stream, bytes) in [("output", &output.stdout), ("errors", &output.stderr)] {
             let shown = String::from_utf8_lossy(bytes);
@@ -143,8 +143,8 @@ fn columns_are_as_wide_as_they_look() {
     assert!(columns.iter().all(|at| *at == columns[0]), "{columns:?}: {table}");
 }
 
-/// Every verb that shows something of an image, a container or a volume, on a terminal and elsewhere. A file of that name
-/// lies in the container, and everything has such labels.
+/// Every verb that shows text of an image, a container or a volume, on a terminal and elsewhere. A file of that name lies
+/// in the container, and everything has such labels.
 #[test]
 fn no_verb_prints_what_others_wrote_as_it_is() {
     let dir = tempfile::tempdir().unwrap();
@@ -234,7 +234,7 @@ fn no_verb_prints_what_others_wrote_as_it_is() {
         command.arg("--root").arg(&root).args(&args).env("NO_COLOR", "1");
         let mut terminal = super::super::pty::Terminal::run(&command);
         assert_eq!(terminal.ends(), output.status.code(), "{args:?}");
-        // A template prints text as it is where no terminal is, as scripts want it; so does `--config`.
+        // Without a terminal, a template prints text unchanged, as scripts want it; so does `--config`.
         let is_exact = args.iter().any(|arg| *arg == "--config" || arg.starts_with("{{."));
         let piped = [output.stdout, output.stderr].concat();
         let piped = String::from_utf8_lossy(&piped);

@@ -1,5 +1,5 @@
-//! A program that cannot be started: 127 if it is not there, 126 if it is none, as shells and docker have it. One that can
-//! is found, also by a link into a volume.
+//! A program that cannot be started: 127 if it does not exist, 126 if it is not executable, as in shells and docker. An
+//! existing program is found, also through a link into a volume.
 
 use std::path::Path;
 
@@ -27,7 +27,7 @@ fn with_programs(world: &World) {
     world.ok(&["rm", "p"]);
 }
 
-/// Program, exit code, what is told.
+/// Program, exit code, message.
 const TABLE: [(&str, i32, &str); 15] = [
     ("nonexistent", 127, "nonexistent"),
     ("/nonexistent", 127, "/nonexistent"),
@@ -69,7 +69,7 @@ fn exit_codes_of_run_and_exec() {
         }
         assert_eq!(world.run(&["exec", "-w", "/data/plain", "c", "/bin/ls"]).status.code(), Some(126), "{driver}");
         assert_eq!(world.run(&["exec", "c", "/bin/sh", "-c", "exit 3"]).status.code(), Some(3), "{driver}");
-        // What is the kernel's is left to it.
+        // Decisions of the kernel are left to the kernel.
         assert_eq!(world.run(&["exec", "c", "/proc/1/exe", "--version"]).status.code(), Some(0), "{driver}");
         world.ok(&["rm", "-f", "c"]);
         assert_eq!(world.mounts(), 0);

@@ -1,4 +1,4 @@
-//! Thirty processes at once: a name is one process's, and a name that the program chooses is never another's.
+//! Thirty processes at once: a name belongs to one process, and a generated name never collides.
 
 use std::collections::BTreeSet;
 use std::process::{Child, Output, Stdio};
@@ -8,7 +8,7 @@ use super::*;
 
 const MANY: usize = 30;
 
-/// Starts the same many times and waits for all.
+/// Starts the same command many times and waits for all.
 fn at_once(start: impl Fn(usize) -> Child) -> Vec<Output> {
     let children: Vec<Child> = (0..MANY).map(start).collect();
     children.into_iter().map(|child| child.wait_with_output().unwrap()).collect()
@@ -48,7 +48,7 @@ fn a_name_that_the_user_chose_is_taken_once() {
             assert!(told(output).contains("there is a container of that name already"), "{}", told(output));
         }
         world.ok(&["umount", "c"]);
-        // Removed by many at once: by one of them.
+        // Removed by many at once: one of them succeeds.
         let removed = at_once(|_| spawn(&world, &["rm", "c"]));
         assert_eq!(removed.iter().filter(|output| output.status.success()).count(), 1);
         for output in removed.iter().filter(|output| !output.status.success()) {
@@ -69,7 +69,7 @@ fn one_container_mounted_unmounted_and_removed_by_many() {
         for (number, output) in done.iter().enumerate() {
             let verb = verbs[number % verbs.len()];
             let told = told(output);
-            // Unmounting what somebody else has unmounted fails; nothing else does.
+            // Unmounting fails if another process has unmounted it; nothing else fails.
             let excused = verb[0] == "umount" && told.contains("is not mounted") || told.contains("is in use");
             assert!(output.status.success() || excused, "{}: {verb:?}: {told}", world.driver);
         }

@@ -1,5 +1,5 @@
-//! One thing that is met in two places means the same in both: an entry of an archive and of a layer, a compressed
-//! stream, a layer that an image has twice. podman, whose reader is Go's, is asked what each tar holds.
+//! The same thing has the same meaning in two places: an entry of an archive and of a layer, a compressed stream,
+//! a layer that an image has twice. podman, which uses Go's reader, is asked for the content of each tar.
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
@@ -19,7 +19,7 @@ use super::super::fixture::*;
 use super::super::interop::Podman;
 use super::super::tar_build::{Tar, record, seal, spec};
 
-/// overlayfs refuses one directory twice (ELOOP). The topmost of two equal layers shows all that both would show.
+/// overlayfs refuses one directory twice (ELOOP). Of two equal layers, the topmost shows everything that both would show.
 #[test]
 fn the_same_layer_twice_in_one_image() {
     let twice = Tar::new().dir("d/").file("d/a", "twice").file(".wh.gone", "").end();
@@ -100,7 +100,7 @@ fn with_hole() -> Vec<u8> {
     bytes
 }
 
-/// What GNU tar makes of two sparse files, one of them with more runs than a header has room for.
+/// GNU tar's form of two sparse files, one with more runs than fit into a header.
 fn by_tar(args: &[&str]) -> Vec<u8> {
     let dir = tempfile::tempdir().unwrap();
     let file = std::fs::File::create(dir.path().join("a")).unwrap();
@@ -117,7 +117,7 @@ fn by_tar(args: &[&str]) -> Vec<u8> {
     output.stdout
 }
 
-/// `a` and `b`, with something odd before, between or behind them.
+/// `a` and `b`, with something unusual before, between or after them.
 fn odd_tars() -> Vec<(&'static str, Vec<u8>)> {
     let a = || Tar::new().file("a", "first");
     let v7 = |name: &str, content: &str| {
@@ -201,7 +201,7 @@ fn an_entry_means_the_same_in_an_archive_and_in_a_layer() {
         for way in ["file", "stream", "gzip"] {
             assert!(in_an_archive(&tar, way) == layer, "{what}: {way} archive and layer differ");
         }
-        // podman's unpacker, unlike Go's reader below it, takes neither of these; GNU tar takes both.
+        // podman's unpacker, unlike Go's reader, accepts neither of these; GNU tar accepts both.
         let beyond_podman = ["sparse, GNU", "one name twice"].contains(&what);
         if let Some(podman) = podman.as_ref().filter(|_| !beyond_podman) {
             let path = dir.path().join("odd.tar");
@@ -292,13 +292,13 @@ fn every_compression_of_archives_and_layers() {
             std::fs::write(&path, archive).unwrap();
             let from_file = Scratch::new();
             from_file.load_with(ArchiveInput::Path(&path), &LoadOptions::default(), &mut ()).expect(tool);
-            // Cut short anywhere, it is refused.
+            // Truncated anywhere, it is refused.
             for part in 1..7 {
                 let error = Scratch::new().load(&archive[..archive.len() * part / 8]).err();
                 assert!(error.is_some(), "{tool} {what}: {part}/8 of it are taken");
             }
         }
-        // skopeo 1.9 finds a gzip stream cut that is not.
+        // skopeo 1.9 wrongly reports a complete gzip stream as truncated.
         if tool == "gzip" {
             continue;
         }
@@ -310,7 +310,7 @@ fn every_compression_of_archives_and_layers() {
     }
 }
 
-/// Zeros become holes in a layer's files and in the spool of an archive: they fill no disk. Everything else counts.
+/// Zeros become holes in a layer's files and in the spool of an archive: they fill no disk. Everything else is counted.
 #[test]
 fn zeros_are_no_bomb_anywhere() {
     let limits = Limits { ratio_from: 1 << 20, ..Limits::default() };
@@ -334,7 +334,7 @@ fn zeros_are_no_bomb_anywhere() {
     }
 }
 
-/// An OCI layout of layers as they are packed.
+/// An OCI layout with the given packed layers.
 fn oci_of(packed: &[Vec<u8>], layers: &[Vec<u8>]) -> Files {
     let mut files = vec![("oci-layout".to_owned(), br#"{"imageLayoutVersion":"1.0.0"}"#.to_vec())];
     let at = |layer: &[u8]| layers.iter().position(|known| known == layer).unwrap();

@@ -1,4 +1,4 @@
-//! Words after IMAGE, or after the container of `exec`, are the container's, whatever they look like.
+//! Words after IMAGE, or after the container of `exec`, belong to the container, whatever they look like.
 
 use super::super::container::worlds;
 
@@ -36,7 +36,7 @@ fn words_after_the_image_are_the_containers() {
             assert_eq!(shown, format!("{}\n", words.join(" ")), "{driver}: exec {words:?}");
         }
         world.ok(&["rm", "-f", "c"]);
-        // Before the image they are this program's.
+        // Words before the image are this program's.
         assert_eq!(world.run(&["run", "--nonsense", "tool:1"]).status.code(), Some(125));
         assert_eq!(world.run(&["run"]).status.code(), Some(125));
         assert_eq!(world.run(&["exec", "c"]).status.code(), Some(125));
