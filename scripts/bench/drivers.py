@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass, field
 
 MOUNT_PATIENCE = 30
-# What the others do by themselves when root mounts.
+# The defaults of the others when root mounts.
 FOR_ALL = "allow_other,suid,dev"
 
 
@@ -22,7 +22,7 @@ class Driver:
 
     name: str
     title: str
-    # Makes the command line from the mount's parts; None: the kernel's own, mounted by mount(8).
+    # Makes the command line from the mount's parts; None for the kernel's own, mounted by mount(8).
     command: object
     # Lower files can be changed, removed and renamed.
     copies_up: bool = True
@@ -198,7 +198,7 @@ class Session:
         path = self.mount.merged
         try:
             if is_mounted(path) and not unmounted(["umount", path]):
-                # Something still uses it, or the driver hangs: without its daemon nothing can.
+                # It is still in use, or the driver hangs: without its daemon nothing can.
                 self.kill()
                 unmounted(["umount", "-l", path])
         finally:

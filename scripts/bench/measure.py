@@ -20,7 +20,7 @@ class Measure:
         self.ops = os.path.join(top, "ops")
         self.with_requests = with_requests
         self.sessions = []
-        # What drivers hold after they have forgotten, where it was measured along with their peak: by driver and stack.
+        # Memory that drivers hold after they have forgotten, if it was measured along with their peak: by driver and stack.
         self.forgotten = {}
 
     def compile(self, source):
@@ -131,7 +131,7 @@ class Measure:
         self.preload()
         if row.preload:
             subprocess.run(["sh", "-c", row.preload], cwd=session.mount.base, check=True)
-        # What earlier drivers wrote is not to reach the disk while this one is timed.
+        # Earlier drivers' writes must not reach the disk while this one is timed.
         os.sync()
         counting = self.with_requests and driver.name.startswith("stratafs")
         before = session.requests() if counting else {}

@@ -41,7 +41,7 @@ class Row:
     # Lower files are changed, removed or renamed.
     copies_up: bool = False
     patience: int = 300
-    # The ratio to overlayfs that we want; none: no peer may be faster.
+    # The wanted ratio to overlayfs; None: no peer may be faster.
     target: float = None
 
 
@@ -77,7 +77,7 @@ SMALL_LIST = "{ops} open {base}/small.list"
 REMOVE = "rm -r big p5 p6 p7 p8"
 REMOVED_LEFT = walked(ENTRIES - trees.BIG - 1 - 4 * 626, 521 - 1 - 4 * 26, SMALL_BYTES * 16 // 20 + HUGE)
 BY_NAME = "find p* -type f | LC_ALL=C sort | xargs cat | wc -c"
-# Python loads all of its extension modules: most of what it reads are shared libraries.
+# Python loads all of its extension modules: most of the files it reads are shared libraries.
 START = lines(
     "export LC_ALL=C; chroot . sh -c : && chroot . perl -e 'use POSIX; use Socket;' &&",
     "chroot . python3 -BSc 'import glob, importlib, os, sysconfig",

@@ -64,7 +64,7 @@ def own_ext4(given):
         attach = ["losetup", "--find", "--show", "--direct-io=on", image]
         device = subprocess.run(attach, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
         try:
-            # Without the kernel's thread that fills the inode tables, which would be measured too.
+            # Without the kernel's thread that initializes inode tables, which would be measured too.
             subprocess.run(["mount", "-o", "noinit_itable", device, point], check=True)
             given.dir = point
             try:
@@ -137,7 +137,7 @@ def one_round(measure, row, chosen_drivers, stack, results, number):
         cell = results["rows"][row.key]["drivers"].setdefault(driver.name, {})
         if row.copies_up and not driver.copies_up:
             continue
-        # What has failed once is not tried again: it may have hung for minutes.
+        # A row that failed once is not tried again: it may have hung for minutes.
         if not cell.get("failed"):
             try:
                 add(cell, measure.once(row, driver, stack))

@@ -22,7 +22,7 @@ LARGE_FILES = 20
 LARGE_MIB = 10
 SOURCE_FILES = 8_000
 TRANSACTIONS = 500
-# Of the package `git` and what it needs, as Debian has it.
+# The package `git` and its dependencies, from Debian.
 INSTALLED = "git"
 
 
