@@ -72,7 +72,8 @@ pub const GROUPS: &[Group] = &[
                 "on|off|follow|nofollow",
                 "on",
                 "`on`: a directory of a lower layer can be renamed, which leaves a redirect in the upper. `off`, \
-                 `follow`: renaming it gives EXDEV, but redirects that are there are followed. `nofollow`: nor that.",
+                 `follow`: renaming it gives EXDEV, but existing redirects are followed. `nofollow`: they are not \
+                 followed either.",
             ),
             entry(
                 &["index"],
@@ -92,11 +93,11 @@ pub const GROUPS: &[Group] = &[
                 &["inventory"],
                 "off|use|on|make",
                 "on",
-                "Whether names and attributes of a layer `DIR` are taken from its inventory, the file `DIR.inventory` \
-                 beside it (see `strata inventory`), if that exists and matches the layer. `off`: no. `use`: yes. `on`: \
-                 yes, and layers in the stores of podman, buildah, CRI-O, Docker and containerd that have no inventory get \
-                 one in the background, for the next mount. `make`: the same for all layers; use it only if nobody \
-                 changes them.",
+                "Whether names and attributes of a layer `DIR` are taken from its inventory, the file \
+                 `DIR.inventory` beside it (see `strata inventory`), if that exists and matches the layer. `off`: \
+                 no. `use`: yes. `on`: yes, and layers in the stores of podman, buildah, CRI-O, Docker and \
+                 containerd that have no inventory get one in the background, for the next mount. `make`: the same \
+                 for all layers; use it only if the layers never change.",
             ),
             entry(
                 &["xino"],
@@ -110,32 +111,33 @@ pub const GROUPS: &[Group] = &[
                 &["userxattr"],
                 SWITCH,
                 "off for root",
-                "Write marks as `user.overlay.*`, which needs no privilege. Without privilege there is no other way. The \
-                 kernel follows no redirects in `user.*`: add `redirect_dir=off` if it shall use the upper too.",
+                "Write marks as `user.overlay.*`, which needs no privilege. Without privilege there is no other \
+                 way. The kernel follows no redirects in `user.*`: add `redirect_dir=off` if it will use the upper \
+                 too.",
             ),
             entry(
                 &["volatile"],
                 SWITCH,
                 "off",
-                "No fsync is done at all. After a crash of the machine the upper is to be thrown away.",
+                "Nothing is flushed to the disk before the unmount. After a crash of the machine, the upper is unusable.",
             ),
-            entry(&["fsync"], "0|1", "1", "`0`: fsync of files is answered without doing it."),
+            entry(&["fsync"], "0|1", "1", "`0`: fsync of files is answered but has no effect."),
             entry(&["noacl", "acl"], "", "acl", "POSIX access control lists are neither shown nor kept."),
             entry(&["noxattrs"], SWITCH, "off", "No extended attributes are shown or kept, apart from our own marks."),
-            entry(&["static_nlink"], SWITCH, "off", "Everything shows a link count of 1."),
+            entry(&["static_nlink"], SWITCH, "off", "All files show a link count of 1."),
             entry(
                 &["writeback"],
                 SWITCH,
                 "off",
-                "The kernel gathers small writes and sends them later. Excludes passthrough.",
+                "The kernel combines small writes and sends them later. Excludes passthrough.",
             ),
             entry(
                 &["timeout"],
                 "SECONDS",
                 "for ever",
-                "How long the kernel and the driver trust names and attributes of lower layers. Needed only if somebody \
-                 changes a layer behind the mount. Inventories are not used then, and opening a lower file drops what is \
-                 cached of it.",
+                "How long the kernel and the driver trust names and attributes of lower layers. Needed only if \
+                 layers change while they are mounted. Inventories are not used then, and opening a lower file \
+                 drops its cached pages.",
             ),
             entry(
                 &["passthrough"],
@@ -156,10 +158,10 @@ pub const GROUPS: &[Group] = &[
                 &["squash_to_root"],
                 SWITCH,
                 "off",
-                "Everything shows as owned by root, where the next two do not say otherwise.",
+                "All files show as owned by root, unless the next two options say otherwise.",
             ),
-            entry(&["squash_to_uid"], "ID", "", "Everything shows as owned by this user."),
-            entry(&["squash_to_gid"], "ID", "", "Everything shows as owned by this group."),
+            entry(&["squash_to_uid"], "ID", "", "All files show as owned by this user."),
+            entry(&["squash_to_gid"], "ID", "", "All files show as owned by this group."),
             entry(
                 &["uidmapping"],
                 "ON-DISK:SHOWN:COUNT[:…]",
@@ -173,8 +175,8 @@ pub const GROUPS: &[Group] = &[
                 "by the layers",
                 "Where owner, mode and device number are kept: `0` in the inode, `1` in \
                  `security.fuseoverlayfs.override_stat`, `2` in `user.containers.override_stat`, so that an \
-                 unprivileged driver can store any owner. POSIX ACLs are off then. Without the option, an attribute of \
-                 a layer's root says which; else `0`.",
+                 unprivileged driver can store any owner. POSIX ACLs are off then. Without the option, an \
+                 attribute of a layer's root decides; without that, it is `0`.",
             ),
         ],
     },
@@ -187,10 +189,16 @@ pub const GROUPS: &[Group] = &[
             entry(&["fsname"], "NAME", "stratafs", "The source that `findmnt` shows."),
             entry(&["subtype"], "NAME", "stratafs", "The mount's type is `fuse.NAME`."),
             entry(&["ro", "rw"], "", "rw with `upperdir`", "Read-only or writable."),
-            entry(&["suid", "nosuid"], "", "suid for root", "Set-user-id bits and file capabilities count or not."),
+            entry(
+                &["suid", "nosuid"],
+                "",
+                "suid for root",
+                "Set-user-id bits and file capabilities have an effect \
+             or not.",
+            ),
             entry(&["dev", "nodev"], "", "dev for root", "Device files work or not."),
             entry(&["exec", "noexec"], "", "exec", "Programs can be run or not."),
-            entry(&["atime", "noatime", "relatime"], "", "atime", "Access times are kept or not."),
+            entry(&["atime", "noatime", "relatime"], "", "atime", "Access times are updated or not."),
             entry(&["sync", "async"], "", "async", "Every write waits for the disk or not."),
             entry(&["dirsync"], "", "", "Every change of a directory waits for the disk."),
             entry(
@@ -198,7 +206,7 @@ pub const GROUPS: &[Group] = &[
                 "",
                 "",
                 "Nothing is mounted: changes these flags (`ro`, `suid`, `dev`, `exec`, `atime`, `sync` and their \
-                 opposites) of the mount that is at MOUNTPOINT. Other options are passed over.",
+                 opposites) of the mount that is at MOUNTPOINT. Other options are ignored.",
             ),
             entry(
                 &["context", "fscontext", "defcontext", "rootcontext"],
@@ -207,19 +215,15 @@ pub const GROUPS: &[Group] = &[
                 "Labels of SELinux, for the kernel; quotes protect commas.",
             ),
             entry(&["threads"], "N", "by processors", "At most this many threads answer requests (1 to 1024)."),
-            entry(
-                &["auto_unmount"],
-                "",
-                "",
-                "A second process waits for the end of the one that serves the mount, and unmounts if that was killed.",
-            ),
+            entry(&["auto_unmount"], "", "", "A second process unmounts if the driver is killed."),
             entry(
                 &["transport"],
                 "auto|ring|device",
                 "auto",
-                "How requests reach the driver. `ring`: through rings of io_uring, on the processor where they are made, \
-                 which is faster; needs Linux 6.14 and `Y` in `/sys/module/fuse/parameters/enable_uring`. `device`: \
-                 through `/dev/fuse`. `auto`: rings if the kernel has them and at most 32 processors, else the device.",
+                "How requests reach the driver. `ring`: through rings of io_uring, on the processor where they are \
+                 made, which is faster; needs Linux 6.14 and `Y` in `/sys/module/fuse/parameters/enable_uring`. \
+                 `device`: through `/dev/fuse`. `auto`: rings if the kernel has them and there are at most 32 \
+                 processors, otherwise the device.",
             ),
             entry(&["debug"], "", "", "Stay in the foreground and log every request."),
         ],
