@@ -302,7 +302,7 @@ fn changes(before: &Tree, after: &Tree) -> BTreeMap<String, char> {
     changes
 }
 
-/// Puts one stack before all who look at it.
+/// Shows one stack to all readers.
 fn agree(name: &str, texts: &[&str], inventories: bool) {
     let what = format!("{name}{}", if inventories { ", inventories" } else { "" });
     let layers = Layers::new(texts, inventories);
@@ -454,7 +454,7 @@ const TOPS: [(&str, &str); 30] = [
 /// The name spaces of marks.
 const NAMESPACES: [&str; 3] = ["trusted.overlay", "user.overlay", "user.fuseoverlayfs"];
 
-/// What those who look at a stack disagree about.
+/// The differences between the readers of a stack.
 fn disagreement(name: &str, texts: &[&str], inventories: bool) -> Option<String> {
     let panic = std::panic::catch_unwind(|| agree(name, texts, inventories)).err()?;
     Some(panic.downcast_ref::<String>().cloned().unwrap_or_else(|| name.to_owned()))

@@ -239,7 +239,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let work = dir.path().join("w".repeat(200));
         std::fs::create_dir(&work).expect("made");
-        assert_eq!(Client::connect(&work).expect_err("nobody listens").kind(), io::ErrorKind::NotFound);
+        assert_eq!(Client::connect(&work).expect_err("nothing listens").kind(), io::ErrorKind::NotFound);
         let asked = Arc::new(AtomicU64::new(0));
         let count = Arc::clone(&asked);
         let answer = move |request: Request| match request {
@@ -268,7 +268,7 @@ mod tests {
         // A killed driver leaves its socket behind.
         let stale = std::os::unix::net::UnixListener::bind(dir.path().join(SOCKET)).expect("a socket");
         drop(stale);
-        let refused = Client::connect(dir.path()).expect_err("nobody listens").kind();
+        let refused = Client::connect(dir.path()).expect_err("nothing listens").kind();
         assert_eq!(refused, io::ErrorKind::ConnectionRefused);
         let _server = Server::start(dir.path(), answer).expect("a server");
         assert!(Client::connect(dir.path()).is_ok());

@@ -98,7 +98,7 @@ fn is_permitted(stream: &UnixStream) -> bool {
     match socket_peercred(stream) {
         Ok(peer) => peer.uid.is_root() || peer.uid == rustix::process::geteuid(),
         Err(errno) => {
-            tracing::warn!("who asks through the control socket is not known: {errno}");
+            tracing::warn!("the client of the control socket cannot be identified: {errno}");
             false
         }
     }

@@ -80,7 +80,7 @@ pub enum Unusable {
     #[error("of another version")]
     Version,
     /// A user without the right to mount may write to it.
-    #[error("others than root and who mounts may write it")]
+    #[error("users other than root and the mounting user may write to it")]
     Untrusted,
     /// Its owners are those of another user namespace.
     #[error("made in another user namespace")]

@@ -33,7 +33,7 @@
 //! | Harbor | `401` or `403` for a token that covers a second project | the same |
 //! | Artifactory | `access_token` beside an empty `token`; `Location` with `http://` behind a proxy that ends TLS | empty counts as absent; its own host is spoken to by TLS |
 //! | Nexus | challenge only at `/v2/`; relative `Location` | the root is asked; resolved against the request |
-//! | Quay | hides repositories from strangers by `404` or `403` | the root is asked, if there is a password |
+//! | Quay | hides repositories from unauthenticated clients by `404` or `403` | the root is asked, if there is a password |
 //! | S3, Azure, GCS behind any of them | signed addresses that refuse `HEAD` or a second secret with `403` | never answered with a secret; there is a blob where a registry redirects to |
 //!
 //! # Crates that were considered

@@ -1,4 +1,4 @@
-//! The driver takes its time to end after the unmount: who mounts the same upper then waits for it, as long as it takes.
+//! The driver may take long to end after the unmount: a new mount of the same upper waits until it has ended.
 //!
 //! `umount(8)` of a FUSE file system returns before the driver has seen it (`fuse_conn_destroy()` waits for an answer only
 //! on block devices); overlayfs is gone by then (`generic_shutdown_super()` runs in `umount(2)`).
@@ -13,7 +13,7 @@ use crate::common::stack::{Layers, Stack};
 use crate::common::{Driver, run_test_within, sys, unwatch_daemon, watch_daemon};
 use crate::gate::{Act, Counted, Gate, Order};
 
-/// Longer than a mount waits for an upper that somebody uses.
+/// Longer than a mount waits for an upper that is in use.
 const SLOW: Duration = Duration::from_secs(6);
 
 /// A mount whose driver, once it ends, is held up at its first call that changes something.
@@ -90,7 +90,7 @@ fn a_mount_goes_on_when_the_last_one_dies_in_ending() {
     });
 }
 
-/// Only who is ending is waited for: neither a mount that works, nor one that goes on for who has its files open.
+/// A new mount only waits for a driver that is ending: not for a working mount, nor for one that stays because its files are open.
 #[test]
 fn an_upper_in_use_is_refused() {
     stratafs("an_upper_in_use_is_refused", || {
@@ -119,7 +119,7 @@ fn an_upper_in_use_is_refused() {
     });
 }
 
-/// Who mounts empties the work directory, whatever its upper.
+/// Every mount empties its work directory, whichever upper it has.
 #[test]
 fn a_work_directory_in_use_is_refused() {
     stratafs("a_work_directory_in_use_is_refused", || {

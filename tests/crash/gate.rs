@@ -153,7 +153,7 @@ impl Gate {
             let (send, listener) = channel();
             // The filter applies to the thread that installs it, and to its children.
             let starter = scope.spawn(move || {
-                send.send(install()).expect("somebody waits for the listener");
+                send.send(install()).expect("the listener is awaited");
                 command.spawn()
             });
             let listener = listener.recv().expect("the starter lives")?;

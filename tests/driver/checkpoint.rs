@@ -95,7 +95,7 @@ fn an_early_reader_sees_later_writes() {
     let reader = union.open(file, libc::O_RDONLY).unwrap();
     let inode = fs::metadata(union.path().join("upper/log")).unwrap().ino();
     let layer = checkpoint(&union, "layer");
-    assert!(!union.path().join("upper/log").exists(), "nobody writes to it");
+    assert!(!union.path().join("upper/log").exists(), "it is not written");
     let writer = union.open(file, libc::O_WRONLY).unwrap();
     write(&union, writer, 3, b" two");
     assert_eq!(read(&union, reader), b"one two");

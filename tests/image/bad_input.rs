@@ -52,7 +52,7 @@ fn cut_short_at_every_block() {
         let before = scratch.listing();
         for end in (0..needed).step_by(512) {
             if scratch.load(&whole[..end]).is_ok() {
-                assert!(end >= needed - 1024, "{end}: only the last member, which nobody needs, may be missing");
+                assert!(end >= needed - 1024, "{end}: only the last member, which is not needed, may be missing");
                 break;
             }
             assert_eq!(scratch.listing(), before, "{end}");

@@ -250,7 +250,7 @@ fn a_mount_without_a_store() {
     assert_eq!(lowers, format!("lowerdir={}:{}\n", at("layers/monday"), at("lower")));
     assert_eq!(fs::read_to_string(dir.path().join("layers/monday/new")).unwrap(), "n");
     let (done, _, told) = run(strata, &args);
-    assert!(!done && told.contains("is there already") && told.lines().count() == 1, "{told}");
+    assert!(!done && told.contains("exists already") && told.lines().count() == 1, "{told}");
     fs::write(dir.path().join("merged/new"), "m").unwrap();
     assert!(run("umount", &["merged"]).0);
     let (done, _, told) = mount("lowerdir=lower");

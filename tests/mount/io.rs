@@ -410,7 +410,7 @@ on_both! {
 }
 
 on_stratafs! {
-    /// All of it was written in places that had nothing. (The kernel does that too, once somebody has read the file.)
+    /// All of it was written in places that had nothing. (The kernel does that too, once the file has been read.)
     fn preallocated_files_are_not_written(driver) {
         const SIZE: u64 = 64 << 20;
         let mut layers = Stack::new().lower("file f \"start\"").build();

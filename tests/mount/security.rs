@@ -185,7 +185,7 @@ on_stratafs! {
         assert_eq!(seen.iter().filter(small).count(), 0, "{seen:?}");
     }
 
-    /// The attributes that keep owners cannot be set by who only has the mount.
+    /// The attributes that keep owners cannot be set through the mount.
     fn kept_owners_are_private(driver) {
         for (option, key) in [
             ("xattr_permissions=1", "security.fuseoverlayfs.override_stat"),
@@ -229,7 +229,7 @@ on_stratafs! {
         assert!(stats["memory_kib"].as_u64() > Some(100), "{stats}");
         let text = stats.to_string();
         assert!(!text.contains("stratafs-test-"), "tells where the layers are: {text}");
-        // A file's own attribute of that name is a file's; the root's cannot be set, and is told to nobody else.
+        // A file may have an attribute of that name; the root's cannot be set, and is not shown to other users.
         assert_eq!(sys::setxattr(mount.root(), STATS, b"x"), Err(Errno::PERM));
         assert_eq!(sys::removexattr(mount.root(), STATS), Err(Errno::PERM));
         assert_eq!(sys::listxattr(mount.root()).unwrap(), Vec::<String>::new());
@@ -261,7 +261,7 @@ on_stratafs! {
 }
 
 on_both! {
-    /// Links that the kernel makes up lead whoever follows them to what is his; the driver does not follow them.
+    /// The kernel's magic links lead each process to its own files; the driver does not follow them.
     fn magic_links_are_the_readers(driver) {
         let links = "link exe -> /proc/self/exe\nlink root -> /proc/self/root\nlink cwd -> /proc/self/cwd\n\
             link fd -> /proc/self/fd\ndir d\nlink d/zero -> ../fd/0\n";

@@ -164,7 +164,7 @@ impl Service {
             let ended = self.child.try_wait().unwrap();
             assert!(
                 ended.is_none() && Instant::now() < deadline,
-                "nobody answers on {}: {ended:?}",
+                "nothing answers on {}: {ended:?}",
                 self.socket.display()
             );
             std::thread::sleep(Duration::from_millis(5));

@@ -179,7 +179,7 @@ fn wait_for_end(container: &Container) -> Result<u8> {
 
 fn code_of(container: &Container) -> Result<u8> {
     container.state()?.exit_code.with_context(|| match container.status() {
-        Ok(Status::Stopped) => format!("{}: nobody saw its end", container.name()),
+        Ok(Status::Stopped) => format!("{}: its end was not recorded", container.name()),
         _ => format!("{}: never ran", container.name()),
     })
 }

@@ -92,7 +92,7 @@ fn confirm(args: &PruneArgs, what: &str) -> Result<()> {
         return Ok(());
     }
     if !io::stdin().is_terminal() {
-        bail!("this removes {what}; give --force, as nobody can be asked here");
+        bail!("this removes {what}; give --force, because there is no terminal to ask on");
     }
     write!(io::stderr(), "This removes {what}. Go on? [y/N] ")?;
     let mut answer = String::new();

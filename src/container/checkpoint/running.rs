@@ -118,7 +118,7 @@ pub fn share(store: &Store, layers: &[CheckpointLayer]) -> Result<()> {
 pub fn of_mount(work: &Path, dir: &Path) -> Result<Vec<PathBuf>> {
     let name = || dir.display().to_string();
     if std::fs::symlink_metadata(dir).is_ok() {
-        return Err(ImageError::refused(name(), "is there already; give the name of a directory to be made"));
+        return Err(ImageError::refused(name(), "exists already; give the name of a new directory"));
     }
     let mut mount = Client::connect(work).at(work.join(crate::control::SOCKET))?;
     let id = new_id().at(dir)?.to_string();

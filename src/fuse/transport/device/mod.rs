@@ -173,7 +173,7 @@ impl Crew {
         if self.hired.fetch_sub(1, Ordering::SeqCst) == 1 {
             self.wake_foreman();
             if let Err(error) = rustix::io::write(&self.ended, &1u64.to_ne_bytes()) {
-                tracing::error!(%error, "nobody learns of the end of the mount");
+                tracing::error!(%error, "the end of the mount cannot be announced");
             }
         }
     }

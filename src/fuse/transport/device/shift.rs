@@ -108,7 +108,7 @@ mod tests {
     #[test]
     fn one_waits_while_requests_are_quick_and_all_when_they_are_not() {
         let shift = Shift::default();
-        assert!(!shift.is_manned(0), "somebody has to");
+        assert!(!shift.is_manned(0), "one thread must wait");
         assert!(shift.is_manned(1));
         shift.note(false, LONG);
         assert!(shift.is_manned(1), "one long request is an accident");
@@ -145,7 +145,7 @@ mod tests {
     #[test]
     fn whoever_rests_is_called() {
         let shift = Shift::default();
-        assert!(!shift.call_one(), "nobody rests");
+        assert!(!shift.call_one(), "no thread rests");
         std::thread::scope(|scope| {
             let threads: Vec<_> = (0..3).map(|_| scope.spawn(|| shift.rest())).collect();
             while shift.resting() < 3 {
@@ -164,6 +164,6 @@ mod tests {
         });
         shift.end();
         shift.rest();
-        assert!(!shift.is_manned(1), "nobody rests at the end");
+        assert!(!shift.is_manned(1), "no thread rests at the end");
     }
 }

@@ -222,7 +222,7 @@ impl Rings {
 
     fn announce_end(&self) {
         if let Err(error) = rustix::io::write(&self.ended, &1u64.to_ne_bytes()) {
-            tracing::error!(%error, "nobody learns of the end of the mount");
+            tracing::error!(%error, "the end of the mount cannot be announced");
         }
     }
 
