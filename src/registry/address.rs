@@ -105,7 +105,7 @@ pub(super) fn with_digest(upload: &Uri, digest: &Digest) -> io::Result<Uri> {
     let (scheme, authority) =
         (upload.scheme_str().unwrap_or_default(), upload.authority().map_or("", |authority| authority.as_str()));
     let text = format!("{scheme}://{authority}{}?{query}digest={digest}", upload.path());
-    text.parse().map_err(|_| refusal("gives an address that is none"))
+    text.parse().map_err(|_| refusal("sends an invalid address"))
 }
 
 #[cfg(test)]

@@ -48,7 +48,7 @@ impl Session<'_> {
     pub(super) fn answer(&self, refused: &Response, reads: Option<&str>) -> io::Result<String> {
         match self.challenge_of(refused)? {
             Some(challenge) => self.adopt(challenge, reads),
-            None => self.answer_root(reads)?.ok_or_else(|| refusal("refuses, and does not say what it wants to see")),
+            None => self.answer_root(reads)?.ok_or_else(|| refusal("refuses, and names no way to authenticate")),
         }
     }
 
@@ -74,7 +74,7 @@ impl Session<'_> {
         let bearer = all.iter().find(|challenge| matches!(challenge, Challenge::Bearer { .. }));
         match bearer.or(all.first()).cloned() {
             Some(Challenge::Bearer { realm, service, scopes }) => {
-                let told = |_| refusal(format!("sends us for a token to {realm:?}"));
+                let told = |_| refusal(format!("names an invalid token server: {realm:?}"));
                 let realm = resolve(&refused.uri, &realm).map_err(told)?.to_string();
                 Ok(Some(Challenge::Bearer { realm, service, scopes }))
             }
@@ -125,7 +125,7 @@ impl Session<'_> {
 
     /// Gets a token from `realm`. The password is sent only if `realm` belongs to the registry.
     fn token(&self, realm: &str, service: Option<&str>, scopes: &[String]) -> io::Result<String> {
-        let realm: Uri = realm.parse().map_err(|_| refusal(format!("sends us for a token to {realm:?}")))?;
+        let realm: Uri = realm.parse().map_err(|_| refusal(format!("names an invalid token server: {realm:?}")))?;
         self.http.check_scheme(&realm)?;
         if self.credentials.is_some() && !realm::may_have_password(&self.base, &realm) {
             return Err(refusal(format!("wants the password to be sent to {}, which is not done", host(&realm))));
