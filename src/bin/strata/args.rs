@@ -156,7 +156,7 @@ pub struct LimitArgs {
 pub struct Import {
     /// The tar, plain or compressed; `-`: standard input
     pub file: PathBuf,
-    /// What to call the image
+    /// The image's name
     #[arg(value_name = "NAME[:TAG]")]
     pub name: Option<Reference>,
     #[command(flatten)]

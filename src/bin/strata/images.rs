@@ -218,7 +218,7 @@ pub fn tag(store: &Store, args: &Tag) -> Result<()> {
 pub fn remove(store: &Store, args: &Rmi) -> Result<()> {
     each(&args.images, |image| {
         let Removed { untagged, deleted, .. } = match store.remove(image, args.force) {
-            // What is wanted is so.
+            // The image does not exist, as wanted.
             Err(ImageError::NoSuchImage { .. }) if args.force => return Ok(()),
             removed => removed?,
         };

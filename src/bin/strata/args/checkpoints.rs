@@ -45,7 +45,7 @@ pub struct CheckpointCreate {
     /// A container; with --mount, the directory to be made
     #[arg(value_name = "CONTAINER|DIR")]
     pub subject: String,
-    /// What to call the checkpoint
+    /// The checkpoint's name
     #[arg(required_unless_present = "mount")]
     pub name: Option<String>,
 }
@@ -103,6 +103,6 @@ pub struct Fork {
     /// The container's name, or one of its checkpoints
     #[arg(value_name = "CONTAINER[@CHECKPOINT]")]
     pub from: String,
-    /// What to call the new container
+    /// The new container's name
     pub name: String,
 }

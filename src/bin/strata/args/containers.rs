@@ -26,7 +26,7 @@ impl From<DriverArg> for Driver {
     after_help = "Examples:\n  strata mount --name web debian:12\n  chroot \"$(strata mount web)\" apt-get update"
 )]
 pub struct Mount {
-    /// What to call the container [default: made of the image's name]
+    /// The container's name [default: made from the image's name]
     #[arg(long)]
     pub name: Option<String>,
     /// List only names
@@ -44,7 +44,7 @@ pub struct Mount {
     /// An image, or a container to mount again; none: list what is mounted
     #[arg(value_name = "IMAGE|CONTAINER")]
     pub image: Option<String>,
-    /// Where [default: in the store]
+    /// The mountpoint [default: in the store]
     pub mountpoint: Option<PathBuf>,
 }
 

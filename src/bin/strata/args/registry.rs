@@ -38,7 +38,7 @@ pub struct Pull {
     /// Write the files of an artifact (a chart, an SBOM, a signature, ...) into a directory, instead of adding an image
     #[arg(long, requires = "output")]
     pub artifact: bool,
-    /// The directory for the files of an artifact; it must be empty or not be there
+    /// The directory for the files of an artifact; it must be empty or not exist
     #[arg(short, long, value_name = "DIR", requires = "artifact")]
     pub output: Option<PathBuf>,
     /// Print nothing but the images' names
@@ -62,7 +62,7 @@ pub struct Pull {
     after_help = "Examples:\n  strata push registry.example/me/tool:1\n  strata push --plain-http debian:jq localhost:5000/debian:jq"
 )]
 pub struct Push {
-    /// Compress every layer so [default: what is known of it, else gzip]
+    /// Compress every layer in this way [default: its known blob, else gzip]
     #[arg(long, value_enum)]
     pub compression: Option<CompressionArg>,
     /// Print nothing but the image's digest
@@ -72,7 +72,7 @@ pub struct Push {
     pub registry: RegistryArgs,
     /// A name or an id, or the beginning of one
     pub image: String,
-    /// Where to, and as what [default: the image's own name]
+    /// The name in the registry [default: the image's own]
     #[arg(value_name = "NAME[:TAG]")]
     pub name: Option<Reference>,
 }

@@ -22,11 +22,11 @@ pub enum NetworkArg {
 /// When an image is pulled.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum PullArg {
-    /// If it is not there
+    /// If the store does not have it
     Missing,
-    /// Even if it is there
+    /// Even if the store has it
     Always,
-    /// Not at all
+    /// Never
     Never,
 }
 
@@ -39,10 +39,10 @@ pub struct ContainerArgs {
     /// Remove the container when it ends
     #[arg(long)]
     pub rm: bool,
-    /// What to call the container [default: made of the image's name]
+    /// The container's name [default: made from the image's name]
     #[arg(long)]
     pub name: Option<String>,
-    /// Keep its standard input open, and pass ours on
+    /// Keep its standard input open, and pass on this one
     #[arg(short, long)]
     pub interactive: bool,
     /// Give it a terminal
@@ -57,12 +57,12 @@ pub struct ContainerArgs {
     /// The user: a name in the image, or a number
     #[arg(short, long, value_name = "USER[:GROUP]")]
     pub user: Option<String>,
-    /// Set the variables that a file lists, a NAME=VALUE a line
+    /// Set the variables listed in a file, one NAME=VALUE on each line
     #[arg(long, value_name = "FILE")]
     pub env_file: Vec<PathBuf>,
     #[command(flatten)]
     pub storage: StorageArgs,
-    /// Instead of the image's entry point
+    /// Replace the image's entry point
     #[arg(long, value_name = "PROGRAM")]
     pub entrypoint: Option<String>,
     #[command(flatten)]
@@ -112,13 +112,13 @@ pub struct NetworkArgs {
     /// Its network [default: the host's; with -p or -P: pasta]
     #[arg(long, visible_alias = "net", value_enum, hide_possible_values = false)]
     pub network: Option<NetworkArg>,
-    /// Have a port of the host lead into it
+    /// Publish a port of the container on the host
     #[arg(short, long, value_name = "[ADDRESS:][HOST:]CONTAINER[/udp]")]
     pub publish: Vec<String>,
-    /// Have a port of the host lead to each that the image exposes
+    /// Publish every port that the image exposes
     #[arg(short = 'P', long)]
     pub publish_all: bool,
-    /// A port that it listens on, for -P
+    /// Another port for -P to publish
     #[arg(long, value_name = "PORT")]
     pub expose: Vec<String>,
     /// A name server's address, instead of the host's
@@ -138,7 +138,7 @@ pub struct NetworkArgs {
 /// How to attach to a container.
 #[derive(Args)]
 pub struct AttachArgs {
-    /// The keys that leave a container with a terminal running
+    /// The keys that detach from a terminal and leave the container running
     #[arg(long, value_name = "KEYS", default_value = "ctrl-p,ctrl-q")]
     pub detach_keys: DetachKeys,
     /// Pass signals on to the container
@@ -154,7 +154,7 @@ pub struct AttachArgs {
     after_help = "Examples:\n  strata run --rm -it debian:12 bash\n  strata run --name web -d -v /srv:/srv:ro web:1"
 )]
 pub struct Run {
-    /// Leave it running and print its name
+    /// Run it in the background and print its name
     #[arg(short, long)]
     pub detach: bool,
     #[command(flatten)]
@@ -174,11 +174,11 @@ pub struct Create {
     pub container: ContainerArgs,
 }
 
-/// Start containers that were made, or that have ended, with all that they changed
+/// Start containers that were made, or that have ended, with all their changes
 #[derive(Args)]
 #[command(after_help = "Examples:\n  strata start web db\n  strata start -ai shell")]
 pub struct Start {
-    /// Show what it writes, wait for its end and exit as it does
+    /// Show its output, wait for its end and exit with its code
     #[arg(short, long)]
     pub attach: bool,
     /// Pass standard input on too
@@ -193,11 +193,11 @@ pub struct Start {
     pub containers: Vec<String>,
 }
 
-/// Join the terminal with a running container's
+/// Attach the terminal to a running container
 #[derive(Args)]
 #[command(after_help = "Examples:\n  strata attach shell\n  strata attach --no-stdin web")]
 pub struct Attach {
-    /// Only show what it writes
+    /// Only show its output
     #[arg(long)]
     pub no_stdin: bool,
     #[command(flatten)]
@@ -219,7 +219,7 @@ pub struct Exec {
     /// Do not wait for it
     #[arg(short, long, conflicts_with_all = ["interactive", "tty"])]
     pub detach: bool,
-    /// The keys that leave a command with a terminal running
+    /// The keys that detach from a terminal and leave the command running
     #[arg(long, value_name = "KEYS", default_value = "ctrl-p,ctrl-q")]
     pub detach_keys: DetachKeys,
     /// Set a variable

@@ -121,7 +121,7 @@ fn action_end(action: &str) -> Result<usize> {
     }
 }
 
-/// `\t` and `\n` as a shell's single quotes pass them.
+/// Converts `\t` and `\n`, which a shell's single quotes leave unchanged.
 fn unescaped(text: &str) -> String {
     text.replace("\\t", "\t").replace("\\n", "\n")
 }
