@@ -17,7 +17,7 @@
 //! | devices, FIFOs, setuid; sockets are left out | `files_of_every_type` `without_privileges_owners_and_devices_are_recorded` `marks_are_stripped_and_everything_else_is_kept` |
 //! | global headers, volume labels | `global_headers_and_volume_labels_are_passed_over` |
 //! | 1,000,000 empty files (`scripts/soak`; fewer else) | `a_crowd_of_empty_files` |
-//! | manifests, indexes in indexes, attestations, artifacts, unknown types and fields | `the_platform_is_chosen_from_an_index` `indexes_in_indexes_without_an_end` `media_types_that_nobody_knows` `unknown_fields_and_foreign_entries_survive` |
+//! | manifests, indexes in indexes, attestations, artifacts, unknown types and fields | `the_platform_is_chosen_from_an_index` `indexes_in_indexes_without_an_end` `unknown_media_types` `unknown_fields_and_foreign_entries_survive` |
 
 #![allow(clippy::unwrap_used)]
 

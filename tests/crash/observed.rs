@@ -114,8 +114,8 @@ fn what_a_caller_asks_in_vain_is_logged_at_debug_only() {
 }
 
 #[test]
-fn a_filter_that_is_none_is_refused() {
-    stratafs("a_filter_that_is_none_is_refused", || {
+fn an_invalid_log_filter_is_refused() {
+    stratafs("an_invalid_log_filter_is_refused", || {
         let layers = Stack::new().lower("dir d").build();
         let mut command = Command::new(env!("CARGO_BIN_EXE_stratafs"));
         let output = command.args(layers.stratafs_arguments()).env("STRATAFS_LOG", "stratafs=loud").output().unwrap();

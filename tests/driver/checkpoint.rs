@@ -295,7 +295,7 @@ fn a_switch_leads_anywhere() {
 
 /// What a writer does after the switch does not reach the layer that was kept, nor the new tree.
 #[test]
-fn what_is_kept_does_not_change_any_more() {
+fn kept_layers_do_not_change() {
     let union = union();
     let file = put(&union, NodeId::ROOT, "file", b"one");
     checkpoint(&union, "one");

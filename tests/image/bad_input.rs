@@ -111,7 +111,7 @@ fn names_in_messages_stay_on_one_line() {
 
 /// A layer's media type is never fatal: the compression is recognized by the bytes.
 #[test]
-fn media_types_that_nobody_knows() {
+fn unknown_media_types() {
     for media_type in [
         "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip",
         "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
@@ -264,7 +264,7 @@ fn members_that_are_no_files() {
 }
 
 #[test]
-fn a_name_that_is_none_is_left_out() {
+fn invalid_names_are_left_out() {
     let scratch = Scratch::new();
     for name in ["../../evil:1", "UPPER:1", "a b", "x:1\nREPOSITORY", "-rf"] {
         let mut files = docker_podman("x:1");
@@ -277,7 +277,7 @@ fn a_name_that_is_none_is_left_out() {
 }
 
 #[test]
-fn a_name_in_an_annotation_that_is_none_is_left_out() {
+fn invalid_names_in_annotations_are_left_out() {
     let scratch = Scratch::new();
     for key in ["org.opencontainers.image.ref.name", "io.containerd.image.name"] {
         for name in ["../../evil:1", "UPPER:1", "a b:1", "x:1\nREPOSITORY", "-rf:1", "x/../y:1", "x:1\u{1b}[2J", ""] {

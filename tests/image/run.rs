@@ -139,7 +139,7 @@ fn stopping_waits_for_the_unmount() {
 }
 
 #[test]
-fn exec_runs_as_whom_and_where_it_is_told() {
+fn exec_uses_the_given_user_and_directory() {
     for world in worlds() {
         let driver = world.driver;
         world.ok(&["run", "-d", "--name", "c", "-e", "B=run", "tool:1", "sleep 1000"]);

@@ -195,7 +195,7 @@ fn a_collector_gets_its_turn_among_loads() {
 
 /// A holder of the lock may wait for a process that wants it.
 #[test]
-fn a_collector_that_waits_keeps_nobody_out_for_ever() {
+fn a_waiting_collector_does_not_block_others_for_ever() {
     let scratch = Scratch::new();
     let held = scratch.store.lock_shared().unwrap();
     std::thread::scope(|scope| {

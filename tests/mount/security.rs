@@ -321,8 +321,8 @@ on_both! {
 
 /// Only users who may write there can hide a directory below a mount.
 #[test]
-fn users_cannot_mount_over_what_is_not_theirs() {
-    crate::common::run_test("users_cannot_mount_over_what_is_not_theirs", Driver::Stratafs, |_| {
+fn users_cannot_mount_over_directories_of_others() {
+    crate::common::run_test("users_cannot_mount_over_directories_of_others", Driver::Stratafs, |_| {
         let base = tempfile::Builder::new().prefix("stratafs-test-").tempdir_in(crate::common::stack::base()).unwrap();
         sys::chmod(base.path(), 0o755).unwrap();
         for name in ["lower", "point"] {

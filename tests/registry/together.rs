@@ -95,7 +95,7 @@ fn a_damaged_third_blob_is_named() {
 }
 
 #[test]
-fn a_layer_that_is_not_its_diff_id_is_told_rather_than_what_is_built_on_it() {
+fn a_wrong_layer_is_reported_before_those_above_it() {
     let (mut image, other) = (six(), Image::new(1));
     image.layers[1] = other.layers[0].clone();
     image.manifest["layers"][1] = other.manifest["layers"][0].clone();

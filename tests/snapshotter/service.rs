@@ -90,7 +90,7 @@ fn refused(dir: &Path, address: &Path) -> Output {
 }
 
 #[test]
-fn a_socket_of_somebody_else_is_left_alone() {
+fn another_programs_socket_is_left_alone() {
     let scratch = Scratch::new();
     let mut service = Service::start(&scratch, &[]);
     let client = service.client();
