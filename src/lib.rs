@@ -42,9 +42,9 @@
 //!
 //! # Stability
 //!
-//! Versions follow semantic versioning. Until 1.0 a minor version may change anything. What is meant to stay: the names in the root of the
-//! crate ([`Mount`], [`Builder`], [`Checkpoint`], [`Error`] and the types of options), and the functions named above. Other modules are public
-//! for the programs and tests of this repository, and change without notice.
+//! Versions follow semantic versioning. Until 1.0 a minor version may change anything. These are meant to stay stable: the names
+//! in the root of the crate ([`Mount`], [`Builder`], [`Checkpoint`], [`Error`] and the types of options), and the functions named
+//! above. Other modules are public for the programs and tests of this repository, and change without notice.
 //!
 //! The structure of the code is described in `docs/architecture.md`.
 

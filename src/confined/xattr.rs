@@ -38,7 +38,7 @@ pub(crate) fn list(target: Target<'_>) -> Result<Vec<u8>, Errno> {
     }
 }
 
-/// The single names of a list.
+/// The names in a list, one by one.
 pub(crate) fn names(list: &[u8]) -> impl Iterator<Item = &CStr> {
     list.split_inclusive(|&byte| byte == 0).filter_map(|name| CStr::from_bytes_with_nul(name).ok())
 }

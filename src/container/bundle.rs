@@ -118,7 +118,7 @@ pub struct RunOptions {
     pub sysctls: Vec<String>,
     /// Further groups: numbers, or names in the image.
     pub groups: Vec<String>,
-    /// User and group of the user who runs it, which are the same in it (`--userns keep-id`).
+    /// User and group of the user who runs it, which are the same inside (`--userns keep-id`).
     pub keep_id: Option<(u32, u32)>,
 }
 

@@ -37,17 +37,17 @@ pub struct Ulimit {
 }
 
 impl Ulimit {
-    /// Its name, as `ulimit` of docker has it.
+    /// Its name, as in docker's `ulimit`.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// What processes get; `u64::MAX`: any.
+    /// The soft limit; `u64::MAX`: none.
     pub fn soft(&self) -> u64 {
         self.soft
     }
 
-    /// Up to which they may raise it; `u64::MAX`: any.
+    /// The hard limit; `u64::MAX`: none.
     pub fn hard(&self) -> u64 {
         self.hard
     }

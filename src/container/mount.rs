@@ -251,7 +251,7 @@ fn mount_stratafs(stack: &Stack, record: &Record, name: &str) -> Result<()> {
     if rustix::process::geteuid().is_root() {
         options.push(",allow_other,default_permissions,suid,dev");
     }
-    // Said in either case: without it, the layers would choose.
+    // Passed in either case: otherwise the layers would decide.
     options.push(match record.permissions() {
         XattrPermissions::Containers => ",xattr_permissions=2",
         _ => ",xattr_permissions=0",

@@ -59,7 +59,7 @@ pub struct Record {
 }
 
 impl Record {
-    /// Where its mounts keep owner, mode and type of files. A layer's content must not choose.
+    /// Where its mounts store owner, mode and type of files. The content of a layer must not decide this.
     pub fn permissions(&self) -> XattrPermissions {
         if self.rootless { XattrPermissions::Containers } else { XattrPermissions::Inode }
     }

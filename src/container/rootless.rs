@@ -62,7 +62,7 @@ pub fn has_ranges() -> bool {
     users.len() > 1 && groups.len() > 1
 }
 
-/// The map of this user's ids, and that of its groups'.
+/// The map of this user's ids, and the map of the group ids.
 fn own_rows() -> (Vec<Row>, Vec<Row>) {
     let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
     let name = user_name(&fs::read_to_string("/etc/passwd").unwrap_or_default(), uid);
@@ -274,7 +274,7 @@ fn adapt_to(document: &mut Value, groups: &str, alone: bool) {
     }
 }
 
-/// The user and group that entered the namespace in which this process is root, if there are ids beside these.
+/// The user and group that entered the namespace in which this process is root, if it has other ids too.
 pub fn kept_ids() -> Option<(u32, u32)> {
     let outside = |file: &str| {
         let text = fs::read_to_string(file).ok()?;
@@ -284,8 +284,8 @@ pub fn kept_ids() -> Option<(u32, u32)> {
     Some((outside("/proc/self/uid_map")?, outside("/proc/self/gid_map")?))
 }
 
-/// The ids of a namespace inside of this one in which `kept`, which is 0 here, is itself; those below it are one higher here.
-/// `count` ids are mapped here.
+/// The ids of a namespace inside this one in which `kept`, which is 0 here, has its own number; those below it are one higher
+/// here. `count` ids are mapped here.
 fn inner(kept: u32, count: u32) -> Vec<Row> {
     let row = |inside, outside, count| Row { inside, outside, count };
     let below = kept.min(count.saturating_sub(1));
@@ -294,7 +294,7 @@ fn inner(kept: u32, count: u32) -> Vec<Row> {
     rows.into_iter().filter(|row| row.count > 0).collect()
 }
 
-/// How many ids are mapped in this namespace, by its `uid_map`.
+/// The number of ids mapped in this namespace, by its `uid_map`.
 fn mapped(map: &str) -> u32 {
     let count = |line: &str| line.split_whitespace().nth(2).and_then(|count| count.parse().ok()).unwrap_or(0);
     map.lines().map(count).fold(0, u32::saturating_add)
@@ -304,7 +304,7 @@ fn inner_rows(kept: u32, file: &str) -> Vec<Row> {
     inner(kept, mapped(&fs::read_to_string(file).unwrap_or_default()))
 }
 
-/// Has the runtime make a user namespace in which the user and group that run the container have their own ids.
+/// Makes the runtime create a user namespace in which the user and group that run the container have their own ids.
 pub(super) fn keep_id(document: &mut Value, (uid, gid): (u32, u32)) {
     for (kept, file, key) in [(uid, "/proc/self/uid_map", "uidMappings"), (gid, "/proc/self/gid_map", "gidMappings")] {
         let mapping = |row: &Row| json!({"containerID": row.inside, "hostID": row.outside, "size": row.count});
@@ -315,7 +315,7 @@ pub(super) fn keep_id(document: &mut Value, (uid, gid): (u32, u32)) {
     }
 }
 
-/// Options with which the driver shows the ids that a container has recorded as those of this namespace.
+/// Options with which the driver shows the ids stored for a container as the ids of this namespace.
 pub(super) fn mount_options(uid: u32, gid: u32) -> String {
     let option = |name: &str, kept, file| {
         let rows: Vec<String> =

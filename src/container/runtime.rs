@@ -69,10 +69,10 @@ impl Runtime {
         &self.state
     }
 
-    /// Removes the directory for the state of this store's containers, when the store has none any more.
+    /// Removes the directory for the state of this store's containers, once the store has none.
     ///
     /// # Errors
-    /// When the runtime still knows one.
+    /// If the runtime still knows one.
     pub fn forget_store(&self) -> Result<()> {
         match fs::remove_dir(&self.state) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error).at(&self.state),
@@ -194,7 +194,7 @@ impl Runtime {
         waiting_for(child, true).at(&self.program).map(exit_code)
     }
 
-    /// The runtime's command for one more process, without the container's id, and the file that describes the process.
+    /// The runtime's command that starts one more process, without the container's id, and the file that describes the process.
     fn exec_command(&self, container: &Container, options: &RunOptions) -> Result<(Command, tempfile::NamedTempFile)> {
         match self.state(container)?.map(|state| state.status).as_deref() {
             Some("running") => {}
@@ -219,8 +219,8 @@ impl Runtime {
         Ok((command, file))
     }
 
-    /// Has the runtime start one more process whose terminal it sends to the socket `console`. The process becomes this one's
-    /// child if this is a subreaper. In the inner result: the status of a runtime that failed; what it says is on `error`.
+    /// Makes the runtime start one more process and send its terminal to the socket `console`. The process becomes a child of
+    /// this one if this one is a subreaper. The inner error is the status of a runtime that failed; its messages are in `error`.
     ///
     /// # Errors
     /// As for [`exec`](Self::exec).

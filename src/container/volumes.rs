@@ -81,7 +81,7 @@ fn fill(root: &File, destination: &Path, source: &Path, scratch: &Path) -> Resul
     };
     let named = |source| ImageError::Layer { layer: format!("volume {}", destination.display()), source };
     let mut tar = tempfile::tempfile_in(scratch).at(scratch)?;
-    // The mount shows owners and modes as they are to be; what looks like a kept one is somebody's attribute.
+    // The mount already shows the right owners and modes; what looks like a stored one is an ordinary attribute.
     let options = SnapshotOptions { permissions: XattrPermissions::Inode, ..SnapshotOptions::default() };
     snapshot::snapshot(from.as_fd(), &[], &mut tar, &options).map_err(named)?;
     tar.rewind().at(scratch)?;

@@ -15,7 +15,7 @@ pub enum OverrideKey {
     Privileged,
     /// In `user.*`, for mounts by ordinary users (`xattr_permissions=2`).
     Containers,
-    /// What old versions of fuse-overlayfs used for what is now [`Self::Containers`].
+    /// What old versions of fuse-overlayfs used in place of [`Self::Containers`].
     FuseOverlayfs,
 }
 
@@ -58,7 +58,7 @@ pub enum FileKind {
 }
 
 impl FileKind {
-    /// That of an inode with this `st_mode` and, if it is a device, this number.
+    /// The value for an inode with this `st_mode` and, if it is a device, this number.
     pub fn of(mode: u32, (major, minor): (u32, u32)) -> Self {
         match mode & libc::S_IFMT {
             libc::S_IFDIR => Self::Directory,
@@ -71,7 +71,7 @@ impl FileKind {
         }
     }
 
-    /// The type in `st_mode`, and the number of a device.
+    /// The type in `st_mode`, and the device number.
     pub fn mode_and_number(self) -> (u32, (u32, u32)) {
         match self {
             Self::Regular => (libc::S_IFREG, (0, 0)),
@@ -86,7 +86,7 @@ impl FileKind {
 }
 
 impl fmt::Display for FileKind {
-    /// As the attribute names it.
+    /// The type as it is written in the attribute.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Regular => f.write_str("file"),
@@ -121,7 +121,8 @@ impl OverrideStat {
         format!("{uid}:{gid}:{mode:04o}{kind}")
     }
 
-    /// The type that a file shows that really is `real`: a regular file may stand for a special one; any other is what it is.
+    /// The type that is shown for a file of type `real`: a regular file may stand for a special one; any other type is shown
+    /// as it is.
     pub fn shown_kind(&self, real: FileKind) -> FileKind {
         use FileKind::{BlockDevice, CharDevice, Fifo, Regular, Socket};
         match (real, self.kind) {

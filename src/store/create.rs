@@ -35,7 +35,7 @@ pub struct Authoring {
     pub source_date_epoch: Option<i64>,
     /// Paths of a container's upper that do not count as changes.
     pub omitted: Omitted,
-    /// Where what is read keeps owner, mode and type of files.
+    /// Where the files that are read have owner, mode and type stored.
     pub permissions: XattrPermissions,
 }
 

@@ -65,7 +65,7 @@ impl Drop for Inventories {
     }
 }
 
-/// Is told how many more bytes of single layers were read.
+/// Called with the number of bytes that were read from a single layer since the last call.
 struct Watcher(Option<Box<dyn Fn(u64) + Send + Sync>>);
 
 impl std::fmt::Debug for Watcher {
@@ -74,7 +74,7 @@ impl std::fmt::Debug for Watcher {
     }
 }
 
-/// A stream that is watched.
+/// A stream that reports its progress.
 struct Watched<'w> {
     input: &'w mut dyn Read,
     watcher: &'w Watcher,
@@ -157,7 +157,8 @@ impl Staged {
 }
 
 impl Transaction<'_> {
-    /// Has `watch` told how many more bytes were read, whenever a single layer (of `import`, `commit`, `flatten`) comes in.
+    /// Sets the function that is called with the number of bytes read, whenever a single layer (of `import`, `commit`,
+    /// `flatten`) is read.
     pub fn watch(&mut self, watch: impl Fn(u64) + Send + Sync + 'static) {
         self.watcher = Watcher(Some(Box::new(watch)));
     }

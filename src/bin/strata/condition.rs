@@ -24,7 +24,7 @@ pub struct Condition {
     pub finished: Option<Timestamp>,
     /// Published ports in docker's form: `0.0.0.0:8888->80/tcp`.
     pub ports: String,
-    /// The same, one by one.
+    /// As above, one by one.
     pub published: Vec<Port>,
     /// The kernel killed a process in it for lack of memory.
     pub oom_killed: bool,

@@ -1,4 +1,4 @@
-//! `doctor`: checks what this machine lacks. What can be tried is tried: a mount is made, a container is run.
+//! `doctor`: checks what this machine lacks. Whatever can be tried is tried: a mount is made, a container is run.
 
 mod probe;
 
@@ -22,7 +22,7 @@ struct Check {
     needed_for: &'static str,
     /// The problem and its remedy; `None` if there is none.
     problem: Option<String>,
-    /// Mounting unions and running containers work without it.
+    /// Mounts and containers work without it.
     is_optional: bool,
 }
 
@@ -44,7 +44,7 @@ impl Check {
 pub fn run(store: Option<PathBuf>, args: &Doctor) -> Result<ExitCode> {
     let root = store.map_or_else(Store::default_root, Ok)?;
     let mut checks = basics(&root);
-    // Nothing can be tried where nothing can be written.
+    // Nothing can be tried if nothing can be written.
     match Probe::new(&root) {
         Ok(probe) => checks.extend(tried(&probe, &checks)),
         Err(error) => checks.push(Check::needed("store", "everything", Some(error))),
@@ -71,7 +71,7 @@ pub fn run(store: Option<PathBuf>, args: &Doctor) -> Result<ExitCode> {
     Ok(if lacking { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-/// What can be seen without trying it.
+/// What can be found out without a trial.
 fn basics(root: &Path) -> Vec<Check> {
     let mut checks = vec![
         Check::needed("store", "everything", store_problem(root)),
@@ -91,7 +91,7 @@ fn basics(root: &Path) -> Vec<Check> {
     checks
 }
 
-/// What was tried: each thing after those that it builds on, which are told instead of it.
+/// The results of the trials: each comes after those that it depends on; if one of these failed, that is reported instead.
 fn tried(probe: &Probe, basics: &[Check]) -> Vec<Check> {
     let lacks = |name: &str| basics.iter().any(|check| check.name == name && check.problem.is_some());
     let mut checks = Vec::new();
@@ -119,7 +119,7 @@ fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
-/// A store that is there is opened; of one that is to be made, [`Probe`] tries the place.
+/// An existing store is opened; for one that does not exist yet, [`Probe`] tries its place.
 fn store_problem(root: &Path) -> Option<String> {
     if !root.exists() {
         return None;
@@ -184,7 +184,7 @@ fn pasta_problem(probe: &Probe) -> Option<String> {
     program_problem(Path::new("pasta"), "apt-get install passt").or_else(|| probe.run(&["--network", "pasta"]).err())
 }
 
-/// Limits need a control group that this user may make.
+/// Limits need a control group that this user can create.
 fn limits_problem(probe: &Probe) -> Option<String> {
     match is_root() {
         true => probe.run(&["--memory", "64m", "--pids-limit", "100"]).err(),
@@ -219,7 +219,7 @@ fn namespace_problem() -> Option<String> {
     off.then(|| "switched off; sysctl user.max_user_namespaces and kernel.unprivileged_userns_clone".to_owned())
 }
 
-/// Containers of a user have one id without ranges, and none start if there are ranges that cannot be given out.
+/// Without ranges, a user's containers have a single id; if there are ranges that cannot be used, no container starts.
 fn subordinate_ids() -> Vec<Check> {
     let has_ranges = stratafs::container::rootless::has_ranges();
     let ids = (!has_ranges).then(|| {

@@ -55,7 +55,7 @@ end
 complete -c strata -k -a '(__strata_names)'
 "#;
 
-/// What a shell is to source.
+/// What the user's shell must source.
 fn script(shell: Shell) -> Result<String> {
     let mut bytes = Vec::new();
     clap_complete::generate(shell, &mut Cli::command(), "strata", &mut bytes);

@@ -19,7 +19,7 @@ use super::args::{
 };
 use super::output::{parse_size, tell};
 
-/// The options for a run. Named volumes are made. `rootless`: a user without privilege makes the container.
+/// The options for a run. Named volumes are made. `rootless`: a user without privileges makes the container.
 pub fn options_of(store: &Store, args: &ContainerArgs, command: Vec<String>, rootless: bool) -> Result<RunOptions> {
     refuse(args)?;
     let keep_id = kept_ids(&args.privileges, rootless)?;
@@ -94,7 +94,7 @@ fn refuse(args: &ContainerArgs) -> Result<()> {
     Ok(())
 }
 
-/// The ids that `--userns keep-id` keeps. Root keeps its own anyway.
+/// The ids that `--userns keep-id` keeps. Root has its own ids anyway.
 fn kept_ids(args: &PrivilegeArgs, rootless: bool) -> Result<Option<(u32, u32)>> {
     match args.userns.as_deref() {
         None | Some("host" | "") => Ok(None),
@@ -110,7 +110,7 @@ fn kept_ids(args: &PrivilegeArgs, rootless: bool) -> Result<Option<(u32, u32)>> 
     }
 }
 
-/// `--device`, and `--gpus` by the names that NVIDIA's tools write for the Container Device Interface.
+/// `--device`, and `--gpus` with the names that NVIDIA's tools write for the Container Device Interface.
 fn devices_of(args: &StorageArgs) -> Result<Vec<String>> {
     let mut devices = args.device.clone();
     let Some(gpus) = &args.gpus else { return Ok(devices) };

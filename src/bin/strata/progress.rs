@@ -12,9 +12,9 @@ pub fn bar_of(layer: &Digest, size: u64) -> ProgressBar {
     bar(short_id(layer), Some(size))
 }
 
-/// A bar for so many bytes; a count if nobody knows how many they will be.
+/// A bar for a known number of bytes; a count if the number is not known.
 fn bar(what: String, size: Option<u64>) -> ProgressBar {
-    // Decimal units, as everywhere.
+    // Decimal units, as in other output.
     let (bar, template) = match size {
         Some(size) => (
             ProgressBar::new(size),
@@ -29,16 +29,16 @@ fn bar(what: String, size: Option<u64>) -> ProgressBar {
     }
 }
 
-/// How one piece of work is going: a bar on a terminal, nothing elsewhere. It goes when this is dropped.
+/// The progress of one piece of work: a bar on a terminal, nothing elsewhere. It is removed when this is dropped.
 pub struct Meter(ProgressBar);
 
 impl Meter {
-    /// `what` is being done, with so many bytes, if that is known.
+    /// `what` names the work; `size` is its number of bytes, if known.
     pub fn new(what: &str, size: Option<u64>) -> Self {
         Self(bar(what.to_owned(), size))
     }
 
-    /// What is to be called whenever some more bytes have passed.
+    /// The function to call with the number of bytes done since its last call.
     pub fn advance(&self) -> impl Fn(u64) + Send + Sync + 'static {
         let bar = self.0.clone();
         move |bytes| bar.inc(bytes)

@@ -160,7 +160,7 @@ impl Listed {
         })
     }
 
-    /// The word of `--network`.
+    /// The word that was given for `--network`.
     pub fn network(&self) -> &'static str {
         match self.container.record.options.network {
             Network::Host => "host",

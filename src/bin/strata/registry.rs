@@ -115,7 +115,7 @@ pub fn pull(store: &Store, args: &Pull) -> Result<()> {
     outcome
 }
 
-/// A name with its tag, or with the digest that was asked for.
+/// A name with its tag, or with the digest that was requested.
 fn asked(image: &RemoteImage) -> String {
     match &image.digest {
         Some(digest) => image.name.at_digest(digest),

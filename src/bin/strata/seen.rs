@@ -1,4 +1,4 @@
-//! What a container sees beside its image: directories of the host, volumes, directories in memory.
+//! The mounts that a container has on top of its image: directories of the host, volumes, directories in memory.
 
 use std::path::{Path, PathBuf};
 
@@ -7,12 +7,12 @@ use stratafs::container::Container;
 
 use super::ps::bundle;
 
-/// What kind of mount it is.
+/// The kind of a mount.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// A directory or file of the host.
     Bind,
-    /// A volume; one of the container's own is named by its number.
+    /// A volume; one that belongs to the container alone has a number as its name.
     Volume(String),
     /// A directory in memory.
     Memory(String),
@@ -22,14 +22,14 @@ pub enum Kind {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Seen {
     pub kind: Kind,
-    /// On the host; empty for what is in memory.
+    /// On the host; empty for a directory in memory.
     pub source: PathBuf,
     pub destination: PathBuf,
     pub read_only: bool,
 }
 
 impl Seen {
-    /// What the user asked for, and the volumes of its own that a container which has run has.
+    /// The mounts that the user asked for, and a container's own volumes once it has run.
     pub fn by(container: &Container) -> Vec<Self> {
         let options = &container.record.options;
         let of_user = options.volumes.iter().map(|volume| Self {
@@ -50,7 +50,7 @@ impl Seen {
         of_user.chain(own_volumes(container)).chain(in_memory).collect()
     }
 
-    /// The name of a volume, else the source, as `ps` lists mounts.
+    /// The name of a volume, or else the source, as `ps` lists mounts.
     pub fn label(&self) -> Option<String> {
         match &self.kind {
             Kind::Bind => Some(self.source.display().to_string()),
@@ -59,13 +59,13 @@ impl Seen {
         }
     }
 
-    /// True if `--filter volume=` means it: by its name, its source or its destination.
+    /// True if `--filter volume=` matches it: by its name, its source or its destination.
     pub fn is_meant_by(&self, word: &str) -> bool {
         let by_name = matches!(&self.kind, Kind::Volume(name) if name == word);
         by_name || self.source == Path::new(word) || self.destination == Path::new(word)
     }
 
-    /// docker's keys, as `inspect` has them.
+    /// With docker's keys, as `inspect` prints them.
     pub fn document(&self) -> Value {
         let mut document = json!({
             "Type": "bind",
@@ -93,7 +93,7 @@ impl Seen {
     }
 }
 
-/// Directories beside the container's upper, as its bundle has them.
+/// Directories beside the container's upper, as listed in its bundle.
 fn own_volumes(container: &Container) -> Vec<Seen> {
     let (bundle, dir) = (bundle(container), container.dir().join("volumes"));
     let mounts = bundle["mounts"].as_array().into_iter().flatten();

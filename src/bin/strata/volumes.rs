@@ -25,7 +25,7 @@ const TABLE: &str = "table {{.Driver}}\t{{.Name}}";
 
 const FILTERS: [&str; 4] = ["name", "label", "dangling", "driver"];
 
-/// The only driver there is.
+/// The only driver that exists.
 const DRIVER: &str = "local";
 
 pub fn run(store: &Store, args: &VolumeArgs) -> Result<()> {

@@ -55,7 +55,7 @@ impl Container {
         if running.is_some() {
             self.check_mount_points(store, &target)?;
         }
-        // A mount leaves an upper behind in any case: files that are open for writing are in it.
+        // The mount leaves an upper behind in any case: files that are open for writing are in it.
         let stage = match keep.is_none() || running.is_some() {
             true => {
                 let tmp = store.root().join("tmp");
@@ -77,7 +77,7 @@ impl Container {
         Ok(stage.map(|stage| Abandoned(stage.keep())))
     }
 
-    /// Refuses a checkpoint that lacks what the running container has a mount on: the mount would go.
+    /// Refuses a checkpoint that lacks a path on which the running container has a mount: the mount would be lost.
     fn check_mount_points(&self, store: &Store, target: &Checkpoint) -> Result<()> {
         if self.record.stubs.is_empty() {
             return Ok(());

@@ -55,7 +55,7 @@ impl Container {
     }
 
     /// Asks the driver to use the layer below `next`, with an empty upper. The old upper becomes a layer at `kept`, or goes to
-    /// `place`; then what goes to `place` is an upper that nobody needs.
+    /// `place`; then `place` holds an upper that is not needed.
     pub(super) fn ask_to_switch(
         &self,
         store: &Store,

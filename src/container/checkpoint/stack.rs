@@ -17,7 +17,7 @@ pub struct OpenStack {
     pub layers: Vec<CheckpointLayer>,
     /// The layers of its image, the topmost first.
     pub image: Vec<OwnedFd>,
-    /// Where all of them keep owner, mode and type of files.
+    /// Where all of them store owner, mode and type of files.
     pub permissions: XattrPermissions,
     _chains: Option<StoreLock>,
     _change: Option<ChangeLock>,

@@ -1,5 +1,5 @@
-//! One more process with a terminal in a running container (`exec -t`). A process of its own, which outlives the client,
-//! holds the terminal: the client can detach, and the visitor goes on.
+//! One more process with a terminal in a running container (`exec -t`). A process that outlives the client holds the
+//! terminal: the client can detach, and the command goes on.
 
 use std::fs::File;
 use std::os::fd::AsFd;
@@ -21,22 +21,23 @@ use crate::sys::forward;
 /// What messages are about.
 const PLACE: &str = "exec";
 
-/// What is run where.
+/// What is run, and in which container.
 #[derive(Debug)]
 pub struct Visit<'a> {
     /// The runtime that runs the container.
     pub runtime: &'a Runtime,
     /// A container that runs. This process is in its namespaces already.
     pub container: &'a Container,
-    /// The process.
+    /// The process to start.
     pub options: &'a RunOptions,
 }
 
 impl Visit<'_> {
-    /// Runs the process and joins this one's terminal with its. To be called before the first thread is started.
+    /// Starts the process and connects this process's terminal with its terminal. To be called before the first
+    /// thread is started.
     ///
     /// # Errors
-    /// When the container does not run, or no second process can be made.
+    /// If the container does not run, or no second process can be made.
     pub fn run(&self, detach_keys: DetachKeys) -> Result<Ended> {
         let (mut attachment, theirs) = Attachment::pair()?;
         attachment.announce_size()?;
@@ -59,7 +60,7 @@ impl Visit<'_> {
         }
     }
 
-    /// Starts the process and carries its terminal to its end.
+    /// Starts the process and passes its terminal's data on until it ends.
     fn host(&self, client: UnixStream) -> Result<()> {
         let mut relay = Relay::default();
         relay.serve_owner(client, true).at(PLACE)?;
@@ -81,7 +82,7 @@ impl Visit<'_> {
         let said = relay.discard();
         let pid = started?.map_err(|status| self.runtime.refusal(self.container, &said, status))?;
         relay.carry_terminal(console.receive()?).at("terminal")?;
-        // The size of the client's terminal, and what was typed already, come with the next turns.
+        // The size of the client's terminal, and what was typed already, are handled by the next rounds of the loop.
         relay.tell(&Frame::Started);
         let forwarding = forward::forward_to(pid.as_raw_nonzero().get().unsigned_abs(), false).at("signals")?;
         let process = pidfd_open(pid, PidfdFlags::empty()).at("pidfd")?;
@@ -93,7 +94,7 @@ impl Visit<'_> {
     }
 }
 
-/// Lets go of the client's terminal.
+/// Closes the client's terminal.
 fn leave_terminal() -> Result<()> {
     rustix::process::setsid().at(PLACE)?;
     let null = File::options().read(true).write(true).open("/dev/null").at("/dev/null")?;

@@ -74,8 +74,8 @@ impl Kernel for Connection {
     }
 
     fn delete_entry(&self, parent: NodeId, name: &OsStr, child: NodeId) {
-        // fuse_reverse_inval_entry() drops the name in any case. It fails for a directory in which files are still in use: then
-        // only that directory is not marked as deleted.
+        // fuse_reverse_inval_entry() drops the name in any case. It fails for a directory in which files are still in use; then
+        // the only loss is that the directory is not marked as deleted.
         if let Err(error) = self.notifier.delete(INodeNo(parent.0), INodeNo(child.0), name) {
             tracing::debug!(parent = parent.0, ?name, %error, "the kernel did not delete an entry");
         }

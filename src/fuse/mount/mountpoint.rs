@@ -17,7 +17,7 @@ use rustix::mount::{UnmountFlags, unmount};
 
 use crate::confined::mountinfo as table;
 
-/// Types of mounts of ours: stratafs, and the one under which engines look for their mount program.
+/// The file system types of our mounts: stratafs, and the type by which engines recognise their mount program.
 const KINDS: [&[u8]; 2] = [b"fuse.stratafs", b"fuse.fuse-overlayfs"];
 
 /// One of our mounts.

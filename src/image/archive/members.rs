@@ -225,7 +225,7 @@ fn member_name(name: &[u8]) -> Option<String> {
 }
 
 /// `path` as seen from the directory `base`, without `.`, `..`, empty parts or a leading slash. Returns
-/// Returns `None` if it leads out of the archive.
+/// `None` if it leads out of the archive.
 fn normalise(base: &str, path: &str) -> Option<String> {
     let base = if path.starts_with('/') { "" } else { base };
     let mut parts: Vec<&str> = Vec::new();

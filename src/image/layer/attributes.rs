@@ -35,7 +35,7 @@ pub(crate) struct MadeFile<'a> {
     pub(crate) name: &'a [u8],
     /// Path in the layer, for messages.
     pub(crate) path: &'a [u8],
-    /// What it is, or what a plain file stands for.
+    /// The type of the file, or the one that a regular file stands for.
     pub(crate) kind: FileKind,
 }
 
@@ -54,7 +54,7 @@ impl MadeFile<'_> {
         self.kind == FileKind::Symlink
     }
 
-    /// Calls `act` with the file as something that has extended attributes.
+    /// Calls `act` with a target by which the file's extended attributes can be read.
     fn with_target<T>(&self, act: impl FnOnce(Target<'_>) -> rustix::io::Result<T>) -> rustix::io::Result<T> {
         match self.fd {
             Some(fd) => act(open_file(fd)),
@@ -200,7 +200,7 @@ pub(crate) fn timestamps(mtime: Time) -> Timestamps {
     Timestamps { last_access: time, last_modification: time }
 }
 
-/// True if owners and modes of the layer's files are recorded beside them: it was unpacked without privileges.
+/// True if owners and modes of the layer's files are stored in attributes: it was unpacked without privileges.
 pub(crate) fn is_recorded(layer: BorrowedFd<'_>) -> rustix::io::Result<bool> {
     Ok(xattr::value(open_file(layer), OverrideKey::Containers.name())?.is_some())
 }
@@ -220,8 +220,8 @@ pub(crate) fn kind_of(stat: &Stat) -> FileKind {
     FileKind::of(stat.st_mode, (rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev)))
 }
 
-/// Reads the attributes of the entry `name` of `dir`: marks left out, escaped attributes under their own names; owner, mode
-/// and type as they are kept in `key` beside the inode, if they are.
+/// Reads the attributes of the entry `name` of `dir`: without marks, and with escaped attributes under their own names;
+/// owner, mode and type from `key`, if they are stored there.
 pub(crate) fn read(
     dir: BorrowedFd<'_>,
     name: &[u8],

@@ -39,7 +39,7 @@ pub(crate) enum LowerEntry {
 #[derive(Debug)]
 pub(crate) struct LowerView {
     view: View,
-    /// Where owner, mode and type of its files are kept, if not in the inodes.
+    /// Where owner, mode and type of its files are stored, if not in the inodes.
     key: Option<OverrideKey>,
 }
 
@@ -98,7 +98,7 @@ impl LowerView {
         attributes::read(dir, name, stat, self.key)
     }
 
-    /// The same of `part`, with its real attributes. `path` is for messages.
+    /// The same for `part`, with its real attributes. `path` is for messages.
     pub(crate) fn shown_part(&self, part: &LowerRef, path: &[u8]) -> Result<(FileKind, Attributes, Stat)> {
         let (parent, name) = self.open_parent(part)?;
         let stat = rustix::fs::statat(&parent, name, AtFlags::SYMLINK_NOFOLLOW).at(path)?;

@@ -52,7 +52,7 @@ pub fn changes(upper: BorrowedFd<'_>, lowers: &[BorrowedFd<'_>]) -> Result<Vec<C
     changes_without(upper, lowers, &Omitted::default(), XattrPermissions::Auto)
 }
 
-/// The same without some paths of the upper, of a union that keeps owners and modes as `permissions` says.
+/// As above, without some paths of the upper, for a union that stores owners and modes as `permissions` says.
 ///
 /// # Errors
 /// As for [`changes`].

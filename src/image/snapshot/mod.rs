@@ -30,7 +30,7 @@ pub use walk::Omitted;
 pub struct SnapshotOptions {
     /// Times later than this, in seconds since the epoch, are set to it (<https://reproducible-builds.org/specs/source-date-epoch/>).
     pub source_date_epoch: Option<i64>,
-    /// Where the union that wrote the upper keeps owner, mode and type of files: what was `xattr_permissions` to its mount.
+    /// Where the union that wrote the upper stores owner, mode and type of files: its mount's `xattr_permissions`.
     pub permissions: XattrPermissions,
 }
 
@@ -103,7 +103,7 @@ fn root_differs(upper: BorrowedFd<'_>, lowers: &[BorrowedFd<'_>], key: Option<Ov
     }
 }
 
-/// Where the union of these layers keeps owner, mode and type of files, if not in the inodes.
+/// Where the union of these layers stores owner, mode and type of files, if not in the inodes.
 fn key_of(
     permissions: XattrPermissions,
     upper: Option<BorrowedFd<'_>>,

@@ -158,8 +158,8 @@ struct Level {
     items: Vec<(Vec<u8>, Item)>,
 }
 
-/// Visits all changes that `upper` holds against `lowers`, topmost first. Owner, mode and type are kept in `key`, if not in the
-/// inodes.
+/// Visits all changes that `upper` holds against `lowers`, topmost first. Owner, mode and type are stored in `key`, if not in
+/// the inodes.
 pub(crate) fn walk(
     upper: BorrowedFd<'_>,
     lowers: &[BorrowedFd<'_>],

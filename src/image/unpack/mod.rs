@@ -93,7 +93,7 @@ pub fn unpack_layer(
 /// Like [`unpack`], above layers that may still be unpacked themselves.
 ///
 /// # Errors
-/// Those of [`unpack_layer`], and when the layers below are needed and will not be complete.
+/// The errors of [`unpack_layer`]; also if the layers below are needed and will not be complete.
 pub(crate) fn unpack_layer_above(
     input: &mut dyn Read,
     dest: BorrowedFd<'_>,

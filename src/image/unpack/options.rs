@@ -35,7 +35,7 @@ impl Default for UnpackOptions {
 }
 
 impl UnpackOptions {
-    /// Where a mount of such layers finds owner, mode and type of their files.
+    /// Where a mount of these layers finds owner, mode and type of their files.
     pub fn permissions(&self) -> XattrPermissions {
         if self.keep_ownership { XattrPermissions::Inode } else { XattrPermissions::Containers }
     }

@@ -94,7 +94,7 @@ pub fn save(store: &Store, selection: &[Selected], target: Target<'_>, options: 
     save_watched(store, selection, target, options, &|_| {})
 }
 
-/// Bytes of the layers' tars that [`save_watched`] goes through.
+/// Number of bytes of the layers' tars that [`save_watched`] reads.
 ///
 /// # Errors
 /// When a layer is missing.
@@ -106,7 +106,7 @@ pub fn bytes(store: &Store, selection: &[Selected]) -> Result<u64> {
     Ok(layers.values().sum())
 }
 
-/// As [`save`]; `watch` is told how many more bytes of the layers' tars were put together.
+/// As [`save`]; `watch` is called with the number of bytes of the layers' tars that were written since its last call.
 ///
 /// # Errors
 /// As for [`save`].
@@ -222,7 +222,7 @@ fn reassemble_watched(layer: &StoredLayer, out: &mut dyn Write, watch: Watch<'_>
     reassemble(layer, &mut Watched { out, watch })
 }
 
-/// Is told how many more bytes have passed.
+/// Called with the number of bytes since its last call.
 pub type Watch<'w> = &'w (dyn Fn(u64) + Sync);
 
 struct Watched<'w> {

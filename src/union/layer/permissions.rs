@@ -1,5 +1,5 @@
-//! Owner, mode and type of files that are kept beside them: where, and what they are. The driver and what looks at layers
-//! without a mount decide it here, so that a snapshot holds what a mount shows.
+//! Owner, mode and type of files that are stored in an extended attribute instead of the inode: in which, and what the values
+//! mean. Used both by the driver and by code that reads layers without a mount, so that a snapshot holds what a mount shows.
 
 use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
@@ -13,9 +13,9 @@ use crate::marks::override_stat::{OverrideKey, OverrideStat};
 /// Longest value that is read; a longer one is malformed.
 const LONGEST: usize = 128;
 
-/// The attribute in which a union keeps owner, mode and type of its files; `None`: its inodes have them. `roots` are those of
-/// its layers, the topmost first: without being told, a union obeys the first mark on them (containers/storage sets it, and
-/// fuse-overlayfs obeys it).
+/// The attribute in which a union keeps owner, mode and type of its files; `None`: its inodes have them. `roots` are the
+/// roots of its layers, topmost first: without an option, a union follows the first mark on them (containers/storage sets it,
+/// and fuse-overlayfs follows it too).
 ///
 /// # Errors
 /// Those of `getxattr(2)`.
@@ -40,8 +40,8 @@ pub fn override_key<'r>(
     Ok(None)
 }
 
-/// What is kept of `target` in `key`; `None` if there is nothing, or nothing that can be read: the log tells of that.
-/// `place` says where the file is.
+/// What is stored for `target` in `key`; `None` if there is nothing, or nothing readable, which is logged. `place`
+/// says where the file is.
 ///
 /// # Errors
 /// Those of `getxattr(2)`.

@@ -25,7 +25,7 @@ pub struct StorageArgs {
     /// Show it a device: a path, or a name of the Container Device Interface (vendor.com/class=name)
     #[arg(long, value_name = "DEVICE")]
     pub device: Vec<String>,
-    /// Graphics cards of NVIDIA's, which the Container Device Interface must know: all, a number, or device=0,1
+    /// NVIDIA graphics cards that the Container Device Interface knows: all, a number, or device=0,1
     #[arg(long, value_name = "GPUS")]
     pub gpus: Option<String>,
 }
@@ -74,7 +74,7 @@ pub struct PrivilegeArgs {
     /// `host`: it has the host's name
     #[arg(long, value_name = "MODE", value_parser = ["host", "private"])]
     pub uts: Option<String>,
-    /// `keep-id`: the user who runs it has the same id in it [default: host: is root in it]
+    /// `keep-id`: this user keeps the same id inside [default: host: this user is root inside]
     #[arg(long, value_name = "MODE")]
     pub userns: Option<String>,
     /// A kernel parameter of its namespaces

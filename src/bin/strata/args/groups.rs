@@ -132,7 +132,7 @@ impl Verb {
         plain || matches!(self, Self::Container(ContainerVerb::Run(_) | ContainerVerb::Exec(_)))
     }
 
-    /// True for verbs that make something of an image: if it is not there, pulling it is what helps.
+    /// True for verbs that make something from an image: if the image is missing, pulling it helps.
     pub fn wants_image(&self) -> bool {
         matches!(
             self,

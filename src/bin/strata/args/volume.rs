@@ -39,7 +39,7 @@ pub enum VolumeVerb {
         /// Print with a Go template
         #[arg(long, value_name = "TEMPLATE", conflicts_with = "json")]
         format: Option<Template>,
-        /// Only volumes that this is true of
+        /// Only volumes for which this is true
         #[arg(short, long, value_name = "KEY=VALUE")]
         filter: Vec<Filter>,
         /// Print JSON

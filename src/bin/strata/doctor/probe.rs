@@ -1,4 +1,4 @@
-//! Trying things in a place of their own: a directory beside the store, which goes away again.
+//! Tries things in a directory of its own, which is beside the store and is removed at the end.
 
 use std::fs;
 use std::os::unix::fs::{DirBuilderExt, FileExt, symlink};
@@ -9,17 +9,17 @@ use std::time::{Duration, Instant};
 use stratafs::container::{Runtime, stratafs_program};
 use stratafs::store::Store;
 
-/// The longest that anything takes.
+/// Time limit for each trial.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// The image that is tried.
+/// The image that is used.
 const IMAGE: &str = "doctor:1";
 
-/// Directories of the host that hold a program and what it needs. The image has their links; what is a directory is
-/// shown to the container.
+/// Directories of the host that hold a program and the libraries it needs. Links among them are copied into the
+/// image; directories are bind mounts in the container.
 const SYSTEM: [&str; 6] = ["usr", "bin", "sbin", "lib", "lib64", "lib32"];
 
-/// A store with one image that has the host's programs.
+/// A store with one image, which has the host's programs.
 pub struct Probe {
     dir: tempfile::TempDir,
     /// Why the image could not be made.
@@ -38,7 +38,7 @@ impl Probe {
         Ok(probe)
     }
 
-    /// The store that containers are tried in.
+    /// The store used to try containers.
     pub fn root(&self) -> PathBuf {
         self.path("store")
     }
@@ -65,7 +65,7 @@ impl Probe {
 
     fn import(&self) -> Result<(), String> {
         let (image, tar) = (self.path("image"), self.path("image.tar"));
-        // A user who has one id only must have an image of root's files.
+        // A user who has only one id needs an image whose files all belong to root.
         let owners = ["--owner=0", "--group=0", "--numeric-owner"];
         finish(Command::new("tar").args(owners).arg("-C").arg(image).arg("-cf").arg(&tar).arg("."))?;
         finish(self.strata("import")?.arg(tar).arg(IMAGE))
@@ -80,7 +80,7 @@ impl Probe {
         Ok(command)
     }
 
-    /// Mounts a union, reads it and writes to it.
+    /// Mounts a union, reads from it and writes to it.
     pub fn mount(&self) -> Result<(), String> {
         let mut command = Command::new(stratafs_program());
         command.current_dir(self.dir.path()).args(["-o", "lowerdir=lower,upperdir=upper,workdir=work", "merged", "--"]);
@@ -108,7 +108,7 @@ impl Probe {
         let program = ["/usr/bin/true", "/bin/true"].into_iter().find(|path| Path::new(path).exists());
         let ran = finish(command.args([IMAGE, program.unwrap_or("/bin/true")]));
         if ran.is_err() {
-            // What was killed may have left something behind.
+            // A trial that was killed may have left something behind.
             finish(self.strata("rm")?.args(["--force", "doctor"]))?;
         }
         ran
@@ -126,7 +126,7 @@ impl Drop for Probe {
     }
 }
 
-/// Runs a program to its end; what it complains of is the error.
+/// Runs a program to its end; the error is what it wrote to its standard error.
 fn finish(command: &mut Command) -> Result<(), String> {
     let program = command.get_program().display().to_string();
     let told = |error: std::io::Error| format!("{program}: {error}");

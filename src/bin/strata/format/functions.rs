@@ -115,7 +115,7 @@ fn json(given: &Given) -> Result<String> {
         Given::Text(text) => serde_json::to_string(text)?,
         Given::Data(value) => serde_json::to_string(value)?,
     };
-    // The same document, whoever reads it.
+    // The same document for every reader.
     Ok(stratafs::text::json(&document).into_owned())
 }
 

@@ -1,4 +1,4 @@
-//! `inspect` of a container: the fields of `docker container inspect` that mean something here.
+//! `inspect` of a container: those fields of `docker container inspect` that have a meaning here.
 
 use anyhow::Result;
 use serde_json::{Map, Value, json};
@@ -12,7 +12,7 @@ use crate::checkpoints;
 use crate::ps::{self, Listed};
 use crate::seen::{Kind, Seen};
 
-/// The document of a container. `with_size`: it says how much the container has written.
+/// The document of a container. `with_size`: adds how much the container has written.
 pub fn describe(store: &Store, container: Container, with_size: bool) -> Result<Value> {
     let listed = Listed::of(store, container);
     let Listed { container, .. } = &listed;
@@ -77,12 +77,12 @@ fn state(Listed { condition, .. }: &Listed) -> Value {
     })
 }
 
-/// A key of docker's for a port: `80/tcp`.
+/// docker's key for a port: `80/tcp`.
 fn key(port: &Port) -> String {
     format!("{}/{}", port.container, port.protocol.word())
 }
 
-/// `{"80/tcp": [{"HostIp": "", "HostPort": "8888"}]}`; `anywhere` is the address of a port that listens on all.
+/// `{"80/tcp": [{"HostIp": "", "HostPort": "8888"}]}`; `anywhere` is the address to write for a port that listens on all.
 fn bindings(ports: &[Port], anywhere: &str) -> Map<String, Value> {
     let mut bindings = Map::new();
     for port in ports {
@@ -97,7 +97,7 @@ fn bindings(ports: &[Port], anywhere: &str) -> Map<String, Value> {
     bindings
 }
 
-/// What leads into the container now; ports that it exposes and that nothing leads to are null.
+/// The ports that are published now; ports that are exposed but not published are null.
 fn ports(store: &Store, Listed { container, condition, .. }: &Listed) -> Value {
     let mut ports = bindings(&condition.published, "0.0.0.0");
     let config = container.config(store).ok();
@@ -167,12 +167,12 @@ fn host_config(listed: &Listed, bundle: &Value) -> Value {
     })
 }
 
-/// A line of `Binds`: what `-v` said.
+/// A line of `Binds`: the argument of `-v`.
 fn bind(mount: &Seen) -> Option<String> {
     let access = if mount.read_only { "ro" } else { "rw" };
     let source = match &mount.kind {
         Kind::Bind => mount.source.display().to_string(),
-        // A number is a volume of the container's own.
+        // A volume whose name is a number belongs to the container alone.
         Kind::Volume(name) if mount.source.ends_with("_data") => name.clone(),
         _ => return None,
     };
@@ -204,14 +204,14 @@ fn device(word: &str) -> Value {
 
 fn ulimits(options: &RunOptions) -> Value {
     let one = |limit: &stratafs::container::limits::Ulimit| {
-        // docker writes an unlimited one as -1.
+        // docker writes -1 for an unlimited one.
         let number = |value: u64| i64::try_from(value).unwrap_or(-1);
         json!({"Name": limit.name(), "Soft": number(limit.soft()), "Hard": number(limit.hard())})
     };
     options.limits.ulimits.iter().map(one).collect()
 }
 
-/// What the container runs: as its bundle says, or if it never ran, as its image and the user do.
+/// What the container runs: as its bundle says, or if it never ran, what image and user ask for.
 fn config(store: &Store, listed: &Listed, bundle: &Value) -> Value {
     let container = &listed.container;
     let options = &container.record.options;
@@ -228,7 +228,7 @@ fn config(store: &Store, listed: &Listed, bundle: &Value) -> Value {
         set("User", user.clone().into());
     }
     if let Some(entrypoint) = &options.entrypoint {
-        // An empty one takes the image's away, and the image's command goes with it.
+        // An empty entry point replaces the image's, and then the image's command is not used either.
         set("Entrypoint", if entrypoint.is_empty() { Value::Null } else { json!([entrypoint]) });
         set("Cmd", Value::Null);
     }
