@@ -202,7 +202,7 @@ on_stratafs! {
 
     /// The process keeps what serving needs.
     fn privileges_are_given_up(driver) {
-        const NEEDED: [u32; 10] = [0, 1, 2, 3, 4, 21, 27, 31, 32, 33];
+        const NEEDED: [u32; 11] = [0, 1, 2, 3, 4, 21, 23, 27, 31, 32, 33];
         let mount = Stack::new().lower("dir d").mount(driver);
         let needed = NEEDED.iter().fold(0, |set, bit| set | 1_u64 << bit);
         for field in ["CapEff:", "CapPrm:", "CapBnd:", "CapInh:", "CapAmb:"] {

@@ -3,7 +3,9 @@
 use std::ffi::OsStr;
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
+use std::panic::AssertUnwindSafe;
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -81,6 +83,45 @@ fn ask_for_slow_names(mount: &Mount, count: usize) -> Vec<JoinHandle<Result<(), 
     (0..count).map(ask).collect()
 }
 
+/// Stops all threads of a process. The kernel gives the signal to one of them, and the others go on until that one runs.
+fn stop(process: u32) {
+    sys::signal(process, Signal::STOP);
+    let begun = Instant::now();
+    while !thread_stats(process).iter().all(|stat| stat.starts_with('T')) {
+        assert!(begun.elapsed() < Duration::from_secs(30), "process {process} does not stop");
+    }
+}
+
+/// Of each thread of a process the fields of `/proc/PID/task/TID/stat` from the third on.
+fn thread_stats(process: u32) -> Vec<String> {
+    let tasks = std::fs::read_dir(format!("/proc/{process}/task")).unwrap();
+    // A thread may end meanwhile.
+    let stats = tasks.filter_map(|task| std::fs::read_to_string(task.unwrap().path().join("stat")).ok());
+    stats.map(|stat| stat.rsplit(") ").next().unwrap().to_owned()).collect()
+}
+
+/// Makes requests that are answered quickly.
+fn ask_much(mount: &Mount) {
+    for _ in 0..500 {
+        assert_eq!(sys::getxattr(&mount.at("f"), "user.x"), Err(Errno::NODATA));
+    }
+}
+
+/// How many threads of the driver are `SCHED_IDLE`: their field 41 is 5.
+fn threads_in_the_idle_class(mount: &Mount) -> usize {
+    let stats = thread_stats(mount.daemon().unwrap());
+    stats.iter().filter(|stat| stat.split(' ').nth(38) == Some("5")).count()
+}
+
+/// Mounts through the device, then through rings where there are any.
+fn on_each_transport(driver: Driver, test: impl Fn(&Mount)) {
+    let stack = || Stack::new().lower("file f \"x\"");
+    test(&stack().stratafs_option("transport=device").build().mount(driver));
+    if let Some(mount) = on_rings(stack(), driver) {
+        test(&mount);
+    }
+}
+
 /// Mounts `layers` by `command`, whose process ends after mounting and prints nothing.
 #[track_caller]
 fn start(command: &mut Command, layers: &Layers) {
@@ -139,7 +180,7 @@ on_stratafs! {
         let opened = File::open(mount.at("quick/f99")).unwrap();
 
         let daemon = inner.daemon().unwrap();
-        sys::signal(daemon, Signal::STOP);
+        stop(daemon);
         let waiting = ask_for_slow_names(&mount, SLOW);
         let begun = Instant::now();
         for number in 0..100 {
@@ -157,18 +198,55 @@ on_stratafs! {
         drop(mount);
     }
 
+    /// So that its clients stay on their processors, a thread is `SCHED_IDLE` while it answers much, and no longer.
+    fn threads_give_way_while_they_answer_much(driver) {
+        on_each_transport(driver, |mount| {
+            let becomes = |what: &str, wanted: &dyn Fn(usize) -> bool| {
+                let begun = Instant::now();
+                while !wanted(threads_in_the_idle_class(mount)) {
+                    assert!(begun.elapsed() < Duration::from_secs(30), "{what}: {}", stats(mount));
+                }
+            };
+            let over = AtomicBool::new(false);
+            std::thread::scope(|scope| {
+                scope.spawn(|| while !over.load(Ordering::Relaxed) { ask_much(mount) });
+                let found = std::panic::catch_unwind(AssertUnwindSafe(|| becomes("no thread gives way", &|idle| idle > 0)));
+                over.store(true, Ordering::Relaxed);
+                found.unwrap();
+            });
+            becomes("a thread gives way for ever", &|idle| idle == 0);
+        });
+    }
+
+    /// Programs that keep all processors busy take no more than their share from the requests of others.
+    fn busy_processors_answer_requests(driver) {
+        on_each_transport(driver, |mount| {
+            let (over, begun) = (AtomicBool::new(false), Instant::now());
+            let is_over = || over.load(Ordering::Relaxed) || begun.elapsed() > Duration::from_secs(60);
+            std::thread::scope(|scope| {
+                for _ in 0..2 * std::thread::available_parallelism().unwrap().get() {
+                    scope.spawn(|| while !is_over() {});
+                }
+                ask_much(mount);
+                over.store(true, Ordering::Relaxed);
+                // 500 requests: a thread that stayed SCHED_IDLE would get about one hundredth of a processor.
+                assert!(begun.elapsed() < Duration::from_secs(25), "{:?}", begun.elapsed());
+            });
+        });
+    }
+
     /// A stopped driver continues where it was; after a killed driver, no process waits for ever.
     fn stopped_and_killed(driver) {
         let Some(mount) = on_rings(Stack::new().lower("dir slow\nfile slow/f0\nfile slow/f1"), driver) else { return };
         let daemon = mount.daemon().unwrap();
-        sys::signal(daemon, Signal::STOP);
+        stop(daemon);
         let waiting = ask_for_slow_names(&mount, 2);
         std::thread::sleep(Duration::from_millis(50));
         assert!(waiting.iter().all(|thread| !thread.is_finished()), "a stopped driver answered");
         sys::signal(daemon, Signal::CONT);
         waiting.into_iter().for_each(|thread| thread.join().unwrap().unwrap());
 
-        sys::signal(daemon, Signal::STOP);
+        stop(daemon);
         let waiting = ask_for_slow_names(&mount, 8);
         std::thread::sleep(Duration::from_millis(50));
         drop(mount.crash());

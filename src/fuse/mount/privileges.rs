@@ -16,7 +16,7 @@ use rustix::io::Errno;
 use rustix::thread::{CapabilitySet, CapabilitySets};
 
 /// Capabilities that serving needs: for files of any owner, their attributes and devices, handles, marks, passthrough,
-/// unmounting, labels of security modules.
+/// unmounting, labels of security modules, and for threads to leave `SCHED_IDLE` (see `transport::idle_class`).
 ///
 /// `CAP_SYS_RESOURCE` is left out: with it, every user of the mount could exceed quotas and use the blocks that file
 /// systems reserve (kernel: `ovl_fill_super` drops it from the mounter's credentials for the same reason).
@@ -29,6 +29,7 @@ const NEEDED: CapabilitySet = CapabilitySet::CHOWN
     .union(CapabilitySet::MKNOD)
     .union(CapabilitySet::SETFCAP)
     .union(CapabilitySet::SYS_ADMIN)
+    .union(CapabilitySet::SYS_NICE)
     .union(CapabilitySet::MAC_ADMIN)
     .union(CapabilitySet::MAC_OVERRIDE);
 

@@ -9,6 +9,7 @@
 
 mod activity;
 pub(super) mod device;
+mod idle_class;
 pub(super) mod ring;
 
 use std::os::fd::BorrowedFd;

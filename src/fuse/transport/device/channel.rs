@@ -63,6 +63,13 @@ impl Channel {
         }
     }
 
+    /// The process that made the request; 0 if the kernel itself made it, or a process that the mount cannot see.
+    pub(in crate::fuse::transport) fn process(&self) -> u32 {
+        // `pid` of struct fuse_in_header
+        let bytes = self.request.get(..self.length).and_then(|request| request.get(32..)?.first_chunk());
+        bytes.map_or(0, |bytes| u32::from_ne_bytes(*bytes))
+    }
+
     /// Answers the received request; with `refused`, by ENODEV. Returns false if the kernel has ended the connection.
     pub(in crate::fuse::transport) fn answer(&mut self, server: &Server, slot: &Slot, refused: bool) -> bool {
         let message = Message::whole(self.request.get(..self.length).unwrap_or_default());

@@ -6,6 +6,7 @@
 //! copy-up), one more is called or started, so that other requests are not held up. It ends when the rush is over.
 
 pub(super) mod channel;
+mod follow;
 mod shift;
 mod spin;
 
@@ -22,10 +23,12 @@ use crate::driver::interrupt;
 use crate::fuse::in_flight::Slot;
 use crate::fuse::serve::Server;
 use crate::fuse::transport::activity::Activity;
+use crate::fuse::transport::idle_class::{Candidacy, IdleClass};
 use crate::fuse::transport::{STUCK, Transport, default_limit};
 use crate::fuse::wire::reply::Ttl;
 use crate::sys::fuse_device;
 use channel::{Channel, Received};
+use follow::Follow;
 use shift::Shift;
 use spin::Spin;
 
@@ -47,6 +50,7 @@ pub(in crate::fuse) struct Crew {
     foreman: OnceLock<Thread>,
     spin: Spin,
     shift: Shift,
+    idle_class: Arc<IdleClass>,
     /// True if requests are answered with ENODEV.
     stopped: AtomicBool,
     /// Becomes readable when the last thread has ended.
@@ -76,6 +80,7 @@ impl Crew {
             foreman: OnceLock::new(),
             spin: Spin::default(),
             shift: Shift::default(),
+            idle_class: IdleClass::new(),
             stopped: AtomicBool::new(false),
             ended: eventfd(0, EventfdFlags::CLOEXEC)?,
         });
@@ -126,7 +131,8 @@ impl Crew {
             let before = self.activity.now();
             std::thread::sleep(STUCK);
             let stuck = self.activity.now().is_stuck_since(before);
-            quiet = if stuck { 0 } else { quiet + 1 };
+            let reviews = self.idle_class.review();
+            quiet = if stuck || reviews { 0 } else { quiet + 1 };
             let hired = self.hired.load(Ordering::SeqCst);
             if hired == 0 {
                 return;
@@ -156,6 +162,8 @@ impl Crew {
         let slot = self.server.in_flight.join();
         let own = Arc::clone(&slot);
         interrupt::ask_in_this_thread(move || own.is_wanted());
+        let mut candidacy = self.idle_class.candidacy();
+        let mut follow = Follow::default();
         loop {
             let others = self.activity.begin_to_wait();
             if self.shift.is_manned(others) || (surplus && others >= self.base) {
@@ -164,7 +172,7 @@ impl Crew {
                     break;
                 }
                 self.shift.rest();
-            } else if !self.next(&mut channel, &slot) {
+            } else if !self.next(&mut channel, &slot, &mut candidacy, &mut follow) {
                 self.server.overlay.announce_end();
                 self.shift.end();
                 break;
@@ -179,8 +187,10 @@ impl Crew {
     }
 
     /// Waits for one request, counts the wait in the activity, and answers the request. Returns false when the mount is gone.
-    fn next(&self, channel: &mut Channel, slot: &Slot) -> bool {
-        let at_once = self.spin.wait(channel.device());
+    fn next(&self, channel: &mut Channel, slot: &Slot, candidacy: &mut Candidacy, follow: &mut Follow) -> bool {
+        // In the idle class, the next request is usually there when the thread gets to run again; and it must not spin on
+        // its client's processor.
+        let at_once = !candidacy.is_member() && self.spin.wait(channel.device());
         let received = channel.receive();
         let others = self.activity.end_to_wait();
         if received == Received::Unmounted {
@@ -192,7 +202,32 @@ impl Crew {
         let begun = Instant::now();
         let goes_on = channel.answer(&self.server, slot, self.stopped.load(Ordering::SeqCst));
         self.shift.note(at_once, begun.elapsed());
+        self.stay_near(channel.process(), candidacy, follow);
         goes_on
+    }
+
+    /// Follows the process that most requests come from.
+    fn stay_near(&self, process: u32, candidacy: &mut Candidacy, follow: &mut Follow) {
+        let is_time_to_look = follow.note(process);
+        if candidacy.is_member() && follow.is_crowded() {
+            candidacy.leave();
+        } else if candidacy.answered()
+            && self.foreman.get().is_some()
+            && !follow.is_crowded()
+            && let Some(processor) = follow.look()
+            && candidacy.join()
+        {
+            self.wake_foreman();
+            if !candidacy.move_to(processor) {
+                candidacy.leave();
+            }
+        } else if is_time_to_look
+            && candidacy.is_member()
+            && let Some(processor) = follow.look()
+            && !candidacy.move_to(processor)
+        {
+            candidacy.leave();
+        }
     }
 }
 

@@ -27,6 +27,7 @@ use rustix::io::Errno;
 
 use super::activity::{Activity, Moment};
 use super::device::channel::{Channel, Received};
+use super::idle_class::IdleClass;
 use super::{STUCK, Transport, default_limit};
 use crate::driver::interrupt;
 use crate::driver::types::NodeId;
@@ -79,6 +80,7 @@ pub(in crate::fuse) struct Rings {
     hired: AtomicUsize,
     /// Activity of the thread that reads the device.
     reader: Activity,
+    idle_class: Arc<IdleClass>,
     /// True while the foreman checks the queues periodically; otherwise it waits to be woken.
     watching: AtomicBool,
     /// The thread that starts others; set once.
@@ -152,6 +154,7 @@ impl Rings {
             limit,
             hired: AtomicUsize::new(0),
             reader: Activity::default(),
+            idle_class: IdleClass::new(),
             watching: AtomicBool::new(false),
             foreman: OnceLock::new(),
             is_full: AtomicBool::new(false),
@@ -316,6 +319,7 @@ impl Rings {
         let Some(counted) = self.counted(queues, are_offline) else { return Ok(()) };
         let slot = self.slot();
         let mut aside = vec![0; ASIDE].into_boxed_slice();
+        let mut candidacy = self.idle_class.candidacy();
         loop {
             counted.activity.begin_to_wait();
             let arrived = ring.next_request();
@@ -330,6 +334,9 @@ impl Rings {
             let Some(request) = ring.request(entry) else { continue };
             let answer = self.answer(&slot, request, &mut aside);
             ring.answer(entry, answer.unique, answer.error, answer.length)?;
+            if candidacy.answered() && !are_offline && candidacy.join() {
+                self.wake_foreman();
+            }
         }
     }
 
@@ -389,7 +396,7 @@ impl Rings {
             if self.hired.load(Ordering::SeqCst) == 0 {
                 return;
             }
-            quiet += 1;
+            quiet = if self.idle_class.review() { 0 } else { quiet + 1 };
             for (number, (queue, before)) in (0..).zip(self.queues.iter().zip(before)) {
                 let threads = queue.threads.load(Ordering::SeqCst);
                 let is_new = queue.is_wanting.swap(false, Ordering::SeqCst) && threads == 0;
