@@ -358,7 +358,7 @@ fn agree(name: &str, texts: &[&str], inventories: bool) {
             .map(|(path, kind)| (path.clone(), *kind))
             .collect();
         assert_eq!(told_less, expected, "{what}: diff");
-        let compared = layer::compare(&fds[1..], &fds).unwrap();
+        let compared = layer::compare(&fds[1..], &fds, stratafs::XattrPermissions::Auto).unwrap();
         let compared: BTreeMap<String, char> = compared
             .into_iter()
             .map(|change| (String::from_utf8(change.path).unwrap(), change.kind.to_string().chars().next().unwrap()))
