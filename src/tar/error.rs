@@ -8,7 +8,7 @@ use crate::text::printable;
 #[derive(Debug, thiserror::Error)]
 pub enum TarError {
     /// A block that should be a header has the wrong checksum.
-    #[error("byte {offset}: not a tar header: {reason}")]
+    #[error("byte {offset}: not a tar {}: {reason}", if *offset == 0 { "archive" } else { "header" })]
     NotAHeader {
         /// Where the block begins.
         offset: u64,

@@ -155,6 +155,9 @@ fn near_words_are_suggested() {
     let text = root.join("text");
     std::fs::write(&text, "hello\n").unwrap();
     assert!(fails(&root, 1, &["import", text.to_str().unwrap(), "x:1"]).ends_with("not a tar archive\n"));
+    std::fs::write(&text, "a longer text\n".repeat(1000)).unwrap();
+    assert!(fails(&root, 1, &["import", text.to_str().unwrap(), "x:1"]).contains("not a tar archive"));
+    assert!(!fails(&root, 2, &["complete"]).contains("__"), "what is no verb for people is not suggested");
     let told = fails(&root, 1, &["save", "-o", "/missing/x", "debian:12"]);
     assert!(told.starts_with("strata: /missing: No such file"), "{told}");
     assert!(fails(&root, 1, &["inspect", "sha256:00"]).ends_with("sha256:00: no such image\n"));

@@ -80,6 +80,9 @@ fn scripts_of_every_shell_are_sound() {
     }
     // For a store that does not exist nothing is completed, and none is made.
     let root = dir.path().join("none");
-    assert_eq!(ok(&root, &["__complete", "--", "run", ""]), "");
+    let root_option = format!("--root={}", root.display());
+    let mut complete = Command::new(env!("CARGO_BIN_EXE_strata"));
+    let told = complete.args(["__complete", "--", &root_option, "run", ""]).output().unwrap();
+    assert!(told.status.success() && told.stdout.is_empty() && told.stderr.is_empty(), "{told:?}");
     assert!(!root.exists());
 }

@@ -10,7 +10,6 @@ mod registry;
 mod run;
 mod volume;
 
-use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -112,8 +111,6 @@ pub enum Verb {
     System(SystemVerb),
     #[command(hide = true)]
     Supervise(Supervise),
-    #[command(name = "__complete", hide = true)]
-    Complete(Complete),
     #[cfg(feature = "snapshotter")]
     Snapshotter(crate::snapshotter::Arguments),
 }
@@ -473,14 +470,6 @@ pub struct Doctor {
 )]
 pub struct Completions {
     pub shell: clap_complete::Shell,
-}
-
-/// Print the names that the last word may become
-#[derive(Args)]
-pub struct Complete {
-    /// The words before the cursor, without the program
-    #[arg(last = true)]
-    pub words: Vec<OsString>,
 }
 
 /// Write man pages into a directory

@@ -9,7 +9,7 @@ use stratafs::container::named::NamedVolume;
 use stratafs::container::{Container, Status};
 use stratafs::store::{Image, Store, short_id};
 
-use super::args::{Cli, Complete};
+use super::args::Cli;
 use super::images::names;
 use super::output::print_line;
 
@@ -26,19 +26,21 @@ struct Place {
     first: Option<String>,
 }
 
+/// The words before the cursor, without the program, if `strata __complete -- WORD...` was called.
+pub fn asked() -> Option<Vec<String>> {
+    let mut words = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned());
+    let is_asked = words.next().as_deref() == Some("__complete") && words.next().as_deref() == Some("--");
+    is_asked.then(|| words.collect())
+}
+
 /// Prints the names that the last word may become. What goes wrong is not told: the user is typing.
-pub fn complete(root: Option<PathBuf>, args: &Complete) {
-    let words: Vec<String> = args.words.iter().map(|word| word.to_string_lossy().into_owned()).collect();
+pub fn complete(words: &[String]) {
     let Some((current, before)) = words.split_last() else { return };
     let mut command = Cli::command();
     command.build();
     let Some(place) = place(&command, before, current) else { return };
-    let found = place
-        .root
-        .clone()
-        .or(root)
-        .map_or_else(Store::default_root, Ok)
-        .and_then(|root| Store::open_for_reading(&root));
+    let root = place.root.clone().or_else(|| std::env::var_os("STRATA_ROOT").map(PathBuf::from));
+    let found = root.map_or_else(Store::default_root, Ok).and_then(|root| Store::open_for_reading(&root));
     let Ok(store) = found else { return };
     let mut candidates = candidates(&store, &place, current).unwrap_or_default();
     candidates.retain(|name| name.starts_with(current.as_str()));

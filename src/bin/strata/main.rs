@@ -79,6 +79,11 @@ fn main() -> ExitCode {
         output::tell(&format!("strata: signals: {error}"));
         return ExitCode::FAILURE;
     }
+    // Not among the verbs, or it would be suggested for misspelt ones.
+    if let Some(words) = complete::asked() {
+        complete::complete(&words);
+        return ExitCode::SUCCESS;
+    }
     let cli = match help::parse() {
         Ok(cli) => cli,
         Err(error) => return wrong_usage(&error),
@@ -192,10 +197,6 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Verb::Inventory(inventory) => archives::inventory(inventory),
         Verb::Man(man) => generate::man(man),
         Verb::Completions(completions) => generate::completions(completions),
-        Verb::Complete(words) => {
-            complete::complete(cli.root, words);
-            Ok(())
-        }
         Verb::Login(login) => registry::login(login),
         Verb::Logout(logout) => registry::logout(logout),
         Verb::Mounts(mounts) => mounts::run(mounts),
@@ -289,7 +290,6 @@ fn run_on_store(root: Option<PathBuf>, verb: Verb) -> Result<ExitCode> {
         | Verb::Inventory(_)
         | Verb::Man(_)
         | Verb::Completions(_)
-        | Verb::Complete(_)
         | Verb::Doctor(_)
         | Verb::Mounts(_)
         | Verb::Version(_)

@@ -124,8 +124,8 @@ fn devices_of(args: &StorageArgs) -> Result<Vec<String>> {
         let device = format!("nvidia.com/gpu={name}");
         if !is_known(&device) {
             bail!(
-                "--gpus {gpus}: the Container Device Interface knows no such device, so --device {device} would not do \
-                 either; nvidia-ctk cdi generate --format json --output /etc/cdi/nvidia.json describes those of this machine"
+                "--gpus {gpus}: no specification in /etc/cdi or /var/run/cdi has such a device; nvidia-ctk cdi generate \
+                 --format json --output /etc/cdi/nvidia.json writes one (--device {device} asks for the same)"
             );
         }
         devices.push(device);
