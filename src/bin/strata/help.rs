@@ -89,6 +89,16 @@ mod tests {
         assert_eq!(grouped, all);
     }
 
+    /// A heading of a group of options goes on to what is defined after it.
+    #[test]
+    fn headings_are_of_options_only() {
+        for verb in Cli::command().get_subcommands() {
+            for arg in verb.get_positionals() {
+                assert_eq!(arg.get_help_heading(), None, "{} {}", verb.get_name(), arg.get_id());
+            }
+        }
+    }
+
     #[test]
     fn the_command_line_is_sound() {
         Cli::command().debug_assert();

@@ -213,7 +213,7 @@ fn no_verb_prints_what_others_wrote_as_it_is() {
         vec!["volume", "inspect", evil],
         vec!["volume", "create", evil],
         vec!["create", "--name", evil, "harm:1"],
-        vec!["create", "-v", "/nonexistent\u{1b}[31m:/x", "--name", "e", "harm:1"],
+        vec!["create", "-v", "/nonexistent\u{1b}[31m:/x", "harm:1"],
         vec!["run", "--rm", "-u", evil, "harm:1"],
         vec!["run", "--rm", "--security-opt", evil, "harm:1"],
         vec!["layers", evil],

@@ -48,12 +48,12 @@ pub struct Pull {
     #[arg(long, conflicts_with_all = ["quiet", "artifact"])]
     pub json: bool,
     #[command(flatten)]
-    pub registry: RegistryArgs,
-    #[command(flatten)]
     pub limits: LimitArgs,
     /// Images; without a registry one is docker.io's, without a tag `latest`
     #[arg(required = true, value_name = "NAME[:TAG][@DIGEST]")]
     pub names: Vec<RemoteImage>,
+    #[command(flatten)]
+    pub registry: RegistryArgs,
 }
 
 /// Send an image to a registry; layers that are there are not transferred
@@ -68,13 +68,13 @@ pub struct Push {
     /// Print nothing but the image's digest
     #[arg(short, long)]
     pub quiet: bool,
-    #[command(flatten)]
-    pub registry: RegistryArgs,
     /// A name or an id, or the beginning of one
     pub image: String,
     /// The name in the registry [default: the image's own]
     #[arg(value_name = "NAME[:TAG]")]
     pub name: Option<Reference>,
+    #[command(flatten)]
+    pub registry: RegistryArgs,
 }
 
 /// Keep a password for a registry, if the registry accepts it
@@ -89,11 +89,11 @@ pub struct Login {
     /// Read the password from standard input
     #[arg(long, requires = "username")]
     pub password_stdin: bool,
-    #[command(flatten)]
-    pub registry: RegistryArgs,
     /// The registry's host, with a port if it has one of its own; with a path, for the repositories below it alone
     #[arg(default_value = "docker.io", value_name = "REGISTRY[/PATH]")]
     pub host: String,
+    #[command(flatten)]
+    pub registry: RegistryArgs,
 }
 
 /// Forget the password for a registry

@@ -60,19 +60,9 @@ pub struct ContainerArgs {
     /// Set the variables listed in a file, one NAME=VALUE on each line
     #[arg(long, value_name = "FILE")]
     pub env_file: Vec<PathBuf>,
-    #[command(flatten)]
-    pub storage: StorageArgs,
     /// Replace the image's entry point
     #[arg(long, value_name = "PROGRAM")]
     pub entrypoint: Option<String>,
-    #[command(flatten)]
-    pub network: NetworkArgs,
-    #[command(flatten)]
-    pub privileges: PrivilegeArgs,
-    #[command(flatten)]
-    pub limits: LimitArgsOfContainer,
-    #[command(flatten)]
-    pub keep: KeepArgs,
     /// Add a label
     #[arg(short, long, value_name = "NAME[=VALUE]")]
     pub label: Vec<String>,
@@ -88,8 +78,6 @@ pub struct ContainerArgs {
     /// Which image of an index with several [default: this machine's]
     #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
     pub platform: Option<Platform>,
-    #[command(flatten)]
-    pub registry: RegistryArgs,
     /// What mounts it: the stratafs program, or the kernel's overlayfs (needs root)
     #[arg(long, value_enum, env = "STRATA_DRIVER", default_value = "stratafs")]
     pub driver: DriverArg,
@@ -100,6 +88,19 @@ pub struct ContainerArgs {
     /// come before the image; all words after it are the container's
     #[arg(required = true, trailing_var_arg = true, num_args = 1.., value_names = ["IMAGE", "COMMAND"])]
     pub words: Vec<String>,
+    // Groups with headings of their own come last: a heading goes on to what follows.
+    #[command(flatten)]
+    pub storage: StorageArgs,
+    #[command(flatten)]
+    pub network: NetworkArgs,
+    #[command(flatten)]
+    pub privileges: PrivilegeArgs,
+    #[command(flatten)]
+    pub limits: LimitArgsOfContainer,
+    #[command(flatten)]
+    pub keep: KeepArgs,
+    #[command(flatten)]
+    pub registry: RegistryArgs,
 }
 
 /// The network of a container.
