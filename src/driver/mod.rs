@@ -4,6 +4,7 @@
 mod acl;
 pub mod checkpoint;
 mod copy_up;
+mod former_links;
 mod hard_links;
 pub(crate) mod interrupt;
 mod inventories;
@@ -67,6 +68,7 @@ struct Union {
     /// Tells whether it is worth finding out that a file has no extended attributes at all.
     bare: verbs::xattr::Bare,
     read_ahead: Arc<readahead::ReadAhead>,
+    former_links: former_links::FormerLinks,
     inventories: inventories::Maker,
 }
 
@@ -118,6 +120,7 @@ impl Union {
             privileged: has_everywhere(CapabilitySet::DAC_READ_SEARCH),
             bare: verbs::xattr::Bare::new(),
             read_ahead: Arc::default(),
+            former_links: former_links::FormerLinks::default(),
             inventories: inventories::Maker::default(),
             config,
             stack,

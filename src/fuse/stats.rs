@@ -5,7 +5,7 @@
 //! user can be root in a container, so of the host it tells only the process id, and no layers.
 
 use std::fs;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value, json};
 
@@ -21,6 +21,8 @@ pub(super) fn describe(overlay: &Overlay, counters: &Counters, transport: &str, 
     let requests: Map<String, Value> =
         counters.requests().map(|(name, count)| (name.to_owned(), count.into())).collect();
     let errors: Map<String, Value> = counters.errors().map(|(text, count)| (text, count.into())).collect();
+    let pauses = overlay.pauses();
+    let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let value = json!({
         "version": env!("CARGO_PKG_VERSION"),
@@ -32,6 +34,7 @@ pub(super) fn describe(overlay: &Overlay, counters: &Counters, transport: &str, 
         "errors": errors,
         "nodes": nodes,
         "handles": handles,
+        "pauses": {"count": pauses.count, "last_us": micros(pauses.last), "longest_us": micros(pauses.longest)},
         "threads": status_field(&status, "Threads:"),
         "memory_kib": status_field(&status, "VmRSS:"),
         "peak_memory_kib": status_field(&status, "VmHWM:"),

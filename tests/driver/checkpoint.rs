@@ -5,8 +5,8 @@ use std::fs;
 use std::os::fd::BorrowedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 
 use rustix::io::Errno;
 use stratafs::driver::checkpoint::Kept;
@@ -84,6 +84,33 @@ fn a_writer_goes_on_in_the_new_upper() {
     assert_eq!(fs::read(union.path().join("upper/linked")).unwrap(), b"later!");
 }
 
+/// While the layer still has the file itself and not a copy, nobody sees that as another link.
+#[test]
+fn links_of_a_moving_file_are_not_counted_twice() {
+    let union = union();
+    let [one, two] = ["one", "two"].map(|name| union.create(NodeId::ROOT, name).unwrap());
+    union.overlay.link(one, NodeId::ROOT, "linked".as_ref()).unwrap();
+    let writers = [one, two].map(|file| union.open(file, libc::O_RDWR).unwrap());
+    let seen = Mutex::new(Vec::new());
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !over.load(Ordering::Relaxed) {
+                let count = |node| union.overlay.getattr(node, None).unwrap().0.nlink;
+                seen.lock().unwrap().push([count(one), count(two)]);
+            }
+        });
+        for number in 0..50 {
+            checkpoint(&union, &format!("layer{number}"));
+        }
+        over.store(true, Ordering::Relaxed);
+    });
+    let seen = seen.into_inner().unwrap();
+    assert!(!seen.is_empty() && seen.iter().all(|counts| *counts == [2, 1]), "{seen:?}");
+    union.overlay.unlink(NodeId::ROOT, "two".as_ref()).unwrap();
+    assert_eq!(union.overlay.getattr(two, Some(writers[1])).unwrap().0.nlink, 0);
+}
+
 /// A reader whose reads are made by the kernel sees data appended after a checkpoint, and the layer does not change.
 #[test]
 fn an_early_reader_sees_later_writes() {
@@ -124,6 +151,11 @@ fn open_files_leave_a_layer_that_is_shared() {
     assert_eq!(["file", "other", "link"].map(|name| inode(layer.join(name))), before);
     assert_eq!(fs::read(layer.join("file")).unwrap(), b"");
     assert_eq!(fs::read(layer.join("other")).unwrap(), b"");
+    // A hard link stays one file.
+    let upper = |name: &str| union.path().join("upper").join(name);
+    assert_eq!(inode(upper("other")), inode(upper("link")));
+    assert_eq!(fs::read(upper("link")).unwrap(), b"New");
+    assert_eq!(union.overlay.lookup(NodeId::ROOT, "link".as_ref()).unwrap().unwrap().node, other);
 }
 
 /// A hard link stays one file over a checkpoint, even with a name in a directory whose parent has another of its names. (Once,

@@ -120,6 +120,14 @@ impl Mount {
         counts.map_or(0, |counts| counts.values().filter_map(Value::as_u64).sum())
     }
 
+    /// How long requests waited for checkpoints; nothing before the first one.
+    fn pauses(&self) -> Option<String> {
+        let pauses = &self.answer.as_ref().ok()?["pauses"];
+        let [count, last, longest] = ["count", "last_us", "longest_us"].map(|field| pauses[field].as_u64());
+        let (count, last, longest) = (count.filter(|&count| count > 0)?, last?, longest?);
+        Some(format!("pauses       {count}, the last {last} \u{b5}s, the longest {longest} \u{b5}s"))
+    }
+
     /// The layers with which the driver was started, topmost first; empty if they cannot be read.
     fn layers(&self) -> Option<MountOptions> {
         let pid = self.answer.as_ref().ok()?["pid"].as_u64()?;
@@ -165,6 +173,9 @@ impl Mount {
         print_line(&format!("memory       {}, {} at most", size(now), size(peak)))?;
         for field in ["threads", "descriptors", "nodes", "handles"] {
             print_line(&format!("{field:<12} {}", self.number(field)))?;
+        }
+        if let Some(pauses) = self.pauses() {
+            print_line(&pauses)?;
         }
         for field in ["requests", "errors"] {
             print_line(&format!("{field:<12} {}", self.total(field)))?;

@@ -13,10 +13,10 @@ mod plan;
 mod switch;
 mod writers;
 
+use writers::Unfinished;
 pub(in crate::driver) use writers::find_names;
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -48,6 +48,17 @@ pub struct Checkpoint {
     pub moved_files: usize,
 }
 
+/// How long verbs waited for changes of the stack of layers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Pauses {
+    /// Number of changes so far.
+    pub count: u64,
+    /// At the last one.
+    pub last: Duration,
+    /// At the longest one.
+    pub longest: Duration,
+}
+
 /// The parts of a mount.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StackState {
@@ -62,11 +73,11 @@ pub struct StackState {
 /// Changes of the stack of layers of a mount.
 #[derive(Debug, Default)]
 pub(in crate::driver) struct Changes {
-    /// Held while the stack is changed, including the steps before and after. The first of all locks.
-    one: Mutex<()>,
-    count: AtomicU64,
-    /// In microseconds.
-    longest_pause: AtomicU64,
+    /// Held while the stack is changed, including the steps before and after. The first of all locks. It holds what the last
+    /// checkpoint has left to do because something failed.
+    one: Mutex<Option<Unfinished>>,
+    /// Leaf lock.
+    pauses: Mutex<Pauses>,
 }
 
 impl Overlay {
@@ -76,7 +87,8 @@ impl Overlay {
     /// # Errors
     /// One line of text. The mount is as before, unless the line says that it is not.
     pub fn checkpoint(&self, place: &Path, id: ChainId, sync: bool) -> Result<Checkpoint, ChangeError> {
-        let _one = self.changes.one.lock();
+        let mut unfinished = self.changes.one.lock();
+        self.finish(&mut unfinished).map_err(|errno| after("the last checkpoint is still not finished", errno))?;
         let mut successor = {
             let union = self.enter();
             union.check_can_change()?;
@@ -85,21 +97,28 @@ impl Overlay {
         };
         let old = successor.old_id();
         let (pivoted, paused) = self.exclusive(|union| union.pivot(&mut successor))?;
-        let moved = pivoted?;
-        let moved_files = moved.len();
-        let flushes = self.enter().flushes();
-        for replacement in moved {
-            replacement.run(&successor, flushes)?;
-        }
-        if moved_files > 0 {
-            let ended = self.enter().upper().and_then(|upper| upper.end_moving());
-            ended.map_err(|errno| ChangeError::new(place, errno))?;
-        }
-        if sync && flushes {
-            successor.settle()?;
-            self.sync().map_err(|errno| ChangeError::new(place, errno))?;
+        let replacements = pivoted?;
+        let moved_files = replacements.len();
+        let settled = if sync && self.enter().flushes() { Some(successor.settle()) } else { None };
+        *unfinished = Some(Unfinished { successor, replacements, has_moved: moved_files > 0 });
+        self.finish(&mut unfinished).map_err(|errno| after("the checkpoint is made, but is not finished", errno))?;
+        if let Some(settled) = settled {
+            let synced = settled.map_err(|error| error.errno).and_then(|()| self.sync());
+            synced.map_err(|errno| after("the checkpoint is made, but may not be on the disk", errno))?;
         }
         Ok(Checkpoint { id: old, paused, moved_files })
+    }
+
+    /// Does what is left to do of the last checkpoint.
+    fn finish(&self, unfinished: &mut Option<Unfinished>) -> Result<(), Errno> {
+        let Some(last) = unfinished else { return Ok(()) };
+        let flushes = self.enter().flushes();
+        last.replace(flushes)?;
+        if last.has_moved {
+            self.enter().upper()?.end_moving()?;
+        }
+        *unfinished = None;
+        Ok(())
     }
 
     /// Like [`Self::checkpoint`] with everything on the disk, and a new random id for the upper.
@@ -117,7 +136,8 @@ impl Overlay {
     /// # Errors
     /// One line.
     pub fn share(&self, layers: &[PathBuf]) -> Result<(), ChangeError> {
-        let _one = self.changes.one.lock();
+        let mut unfinished = self.changes.one.lock();
+        self.finish(&mut unfinished).map_err(|errno| after("the last checkpoint is still not finished", errno))?;
         // Most of the work is done with the gate open.
         self.enter().take_open_files_out(layers)?;
         let (shared, _) = self.exclusive(|union| {
@@ -139,10 +159,9 @@ impl Overlay {
         }
     }
 
-    /// Number of changes of the stack, and the longest time that verbs waited for one.
-    pub fn pauses(&self) -> (u64, Duration) {
-        let longest = self.changes.longest_pause.load(Ordering::Relaxed);
-        (self.changes.count.load(Ordering::Relaxed), Duration::from_micros(longest))
+    /// How long verbs waited for the changes of the stack so far.
+    pub fn pauses(&self) -> Pauses {
+        *self.changes.pauses.lock()
     }
 
     /// Calls `act` with the gate closed; returns its result and how long verbs had to wait.
@@ -155,9 +174,8 @@ impl Overlay {
                 let done = act(&mut union);
                 drop(union);
                 let paused = closing.elapsed();
-                let micros = u64::try_from(paused.as_micros()).unwrap_or(u64::MAX);
-                self.changes.longest_pause.fetch_max(micros, Ordering::Relaxed);
-                self.changes.count.fetch_add(1, Ordering::Relaxed);
+                let pauses = &mut *self.changes.pauses.lock();
+                *pauses = Pauses { count: pauses.count + 1, last: paused, longest: pauses.longest.max(paused) };
                 return Ok((done, paused));
             }
             if start.elapsed() > LIMIT {
@@ -170,6 +188,11 @@ impl Overlay {
             open = (open * 2).min(MOST_OPEN);
         }
     }
+}
+
+/// What failed after, or because of, something that was done.
+fn after(what: &str, errno: Errno) -> ChangeError {
+    ChangeError { errno, line: format!("{what}: {}", std::io::Error::from(errno)) }
 }
 
 impl Union {

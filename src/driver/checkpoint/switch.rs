@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::after;
 use super::plan::{News, Plan, appeared};
 use crate::driver::node::{Dentry, NodeRef};
 use crate::driver::types::{Errno, KernelRef};
@@ -66,7 +67,8 @@ impl Overlay {
         lowers: &[PathBuf],
         kept: Option<Kept<'_>>,
     ) -> Result<Switched, ChangeError> {
-        let _one = self.changes.one.lock();
+        let mut unfinished = self.changes.one.lock();
+        self.finish(&mut unfinished).map_err(|errno| after("the last checkpoint is still not finished", errno))?;
         let (next, mut keeper, mut successor) = {
             let union = self.enter();
             union.check_can_change()?;
@@ -157,6 +159,7 @@ impl Union {
         };
         // From here on it is done: nothing may fail any more.
         self.has_told.store(false, std::sync::atomic::Ordering::Release);
+        self.former_links.forget_all();
         self.stack.lowers().iter().for_each(|layer| self.origins.learn(layer));
         let abandoned = plan.abandoned.len();
         let news = self.rebase(plan);
@@ -165,14 +168,14 @@ impl Union {
 
     /// The upper becomes a layer, as at a checkpoint. Nobody writes to it any more after that.
     fn keep(&mut self, keeper: &mut Successor) -> Result<(), ChangeError> {
-        let moved = self.pivot(keeper)?;
+        let mut moved = self.pivot(keeper)?;
         if moved.is_empty() {
             return Ok(());
         }
         let flushes = self.flushes();
-        moved.into_iter().try_for_each(|replacement| replacement.run(keeper, flushes))?;
-        let ended = self.upper().and_then(|upper| upper.end_moving());
-        ended.map_err(|errno| ChangeError { errno, line: format!("the upperdir: {}", std::io::Error::from(errno)) })
+        let replaced = moved.iter_mut().try_for_each(|replacement| replacement.run(keeper.left(), flushes));
+        let ended = replaced.and_then(|()| self.upper()?.end_moving());
+        ended.map_err(|errno| after("the checkpoint is made, but is not finished", errno))
     }
 
     /// Changes the nodes.

@@ -17,7 +17,7 @@ use crate::driver::node::{Dentry, Name, NamesWrite, NodeId, NodeRef, Published, 
 use crate::driver::types::{Errno, Result};
 use crate::sys::lease;
 use crate::union::layer::moving::{duplicate, replace_names};
-use crate::union::layer::{ChangeError, LayerId, Stat, Successor};
+use crate::union::layer::{LayerId, Stat, Successor};
 
 /// A file on its way to the new upper.
 pub(super) struct Moving {
@@ -37,27 +37,51 @@ pub(super) struct Replacement {
 }
 
 impl Replacement {
-    /// Gives the copy the names that the file had in the layer. With `flushes`, its content reaches the disk first.
-    pub(super) fn run(mut self, successor: &Successor, flushes: bool) -> std::result::Result<(), ChangeError> {
-        let flushed = if flushes { rustix::fs::fdatasync(&self.copy) } else { Ok(()) };
-        let done = flushed
-            .and_then(|()| replace_names(successor.left().as_fd(), &self.names, self.work.as_fd(), &self.staged));
-        self.is_done = done.is_ok();
-        done.map_err(|errno| {
-            let error = std::io::Error::from(errno);
-            let line = format!("the checkpoint is made, but lacks a copy of a file that is open for writing: {error}");
-            ChangeError { errno, line }
-        })
+    /// Gives the copy the names that the file had in `layer`. With `flushes`, its content reaches the disk first.
+    pub(super) fn run(&mut self, layer: &OwnedFd, flushes: bool) -> Result<()> {
+        if flushes {
+            rustix::fs::fdatasync(&self.copy)?;
+        }
+        replace_names(layer.as_fd(), &mut self.names, self.work.as_fd(), &self.staged)?;
+        self.is_done = true;
+        Ok(())
     }
 }
 
 impl Drop for Replacement {
     fn drop(&mut self) {
-        if !self.is_done
-            && let Err(errno) = rustix::fs::unlinkat(&*self.work, &self.staged, AtFlags::empty())
-        {
-            tracing::warn!("work directory: cannot remove {:?}: {errno}", self.staged);
+        if self.is_done {
+            return;
         }
+        match rustix::fs::unlinkat(&*self.work, &self.staged, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(errno) => tracing::warn!("work directory: cannot remove {:?}: {errno}", self.staged),
+        }
+    }
+}
+
+/// What a checkpoint has to do after the exchange. Until it is done, files in the layer are files of the upper as well.
+pub(super) struct Unfinished {
+    pub(super) successor: Successor,
+    pub(super) replacements: Vec<Replacement>,
+    /// There were replacements: the upper has a mark that says so.
+    pub(super) has_moved: bool,
+}
+
+impl Unfinished {
+    /// Gives the copies their names in the layer. If that fails, it can be tried again.
+    pub(super) fn replace(&mut self, flushes: bool) -> Result<()> {
+        while let Some(next) = self.replacements.last_mut() {
+            next.run(self.successor.left(), flushes)?;
+            self.replacements.pop();
+        }
+        Ok(())
+    }
+}
+
+impl std::fmt::Debug for Unfinished {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.debug_struct("Unfinished").field("replacements", &self.replacements.len()).finish_non_exhaustive()
     }
 }
 
@@ -201,7 +225,9 @@ impl Union {
         let names = NamesWrite::lock(first)?;
         self.nodes.publish(&names, node, Published::default());
         let upper = self.stack.upper_id();
-        node.state().carry(layer, upper);
+        let mut state = node.state();
+        state.carry(layer, upper);
+        state.note_all_names();
         Ok(())
     }
 

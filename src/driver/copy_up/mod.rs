@@ -69,9 +69,9 @@ impl Union {
             let copy_up = CopyUpGuard::lock(step);
             let is_target = NodeRef::ptr_eq(step, node);
             if !step.has_upper()
-                && let Some(layer) = self.must_move(step)?
+                && let Some((layer, way)) = self.must_move(step)?
             {
-                self.move_up(&copy_up, layer)?;
+                self.move_up(&copy_up, layer, way)?;
             }
             if !step.has_upper() {
                 self.copy_up_one(&copy_up, if is_target { extent } else { Extent::Attributes })?;

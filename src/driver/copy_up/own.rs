@@ -1,9 +1,9 @@
-//! Files whose inode itself must move to the upper when they are copied up. They are in a layer that was this mount's upper.
+//! Files that go to the upper with all their names when they are copied up. They are in a layer that was this mount's upper.
 //!
 //! A hard link is one file with several names, and a checkpoint between two changes of it must not be noticeable. If the
 //! kernel reads a file directly, readers must see its changes through the same inode. In both cases the inode moves to the
-//! upper with all its names, and the layer keeps a copy. Other layers, and layers that another mount also uses, are never
-//! written: a hard link there breaks, as in every lower layer.
+//! upper with all its names, and the layer keeps a copy. Layers that another mount also uses are never written: of a hard link
+//! there, the upper gets a copy that has all its names. In layers that were never the upper, a hard link breaks.
 
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, OwnedFd};
@@ -15,10 +15,10 @@ use crate::driver::Union;
 use crate::driver::checkpoint::find_names;
 use crate::driver::copy_up::keep_mtime;
 use crate::driver::locate::LowerPlace;
-use crate::driver::node::{CopyUpGuard, Dentry, NamesMany, NodeRef, Published};
+use crate::driver::node::{CopyUpGuard, Dentry, Names, NamesMany, NodeRef, Published};
 use crate::driver::types::{Errno, Result};
 use crate::union::layer::moving::{duplicate, duplicate_special, replace_names};
-use crate::union::layer::{FileType, Layer, LayerId, Stat, UpperDir};
+use crate::union::layer::{Dir, FileType, Layer, LayerId, Stat, UpperDir};
 
 /// A file's inode that was taken out of its layer; it has this name in the work directory.
 struct Taken {
@@ -41,6 +41,15 @@ impl Taken {
     }
 }
 
+/// How a file gets into the upper with all its names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Way {
+    /// The inode itself moves, and the layer keeps a copy.
+    Inode,
+    /// A copy goes up, and the layer stays as it is.
+    Copy,
+}
+
 fn open_dir(path: &std::path::Path) -> Result<OwnedFd> {
     rustix::fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
 }
@@ -51,8 +60,13 @@ impl Union {
         self.stack.lower(layer).is_ok_and(Layer::is_own)
     }
 
-    /// Returns the node's layer if the inode itself must go to the upper.
-    pub(super) fn must_move(&self, node: &NodeRef) -> Result<Option<LayerId>> {
+    /// True if `layer` was the upper of this mount.
+    pub(in crate::driver) fn was_upper(&self, layer: LayerId) -> bool {
+        self.stack.lower(layer).is_ok_and(Layer::was_upper)
+    }
+
+    /// Returns the node's layer if the file must go to the upper with all its names.
+    pub(super) fn must_move(&self, node: &NodeRef) -> Result<Option<(LayerId, Way)>> {
         if node.file_type == FileType::Directory {
             return Ok(None);
         }
@@ -66,19 +80,20 @@ impl Union {
                 |open: &crate::driver::node::OpenState| open.passthrough > 0 && open.backing_layer == Some(layer);
             (layer, state.open().is_some_and(reads))
         };
-        if !self.is_own(layer) {
+        if !self.was_upper(layer) {
             return Ok(None);
         }
-        if is_read_directly {
-            return Ok(Some(layer));
+        let way = if self.is_own(layer) { Way::Inode } else { Way::Copy };
+        if is_read_directly && way == Way::Inode {
+            return Ok(Some((layer, way)));
         }
         let place = LowerPlace::of(node)?.ok_or(Errno::STALE)?;
         let stat = self.lower_dir(&place.dir, place.part()?)?.stat(place.name())?.ok_or(Errno::STALE)?;
-        Ok((stat.nlink > 1).then_some(layer))
+        Ok((stat.nlink > 1).then_some((layer, way)))
     }
 
-    /// Moves the inode of the node from its own layer to the upper, and leaves a copy in the layer.
-    pub(super) fn move_up(&self, copy_up: &CopyUpGuard<'_>, layer: LayerId) -> Result<()> {
+    /// Brings the node's file from a layer that was the upper to the upper, with all its names.
+    pub(super) fn move_up(&self, copy_up: &CopyUpGuard<'_>, layer: LayerId, way: Way) -> Result<()> {
         let node = copy_up.node();
         let upper = self.upper()?;
         let place = LowerPlace::of(node)?.ok_or(Errno::STALE)?;
@@ -91,19 +106,8 @@ impl Union {
         if stat.nlink > 1 {
             self.learn_names_below(&root, &stat)?;
         }
-        let staged = upper.work()?.temporary_name();
+        let staged = self.stage_duplicate(&source, place.name(), &stat, &work)?;
         let remove = || rustix::fs::unlinkat(&work, &staged, AtFlags::empty());
-        if stat.file_type() == FileType::Regular {
-            let copy = duplicate(&self.copier, source.open_file(place.name())?.as_fd(), work.as_fd(), &staged)?;
-            if self.flushes()
-                && let Err(errno) = upper.settle(copy.as_fd(), crate::driver::interrupt::check)
-            {
-                remove()?;
-                return Err(errno);
-            }
-        } else {
-            duplicate_special(&source, place.name(), upper.work()?.dir(), &staged)?;
-        }
         loop {
             let names: Vec<Dentry> = node.state().names().cloned().collect();
             for (parent, _) in &names {
@@ -133,20 +137,73 @@ impl Union {
                 remove()?;
                 return Ok(());
             }
-            let taken = take(root, work, &in_layer, staged)?;
-            if let Err(errno) = self.give_names(&taken, &names, &dirs) {
-                taken.put_back();
-                return Err(errno);
+            match way {
+                Way::Inode => {
+                    let taken = take(root, work, &in_layer, staged)?;
+                    if let Err(errno) = self.give_names(&taken.name, &names, &dirs) {
+                        taken.put_back();
+                        return Err(errno);
+                    }
+                    let first = locked.first().ok_or(Errno::STALE)?;
+                    self.nodes.publish(first, node, Published::default());
+                    node.state().carry(layer, self.stack.upper_id());
+                    self.former_links.forget(stat.id());
+                    drop(locked);
+                    if let (Some(kernel), true) = (self.kernel(), stat.nlink > 1) {
+                        // The link count was another one on the way.
+                        kernel.invalidate_attr(node.id());
+                    }
+                }
+                Way::Copy => {
+                    let copy = Stat::of(work.as_fd(), &staged)?;
+                    if let Err(errno) = self.give_names(&staged, &names, &dirs) {
+                        remove()?;
+                        return Err(errno);
+                    }
+                    self.publish_duplicate(locked, node, &stat, &copy);
+                }
             }
-            let first = locked.first().ok_or(Errno::STALE)?;
-            self.nodes.publish(first, node, Published::default());
-            node.state().carry(layer, self.stack.upper_id());
             return Ok(());
         }
     }
 
-    /// Gives the inode its names in the upper. `dirs`: the upper parts of the directories.
-    fn give_names(&self, taken: &Taken, names: &[Dentry], dirs: &[UpperDir]) -> Result<()> {
+    /// Makes a copy of the file `name` of `source` in the work directory `work`, with all attributes; its name there.
+    fn stage_duplicate(&self, source: &Dir, name: &CStr, stat: &Stat, work: &OwnedFd) -> Result<CString> {
+        let upper = self.upper()?;
+        let staged = upper.work()?.temporary_name();
+        if stat.file_type() != FileType::Regular {
+            duplicate_special(source, name, upper.work()?.dir(), &staged)?;
+            return Ok(staged);
+        }
+        let copy = duplicate(&self.copier, source.open_file(name)?.as_fd(), work.as_fd(), &staged)?;
+        if self.flushes()
+            && let Err(errno) = upper.settle(copy.as_fd(), crate::driver::interrupt::check)
+        {
+            rustix::fs::unlinkat(work, &staged, AtFlags::empty())?;
+            return Err(errno);
+        }
+        Ok(staged)
+    }
+
+    /// The copy `copy` of the node's file `source` has all its names in the upper; `locked` are those.
+    fn publish_duplicate(&self, locked: NamesMany<'_>, node: &NodeRef, source: &Stat, copy: &Stat) {
+        // A file that was copied up before shows its origin's number, and so does the copy.
+        let ino = (node.ino() == self.stack.shown_ino(source)).then(|| self.stack.shown_ino(copy));
+        for names in locked.iter() {
+            self.nodes.publish(names, node, Published { content: None, ino });
+        }
+        self.nodes.share(copy.id(), node);
+        let parents: Vec<_> = locked.iter().map(|names| names.parent().id()).collect();
+        drop(locked);
+        if let (Some(kernel), Some(_)) = (self.kernel(), ino) {
+            // What the kernel remembers of the file and of the directories' listings has the old number.
+            kernel.invalidate_attr(node.id());
+            parents.into_iter().for_each(|parent| kernel.invalidate_pages(parent));
+        }
+    }
+
+    /// Gives `staged` in the work directory its names in the upper. `dirs`: the upper parts of the directories.
+    fn give_names(&self, staged: &CStr, names: &[Dentry], dirs: &[UpperDir]) -> Result<()> {
         let work = self.upper()?.work()?.dir();
         let mut made: Vec<(&UpperDir, &CStr)> = Vec::new();
         let mut give = || {
@@ -154,9 +211,9 @@ impl Union {
                 self.mark_impure(parent, dir)?;
                 let before = dir.stat_self()?;
                 if at + 1 < names.len() {
-                    dir.link(work, &taken.name, name)?;
+                    dir.link(work, staged, name)?;
                 } else {
-                    work.rename(&taken.name, dir, name, RenameFlags::empty())?;
+                    work.rename(staged, dir, name, RenameFlags::empty())?;
                 }
                 keep_mtime(dir, &before);
                 made.push((dir, name));
@@ -197,7 +254,7 @@ fn take(layer: OwnedFd, work: OwnedFd, names: &[(CString, CString)], staged: CSt
     if !further.is_empty() {
         let second = CString::new([staged.to_bytes(), b".copy"].concat()).map_err(|_| Errno::INVAL)?;
         rustix::fs::linkat(&work, &staged, &work, &second, AtFlags::empty())?;
-        replace_names(layer.as_fd(), further, work.as_fd(), &second)?;
+        replace_names(layer.as_fd(), &mut further.to_vec(), work.as_fd(), &second)?;
     }
     let held = confined::open_dir(layer.as_fd(), dir.to_bytes())?;
     confined::keeping_times(held.as_fd(), || {

@@ -152,6 +152,11 @@ impl<'d> NamesMany<'d> {
         parents.into_iter().map(NamesWrite::lock).collect::<Result<_, _>>().map(Self)
     }
 
+    /// The guards of all of them.
+    pub fn iter(&self) -> impl Iterator<Item = &NamesWrite<'d>> {
+        self.0.iter()
+    }
+
     /// The guard of one of them.
     pub fn first(&self) -> Option<&NamesWrite<'d>> {
         self.0.first()

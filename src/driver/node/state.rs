@@ -89,6 +89,8 @@ struct Rare {
     index: Option<Box<Indexed>>,
     /// Present while the file is open.
     open: Option<Box<OpenState>>,
+    /// All names of the file are known. Its real link count may count names that it still has in a checkpoint layer.
+    all_names: bool,
 }
 
 /// A regular file in a lower layer that holds the content of another.
@@ -250,6 +252,12 @@ impl State {
         self.rare.as_ref()?.index.as_deref()
     }
 
+    /// Link count of an upper file all of whose names are known.
+    pub fn known_nlink(&self) -> Option<u32> {
+        let is_known = self.rare.as_ref().is_some_and(|rare| rare.all_names) && self.is_upper();
+        is_known.then(|| u32::try_from(self.names().count()).unwrap_or(u32::MAX))
+    }
+
     /// The upper file by which the table finds the node.
     pub(super) fn upper_file(&self) -> Option<FileId> {
         self.rare.as_ref()?.upper_file
@@ -257,8 +265,9 @@ impl State {
 
     // -------------------------------------------------------------------------------------------------- transitions
 
-    pub(super) fn set_upper_file(&mut self, id: FileId) {
-        self.rare_mut().upper_file = Some(id);
+    /// Returns the file that was set before.
+    pub(super) fn set_upper_file(&mut self, id: FileId) -> Option<FileId> {
+        self.rare_mut().upper_file.replace(id)
     }
 
     /// The file has one more name. If it had none, this is its first name.
@@ -427,6 +436,11 @@ impl State {
         self.rare_mut().open.get_or_insert_default()
     }
 
+    /// All names of the file are known from now on.
+    pub fn note_all_names(&mut self) {
+        self.rare_mut().all_names = true;
+    }
+
     /// Notes that the file, with the same inode, has moved from the layer `from` to `to`, and so have its open handles.
     pub fn carry(&mut self, from: LayerId, to: LayerId) {
         let mut open = self.rare.as_mut().and_then(|rare| rare.open.as_deref_mut());
@@ -457,7 +471,8 @@ fn is_at(at: &Dentry, parent: &NodeRef, name: &CStr) -> bool {
 
 impl Rare {
     fn is_empty(&self) -> bool {
-        let Self { names, upper_file, content, index, open } = self;
-        names.is_empty() && upper_file.is_none() && content.is_none() && index.is_none() && open.is_none()
+        let Self { names, upper_file, content, index, open, all_names } = self;
+        let refers = upper_file.is_some() || content.is_some() || index.is_some() || open.is_some();
+        names.is_empty() && !refers && !all_names
     }
 }

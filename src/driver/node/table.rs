@@ -242,9 +242,12 @@ impl NodeTable {
         self.count(&node)
     }
 
-    /// Lets other names of the upper file `id` find `node`.
+    /// Lets other names of the upper file `id` find `node`, which may have been another file before.
     pub fn share(&self, id: FileId, node: &NodeRef) {
-        node.state.lock().set_upper_file(id);
+        let before = node.state.lock().set_upper_file(id);
+        if let Some(before) = before.filter(|&before| before != id) {
+            self.links.remove_if(&before, |_, known| NodeRef::ptr_eq(known, node));
+        }
         self.links.insert(id, node.clone());
     }
 

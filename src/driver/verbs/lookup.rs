@@ -133,7 +133,7 @@ impl Union {
     ) -> Result<LookupRef<'_>> {
         let (parent, name) = (names.parent(), Name::from(name));
         let is_upper = found.source == Source::Upper;
-        let is_linked = !found.stat.is_dir() && found.stat.nlink > 1 && (is_upper || self.is_in_own(parent, &found));
+        let is_linked = !found.stat.is_dir() && found.stat.nlink > 1 && (is_upper || self.was_in_upper(parent, &found));
         let upper_file = is_linked.then_some(found.stat.id());
         let indexed = self.index_entry(parent, &name, &found)?;
         if let Some(node) = self.shared(upper_file, indexed.as_ref()) {
@@ -160,11 +160,11 @@ impl Union {
     }
 
     /// True for a file of a layer that was this mount's upper: its names are still one file.
-    fn is_in_own(&self, parent: &NodeRef, found: &crate::union::merge::Found) -> bool {
+    fn was_in_upper(&self, parent: &NodeRef, found: &crate::union::merge::Found) -> bool {
         let Source::Lower(index) = found.source else { return false };
         let lowers = parent.dir().map(|dir| dir.lowers()).unwrap_or_default();
         let part = lowers.get(usize::from(index));
-        part.is_some_and(|part| self.is_own(part.layer))
+        part.is_some_and(|part| self.was_upper(part.layer))
     }
 
     /// The node of another name of the same file, if there is one.
@@ -284,10 +284,10 @@ impl Union {
     /// Attributes to show for a node whose real file has `stat`.
     pub(in crate::driver) fn show(&self, node: &Node, stat: &Stat) -> Attr {
         let (uid, gid) = self.shown_owner(stat.uid, stat.gid);
-        let (is_upper, indexed, content, is_left) = {
+        let (is_upper, nlink, content, is_left) = {
             let state = node.state();
-            let indexed = state.index().map(|entry| entry.nlink);
-            (state.is_upper(), indexed, state.content().cloned(), state.left().is_some())
+            let nlink = state.index().map(|entry| entry.nlink).or_else(|| state.known_nlink());
+            (state.is_upper(), nlink, state.content().cloned(), state.left().is_some())
         };
         let merged = node.dir().is_some_and(|dir| dir.lowers().len() + usize::from(is_upper) > 1);
         Attr {
@@ -297,7 +297,7 @@ impl Union {
             nlink: match merged || self.config.static_nlink {
                 _ if is_left => 0,
                 true => 1,
-                false => indexed.unwrap_or(stat.nlink),
+                false => nlink.unwrap_or_else(|| self.shown_nlink(node, stat)),
             },
             uid,
             gid,

@@ -54,12 +54,16 @@ impl Union {
         if self.indexed(node).is_some() {
             self.copy_up(node)?;
         }
+        let link = self.former_link(node)?;
         let names = NamesWrite::lock(parent)?;
         if !node.is_named(parent, name) {
             return Ok(Attempt::Outdated);
         }
         if !node.has_upper() {
             self.put_whiteout(parent, &dir, name)?;
+            if let Some(file) = link {
+                self.former_links.note_removed(file);
+            }
             self.nodes.hide(&names, name, node);
             return Ok(Attempt::Done);
         }

@@ -257,9 +257,13 @@ impl Union {
             }
             _ => None,
         };
+        let link = target.node.as_ref().map_or(Ok(None), |new| self.former_link(new))?;
         let moved = self.move_over(source, target, occupant, whiteout_behind, old.dir().is_some());
         self.end_clearing(target, emptied, moved.is_ok())?;
         moved?;
+        if let Some(file) = link {
+            self.former_links.note_removed(file);
+        }
         self.nodes.rename(names, old, &source.name, &target.name, replaced);
         if let Some(change) = change {
             self.end_nlink_change(change, -1);

@@ -85,31 +85,47 @@ fn fill(copier: &Copier, from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<(),
 }
 
 /// Replaces `names`, which are in directories below `layer`, by the file `staged` of the directory `work`. The
-/// directories keep their times.
+/// directories keep their times. Names that are replaced are taken out of `names`; if it fails, the rest can be tried again.
 ///
 /// # Errors
 /// Those of `linkat(2)` and `renameat(2)`.
 pub(crate) fn replace_names(
     layer: BorrowedFd<'_>,
-    names: &[(CString, CString)],
+    names: &mut Vec<(CString, CString)>,
     work: BorrowedFd<'_>,
     staged: &CStr,
 ) -> Result<(), Errno> {
-    let Some((last, further)) = names.split_last() else {
-        return rustix::fs::unlinkat(work, staged, AtFlags::empty());
-    };
-    for (at, (dir, name)) in further.iter().enumerate() {
-        let temporary = CString::new([staged.to_bytes(), format!(".{at}").as_bytes()].concat());
-        let temporary = temporary.map_err(|_| Errno::INVAL)?;
-        rustix::fs::linkat(work, staged, work, &temporary, AtFlags::empty())?;
-        replace(layer, (dir, name), work, &temporary)?;
+    let next = CString::new([staged.to_bytes(), b".next"].concat()).map_err(|_| Errno::INVAL)?;
+    while let [_, .., last] = names.as_slice() {
+        match rustix::fs::linkat(work, staged, work, &next, AtFlags::empty()) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(errno) => return Err(errno),
+        }
+        let replaced = replace(layer, last, work, &next);
+        // Still there if that failed, or if the name was the copy's already.
+        missing_is_fine(rustix::fs::unlinkat(work, &next, AtFlags::empty()))?;
+        replaced?;
+        names.pop();
     }
-    replace(layer, (&last.0, &last.1), work, staged)
+    match names.first() {
+        // It is missing if the rename was done, and only the time could not be put back.
+        Some(last) => missing_is_fine(replace(layer, last, work, staged))?,
+        None => missing_is_fine(rustix::fs::unlinkat(work, staged, AtFlags::empty()))?,
+    }
+    names.clear();
+    Ok(())
+}
+
+fn missing_is_fine(done: Result<(), Errno>) -> Result<(), Errno> {
+    match done {
+        Err(Errno::NOENT) => Ok(()),
+        done => done,
+    }
 }
 
 fn replace(
     layer: BorrowedFd<'_>,
-    (dir, name): (&CString, &CString),
+    (dir, name): &(CString, CString),
     work: BorrowedFd<'_>,
     from: &CStr,
 ) -> Result<(), Errno> {
