@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
@@ -13,6 +14,9 @@ use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, UnmountFlags, fsconfig_create, fsconfig_set_string,
     fsmount, fsopen, move_mount, unmount,
 };
+use stratafs::control::{Answer, Client, Request};
+use stratafs::marks::chain::Chain;
+use stratafs::union::layer::chain::{chain_namespace, copy_root, new_id, read_chain, write_chain};
 use tempfile::TempDir;
 
 use super::uppers::Upper;
@@ -238,9 +242,21 @@ impl Layers {
     /// Mounts stratafs, started by `spawn`; panics when that fails.
     #[track_caller]
     pub fn mount_started_by(self, spawn: impl FnOnce(&mut Command) -> std::io::Result<Child>) -> Mount {
+        match self.try_mount_started_by(spawn) {
+            Ok(mount) => mount,
+            Err((message, _)) => panic!("stratafs does not mount: {message}"),
+        }
+    }
+
+    /// Mounts stratafs, started by `spawn`; hands the layers back with the message when that fails.
+    #[allow(clippy::result_large_err)]
+    pub fn try_mount_started_by(
+        self,
+        spawn: impl FnOnce(&mut Command) -> std::io::Result<Child>,
+    ) -> Result<Mount, (String, Self)> {
         match self.mount_stratafs(spawn) {
-            Ok(daemon) => Mount { layers: Some(self), driver: Driver::Stratafs, daemon: Some(daemon) },
-            Err(message) => panic!("stratafs does not mount: {message}"),
+            Ok(daemon) => Ok(Mount { layers: Some(self), driver: Driver::Stratafs, daemon: Some(daemon) }),
+            Err(message) => Err((message, self)),
         }
     }
 
@@ -371,6 +387,8 @@ impl Layers {
                 sys::kill(daemon.id());
                 daemon.wait().expect("wait");
                 unwatch_daemon(daemon.id());
+                // One that was killed right after it mounted leaves its mount.
+                unmount(&self.point, UnmountFlags::DETACH).unwrap_or(());
                 let how = ended.map_or_else(|| "no mount after a minute".to_owned(), |status| status.to_string());
                 return Err(format!("{how}: {}", self.read_log()));
             }
@@ -404,7 +422,41 @@ impl Layers {
     /// The checkpoint at `place` is the topmost lower layer.
     pub fn add_checkpoint(&mut self, place: std::path::PathBuf) {
         self.originals.insert(0, tree::snapshot(&place, true));
+        if super::uses_inventories() {
+            take_inventory(&place);
+        }
         self.lowers.insert(0, place);
+    }
+
+    /// Another union on the same lower layers, the topmost of which is a checkpoint: with an empty upper that belongs on it. Must
+    /// not outlive these.
+    pub fn fork(&self) -> Self {
+        let directory = Scratch::new(&base(), "stratafs-test-");
+        let root = directory.path();
+        sys::chmod(root, 0o755).unwrap();
+        let [writable, upper, work, point] =
+            [WRITABLE, "writable/upper", "writable/work", "merged"].map(|name| root.join(name));
+        for dir in [&writable, &upper, &work, &point] {
+            sys::mkdir(dir, 0o755).unwrap();
+        }
+        let [from, to] = [&self.lowers[0], &upper].map(|dir| File::open(dir).unwrap());
+        let namespace = chain_namespace(to.as_fd()).unwrap();
+        let below = read_chain(from.as_fd(), namespace).unwrap().expect("a checkpoint");
+        copy_root(from.as_fd(), to.as_fd()).unwrap();
+        write_chain(to.as_fd(), namespace, &Chain { id: new_id().unwrap(), below: Some(below.id) }).unwrap();
+        Self {
+            directory,
+            lowers: self.lowers.clone(),
+            data_only: self.data_only.clone(),
+            upper: Some(upper),
+            work: Some(work),
+            point,
+            options: self.options.clone(),
+            extra: self.extra.clone(),
+            descriptors: self.descriptors,
+            upper_on: self.upper_on,
+            originals: self.originals.clone(),
+        }
     }
 
     fn read_log(&self) -> String {
@@ -516,6 +568,50 @@ impl Mount {
         let layers = self.layers.take().expect("mounted");
         layers.assert_sound(self.driver);
         layers
+    }
+
+    /// Makes the upper the topmost lower layer, while the mount is in use: what the driver answers. Nothing is flushed.
+    ///
+    /// # Errors
+    /// What the driver says.
+    pub fn try_checkpoint(&mut self) -> std::io::Result<Answer> {
+        let place = self.layers().checkpoint_place();
+        let id = new_id().unwrap().to_string();
+        let request = Request::Checkpoint { place: place.to_str().unwrap().to_owned(), id, sync: false };
+        let answer = self.ask(&request)?;
+        self.layers.as_mut().expect("mounted").add_checkpoint(place);
+        Ok(answer)
+    }
+
+    /// [`Self::try_checkpoint`]; the path of the layer.
+    #[track_caller]
+    pub fn checkpoint(&mut self) -> PathBuf {
+        self.try_checkpoint().unwrap_or_else(|error| panic!("no checkpoint: {error}"));
+        self.layers().lowers[0].clone()
+    }
+
+    /// A checkpoint that somebody else has asked for is at `name` in the directory of the layers.
+    pub fn note_checkpoint(&mut self, name: &str) {
+        let layers = self.layers.as_mut().expect("mounted");
+        let place = layers.directory.path().join(name);
+        layers.add_checkpoint(place);
+    }
+
+    /// Makes a checkpoint and other layers that stand on it, for a mount beside this one.
+    #[track_caller]
+    pub fn fork(&mut self) -> Layers {
+        self.checkpoint();
+        let layers = self.layers().lowers.iter().map(|path| path.to_str().unwrap().to_owned()).collect();
+        self.ask(&Request::Share { layers }).unwrap_or_else(|error| panic!("not shared: {error}"));
+        self.layers().fork()
+    }
+
+    /// Asks the driver through the socket in its work directory.
+    ///
+    /// # Errors
+    /// What the driver says.
+    pub fn ask(&self, request: &Request) -> std::io::Result<Answer> {
+        Client::connect(self.layers().work.as_ref().expect("a work directory"))?.ask(request)
     }
 
     /// The daemon's messages so far.

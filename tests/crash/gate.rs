@@ -206,7 +206,8 @@ impl Gate {
             Act::Shutdown(disk) => shut_down(disk),
             Act::Kill => {}
         }
-        crate::common::sys::kill(state.daemon?);
+        // One that is only being started is known by its call.
+        crate::common::sys::kill(state.daemon.unwrap_or(notice.pid));
         // A killed process does not see the answer; but if it were told to continue, it could make the call before it dies.
         Some(Errno::INTR)
     }

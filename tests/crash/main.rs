@@ -7,6 +7,7 @@
 //! | `kill` | `kill -9` before each call |
 //! | `faults` | each call fails |
 //! | `power` | what is not on the disk is lost at each call; why by a shutdown and not by device mapper |
+//! | `checkpoint` | all of that at each call of a checkpoint, and of what the next mount does after one |
 //! | `ending` | the end after the unmount takes long |
 //! | `observed` | what failed is in the log and in the counts |
 //!
@@ -19,6 +20,7 @@ mod common;
 
 #[macro_use]
 mod verbs;
+mod checkpoint;
 mod ending;
 mod faults;
 mod gate;

@@ -27,7 +27,7 @@ use crate::verbs::{ACKNOWLEDGED, VERBS, Verb, scenes};
 use crate::{Tree, check_crashed, report, without_times};
 
 /// A separate file system, on a loop device.
-struct Disk {
+pub struct Disk {
     directory: TempDir,
 }
 
@@ -40,7 +40,7 @@ fn run(program: &str, arguments: &[&str]) {
 
 impl Disk {
     /// `kind`: `ext4` or `xfs`.
-    fn new(kind: &str) -> Self {
+    pub fn new(kind: &str) -> Self {
         let directory =
             tempfile::Builder::new().prefix("stratafs-disk-").tempdir_in(crate::common::stack::base()).unwrap();
         let disk = Self { directory };
@@ -56,11 +56,11 @@ impl Disk {
         self.directory.path().join(name)
     }
 
-    fn root(&self) -> PathBuf {
+    pub fn root(&self) -> PathBuf {
         self.path("mnt")
     }
 
-    fn open(&self) -> OwnedFd {
+    pub fn open(&self) -> OwnedFd {
         sys::open(&self.root(), OFlags::RDONLY | OFlags::DIRECTORY, 0).unwrap().into()
     }
 
@@ -82,7 +82,7 @@ impl Disk {
     }
 
     /// Mounts again with the content of the disk.
-    fn start_again(&self) {
+    pub fn start_again(&self) {
         self.unmount().unwrap();
         self.mount();
     }

@@ -49,6 +49,11 @@ pub trait Backend {
     /// The whole tree except the root.
     fn tree(&mut self) -> Result<BTreeMap<String, Seen>, String>;
 
+    /// The union that the last [`Op::Fork`] made.
+    fn forked(&mut self) -> Option<&mut dyn Backend> {
+        None
+    }
+
     /// True for the kernel's overlayfs, which differs in two ways: a descriptor opened before a copy-up does not
     /// see later writes, and the listing of a directory may show the wrong number for a hard link.
     fn is_kernel(&self) -> bool;
@@ -56,6 +61,11 @@ pub trait Backend {
     /// True if a descriptor opened before a copy-up sees later writes.
     fn is_coherent(&self) -> bool {
         !self.is_kernel()
+    }
+
+    /// Whether link counts are those of the mount. Where checkpoint layers came from another mount, removed names count.
+    fn counts_links(&self) -> bool {
+        true
     }
 
     /// Whether the names of a lower hard link stay one file (`index=on`).
@@ -75,6 +85,8 @@ pub struct Place {
 
 /// A real mount.
 pub struct Mounted {
+    /// Dropped before the layers that it stands on.
+    fork: Option<Box<Self>>,
     /// Dropped before the mount, which its open files keep busy.
     place: Place,
     mount: Option<Mount>,
@@ -92,8 +104,19 @@ impl Mounted {
         let stack = options.iter().fold(stack, |stack, option| stack.option(option));
         let indexed = options.contains(&"index=on");
         let coherent = !options.contains(&"passthrough=all");
-        let mount = stack.mount(driver);
-        Self { place: Place::new(mount.root().to_owned()), mount: Some(mount), indexed, coherent }
+        Self::on(stack.mount(driver), indexed, coherent)
+    }
+
+    fn on(mount: Mount, indexed: bool, coherent: bool) -> Self {
+        Self { fork: None, place: Place::new(mount.root().to_owned()), mount: Some(mount), indexed, coherent }
+    }
+
+    fn make_fork(&mut self, driver: Driver) {
+        if let Some(last) = self.fork.take() {
+            last.finish();
+        }
+        let layers = self.mount.as_mut().expect("mounted").fork();
+        self.fork = Some(Box::new(Self::on(layers.mount(driver), self.indexed, self.coherent)));
     }
 
     fn mount(&self) -> &Mount {
@@ -169,7 +192,9 @@ impl Place {
                 return Ok(Outcome::Stat(stat.st_mode & 0o7777, stat.st_size.cast_unsigned(), stat.st_nlink));
             }
             Op::Close { slot } => self.handles[*slot] = None,
-            Op::Remount { .. } | Op::Restack { .. } | Op::Checkpoint => panic!("a directory cannot be mounted again"),
+            Op::Remount { .. } | Op::Restack { .. } | Op::Checkpoint | Op::Fork { .. } | Op::InFork(_) => {
+                panic!("a directory cannot be mounted again")
+            }
         }
         Ok(Outcome::Done)
     }
@@ -184,6 +209,8 @@ impl Backend for Mounted {
         match op {
             Op::Remount { driver } => self.mount_again(*driver, |layers| layers),
             Op::Restack { driver } => self.mount_again(*driver, Layers::restack),
+            Op::Checkpoint => drop(self.mount.as_mut().expect("mounted").checkpoint()),
+            Op::Fork { driver } => self.make_fork(*driver),
             _ => return self.place.try_apply(op, step).unwrap_or_else(Outcome::Error),
         }
         Outcome::Done
@@ -205,7 +232,14 @@ impl Backend for Mounted {
         self.coherent && !self.is_kernel()
     }
 
+    fn forked(&mut self) -> Option<&mut dyn Backend> {
+        self.fork.as_deref_mut().map(|fork| fork as &mut dyn Backend)
+    }
+
     fn finish(mut self: Box<Self>) {
+        if let Some(fork) = self.fork.take() {
+            fork.finish();
+        }
         self.place.handles = Default::default();
         drop(self.mount.take());
     }

@@ -23,6 +23,8 @@ struct Open {
 
 /// A union held by this process.
 pub struct Library {
+    /// Dropped before the layers that it stands on.
+    fork: Option<Box<Self>>,
     layers: Option<Layers>,
     overlay: Option<Overlay>,
     open: [Option<Open>; SLOTS],
@@ -197,9 +199,31 @@ fn list(overlay: &Overlay, node: NodeId) -> Result<Vec<(String, u64, u32)>, Errn
 impl Library {
     pub fn new(layers: &[Layer]) -> Self {
         let stack = layers.iter().fold(Stack::new(), |stack, layer| stack.lower(&layer_text(layer)));
-        let layers = stack.build();
+        Self::on(stack.build())
+    }
+
+    fn on(layers: Layers) -> Self {
         let overlay = Self::open(&layers);
-        Self { layers: Some(layers), overlay: Some(overlay), open: Default::default() }
+        Self { fork: None, layers: Some(layers), overlay: Some(overlay), open: Default::default() }
+    }
+
+    fn checkpoint(&mut self) {
+        let layers = self.layers.as_mut().expect("layers");
+        let place = layers.checkpoint_place();
+        let overlay = self.overlay.as_ref().expect("open");
+        let id = stratafs::union::layer::chain::new_id().expect("random");
+        overlay.checkpoint(&place, id, false).unwrap_or_else(|error| panic!("no checkpoint: {error}"));
+        layers.add_checkpoint(place);
+    }
+
+    fn make_fork(&mut self) {
+        if let Some(last) = self.fork.take() {
+            last.finish();
+        }
+        self.checkpoint();
+        let layers = self.layers.as_ref().expect("layers");
+        self.overlay().share(&layers.lowers).unwrap_or_else(|error| panic!("not shared: {error}"));
+        self.fork = Some(Box::new(Self::on(layers.fork())));
     }
 
     fn open(layers: &Layers) -> Overlay {
@@ -266,14 +290,8 @@ impl Library {
                 let layers = self.shut().restack();
                 self.reopen(layers);
             }
-            Op::Checkpoint => {
-                let layers = self.layers.as_mut().expect("layers");
-                let place = layers.checkpoint_place();
-                let overlay = self.overlay.as_ref().expect("open");
-                let id = stratafs::union::layer::chain::new_id().expect("random");
-                overlay.checkpoint(&place, id, false).unwrap_or_else(|error| panic!("no checkpoint: {error}"));
-                layers.add_checkpoint(place);
-            }
+            Op::Checkpoint => self.checkpoint(),
+            Op::Fork { .. } => self.make_fork(),
             _ => {
                 let mut lookups = Lookups { overlay: self.overlay(), taken: vec![] };
                 return call(&mut lookups, &self.open, op, step);
@@ -479,9 +497,13 @@ fn call(lookups: &mut Lookups<'_>, open: &[Option<Open>; SLOTS], op: &Op, step: 
             let (attr, _) = overlay.getattr(slot(*at).node, Some(slot(*at).handle))?;
             return Ok(Outcome::Stat(attr.mode & 0o7777, attr.size, u64::from(attr.nlink)));
         }
-        Op::Open { .. } | Op::Close { .. } | Op::Remount { .. } | Op::Restack { .. } | Op::Checkpoint => {
-            unreachable!("{op:?}")
-        }
+        Op::Open { .. }
+        | Op::Close { .. }
+        | Op::Remount { .. }
+        | Op::Restack { .. }
+        | Op::Checkpoint
+        | Op::Fork { .. }
+        | Op::InFork(_) => unreachable!("{op:?}"),
     }
     Ok(Outcome::Done)
 }
@@ -511,7 +533,14 @@ impl Backend for Library {
         false
     }
 
+    fn forked(&mut self) -> Option<&mut dyn Backend> {
+        self.fork.as_deref_mut().map(|fork| fork as &mut dyn Backend)
+    }
+
     fn finish(mut self: Box<Self>) {
+        if let Some(fork) = self.fork.take() {
+            fork.finish();
+        }
         drop(self.shut());
     }
 }

@@ -10,6 +10,7 @@
 mod common;
 
 mod backend;
+mod beside;
 mod library;
 mod ops;
 mod rng;
@@ -40,14 +41,29 @@ fn sequences(count: u64, first_seed: u64, drivers: &'static [Driver]) {
 
 /// [`sequences`] on mounts with `options`.
 fn sequences_with(count: u64, first_seed: u64, drivers: &'static [Driver], options: &'static [&'static str]) {
+    sequences_of(count, first_seed, drivers, options, false);
+}
+
+/// [`sequences_with`]; if `checkpoints`, with those, and forks mounted by any of the drivers. The first mount is by stratafs then.
+fn sequences_of(
+    count: u64,
+    first_seed: u64,
+    drivers: &'static [Driver],
+    options: &'static [&'static str],
+    checkpoints: bool,
+) {
     let count = number("STRATAFS_MODEL_OPS", count);
     let mut seed = number("STRATAFS_MODEL_SEED", first_seed);
     let mut tried = 0;
     while tried < count {
         let mut rng = Rng::new(seed);
         let layers = ops::random_layers(&mut rng);
-        let sequence = ops::random_ops(&mut rng, &layers, SEQUENCE, drivers);
-        let first = *rng.pick(drivers);
+        let mut sequence = ops::random_ops(&mut rng, &layers, SEQUENCE, drivers);
+        let mut first = *rng.pick(drivers);
+        if checkpoints {
+            sequence = ops::with_checkpoints(&mut rng, sequence, drivers);
+            first = Driver::Stratafs;
+        }
         let make = move |layers: &[Layer]| Box::new(Mounted::with_options(layers, first, options)) as Box<dyn Backend>;
         tried += run::check(seed, &layers, sequence, &make) as u64;
         seed += 1;
@@ -107,6 +123,25 @@ fn library_with_checkpoints() {
     });
 }
 
+/// The same through the kernel, whose caches notice nothing either.
+#[test]
+fn stratafs_with_checkpoints() {
+    run_test_within(limit(), "model::stratafs_with_checkpoints", Driver::Stratafs, |_| {
+        sequences_of(600, 12_000, &[Driver::Stratafs], &[], true);
+        sequences_of(200, 12_500, &[Driver::Stratafs], &["passthrough=all"], true);
+        common::use_inventories();
+        sequences_of(300, 12_700, &[Driver::Stratafs], &[], true);
+    });
+}
+
+/// The kernel's overlayfs mounts the layers of checkpoints, as forks and in the place of stratafs.
+#[test]
+fn interchange_with_checkpoints() {
+    run_test_within(limit(), "model::interchange_with_checkpoints", Driver::Stratafs, |_| {
+        sequences_of(600, 13_000, &[Driver::Stratafs, Driver::Overlayfs], &[], true);
+    });
+}
+
 fn library_sequences(count: u64, first_seed: u64, checkpoints: bool) {
     let mut seed = number("STRATAFS_MODEL_SEED", first_seed);
     let mut tried = 0;
@@ -114,7 +149,10 @@ fn library_sequences(count: u64, first_seed: u64, checkpoints: bool) {
         let mut rng = Rng::new(seed);
         let layers = ops::random_layers(&mut rng);
         let sequence = ops::random_ops(&mut rng, &layers, SEQUENCE, &[Driver::Stratafs]);
-        let sequence = if checkpoints { ops::with_checkpoints(&mut rng, sequence) } else { sequence };
+        let sequence = match checkpoints {
+            true => ops::with_checkpoints(&mut rng, sequence, &[Driver::Stratafs]),
+            false => sequence,
+        };
         let make = |layers: &[Layer]| Box::new(Library::new(layers)) as Box<dyn Backend>;
         tried += run::check(seed, &layers, sequence, &make) as u64;
         seed += 1;

@@ -133,16 +133,31 @@ pub enum Op {
     },
     /// As before, while it is mounted and files are open.
     Checkpoint,
+    /// A checkpoint, and another union beside this one that begins there, mounted by this driver.
+    Fork {
+        driver: Driver,
+    },
+    /// In the last fork.
+    InFork(Box<Op>),
 }
 
-/// The sequence with checkpoints in it.
-pub fn with_checkpoints(rng: &mut Rng, ops: Vec<Op>) -> Vec<Op> {
-    let mut mixed = Vec::with_capacity(ops.len() * 9 / 8);
+/// The sequence with checkpoints and forks in it. Some of the operations are done in a fork, too. `drivers`: who may mount
+/// forks.
+pub fn with_checkpoints(rng: &mut Rng, ops: Vec<Op>, drivers: &[Driver]) -> Vec<Op> {
+    let mut mixed = Vec::with_capacity(ops.len() * 3 / 2);
+    let mut has_fork = false;
     for op in ops {
-        if rng.chance(10) {
-            mixed.push(Op::Checkpoint);
+        match rng.below(100) {
+            0..10 => mixed.push(Op::Checkpoint),
+            10..13 => {
+                mixed.push(Op::Fork { driver: *rng.pick(drivers) });
+                has_fork = true;
+            }
+            _ => {}
         }
+        let in_fork = (has_fork && rng.chance(30)).then(|| Op::InFork(Box::new(op.clone())));
         mixed.push(op);
+        mixed.extend(in_fork);
     }
     mixed
 }

@@ -38,36 +38,87 @@ pub fn run(layers: &[Layer], ops: &[(u64, Op)], make: Make) -> Result<usize, Fai
     }
 }
 
-fn run_steps(layers: &[Layer], ops: &[(u64, Op)], make: Make, at: &std::cell::Cell<usize>) -> Result<usize, String> {
-    let mut backend = make(layers);
-    let mut union = Union::new(layers, backend.is_indexed());
-    let mut numbers = BTreeMap::new();
-    compare(&union, backend.as_mut(), &mut numbers).map_err(|message| format!("before the first step: {message}"))?;
-    let mut tried = 0;
-    for (index, (seed, op)) in ops.iter().enumerate() {
-        at.set(index);
-        if matches!(op, Op::Checkpoint) {
+/// What the model says of a union, and the inode numbers that it has shown.
+struct Known {
+    union: Union,
+    numbers: BTreeMap<Id, u64>,
+    /// The upper has become a layer while it was mounted. Files that were copied up have their own numbers there for the kernel,
+    /// those of their origins for stratafs.
+    has_checkpoints: bool,
+}
+
+impl Known {
+    fn new(union: Union) -> Self {
+        Self { union, numbers: BTreeMap::new(), has_checkpoints: false }
+    }
+
+    fn compare(&mut self, backend: &mut dyn Backend) -> Result<(), String> {
+        compare(&self.union, backend, &mut self.numbers)
+    }
+
+    /// Carries out one operation; false if it was not tried.
+    fn step(&mut self, backend: &mut dyn Backend, op: &Op, seed: u64, in_any_case: bool) -> Result<bool, String> {
+        let is_checkpoint = matches!(op, Op::Checkpoint | Op::Fork { .. });
+        if is_checkpoint {
+            if backend.is_kernel() {
+                return Ok(false);
+            }
             // Before this point, changed files may have other numbers; from here on, numbers must not change.
-            compare(&union, backend.as_mut(), &mut numbers)?;
+            self.compare(backend)?;
+            self.has_checkpoints = true;
         }
-        let expected = union.apply(op, *seed);
+        let expected = self.union.apply(op, seed);
         if expected == Expected::Skip {
-            continue;
+            return Ok(false);
         }
-        tried += 1;
-        let outcome = backend.apply(op, *seed);
+        let was_kernel = backend.is_kernel();
+        let outcome = backend.apply(op, seed);
         if let Some(message) = disagreement(&expected, &outcome, backend.is_coherent()) {
             return Err(format!("{op:?}: {message}"));
         }
-        if matches!(op, Op::Restack { .. }) {
-            numbers.clear();
+        let is_restack = matches!(op, Op::Restack { .. });
+        if is_restack || (self.has_checkpoints && was_kernel != backend.is_kernel()) {
+            self.numbers.clear();
         }
-        let remounted = matches!(op, Op::Remount { .. } | Op::Restack { .. } | Op::Checkpoint);
-        if remounted || index % COMPARE_EVERY == 0 {
-            compare(&union, backend.as_mut(), &mut numbers)?;
+        if is_checkpoint || is_restack || matches!(op, Op::Remount { .. }) || in_any_case {
+            self.compare(backend)?;
+        }
+        Ok(true)
+    }
+}
+
+fn run_steps(layers: &[Layer], ops: &[(u64, Op)], make: Make, at: &std::cell::Cell<usize>) -> Result<usize, String> {
+    let mut backend = make(layers);
+    let mut known = Known::new(Union::new(layers, backend.is_indexed()));
+    known.compare(backend.as_mut()).map_err(|message| format!("before the first step: {message}"))?;
+    let mut fork: Option<Known> = None;
+    let mut tried = 0;
+    for (index, (seed, op)) in ops.iter().enumerate() {
+        at.set(index);
+        let compare_now = index % COMPARE_EVERY == 0;
+        let done = match (op, &mut fork) {
+            (Op::InFork(op), Some(fork)) => {
+                let backend = backend.forked().expect("a fork");
+                fork.step(backend, op, *seed, compare_now).map_err(|message| format!("in the fork: {message}"))?
+            }
+            (Op::InFork(_), None) => false,
+            _ => known.step(backend.as_mut(), op, *seed, compare_now)?,
+        };
+        tried += usize::from(done);
+        if done && matches!(op, Op::Fork { .. }) {
+            fork = Some(Known { has_checkpoints: true, ..Known::new(known.union.fork()) });
+        }
+        if (compare_now || matches!(op, Op::Fork { .. }))
+            && let Some(fork) = &mut fork
+        {
+            let backend = backend.forked().expect("a fork");
+            fork.compare(backend).map_err(|message| format!("the fork: {message}"))?;
         }
     }
-    compare(&union, backend.as_mut(), &mut numbers)?;
+    known.compare(backend.as_mut())?;
+    if let Some(fork) = &mut fork {
+        fork.compare(backend.forked().expect("a fork")).map_err(|message| format!("the fork: {message}"))?;
+    }
     backend.finish();
     Ok(tried)
 }
@@ -100,11 +151,11 @@ fn disagreement(expected: &Expected, outcome: &Outcome, is_coherent: bool) -> Op
 /// Compares the whole trees. `numbers`: the inode numbers seen so far.
 pub fn compare(union: &Union, backend: &mut dyn Backend, numbers: &mut BTreeMap<Id, u64>) -> Result<(), String> {
     let mut found = backend.tree()?;
-    let is_kernel = backend.is_kernel();
+    let (is_kernel, counts_links) = (backend.is_kernel(), backend.counts_links());
     let mut owners: BTreeMap<u64, Id> = BTreeMap::new();
     for (path, id) in union.entries() {
         let seen = found.remove(&path).ok_or_else(|| format!("{path:?} is missing"))?;
-        if let Some(message) = entry_difference(union, id, &seen, is_kernel) {
+        if let Some(message) = entry_difference(union, id, &seen, is_kernel, counts_links) {
             return Err(format!("{path:?}: {message}"));
         }
         let inode = &union.inodes[id];
@@ -130,7 +181,7 @@ pub fn compare(union: &Union, backend: &mut dyn Backend, numbers: &mut BTreeMap<
     }
 }
 
-fn entry_difference(union: &Union, id: Id, seen: &Seen, is_kernel: bool) -> Option<String> {
+fn entry_difference(union: &Union, id: Id, seen: &Seen, is_kernel: bool, counts_links: bool) -> Option<String> {
     let inode = &union.inodes[id];
     let (kind, rdev) = match inode.kind {
         Kind::Dir(_) => (libc::S_IFDIR, None),
@@ -157,7 +208,7 @@ fn entry_difference(union: &Union, id: Id, seen: &Seen, is_kernel: bool) -> Opti
     if let Some(rdev) = rdev.filter(|_| kind != libc::S_IFIFO) {
         same!("device", rdev, seen.rdev);
     }
-    if kind != libc::S_IFDIR {
+    if kind != libc::S_IFDIR && counts_links {
         same!("nlink", inode.nlink(), seen.nlink);
     }
     if let Some(mtime) = inode.mtime {

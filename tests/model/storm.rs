@@ -38,7 +38,7 @@ const LOW: u64 = 5;
 const COMMON: u64 = 48;
 
 /// How long the processes go on at least: a minute, if a long run is wanted.
-fn duration() -> Duration {
+pub fn duration() -> Duration {
     let long = std::env::var_os("STRATAFS_SOAK").is_some_and(|value| value == "1");
     Duration::from_secs(if long { 60 } else { 0 })
 }
@@ -69,6 +69,7 @@ struct Subtree {
     place: Place,
     driver: Driver,
     indexed: bool,
+    counts_links: bool,
 }
 
 impl Backend for Subtree {
@@ -86,6 +87,10 @@ impl Backend for Subtree {
 
     fn is_indexed(&self) -> bool {
         self.indexed
+    }
+
+    fn counts_links(&self) -> bool {
+        self.counts_links
     }
 
     fn finish(self: Box<Self>) {}
@@ -130,21 +135,22 @@ impl Sequence {
     fn run(&self, root: &Path, driver: Driver, indexed: bool) {
         let make = |_: &[Layer]| {
             let place = Place::new(root.join(&self.directory));
-            Box::new(Subtree { place, driver, indexed }) as Box<dyn Backend>
+            Box::new(Subtree { place, driver, indexed, counts_links: true }) as Box<dyn Backend>
         };
         if let Err(failure) = run::run(&self.layers, &self.ops, &make) {
             panic!("{}, step {}: {}", self.directory, failure.step, failure.message);
         }
     }
 
-    /// Compares the final tree with the model; `begun` is true if the process has started it.
-    fn check(&self, mount: &Mount, begun: bool) {
+    /// Compares the final tree with the model; `begun` is true if the process has started it. `counts_links`: also link counts.
+    fn check(&self, mount: &Mount, begun: bool, counts_links: bool) {
         let (driver, indexed) = (mount.driver(), is_indexed(mount));
         let mut union = Union::new(&self.layers, indexed);
         for (seed, op) in self.ops.iter().filter(|_| begun) {
             drop(union.apply(op, *seed));
         }
-        let mut subtree = Subtree { place: Place::new(mount.at(&self.directory)), driver, indexed };
+        let place = Place::new(mount.at(&self.directory));
+        let mut subtree = Subtree { place, driver, indexed, counts_links };
         if let Err(message) = run::compare(&union, &mut subtree, &mut BTreeMap::new()) {
             panic!("{} in the end, by {driver:?}: {message}", self.directory);
         }
@@ -453,6 +459,21 @@ fn storm_worker() {
     });
 }
 
+/// Time between two checkpoints.
+pub const PERIOD: Duration = Duration::from_millis(50);
+
+/// The most layers of a mount by the kernel (`OVL_MAX_STACK`).
+pub const KERNEL_LAYERS: usize = 500;
+
+/// Says at the end of its life, also by a panic, that the other thread shall stop.
+pub struct Last<'a>(pub &'a AtomicBool);
+
+impl Drop for Last<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// What a process prints before the number of its sequences.
 const RAN: &str = "sequences: ";
 
@@ -474,6 +495,31 @@ impl Crowd {
             command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
         };
         Self((0..PROCESSES).map(start).collect())
+    }
+
+    /// As [`Self::join`], and makes a checkpoint every [`PERIOD`] meanwhile.
+    fn join_beside_checkpoints(self, mount: &mut Mount) -> Vec<u64> {
+        let over = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let checkpoints = scope.spawn(|| {
+                let mut count = 0;
+                while !over.load(Ordering::Relaxed) {
+                    let next = Instant::now() + PERIOD;
+                    mount.checkpoint();
+                    count += 1;
+                    std::thread::sleep(next.saturating_duration_since(Instant::now()));
+                }
+                count
+            });
+            let ran = {
+                let _last = Last(&over);
+                self.join()
+            };
+            let count = checkpoints.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            eprintln!("{count} checkpoints");
+            assert!(count > 5, "only {count} checkpoints");
+            ran
+        })
     }
 
     /// Waits for all; how many sequences each has run.
@@ -499,11 +545,12 @@ impl Drop for Crowd {
     }
 }
 
-/// Compares everything with the models; what is in the shared directories. `ran`: sequences of each process.
-fn check_all(mount: &Mount, ran: &[u64]) -> BTreeMap<String, String> {
+/// Compares everything with the models; what is in the shared directories. `ran`: sequences of each process. `counts_links`: also
+/// link counts.
+fn check_all(mount: &Mount, ran: &[u64], counts_links: bool) -> BTreeMap<String, String> {
     for (worker, &ran) in (0..).zip(ran) {
         for (round, sequence) in (0..).zip(Sequence::all_of(worker)) {
-            sequence.check(mount, round < ran);
+            sequence.check(mount, round < ran, counts_links);
         }
     }
     for number in 0..COMMON {
@@ -585,8 +632,8 @@ fn shared_text() -> String {
     text
 }
 
-/// The storm on a mount by `driver` with `options`, its upper reached through `upper`.
-fn storm(driver: Driver, options: &[&str], upper: Upper) {
+/// The storm on a mount by `driver` with `options`, its upper reached through `upper`; beside it, if wanted, checkpoints.
+fn storm(driver: Driver, options: &[&str], upper: Upper, checkpoints: bool) {
     let deepest = (0..PROCESSES).flat_map(Sequence::all_of).map(|sequence| sequence.layers.len()).max().unwrap();
     let mut stack = options.iter().fold(Stack::new().upper_on(upper), |stack, option| stack.option(option));
     for number in 0..deepest {
@@ -597,18 +644,19 @@ fn storm(driver: Driver, options: &[&str], upper: Upper) {
         }
         stack = stack.lower(&text);
     }
-    let mount = stack.mount(driver);
+    let mut mount = stack.mount(driver);
     let started = Instant::now();
-    let ran = Crowd::start(&mount).join();
+    let crowd = Crowd::start(&mount);
+    let ran = if checkpoints { crowd.join_beside_checkpoints(&mut mount) } else { crowd.join() };
     eprintln!("{} sequences in {:?}", ran.iter().sum::<u64>(), started.elapsed());
-    let seen = check_all(&mount, &ran);
+    let seen = check_all(&mount, &ran, true);
     let mount = mount.remount(driver);
-    assert_eq!(check_all(&mount, &ran), seen);
-    if driver == Driver::Stratafs {
+    assert_eq!(check_all(&mount, &ran, !checkpoints), seen);
+    if driver == Driver::Stratafs && mount.layers().lowers.len() <= KERNEL_LAYERS {
         let layers = mount.unmount();
         // Of an upper, the kernel lists whiteouts by attribute that are not next to its root; of a lower layer it does not.
         let layers = if upper == Upper::XattrWhiteouts { layers.restack() } else { layers };
-        assert_eq!(check_all(&layers.mount(Driver::Overlayfs), &ran), seen);
+        assert_eq!(check_all(&layers.mount(Driver::Overlayfs), &ran, !checkpoints), seen);
     }
 }
 
@@ -619,10 +667,18 @@ macro_rules! storms {
             let name = concat!("model::storm::", stringify!($test));
             run_test_within(time_limit(), name, Driver::$driver, |driver| {
                 $(crate::common::$inventories();)?
-                storm(driver, &$options, Upper::$upper);
+                storm(driver, &$options, Upper::$upper, false);
             });
         }
     )*};
+}
+
+/// Nobody notices that the upper becomes a layer twenty times a second, and the kernel's overlayfs mounts these layers.
+#[test]
+fn stratafs_beside_checkpoints() {
+    run_test_within(time_limit(), "model::storm::stratafs_beside_checkpoints", Driver::Stratafs, |driver| {
+        storm(driver, &[], Upper::Plain, true);
+    });
 }
 
 storms! {

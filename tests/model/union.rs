@@ -40,6 +40,8 @@ pub struct Inode {
     pub copied_up: CopiedUp,
     /// Names in the lower layer.
     pub lower_links: u64,
+    /// That layer was the upper of the same mount, so that it is still one file and removed names do not count.
+    pub own: bool,
     /// Inodes that are one file in a lower layer share this: also their `st_ino`, until copied up.
     pub group: u64,
     /// A name has been added by link(2).
@@ -53,6 +55,7 @@ impl Inode {
     pub fn nlink(&self) -> u64 {
         match self.copied_up {
             _ if let Some(hidden) = self.hidden => self.names + hidden,
+            CopiedUp::No if self.own => self.names,
             CopiedUp::No => self.lower_links,
             // Only where the lower file has one name, so that it makes no difference.
             CopiedUp::Maybe | CopiedUp::Yes => self.names,
@@ -116,6 +119,7 @@ impl Union {
             names: 1,
             copied_up: CopiedUp::Yes,
             lower_links: 1,
+            own: false,
             group: u64::MAX,
             linked: false,
             hidden: None,
@@ -191,6 +195,7 @@ impl Union {
                 names: 1,
                 copied_up: CopiedUp::No,
                 lower_links,
+                own: false,
                 group,
                 linked: false,
                 hidden: has_index.then(|| lower_links - 1),
@@ -317,6 +322,7 @@ impl Union {
             names: 0,
             copied_up: CopiedUp::Yes,
             lower_links: 1,
+            own: false,
             group,
             linked: false,
             hidden: None,
@@ -515,7 +521,7 @@ impl Union {
                     self.split_links();
                 }
             }
-            Op::Checkpoint => self.checkpoint(),
+            Op::Checkpoint | Op::Fork { .. } => self.checkpoint(),
             // The index stays behind.
             Op::Restack { .. } if self.indexed => return Ok(Expected::Skip),
             Op::Restack { .. } => {
@@ -651,7 +657,17 @@ impl Union {
             }
             inode.lower_links = inode.names;
             inode.copied_up = CopiedUp::No;
+            inode.own = true;
         }
+    }
+
+    /// Another union on the layers of a checkpoint that has just been made.
+    pub fn fork(&self) -> Self {
+        let mut fork = self.clone();
+        fork.handles = Default::default();
+        fork.checkpoint();
+        fork.split_links();
+        fork
     }
 
     /// The upper has become a lower layer: its hard links are separate files when they are changed.
@@ -671,6 +687,7 @@ impl Union {
 
     /// Hard links of a lower layer are separate files when they are changed.
     fn split_links(&mut self) {
+        self.inodes.iter_mut().for_each(|inode| inode.own = false);
         let mut seen = vec![false; self.inodes.len()];
         for (path, id) in self.entries() {
             let is_first = !std::mem::replace(&mut seen[id], true);

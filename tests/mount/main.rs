@@ -55,6 +55,7 @@ mod common;
 mod applications;
 mod attr;
 mod caching;
+mod checkpoint;
 mod create;
 mod damaged;
 mod fixtures;

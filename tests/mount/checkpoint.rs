@@ -1,0 +1,150 @@
+//! Checkpoints of a mount that is in use.
+
+use std::io::Write;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::common::{Driver, Stack, skip, sys};
+use crate::on_stratafs;
+
+/// The line that `strata` ends with, which must be one.
+fn refused(args: &[&str]) -> String {
+    let output = Command::new(env!("CARGO_BIN_EXE_strata")).args(args).output().unwrap();
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert_eq!((output.status.code(), told.lines().count()), (Some(1), 1), "{args:?}: {told}");
+    told
+}
+
+/// Transfers between accounts, and a history of which only the last rows are kept, for ever. The sum of all accounts is 0.
+const TRANSFER: &str = "begin;
+    update account set sum = sum - 1 where id = (select abs(random()) % 100);
+    update account set sum = sum + 1 where id = (select abs(random()) % 100);
+    insert into history(text) values(randomblob(2000));
+    delete from history where id < (select max(id) from history) - 50;
+    commit;\n";
+
+/// A database that is written to without a pause until this is dropped.
+struct Database(Child);
+
+impl Database {
+    /// Makes it in `directory`; `None` if there is no sqlite3.
+    fn start(directory: &Path, journal: &str) -> Option<Self> {
+        let setup = format!(
+            ".timeout 20000\npragma journal_mode={journal}; pragma synchronous=off; pragma wal_autocheckpoint=20;\
+             create table account(id integer primary key, sum); create table history(id integer primary key, text);\
+             with recursive n(i) as (select 0 union all select i + 1 from n where i < 99) insert into account select i, 0 from n;\n"
+        );
+        let mut command = Command::new("sqlite3");
+        command.arg("db").current_dir(directory).stdin(Stdio::piped()).stdout(Stdio::null());
+        let Ok(mut child) = command.spawn() else {
+            skip("sqlite3", "not installed");
+            return None;
+        };
+        let mut input = child.stdin.take().unwrap();
+        std::thread::spawn(move || {
+            // Until it is killed.
+            let begun = input.write_all(setup.as_bytes());
+            while begun.is_ok() && input.write_all(TRANSFER.as_bytes()).is_ok() {}
+        });
+        let (mut database, deadline) = (Self(child), Instant::now() + Duration::from_secs(60));
+        while sys::lstat(&directory.join("db")).map_or(true, |stat| stat.st_size < 100_000) {
+            assert!(Instant::now() < deadline, "the database does not grow");
+            assert_eq!(database.0.try_wait().unwrap(), None, "sqlite3 has ended");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Some(database)
+    }
+}
+
+impl Drop for Database {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+/// What sqlite3 says of the database in `directory`, after its recovery.
+fn recovered(directory: &Path) -> String {
+    let script = "pragma integrity_check; select sum(sum), count(*) from account; select count(*) > 10 from history;";
+    let output = Command::new("sqlite3").args(["db", script]).current_dir(directory).output().unwrap();
+    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
+}
+
+on_stratafs! {
+    /// How long requests waited for checkpoints is told.
+    fn pauses_are_told(driver) {
+        let mut mount = Stack::new().lower("file f \"x\"").mount(driver);
+        let ask = |point: &Path, args: &[&str]| {
+            let output = Command::new(env!("CARGO_BIN_EXE_strata")).arg("mounts").args(args).arg(point).output().unwrap();
+            assert!(output.status.success(), "{output:?}");
+            String::from_utf8(output.stdout).unwrap()
+        };
+        let told = |point: &Path| {
+            let document: serde_json::Value = serde_json::from_str(&ask(point, &["--json"])).unwrap();
+            ["count", "last_us", "longest_us"].map(|field| document[0]["pauses"][field].as_u64().unwrap())
+        };
+        assert_eq!(told(mount.root()), [0, 0, 0]);
+        assert!(!ask(mount.root(), &[]).contains("pauses"));
+        let (mut last, mut longest) = (0, 0);
+        for count in 1..=3 {
+            sys::append(&mount.at("f"), b"more").unwrap();
+            last = mount.try_checkpoint().unwrap().paused_us.unwrap();
+            longest = longest.max(last);
+            assert_eq!(told(mount.root()), [count, last, longest]);
+        }
+        let line = format!("pauses       3, the last {last} µs, the longest {longest} µs");
+        assert!(ask(mount.root(), &[]).lines().any(|told| told == line), "{line}");
+    }
+
+    fn what_has_no_checkpoints_is_told(driver) {
+        for (options, told) in [
+            (&["index=on"][..], "a mount with index=on has no checkpoints"),
+            (&["metacopy=on"], "a mount with metacopy=on has no checkpoints"),
+            (&["index=on", "metacopy=on"], "a mount with index=on has no checkpoints"),
+        ] {
+            let stack = options.iter().fold(Stack::new().lower("file f \"x\""), |stack, option| stack.option(option));
+            let mount = stack.mount(driver);
+            sys::append(&mount.at("f"), b"y").unwrap();
+            let place = mount.layers().directory.path().join("layer");
+            let args = ["checkpoint", "create", "--mount", mount.root().to_str().unwrap(), place.to_str().unwrap()];
+            let line = refused(&args);
+            assert!(line.trim_end().ends_with(told), "{line}");
+            assert!(!place.exists());
+            assert_eq!(sys::text(&mount.at("f")), "xy");
+        }
+        let mount = Stack::new().lower("file f \"x\"").read_only().mount(driver);
+        let line = refused(&["checkpoint", "create", "--mount", mount.root().to_str().unwrap(), "/var/tmp/none/layer"]);
+        assert!(line.contains("is read-only"), "{line}");
+    }
+
+    /// A database that is written to by calls is one of a moment in every checkpoint, though nobody stops the writer.
+    fn a_database_survives_in_each_checkpoint(driver) {
+        for journal in ["wal", "delete", "truncate", "persist"] {
+            let mut mount = Stack::new().lower("dir d").stratafs_option("passthrough=off").mount(driver);
+            let Some(database) = Database::start(&mount.at("d"), journal) else { return };
+            let mut checkpoints = Vec::new();
+            for _ in 0..10 {
+                std::thread::sleep(Duration::from_millis(20));
+                mount.checkpoint();
+                let mut layers = mount.layers().fork();
+                (layers.upper, layers.work, layers.originals) = (None, None, Vec::new());
+                checkpoints.push(layers);
+            }
+            drop(database);
+            for (number, layers) in checkpoints.into_iter().enumerate() {
+                let copy = layers.directory.path().join("copy");
+                sys::mkdir(&copy, 0o755).unwrap();
+                let checkpoint = layers.mount(Driver::Overlayfs);
+                for name in ["db", "db-wal", "db-journal"] {
+                    match std::fs::copy(checkpoint.at("d").join(name), copy.join(name)) {
+                        Err(error) if error.kind() == std::io::ErrorKind::NotFound && name != "db" => {}
+                        copied => drop(copied.unwrap()),
+                    }
+                }
+                assert_eq!(recovered(&copy), "ok\n0|100\n1\n", "{journal}: checkpoint {number}");
+            }
+            assert_eq!(recovered(&mount.at("d")), "ok\n0|100\n1\n", "{journal}: the mount");
+        }
+    }
+}
