@@ -17,6 +17,7 @@ pub mod attach;
 pub mod bundle;
 mod cgroup;
 pub mod checkpoint;
+pub mod copy;
 mod damaged;
 pub mod devices;
 mod finish;

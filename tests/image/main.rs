@@ -42,6 +42,7 @@ mod checkpoint_running;
 mod cli;
 mod completion;
 mod container;
+mod cp;
 mod crashes;
 mod create;
 mod doctor;

@@ -154,7 +154,7 @@ impl Write for UntilInterrupted<'_> {
 }
 
 /// Runs `write` on a file that appears when it is complete, or on standard output.
-fn write_to(output: Option<&Path>, write: &mut dyn FnMut(&mut dyn Write) -> Result<()>) -> Result<()> {
+pub fn write_to(output: Option<&Path>, write: &mut dyn FnMut(&mut dyn Write) -> Result<()>) -> Result<()> {
     forward::hold().context("signals")?;
     let meter = Meter::new("Writing", None);
     let watch = meter.advance();

@@ -88,6 +88,7 @@ pub enum Verb {
     Rm(Rm),
     Logs(Logs),
     Diff(Diff),
+    Cp(Cp),
     Commit(Commit),
     Checkpoint(Checkpoint),
     Rollback(Rollback),

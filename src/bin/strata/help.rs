@@ -28,6 +28,7 @@ const GROUPS: [(&str, &[&str]); 5] = [
             "rename",
             "rm",
             "diff",
+            "cp",
             "commit",
             "export",
             "mount",

@@ -9,6 +9,7 @@ mod checkpoints;
 mod complete;
 mod condition;
 mod containers;
+mod cp;
 mod doctor;
 mod filters;
 mod format;
@@ -277,6 +278,7 @@ fn run_on_store(root: Option<PathBuf>, verb: Verb) -> Result<ExitCode> {
         Verb::Top(top) => return lifecycle::top(&store, &top),
         Verb::Rm(rm) => containers::remove(&store, &rm)?,
         Verb::Logs(logs) => logs::logs(&store, &logs)?,
+        Verb::Cp(cp) => cp::run(&store, &cp)?,
         Verb::Diff(diff) => containers::diff(&store, &diff)?,
         Verb::Supervise(supervise) => return running::supervise(&store, &supervise),
         Verb::Checkpoint(checkpoint) => checkpoints::run(&store, &checkpoint)?,

@@ -1,5 +1,6 @@
 //! The command line of the verbs about containers.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
@@ -99,4 +100,31 @@ pub struct Diff {
     /// What to compare that one with
     #[arg(value_name = "CONTAINER[@CHECKPOINT]|IMAGE")]
     pub other: Option<String>,
+}
+
+/// Copy files between a container, running or not, and this machine
+///
+/// A directory goes into a directory that is there, under its own name, or becomes DESTINATION; SOURCE/. copies what is in it
+/// without itself. A file becomes DESTINATION, or goes into it if that is a directory. Paths of containers begin at their root.
+/// `-` is a tar stream. In the container the copies belong to root, on this machine to you.
+#[derive(Args)]
+#[command(
+    after_help = "Examples:\n  strata cp web:/etc/nginx/. ./nginx\n  strata cp index.html web:/srv/www/\n  strata cp web:/var/log - | tar -t\n  strata cp web@before-upgrade:/etc/passwd ."
+)]
+pub struct Cp {
+    /// Keep owners, groups and ACLs, by number
+    #[arg(short, long)]
+    pub archive: bool,
+    /// If SOURCE is a symbolic link, copy what it leads to
+    #[arg(short = 'L', long)]
+    pub follow_link: bool,
+    /// Do not say on a terminal what was copied
+    #[arg(short, long)]
+    pub quiet: bool,
+    /// A path of this machine (with a colon in it: begin with / or ./), or a tar stream on standard input
+    #[arg(value_name = "CONTAINER[@CHECKPOINT]:PATH|PATH|-")]
+    pub source: OsString,
+    /// The same, or a tar stream on standard output
+    #[arg(value_name = "CONTAINER:PATH|PATH|-")]
+    pub destination: OsString,
 }

@@ -3,9 +3,9 @@
 use clap::Subcommand;
 
 use super::{
-    Attach, Commit, ContainerPrune, Create, Df, Diff, Exec, Export, History, ImagePrune, Images, Import, Info, Inspect,
-    Kill, KindArg, Load, Logs, Pause, PortList, Ps, Pull, Push, Rename, Restart, Rm, Rmi, Run, Save, Start, Stats,
-    Stop, SystemPrune, Tag, Top, Unpause, Verb, Wait,
+    Attach, Commit, ContainerPrune, Cp, Create, Df, Diff, Exec, Export, History, ImagePrune, Images, Import, Info,
+    Inspect, Kill, KindArg, Load, Logs, Pause, PortList, Ps, Pull, Push, Rename, Restart, Rm, Rmi, Run, Save, Start,
+    Stats, Stop, SystemPrune, Tag, Top, Unpause, Verb, Wait,
 };
 
 /// Manage containers: the verbs of containers by docker's longer names
@@ -23,6 +23,7 @@ pub enum ContainerVerb {
     Rm(Rm),
     Inspect(Inspect),
     Diff(Diff),
+    Cp(Cp),
     Commit(Commit),
     Export(Export),
     Create(Box<Create>),
@@ -89,6 +90,7 @@ impl Verb {
                 ContainerVerb::Rm(args) => Self::Rm(args),
                 ContainerVerb::Inspect(args) => Self::Inspect(of_kind(args, KindArg::Container)),
                 ContainerVerb::Diff(args) => Self::Diff(args),
+                ContainerVerb::Cp(args) => Self::Cp(args),
                 ContainerVerb::Commit(args) => Self::Commit(args),
                 ContainerVerb::Export(args) => Self::Export(args),
                 ContainerVerb::Create(args) => Self::Create(args),
