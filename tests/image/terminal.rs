@@ -77,5 +77,8 @@ fn work_that_takes_long_shows_how_far_it_is() {
         terminal.waits_for(shown);
         let text = terminal.shown();
         assert!(!text.contains("iB"), "decimal units: {text}");
+        if let Some(id) = text.find("sha256:") {
+            assert!(!text[id..].contains('\x1b'), "what removes the bar comes before the id: {text:?}");
+        }
     }
 }

@@ -97,6 +97,8 @@ pub fn import(store: &Store, args: &Import) -> Result<()> {
         create::import(&mut transaction, &mut file, &name, &platform, &authoring, &options)?
     };
     transaction.publish()?;
+    // Otherwise the id would be beside the bar, and removed with it.
+    drop(meter);
     Ok(print_line(&id.to_string())?)
 }
 
@@ -273,6 +275,8 @@ pub fn flatten(store: &Store, args: &Flatten) -> Result<()> {
     transaction.watch(meter.advance());
     let id = create::flatten(&mut transaction, &image.config, &store.layers_of(&image)?, &authoring, &options)?;
     transaction.publish()?;
+    // Otherwise the id would be beside the bar, and removed with it.
+    drop(meter);
     Ok(print_line(&id.to_string())?)
 }
 
@@ -391,5 +395,7 @@ pub fn commit(store: &Store, args: &Commit) -> Result<()> {
     transaction.watch(meter.advance());
     let id = create::commit_each(&mut transaction, &parent, &stack, &changed, &authoring, &options)?;
     transaction.publish()?;
+    // Otherwise the id would be beside the bar, and removed with it.
+    drop(meter);
     Ok(print_line(&id.to_string())?)
 }

@@ -4,7 +4,7 @@
 //! ROOT/checkpoints/ID/          a layer; its id is in the mark on `layer` (see [`crate::marks::chain`])
 //!   layer/                      the directory to mount
 //!   layer.inventory             what is in it; may be missing
-//!   size                        bytes of its files, once somebody has counted them
+//!   size                        bytes of its files, if they have been counted
 //! containers/NAME/checkpoints/  names: symbolic links to `../../../checkpoints/ID`
 //! ```
 //!
