@@ -1,5 +1,5 @@
 //! Link counts of hard links in layers that were the upper. Names that were removed since do not count, as if the upper were
-//! still the upper. What is known of them ends with the mount: to the next one the layer is like any other lower layer.
+//! still the upper. This knowledge ends with the mount: for the next one the layer is like any other lower layer.
 
 use dashmap::DashMap;
 
@@ -24,7 +24,7 @@ impl FormerLinks {
         self.0.clear();
     }
 
-    /// The file is in the upper, with just those names that the mount has.
+    /// The file is in the upper, with exactly the names that the mount has.
     pub(in crate::driver) fn forget(&self, file: FileId) {
         self.0.remove(&file);
     }

@@ -22,10 +22,10 @@ impl Policy {
     /// The policy of the calling thread.
     ///
     /// # Errors
-    /// Those of `sched_getscheduler(2)`.
+    /// The errors of `sched_getscheduler(2)`.
     pub fn of_this_thread() -> io::Result<Self> {
-        // A system call, as musl's function of that name only fails.
-        // SAFETY: the argument is a number; 0 stands for the calling thread.
+        // Called directly, since musl's function of that name always fails. SAFETY: the argument is a number;
+        // 0 stands for the calling thread.
         match unsafe { libc::syscall(libc::SYS_sched_getscheduler, 0) } {
             -1 => Err(io::Error::last_os_error()),
             policy => Ok(Self(policy as libc::c_int)),
@@ -40,7 +40,8 @@ impl Policy {
     /// Gives `thread` this policy. The nice value of the thread stays.
     ///
     /// # Errors
-    /// `EPERM`: leaving `SCHED_IDLE` needs `CAP_SYS_NICE` or `RLIMIT_NICE`. Others of `sched_setscheduler(2)`.
+    /// `EPERM`: leaving `SCHED_IDLE` needs `CAP_SYS_NICE` or `RLIMIT_NICE`. Other errors of
+    /// `sched_setscheduler(2)`.
     pub fn set(self, thread: Pid) -> io::Result<()> {
         let parameters = libc::sched_param { sched_priority: 0 };
         let thread = thread.as_raw_nonzero().get();

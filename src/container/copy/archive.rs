@@ -1,4 +1,4 @@
-//! Tar streams in the place of the host's files.
+//! Tar streams as a source or target of copies.
 
 use std::collections::HashMap;
 use std::ffi::{CStr, CString, OsStr};
@@ -43,7 +43,7 @@ impl Source {
     }
 }
 
-/// What messages call the stream.
+/// The name of the stream in messages.
 const STREAM: &str = "tar stream";
 
 struct TarSink<'o> {
@@ -56,19 +56,19 @@ struct TarSink<'o> {
 }
 
 impl TarSink<'_> {
-    /// A walk's path as the stream has it.
+    /// The path of a walk as it is written in the stream.
     fn name_of(&self, path: &[u8]) -> Vec<u8> {
         if self.is_content { [b"./", path].concat() } else { path.to_vec() }
     }
 
     fn header(&mut self, name: &[u8], kind: EntryType<'_>, node: &Node) -> Result<()> {
         let shown = Path::new(OsStr::from_bytes(name));
-        // A stream says everything; the reader chooses.
+        // The stream contains everything; the reader chooses.
         let given = Given::of(node, CopyOptions { archive: true }).at(shown)?;
         header(self.out, name, kind, &given.to_member()).at(STREAM)
     }
 
-    /// Writes as many bytes as the header says, whatever becomes of the file meanwhile.
+    /// Writes as many bytes as the header says, even if the file changes meanwhile.
     fn content(&mut self, name: &[u8], node: &Node) -> Result<()> {
         let shown = Path::new(OsStr::from_bytes(name));
         let (mut file, size) = (node.open_file(OFlags::RDONLY).at(shown)?, node.stat.size);
@@ -141,7 +141,7 @@ impl Sink for TarSink<'_> {
 struct Extraction<'t> {
     target: &'t Target<'t>,
     options: CopyOptions,
-    /// Directories and what they get when all is there, for the time at least.
+    /// Directories and the attributes, such as times, that they get when everything is there.
     directories: Vec<(Vec<u8>, Given)>,
     copied: Copied,
 }
@@ -150,7 +150,7 @@ impl Target<'_> {
     /// Extracts a tar stream, which may be compressed, into this directory.
     ///
     /// # Errors
-    /// When it is no directory, the stream is damaged, or an entry cannot be made. What was made before stays.
+    /// If it is no directory, the stream is damaged, or an entry cannot be made. What was made before stays.
     pub fn extract(&self, input: &mut dyn Read, options: CopyOptions) -> Result<Copied> {
         self.check_directory()?;
         self.root().check_writable(self.dir()).at(self.shown_below(b""))?;
@@ -205,7 +205,7 @@ impl Extraction<'_> {
         }
     }
 
-    /// The directory of an entry; links are followed in the container's tree, what is missing is made.
+    /// The directory of an entry; links are followed in the container's tree, missing directories are made.
     fn parent(&self, path: &[u8]) -> Result<OwnedFd, Errno> {
         let (target, flags) = (self.target, OFlags::PATH | OFlags::DIRECTORY);
         let whole = |path: &[u8]| [target.path(), b"/", path].concat();
@@ -300,7 +300,7 @@ impl Extraction<'_> {
         given.put(&made, self.options, &|| shown.display().to_string(), &mut self.copied)
     }
 
-    /// True for what cannot be made, which is told.
+    /// True for types that cannot be made; this is noted.
     fn is_left_out(&mut self, entry: &Entry, shown: &Path) -> bool {
         let what = match entry.kind {
             Member::Unknown(_) => "an entry of unknown type",

@@ -1,4 +1,4 @@
-//! Owner, mode, times and extended attributes: what a source gives and a copy gets.
+//! Owner, mode, times and extended attributes that are copied from a source.
 
 use std::ffi::CString;
 use std::os::fd::AsFd;
@@ -12,7 +12,7 @@ use crate::confined::{FileType, Stat, TimeTo, Times, Timestamp, WritableDir};
 use crate::marks::override_stat::is_override;
 use crate::tar;
 
-/// The attribute that gives a program capabilities. It goes with the owner, as the set-user-ID bit does.
+/// The attribute that gives a program capabilities. It is removed with a change of owner, like the set-user-ID bit.
 const CAPABILITY: &[u8] = b"security.capability";
 
 /// Attributes of one file.
@@ -24,14 +24,14 @@ pub(super) struct Given {
     xattrs: Vec<(CString, Vec<u8>)>,
 }
 
-/// True for attributes that are copied. Labels of security modules belong to a machine, marks of unions to a layer.
+/// True for attributes that are copied. Labels of security modules belong to a machine, marks of unions belong to a layer.
 fn is_wanted(name: &[u8], options: CopyOptions) -> bool {
     let is_acl = name.starts_with(b"system.posix_acl_");
     name.starts_with(b"user.") && !is_override(name) || name == CAPABILITY || is_acl && options.archive
 }
 
 impl Given {
-    /// Those of a file that is open.
+    /// Those of an open file.
     pub(super) fn of(node: &Node, options: CopyOptions) -> Result<Self, Errno> {
         let Stat { uid, gid, mode, .. } = node.stat;
         let mut xattrs = Vec::new();
@@ -47,7 +47,7 @@ impl Given {
         Ok(Self { uid, gid, mode: mode & 0o7777, times: Times::of(&node.stat), xattrs })
     }
 
-    /// Those that a member of a tar stream names.
+    /// Those of a member of a tar stream.
     pub(super) fn of_member(attributes: &tar::Attributes, options: CopyOptions) -> Self {
         let time = TimeTo::At(Timestamp { sec: attributes.mtime.seconds, nsec: attributes.mtime.nanoseconds });
         let wanted = attributes.xattrs.iter().filter(|(name, _)| is_wanted(name, options));
@@ -71,8 +71,8 @@ impl Given {
         tar::Attributes { mode: self.mode, uid: self.uid, gid: self.gid, mtime, xattrs }
     }
 
-    /// Puts them on an open file, which may be `O_PATH`. Owner first: a change of it takes the set-user-ID bit and
-    /// capabilities away. What only a privileged process may keep, or the file system has no place for, is told in `copied`.
+    /// Sets them on an open file, which may be `O_PATH`. The owner comes first: changing it removes the set-user-ID bit and
+    /// capabilities. What only a privileged process may keep, or the file system cannot store, is noted in `copied`.
     pub(super) fn put(
         &self,
         file: &WritableDir,
@@ -113,7 +113,7 @@ impl Given {
         file.set_times(c"", &self.times)
     }
 
-    /// The mode for a file of this owner. Programs that run as their owner do so only as the owner that they had.
+    /// The mode for a file of this owner. Programs with a set-user-ID bit keep it only if they also keep their owner.
     fn mode_for(&self, (uid, gid): (u32, u32)) -> u32 {
         let set_user = if uid == self.uid { 0 } else { libc::S_ISUID };
         let set_group = if gid == self.gid { 0 } else { libc::S_ISGID };

@@ -12,8 +12,8 @@
 //!
 //! Processes of a container may change its tree at any moment. A path is resolved from the held root with `openat2(2)`
 //! (`RESOLVE_IN_ROOT`), as the container would resolve it. Each step after that takes one name and follows no link, and a
-//! file is opened for its content only after its type was seen through the same descriptor. So no link, and no exchange of
-//! a directory for a link, leads out of the tree, and no device is opened.
+//! file is opened for its content only after its type was checked through the same descriptor. So neither a link nor a
+//! directory exchanged for a link leads out of the tree, and no device is opened.
 
 mod archive;
 mod given;
@@ -34,7 +34,7 @@ const WARNINGS: usize = 100;
 /// How files are copied.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct CopyOptions {
-    /// Files keep owner, group and ACLs, and directories that are there get those of the source. Else what is made belongs to
+    /// Files keep owner, group and ACLs, and existing directories get those of the source. Otherwise, new files belong to
     /// the user of this process, who is root in a container.
     pub archive: bool,
 }

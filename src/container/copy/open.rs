@@ -24,7 +24,7 @@ use crate::sys::namespace::unshare_mounts;
 /// Longest wait for another process that mounts, starts or unmounts the container, or copies too.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The open tree of a container. However this is left, what was mounted for it is unmounted.
+/// The open tree of a container. What was mounted for it is unmounted whenever this is dropped.
 #[derive(Debug)]
 pub struct OpenRoot<'s> {
     store: &'s Store,
@@ -39,7 +39,7 @@ pub struct OpenRoot<'s> {
 #[derive(Debug)]
 struct Borrowed {
     container: Container,
-    /// Nobody starts or removes it meanwhile.
+    /// While this is held, the container cannot be started or removed.
     lock: RunLock,
     /// Made for volumes.
     stubs: Vec<PathBuf>,
@@ -47,7 +47,7 @@ struct Borrowed {
     is_new: bool,
 }
 
-/// What there is of a container to look at.
+/// The ways in which a container's files can be reached.
 enum Found {
     Running(OwnedFd),
     Mounted(OwnedFd),
@@ -63,7 +63,7 @@ impl Container {
     /// container is or will be mounted in; there is no way back.
     ///
     /// # Errors
-    /// When it cannot be mounted, or another process keeps it busy for a minute.
+    /// If it cannot be mounted, or another process uses it for a minute.
     pub fn open_root<'s>(&self, store: &'s Store, checkpoint: Option<&str>) -> Result<OpenRoot<'s>> {
         if let Some(checkpoint) = checkpoint {
             return self.open_checkpoint(store, checkpoint);
@@ -89,7 +89,7 @@ impl Container {
     fn find_root(&self) -> Result<Option<Found>> {
         if let Some(process) = self.state()?.process.filter(ProcessId::is_alive) {
             let root = open_dir(format!("/proc/{}/root", process.pid).as_ref());
-            // The number may be another process's by now.
+            // The number may belong to another process by now.
             return match root {
                 Ok(root) if process.is_alive() => Ok(Some(Found::Running(root))),
                 Ok(_) => Ok(None),
@@ -99,7 +99,7 @@ impl Container {
         }
         let lock = match self.lock() {
             Ok(lock) => lock,
-            // What runs is found above as soon as it is there.
+            // A running container was found above, as soon as it runs.
             Err(ImageError::Refused { .. }) => return Ok(None),
             Err(error) => return Err(error),
         };
@@ -159,10 +159,10 @@ impl Container {
         Ok(opened)
     }
 
-    /// What will be mounted in it when it runs, as far as that is files.
+    /// The files and directories that will be mounted in it when it runs.
     fn volumes_to_show(&self, store: &Store) -> Result<Vec<Volume>> {
         let options = &self.record.options;
-        // One that was mounted and never run has no volumes.
+        // A container that was mounted but never ran has no volumes.
         if self.record.command.is_empty() {
             return Ok(Vec::new());
         }
@@ -174,12 +174,12 @@ impl Container {
         self.fill_named_volumes(&root, &options.volumes)?;
         volumes.extend(options.volumes.iter().cloned());
         volumes.retain(|volume| volume.source.exists());
-        // A directory's mount comes before those in it.
+        // The mount of a directory comes before the mounts inside it.
         volumes.sort_by_key(|volume| volume.destination.components().count());
         Ok(volumes)
     }
 
-    /// Mounts the volumes where only the returned namespace shows them, and opens the root there. In the third place: mounts
+    /// Mounts the volumes so that only the returned namespace has them, and opens the root there. In the third place: mounts
     /// that must not be written.
     fn with_volumes(&self, volumes: &[Volume]) -> Result<(OwnedFd, OwnedFd, Vec<u64>)> {
         let place = "mount namespace";
@@ -203,7 +203,7 @@ impl Container {
             };
             let point = match at(root.as_fd()) {
                 Ok(point) => point,
-                // Nothing that it could be mounted on: the runtime would say so.
+                // There is nothing to mount it on: the runtime would report that.
                 Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => continue,
                 Err(errno) => return Err(errno).at(destination),
             };
@@ -228,10 +228,10 @@ impl OpenRoot<'_> {
         self.root.as_ref().ok_or_else(|| ImageError::refused("container", "was closed"))
     }
 
-    /// Lets go of the tree, and unmounts what was mounted for it.
+    /// Closes the tree, and unmounts what was mounted for it.
     ///
     /// # Errors
-    /// When somebody else uses the mount.
+    /// If another process uses the mount.
     pub fn close(mut self) -> Result<()> {
         self.end()
     }

@@ -15,9 +15,9 @@ use crate::image::{IoContext, Result};
 #[derive(Debug)]
 pub struct Root {
     fd: OwnedFd,
-    /// The container's name; none: it is the host's.
+    /// The container's name; `None` for the host.
     container: Option<String>,
-    /// Mounts in it that must not be written, though the kernel would allow it.
+    /// Mounts in it that must not be written, even if the kernel would allow it.
     read_only: Vec<u64>,
 }
 
@@ -25,7 +25,7 @@ impl Root {
     /// The file tree of this process.
     ///
     /// # Errors
-    /// When `/` cannot be opened.
+    /// If `/` cannot be opened.
     pub fn host() -> Result<Self> {
         let fd = rustix::fs::open("/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).at("/")?;
         Ok(Self { fd, container: None, read_only: Vec::new() })
@@ -36,7 +36,7 @@ impl Root {
         Self { fd, container: Some(name.to_owned()), read_only }
     }
 
-    /// The same under another name.
+    /// The same tree under another name.
     pub(super) fn named(self, name: &str) -> Self {
         Self { container: Some(name.to_owned()), ..self }
     }
@@ -59,7 +59,7 @@ impl Root {
         PathBuf::from(std::ffi::OsString::from_vec([prefix.as_slice(), path].concat()))
     }
 
-    /// Refuses a directory that a volume of the container shows for reading only.
+    /// Refuses a directory that is in a read-only volume of the container.
     pub(super) fn check_writable(&self, dir: BorrowedFd<'_>) -> Result<(), Errno> {
         let read_only = !self.read_only.is_empty() && self.read_only.contains(&Stat::of(dir, c"")?.mount);
         if read_only { Err(Errno::ROFS) } else { Ok(()) }
@@ -71,9 +71,9 @@ impl Root {
 pub(super) struct Wanted {
     /// Absolute; `.`, `..` and repeated slashes resolved without looking at any file, as docker does.
     pub(super) path: PathBuf,
-    /// It ends in `/` or `/.`, and so means a directory.
+    /// It ends in `/` or `/.`, so it must be a directory.
     pub(super) is_dir: bool,
-    /// It ends in `/.`: what is in the directory, without the directory.
+    /// It ends in `/.`: the content of the directory is meant, not the directory.
     pub(super) is_content: bool,
 }
 
@@ -92,7 +92,7 @@ impl Wanted {
         self.path.as_os_str().as_bytes()
     }
 
-    /// The last component; none of the root.
+    /// The last component; the root has none.
     pub(super) fn name(&self) -> Option<&[u8]> {
         self.path.file_name().map(OsStrExt::as_bytes)
     }

@@ -18,8 +18,8 @@ use crate::confined::{self, FileType, Stat};
 use crate::image::layer::path::join;
 use crate::image::{ImageError, IoContext, Result};
 
-/// File systems that the kernel makes up (`statfs(2)`). One of them is copied as an empty directory, unless the user names it
-/// or something in it: what is in it is no file of the container's.
+/// File systems that the kernel makes up (`statfs(2)`). They are copied as empty directories, unless the user names one, or a
+/// path in it: their content does not belong to the container.
 const MADE_UP: [u32; 10] = [
     0x9fa0,      // proc
     0x6265_6572, // sysfs
@@ -33,7 +33,7 @@ const MADE_UP: [u32; 10] = [
     0xcafe_4a11, // bpf
 ];
 
-/// One file, held so that it stays the same whatever becomes of its name (`O_PATH`).
+/// One file, held so that it stays the same even if its name gets another file (`O_PATH`).
 #[derive(Debug)]
 pub(super) struct Node {
     pub(super) fd: OwnedFd,
@@ -46,13 +46,13 @@ impl Node {
         Ok(Self { fd, stat })
     }
 
-    /// The entry `name` of `dir`, which is not followed if it is a link.
+    /// The entry `name` of `dir`; a link is not followed.
     pub(super) fn open(dir: BorrowedFd<'_>, name: &[u8]) -> Result<Self, Errno> {
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         Self::new(rustix::fs::openat(dir, name, flags, Mode::empty())?)
     }
 
-    /// Opens a regular file with the access mode `flags`. Nothing else is ever opened: that would act on devices.
+    /// Opens a regular file with the access mode `flags`. No other type is ever opened: opening a device has effects.
     pub(super) fn open_file(&self, flags: OFlags) -> Result<File, Errno> {
         if self.stat.file_type() != FileType::Regular {
             return Err(Errno::INVAL);
@@ -73,12 +73,12 @@ impl Node {
     }
 }
 
-/// Takes what a walk finds. Paths begin with the name that the copy gets; the empty path is a directory that is there.
+/// Receives what a walk finds. Paths begin with the name of the copy; the empty path is an existing directory.
 pub(super) trait Sink {
     /// A directory begins.
     fn enter(&mut self, path: &[u8], node: &Node) -> Result<()>;
 
-    /// The last directory that began, and did not end yet, ends.
+    /// The last directory that began and has not ended yet, ends.
     fn leave(&mut self) -> Result<()>;
 
     /// Anything but a directory.
@@ -101,15 +101,16 @@ struct Level {
     path: Vec<u8>,
     dir: OwnedFd,
     mount: u64,
-    /// Names that are left, the first one last.
+    /// The names still to do, the first one last.
     names: Vec<Vec<u8>>,
 }
 
 impl Source {
-    /// What `path` names. `follows`: what a link leads to, else the link itself; the name is the link's in either case.
+    /// The file that `path` names. `follows`: the target of a link, otherwise the link itself; the name is the link's in either
+    /// case.
     ///
     /// # Errors
-    /// When there is no such file, or it is no directory and the path ends as if it were.
+    /// If there is no such file, or it is no directory but the path ends like that of one.
     pub fn find(root: &Root, path: &Path, follows: bool) -> Result<Self> {
         let wanted = Wanted::new(root, path)?;
         let shown = root.shown(wanted.bytes());
@@ -132,7 +133,7 @@ impl Source {
     /// Copies it to `target` by docker's rules.
     ///
     /// # Errors
-    /// When a directory would replace a file or the other way round; those of reading and writing. What was made before stays.
+    /// If a directory would replace a file or a file a directory; those of reading and writing. What was made before stays.
     pub fn copy_to(&self, target: &Target<'_>, options: CopyOptions) -> Result<Copied> {
         let name: &[u8] = match target.spot() {
             Spot::Directory if self.is_dir() => self.own_name(),
@@ -150,7 +151,7 @@ impl Source {
         Ok(writer.copied)
     }
 
-    /// Hands out the file, or the directory and all that is in it, under the name `top`.
+    /// Passes the file, or the directory and everything in it, on under the name `top`.
     pub(super) fn walk(&self, top: &[u8], sink: &mut dyn Sink) -> Result<()> {
         if !self.is_dir() {
             return sink.file(top, &self.node);
@@ -199,14 +200,14 @@ impl Source {
         Ok(is_dev || MADE_UP.iter().any(|known| i128::from(*known) == i128::from(kind)))
     }
 
-    /// How messages name something in it that the walk calls `path`, under the name `top`.
+    /// The name in messages of something in it whose path in the walk is `path`, under the name `top`.
     fn shown_below(&self, path: &[u8], top: &[u8]) -> PathBuf {
         let rest = below(path, top);
         if rest.is_empty() { self.shown.clone() } else { self.shown.join(OsStr::from_bytes(rest)) }
     }
 }
 
-/// What is left of `path` after `top`, which it begins with.
+/// The rest of `path` after `top`, with which it begins.
 fn below<'p>(path: &'p [u8], top: &[u8]) -> &'p [u8] {
     let rest = path.strip_prefix(top).unwrap_or(path);
     rest.strip_prefix(b"/").unwrap_or(rest)

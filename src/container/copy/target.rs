@@ -20,9 +20,9 @@ const MOST_LINKS: usize = 40;
 pub(super) enum Spot {
     /// A directory, which is held.
     Directory,
-    /// Something else, by this name in the held directory.
+    /// Something else, with this name in the held directory.
     File(Vec<u8>),
-    /// Nothing, by this name in the held directory. `is_dir`: the user's path ends as a directory's.
+    /// Nothing, with this name in the held directory. `is_dir`: the user's path ends as a directory's.
     Missing { name: Vec<u8>, is_dir: bool },
 }
 
@@ -41,7 +41,7 @@ impl<'r> Target<'r> {
     /// What `path` names; a link at its end is followed.
     ///
     /// # Errors
-    /// When the directory that it would be in is not there.
+    /// If its parent directory does not exist.
     pub fn find(root: &'r Root, path: &Path) -> Result<Self> {
         let wanted = Wanted::new(root, path)?;
         let shown = root.shown(wanted.bytes());
@@ -96,12 +96,12 @@ impl<'r> Target<'r> {
         &self.path
     }
 
-    /// How messages name it.
+    /// The target's name in messages.
     pub(super) fn shown(&self) -> String {
         self.shown.display().to_string()
     }
 
-    /// How messages name what is at `path` below the held directory.
+    /// The name in messages of `path` below the held directory.
     pub(super) fn shown_below(&self, path: &[u8]) -> PathBuf {
         let below = if path.is_empty() { self.path.clone() } else { [&self.path, &b"/"[..], path].concat() };
         self.root.shown(below.strip_prefix(b"/").filter(|rest| rest.starts_with(b"/")).unwrap_or(&below))

@@ -21,27 +21,27 @@ use crate::image::{ImageError, IoContext, Result};
 use crate::sys::forward;
 use crate::sys::namespace::has_everywhere;
 
-/// What may replace what, in docker's words.
+/// What may replace what, worded as docker does.
 pub(super) const DIRECTORY_THERE: &str = "cannot overwrite a directory with a file";
 pub(super) const FILE_THERE: &str = "cannot overwrite a file with a directory";
 
-/// A directory that files are made in.
+/// A directory in which files are made.
 struct Level {
     dir: OwnedFd,
     path: Vec<u8>,
-    /// What it gets when it is complete.
+    /// The attributes that it gets when it is complete.
     given: Option<Given>,
 }
 
-/// Makes what a walk finds at a target.
+/// Makes what a walk finds at the target.
 pub(super) struct Writer<'t> {
     target: &'t Target<'t>,
     options: CopyOptions,
-    /// The held directory of the target, and those that were entered since.
+    /// The held directory of the target, and the directories below it that were entered.
     levels: Vec<Level>,
-    /// The directory that holds all that is made, once there is one.
+    /// The directory that holds everything that is made, once it exists.
     top: Option<FileId>,
-    /// Where the first name of each file with several is.
+    /// The first name of each file that has several.
     links: HashMap<FileId, Vec<u8>>,
     copier: Copier,
     pub(super) copied: Copied,
@@ -76,7 +76,7 @@ impl<'t> Writer<'t> {
         let copied = self.copier.copy(from.as_fd(), to.as_fd(), &node.stat, size);
         match copied {
             Ok(()) if size > 0 => {}
-            // It is shorter than it was, or it is one of the kernel's, whose size means nothing.
+            // It is shorter than before, or it is one of the kernel's files, whose size has no meaning.
             Ok(()) | Err(Errno::IO) => {
                 to.set_len(0).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
                 let again = from.rewind().and_then(|()| to.rewind()).and_then(|()| std::io::copy(&mut from, to));
@@ -130,12 +130,12 @@ impl<'t> Writer<'t> {
         Ok(())
     }
 
-    /// True if something is not copied, which is told.
+    /// True if something is not copied; this is noted.
     fn is_left_out(&mut self, path: &[u8], node: &Node) -> bool {
         let kind = Kind::from_raw_mode(node.stat.mode);
         let what = match kind {
             Kind::Socket => "a socket",
-            // On the host, a container's device would be a way to the host's.
+            // On the host, a container's device node would give access to the host's device.
             Kind::CharacterDevice | Kind::BlockDevice if self.target.root().is_host() => "a device",
             Kind::CharacterDevice | Kind::BlockDevice if !has_everywhere(CapabilitySet::MKNOD) => "a device",
             _ => return false,
@@ -145,8 +145,8 @@ impl<'t> Writer<'t> {
     }
 }
 
-/// Opens what was just made and has no descriptor yet, unless somebody put a file of another type there meanwhile: owner and
-/// mode are for this one.
+/// Opens what was just made and has no descriptor yet, unless a file of another type was put there meanwhile: owner and mode
+/// are for this one.
 pub(super) fn reopened(dir: BorrowedFd<'_>, name: &CStr, mode: u32) -> Result<WritableDir, Errno> {
     let node = Node::open(dir, name.to_bytes())?;
     let same = node.stat.mode & libc::S_IFMT == mode & libc::S_IFMT;
@@ -159,12 +159,12 @@ pub(super) fn create(dir: BorrowedFd<'_>, name: &CStr) -> Result<File, Errno> {
     Ok(rustix::fs::openat(dir, name, flags, Mode::RUSR | Mode::WUSR)?.into())
 }
 
-/// What is in the way of a new file.
+/// What exists under the name of a new file.
 enum InTheWay {
     Nothing,
     /// A file, which stays until the new one is complete.
     File,
-    /// A file that another one is mounted on. It gets the new content.
+    /// A file on which another one is mounted. It gets the new content.
     Mounted(Node),
     Directory,
 }
@@ -227,7 +227,7 @@ pub(super) fn replace<T>(
 
 fn remove_if_there(dir: BorrowedFd<'_>, name: &CStr) {
     match rustix::fs::unlinkat(dir, name, AtFlags::empty()) {
-        // Where nothing may be written nothing was made.
+        // If nothing may be written, nothing was made.
         Ok(()) | Err(Errno::NOENT | Errno::ROFS | Errno::ACCESS | Errno::PERM) => {}
         Err(errno) => tracing::warn!("{}: {errno}", name.to_string_lossy()),
     }

@@ -1,15 +1,15 @@
 //! Answering from the idle class, so that clients stay on their processors.
 //!
 //! When an answer wakes its client, the scheduler looks for an idle processor (`select_idle_sibling()` in
-//! kernel/sched/fair.c). That of the answering thread is not idle, so the client moves to another one, which first has to be
-//! woken from its sleep; the next request comes from there, and the client moves back with its answer. But a processor that
-//! runs nothing except `SCHED_IDLE` threads counts as idle: the client stays, goes on at once, and the answering thread
-//! continues when the client waits for its next answer. (A virtual machine without halt polling, untar of 2,000 files through
-//! rings: 810 ms and 5,000 moves as `SCHED_OTHER`, 330 ms and 10 moves as `SCHED_IDLE`.)
+//! kernel/sched/fair.c). The answering thread's processor is not idle, so the client moves to another one, which first has to
+//! wake up; the next request comes from there, and the client moves back with its answer. But a processor that runs nothing
+//! except `SCHED_IDLE` threads counts as idle: the client stays, goes on at once, and the answering thread continues when the
+//! client waits for its next answer. (A virtual machine without halt polling, untar of 2,000 files through rings: 810 ms and
+//! 5,000 moves as `SCHED_OTHER`, 330 ms and 10 moves as `SCHED_IDLE`.)
 //!
 //! A `SCHED_IDLE` thread hardly runs while other programs keep its processor busy. So a thread is in the class only while it
-//! answers many requests. It joins after [`BURST`] requests within [`STUCK`]; the foreman reviews all members every [`STUCK`] and
-//! puts those back that have answered fewer than [`FEW`] since. Such a thread cannot join again for some time ([`PAUSE`]).
+//! answers many requests. It joins after [`BURST`] requests within [`STUCK`]; every [`STUCK`], the foreman reviews all members
+//! and takes those out that have answered fewer than [`FEW`] since. Such a thread cannot join again for some time ([`PAUSE`]).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -25,15 +25,15 @@ use crate::sys::priority::Policy;
 const BURST: u32 = 16;
 /// Requests that a member must answer between two reviews to stay.
 const FEW: u32 = 4;
-/// Bursts that a thread which was put back lets pass.
+/// Number of bursts that must pass before a thread that was taken out may join again.
 const PAUSE: u32 = 8;
 
 /// The members of one mount.
 #[derive(Debug)]
 pub(super) struct IdleClass {
-    /// Policy and processors of threads outside the class. `None`: threads could not come back, so none may join.
+    /// Policy and processors of threads outside the class. `None`: threads could not leave the class again, so none may join.
     ordinary: Option<(Policy, CpuSet)>,
-    /// Threads that may join. The lock is held while another thread's policy is changed, so that it is there all the time.
+    /// Threads that may join. The lock is held while another thread's policy is changed, so that the thread cannot end meanwhile.
     candidates: Mutex<Vec<Arc<Candidate>>>,
 }
 
@@ -63,9 +63,9 @@ pub(super) struct Candidacy {
 }
 
 impl IdleClass {
-    /// A class without members. Asks the kernel whether threads could come back.
+    /// A class without members. Asks the kernel whether threads could leave the class again.
     pub(super) fn new() -> Arc<Self> {
-        // In a thread of its own, which stays idle if not.
+        // It does so in a separate thread, which stays idle if they could not.
         let probe = std::thread::Builder::new().spawn(|| {
             let before = Policy::of_this_thread().ok().filter(|policy| policy.is_fair())?;
             let processors = sched_getaffinity(None).ok()?;
@@ -93,7 +93,7 @@ impl IdleClass {
         Candidacy { class, candidate, since: Instant::now(), requests: 0, pause: 0, was_member: false }
     }
 
-    /// Puts members back that have answered too few requests since the last review. Returns true if members are left, which
+    /// Takes members out that have answered too few requests since the last review. Returns true if members are left, which
     /// need another review.
     pub(super) fn review(&self) -> bool {
         let mut is_needed = false;

@@ -234,7 +234,7 @@ impl Layer {
         match Inventory::open(self.root.as_fd(), self.root.root_path()) {
             Ok(inventory) => self.inventory = Some(Arc::new(inventory)),
             Err(Unusable::Absent) => {}
-            // A user's store is read from inside of the namespace of its containers and from outside.
+            // A user's store is read both inside the namespace of its containers and outside.
             Err(why @ Unusable::Namespace) => {
                 tracing::debug!("{}: its inventory is not used: {why}", self.path.display())
             }

@@ -104,9 +104,9 @@ pub struct Diff {
 
 /// Copy files between a container, running or not, and this machine
 ///
-/// A directory goes into a directory that is there, under its own name, or becomes DESTINATION; SOURCE/. copies what is in it
-/// without itself. A file becomes DESTINATION, or goes into it if that is a directory. Paths of containers begin at their root.
-/// `-` is a tar stream. In the container the copies belong to root, on this machine to you.
+/// A directory goes into an existing directory, under its own name, or becomes DESTINATION; SOURCE/. copies the content only. A
+/// file becomes DESTINATION, or goes into it if that is a directory. Paths in containers begin at their root. `-` is a tar
+/// stream. In the container the copies belong to root, on this machine to the user who runs the command.
 #[derive(Args)]
 #[command(
     after_help = "Examples:\n  strata cp web:/etc/nginx/. ./nginx\n  strata cp index.html web:/srv/www/\n  strata cp web:/var/log - | tar -t\n  strata cp web@before-upgrade:/etc/passwd ."
@@ -118,13 +118,13 @@ pub struct Cp {
     /// If SOURCE is a symbolic link, copy what it leads to
     #[arg(short = 'L', long)]
     pub follow_link: bool,
-    /// Do not say on a terminal what was copied
+    /// Do not report on a terminal what was copied
     #[arg(short, long)]
     pub quiet: bool,
     /// A path of this machine (with a colon in it: begin with / or ./), or a tar stream on standard input
     #[arg(value_name = "CONTAINER[@CHECKPOINT]:PATH|PATH|-")]
     pub source: OsString,
-    /// The same, or a tar stream on standard output
+    /// A path as above, or a tar stream on standard output
     #[arg(value_name = "CONTAINER:PATH|PATH|-")]
     pub destination: OsString,
 }

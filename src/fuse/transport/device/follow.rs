@@ -20,7 +20,7 @@ const CHANGE: u32 = 8;
 /// From this sum on no single process makes nearly all requests.
 const CROWD: u32 = 64;
 
-/// Whom the calling thread follows.
+/// The process that the calling thread follows.
 #[derive(Debug, Default)]
 pub(super) struct Follow {
     /// `/proc`, once it was needed and could be opened.
@@ -33,7 +33,7 @@ pub(super) struct Follow {
 }
 
 impl Follow {
-    /// Takes note of a request of `process`; 0: unknown. Returns true if it is time to look where the process is.
+    /// Counts a request of `process`; 0: unknown. Returns true if it is time to look where the process is.
     pub(super) fn note(&mut self, process: u32) -> bool {
         if process == self.process {
             self.streak = self.streak.wrapping_add(1);
