@@ -452,7 +452,7 @@ pub struct Which {
     pub path: PathBuf,
 }
 
-/// Check what this machine lacks
+/// Check what this machine has and lacks, by trying it
 #[derive(Args)]
 #[command(after_help = "Examples:\n  strata doctor\n  strata --root /srv/store doctor")]
 pub struct Doctor {

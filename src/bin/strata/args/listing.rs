@@ -98,7 +98,7 @@ pub struct History {
 /// List containers
 #[derive(Args)]
 #[command(
-    after_help = "Examples:\n  strata ps\n  strata ps -aq\n  strata ps --filter status=exited --format 'table {{.Names}}\\t{{.Status}}'\n\nFields: ID Image Command CreatedAt RunningFor Ports State Status Size Names Labels Mounts Networks\nFilters: id= name= label= status= exited= ancestor= before= since= volume="
+    after_help = "Examples:\n  strata ps\n  strata ps -aq\n  strata ps --filter status=exited --format 'table {{.Names}}\\t{{.Status}}'\n\nFields: ID Image Command CreatedAt RunningFor Ports State Status Size Names Labels Mounts Networks\nFilters: id= name= label= status= exited= ancestor= before= since= volume= network="
 )]
 pub struct Ps {
     /// Also those that neither run nor are mounted
