@@ -45,6 +45,11 @@ pub enum Request {
         /// Where the old upper becomes a layer instead, and the id of the upper between the two.
         keep: Option<(String, String)>,
     },
+    /// These layers, the topmost first, show what the mount's layers show: some of those were merged.
+    Merged {
+        /// All layers.
+        lowers: Vec<String>,
+    },
     /// Another mount is about to use these layers: this one must not write to them.
     Share {
         /// Their directories.
@@ -103,6 +108,7 @@ impl Request {
                 }
                 request
             }
+            Self::Merged { lowers } => json!({"op": "merged", "lowers": lowers}),
             Self::Share { layers } => json!({"op": "share", "layers": layers}),
             Self::State => json!({"op": "state"}),
         }
@@ -122,6 +128,7 @@ impl Request {
                 let keep = if value["keep"].is_null() { None } else { Some((kept("place")?, kept("id")?)) };
                 Self::Switch { place: text("place")?, id: text("id")?, lowers: texts(&value["lowers"])?, keep }
             }
+            "merged" => Self::Merged { lowers: texts(&value["lowers"])? },
             "share" => Self::Share { layers: texts(&value["layers"])? },
             "state" => Self::State,
             _ => return None,
@@ -212,6 +219,7 @@ mod tests {
             (&switch, r#"{"op":"switch","place":"/p","id":"a","lowers":["/l"]}"#),
             (&keeping, r#"{"op":"switch","place":"/p","id":"a","lowers":["/l"],"keep":{"place":"/k","id":"b"}}"#),
             (&Request::Share { layers: lowers.clone() }, r#"{"op":"share","layers":["/l"]}"#),
+            (&Request::Merged { lowers: lowers.clone() }, r#"{"op":"merged","lowers":["/l"]}"#),
             (&Request::State, r#"{"op":"state"}"#),
         ] {
             assert_eq!(request.to_json().to_string(), text);

@@ -224,6 +224,53 @@ fn a_rollback_at_random_is_complete() {
     }
 }
 
+/// Removing checkpoints of a mounted container merges their layers below it: the mount shows the same, and holds the merged ones.
+#[test]
+fn layers_are_merged_below_a_mount() {
+    for seed in 1..=4u64 {
+        let Some((lab, merged)) = lab() else { return };
+        let count = |dir: &str| fs::read_dir(lab.store().root().join(dir)).unwrap().count();
+        let mut state = seed;
+        let mut open = Vec::new();
+        for round in 0..6 {
+            change_at_random(&merged, &mut state);
+            let name = format!("p{round}");
+            fs::write(merged.join(&name), &name).unwrap();
+            lab.ok(&["checkpoint", "create", "web", &name]);
+            open.push(File::open(merged.join(&name)).unwrap());
+            drop(seen(&merged));
+        }
+        change_at_random(&merged, &mut state);
+        let before = seen(&merged);
+        let numbers = |paths: &BTreeMap<String, String>| -> Vec<u64> {
+            paths.keys().map(|path| fs::symlink_metadata(merged.join(path)).unwrap().ino()).collect()
+        };
+        let inodes = numbers(&before);
+        assert_eq!(count("checkpoints"), 6);
+        lab.ok(&["checkpoint", "rm", "web", "p1", "p2", "p4"]);
+        assert_eq!((seen(&merged), numbers(&before)), (before.clone(), inodes), "seed {seed}");
+        assert_eq!(count("checkpoints"), 4, "seed {seed}: three layers and a lock");
+        for (round, file) in open.iter().enumerate() {
+            let mut bytes = [0; 2];
+            file.read_exact_at(&mut bytes, 0).unwrap();
+            assert_eq!(bytes, format!("p{round}").as_bytes());
+        }
+        // It can be changed, remembered, and brought back.
+        change_at_random(&merged, &mut state);
+        let later = seen(&merged);
+        lab.ok(&["checkpoint", "create", "web", "later"]);
+        assert_eq!(seen(&merged), later);
+        fs::write(merged.join("x"), "x").unwrap();
+        lab.ok(&["rollback", "web", "p3"]);
+        lab.ok(&["rollback", "web", "later"]);
+        assert_eq!(seen(&merged), later, "seed {seed}");
+        drop(open);
+        lab.ok(&["umount", "web"]);
+        lab.change("web", |at| assert_eq!(seen(at), later, "seed {seed}"));
+        lab.ok(&["verify"]);
+    }
+}
+
 /// A file that is read while the container goes back and forth is wholly of one state, and so is a directory that is made with it.
 #[test]
 fn readers_beside_rollbacks_see_whole_states() {

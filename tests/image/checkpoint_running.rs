@@ -71,6 +71,8 @@ fn play(container: &Container) -> (Arc<Role>, Server) {
                 *lowers = new;
             }
             Request::Share { .. } => {}
+            // It goes on with the layers as they were.
+            Request::Merged { .. } => return Answer::refused("no merged layers"),
             Request::State => {
                 let lowers = lowers.iter().map(|path| Lower { path: path.clone(), id: id_in(path) }).collect();
                 return Answer { lowers, writers: Some(0), pid: Some(1), ..Answer::done() };

@@ -14,7 +14,7 @@
 //! | `df` | `they_come_with_the_layers_and_go_with_them` `what_is_shared_is_counted_once` |
 //! | `commit`: unknown fields and bytes kept, consistent, the same again | `a_commit_is_one_more_layer` `a_commit_keeps_order_and_unknown_fields` `the_same_changes_give_the_same_bytes` `commit_changes_the_configuration` |
 //! | checkpoints: back, forth and forks; layers merge without a change; refusals change nothing | `there_and_back` `removed_checkpoints_change_nothing` `a_checkpoint_becomes_an_image` `refused_in_one_line` `a_full_disk_makes_no_checkpoint` `checkpoints_killed_at_every_call` |
-//! | rollback of what is mounted or runs: complete in caches too, open files as deleted ones, mounts stay | `a_mounted_container_is_rolled_back` `a_rollback_at_random_is_complete` `readers_beside_rollbacks_see_whole_states` `a_running_container_is_rolled_back` |
+//! | rollback of what is mounted or runs: complete in caches too, open files as deleted ones, mounts stay | `a_mounted_container_is_rolled_back` `a_rollback_at_random_is_complete` `readers_beside_rollbacks_see_whole_states` `layers_are_merged_below_a_mount` `a_running_container_is_rolled_back` |
 //! | nothing acknowledged is lost | `killed_at_every_call_that_adds` `killed_at_every_call_that_removes` `a_kill_loses_nothing_that_was_acknowledged` `a_full_disk_in_mid_load_leaves_nothing_behind` |
 //! | other tools | `skopeo_copies_what_we_save_and_we_load_its_copies` `umoci_unpacks_what_we_save_to_the_same_tree` `podman_loads_what_we_save_and_we_load_what_it_saves` `docker_loads_what_we_save_and_we_load_what_it_saves` `buildah_takes_what_we_save_and_we_load_what_it_commits` `the_validator_of_the_specification_accepts_what_we_save` |
 

@@ -111,6 +111,26 @@ pub fn share(store: &Store, layers: &[CheckpointLayer]) -> Result<()> {
     Ok(())
 }
 
+/// Asks the mounts that have the layer `merged` to use the merged one. A mount that cannot goes on with the layers as they were.
+///
+/// # Errors
+/// Returns an error if the containers cannot be listed.
+pub(super) fn use_merged(store: &Store, merged: ChainId) -> Result<()> {
+    let _chains = store.lock_chains()?;
+    for (container, client) in users_of(store, &HashSet::from([merged]))? {
+        let Some(mut client) = client else { continue };
+        let _change = container.lock_change()?;
+        let lowers = container.chain(store).and_then(|chain| texts(&container.lower_dirs(store, &chain)?));
+        let asked = lowers.and_then(|lowers| {
+            client.ask(&Request::Merged { lowers }).map(drop).map_err(|error| container.told(&error))
+        });
+        if let Err(error) = asked {
+            tracing::debug!("the layers of a mount stay as they were: {error}");
+        }
+    }
+    Ok(())
+}
+
 /// Turns the upper of a mount that belongs to no store into a layer. Returns the mount's new layers, the topmost first.
 ///
 /// # Errors

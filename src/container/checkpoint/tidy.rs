@@ -182,6 +182,9 @@ fn merge_into(store: &Store, layer: &CheckpointLayer, dependent: &Dependent, wai
     {
         tracing::debug!("{}: no inventory: {error}", target.path.display());
     }
+    if let Dependent::Layer(id) = dependent {
+        running::use_merged(store, *id)?;
+    }
     Ok(true)
 }
 

@@ -28,6 +28,8 @@ pub(super) struct Plan {
     pub(super) files: Vec<(NodeRef, LayerId)>,
     /// Names that files lose which have others.
     pub(super) names: Vec<(Dentry, NodeRef)>,
+    /// Names that are lost, also those below.
+    pub(super) lost: Vec<(Dentry, NodeRef)>,
     /// What is abandoned. What is in a directory comes before the directory.
     pub(super) abandoned: Vec<(NodeRef, Remains)>,
     /// What the kernel must be told.
@@ -37,7 +39,8 @@ pub(super) struct Plan {
 /// What the kernel does not know yet.
 #[derive(Debug, Default)]
 pub(super) struct News {
-    /// Names that have nothing, or something else, now, and what they had. What is in a directory comes before the directory.
+    /// Names that have nothing, or something else, now, and what they had. What is in a directory comes before the directory. Below
+    /// a directory that is gone only what may be in use: the rest goes with the directory.
     pub(super) gone: Vec<(Dentry, NodeRef)>,
     /// Directories with other parts.
     pub(super) changed: Vec<Changed>,
@@ -62,11 +65,13 @@ struct Place<'a> {
     union: &'a Union,
     parts: &'a [LowerRef],
     opened: Vec<std::cell::OnceCell<Dir>>,
+    /// The part in the upper, if that stays; true if its entries may be xattr whiteouts.
+    upper: Option<(UpperDir, bool)>,
 }
 
 impl<'a> Place<'a> {
-    fn new(union: &'a Union, parts: &'a [LowerRef]) -> Self {
-        Self { union, parts, opened: parts.iter().map(|_| std::cell::OnceCell::new()).collect() }
+    fn new(union: &'a Union, parts: &'a [LowerRef], upper: Option<(UpperDir, bool)>) -> Self {
+        Self { union, parts, opened: parts.iter().map(|_| std::cell::OnceCell::new()).collect(), upper }
     }
 
     fn open(&self, index: usize) -> Result<LayerDir<'a>> {
@@ -88,12 +93,12 @@ impl<'a> Place<'a> {
         let open_lower = |index| self.open(index);
         let dir = MergedDir {
             stack: &self.union.stack,
-            upper: None,
+            upper: self.upper.as_ref().map(|(dir, _)| dir.as_dir()),
             lowers: self.parts,
             open_lower: &open_lower,
             listing: None,
-            upper_xattr_whiteouts: false,
-            upper_may_have_marks: false,
+            upper_xattr_whiteouts: self.upper.as_ref().is_some_and(|(_, by_xattr)| *by_xattr),
+            upper_may_have_marks: self.upper.is_some(),
             follow_redirects: self.union.follows_redirects(),
             metacopy: self.union.config.metacopy,
         };
@@ -145,19 +150,23 @@ fn continues(before: &Lowers, after: &[LowerRef], past: &Past) -> bool {
 struct Planner<'a> {
     union: &'a Union,
     past: &'a Past,
+    /// The upper stays what it is.
+    keeps_upper: bool,
     plan: Plan,
-    /// Names that nodes lose, by node; `true` once its remains are in the plan.
-    lost: HashMap<NodeId, Vec<Dentry>>,
+    /// How many names each node loses.
+    lost: HashMap<NodeId, usize>,
     held: usize,
 }
 
 impl Union {
-    /// What becomes of the nodes, now that the stack has other lower layers than those of the `past`.
+    /// What becomes of the nodes, now that the stack has other lower layers than those of the `past`. `keeps_upper`: the layers
+    /// show the same as before, and the upper stays.
     ///
     /// # Errors
     /// Those of reading the layers, but not of damaged names.
-    pub(super) fn plan(&self, past: &Past) -> Result<Plan> {
-        let mut planner = Planner { union: self, past, plan: Plan::default(), lost: HashMap::new(), held: 0 };
+    pub(super) fn plan(&self, past: &Past, keeps_upper: bool) -> Result<Plan> {
+        let (plan, lost) = (Plan::default(), HashMap::new());
+        let mut planner = Planner { union: self, past, keeps_upper, plan, lost, held: 0 };
         planner.walk()?;
         planner.settle_lost()?;
         planner.hold_hidden()?;
@@ -170,8 +179,9 @@ impl Planner<'_> {
         let root = self.union.node(NodeId::ROOT)?;
         // That of the root stays what it was at the mount.
         let ino = root.ino();
-        let lowers = root_parts(&self.union.stack)?;
-        let protection = match lowers.first() {
+        let is_opaque = self.keeps_upper && root.dir().is_some_and(|dir| dir.upper_part(|part| part.opaque));
+        let lowers = if is_opaque { Vec::new() } else { root_parts(&self.union.stack)? };
+        let protection = match lowers.first().filter(|_| !self.keeps_upper) {
             Some(part) => self.union.stack.lower(part.layer)?.root().stat_self()?.protection(),
             None => root.protection(),
         };
@@ -189,7 +199,11 @@ impl Planner<'_> {
         if !had_upper && are_same_parts(&before, &parts.lowers) {
             return Ok(());
         }
-        let place = Place::new(self.union, &parts.lowers);
+        let upper = match self.keeps_upper && had_upper {
+            true => Some((self.union.upper_dir(&node)?, dir.upper_part(|part| part.xattr_whiteouts))),
+            false => None,
+        };
+        let place = Place::new(self.union, &parts.lowers, upper);
         for (name, child) in dir.children() {
             match self.fate(&place, &before, &name, &child)? {
                 Fate::Same => {}
@@ -220,8 +234,12 @@ impl Planner<'_> {
     fn fate(&self, place: &Place<'_>, before: &Lowers, name: &CStr, child: &NodeRef) -> Result<Fate> {
         let is_dir = child.dir().is_some();
         let Some(layer) = child.state().lower().map(|(_, layer)| layer) else {
-            // The upper goes, and all files in it.
-            return if is_dir { self.directory(place, name, child) } else { Ok(Fate::Gone) };
+            return match is_dir {
+                true => self.directory(place, name, child),
+                false if self.keeps_upper => Ok(Fate::Same),
+                // The upper goes, and all files in it.
+                false => Ok(Fate::Gone),
+            };
         };
         if self.is_untouched(place, before, layer) {
             return Ok(Fate::Same);
@@ -234,7 +252,9 @@ impl Planner<'_> {
         };
         let Source::Lower(index) = found.source else { return Err(Errno::IO) };
         let part = place.parts.get(usize::from(index)).ok_or(Errno::IO)?;
-        if before.of_layer(layer).is_some_and(|was| is_same_part(was, part)) {
+        // A merged layer has the id of one of those that it was made of.
+        let is_same = self.past.layer(layer).is_none();
+        if is_same && before.of_layer(layer).is_some_and(|was| is_same_part(was, part)) {
             return Ok(Fate::Same);
         }
         // A merged layer has the files of those that it was made of.
@@ -257,6 +277,10 @@ impl Planner<'_> {
 
     fn directory(&self, place: &Place<'_>, name: &CStr, child: &Node) -> Result<Fate> {
         let Some(found) = place.resolve(name)?.filter(|found| found.stat.is_dir()) else { return Ok(Fate::Gone) };
+        if self.keeps_upper {
+            let (ino, protection) = (child.ino(), child.protection());
+            return Ok(Fate::Directory(Parts { lowers: found.lowers, ino, protection }));
+        }
         let ino = match found.lowers.first() {
             Some(part) => self.union.ino_of_part(part)?,
             None => child.ino(),
@@ -267,26 +291,30 @@ impl Planner<'_> {
 
     /// The name of `node` goes, and with a directory all that is in it.
     fn lose_all(&mut self, at: Dentry, node: NodeRef) {
-        let from = self.plan.news.gone.len();
+        let from = self.plan.lost.len();
         let mut pending = vec![(at, node)];
         while let Some((at, node)) = pending.pop() {
             if let Some(dir) = node.dir() {
                 pending.extend(dir.children().into_iter().map(|(name, child)| ((node.clone(), name), child)));
             }
-            self.lost.entry(node.id()).or_default().push(at.clone());
-            self.plan.news.gone.push((at, node));
+            *self.lost.entry(node.id()).or_default() += 1;
+            self.plan.lost.push((at, node));
         }
-        if let Some(lost) = self.plan.news.gone.get_mut(from..) {
-            lost.reverse();
-        }
+        let Some(lost) = self.plan.lost.get_mut(from..) else { return };
+        lost.reverse();
+        // The last one is the name itself.
+        let top = lost.len().saturating_sub(1);
+        let may_be_used = |node: &NodeRef| node.dir().is_some() || node.state().open().is_some();
+        let told = lost.iter().enumerate().filter(|(at, (_, node))| *at == top || may_be_used(node));
+        self.plan.news.gone.extend(told.map(|(_, lost)| lost.clone()));
     }
 
     /// Tells nodes that lost all their names from those that have others.
     fn settle_lost(&mut self) -> Result<()> {
-        let gone = std::mem::take(&mut self.plan.news.gone);
+        let gone = std::mem::take(&mut self.plan.lost);
         let mut done: HashSet<NodeId> = HashSet::new();
         for (at, node) in &gone {
-            let lost = self.lost.get(&node.id()).map_or(0, Vec::len);
+            let lost = self.lost.get(&node.id()).copied().unwrap_or(0);
             if lost < node.state().names().count() {
                 self.plan.names.push((at.clone(), node.clone()));
             } else if done.insert(node.id()) {
@@ -294,7 +322,7 @@ impl Planner<'_> {
                 self.plan.abandoned.push((node.clone(), remains));
             }
         }
-        self.plan.news.gone = gone;
+        self.plan.lost = gone;
         // A file that goes has not moved.
         self.plan.files.retain(|(node, _)| !done.contains(&node.id()));
         Ok(())
@@ -384,7 +412,7 @@ pub(super) fn appeared(union: &Union, past: &Past, upper: &UpperDir, changed: &C
         all |= part.is_opaque();
         names.extend(part.entries()?.into_iter().filter(|entry| entry.whiteout).map(|entry| entry.name));
     }
-    let place = Place::new(union, &changed.after);
+    let place = Place::new(union, &changed.after, None);
     if all || past.has_added() {
         for (index, part) in changed.after.iter().enumerate() {
             let is_new = !changed.before.of_layer(part.layer).is_some_and(|was| is_same_part(was, part));

@@ -18,11 +18,11 @@ use std::time::Duration;
 
 use super::after;
 use super::plan::{News, Plan, appeared};
-use crate::driver::node::{Dentry, NodeRef};
+use crate::driver::node::NodeRef;
 use crate::driver::types::{Errno, KernelRef};
 use crate::driver::{Overlay, Union};
 use crate::marks::chain::ChainId;
-use crate::union::layer::{Below, ChangeError, NextLowers, Past, Successor, UpperDir};
+use crate::union::layer::{Below, ChangeError, MergedLowers, NextLowers, Past, Successor, UpperDir};
 
 /// Where what is left behind becomes a layer.
 #[derive(Clone, Copy, Debug)]
@@ -94,6 +94,21 @@ impl Overlay {
         Ok(Switched { paused, abandoned: turn.abandoned })
     }
 
+    /// Makes `lowers` the lower layers, topmost first, which show the same as those that the mount has: some of them were merged.
+    /// The upper stays. Nothing is noticed of it, but that a directory which nobody has looked at yet may have another inode number.
+    ///
+    /// # Errors
+    /// One line. Nothing has changed on an error.
+    pub fn use_merged(&self, lowers: &[PathBuf]) -> Result<(), ChangeError> {
+        let _one = self.changes.one.lock();
+        let merged = {
+            let union = self.enter();
+            union.check_can_change()?;
+            union.stack.prepare_merged(lowers, &union.config)?
+        };
+        self.exclusive(|union| union.turn_to_merged(merged))?.0
+    }
+
     /// Tells the kernel what has changed. The gate is open.
     fn tell(&self, turn: &Turn) {
         let kernel = self.enter().kernel.get().map(|attached| Arc::clone(&attached.kernel));
@@ -146,7 +161,7 @@ impl Union {
             |errno| ChangeError { errno, line: format!("the layers cannot be read: {}", std::io::Error::from(errno)) };
         let upper = self.upper().map_err(fail)?.root().clone();
         let past = self.stack.replace_lowers(next);
-        let planned = self.plan(&past).map_err(fail).and_then(|plan| {
+        let planned = self.plan(&past, false).map_err(fail).and_then(|plan| {
             self.stack.replace_upper(successor)?;
             Ok(plan)
         });
@@ -166,6 +181,37 @@ impl Union {
         Ok(Turn { past, upper, news, abandoned })
     }
 
+    /// Nobody else is in the union.
+    fn turn_to_merged(&mut self, merged: MergedLowers) -> Result<(), ChangeError> {
+        let fail = |errno| ChangeError {
+            errno,
+            line: format!("the merged layers cannot be used: {}", std::io::Error::from(errno)),
+        };
+        let past = self.stack.replace_merged(merged);
+        let planned = self.plan(&past, true).map_err(fail).and_then(|plan| match plan.lost.is_empty() {
+            true => Ok(plan),
+            false => Err(ChangeError::refused("the merged layers show something else")),
+        });
+        let plan = match planned {
+            Ok(plan) => plan,
+            Err(error) => {
+                self.stack.restore_unmerged(past);
+                return Err(error);
+            }
+        };
+        for (node, parts) in plan.dirs {
+            self.nodes.replace_lowers(&node, parts.lowers);
+        }
+        for (node, layer) in plan.files {
+            self.nodes.rebase_file(&node, layer);
+        }
+        for (node, remains) in plan.abandoned {
+            self.nodes.abandon(&node, remains);
+        }
+        self.nodes.descriptors().clear();
+        Ok(())
+    }
+
     /// The upper becomes a layer, as at a checkpoint. Nobody writes to it any more after that.
     fn keep(&mut self, keeper: &mut Successor) -> Result<(), ChangeError> {
         let mut moved = self.pivot(keeper)?;
@@ -180,7 +226,7 @@ impl Union {
 
     /// Changes the nodes.
     fn rebase(&self, plan: Plan) -> News {
-        let Plan { dirs, files, names, abandoned, news } = plan;
+        let Plan { dirs, files, names, lost, abandoned, news } = plan;
         for (node, parts) in dirs {
             self.nodes.rebase_dir(&node, parts);
         }
@@ -193,7 +239,7 @@ impl Union {
         for (node, remains) in abandoned {
             self.nodes.abandon(&node, remains);
         }
-        let shrunk: Vec<Dentry> = news.gone.iter().map(|(at, _): &(Dentry, NodeRef)| at.clone()).collect();
+        let shrunk: Vec<NodeRef> = lost.into_iter().map(|((parent, _), _)| parent).collect();
         self.nodes.end_rebasing(&self.upper_id, self.stack.upper_id(), &shrunk);
         news
     }

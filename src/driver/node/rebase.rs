@@ -3,7 +3,7 @@
 
 use std::ffi::CStr;
 
-use crate::driver::node::{CopyUpGuard, Lowers, Name, NodeRef, NodeTable, UpperId, UpperMarks};
+use crate::driver::node::{CopyUpGuard, Lowers, NodeRef, NodeTable, UpperId, UpperMarks};
 use crate::union::layer::{Dir as LayerFile, LayerId, LowerRef, Protection, UpperDir};
 
 /// What is held of a file or directory that the new layers do not show.
@@ -47,6 +47,20 @@ impl NodeTable {
         }
     }
 
+    /// The lower parts of the directory are others, which show the same. Its upper part stays.
+    pub fn replace_lowers(&self, node: &NodeRef, lowers: Vec<LowerRef>) {
+        let Some(dir) = node.dir() else { return };
+        let top = lowers.first().map(|part| part.layer);
+        {
+            let state = &mut *dir.state.lock();
+            state.lowers = lowers.into();
+            state.listings.outdate();
+        }
+        if let Some(layer) = top {
+            node.state.lock().move_in_lowers(layer);
+        }
+    }
+
     /// The file stays, and is found in `layer` now.
     pub fn rebase_file(&self, node: &NodeRef, layer: LayerId) {
         node.state.lock().rebase(layer);
@@ -76,10 +90,10 @@ impl NodeTable {
     }
 
     /// All is done, and the upper has another id. `shrunk`: directories that lost names.
-    pub fn end_rebasing(&self, current: &UpperId, upper: LayerId, shrunk: &[(NodeRef, Name)]) {
+    pub fn end_rebasing(&self, current: &UpperId, upper: LayerId, shrunk: &[NodeRef]) {
         current.set(upper);
         self.descriptors().clear();
-        shrunk.iter().for_each(|(dir, _)| self.drop_if_unused(dir));
+        shrunk.iter().for_each(|dir| self.drop_if_unused(dir));
     }
 
     /// The copy of what was left in a layer is in the upper, whose id is `upper`.

@@ -360,6 +360,13 @@ impl State {
         };
     }
 
+    /// A directory's topmost part, if it has none in the upper, is in the lower layer `layer` now.
+    pub(super) fn move_in_lowers(&mut self, layer: LayerId) {
+        if let Residence::Lower { layer: of, .. } = &mut self.residence {
+            *of = layer;
+        }
+    }
+
     /// A lower file loses a name and has others.
     pub(super) fn lose_name(&mut self, parent: &NodeRef, name: &CStr) {
         self.change_rare(|rare| rare.names.retain(|at| !is_at(at, parent, name)));

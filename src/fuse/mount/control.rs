@@ -38,6 +38,10 @@ fn answer(overlay: &Overlay, request: Request) -> Answer {
             let layers: Vec<_> = layers.iter().map(|layer| control::path(layer)).collect();
             overlay.share(&layers).map(|()| Answer::done())
         }
+        Request::Merged { lowers } => {
+            let lowers: Vec<_> = lowers.iter().map(|layer| control::path(layer)).collect();
+            overlay.use_merged(&lowers).map(|()| Answer::done())
+        }
         Request::Switch { place, id, lowers, keep } => switch(overlay, &place, &id, &lowers, keep.as_ref()),
     };
     done.unwrap_or_else(|error: ChangeError| Answer {

@@ -35,7 +35,7 @@ use numbers::FileSystems;
 pub use origin::OriginResolver;
 pub use permissions::{override_key, read_override};
 pub use pivot::{Below, ChangeError, Successor};
-pub use switch::{NextLowers, Past};
+pub use switch::{MergedLowers, NextLowers, Past};
 pub use upper::{UpperDir, UpperLayer, WhiteoutForm};
 pub use whiteouts::{Cleared, Move, Place};
 pub use work::{Staged, WorkDir};

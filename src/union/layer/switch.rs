@@ -35,6 +35,19 @@ pub struct Past {
     added: usize,
 }
 
+/// The lower layers that a mount is about to have instead of those that they were merged of.
+#[derive(Debug)]
+pub struct MergedLowers(Vec<Slot>);
+
+/// One of these.
+#[derive(Debug)]
+enum Slot {
+    /// The mount has it, under this id.
+    Same(LayerId),
+    /// It gets the id of one that it was made of.
+    Merged(Box<Layer>),
+}
+
 impl Past {
     /// The layer `id`, if it is one of these.
     pub(crate) fn layer(&self, id: LayerId) -> Option<&Layer> {
@@ -113,6 +126,94 @@ impl LayerStack {
         self.begin_generation();
         Ok(())
     }
+}
+
+impl LayerStack {
+    /// Opens and checks the layers at `paths`, topmost first, of which some take the places of layers that the mount has.
+    ///
+    /// # Errors
+    /// One line.
+    pub(crate) fn prepare_merged(
+        &self,
+        paths: &[PathBuf],
+        config: &OverlayConfig,
+    ) -> Result<MergedLowers, ChangeError> {
+        let mut slots = Vec::with_capacity(paths.len());
+        let mut chains = Vec::with_capacity(paths.len() + 1);
+        chains.push((Path::new("the upperdir"), self.upper_chain()));
+        // The layers that are not yet matched, and of those before the last match the ids that are free.
+        let mut rest = self.lowers();
+        let mut waiting: Vec<usize> = Vec::new();
+        for path in paths {
+            let fail = |errno| ChangeError::new(path, errno);
+            let id = Stat::of(open_dir(path)?.as_fd(), c"").map_err(fail)?.id();
+            let is_it = |layer: &Layer| layer.root.stat_self().is_ok_and(|stat| stat.id() == id);
+            match rest.iter().position(is_it) {
+                Some(at) => {
+                    let (gone, from) = rest.split_at_checked(at).unwrap_or_default();
+                    give_ids(&mut slots, &mut waiting, gone)?;
+                    let Some((found, below)) = from.split_first() else { continue };
+                    slots.push(Slot::Same(found.id));
+                    chains.push((path.as_path(), found.chain));
+                    rest = below;
+                }
+                None => {
+                    let layer = open_layer(path, config)?;
+                    chains.push((path.as_path(), layer.chain));
+                    waiting.push(slots.len());
+                    slots.push(Slot::Merged(Box::new(layer)));
+                }
+            }
+        }
+        give_ids(&mut slots, &mut waiting, rest)?;
+        check_order(&chains)?;
+        Ok(MergedLowers(slots))
+    }
+
+    /// Puts merged layers in the places of those that they were made of. Returns the latter.
+    pub(crate) fn replace_merged(&mut self, merged: MergedLowers) -> Past {
+        let mut before: Vec<Layer> = self.lowers.drain(..self.visible).collect();
+        let (mut layers, mut added) = (Vec::with_capacity(merged.0.len()), 0);
+        for slot in merged.0 {
+            match slot {
+                Slot::Same(id) => {
+                    let at = before.iter().position(|layer| layer.id == id);
+                    layers.extend(at.map(|at| before.remove(at)));
+                }
+                Slot::Merged(mut layer) => {
+                    layer.fs = self.filesystems.add_root(layer.device);
+                    added += 1;
+                    layers.push(*layer);
+                }
+            }
+        }
+        self.visible = layers.len();
+        self.lowers.splice(..0, layers);
+        self.generation += 1;
+        Past { layers: before, added }
+    }
+
+    /// Puts the layers back that [`Self::replace_merged`] took away.
+    pub(crate) fn restore_unmerged(&mut self, past: Past) {
+        let rest = self.lowers.split_off(self.visible);
+        self.lowers.retain(|layer| past.layer(layer.id).is_none());
+        self.lowers.extend(past.layers);
+        self.lowers.sort_by_key(|layer| std::cmp::Reverse(layer.id));
+        self.visible = self.lowers.len();
+        self.lowers.extend(rest);
+    }
+}
+
+/// Gives the merged layers at `waiting` the ids of the layers `gone`, which are at the same place in the stack.
+fn give_ids(slots: &mut [Slot], waiting: &mut Vec<usize>, gone: &[Layer]) -> Result<(), ChangeError> {
+    let mut ids = gone.iter().map(|layer| layer.id);
+    for at in waiting.drain(..) {
+        let id = ids.next().ok_or_else(|| ChangeError::refused("the mount lacks a layer that was merged"))?;
+        if let Some(Slot::Merged(layer)) = slots.get_mut(at) {
+            layer.id = id;
+        }
+    }
+    Ok(())
 }
 
 fn open_layer(path: &Path, config: &OverlayConfig) -> Result<Layer, ChangeError> {
