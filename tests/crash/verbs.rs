@@ -19,6 +19,14 @@ pub struct Verb {
     pub act: fn(&Path) -> Result,
 }
 
+impl Verb {
+    /// True if a user's device 0:0 takes the place of what moves away. That is a second step: after a crash in between, or if it fails,
+    /// the old name is free.
+    pub fn leaves_device(&self) -> bool {
+        self.name.starts_with("leave_device_")
+    }
+}
+
 /// The content of the lower layer for one scene; `@` is its directory.
 const SCENE: &str = "
     dir   @             mtime=1000
@@ -59,6 +67,11 @@ fn rename(at: &Path, from: &str, to: &str) -> Result {
 
 fn exchange(at: &Path, a: &str, b: &str) -> Result {
     sys::rename_with(&at.join(a), &at.join(b), RenameFlags::EXCHANGE)
+}
+
+/// A device 0:0 takes the place of what moves away (`RENAME_WHITEOUT`).
+fn leave_device(at: &Path, from: &str, to: &str) -> Result {
+    sys::rename_with(&at.join(from), &at.join(to), RenameFlags::WHITEOUT)
 }
 
 /// An empty file.
@@ -149,6 +162,10 @@ macro_rules! with_verbs {
             rename_directory_over_whiteout PLAIN, |at| sys::rmdir(&at.join("e")), |at| rename(at, "d", "e");
             rename_new_directory_over_lower PLAIN, |at| { sys::mkdir(&at.join("new"), 0o755)?; make(at, "new/x") },
                 |at| rename(at, "new", "e");
+            leave_device_for_upper PLAIN, |at| make(at, "new"), |at| leave_device(at, "new", "d/new");
+            leave_device_for_upper_over_lower PLAIN, |at| make(at, "new"), |at| leave_device(at, "new", "d/f");
+            leave_device_for_lower PLAIN, nothing, |at| leave_device(at, "d/f", "e/new");
+            leave_device_for_directory PLAIN, nothing, |at| leave_device(at, "d", "e/new");
             exchange_files PLAIN, nothing, |at| exchange(at, "d/f", "gone");
             exchange_directories PLAIN, nothing, |at| exchange(at, "d", "full");
             exchange_file_and_directory PLAIN, nothing, |at| exchange(at, "gone", "full");
