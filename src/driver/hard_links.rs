@@ -151,7 +151,7 @@ impl Union {
     /// result goes to [`Self::end_nlink_change`] when both have changed.
     pub(in crate::driver) fn begin_nlink_change<'n>(
         &self,
-        names: &NamesWrite<'_>,
+        names: &'n NamesWrite<'_>,
         node: &'n Node,
     ) -> Result<NlinkChange<'n>> {
         let links = LinksGuard::lock(names, node);

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::driver::Union;
-use crate::driver::node::{LinksGuard, Lowers, Name, NamesRead, Node, NodeId, NodeRef, Residence, Surroundings};
+use crate::driver::node::{LinksGuard, Lowers, Name, NamesRead, Node, NodeId, NodeRef, Residence, Surroundings, Turn};
 use crate::driver::types::{Errno, Result};
 use crate::union::layer::{Dir, LayerDir, LayerId, LowerRef, Stat, UpperDir};
 use crate::union::merge::{self, Listing, MergedDir, Resolution};
@@ -77,7 +77,8 @@ impl Union {
                 UpperPlace::Named(parent, name) => (parent, name),
             };
             let above = self.upper_dir(&parent)?;
-            let _names = NamesRead::lock(&parent)?;
+            let mut turn = Turn::begin();
+            let _names = NamesRead::lock(&mut turn, &parent)?;
             // The node may have moved while the lock was not held.
             if !node.is_named(&parent, &name) {
                 continue;
@@ -104,7 +105,8 @@ impl Union {
         }
         if self.index_place(node).is_some() {
             // The entry is removed with the last name.
-            let _links = LinksGuard::alone(node);
+            let mut turn = Turn::begin();
+            let _links = LinksGuard::alone(&mut turn, node);
             if let Some((index, entry)) = self.index_place(node) {
                 return act(&index, &entry);
             }
@@ -115,7 +117,8 @@ impl Union {
                 UpperPlace::Named(parent, name) => (parent, name),
             };
             let dir = self.upper_dir(&parent)?;
-            let _names = NamesRead::lock(&parent)?;
+            let mut turn = Turn::begin();
+            let _names = NamesRead::lock(&mut turn, &parent)?;
             if !node.is_named(&parent, &name) {
                 continue;
             }

@@ -13,7 +13,7 @@ use rustix::fs::{AtFlags, Mode, OFlags};
 
 use crate::confined;
 use crate::driver::Union;
-use crate::driver::node::{Dentry, Name, NamesWrite, NodeId, NodeRef, Published, Residence};
+use crate::driver::node::{Dentry, Name, NamesWrite, NodeId, NodeRef, Published, Residence, Turn};
 use crate::driver::types::{Errno, Result};
 use crate::sys::lease;
 use crate::union::layer::moving::{duplicate, replace_names};
@@ -222,12 +222,10 @@ impl Union {
             self.note_carried(parent)?;
         }
         let first = parents.first().ok_or(Errno::STALE)?;
-        let names = NamesWrite::lock(first)?;
-        self.nodes.publish(&names, node, Published::default());
-        let upper = self.stack.upper_id();
-        let mut state = node.state();
-        state.carry(layer, upper);
-        state.note_all_names();
+        let mut turn = Turn::begin();
+        let names = NamesWrite::lock(&mut turn, first)?;
+        self.nodes.publish(&names, node, Published { carried_from: Some(layer), ..Published::default() });
+        node.state().note_all_names();
         Ok(())
     }
 
@@ -236,7 +234,8 @@ impl Union {
         if !dir.has_upper() {
             let (parent, _) = dir.name().ok_or(Errno::STALE)?;
             self.note_carried(&parent)?;
-            let names = NamesWrite::lock(&parent)?;
+            let mut turn = Turn::begin();
+            let names = NamesWrite::lock(&mut turn, &parent)?;
             self.nodes.publish(&names, dir, Published::default());
         }
         let marks = self.upper_dir(dir)?.marks(c"")?;

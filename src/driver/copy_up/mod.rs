@@ -11,7 +11,7 @@ use rustix::fs::OFlags;
 use crate::driver::Union;
 use crate::driver::interrupt;
 use crate::driver::locate::{LowerPlace, left_in_layer};
-use crate::driver::node::{ContentRef, CopyUpGuard, Indexed, NamesWrite, Node, NodeRef, Published};
+use crate::driver::node::{ContentRef, CopyUpGuard, Indexed, NamesWrite, Node, NodeRef, Published, Turn};
 use crate::driver::types::{Errno, Result};
 use crate::marks::Mark;
 use crate::union::layer::{Dir, FileType, FsId, LayerId, LowerRef, Staged, Stat, TimeTo, Times, UpperDir};
@@ -66,15 +66,16 @@ impl Union {
             current = parent;
         }
         for step in chain.iter().rev() {
-            let copy_up = CopyUpGuard::lock(step);
+            let mut turn = Turn::begin();
+            let mut copy_up = CopyUpGuard::lock(&mut turn, step);
             let is_target = NodeRef::ptr_eq(step, node);
             if !step.has_upper()
                 && let Some((layer, way)) = self.must_move(step)?
             {
-                self.move_up(&copy_up, layer, way)?;
+                self.move_up(&mut copy_up, layer, way)?;
             }
             if !step.has_upper() {
-                self.copy_up_one(&copy_up, if is_target { extent } else { Extent::Attributes })?;
+                self.copy_up_one(&mut copy_up, if is_target { extent } else { Extent::Attributes })?;
             }
             if let (true, Extent::Content(length)) = (is_target, extent) {
                 self.copy_up_content(&copy_up, length)?;
@@ -84,7 +85,7 @@ impl Union {
     }
 
     /// Copies one node up. Its parent has an upper part.
-    fn copy_up_one(&self, copy_up: &CopyUpGuard<'_>, extent: Extent) -> Result<()> {
+    fn copy_up_one(&self, copy_up: &mut CopyUpGuard<'_>, extent: Extent) -> Result<()> {
         let node = copy_up.node();
         let upper = self.upper()?;
         let place = LowerPlace::of(node)?.ok_or(Errno::STALE)?;
@@ -127,7 +128,8 @@ impl Union {
 
     /// Copies what was left in a layer that does not show it any more. The copy gets no name.
     fn copy_left(&self, node: &NodeRef, held: &Dir) -> Result<()> {
-        let copy_up = CopyUpGuard::lock(node);
+        let mut turn = Turn::begin();
+        let copy_up = CopyUpGuard::lock(&mut turn, node);
         if left_in_layer(node).is_none() {
             return Ok(());
         }
@@ -193,7 +195,7 @@ impl Union {
     /// verbs that remove or move the name see the file either in the lower layer or in the upper.
     fn publish_copy(
         &self,
-        copy_up: &CopyUpGuard<'_>,
+        copy_up: &mut CopyUpGuard<'_>,
         staged: Staged<'_>,
         indexed: Option<&Indexed>,
         breaks_link: bool,
@@ -203,7 +205,7 @@ impl Union {
         // A node that is only in a lower layer is never renamed, so this stays its name until it is published.
         let (parent, name) = node.name().ok_or(Errno::STALE)?;
         let above = self.upper_dir(&parent)?;
-        let names = NamesWrite::lock(&parent)?;
+        let names = NamesWrite::lock(copy_up.after(), &parent)?;
         if node.is_removed() {
             // The file is open but has no name: the copy gets none either.
             let held = self.upper()?.hold(staged.into_nameless()?);
@@ -212,7 +214,7 @@ impl Union {
         }
         if let Some(entry) = indexed {
             self.publish_indexed(entry, staged)?;
-            self.nodes.publish(&names, node, Published { content, ino: None });
+            self.nodes.publish(&names, node, Published { content, ..Published::default() });
             return self.link_up(&names, node, &above, &name);
         }
         self.mark_impure(&parent, &above)?;
@@ -222,7 +224,7 @@ impl Union {
         let ino = if breaks_link { Some(own_ino(staged.stat()?)) } else { None };
         staged.publish_new(&above, &name)?;
         // From here on the file is in the upper, so nothing may fail.
-        self.nodes.publish(&names, node, Published { content, ino });
+        self.nodes.publish(&names, node, Published { content, ino, carried_from: None });
         keep_mtime(&above, &before);
         drop(names);
         if let (Some(kernel), true) = (self.kernel(), breaks_link) {

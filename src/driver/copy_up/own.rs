@@ -93,7 +93,7 @@ impl Union {
     }
 
     /// Brings the node's file from a layer that was the upper to the upper, with all its names.
-    pub(super) fn move_up(&self, copy_up: &CopyUpGuard<'_>, layer: LayerId, way: Way) -> Result<()> {
+    pub(super) fn move_up(&self, copy_up: &mut CopyUpGuard<'_>, layer: LayerId, way: Way) -> Result<()> {
         let node = copy_up.node();
         let upper = self.upper()?;
         let place = LowerPlace::of(node)?.ok_or(Errno::STALE)?;
@@ -125,7 +125,7 @@ impl Union {
                     return Err(errno);
                 }
             };
-            let locked = NamesMany::lock(names.iter().map(|(parent, _)| parent))?;
+            let locked = NamesMany::lock(copy_up.after(), names.iter().map(|(parent, _)| parent))?;
             // The names may have changed while their locks were not held.
             let is_same = |a: &Dentry, b: &Dentry| NodeRef::ptr_eq(&a.0, &b.0) && a.1 == b.1;
             let current: Vec<Dentry> = node.state().names().cloned().collect();
@@ -145,8 +145,7 @@ impl Union {
                         return Err(errno);
                     }
                     let first = locked.first().ok_or(Errno::STALE)?;
-                    self.nodes.publish(first, node, Published::default());
-                    node.state().carry(layer, self.stack.upper_id());
+                    self.nodes.publish(first, node, Published { carried_from: Some(layer), ..Published::default() });
                     self.former_links.forget(stat.id());
                     drop(locked);
                     if let (Some(kernel), true) = (self.kernel(), stat.nlink > 1) {
@@ -190,7 +189,7 @@ impl Union {
         // A file that was copied up before shows its origin's number, and so does the copy.
         let ino = (node.ino() == self.stack.shown_ino(source)).then(|| self.stack.shown_ino(copy));
         for names in locked.iter() {
-            self.nodes.publish(names, node, Published { content: None, ino });
+            self.nodes.publish(names, node, Published { ino, ..Published::default() });
         }
         self.nodes.share(copy.id(), node);
         let parents: Vec<_> = locked.iter().map(|names| names.parent().id()).collect();

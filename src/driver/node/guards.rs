@@ -1,10 +1,140 @@
-//! The guards of the locks that order matters for. A function that needs a later lock takes the guard of the earlier one
-//! as an argument (order: [`crate::driver::node`]).
+//! The guards of the locks that are held over I/O, in an order that the compiler checks: taking one needs a [`Turn`], and
+//! borrows it until the guard is gone. A lock that comes later is taken with the guard of the earlier one (order:
+//! [`crate::driver::node`]).
+//!
+//! ```
+//! use stratafs::driver::node::{CopyUpGuard, LinksGuard, NamesPair, NamesWrite, NodeRef, RenameLock, Turn};
+//!
+//! fn copied_up(node: &NodeRef, parent: &NodeRef) -> rustix::io::Result<()> {
+//!     let mut turn = Turn::begin();
+//!     let mut copy_up = CopyUpGuard::lock(&mut turn, node);
+//!     let names = NamesWrite::lock(copy_up.after(), parent)?;
+//!     let _links = LinksGuard::lock(&names, node);
+//!     Ok(())
+//! }
+//!
+//! fn moved(lock: &RenameLock, from: &NodeRef, to: &NodeRef) -> rustix::io::Result<()> {
+//!     let mut turn = Turn::begin();
+//!     let mut rename = lock.lock(&mut turn);
+//!     let _names = NamesPair::across(&mut rename, from, to)?;
+//!     Ok(())
+//! }
+//!
+//! fn one_after_the_other(a: &NodeRef, b: &NodeRef) -> rustix::io::Result<()> {
+//!     let mut turn = Turn::begin();
+//!     drop(NamesWrite::lock(&mut turn, a)?);
+//!     drop(NamesWrite::lock(&mut turn, b)?);
+//!     Ok(())
+//! }
+//! ```
+//!
+//! The names of a second directory, while those of a first are held:
+//!
+//! ```compile_fail,E0499
+//! # use stratafs::driver::node::{NamesWrite, NodeRef, Turn};
+//! # fn wrong(a: &NodeRef, b: &NodeRef) -> rustix::io::Result<()> {
+//! let mut turn = Turn::begin();
+//! let first = NamesWrite::lock(&mut turn, a)?;
+//! let second = NamesWrite::lock(&mut turn, b)?;
+//! # drop((first, second));
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! The rename lock, while names are held:
+//!
+//! ```compile_fail,E0499
+//! # use stratafs::driver::node::{NamesWrite, NodeRef, RenameLock, Turn};
+//! # fn wrong(lock: &RenameLock, a: &NodeRef) -> rustix::io::Result<()> {
+//! let mut turn = Turn::begin();
+//! let names = NamesWrite::lock(&mut turn, a)?;
+//! let rename = lock.lock(&mut turn);
+//! # drop((names, rename));
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! A copy-up, while names are held:
+//!
+//! ```compile_fail,E0499
+//! # use stratafs::driver::node::{CopyUpGuard, NamesRead, NodeRef, Turn};
+//! # fn wrong(node: &NodeRef, parent: &NodeRef) -> rustix::io::Result<()> {
+//! let mut turn = Turn::begin();
+//! let names = NamesRead::lock(&mut turn, parent)?;
+//! let copy_up = CopyUpGuard::lock(&mut turn, node);
+//! # drop((names, copy_up));
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! A copy-up, while the rename lock is held:
+//!
+//! ```compile_fail,E0308
+//! # use stratafs::driver::node::{CopyUpGuard, NodeRef, RenameLock, Turn};
+//! # fn wrong(lock: &RenameLock, node: &NodeRef) {
+//! let mut turn = Turn::begin();
+//! let mut rename = lock.lock(&mut turn);
+//! let copy_up = CopyUpGuard::lock(rename.after(), node);
+//! # }
+//! ```
+//!
+//! Names, while a file's number of names is held, even after the guard that it was taken with:
+//!
+//! ```compile_fail,E0505
+//! # use stratafs::driver::node::{LinksGuard, NamesWrite, NodeRef, Turn};
+//! # fn wrong(node: &NodeRef, a: &NodeRef) -> rustix::io::Result<()> {
+//! let mut turn = Turn::begin();
+//! let names = NamesWrite::lock(&mut turn, a)?;
+//! let links = LinksGuard::lock(&names, node);
+//! drop(names);
+//! # drop(links);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! ```compile_fail,E0499
+//! # use stratafs::driver::node::{LinksGuard, NamesWrite, NodeRef, Turn};
+//! # fn wrong(node: &NodeRef, a: &NodeRef) -> rustix::io::Result<()> {
+//! let mut turn = Turn::begin();
+//! let links = LinksGuard::alone(&mut turn, node);
+//! let names = NamesWrite::lock(&mut turn, a)?;
+//! # drop((links, names));
+//! # Ok(())
+//! # }
+//! ```
+
+use std::marker::PhantomData;
 
 use rustix::io::Errno;
 
+use crate::driver::node::rank::{Rank, Ranked};
 use crate::driver::node::sync::{Mutex, MutexGuard, RwLockReadGuard, RwLockWriteGuard};
 use crate::driver::node::{Dir, Node, NodeRef};
+
+/// No lock of this module is held.
+#[derive(Debug)]
+pub enum Nothing {}
+
+/// A [`CopyUpGuard`] is held.
+#[derive(Debug)]
+pub enum CopyUp {}
+
+/// A [`RenameGuard`] is held.
+#[derive(Debug)]
+pub enum Rename {}
+
+/// What a function takes its locks with: while one is held, the turn is borrowed. `Held` says which lock it comes after. A
+/// function that takes locks begins one turn; that it is not called with a later lock held is checked at run time, in
+/// debug builds.
+#[derive(Debug)]
+pub struct Turn<Held = Nothing>(PhantomData<Held>);
+
+impl Turn {
+    /// Begins a turn.
+    pub fn begin() -> Self {
+        Self(PhantomData)
+    }
+}
 
 /// Held while a directory moves, or a file moves to another directory. While it is held, the paths of
 /// directories do not change.
@@ -15,12 +145,22 @@ pub struct RenameLock(Mutex<()>);
 #[derive(Debug)]
 pub struct RenameGuard<'o> {
     _held: MutexGuard<'o, ()>,
+    _rank: Ranked,
+    after: Turn<Rename>,
 }
 
 impl RenameLock {
-    /// Takes the lock. The caller holds no lock of a directory's names.
-    pub fn lock(&self) -> RenameGuard<'_> {
-        RenameGuard { _held: self.0.lock() }
+    /// Takes the lock.
+    pub fn lock<'o>(&'o self, _turn: &'o mut Turn) -> RenameGuard<'o> {
+        let rank = Ranked::first(Rank::Rename);
+        RenameGuard { _held: self.0.lock(), _rank: rank, after: Turn(PhantomData) }
+    }
+}
+
+impl RenameGuard<'_> {
+    /// To take locks that come later.
+    pub fn after(&mut self) -> &mut Turn<Rename> {
+        &mut self.after
     }
 }
 
@@ -35,6 +175,7 @@ pub trait Names {
 pub struct NamesRead<'d> {
     parent: &'d NodeRef,
     _held: RwLockReadGuard<'d, ()>,
+    _rank: Ranked,
 }
 
 /// Holds the names of a directory for writing.
@@ -43,6 +184,7 @@ pub struct NamesWrite<'d> {
     parent: &'d NodeRef,
     dir: &'d Dir,
     _held: RwLockWriteGuard<'d, ()>,
+    _rank: Ranked,
 }
 
 impl<'d> NamesRead<'d> {
@@ -50,9 +192,10 @@ impl<'d> NamesRead<'d> {
     ///
     /// # Errors
     /// `NOTDIR`.
-    pub fn lock(parent: &'d NodeRef) -> Result<Self, Errno> {
+    pub fn lock<Held>(_turn: &'d mut Turn<Held>, parent: &'d NodeRef) -> Result<Self, Errno> {
         let dir = parent.dir().ok_or(Errno::NOTDIR)?;
-        Ok(Self { parent, _held: dir.names.read() })
+        let rank = Ranked::first(Rank::Names);
+        Ok(Self { parent, _held: dir.names.read(), _rank: rank })
     }
 }
 
@@ -61,9 +204,14 @@ impl<'d> NamesWrite<'d> {
     ///
     /// # Errors
     /// `NOTDIR`.
-    pub fn lock(parent: &'d NodeRef) -> Result<Self, Errno> {
+    pub fn lock<Held>(_turn: &'d mut Turn<Held>, parent: &'d NodeRef) -> Result<Self, Errno> {
+        Self::take(parent, Ranked::first(Rank::Names))
+    }
+
+    /// Takes the lock of one of several directories, which the caller orders.
+    fn take(parent: &'d NodeRef, rank: Ranked) -> Result<Self, Errno> {
         let dir = parent.dir().ok_or(Errno::NOTDIR)?;
-        Ok(Self { parent, dir, _held: dir.names.write() })
+        Ok(Self { parent, dir, _held: dir.names.write(), _rank: rank })
     }
 
     /// The directory.
@@ -90,6 +238,7 @@ pub struct NamesPair<'d> {
     first: NamesWrite<'d>,
     /// The other directory, if there are two.
     second: Option<NamesWrite<'d>>,
+    rename: Option<&'d RenameGuard<'d>>,
 }
 
 impl<'d> NamesPair<'d> {
@@ -97,32 +246,47 @@ impl<'d> NamesPair<'d> {
     ///
     /// # Errors
     /// `NOTDIR`.
-    pub fn across(_rename: &RenameGuard<'_>, source: &'d NodeRef, target: &'d NodeRef) -> Result<Self, Errno> {
-        Self::ordered(source, target)
+    pub fn across(rename: &'d mut RenameGuard<'_>, source: &'d NodeRef, target: &'d NodeRef) -> Result<Self, Errno> {
+        let rename = &*rename;
+        Ok(Self { rename: Some(rename), ..Self::take(source, target)? })
     }
 
     /// Takes the lock for a rename inside one directory.
     ///
     /// # Errors
     /// `NOTDIR`.
-    pub fn within(directory: &'d NodeRef) -> Result<Self, Errno> {
-        Ok(Self { first: NamesWrite::lock(directory)?, second: None })
+    pub fn within<Held>(_turn: &'d mut Turn<Held>, directory: &'d NodeRef) -> Result<Self, Errno> {
+        Self::take(directory, directory)
     }
 
-    /// Takes the locks of two directories, the one with the lower node id first.
+    /// Takes the locks of two directories.
     ///
     /// # Errors
     /// `NOTDIR`.
-    pub fn ordered(first: &'d NodeRef, second: &'d NodeRef) -> Result<Self, Errno> {
+    pub fn ordered<Held>(_turn: &'d mut Turn<Held>, first: &'d NodeRef, second: &'d NodeRef) -> Result<Self, Errno> {
+        Self::take(first, second)
+    }
+
+    /// Takes the lock of the directory with the lower node id first.
+    fn take(first: &'d NodeRef, second: &'d NodeRef) -> Result<Self, Errno> {
+        let take = |node, rank| NamesWrite::take(node, rank);
+        let rank = Ranked::first(Rank::Names);
         if NodeRef::ptr_eq(first, second) {
-            return Self::within(first);
+            return Ok(Self { first: take(first, rank)?, second: None, rename: None });
         }
-        if first.id() < second.id() {
-            let first = NamesWrite::lock(first)?;
-            return Ok(Self { first, second: Some(NamesWrite::lock(second)?) });
-        }
-        let second = NamesWrite::lock(second)?;
-        Ok(Self { first: NamesWrite::lock(first)?, second: Some(second) })
+        let (first, second) = if first.id() < second.id() {
+            let first = take(first, rank)?;
+            (first, take(second, Ranked::further(Rank::Names))?)
+        } else {
+            let second = take(second, rank)?;
+            (take(first, Ranked::further(Rank::Names))?, second)
+        };
+        Ok(Self { first, second: Some(second), rename: None })
+    }
+
+    /// The rename lock, if the names were taken with it.
+    pub fn rename(&self) -> Option<&'d RenameGuard<'d>> {
+        self.rename
     }
 
     /// The first directory: the source of a rename.
@@ -145,11 +309,13 @@ impl<'d> NamesMany<'d> {
     ///
     /// # Errors
     /// `NOTDIR`.
-    pub fn lock(parents: impl Iterator<Item = &'d NodeRef>) -> Result<Self, Errno> {
+    pub fn lock<Held>(_turn: &'d mut Turn<Held>, parents: impl Iterator<Item = &'d NodeRef>) -> Result<Self, Errno> {
         let mut parents: Vec<&NodeRef> = parents.collect();
         parents.sort_unstable_by_key(|parent| parent.id());
         parents.dedup_by_key(|parent| parent.id());
-        parents.into_iter().map(NamesWrite::lock).collect::<Result<_, _>>().map(Self)
+        let mut ranks = std::iter::once(Ranked::first(Rank::Names));
+        let mut rank = || ranks.next().unwrap_or_else(|| Ranked::further(Rank::Names));
+        parents.into_iter().map(|parent| NamesWrite::take(parent, rank())).collect::<Result<_, _>>().map(Self)
     }
 
     /// The guards of all of them.
@@ -167,19 +333,26 @@ impl<'d> NamesMany<'d> {
 #[derive(Debug)]
 pub struct LinksGuard<'n> {
     node: &'n Node,
-    _held: Option<MutexGuard<'n, ()>>,
+    _held: Option<(MutexGuard<'n, ()>, Ranked)>,
 }
 
 impl<'n> LinksGuard<'n> {
-    /// Takes the lock to change the link count.
-    pub fn lock(_names: &NamesWrite<'_>, node: &'n Node) -> Self {
-        Self::alone(node)
+    /// Takes the lock, to change the number of names.
+    pub fn lock(_names: &'n NamesWrite<'_>, node: &'n Node) -> Self {
+        Self::take(node)
     }
 
-    /// Takes the lock to reach the file through its index entry. The caller takes no lock of names after it.
-    pub fn alone(node: &'n Node) -> Self {
-        let held = if node.dir().is_none() { Some(node.links.lock()) } else { None };
-        Self { node, _held: held }
+    /// Takes the lock, to reach the file through its index entry. The caller takes no lock of names later.
+    pub fn alone<Held>(_turn: &'n mut Turn<Held>, node: &'n Node) -> Self {
+        Self::take(node)
+    }
+
+    fn take(node: &'n Node) -> Self {
+        let lock = || {
+            let rank = Ranked::first(Rank::Links);
+            (node.links.lock(), rank)
+        };
+        Self { node, _held: node.dir().is_none().then(lock) }
     }
 
     /// The file.
@@ -193,12 +366,21 @@ impl<'n> LinksGuard<'n> {
 pub struct CopyUpGuard<'n> {
     node: &'n NodeRef,
     _held: MutexGuard<'n, ()>,
+    _rank: Ranked,
+    after: Turn<CopyUp>,
 }
 
 impl<'n> CopyUpGuard<'n> {
-    /// Takes the lock. The caller holds no other lock of this module.
-    pub fn lock(node: &'n NodeRef) -> Self {
-        Self { node, _held: node.copy_up.lock() }
+    /// Takes the lock.
+    pub fn lock(_turn: &'n mut Turn, node: &'n NodeRef) -> Self {
+        let rank = if node.dir().is_some() { Rank::CopyUpOfDirectory } else { Rank::CopyUpOfFile };
+        let rank = Ranked::first(rank);
+        Self { node, _held: node.copy_up.lock(), _rank: rank, after: Turn(PhantomData) }
+    }
+
+    /// To take locks that come later.
+    pub fn after(&mut self) -> &mut Turn<CopyUp> {
+        &mut self.after
     }
 
     /// The node.

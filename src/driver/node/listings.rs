@@ -381,7 +381,7 @@ impl NodeTable {
 mod tests {
     use super::*;
     use crate::config::OverlayConfig;
-    use crate::driver::node::{Descriptors, NamesPair, NodeRef, Residence, State, UpperId, UpperMarks};
+    use crate::driver::node::{Descriptors, NamesPair, NodeRef, Residence, State, Turn, UpperId, UpperMarks};
     use crate::union::layer::{LayerDir, LayerId, LayerStack, UpperDir};
 
     fn directory(id: NodeId, residence: Residence) -> NodeRef {
@@ -415,18 +415,18 @@ mod tests {
         let name = Name::from(name.as_c_str());
         let node =
             directory(table.next_id(), Residence::Upper { at: (root.clone(), name.clone()), layer: LayerId::LOWEST });
-        let lookup = table.adopt(&NamesRead::lock(root).expect("a directory"), &name, node);
+        let lookup = table.adopt(&NamesRead::lock(&mut Turn::begin(), root).expect("a directory"), &name, node);
         let node = NodeRef::clone(&lookup);
         lookup.hand_over();
         node
     }
 
     fn keep(table: &NodeTable, node: &NodeRef, listing: Listing) {
-        table.keep_merged_listing(&NamesRead::lock(node).expect("a directory"), Arc::new(listing));
+        table.keep_merged_listing(&NamesRead::lock(&mut Turn::begin(), node).expect("a directory"), Arc::new(listing));
     }
 
     fn has_listing(table: &NodeTable, node: &NodeRef) -> bool {
-        table.merged_listing(&NamesRead::lock(node).expect("a directory"), true).is_some()
+        table.merged_listing(&NamesRead::lock(&mut Turn::begin(), node).expect("a directory"), true).is_some()
     }
 
     #[test]
@@ -459,15 +459,17 @@ mod tests {
         keep(&table, &node, listing());
         let made = add_file(&table, &node, c"file-7");
         {
-            let names = NamesWrite::lock(&node).expect("a directory");
+            let mut turn = Turn::begin();
+            let names = NamesWrite::lock(&mut turn, &node).expect("a directory");
             table.unlink(&names, c"file-7", &made, UpperDir::stand_in());
         }
-        let current = || table.merged_listing(&NamesRead::lock(&node).expect("a directory"), false);
+        let current = || table.merged_listing(&NamesRead::lock(&mut Turn::begin(), &node).expect("a directory"), false);
         let seen = |name: &CStr| current().expect("still shows it").get(name).is_some();
         assert!(!seen(c"file-7") && seen(c"file-8"));
         let id = listing().iter().next().and_then(|listed| listed.id);
         let add = |name: &CStr| {
-            let names = NamesWrite::lock(&node).expect("a directory");
+            let mut turn = Turn::begin();
+            let names = NamesWrite::lock(&mut turn, &node).expect("a directory");
             table.note_addition(&names, name, Some(NewEntry { id, kind: 8 }));
         };
         add(c"new");
@@ -475,13 +477,18 @@ mod tests {
         // A listing that is being read does not change; the next reader gets one that shows all changes.
         let reading = current().expect("kept");
         let other = add_file(&table, &node, c"file-8");
-        table.unlink(&NamesWrite::lock(&node).expect("a directory"), c"file-8", &other, UpperDir::stand_in());
+        table.unlink(
+            &NamesWrite::lock(&mut Turn::begin(), &node).expect("a directory"),
+            c"file-8",
+            &other,
+            UpperDir::stand_in(),
+        );
         add(c"newer");
         assert!(reading.get(c"file-8").is_some() && reading.get(c"newer").is_none());
         assert!(!seen(c"file-8") && seen(c"newer"));
         assert_eq!(table.listing_memory(), current().expect("kept").memory());
         // A name of unknown kind needs a new listing.
-        table.note_addition(&NamesWrite::lock(&node).expect("a directory"), c"special", None);
+        table.note_addition(&NamesWrite::lock(&mut Turn::begin(), &node).expect("a directory"), c"special", None);
         assert!(current().is_none());
     }
 
@@ -493,12 +500,15 @@ mod tests {
         let moved = add_file(&table, &node, c"file-1");
         let name = |text: &CStr| Name::from(text);
         {
-            let names = NamesPair::within(&node).expect("a directory");
+            let mut turn = Turn::begin();
+            let names = NamesPair::within(&mut turn, &node).expect("a directory");
             table.rename(&names, &moved, &name(c"file-1"), &name(c"taken"), None);
         }
         let found = table.child(&node, c"taken").expect("known");
-        table.link(&NamesWrite::lock(&node).expect("a directory"), &name(c"linked"), &found);
-        let listing = table.merged_listing(&NamesRead::lock(&node).expect("a directory"), false).expect("kept");
+        table.link(&NamesWrite::lock(&mut Turn::begin(), &node).expect("a directory"), &name(c"linked"), &found);
+        let listing = table
+            .merged_listing(&NamesRead::lock(&mut Turn::begin(), &node).expect("a directory"), false)
+            .expect("kept");
         assert_eq!([c"file-1", c"taken", c"linked"].map(|name| listing.get(name).is_some()), [false, true, true]);
     }
 
@@ -506,7 +516,8 @@ mod tests {
         let at = (parent.clone(), Name::from(name));
         let state = State::new(Residence::Upper { at, layer: LayerId::LOWEST });
         let node = NodeRef::new(Node::new(table.next_id(), 2, FileType::Regular, state, None));
-        let lookup = table.adopt(&NamesRead::lock(parent).expect("a directory"), &Name::from(name), node);
+        let lookup =
+            table.adopt(&NamesRead::lock(&mut Turn::begin(), parent).expect("a directory"), &Name::from(name), node);
         let node = NodeRef::clone(&lookup);
         lookup.hand_over();
         node

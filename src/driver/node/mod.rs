@@ -13,23 +13,25 @@
 //!
 //! # Lock order
 //!
-//! From first to last: a thread that holds one may only take later ones. The types of `guards` enforce this: a
-//! function that needs a later lock takes the guard of the earlier one.
+//! From first to last: a thread that holds one may only take later ones. The types of `guards` enforce this inside a function:
+//! taking a lock borrows the function's [`Turn`], or the guard of the earlier lock. Debug builds check it over whole threads.
 //!
-//! 1. [`CopyUpGuard`]: one node is copied up. Held over I/O. A thread holds one at a time: directories are copied up from the
-//!    root down, and each lock is released before the next is taken.
-//! 2. [`RenameGuard`]: a directory moves, or a file moves to another directory. Held over I/O.
-//! 3. [`NamesRead`], [`NamesWrite`]: the names of one directory, or of two in the order of their node ids ([`NamesPair`]).
-//!    Held over I/O.
-//! 4. [`LinksGuard`]: how many names an indexed file has. Held over I/O.
-//! 5. [`NodeTable::multiple`]: a name of a file with several gets its node.
-//! 6. `WorkDir::whiteout` (`union/layer/work`): the whiteout that all others are links to. Held over I/O.
-//! 7. The leaf locks, each taken with no other leaf held: the state of a node, of a directory ([`Dir`]), `OpenFile::real`, the
-//!    queue of [`listings`], the shards of the tables and of [`Descriptors`], `ReadAhead::state`. None is held over a system
-//!    call, with one exception: the state of a file is held while its backing file is registered with the kernel (an ioctl that
-//!    does not block), because two opens must agree on one registration.
+//! 1. [`CopyUpGuard`] of a file: it is copied up. Held over I/O.
+//! 2. [`CopyUpGuard`] of a directory. Held over I/O. A thread holds one at a time: directories are copied up from the root down,
+//!    and each lock is released before the next is taken. That of a file stays held if the file's inode moves up with all its
+//!    names.
+//! 3. [`RenameGuard`]: a directory moves, or a file moves to another directory. Held over I/O.
+//! 4. [`NamesRead`], [`NamesWrite`]: the names of one directory, or of several in the order of their node ids ([`NamesPair`],
+//!    [`NamesMany`]). Held over I/O.
+//! 5. [`LinksGuard`]: how many names an indexed file has. Held over I/O.
+//! 6. [`NodeTable::multiple`]: a name of a file with several gets its node.
+//! 7. `WorkDir::whiteout` (`union/layer/work`): the whiteout that all others are links to. Held over I/O.
+//! 8. The leaf locks, each taken with no other leaf held: the state of a node, of a directory ([`Dir`]), `OpenFile::real` (also
+//!    taken under the state of its node), the queue of [`listings`], the shards of the tables and of [`Descriptors`],
+//!    `ReadAhead::state`. None is held over a system call, with one exception: the state of a file is held while its backing file
+//!    is registered with the kernel (an ioctl that does not block), because two opens must agree on one registration.
 //!
-//! Fetch descriptors of directories before taking a lock of the third kind: fetching may take that lock of the parent.
+//! Fetch descriptors of directories before taking a lock of the fourth kind: fetching may take that lock of the parent.
 
 mod dir;
 mod guards;
@@ -40,6 +42,7 @@ mod numbered;
 mod open;
 mod paths;
 mod pattern;
+mod rank;
 mod rebase;
 mod settle;
 pub mod state;
@@ -55,7 +58,7 @@ pub use crate::union::layer::Timestamp;
 use crate::union::layer::{FileType, Protection};
 pub use dir::{Dir, Inheritance, Lowers, UpperId, UpperMarks};
 pub use guards::{
-    CopyUpGuard, LinksGuard, Names, NamesMany, NamesPair, NamesRead, NamesWrite, RenameGuard, RenameLock,
+    CopyUpGuard, LinksGuard, Names, NamesMany, NamesPair, NamesRead, NamesWrite, RenameGuard, RenameLock, Turn,
 };
 pub use handle::{HandleTable, OpenFile};
 pub use listings::{NewEntry, Surroundings};

@@ -449,7 +449,7 @@ impl State {
     }
 
     /// Notes that the file, with the same inode, has moved from the layer `from` to `to`, and so have its open handles.
-    pub fn carry(&mut self, from: LayerId, to: LayerId) {
+    pub(super) fn carry(&mut self, from: LayerId, to: LayerId) {
         let mut open = self.rare.as_mut().and_then(|rare| rare.open.as_deref_mut());
         while let Some(state) = open {
             state.carry(from, to);

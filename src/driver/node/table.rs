@@ -10,6 +10,7 @@ use quick_cache::sync::Cache;
 
 use crate::driver::node::listings::{BUDGET, Budget};
 use crate::driver::node::numbered::Numbered;
+use crate::driver::node::rank::{Rank, Ranked};
 use crate::driver::node::sync::{AtomicU64, Mutex, MutexGuard, Ordering};
 use crate::driver::node::{Name, Names, Node, NodeId, NodeRef, UpperId};
 use crate::union::layer::{Dir as LayerDir, FileId, LayerId, UpperDir};
@@ -29,6 +30,13 @@ pub struct NodeTable {
     next: AtomicU64,
     descriptors: Descriptors,
     pub(super) budget: Budget,
+}
+
+/// Holds [`NodeTable::multiple`].
+#[derive(Debug)]
+pub(in crate::driver) struct MultipleGuard<'t> {
+    _held: MutexGuard<'t, ()>,
+    _rank: Ranked,
 }
 
 /// The number of a node, and the number of one of its layers.
@@ -232,8 +240,9 @@ impl NodeTable {
 
     /// Held from the search for the node of a file with several names until the node is in the table. The caller holds
     /// the names of the directory, and no leaf lock.
-    pub fn multiple(&self, _names: &impl Names) -> MutexGuard<'_, ()> {
-        self.multiple.lock()
+    pub(in crate::driver) fn multiple<'n>(&'n self, _names: &'n impl Names) -> MultipleGuard<'n> {
+        let rank = Ranked::first(Rank::Multiple);
+        MultipleGuard { _held: self.multiple.lock(), _rank: rank }
     }
 
     /// The node of the upper file `id`, if the file has several names and one of them is known.

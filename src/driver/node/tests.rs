@@ -33,7 +33,8 @@ impl Fixture {
     }
 
     fn add(&self, parent: &NodeRef, name: &CStr, file_type: FileType, is_upper: bool) -> NodeRef {
-        let names = NamesRead::lock(parent).expect("a directory");
+        let mut turn = Turn::begin();
+        let names = NamesRead::lock(&mut turn, parent).expect("a directory");
         self.add_indexed(&names, name, file_type, is_upper, None)
     }
 
@@ -88,9 +89,10 @@ fn publish_beside_unlink() {
         let other = (fixture.clone(), disk.clone(), node.clone());
         [
             Box::new(move || {
-                let copy_up = CopyUpGuard::lock(&node);
+                let mut turn = Turn::begin();
+                let mut copy_up = CopyUpGuard::lock(&mut turn, &node);
                 let (parent, _) = node.name().expect("what only a lower layer has keeps its name");
-                let names = NamesWrite::lock(&parent).expect("a directory");
+                let names = NamesWrite::lock(copy_up.after(), &parent).expect("a directory");
                 if node.is_removed() {
                     fixture.table.publish_nameless(&names, &node, UpperDir::stand_in(), None);
                 } else {
@@ -103,7 +105,8 @@ fn publish_beside_unlink() {
             }),
             Box::new(move || {
                 let (fixture, disk, node) = other;
-                let names = NamesWrite::lock(&fixture.root).expect("a directory");
+                let mut turn = Turn::begin();
+                let names = NamesWrite::lock(&mut turn, &fixture.root).expect("a directory");
                 assert!(node.is_named(&fixture.root, c"file"));
                 let before = std::mem::replace(&mut *disk.lock(), OnDisk::Whiteout);
                 if node.has_upper() {
@@ -130,8 +133,9 @@ fn rename_beside_readdir() {
         let other = (from.clone(), to.clone(), moved.clone());
         [
             Box::new(move || {
-                let guard = fixture.rename.lock();
-                let names = NamesPair::across(&guard, &from, &to).expect("directories");
+                let mut turn = Turn::begin();
+                let mut guard = fixture.rename.lock(&mut turn);
+                let names = NamesPair::across(&mut guard, &from, &to).expect("directories");
                 let (old, new) = (Name::from(c"dir"), Name::from(c"new"));
                 fixture.table.rename(&names, &moved, &old, &new, None);
             }),
@@ -140,7 +144,8 @@ fn rename_beside_readdir() {
                 for _ in 0..3 {
                     assert!(!moved.is_removed());
                     let (parent, name) = moved.name().expect("a name at every moment");
-                    let names = NamesRead::lock(&parent).expect("a directory");
+                    let mut turn = Turn::begin();
+                    let names = NamesRead::lock(&mut turn, &parent).expect("a directory");
                     let (is_old, is_new) = (moved.is_named(&from, c"dir"), moved.is_named(&to, c"new"));
                     assert!(is_old != is_new, "one name at every moment");
                     if moved.is_named(&parent, &name) {
@@ -170,7 +175,8 @@ fn rename_over_beside_unlink_of_a_sibling() {
         let file = fixture.add(&one, c"a", FileType::Regular, true);
         let moved = fixture.add(&one, c"moved", FileType::Regular, true);
         {
-            let names = NamesWrite::lock(&two).expect("a directory");
+            let mut turn = Turn::begin();
+            let names = NamesWrite::lock(&mut turn, &two).expect("a directory");
             let lookup = fixture.table.count(&file).expect("known");
             fixture.table.link(&names, &Name::from(c"b"), &lookup);
         }
@@ -178,7 +184,8 @@ fn rename_over_beside_unlink_of_a_sibling() {
         let seen = file.clone();
         [
             Box::new(move || {
-                let names = NamesPair::within(&one).expect("a directory");
+                let mut turn = Turn::begin();
+                let names = NamesPair::within(&mut turn, &one).expect("a directory");
                 let held = Some(UpperDir::stand_in());
                 let (old, new) = (Name::from(c"moved"), Name::from(c"a"));
                 fixture.table.rename(&names, &moved, &old, &new, Some(Replaced { node: &file, held }));
@@ -188,7 +195,8 @@ fn rename_over_beside_unlink_of_a_sibling() {
             }),
             Box::new(move || {
                 let (fixture, file) = other;
-                let names = NamesWrite::lock(&two).expect("a directory");
+                let mut turn = Turn::begin();
+                let names = NamesWrite::lock(&mut turn, &two).expect("a directory");
                 fixture.table.unlink(&names, c"b", &file, UpperDir::stand_in());
                 assert!(is_reachable(&file), "neither named nor held");
             }),
@@ -204,7 +212,8 @@ fn forget_beside_lookup_and_index() {
         || {
             let entry = || Indexed { name: Name::from(c"entry"), nlink: 2, lower_nlink: 2, metacopy: false };
             let fixture = Fixture::new();
-            let root = NamesRead::lock(&fixture.root).expect("a directory");
+            let mut turn = Turn::begin();
+            let root = NamesRead::lock(&mut turn, &fixture.root).expect("a directory");
             let first = fixture.add_indexed(&root, c"a", FileType::Regular, true, Some(entry()));
             drop(root);
             fixture.table.share_index(&Name::from(c"entry"), &first);
@@ -216,7 +225,8 @@ fn forget_beside_lookup_and_index() {
             let look_up = {
                 let fixture = fixture.clone();
                 thread::spawn(move || {
-                    let names = NamesRead::lock(&fixture.root).expect("a directory");
+                    let mut turn = Turn::begin();
+                    let names = NamesRead::lock(&mut turn, &fixture.root).expect("a directory");
                     let _multiple = fixture.table.multiple(&names);
                     if let Some(known) = fixture.table.by_index(c"entry") {
                         fixture.table.add_name(&names, &Name::from(c"b"), &known);
@@ -230,7 +240,8 @@ fn forget_beside_lookup_and_index() {
                 })
             };
             let count = thread::spawn(move || {
-                let links = LinksGuard::alone(&first);
+                let mut turn = Turn::begin();
+                let links = LinksGuard::alone(&mut turn, &first);
                 first.state().index().map(|entry| entry.nlink).inspect(|&nlink| assert_eq!(nlink, 2));
                 drop(links);
             });
@@ -259,7 +270,8 @@ fn an_indexed_file_leaves_the_index_beside_forget() {
         || {
             let entry = Indexed { name: Name::from(c"entry"), nlink: 1, lower_nlink: 1, metacopy: false };
             let fixture = Fixture::new();
-            let root = NamesRead::lock(&fixture.root).expect("a directory");
+            let mut turn = Turn::begin();
+            let root = NamesRead::lock(&mut turn, &fixture.root).expect("a directory");
             let node = fixture.add_indexed(&root, c"a", FileType::Regular, true, Some(entry));
             drop(root);
             fixture.table.share_index(&Name::from(c"entry"), &node);
@@ -268,7 +280,8 @@ fn an_indexed_file_leaves_the_index_beside_forget() {
             counted.hand_over();
             let forget = thread::spawn(move || forgotten.table.forget(id, 1));
             {
-                let names = NamesWrite::lock(&fixture.root).expect("a directory");
+                let mut turn = Turn::begin();
+                let names = NamesWrite::lock(&mut turn, &fixture.root).expect("a directory");
                 fixture.table.unlink(&names, c"a", &node, UpperDir::stand_in());
                 let links = LinksGuard::lock(&names, &node);
                 assert_eq!(fixture.table.count_link(&links, -1), Some(0));
@@ -294,8 +307,9 @@ fn path_for_a_redirect_beside_rename_of_an_ancestor() {
         let other = fixture.clone();
         [
             Box::new(move || {
-                let guard = fixture.rename.lock();
-                let names = NamesPair::within(&fixture.root).expect("a directory");
+                let mut turn = Turn::begin();
+                let mut guard = fixture.rename.lock(&mut turn);
+                let names = NamesPair::within(guard.after(), &fixture.root).expect("a directory");
                 let part = above.dir().expect("a directory");
                 part.note_upper_part(|part| part.redirect = Some(Arc::from(&b"above"[..])));
                 let (old, new) = (Name::from(c"above"), Name::from(c"moved"));
@@ -304,7 +318,7 @@ fn path_for_a_redirect_beside_rename_of_an_ancestor() {
                 drop(guard);
             }),
             Box::new(move || {
-                let path: Result<Vec<u8>, Errno> = path_in_lowers(&other.rename.lock(), &dir);
+                let path: Result<Vec<u8>, Errno> = path_in_lowers(&other.rename.lock(&mut Turn::begin()), &dir);
                 assert_eq!(path, Ok(b"/above/dir".to_vec()));
             }),
         ]

@@ -7,7 +7,7 @@ use std::ffi::CStr;
 use crate::driver::node::{
     ContentRef, CopyUpGuard, LinksGuard, LookupRef, Name, Names, NamesPair, NamesWrite, NewEntry, NodeRef, NodeTable,
 };
-use crate::union::layer::UpperDir;
+use crate::union::layer::{LayerId, UpperDir};
 
 /// The node that a rename replaces.
 #[derive(Debug)]
@@ -25,6 +25,8 @@ pub struct Published {
     pub content: Option<ContentRef>,
     /// The new `st_ino`, if this is the copy of a lower hard link.
     pub ino: Option<u64>,
+    /// The layer that the inode itself came from, with its open handles; `None` if this is a copy.
+    pub carried_from: Option<LayerId>,
 }
 
 impl NodeTable {
@@ -92,7 +94,12 @@ impl NodeTable {
             // The listing shows the old number.
             self.drop_merged_listing(names.dir());
         }
-        node.state.lock().publish(names.dir().upper_id().get(), published.content);
+        let upper = names.dir().upper_id().get();
+        let mut state = node.state.lock();
+        state.publish(upper, published.content);
+        if let Some(layer) = published.carried_from {
+            state.carry(layer, upper);
+        }
     }
 
     /// Notes that the copy of `node`, whose name was whited out, is held without a name.

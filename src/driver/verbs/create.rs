@@ -13,7 +13,7 @@ use rustix::fs::OFlags;
 use crate::confined::is_zero_device;
 use crate::driver::acl;
 use crate::driver::node::handle::RealFile;
-use crate::driver::node::{Inheritance, LookupRef, NamesWrite, NewEntry, Node, NodeRef};
+use crate::driver::node::{Inheritance, LookupRef, NamesWrite, NewEntry, Node, NodeRef, Turn};
 use crate::driver::types::{Attr, Caller, Entry, Errno, NodeId, Opened, Result};
 use crate::driver::{Union, permissions};
 use crate::marks::{AUFS_OPAQUE, Mark};
@@ -140,7 +140,8 @@ impl Union {
         if let New::Special { rdev } = new {
             owner.rdev = *rdev;
         }
-        let names = NamesWrite::lock(&parent)?;
+        let mut turn = Turn::begin();
+        let names = NamesWrite::lock(&mut turn, &parent)?;
         if parent.is_removed() {
             return Err(Errno::NOENT);
         }

@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::os::fd::AsFd;
 
 use crate::driver::Union;
-use crate::driver::node::{LookupRef, Name, NamesPair, Node, NodeRef, Residence, State};
+use crate::driver::node::{LookupRef, Name, NamesPair, Node, NodeRef, Residence, State, Turn};
 use crate::driver::types::{Entry, Errno, NodeId, Result};
 use crate::union::layer::{Stat, UpperDir};
 use crate::union::merge::Found;
@@ -46,13 +46,14 @@ impl Union {
             let state = node.state();
             (state.first_name().cloned(), state.orphan().cloned())
         };
+        let mut turn = Turn::begin();
         let (names, from) = match (self.index_place(node), orphan, &at) {
             // The directory of an indexed file's old name may be missing in the upper.
-            (Some((index, entry)), ..) => (NamesPair::within(parent)?, From::Named(index, entry)),
-            (None, Some(held), _) => (NamesPair::within(parent)?, From::Open(held)),
+            (Some((index, entry)), ..) => (NamesPair::within(&mut turn, parent)?, From::Named(index, entry)),
+            (None, Some(held), _) => (NamesPair::within(&mut turn, parent)?, From::Open(held)),
             (None, None, Some((old_parent, old_name))) => {
                 let old_dir = self.upper_dir(old_parent)?;
-                (NamesPair::ordered(old_parent, parent)?, From::Named(old_dir, old_name.clone()))
+                (NamesPair::ordered(&mut turn, old_parent, parent)?, From::Named(old_dir, old_name.clone()))
             }
             (None, None, None) => return Err(Errno::NOENT),
         };

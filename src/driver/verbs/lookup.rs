@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 
 use crate::driver::node::{
     self, ContentRef, Indexed, LookupRef, Name, Names, NamesRead, NamesWrite, Node, NodeRef, OpenState, Residence,
-    State, UpperMarks,
+    State, Turn, UpperMarks,
 };
 use crate::driver::types::{Attr, Entry, Errno, NodeId, Result, Validity};
 use crate::driver::{Union, checked_name};
@@ -39,10 +39,13 @@ impl Union {
         }
         loop {
             let upper = self.upper_dir_if_any(parent)?;
-            let names = NamesRead::lock(parent)?;
+            let mut turn = Turn::begin();
+            let names = NamesRead::lock(&mut turn, parent)?;
             // The directory may have been copied up while the lock was not held.
             if upper.is_some() == parent.has_upper() {
-                return self.find_unknown(&names, upper.as_ref(), name);
+                let Some((node, stat)) = self.find_unknown(&names, upper.as_ref(), name)? else { return Ok(None) };
+                drop(names);
+                return self.with_attr(node, &stat).map(Some);
             }
         }
     }
@@ -55,7 +58,8 @@ impl Union {
             return Ok(false);
         }
         let upper = self.upper_dir_if_any(parent)?;
-        let names = NamesWrite::lock(parent)?;
+        let mut turn = Turn::begin();
+        let names = NamesWrite::lock(&mut turn, parent)?;
         if upper.is_some() != parent.has_upper() || node.has_upper() || !node.is_named(parent, name) {
             return Ok(false);
         }
@@ -83,7 +87,7 @@ impl Union {
         names: &impl Names,
         upper: Option<&UpperDir>,
         name: &CStr,
-    ) -> Result<Option<(LookupRef<'_>, Attr)>> {
+    ) -> Result<Option<(LookupRef<'_>, Stat)>> {
         let parent = names.parent();
         match self.resolve(parent, upper, name)? {
             Resolution::Absent | Resolution::WhiteoutInUpper => Ok(None),
@@ -91,10 +95,20 @@ impl Union {
                 self.apply_permissions(parent, upper, name, &mut found)?;
                 let stat = found.stat;
                 let node = self.admit(names, name, found)?;
-                let attr = if self.indexed(&node).is_some() { self.attr(&node)? } else { self.show(&node, &stat) };
-                Ok(Some((node, attr)))
+                Ok(Some((node, stat)))
             }
         }
+    }
+
+    /// A node with its attributes, when it was found to have the attributes `stat`. The caller holds no names: those of an
+    /// indexed file are read where the file is.
+    pub(in crate::driver) fn with_attr<'u>(
+        &'u self,
+        node: LookupRef<'u>,
+        stat: &Stat,
+    ) -> Result<(LookupRef<'u>, Attr)> {
+        let attr = if self.indexed(&node).is_some() { self.attr(&node)? } else { self.show(&node, stat) };
+        Ok((node, attr))
     }
 
     /// Replaces the real owner and mode by those kept in the attribute.

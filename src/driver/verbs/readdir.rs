@@ -6,7 +6,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
 use crate::driver::Union;
-use crate::driver::node::{LookupRef, NamesRead, NodeId as Id, NodeRef};
+use crate::driver::node::{LookupRef, NamesRead, NodeId as Id, NodeRef, Turn};
 use crate::driver::types::{Attr, DirEntry, DirSink, Errno, NodeId, Result};
 use crate::union::layer::UpperDir;
 use crate::union::merge::listing::{FIRST_POSITION, Listed};
@@ -132,7 +132,8 @@ impl Union {
         let Some(upper) = self.upper_dir_if_any(node)? else {
             return Ok(self.lower_listing(node)?.unwrap_or_default());
         };
-        let names = NamesRead::lock(node)?;
+        let mut turn = Turn::begin();
+        let names = NamesRead::lock(&mut turn, node)?;
         if let Some(listing) = self.nodes.merged_listing(&names, offset > 0) {
             return Ok(listing);
         }
@@ -196,7 +197,8 @@ impl Union {
         if upper.is_some() != parent.has_upper() {
             return self.find(parent, listed.name);
         }
-        let names = NamesRead::lock(parent)?;
+        let mut turn = Turn::begin();
+        let names = NamesRead::lock(&mut turn, parent)?;
         // In a directory without an upper part, a file can only be where the listing says.
         if let (None, Source::Lower(index)) = (upper, listed.source)
             && listed.kind != libc::DT_DIR
@@ -212,6 +214,8 @@ impl Union {
             let attr = self.show(&node, &stat);
             return Ok(Some((node, attr)));
         }
-        self.find_unknown(&names, upper, listed.name)
+        let Some((node, stat)) = self.find_unknown(&names, upper, listed.name)? else { return Ok(None) };
+        drop(names);
+        self.with_attr(node, &stat).map(Some)
     }
 }

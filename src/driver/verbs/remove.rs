@@ -2,7 +2,7 @@
 
 use std::ffi::{CStr, CString, OsStr};
 
-use crate::driver::node::{LookupRef, NamesPair, NamesWrite, Node, NodeRef};
+use crate::driver::node::{LookupRef, NamesPair, NamesWrite, Node, NodeRef, Turn};
 use crate::driver::types::{Errno, NodeId, Result};
 use crate::driver::{Union, checked_name};
 use crate::marks::Mark;
@@ -55,7 +55,8 @@ impl Union {
             self.copy_up(node)?;
         }
         let link = self.former_link(node)?;
-        let names = NamesWrite::lock(parent)?;
+        let mut turn = Turn::begin();
+        let names = NamesWrite::lock(&mut turn, parent)?;
         if !node.is_named(parent, name) {
             return Ok(Attempt::Outdated);
         }
@@ -143,7 +144,8 @@ impl Union {
         self.copy_up(parent)?;
         let dir = self.upper_dir(parent)?;
         let held = self.upper_dir_if_any(node)?;
-        let pair = NamesPair::ordered(parent, node)?;
+        let mut turn = Turn::begin();
+        let pair = NamesPair::ordered(&mut turn, parent, node)?;
         let names = pair.source();
         // The directory may have been moved or copied up while the names were not held.
         if !node.is_named(parent, name) || held.is_some() != node.has_upper() {

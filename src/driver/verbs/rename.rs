@@ -7,7 +7,7 @@ use std::sync::Arc;
 use rustix::fs::RenameFlags;
 
 use crate::config::RedirectDir;
-use crate::driver::node::{LookupRef, Name, NamesPair, NewEntry, Node, NodeRef, RenameGuard, Replaced, path_in_lowers};
+use crate::driver::node::{LookupRef, Name, NamesPair, NewEntry, Node, NodeRef, Replaced, Turn, path_in_lowers};
 use crate::driver::types::{Caller, Errno, NodeId, Result};
 use crate::driver::verbs::remove::Attempt;
 use crate::driver::{Union, checked_name};
@@ -34,8 +34,6 @@ struct Side {
 /// The locks under which a rename happens.
 struct Moving<'g> {
     names: &'g NamesPair<'g>,
-    /// Held if a directory moves, or a file moves to another directory.
-    rename: Option<&'g RenameGuard<'g>>,
     /// Source and target are in different directories.
     across: bool,
 }
@@ -155,10 +153,16 @@ impl Union {
         // Redirects hold paths of directories, and these change only under this lock.
         let moves_dir = old.dir().is_some() || (exchange && new.is_some_and(|new| new.dir().is_some()));
         let across = !NodeRef::ptr_eq(from, to);
-        let guard = (across || moves_dir).then(|| self.rename.lock());
-        let names = match &guard {
-            Some(guard) if across => NamesPair::across(guard, from, to)?,
-            _ => NamesPair::within(from)?,
+        let mut turn = Turn::begin();
+        let mut guard;
+        let names = if across {
+            guard = self.rename.lock(&mut turn);
+            NamesPair::across(&mut guard, from, to)?
+        } else if moves_dir {
+            guard = self.rename.lock(&mut turn);
+            NamesPair::within(guard.after(), from)?
+        } else {
+            NamesPair::within(&mut turn, from)?
         };
         if !Self::is_current(&source, &target) {
             return Ok(Attempt::Outdated);
@@ -166,7 +170,7 @@ impl Union {
         if to.is_removed() {
             return Err(Errno::NOENT);
         }
-        let moving = Moving { names: &names, rename: guard.as_ref(), across };
+        let moving = Moving { names: &names, across };
         if exchange {
             self.swap(&moving, &source, &target)?
         } else {
@@ -360,7 +364,7 @@ impl Union {
         let redirect = match present {
             // The redirect already names the lower parts, whatever the directory is called.
             Some(redirect) if !moving.across || redirect.first() == Some(&b'/') => return Ok(()),
-            _ if moving.across => path_in_lowers(moving.rename.ok_or(Errno::IO)?, node)?,
+            _ if moving.across => path_in_lowers(moving.names.rename().ok_or(Errno::IO)?, node)?,
             _ => source.name.to_bytes().to_vec(),
         };
         if redirect.len() > REDIRECT_MAX {
