@@ -97,6 +97,23 @@ on_stratafs! {
         assert!(ask(mount.root(), &[]).lines().any(|told| told == line), "{line}");
     }
 
+    /// Layers do not take the descriptors that the mount needs for files.
+    fn descriptors_are_left_for_files(driver) {
+        let mut mount = Stack::new().lower("dir d").descriptors(160).mount(driver);
+        let mut count = 0;
+        let told = loop {
+            sys::create(&mount.at(&format!("d/{count}")), b"x").unwrap();
+            match mount.try_checkpoint() {
+                Ok(_) => count += 1,
+                Err(error) => break error.to_string(),
+            }
+        };
+        assert_eq!(told, "a mount of 40 layers that may have 160 files open has no further checkpoints");
+        let open: Vec<_> = (0..=count).map(|at| std::fs::File::open(mount.at(&format!("d/{at}"))).unwrap()).collect();
+        assert_eq!((open.len(), sys::names(&mount.at("d")).len()), (40, 40));
+        sys::create(&mount.at("d/last"), b"x").unwrap();
+    }
+
     fn what_has_no_checkpoints_is_told(driver) {
         for (options, told) in [
             (&["index=on"][..], "a mount with index=on has no checkpoints"),

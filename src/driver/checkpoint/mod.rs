@@ -208,6 +208,14 @@ impl Union {
             (!upper.keeps_marks(), "an upperdir whose file system keeps no extended attributes"),
             (!work.capabilities().exchange, "an upperdir whose file system lacks RENAME_EXCHANGE"),
         ];
+        // Each layer holds two descriptors, and directories that are kept open may take a quarter of them.
+        let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX);
+        let layers = self.stack.lowers().len();
+        if layers as u64 >= limit / 4 {
+            let line =
+                format!("a mount of {layers} layers that may have {limit} files open has no further checkpoints");
+            return Err(ChangeError { errno: Errno::MFILE, line });
+        }
         match lacks.into_iter().find(|(lacks, _)| *lacks) {
             Some((_, what)) => Err(ChangeError::refused(format!("a mount with {what} has no checkpoints"))),
             None => Ok(()),
