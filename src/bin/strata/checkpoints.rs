@@ -99,12 +99,18 @@ pub fn rollback(store: &Store, args: &Rollback) -> Result<()> {
     if let Some(abandoned) = container.rollback(store, &args.checkpoint, args.keep.as_deref())? {
         abandoned.remove_apart()?;
     }
+    if let Some(keep) = &args.keep {
+        checkpoint::list_apart(&container.find_checkpoint(store, keep)?.layer);
+    }
     Ok(print_line(&args.container)?)
 }
 
 pub fn fork(store: &Store, args: &Fork) -> Result<()> {
     let (name, checkpoint) = split_name(&args.from);
     let forked = Container::open(store, name)?.fork(store, checkpoint, &args.name)?;
+    if let (None, Some(made)) = (checkpoint, forked.chain(store)?.first()) {
+        checkpoint::list_apart(made);
+    }
     if !args.mount {
         return Ok(print_line(&args.name)?);
     }
