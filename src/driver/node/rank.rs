@@ -2,7 +2,7 @@
 
 /// The locks, in the order in which a thread may take them (list: [`crate::driver::node`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Rank {
+pub enum Rank {
     CopyUpOfFile,
     CopyUpOfDirectory,
     Rename,
@@ -25,16 +25,16 @@ mod checked {
 
     /// Notes that this thread holds a lock.
     #[derive(Debug)]
-    pub(in crate::driver::node) struct Ranked(Rank);
+    pub struct Ranked(Rank);
 
     impl Ranked {
         /// A lock of this rank, before it is taken. Panics if the thread holds one of the same or a later rank.
-        pub(in crate::driver::node) fn first(rank: Rank) -> Self {
+        pub fn first(rank: Rank) -> Self {
             Self::checked(rank, |held| held < rank)
         }
 
         /// The same, where the caller orders several of one rank.
-        pub(in crate::driver::node) fn further(rank: Rank) -> Self {
+        pub fn further(rank: Rank) -> Self {
             Self::checked(rank, |held| held <= rank)
         }
 
@@ -62,14 +62,14 @@ mod checked {
     use super::Rank;
 
     #[derive(Debug)]
-    pub(in crate::driver::node) struct Ranked;
+    pub struct Ranked;
 
     impl Ranked {
-        pub(in crate::driver::node) fn first(_rank: Rank) -> Self {
+        pub fn first(_rank: Rank) -> Self {
             Self
         }
 
-        pub(in crate::driver::node) fn further(_rank: Rank) -> Self {
+        pub fn further(_rank: Rank) -> Self {
             Self
         }
     }

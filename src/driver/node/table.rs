@@ -34,7 +34,7 @@ pub struct NodeTable {
 
 /// Holds [`NodeTable::multiple`].
 #[derive(Debug)]
-pub(in crate::driver) struct MultipleGuard<'t> {
+pub struct MultipleGuard<'t> {
     _held: MutexGuard<'t, ()>,
     _rank: Ranked,
 }
@@ -240,7 +240,7 @@ impl NodeTable {
 
     /// Held from the search for the node of a file with several names until the node is in the table. The caller holds
     /// the names of the directory, and no leaf lock.
-    pub(in crate::driver) fn multiple<'n>(&'n self, _names: &'n impl Names) -> MultipleGuard<'n> {
+    pub fn multiple<'n>(&'n self, _names: &'n impl Names) -> MultipleGuard<'n> {
         let rank = Ranked::first(Rank::Multiple);
         MultipleGuard { _held: self.multiple.lock(), _rank: rank }
     }
