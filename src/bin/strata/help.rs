@@ -49,6 +49,34 @@ const GROUPS: [(&str, &[&str]); 5] = [
     ),
 ];
 
+/// Verbs of docker that another program does, or that mean nothing without a daemon, with what to do.
+const ELSEWHERE: [(&str, &str); 16] = [
+    ("build", "use buildah or podman build, then strata load or pull"),
+    ("buildx", "use buildah or podman build, then strata load or pull"),
+    ("builder", "use buildah; strata has no cache of builds"),
+    ("compose", "use podman compose, or a systemd unit for each container"),
+    ("swarm", "use Kubernetes with strata snapshotter"),
+    ("service", "use Kubernetes with strata snapshotter"),
+    ("stack", "use Kubernetes with strata snapshotter"),
+    ("node", "use Kubernetes with strata snapshotter"),
+    ("secret", "use a file: -v ./secret:/run/secrets/secret:ro"),
+    ("config", "use a file: -v ./config:/etc/config:ro"),
+    ("network", "there are no networks to manage; --network of run is host, none or pasta"),
+    ("context", "there is no daemon to choose; --root chooses a store"),
+    ("manifest", "use skopeo inspect --raw"),
+    ("search", "use skopeo list-tags"),
+    ("events", "no daemon sees events; use ps and wait"),
+    ("update", "limits are set when a container is made"),
+];
+
+/// What to do instead of a verb that strata does not have.
+pub fn elsewhere(error: &clap::Error) -> Option<String> {
+    use clap::error::{ContextKind, ContextValue};
+    let Some(ContextValue::String(verb)) = error.get(ContextKind::InvalidSubcommand) else { return None };
+    let (_, advice) = ELSEWHERE.iter().find(|(known, _)| known == verb)?;
+    Some(format!("{verb}: {advice}"))
+}
+
 /// Parses the command line.
 ///
 /// # Errors
@@ -98,6 +126,18 @@ mod tests {
                 assert_eq!(arg.get_help_heading(), None, "{} {}", verb.get_name(), arg.get_id());
             }
         }
+    }
+
+    #[test]
+    fn verbs_that_are_elsewhere_say_where() {
+        let told = |verb: &str| match Cli::command().try_get_matches_from(["strata", verb]) {
+            Err(error) => elsewhere(&error),
+            Ok(_) => panic!("{verb} is a verb"),
+        };
+        for (verb, advice) in ELSEWHERE {
+            assert_eq!(told(verb), Some(format!("{verb}: {advice}")));
+        }
+        assert_eq!(told("nosuch"), None);
     }
 
     #[test]

@@ -87,7 +87,13 @@ fn main() -> ExitCode {
     }
     let cli = match help::parse() {
         Ok(cli) => cli,
-        Err(error) => return wrong_usage(&error),
+        Err(error) => {
+            if let Some(advice) = help::elsewhere(&error) {
+                output::tell(&format!("strata: {advice}"));
+                return ExitCode::from(125);
+            }
+            return wrong_usage(&error);
+        }
     };
     let is_run = cli.verb.is_run();
     let wants_image = cli.verb.wants_image();
