@@ -148,3 +148,129 @@ fn sound(file: Entry<'_>, key: &CStr, mark: Mark) -> Result<(Option<Vec<u8>>, bo
     }
     Ok((value, good))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is read of a directory `d` with one attribute, and of a file `f` with the same one.
+    fn read(key: &str, value: &[u8]) -> [Result<Marks, Errno>; 2] {
+        let base = tempfile::tempdir_in("/tmp").expect("a temporary directory");
+        std::fs::create_dir(base.path().join("d")).expect("a directory");
+        std::fs::write(base.path().join("f"), "").expect("a file");
+        let root = Dir::new(std::fs::File::open(base.path()).expect("open").into());
+        [c"d", c"f"].map(|name| {
+            let path = base.path().join(name.to_str().expect("a name"));
+            rustix::fs::setxattr(path, key, value, rustix::fs::XattrFlags::empty()).expect("an attribute");
+            root.marks(name)
+        })
+    }
+
+    /// Each mark means the same in every name space, and what is damaged means nothing, or is an error.
+    #[test]
+    fn every_mark_in_every_name_space() {
+        let long = [b'n'; 256];
+        let long_path = [b"/a/".as_slice(), &long].concat();
+        let found = |change: fn(&mut Marks, &[u8])| {
+            move |value: &[u8]| {
+                let mut marks = Marks::default();
+                change(&mut marks, value);
+                Ok(marks)
+            }
+        };
+        let nothing = found(|_, _| {});
+        let raw_opaque = found(|marks, value| marks.opaque = Some(value.to_vec()));
+        let raw_redirect = found(|marks, value| marks.redirect = Some(value.to_vec()));
+        let raw_origin = found(|marks, value| marks.origin = Some(value.to_vec()));
+        let metacopy = found(|marks, _| marks.metacopy = true);
+        let impure = found(|marks, _| marks.impure = true);
+        let whiteout = found(|marks, _| marks.whiteout = true);
+        let plain = found(|marks, _| marks.plain = true);
+        let protected = found(|marks, value| marks.protection = Protection::decode(value));
+        type Expected<'e> = &'e dyn Fn(&[u8]) -> Result<Marks, Errno>;
+        let io = |_: &[u8]| Err(Errno::IO);
+        let cases: [(Mark, &[&[u8]], Expected<'_>); 18] = [
+            (Mark::Opaque, &[b"y", b"x"], &raw_opaque),
+            (Mark::Opaque, &[b"", b"n", b"yy", b"Y"], &raw_opaque),
+            (Mark::Redirect, &[b"name", b"/name", b"/a/b"], &raw_redirect),
+            (Mark::Redirect, &[b"", b"/", b"a/b", b"../a", b"..", b"/a//b", b"/a/../b", b"/a/"], &raw_redirect),
+            (Mark::Redirect, &[&long, &long_path], &raw_redirect),
+            (Mark::Origin, &[b""], &raw_origin),
+            (Mark::Origin, &[b"x", b"\0\xfb\x1d\0\x01"], &raw_origin),
+            (Mark::Metacopy, &[b"", b"\0\x04\0\0", b"\0\x24\0\x01 and a digest"], &metacopy),
+            (Mark::Metacopy, &[b"x", b"\0\x04\0"], &io),
+            (Mark::Impure, &[b"y"], &impure),
+            (Mark::Impure, &[b"", b"n", b"yy"], &nothing),
+            (Mark::Whiteout, &[b"", b"y", b"anything"], &whiteout),
+            (Mark::Plain, &[b"y"], &plain),
+            (Mark::Plain, &[b"", b"n"], &nothing),
+            (Mark::Protattr, &[b"i", b"a", b"ai", b"ix"], &protected),
+            (Mark::Nlink, &[b"U+1", b"?"], &nothing),
+            (Mark::Upper, &[b""], &nothing),
+            (Mark::Uuid, &[b""], &nothing),
+        ];
+        for namespace in Namespace::ALL {
+            for (mark, values, expected) in &cases {
+                let key = namespace.xattr(*mark);
+                assert_eq!(classify(key.as_bytes()), Some((namespace, Some(*mark))), "{key}");
+                for value in *values {
+                    for read in read(key, value) {
+                        assert_eq!(read, expected(value), "{key}={}", value.escape_ascii());
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_the_opaque_mark_says() {
+        for (value, expected) in
+            [(&b"y"[..], Opaque::Yes), (b"x", Opaque::XattrWhiteouts), (b"", Opaque::No), (b"z", Opaque::No)]
+        {
+            let [directory, _] = read("user.overlay.opaque", value);
+            assert_eq!(directory.expect("marks").opaque(), expected, "{}", value.escape_ascii());
+        }
+    }
+
+    /// A redirect that leads nowhere is kept as it is: following it is the error, not reading it.
+    #[test]
+    fn a_redirect_is_good_or_refused_by_who_follows_it() {
+        let long = [b'n'; 256];
+        for (value, good) in [
+            (&b"name"[..], true),
+            (b"/a/b", true),
+            (b"/a//b", false),
+            (b"/a/../b", false),
+            (b"..", false),
+            (b"a/b", false),
+            (b"", false),
+            (&long, false),
+            (&long[..255], true),
+        ] {
+            assert_eq!(marks::is_good(Mark::Redirect, value), good, "{}", value.escape_ascii());
+            assert_eq!(marks::decode_redirect(value).is_ok(), good, "{}", value.escape_ascii());
+        }
+    }
+
+    #[test]
+    fn attributes_of_others_are_no_marks() {
+        for key in [
+            "user.opaque",
+            "user.overlay",
+            "user.overlayopaque",
+            "trusted.other.opaque",
+            "user.containers.override_stat",
+        ] {
+            assert_eq!(classify(key.as_bytes()), None, "{key}");
+            for read in read(key, b"y") {
+                assert_eq!(read, Ok(Marks::default()), "{key}");
+            }
+        }
+        for key in ["user.overlay.overlay.opaque", "trusted.overlay.later", "user.overlay."] {
+            assert!(matches!(classify(key.as_bytes()), Some((_, None))), "{key}");
+            if !key.ends_with('.') {
+                assert_eq!(read(key, b"y"), [Ok(Marks::default()), Ok(Marks::default())], "{key}");
+            }
+        }
+    }
+}
