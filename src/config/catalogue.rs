@@ -140,6 +140,14 @@ pub const GROUPS: &[Group] = &[
                  drops its cached pages.",
             ),
             entry(
+                &["size"],
+                "BYTES",
+                "no limit",
+                "How much the upper may hold: bytes, or a number with `K`, `M`, `G` or `T`. The driver counts what `du` shows \
+                 of the upper: when it mounts, and then with every change. What would exceed the limit gives ENOSPC; `df` \
+                 shows the limit and what is left. Files of the upper are not passed through then.",
+            ),
+            entry(
                 &["passthrough"],
                 "off|upper|programs|all",
                 "programs",

@@ -262,7 +262,7 @@ mod tests {
             "" => String::new(),
             value if value.starts_with('"') => "=\"a,b\"".to_owned(),
             value if value.starts_with("ON-DISK") => "=0:1000:10".to_owned(),
-            "ID" | "N" | "SECONDS" => "=7".to_owned(),
+            "ID" | "N" | "SECONDS" | "BYTES" => "=7".to_owned(),
             "NAME" => "=name".to_owned(),
             value if value.contains("DIR") => "=/l".to_owned(),
             value => format!("={}", value.trim_matches(['[', ']']).split('|').next().unwrap_or_default()),

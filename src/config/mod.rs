@@ -63,6 +63,8 @@ pub struct OverlayConfig {
     pub writeback: bool,
     /// `timeout=`: how long the kernel may trust names and attributes; `None` for ever.
     pub timeout: Option<Duration>,
+    /// `size=`: how many bytes the upper may hold; none: as many as its file system.
+    pub size: Option<u64>,
 }
 
 impl OverlayConfig {

@@ -212,6 +212,7 @@ impl MountOptions {
             b"static_nlink" => overlay.static_nlink = value::switch(word)?,
             b"writeback" => overlay.writeback = value::switch(word)?,
             b"timeout" => overlay.timeout = Some(value::seconds(word)?),
+            b"size" => overlay.size = value::size(word)?,
             _ => return Ok(false),
         }
         Ok(true)

@@ -176,6 +176,27 @@ pub(super) fn seconds(word: &Word<'_>) -> Result<Duration, OptionError> {
     Duration::try_from_secs_f64(seconds).map_err(|_| word.wrong(expected))
 }
 
+/// Bytes, or with `K`, `M`, `G` or `T` behind the number, 1024 times as many and so on; `None` for 0, which sets no limit. As
+/// tmpfs reads its option of that name (`memparse` in the kernel's `lib/cmdline.c`).
+pub(super) fn size(word: &Word<'_>) -> Result<Option<u64>, OptionError> {
+    let expected = "a number of bytes, such as 500M or 2G";
+    let text = word.given_str(expected)?;
+    let digits = text.trim_end_matches(|letter: char| !letter.is_ascii_digit());
+    let shift = match text.get(digits.len()..).unwrap_or_default() {
+        "" => 0,
+        "k" | "K" => 10,
+        "m" | "M" => 20,
+        "g" | "G" => 30,
+        "t" | "T" => 40,
+        _ => return Err(word.wrong(expected)),
+    };
+    let number: u64 = digits.parse().map_err(|_| word.wrong(expected))?;
+    match number.checked_mul(1 << shift) {
+        Some(bytes) if !digits.starts_with('+') => Ok((bytes > 0).then_some(bytes)),
+        _ => Err(word.wrong(expected)),
+    }
+}
+
 /// Any number of `ON-DISK:SHOWN:COUNT`, as in fuse-overlayfs (its manual calls them `UID:MAPPED-UID:LEN`).
 /// Empty fields are skipped: containers/storage writes a colon before each range.
 pub(super) fn id_ranges(word: &Word<'_>) -> Result<Vec<IdRange>, OptionError> {

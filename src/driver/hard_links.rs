@@ -142,7 +142,7 @@ impl Union {
         self.write_nlink(&indexed, 'L')?;
         let before = dir.stat_self()?;
         self.mark_plain(&index, &entry, name)?;
-        dir.link(&index, &entry, name)?;
+        self.counting_dirs(&[dir], || dir.link(&index, &entry, name))?;
         keep_mtime(dir, &before);
         Ok(())
     }

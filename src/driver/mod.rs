@@ -15,6 +15,7 @@ mod owner;
 mod passthrough;
 mod permissions;
 mod protection;
+mod quota;
 mod readahead;
 pub mod types;
 mod verbs;
@@ -70,6 +71,8 @@ struct Union {
     read_ahead: Arc<readahead::ReadAhead>,
     former_links: former_links::FormerLinks,
     inventories: inventories::Maker,
+    /// What the upper holds, if that is limited.
+    usage: Option<quota::Usage>,
 }
 
 /// The kernel's side of the mount.
@@ -101,6 +104,10 @@ impl Union {
         }
         let upper_id = UpperId::new(stack.upper_id());
         let root = open_root(&stack, &upper_id).map_err(unreadable)?;
+        let writable = stack.upper().filter(|upper| !upper.is_read_only());
+        let usage = config.size.zip(writable).map(|(size, upper)| quota::Usage::of(upper, size));
+        let usage =
+            usage.transpose().map_err(|errno| OpenError(format!("size=: cannot read the upperdir: {errno}")))?;
         // Directories get half of the descriptors, files that were open an eighth, open files the rest.
         let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(1024);
         let capacity = usize::try_from(limit / 4).unwrap_or(1024).min(16_384);
@@ -122,6 +129,7 @@ impl Union {
             read_ahead: Arc::default(),
             former_links: former_links::FormerLinks::default(),
             inventories: inventories::Maker::default(),
+            usage,
             config,
             stack,
             upper_id,

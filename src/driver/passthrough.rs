@@ -35,14 +35,19 @@ use crate::driver::types::{Errno, NodeId, Result, Validity};
 const ELF_MAGIC: &[u8; 4] = b"\x7fELF";
 
 impl Union {
-    /// True if the kernel may read the real file of `node` itself, and write it if it is in the upper.
+    /// True if the kernel may read the real file of `node` itself, and write it if it is in the upper. What is written to an
+    /// upper with a limit must be counted, so the kernel has no file of it.
     pub(in crate::driver) fn may_pass_through(&self, node: &Node, upper: bool) -> bool {
         let lower = || match self.config.passthrough {
             Passthrough::Off | Passthrough::Upper => false,
             Passthrough::Programs => node.is_program(),
             Passthrough::All => true,
         };
-        self.kernel.get().is_some_and(|attached| attached.passthrough) && (upper || self.is_read_only() || lower())
+        self.kernel.get().is_some_and(|attached| attached.passthrough)
+            && match upper {
+                true => self.usage.is_none(),
+                false => self.is_read_only() || lower(),
+            }
     }
 
     /// Finds out at the first open of a lower file whether it is a program. `executed` is true if it is opened to be executed.

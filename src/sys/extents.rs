@@ -44,12 +44,30 @@ struct Map {
 /// # Errors
 /// `OPNOTSUPP`, `NOTTY` and others of `ioctl(2)` if the file system does not tell.
 pub fn unwritten(file: BorrowedFd<'_>) -> Result<Vec<Range<u64>>, Errno> {
+    find(file, 0..u64::MAX, FIEMAP_FLAG_SYNC, |flags| flags & FIEMAP_EXTENT_UNWRITTEN != 0)
+}
+
+/// The ranges of bytes of `file` that overlap `range` and have blocks, or will get some when what is dirty is written, in
+/// order.
+///
+/// # Errors
+/// As [`unwritten`].
+pub fn allocated(file: BorrowedFd<'_>, range: Range<u64>) -> Result<Vec<Range<u64>>, Errno> {
+    find(file, range, 0, |_| true)
+}
+
+/// The extents in `within` whose flags are `wanted`. Neighbours are one range.
+fn find(
+    file: BorrowedFd<'_>,
+    within: Range<u64>,
+    flags: u32,
+    wanted: impl Fn(u32) -> bool,
+) -> Result<Vec<Range<u64>>, Errno> {
     let mut ranges: Vec<Range<u64>> = Vec::new();
-    let mut start = 0;
-    loop {
+    let mut start = within.start;
+    while start < within.end {
         let (room, extents) = (BATCH as u32, [Extent::default(); BATCH]);
-        let length = u64::MAX - start;
-        let mut map = Map { start, length, flags: FIEMAP_FLAG_SYNC, mapped: 0, room, reserved: 0, extents };
+        let mut map = Map { start, length: within.end - start, flags, mapped: 0, room, reserved: 0, extents };
         // SAFETY: the kernel reads the head of the structure and writes at most `room` extents after it, for which there
         // is space.
         if unsafe { libc::ioctl(file.as_raw_fd(), FS_IOC_FIEMAP, &raw mut map) } != 0 {
@@ -58,7 +76,7 @@ pub fn unwritten(file: BorrowedFd<'_>) -> Result<Vec<Range<u64>>, Errno> {
         let mut found = map.extents.iter().take(map.mapped as usize);
         for extent in found.clone() {
             start = extent.logical.saturating_add(extent.length);
-            if extent.flags & FIEMAP_EXTENT_UNWRITTEN == 0 {
+            if !wanted(extent.flags) {
                 continue;
             }
             match ranges.last_mut() {
@@ -67,7 +85,33 @@ pub fn unwritten(file: BorrowedFd<'_>) -> Result<Vec<Range<u64>>, Errno> {
             }
         }
         if found.next_back().is_none_or(|last| last.flags & FIEMAP_EXTENT_LAST != 0) {
-            return Ok(ranges);
+            break;
         }
+    }
+    Ok(ranges)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+    use std::os::unix::fs::FileExt;
+
+    use rustix::fs::FallocateFlags;
+
+    use super::*;
+
+    /// What is dirty has no blocks on the disk yet, and is allocated all the same.
+    #[test]
+    fn what_is_dirty_or_preallocated_is_allocated() {
+        let file = tempfile::tempfile_in("/var/tmp").expect("a file");
+        file.write_all_at(&[1; 4096], 8192).expect("written");
+        rustix::fs::fallocate(&file, FallocateFlags::empty(), 65_536, 8192).expect("allocated");
+        let found = match allocated(file.as_fd(), 0..1 << 20) {
+            Err(Errno::OPNOTSUPP | Errno::NOTTY) => return,
+            found => found.expect("extents"),
+        };
+        assert_eq!(found, [8192..12_288, 65_536..73_728]);
+        assert_eq!(unwritten(file.as_fd()).expect("extents").first(), Some(&(65_536..73_728)));
+        assert_eq!(allocated(file.as_fd(), 12_288..65_536).expect("extents"), []);
     }
 }

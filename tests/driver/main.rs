@@ -8,4 +8,5 @@
 mod checkpoint;
 mod fixture;
 mod left;
+mod quota;
 mod races;

@@ -247,6 +247,8 @@ impl Union {
             self.origins.learn(layer);
         }
         self.nodes.begin_upper(layer, &self.upper_id, self.stack.upper_id());
-        Ok(self.end_moving(moving, layer))
+        let replacements = self.end_moving(moving, layer);
+        self.count_successor();
+        Ok(replacements)
     }
 }

@@ -178,6 +178,7 @@ impl Union {
         self.stack.lowers().iter().for_each(|layer| self.origins.learn(layer));
         let abandoned = plan.abandoned.len();
         let news = self.rebase(plan);
+        self.count_successor();
         Ok(Turn { past, upper, news, abandoned })
     }
 

@@ -116,7 +116,12 @@ impl Union {
         };
         let content_fd = content.as_ref().map(|(_, file)| file.as_fd());
         let source = CopySource { dir: &source_dir, name: source_name, stat: &stat, content: content_fd };
+        let copied = if plan.metacopy || stat.file_type() != FileType::Regular { Some(0) } else { plan.length };
+        let mut grant = self.grant_copy(&source, copied)?;
         let staged = stage(upper, &self.copier, &source, &plan)?;
+        if stat.file_type() == FileType::Regular {
+            grant.raise(staged.stat()?.blocks.saturating_mul(512))?;
+        }
         let keeps_below = plan.metacopy && stat.file_type() == FileType::Regular;
         let content = match content {
             Some((content, _)) => Some(content),
@@ -146,8 +151,12 @@ impl Union {
             plain: false,
         };
         let source = CopySource { dir: held, name: c"", stat: &stat, content: None };
-        let copy = stage(upper, &self.copier, &source, &plan)?.into_nameless()?;
-        self.nodes.publish_left(&copy_up, upper.hold(copy), self.stack.upper_id());
+        let _grant = self.grant_copy(&source, None)?;
+        let staged = stage(upper, &self.copier, &source, &plan)?;
+        self.count_new(&staged.stat()?);
+        let held = upper.hold(staged.into_nameless()?);
+        self.nodes.publish_left(&copy_up, held.clone(), self.stack.upper_id());
+        self.count_removed(node, &held);
         Ok(())
     }
 
@@ -206,14 +215,18 @@ impl Union {
         let (parent, name) = node.name().ok_or(Errno::STALE)?;
         let above = self.upper_dir(&parent)?;
         let names = NamesWrite::lock(copy_up.after(), &parent)?;
+        let copy = staged.stat()?;
         if node.is_removed() {
             // The file is open but has no name: the copy gets none either.
             let held = self.upper()?.hold(staged.into_nameless()?);
-            self.nodes.publish_nameless(&names, node, held, content);
+            self.count_new(&copy);
+            self.nodes.publish_nameless(&names, node, held.clone(), content);
+            self.count_removed(node, &held);
             return Ok(());
         }
         if let Some(entry) = indexed {
             self.publish_indexed(entry, staged)?;
+            self.count_new(&copy);
             self.nodes.publish(&names, node, Published { content, ..Published::default() });
             return self.link_up(&names, node, &above, &name);
         }
@@ -221,8 +234,9 @@ impl Union {
         let before = above.stat_self()?;
         // The other names keep showing the lower file, so the copy is a file of its own (kernel: `ovl_getattr`).
         let own_ino = |stat: Stat| self.stack.shown_ino(&stat);
-        let ino = if breaks_link { Some(own_ino(staged.stat()?)) } else { None };
-        staged.publish_new(&above, &name)?;
+        let ino = if breaks_link { Some(own_ino(copy)) } else { None };
+        self.counting_dirs(&[&above], || staged.publish_new(&above, &name))?;
+        self.count_new(&copy);
         // From here on the file is in the upper, so nothing may fail.
         self.nodes.publish(&names, node, Published { content, ino, carried_from: None });
         keep_mtime(&above, &before);
@@ -242,7 +256,8 @@ impl Union {
         let Some((_, content)) = self.lower_content(node)? else { return Ok(()) };
         let upper = self.upper()?;
         let below = Stat::of(content.as_fd(), c"")?;
-        self.on_upper(node, |dir, name| {
+        let grant = self.grant_content(content.as_fd(), length)?;
+        let copy = |dir: &UpperDir, name: &CStr| {
             let file = dir.open_writable(name, OFlags::RDWR)?;
             let stat = Stat::of(file.as_fd(), c"")?;
             let capability = dir.xattr(name, c"security.capability")?;
@@ -259,7 +274,9 @@ impl Union {
                 upper.settle(file.as_fd(), interrupt::check)?;
             }
             dir.remove_xattr(name, &upper.mark_key(Mark::Metacopy))
-        })?;
+        };
+        self.counting(node, || self.on_upper(node, copy))?;
+        drop(grant);
         self.nodes.content_copied(copy_up);
         Ok(())
     }
@@ -271,7 +288,8 @@ impl Union {
         if known.upper_part(|part| part.impure) {
             return Ok(());
         }
-        match dir.set_xattr(c"", &self.upper()?.mark_key(Mark::Impure), b"y", 0) {
+        let key = self.upper()?.mark_key(Mark::Impure);
+        match self.counting_dirs(&[dir], || dir.set_xattr(c"", &key, b"y", 0)) {
             // Without it, inode numbers change at the next mount; nothing else is lost.
             Ok(()) | Err(Errno::OPNOTSUPP | Errno::PERM) => {}
             Err(errno) => return Err(errno),

@@ -102,6 +102,7 @@ impl Union {
         let (root, work) = (open_dir(path)?, open_dir(upper.work_path().ok_or(Errno::OPNOTSUPP)?)?);
         let source = self.lower_dir(&place.dir, part)?;
         let stat = source.stat(place.name())?.ok_or(Errno::STALE)?;
+        let _grant = self.grant_whole(&stat)?;
         let in_layer = names_in_layer(&root, &stat, (&part.path, place.name()))?;
         if stat.nlink > 1 {
             self.learn_names_below(&root, &stat)?;
@@ -137,13 +138,16 @@ impl Union {
                 remove()?;
                 return Ok(());
             }
+            let dirs: Vec<&UpperDir> = dirs.iter().collect();
             match way {
                 Way::Inode => {
                     let taken = take(root, work, &in_layer, staged)?;
-                    if let Err(errno) = self.give_names(&taken.name, &names, &dirs) {
+                    let give = || self.give_names(&taken.name, &names, &dirs);
+                    if let Err(errno) = self.counting_dirs(&dirs, give) {
                         taken.put_back();
                         return Err(errno);
                     }
+                    self.count_new(&stat);
                     let first = locked.first().ok_or(Errno::STALE)?;
                     self.nodes.publish(first, node, Published { carried_from: Some(layer), ..Published::default() });
                     self.former_links.forget(stat.id());
@@ -155,10 +159,11 @@ impl Union {
                 }
                 Way::Copy => {
                     let copy = Stat::of(work.as_fd(), &staged)?;
-                    if let Err(errno) = self.give_names(&staged, &names, &dirs) {
+                    if let Err(errno) = self.counting_dirs(&dirs, || self.give_names(&staged, &names, &dirs)) {
                         remove()?;
                         return Err(errno);
                     }
+                    self.count_new(&copy);
                     self.publish_duplicate(locked, node, &stat, &copy);
                 }
             }
@@ -202,11 +207,11 @@ impl Union {
     }
 
     /// Gives `staged` in the work directory its names in the upper. `dirs`: the upper parts of the directories.
-    fn give_names(&self, staged: &CStr, names: &[Dentry], dirs: &[UpperDir]) -> Result<()> {
+    fn give_names(&self, staged: &CStr, names: &[Dentry], dirs: &[&UpperDir]) -> Result<()> {
         let work = self.upper()?.work()?.dir();
         let mut made: Vec<(&UpperDir, &CStr)> = Vec::new();
         let mut give = || {
-            for (at, ((parent, name), dir)) in names.iter().zip(dirs).enumerate() {
+            for (at, ((parent, name), &dir)) in names.iter().zip(dirs).enumerate() {
                 self.mark_impure(parent, dir)?;
                 let before = dir.stat_self()?;
                 if at + 1 < names.len() {

@@ -26,7 +26,8 @@
 //! 5. [`LinksGuard`]: how many names an indexed file has. Held over I/O.
 //! 6. [`NodeTable::multiple`]: a name of a file with several gets its node.
 //! 7. `WorkDir::whiteout` (`union/layer/work`): the whiteout that all others are links to. Held over I/O.
-//! 8. The leaf locks, each taken with no other leaf held: the state of a node, of a directory ([`Dir`]), `OpenFile::real` (also
+//! 8. What is counted for one file of an upper with a limit (`driver/quota`). Held over a `statx(2)` of the file.
+//! 9. The leaf locks, each taken with no other leaf held: the state of a node, of a directory ([`Dir`]), `OpenFile::real` (also
 //!    taken under the state of its node), the queue of [`listings`], the shards of the tables and of [`Descriptors`],
 //!    `ReadAhead::state`. None is held over a system call, with one exception: the state of a file is held while its backing file
 //!    is registered with the kernel (an ioctl that does not block), because two opens must agree on one registration.
@@ -99,6 +100,7 @@ const PROGRAM: u8 = 4;
 const NO_PROGRAM: u8 = 8;
 
 const ABANDONED: u8 = 16;
+const UNCOUNTED: u8 = 32;
 
 /// One inode of the mount. 80 bytes: rare parts are boxed elsewhere.
 #[derive(Debug)]
@@ -127,7 +129,8 @@ pub struct Node {
     /// For a lower file: it was opened once and matched what is known of it.
     confirmed: AtomicBool,
     /// Flags that forbid changes: [`IMMUTABLE`], [`APPEND_ONLY`]. For a lower file that was opened: [`PROGRAM`],
-    /// [`NO_PROGRAM`], or both. [`ABANDONED`] if the mount does not show it any more.
+    /// [`NO_PROGRAM`], or both. [`ABANDONED`] if the mount does not show it any more. [`UNCOUNTED`] if it was removed from an upper
+    /// with a limit.
     traits: AtomicU8,
 }
 
@@ -223,6 +226,21 @@ impl Node {
     /// Notes whether the file is a program. A program stays one.
     pub fn classify(&self, program: bool) {
         self.traits.fetch_or(if program { PROGRAM } else { NO_PROGRAM }, Ordering::Relaxed);
+    }
+
+    /// True if what it holds counts no more for the limit of the upper.
+    pub fn is_uncounted(&self) -> bool {
+        self.traits.load(Ordering::Relaxed) & UNCOUNTED != 0
+    }
+
+    /// Notes that; `false` if it was so before.
+    pub fn note_uncounted(&self) -> bool {
+        self.traits.fetch_or(UNCOUNTED, Ordering::AcqRel) & UNCOUNTED == 0
+    }
+
+    /// Notes that it counts; `false` if it was so before.
+    pub fn note_counted(&self) -> bool {
+        self.traits.fetch_and(!UNCOUNTED, Ordering::AcqRel) & UNCOUNTED != 0
     }
 
     /// The directory part, if the node is a directory. Up to date (`settle`). Takes leaf locks, so the caller holds none.

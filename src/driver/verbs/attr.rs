@@ -76,7 +76,7 @@ impl Union {
         set: &SetAttr,
     ) -> Result<Stat> {
         if let Some(size) = set.size {
-            self.truncate(node, handle, size)?;
+            self.counting(node, || self.truncate(node, handle, size))?;
         }
         self.on_upper(node, |dir, name| {
             match &self.permissions {
@@ -154,12 +154,19 @@ impl Union {
             (None, Some(lower)) => rustix::fs::fstatvfs(lower.root().open_self()?)?,
             (None, None) => return Err(Errno::IO),
         };
+        let (blocks, bfree, bavail) = match self.quota() {
+            None => (vfs.f_blocks, vfs.f_bfree, vfs.f_bavail),
+            Some((limit, used)) => {
+                let rest = limit.saturating_sub(used) / vfs.f_frsize.max(1);
+                (limit / vfs.f_frsize.max(1), rest.min(vfs.f_bfree), rest.min(vfs.f_bavail))
+            }
+        };
         Ok(StatFs {
             frsize: vfs.f_frsize,
             bsize: vfs.f_bsize,
-            blocks: vfs.f_blocks,
-            bfree: vfs.f_bfree,
-            bavail: vfs.f_bavail,
+            blocks,
+            bfree,
+            bavail,
             files: vfs.f_files,
             ffree: vfs.f_ffree,
             namelen: u32::try_from(crate::driver::NAME_MAX).unwrap_or(u32::MAX),

@@ -14,6 +14,7 @@ use crate::confined::is_zero_device;
 use crate::driver::acl;
 use crate::driver::node::handle::RealFile;
 use crate::driver::node::{Inheritance, LookupRef, NamesWrite, NewEntry, Node, NodeRef, Turn};
+use crate::driver::quota::Grant;
 use crate::driver::types::{Attr, Caller, Entry, Errno, NodeId, Opened, Result};
 use crate::driver::{Union, permissions};
 use crate::marks::{AUFS_OPAQUE, Mark};
@@ -145,16 +146,23 @@ impl Union {
         if parent.is_removed() {
             return Err(Errno::NOENT);
         }
-        let deleted_by_name = matches!(new, New::Directory) && self.is_deleted_by_name(&parent, &dir, &name)?;
-        let at_once = (self.is_right_at_once(&owner) && !deleted_by_name && !is_mark_name(&name))
-            .then(|| self.make_at_once(&dir, &name, &owner, new));
-        let (file, stat, over_whiteout) = match at_once {
-            None | Some(Err(Errno::EXIST)) => self.make_staged(&parent, &dir, &name, &owner, new, deleted_by_name)?,
-            Some(made) => {
-                let (file, stat) = made?;
-                (file, stat, false)
-            }
+        self.check_growth()?;
+        let grant = match new {
+            New::Directory => self.grant_directory(&dir)?,
+            New::Symlink(target) => self.grant_symlink(target.len() as u64)?,
+            New::Regular { .. } | New::Special { .. } => Grant::UNLIMITED,
         };
+        let deleted_by_name = matches!(new, New::Directory) && self.is_deleted_by_name(&parent, &dir, &name)?;
+        let (file, stat, over_whiteout) = self.counting_dirs(&[&dir], || {
+            let at_once = (self.is_right_at_once(&owner) && !deleted_by_name && !is_mark_name(&name))
+                .then(|| self.make_at_once(&dir, &name, &owner, new));
+            match at_once {
+                None | Some(Err(Errno::EXIST)) => self.make_staged(&parent, &dir, &name, &owner, new, deleted_by_name),
+                Some(made) => made.map(|(file, stat)| (file, stat, false)),
+            }
+        })?;
+        self.count_new(&stat);
+        drop(grant);
         self.nodes.note_addition(&names, &name, Some(NewEntry { id: Some(stat.id()), kind: (stat.mode >> 12) as u8 }));
         let found = Found::single(stat, Source::Upper);
         let node = self.admit(&names, &name, found)?;

@@ -100,7 +100,11 @@ impl Union {
             });
             return self.install(&node, asked, kept.unwrap_or(RealFile::Unopened), flags, 0);
         }
-        let real = self.open_real(&node, self.backing_flags(flags))?;
+        let backing_flags = self.backing_flags(flags);
+        let real = match truncates {
+            true => self.counting(&node, || self.open_real(&node, backing_flags))?,
+            false => self.open_real(&node, backing_flags)?,
+        };
         if let RealFile::Lower(file, _) = &real {
             self.classify(&node, file.as_fd(), flags & EXECUTE != 0);
         }
@@ -217,6 +221,7 @@ impl Union {
         if let RealFile::Upper(file, layer) = &file {
             state.open_mut().share(access, *layer, file);
         }
+        let of_upper = if let RealFile::Upper(file, _) = &file { Some(Arc::clone(file)) } else { None };
         let failed_flushes = state.open_mut().failed_flushes();
         let open = state.open_mut().under(current);
         let (backing, keep) = if open.passthrough > 0 {
@@ -261,6 +266,12 @@ impl Union {
             self.changed_under(node, asked);
         }
         let id = HandleId(self.handles.insert(handle));
+        if let Some(file) = of_upper
+            && let Err(errno) = self.count_opened(id, node, file.as_fd())
+        {
+            self.release(id);
+            return Err(errno);
+        }
         let mode = match backing {
             Some(backing) => OpenMode::Passthrough(backing),
             None if keep => OpenMode::KeepCache,
@@ -282,11 +293,13 @@ impl Union {
 
     /// Closes a handle.
     pub fn release(&self, handle: HandleId) {
-        let Some(handle) = self.handles.remove(handle.0) else { return };
+        let id = handle;
+        let Some(handle) = self.handles.remove(id.0) else { return };
         let unused = handle.node.state().close(&handle);
         if let (Some(backing), Some(kernel)) = (unused, self.kernel()) {
             kernel.unregister_backing(backing);
         }
+        self.count_closed(id, handle);
     }
 
     fn open_handle(&self, handle: HandleId) -> Result<Arc<OpenFile>> {
@@ -349,21 +362,18 @@ impl Union {
         bytes: &[u8],
         kill_suidgid: bool,
     ) -> Result<usize> {
-        let handle = self.open_handle(handle)?;
+        let id = handle;
+        let handle = self.open_handle(id)?;
         if !handle.writable {
             return Err(Errno::BADF);
         }
         let file = self.current(&handle)?;
-        let mut done = 0;
-        while let Some(rest) = bytes.get(done..).filter(|rest| !rest.is_empty()) {
-            match rustix::io::pwrite(&file, rest, offset + done as u64) {
-                Ok(0) => break,
-                Ok(written) => done += written,
-                Err(Errno::INTR) => {}
-                Err(_) if done > 0 => break,
-                Err(errno) => return Err(errno),
-            }
-        }
+        let (grant, length) = self.grant_write(file.as_fd(), offset, bytes.len() as u64)?;
+        let bytes = bytes.get(..usize::try_from(length).unwrap_or(usize::MAX)).unwrap_or(bytes);
+        let written = Self::write_all(&file, offset, bytes);
+        self.count_written(id, file.as_fd(), false);
+        drop(grant);
+        let done = written?;
         if kill_suidgid {
             let stat = self.shown_stat_of(file.as_fd(), Stat::of(file.as_fd(), c"")?)?;
             match mode_without_set_id(caller, &stat) {
@@ -372,6 +382,21 @@ impl Union {
                 }
                 Some(kept) => rustix::fs::fchmod(&file, rustix::fs::Mode::from_raw_mode(kept))?,
                 None => {}
+            }
+        }
+        Ok(done)
+    }
+
+    /// Writes `bytes` at `offset`; how many were written.
+    fn write_all(file: &OwnedFd, offset: u64, bytes: &[u8]) -> Result<usize> {
+        let mut done = 0;
+        while let Some(rest) = bytes.get(done..).filter(|rest| !rest.is_empty()) {
+            match rustix::io::pwrite(file, rest, offset + done as u64) {
+                Ok(0) => break,
+                Ok(written) => done += written,
+                Err(Errno::INTR) => {}
+                Err(_) if done > 0 => break,
+                Err(errno) => return Err(errno),
             }
         }
         Ok(done)
@@ -412,12 +437,18 @@ impl Union {
     /// # Errors
     /// `BADF`; those of `fallocate(2)`.
     pub fn fallocate(&self, handle: HandleId, mode: u32, offset: u64, length: u64) -> Result<()> {
-        let handle = self.open_handle(handle)?;
+        let id = handle;
+        let handle = self.open_handle(id)?;
         if !handle.writable {
             return Err(Errno::BADF);
         }
         handle.node.check_writing(mode & !FallocateFlags::KEEP_SIZE.bits() == 0)?;
-        rustix::fs::fallocate(self.current(&handle)?, FallocateFlags::from_bits_retain(mode), offset, length)
+        let (file, mode) = (self.current(&handle)?, FallocateFlags::from_bits_retain(mode));
+        let grant = self.grant_allocation(file.as_fd(), mode, offset, length)?;
+        let allocated = rustix::fs::fallocate(&file, mode, offset, length);
+        self.count_written(id, file.as_fd(), mode == FallocateFlags::KEEP_SIZE);
+        drop(grant);
+        allocated
     }
 
     /// Finds data or a hole (`SEEK_DATA`, `SEEK_HOLE`).
@@ -446,7 +477,8 @@ impl Union {
         to_offset: u64,
         length: u64,
     ) -> Result<usize> {
-        let to = self.open_handle(to)?;
+        let id = to;
+        let to = self.open_handle(id)?;
         if !to.writable {
             return Err(Errno::BADF);
         }
@@ -455,6 +487,11 @@ impl Union {
         let (mut read_at, mut write_at) = (from_offset, to_offset);
         // The reply has a 32-bit counter, and a killed process waits for the end of the call.
         let length = usize::try_from(length).unwrap_or(usize::MAX).min(1 << 27);
-        rustix::fs::copy_file_range(source, Some(&mut read_at), target, Some(&mut write_at), length)
+        let (grant, length) =
+            self.grant_range_copy((source.as_fd(), from_offset), (target.as_fd(), to_offset), length)?;
+        let copied = rustix::fs::copy_file_range(&source, Some(&mut read_at), &target, Some(&mut write_at), length);
+        self.count_written(id, target.as_fd(), false);
+        drop(grant);
+        copied
     }
 }

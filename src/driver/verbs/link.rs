@@ -75,12 +75,14 @@ impl Union {
         if self.indexed(node).is_some() || at.as_ref().is_some_and(|(old_parent, _)| is_impure(old_parent)) {
             self.mark_impure(parent, &dir)?;
         }
+        self.check_growth()?;
         let change = self.begin_nlink_change(names, node)?;
-        self.link_real(&from, parent, &dir, name)?;
+        self.counting_dirs(&[&dir], || self.link_real(&from, parent, &dir, name))?;
         self.nodes.link(names, name, node);
         self.end_nlink_change(change, 1);
         let stat = self.shown_stat(&dir, name, dir.stat(name)?.ok_or(Errno::STALE)?)?;
         self.nodes.share(stat.id(), node);
+        self.count_revived(node, &stat);
         Ok(Linked::At(stat))
     }
 

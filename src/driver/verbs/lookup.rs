@@ -354,9 +354,16 @@ impl Union {
     pub fn forget(&self, node: NodeId, count: u64) {
         /// Number of freed nodes after which their memory is given back to the system.
         const TRIM: u64 = 16_384;
+        let counted = self.usage.as_ref().and_then(|_| self.nodes.get(node));
+        if let Some(node) = &counted {
+            self.count_again(node);
+        }
         let gone = self.nodes.forget(node, count) as u64;
         if gone == 0 {
             return;
+        }
+        if let Some(counted) = counted.filter(|_| self.nodes.get(node).is_none()) {
+            self.count_forgotten(&counted);
         }
         let before = self.forgotten.fetch_add(gone, Ordering::Relaxed);
         if before / TRIM != (before + gone) / TRIM {

@@ -61,7 +61,7 @@ impl Union {
             return Ok(Attempt::Outdated);
         }
         if !node.has_upper() {
-            self.put_whiteout(parent, &dir, name)?;
+            self.counting_dirs(&[&dir], || self.put_whiteout(parent, &dir, name))?;
             if let Some(file) = link {
                 self.former_links.note_removed(file);
             }
@@ -71,13 +71,14 @@ impl Union {
         self.link_up(&names, node, &dir, name)?;
         let change = self.begin_nlink_change(&names, node)?;
         let held = self.hold_file(&dir, name)?;
-        if self.exists_in_lower(parent, name)? {
-            self.whiteout_over(parent, &dir, name)?;
-        } else {
-            dir.remove_file(name)?;
-        }
-        self.nodes.unlink(&names, name, node, held);
+        let in_lower = self.exists_in_lower(parent, name)?;
+        self.counting_dirs(&[&dir], || match in_lower {
+            true => self.whiteout_over(parent, &dir, name),
+            false => dir.remove_file(name),
+        })?;
+        self.nodes.unlink(&names, name, node, held.clone());
         self.end_nlink_change(change, -1);
+        self.count_removed(node, &held);
         Ok(Attempt::Done)
     }
 
@@ -155,17 +156,20 @@ impl Union {
             return Err(Errno::NOTEMPTY);
         }
         let in_lower = self.exists_in_lower(parent, name)?;
-        match (&held, in_lower) {
-            (None, _) => self.put_whiteout(parent, &dir, name)?,
-            (Some(_), true) => self.whiteout_for_dir(parent, &dir, name)?,
+        self.counting_dirs(&[&dir], || match (&held, in_lower) {
+            (None, _) => self.put_whiteout(parent, &dir, name),
+            (Some(_), true) => self.whiteout_for_dir(parent, &dir, name),
             (Some(_), false) => match dir.remove_dir(name) {
                 // It looks empty to users, but holds whiteouts.
-                Err(Errno::NOTEMPTY | Errno::EXIST) => self.upper()?.work()?.discard(&dir, name)?,
-                done => done?,
+                Err(Errno::NOTEMPTY | Errno::EXIST) => self.upper()?.work()?.discard(&dir, name),
+                done => done,
             },
-        }
+        })?;
         match held {
-            Some(held) => self.nodes.unlink(names, name, node, held),
+            Some(held) => {
+                self.nodes.unlink(names, name, node, held.clone());
+                self.count_removed(node, &held);
+            }
             None => self.nodes.hide(names, name, node),
         }
         Ok(Attempt::Done)

@@ -255,22 +255,28 @@ impl Union {
             None => None,
         };
         let change = target.node.as_ref().map(|new| self.begin_nlink_change(names.target(), new)).transpose()?;
-        let emptied = match (occupant, &target.held) {
-            (Occupant::Directory, Some(held)) if held_entries(held)? => {
-                Some(self.clear_dir(&target.dir, &target.name, held)?)
-            }
-            _ => None,
-        };
         let link = target.node.as_ref().map_or(Ok(None), |new| self.former_link(new))?;
-        let moved = self.move_over(source, target, occupant, whiteout_behind, old.dir().is_some());
-        self.end_clearing(target, emptied, moved.is_ok())?;
-        moved?;
+        let gone = replaced.as_ref().and_then(|replaced| Some((replaced.node, replaced.held.clone()?)));
+        self.counting_dirs(&[&source.dir, &target.dir], || {
+            let emptied = match (occupant, &target.held) {
+                (Occupant::Directory, Some(held)) if held_entries(held)? => {
+                    Some(self.clear_dir(&target.dir, &target.name, held)?)
+                }
+                _ => None,
+            };
+            let moved = self.move_over(source, target, occupant, whiteout_behind, old.dir().is_some());
+            self.end_clearing(target, emptied, moved.is_ok())?;
+            moved
+        })?;
         if let Some(file) = link {
             self.former_links.note_removed(file);
         }
         self.nodes.rename(names, old, &source.name, &target.name, replaced);
         if let Some(change) = change {
             self.end_nlink_change(change, -1);
+        }
+        if let Some((node, held)) = gone {
+            self.count_removed(node, &held);
         }
         Ok(())
     }
@@ -355,7 +361,7 @@ impl Union {
         if !dir.has_lowers() {
             let is_opaque = dir.upper_part(|part| part.opaque);
             if !is_opaque && self.exists_in_lower(&target.parent, &target.name)? {
-                self.mark_opaque(held, c"")?;
+                self.counting_dirs(&[held], || self.mark_opaque(held, c""))?;
                 dir.note_upper_part(|part| part.opaque = true);
             }
             return Ok(());
@@ -370,7 +376,8 @@ impl Union {
         if redirect.len() > REDIRECT_MAX {
             return Err(Errno::XDEV);
         }
-        held.set_xattr(c"", &self.upper()?.mark_key(Mark::Redirect), &redirect, 0)?;
+        let key = self.upper()?.mark_key(Mark::Redirect);
+        self.counting_dirs(&[held], || held.set_xattr(c"", &key, &redirect, 0))?;
         dir.note_upper_part(|part| part.redirect = Some(Arc::from(redirect)));
         Ok(())
     }

@@ -10,7 +10,7 @@ use crate::driver::copy_up::stage::is_mark;
 use crate::driver::node::NodeRef;
 use crate::driver::types::{Caller, Errno, NodeId, Result};
 use crate::marks::{Namespace, Visible, escape_xattr, unescape_xattr};
-use crate::union::layer::UpperLayer;
+use crate::union::layer::{UpperDir, UpperLayer};
 
 /// Decides whether to list a file's attributes when the first one is asked for.
 ///
@@ -199,8 +199,9 @@ impl Union {
         let key = self.stored_key(key)?;
         node.check_unprotected()?;
         node.note_attributed();
+        self.check_growth()?;
         self.copy_up_attributes(&node)?;
-        self.on_upper(&node, |dir, name| {
+        let set = |dir: &UpperDir, name: &CStr| {
             dir.set_xattr(name, &key, value, flags)?;
             if kill_sgid {
                 let mode = dir.stat(name)?.ok_or(Errno::STALE)?.mode & 0o7777;
@@ -209,7 +210,8 @@ impl Union {
                 }
             }
             Ok(())
-        })?;
+        };
+        self.counting(&node, || self.on_upper(&node, set))?;
         self.changed_under(&node, asked);
         self.forget_inheritance(&node);
         Ok(())
@@ -230,7 +232,7 @@ impl Union {
             return Err(Errno::NODATA);
         }
         self.copy_up_attributes(&node)?;
-        self.on_upper(&node, |dir, name| dir.remove_xattr(name, &stored))?;
+        self.counting(&node, || self.on_upper(&node, |dir, name| dir.remove_xattr(name, &stored)))?;
         self.changed_under(&node, asked);
         self.forget_inheritance(&node);
         Ok(())
