@@ -35,6 +35,9 @@ use crate::union::layer::{LayerStack, WhiteoutForm};
 /// Interval at which the end of a mount is checked.
 const POLL: Duration = Duration::from_millis(5);
 
+/// How long the lock is waited for: a process that a snapshotter was starting as it ended holds the lock until it runs its program.
+const PATIENCE: Duration = Duration::from_secs(1);
+
 /// The entries of ROOT.
 const NAMES: [&str; 6] = ["lock", "metadata.redb", "metadata.new", "empty", "snapshots", "removed"];
 
@@ -43,6 +46,20 @@ pub(super) struct Directories {
     root: PathBuf,
     /// Holds the lock.
     _lock: File,
+}
+
+/// Locks `file`, for this process alone.
+///
+/// # Errors
+/// `WOULDBLOCK`: another process held it all the time. Others of `flock(2)`.
+fn lock_within(patience: Duration, file: &File) -> std::result::Result<(), Errno> {
+    let deadline = Instant::now() + patience;
+    loop {
+        match flock(file, FlockOperation::NonBlockingLockExclusive) {
+            Err(Errno::WOULDBLOCK) if Instant::now() < deadline => std::thread::sleep(POLL),
+            done => return done,
+        }
+    }
 }
 
 impl Directories {
@@ -69,7 +86,7 @@ impl Directories {
         }
         fs::set_permissions(&root, fs::Permissions::from_mode(0o700)).at(&root)?;
         let lock = File::create(root.join("lock")).at(&root)?;
-        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+        match lock_within(PATIENCE, &lock) {
             Ok(()) => {}
             Err(Errno::WOULDBLOCK) => {
                 let reason = "another snapshotter serves this directory";

@@ -7,9 +7,7 @@
 //!
 //! [`IdleClass`]: crate::fuse::transport::idle_class::IdleClass
 
-use std::os::fd::OwnedFd;
-
-use rustix::fs::{Mode, OFlags, open, openat};
+use rustix::fs::{Mode, OFlags, open};
 
 /// The thread looks where a process is after this many requests in a row, ...
 const FIRST_LOOK: u32 = 8;
@@ -23,8 +21,6 @@ const CROWD: u32 = 64;
 /// The process that the calling thread follows.
 #[derive(Debug, Default)]
 pub(super) struct Follow {
-    /// `/proc`, once it was needed and could be opened.
-    proc: Option<OwnedFd>,
     process: u32,
     /// Requests of `process` in a row.
     streak: u32,
@@ -52,12 +48,9 @@ impl Follow {
     }
 
     /// The processor that the process runs on, or ran on last.
-    pub(super) fn look(&mut self) -> Option<usize> {
-        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-        if self.proc.is_none() {
-            self.proc = open("/proc", flags | OFlags::DIRECTORY, Mode::empty()).ok();
-        }
-        let stat = openat(self.proc.as_ref()?, format!("{}/stat", self.process), flags, Mode::empty()).ok()?;
+    pub(super) fn look(&self) -> Option<usize> {
+        let stat =
+            open(format!("/proc/{}/stat", self.process), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
         let mut text = [0; 1024];
         let length = rustix::io::read(&stat, &mut text).ok()?;
         processor_in(text.get(..length)?)
