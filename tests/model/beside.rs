@@ -127,7 +127,10 @@ impl Workers {
         };
         let workers = Self((0..PROCESSES).map(start).collect());
         let deadline = Instant::now() + Duration::from_secs(60);
-        while (0..PROCESSES).any(|worker| !sys::exists(&root.join(format!("log{worker}")))) {
+        let has_size = |worker: u64| {
+            std::fs::metadata(root.join(format!("log{worker}"))).is_ok_and(|log| log.len() == 2 * PAGES * PAGE)
+        };
+        while !(0..PROCESSES).all(has_size) {
             assert!(Instant::now() < deadline, "the processes do not begin");
             std::thread::sleep(Duration::from_millis(5));
         }

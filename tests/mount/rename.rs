@@ -232,6 +232,20 @@ on_both! {
         mount.assert_tree_everywhere("file e/z \"0\"\nfile t/y \"0\"\nfile t/s/x \"0+\"");
     }
 
+    /// A path through an opaque directory of a lower layer ends there, unless an absolute redirect leads out of it again.
+    /// Several redirects on one path add up.
+    fn redirects_on_the_way(driver) {
+        let mount = Stack::new()
+            .lower("dir left trusted.overlay.redirect=/o/e\ndir below trusted.overlay.redirect=/o/e/g\ndir stays trusted.overlay.redirect=/o/h\ndir both trusted.overlay.redirect=/p/e/g")
+            .lower("dir o trusted.overlay.opaque=y\ndir o/e trusted.overlay.redirect=/f\ndir o/h\nfile o/h/seen\ndir p trusted.overlay.redirect=q\ndir p/e trusted.overlay.redirect=r\ndir p/e/g")
+            .lower("file f/x \"x\"\nfile f/g/y \"y\"\nfile o/h/hidden\nfile q/r/g/z \"z\"")
+            .mount(driver);
+        assert_eq!(sys::names(&mount.at("left")), ["g", "x"]);
+        assert_eq!(sys::names(&mount.at("below")), ["y"]);
+        assert_eq!(sys::names(&mount.at("stays")), ["seen"]);
+        assert_eq!(sys::names(&mount.at("both")), ["z"]);
+    }
+
     fn upper_directory(driver) {
         let mount = Stack::new().lower("dir d").upper("file ud/a/b \"x\"").mount(driver);
         sys::rename(&mount.at("ud"), &mount.at("d/ud")).unwrap();

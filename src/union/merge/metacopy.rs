@@ -9,7 +9,7 @@ use rustix::io::Errno;
 
 use crate::marks::Redirect;
 use crate::union::layer::{Dir, FileType, LayerDir, LayerId, Marks};
-use crate::union::merge::redirect::{c_name, follow, redirect_of, redirected_end};
+use crate::union::merge::redirect::{c_name, follow, redirect_of, with_last};
 use crate::union::merge::{MergedDir, listing};
 
 /// Layer and path of a file that holds content.
@@ -93,8 +93,14 @@ fn by_path(dir: &MergedDir<'_>, path: Vec<u8>, layers: impl Iterator<Item = Laye
             if !marks.metacopy {
                 return Ok(Some((layer, end.path)));
             }
-            if let Some(redirect) = redirect_of(dir, &marks, &end.name)? {
-                path = redirected_end(&path, &redirect)?;
+            match redirect_of(dir, &marks, &end.name)? {
+                None => {}
+                Some(Redirect::Relative(other)) => path = with_last(&path, &other),
+                Some(Redirect::Absolute(moved)) => {
+                    // This leads out of the opaque directories on the path.
+                    path = moved;
+                    continue;
+                }
             }
         }
         if step.stop {

@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use rustix::io::Errno;
 
 pub use listing::{Listing, Source};
-use redirect::{c_name, follow, redirect_of, redirected_end};
+use redirect::{c_name, follow, redirect_of, with_last};
 
 use crate::marks::{AUFS_OPAQUE, AUFS_PREFIX, AufsName, Opaque, Redirect, decode_aufs_name};
 use crate::union::layer::{Dir, FileType, LayerDir, LayerId, LayerStack, LowerRef, Marks, Stat};
@@ -451,10 +451,12 @@ impl Walk<'_, '_> {
                 match self.take(&LayerDir::Held(end.parent), &end.name, layer, end.path)? {
                     Next::Below => {}
                     Next::Stop => return Ok(()),
-                    Next::Renamed(other) => {
-                        path = redirected_end(&path, &Redirect::Relative(other.into_bytes()))?;
+                    Next::Renamed(other) => path = with_last(&path, other.to_bytes()),
+                    Next::Moved(moved) => {
+                        // This leads out of the opaque directories on the path.
+                        path = moved;
+                        continue;
                     }
-                    Next::Moved(moved) => path = moved,
                 }
             }
             if step.stop {

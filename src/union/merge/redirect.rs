@@ -46,50 +46,54 @@ pub(super) fn c_name(name: &[u8]) -> Result<CString, Errno> {
 }
 
 /// Follows `path` in layer `layer`. Directories on the way have their usual effect: whiteouts and files end the
-/// search, opaque directories end it for the layers below, redirected ones change the path for them.
+/// search, opaque directories end it for the layers below, redirected ones change the path for them. An absolute redirect
+/// leads out of the opaque directories above it (kernel: `ovl_check_redirect`).
 pub(super) fn follow(dir: &MergedDir<'_>, layer: LayerId, path: &[u8]) -> Result<Followed, Errno> {
     let mut current = dir.stack.lower(layer)?.root().clone();
     let mut real: Arc<CStr> = Arc::from(c"");
-    let mut step = Followed { end: None, stop: false, path: path.to_vec() };
+    let mut stop = false;
     let components: Vec<CString> = path.split(|&b| b == b'/').map(c_name).collect::<Result<_, _>>()?;
+    // The components so far as the layers below name them.
+    let mut below: Vec<Vec<u8>> = Vec::new();
     let is_lowest = dir.stack.is_lowest(layer);
+    let followed = |below: Vec<Vec<u8>>, at: usize, end, stop| {
+        let rest = components.get(at..).unwrap_or_default().iter().map(|name| name.to_bytes());
+        let path = below.iter().map(Vec::as_slice).chain(rest).collect::<Vec<_>>().join(&b'/');
+        Ok(Followed { end, stop, path })
+    };
     for (at, name) in components.iter().enumerate() {
         // A missing component does not affect the layers below.
-        let Some(stat) = current.stat(name)? else { return Ok(step) };
+        let Some(stat) = current.stat(name)? else { return followed(below, at, None, stop) };
         real = crate::union::layer::join(&real, name);
         if at + 1 == components.len() {
-            step.end = Some(End { parent: current, name: name.clone(), stat, path: real });
-            return Ok(step);
+            let end = End { parent: current, name: name.clone(), stat, path: real };
+            return followed(below, at, Some(end), stop);
         }
         if !stat.is_dir() {
-            step.stop = true;
-            return Ok(step);
+            return followed(below, at, None, true);
         }
-        if !is_lowest {
-            let marks = current.marks(name)?;
-            step.stop |= marks.opaque() == Opaque::Yes;
-            if let Some(redirect) = redirect_of(dir, &marks, name)? {
-                step.path = redirected(&components, at, &redirect);
+        let marks = if is_lowest { Marks::default() } else { current.marks(name)? };
+        let is_opaque = marks.opaque() == Opaque::Yes;
+        // An opaque directory's own redirect has no effect.
+        let redirect = if is_opaque { None } else { redirect_of(dir, &marks, name)? };
+        stop |= is_opaque;
+        match redirect {
+            None => below.push(name.to_bytes().to_vec()),
+            Some(Redirect::Relative(other)) => below.push(other),
+            Some(Redirect::Absolute(path)) => {
+                below = vec![path];
+                stop = false;
             }
         }
         current = current.open_dir(name)?;
     }
-    Ok(step)
+    followed(below, components.len(), None, stop)
 }
 
-/// The path `components` with the redirect of the component at `at` applied.
-pub(super) fn redirected(components: &[CString], at: usize, redirect: &Redirect) -> Vec<u8> {
-    let before = components.get(..at).unwrap_or_default().iter().map(|c| c.to_bytes());
-    let after = components.get(at + 1..).unwrap_or_default().iter().map(|c| c.to_bytes());
-    let parts: Vec<&[u8]> = match redirect {
-        Redirect::Absolute(path) => std::iter::once(path.as_slice()).chain(after).collect(),
-        Redirect::Relative(other) => before.chain(std::iter::once(other.as_slice())).chain(after).collect(),
-    };
-    parts.join(&b'/')
-}
-
-/// The path with the redirect of its last component applied.
-pub(super) fn redirected_end(path: &[u8], redirect: &Redirect) -> Result<Vec<u8>, Errno> {
-    let components: Vec<CString> = path.split(|&b| b == b'/').map(c_name).collect::<Result<_, _>>()?;
-    Ok(redirected(&components, components.len().saturating_sub(1), redirect))
+/// The path with its last component replaced by `other`.
+pub(super) fn with_last(path: &[u8], other: &[u8]) -> Vec<u8> {
+    match path.iter().rposition(|&byte| byte == b'/') {
+        Some(slash) => [path.get(..=slash).unwrap_or_default(), other].concat(),
+        None => other.to_vec(),
+    }
 }

@@ -86,6 +86,62 @@ const TABLE: &[(&[&[At]], &str, &str)] = &[
         "d/x",
         "file 0",
     ),
+    // A path through an opaque directory ends in that layer, unless an absolute redirect leads out of it again.
+    (
+        &[
+            &[Marked("d", "redirect", "/o/e")],
+            &[Marked("o", "opaque", "y"), Directory("o/e")],
+            &[Directory("o"), Directory("o/e"), File("o/e/x")],
+        ],
+        "d/x",
+        "absent",
+    ),
+    (
+        &[
+            &[Marked("d", "redirect", "/o/e")],
+            &[Marked("o", "opaque", "y"), Marked("o/e", "redirect", "/f")],
+            &[Directory("f"), File("f/x")],
+        ],
+        "d/x",
+        "file 0",
+    ),
+    (
+        &[
+            &[Marked("d", "redirect", "/o/e/g")],
+            &[Marked("o", "opaque", "y"), Marked("o/e", "redirect", "/f")],
+            &[Directory("f"), Directory("f/g"), File("f/g/x")],
+        ],
+        "d/x",
+        "file 0",
+    ),
+    (
+        &[
+            &[Marked("d", "redirect", "/o/e")],
+            &[Marked("o", "opaque", "y"), Marked("o/e", "redirect", "f")],
+            &[Directory("o"), Directory("o/f"), File("o/f/x")],
+        ],
+        "d/x",
+        "absent",
+    ),
+    // Several redirects on one path add up.
+    (
+        &[
+            &[Marked("d", "redirect", "/p/e/g")],
+            &[Marked("p", "redirect", "q"), Marked("p/e", "redirect", "f"), Directory("p/e/g")],
+            &[Directory("q"), Directory("q/f"), Directory("q/f/g"), File("q/f/g/x")],
+        ],
+        "d/x",
+        "file 0",
+    ),
+    (
+        &[
+            &[Marked("d", "redirect", "/p/e/g")],
+            &[Marked("p", "redirect", "/r/q"), Marked("p/e", "redirect", "f")],
+            &[Directory("r"), Directory("r/q"), Directory("r/q/f"), Directory("r/q/f/g"), File("r/q/f/g/x")],
+        ],
+        "d/x",
+        "file 0",
+    ),
     (&[&[File("a")]], ".wh.a", "absent"),
 ];
 
