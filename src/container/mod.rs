@@ -54,6 +54,7 @@ use self::locks::{DirLock, lock_dir};
 use self::naming::{Naming, check_name, may_be_id, names, new_id};
 use crate::confined;
 use crate::image::config::ImageConfig;
+use crate::image::digest::Digest;
 use crate::image::files::{make_dir, sync_dir};
 use crate::image::time::Timestamp;
 use crate::image::{ImageError, IoContext, Result, nearest, spec};
@@ -186,7 +187,7 @@ impl Container {
     pub fn open(store: &Store, name: &str) -> Result<Self> {
         match Self::by_name(store, name) {
             Err(error @ ImageError::NoSuchContainer { .. }) if may_be_id(name) => {
-                let fits = |container: &Self| container.record.id.starts_with(name);
+                let fits = |container: &Self| container.id().starts_with(name);
                 let mut found = Self::list(store)?.containers.into_iter().filter(fits);
                 match (found.next(), found.next()) {
                     (Some(container), None) => Ok(container),
@@ -244,6 +245,15 @@ impl Container {
         &self.name
     }
 
+    /// Its id: 64 hexadecimal digits. A container of version 0.1 that was not started since has one that follows from its name and
+    /// the time when it was made.
+    pub fn id(&self) -> String {
+        match self.record.id.as_str() {
+            "" => Digest::of(format!("{}\n{}", self.name, self.record.created).as_bytes()).hex(),
+            id => id.to_owned(),
+        }
+    }
+
     /// The OCI runtime's name for it.
     pub(crate) fn runtime_id(&self) -> &str {
         if self.record.id.is_empty() { &self.name } else { &self.record.id }
@@ -253,13 +263,14 @@ impl Container {
     ///
     /// # Errors
     /// When the name is taken or malformed.
-    pub fn rename(self, store: &Store, name: &str) -> Result<()> {
+    pub fn rename(mut self, store: &Store, name: &str) -> Result<()> {
         let to = store.containers().join(check_name(name)?);
         // The lock keeps others from mounting, unmounting or reading it by its old path.
         let _change = self.lock_change()?;
         if self.record.id.is_empty() && self.status()?.is_running() {
             return Err(ImageError::refused(self.name, "was started by version 0.1; stop it first"));
         }
+        self.give_id()?;
         match renameat_with(CWD, &self.dir, CWD, &to, RenameFlags::NOREPLACE) {
             Ok(()) => sync_dir(&store.containers()),
             Err(Errno::EXIST) => Err(ImageError::refused(name, "there is a container of that name already")),

@@ -70,5 +70,5 @@ pub(super) fn new_id() -> Result<String> {
 
 /// True if `text` may be the beginning of an id.
 pub(super) fn may_be_id(text: &str) -> bool {
-    (3..=64).contains(&text.len()) && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+    (2..=64).contains(&text.len()) && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
 }

@@ -7,7 +7,6 @@ use rustix::process::Pid;
 use serde::{Deserialize, Serialize};
 
 use super::locks::RunLock;
-use super::naming::new_id;
 use super::network::Port;
 use super::{Container, cgroup};
 use crate::image::{IoContext, Result, spec};
@@ -163,13 +162,13 @@ impl Container {
         replace_file(&self.dir, &self.dir.join("state.json"), &bytes)
     }
 
-    /// Gives a container of version 0.1 an id.
+    /// Records the id of a container of version 0.1.
     ///
     /// # Errors
     /// When its record cannot be written.
     pub fn give_id(&mut self) -> Result<()> {
         if self.record.id.is_empty() {
-            self.record.id = new_id()?;
+            self.record.id = self.id();
             self.save_record()?;
         }
         Ok(())

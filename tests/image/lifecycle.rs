@@ -137,7 +137,7 @@ fn keys_detach_and_attach_joins_again() {
     assert!(world.ok(&["logs", "c"]).contains("second two"));
     assert!(refusal(&world, 1, &["attach", "c"]).contains("c: does not run"));
     world.ok(&["rm", "c"]);
-    assert_eq!(world.ok(&["run", "-itd", "--name", "d", "tool:1", "cat"]), "d\n");
+    assert_eq!(world.ok(&["run", "-itd", "--name", "d", "tool:1", "cat"]).len(), 65, "an id");
     let mut third = Terminal::run(&world.command(&["attach", "--detach-keys", "x", "d"]));
     third.becomes("raw", |terminal| !terminal.echoes());
     third.types("heard\n");
@@ -255,6 +255,34 @@ fn exec_leaves_a_command_behind() {
     let file = world.root().join("containers/c/merged/data/done");
     wait_until("its work", || std::fs::read_to_string(&file).is_ok_and(|text| text == "done\n"));
     world.ok(&["rm", "-f", "c"]);
+}
+
+/// Scripts keep what `run -d` and `create` print, and give it, or its beginning, to other verbs.
+#[test]
+fn an_id_does_where_a_name_does() {
+    let Some(world) = world() else { return };
+    let file = world.dir.path().join("id");
+    let made = world.ok(&["create", "--name", "made", "--cidfile", file.to_str().unwrap(), "tool:1", "true"]);
+    let (made, written) = (made.trim_end(), std::fs::read_to_string(&file).unwrap());
+    assert!(made.len() == 64 && made.bytes().all(|byte| byte.is_ascii_hexdigit()), "{made}");
+    assert_eq!((written.as_str(), inspect(&world, "made")["Id"].as_str()), (made, Some(made)));
+    assert_eq!(world.ok(&["ps", "-aq"]), format!("{}\n", &made[..12]));
+    assert_eq!(world.ok(&["ps", "-aq", "--no-trunc"]), format!("{made}\n"));
+    world.ok(&["rm", &made[..12]]);
+    let id = world.ok(&["run", "-d", "tool:1", "echo out; while :; do sleep 0.05; done"]);
+    let id = id.trim_end();
+    wait_until("its output", || world.ok(&["logs", id]) == "out\n");
+    for known in [id, &id[..12], &id[..5]] {
+        assert_eq!(world.ok(&["exec", known, "/bin/cat", "/data/lower"]), "lower\n");
+        assert_eq!(world.ok(&["restart", "-t", "0", known]), format!("{known}\n"));
+        world.ok(&["cp", &format!("{known}:/data/lower"), world.dir.path().to_str().unwrap()]);
+        world.ok(&["commit", known, "tool:committed"]);
+        assert_eq!(world.ok(&["diff", known]), "");
+        assert_eq!(world.ok(&["checkpoint", "ls", "-q", known]), "");
+    }
+    world.ok(&["rename", &id[..12], "renamed"]);
+    assert_eq!(world.ok(&["rm", "-f", id]), format!("{id}\n"));
+    assert_eq!((world.ok(&["ps", "-aq"]), world.mounts()), (String::new(), 0));
 }
 
 #[test]

@@ -7,7 +7,6 @@ use anyhow::Result;
 use serde_json::{Map, Value, json};
 use stratafs::container::bundle::Network;
 use stratafs::container::{Container, Damaged};
-use stratafs::image::digest::Digest;
 use stratafs::image::time::Timestamp;
 use stratafs::store::Store;
 
@@ -53,15 +52,6 @@ pub struct Listed {
     pub condition: Condition,
     pub labels: Value,
     pub mounts: Vec<Seen>,
-}
-
-/// The id of a container: 64 hexadecimal digits.
-pub fn id(container: &Container) -> String {
-    match container.record.id.as_str() {
-        // For version 0.1.
-        "" => Digest::of(format!("{}\n{}", container.name(), container.record.created).as_bytes()).hex(),
-        id => id.to_owned(),
-    }
 }
 
 /// All containers. Damaged ones are reported and left out.
@@ -138,9 +128,9 @@ impl Listed {
     fn holds(&self, all: &[Self], key: &str, value: &str) -> Result<bool> {
         let (container, record) = (&self.container, &self.container.record);
         let other =
-            || all.iter().find(|other| other.container.name() == value || id(&other.container).starts_with(value));
+            || all.iter().find(|other| other.container.name() == value || other.container.id().starts_with(value));
         Ok(match key {
-            "id" => id(container).starts_with(value),
+            "id" => container.id().starts_with(value),
             "name" => container.name().contains(value.trim_start_matches(['^', '/']).trim_end_matches('$')),
             "label" => has_label(&self.labels, value),
             "status" => self.condition.state == value,
@@ -172,7 +162,7 @@ impl Listed {
     /// The fields of docker's list as text.
     fn row(&self, args: &Ps, now: Timestamp) -> Value {
         let (container, record) = (&self.container, &self.container.record);
-        let id = id(container);
+        let id = container.id();
         let command = record.command.join(" ");
         let created = Timestamp::parse(&record.created);
         let command = if args.no_trunc { command } else { shorten(&command, COMMAND_WIDTH) };
@@ -208,7 +198,7 @@ impl Listed {
     fn document(&self, store: &Store, args: &Ps) -> Value {
         let (container, record) = (&self.container, &self.container.record);
         let mut value = json!({
-            "Id": id(container),
+            "Id": container.id(),
             "Names": [container.name()],
             "Image": record.image_name,
             "ImageID": record.image,
@@ -257,7 +247,7 @@ pub fn list(store: &Store, args: &Ps) -> Result<()> {
     let now = Timestamp::now();
     let rows: Vec<Value> = containers.iter().map(|listed| listed.row(args, now)).collect();
     if args.style.quiet {
-        return Ok(rows.iter().try_for_each(|row| print_line(row["Names"].as_str().unwrap_or_default()))?);
+        return Ok(rows.iter().try_for_each(|row| print_line(row["ID"].as_str().unwrap_or_default()))?);
     }
     match &args.style.format {
         Some(template) => template.print(&rows, HEADINGS),

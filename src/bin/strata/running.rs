@@ -200,11 +200,11 @@ pub fn run(store: &Store, args: Run) -> Result<ExitCode> {
     }
     let front = if args.detach { Front::none() } else { Front::of(&args.attach, interactive) };
     let mut stay = create_container(store, args.container)?;
-    let name = stay.container()?.name().to_owned();
-    outcome(stay.launch(&front)?, &name)
+    let id = stay.container()?.id();
+    outcome(stay.launch(&front)?, &id)
 }
 
-/// The exit code after attaching to a container.
+/// The exit code after attaching to a container. If it only had to be started, prints `name`.
 pub fn outcome(ended: Ended, name: &str) -> Result<ExitCode> {
     match ended {
         Ended::Started => {
@@ -222,7 +222,7 @@ pub fn create(store: &Store, args: Create) -> Result<()> {
     forward::hold().context("signals")?;
     let mut stay = create_container(store, args.container)?;
     refuse_if_interrupted()?;
-    print_line(stay.container()?.name())?;
+    print_line(&stay.container()?.id())?;
     // The container stays.
     stay.held = None;
     Ok(())

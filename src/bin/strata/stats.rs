@@ -62,7 +62,7 @@ pub fn run(store: &Store, args: &Stats) -> Result<()> {
         let mut rows = Vec::new();
         for listed in &containers {
             let (now, sample) = (Instant::now(), Sample::of(listed.condition.pid));
-            let id = ps::id(&listed.container);
+            let id = listed.container.id();
             let share =
                 before.insert(id, (now, sample)).map(|(then, earlier)| share(earlier.cpu, sample.cpu, now - then));
             rows.push(row(args, &listed.container, &sample, share, limit(&listed.container)));
@@ -120,7 +120,7 @@ fn share(before: u64, after: u64, time: Duration) -> f64 {
 }
 
 fn row(args: &Stats, container: &Container, sample: &Sample, share: Option<f64>, limit: u64) -> Value {
-    let id = ps::id(container);
+    let id = container.id();
     let id = if args.no_trunc { id.as_str() } else { id.get(..12).unwrap_or(&id) };
     json!({
         "ID": id,

@@ -155,7 +155,7 @@ pub struct AttachArgs {
     after_help = "Examples:\n  strata run --rm -it debian:12 bash\n  strata run --name web -d -v /srv:/srv:ro web:1"
 )]
 pub struct Run {
-    /// Run it in the background and print its name
+    /// Run it in the background and print its id
     #[arg(short, long)]
     pub detach: bool,
     #[command(flatten)]
@@ -164,7 +164,7 @@ pub struct Run {
     pub container: ContainerArgs,
 }
 
-/// Make a container of an image without running it, and print its name
+/// Make a container of an image without running it, and print its id
 #[derive(Args)]
 #[command(
     disable_help_flag = true,

@@ -24,7 +24,7 @@ pub fn describe(store: &Store, container: Container, with_size: bool) -> Result<
     let place = |name: &str| dir.join(name).display().to_string();
     let driver = serde_json::to_value(record.driver)?;
     let mut value = json!({
-        "Id": ps::id(container),
+        "Id": container.id(),
         "Created": record.created,
         "Path": program,
         "Args": arguments,
