@@ -141,12 +141,20 @@ impl Union {
         }
     }
 
-    /// Attributes of the node's real file.
+    /// Attributes of the node's real file. The caller holds no names.
     pub(in crate::driver) fn real_stat(&self, node: &NodeRef) -> Result<Stat> {
         let lower =
             |dir: &LayerDir<'_>, name: &CStr| self.shown_lower_stat(dir, name, dir.stat(name)?.ok_or(Errno::STALE)?);
         if let Some(stat) = self.on_lower_view(node, lower)? {
             return Ok(stat);
+        }
+        if node.dir().is_some()
+            && let Some(dir) = self.upper_dir_if_any(node)?
+        {
+            // A copy-up in the directory changes its time for a moment.
+            let mut turn = Turn::begin();
+            let _names = NamesRead::lock(&mut turn, node)?;
+            return self.shown_stat(&dir, c"", dir.stat_self()?);
         }
         self.on_real(node, |dir, name| self.shown_stat(dir, name, dir.stat(name)?.ok_or(Errno::STALE)?))
     }

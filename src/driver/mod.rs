@@ -3,6 +3,7 @@
 
 mod acl;
 pub mod checkpoint;
+pub mod client;
 mod copy_up;
 mod former_links;
 mod hard_links;

@@ -15,6 +15,7 @@ use super::wire::opcode::Opcode;
 use super::wire::reply::{Answer, DirReply, Reply};
 use super::wire::request::{CopyArgs, CreateArgs, Header, IoctlArgs, Malformed, Operation, ReadArgs};
 use crate::driver::Overlay;
+use crate::driver::client;
 use crate::driver::types::{Errno, HandleId, NodeId, Result, SetAttr};
 
 /// Whose requests are served, for cases that the kernel does not check.
@@ -83,6 +84,7 @@ impl Server {
             }
         };
         self.in_flight.begin(slot, header.unique, header.pid);
+        client::set(header.pid);
         let outcome = if self.admits(&header) { self.call(&header, &operation, reply) } else { Err(Errno::ACCESS) };
         slot.end();
         if let Err(errno) = outcome {

@@ -1,10 +1,14 @@
 //! Two verbs at the same time.
 
+use std::ffi::OsStr;
 use std::fs;
+use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
 use rustix::io::Errno;
-use stratafs::driver::types::NodeId;
+use stratafs::driver::client;
+use stratafs::driver::types::{Kernel, NodeId};
 
 use crate::fixture::{Union, both};
 
@@ -187,4 +191,100 @@ fn rename_never_says_try_again() {
         }
     };
     both(rename, make_and_remove);
+}
+
+/// A copy-up in a directory changes its time for a moment. Whoever reads the directory's attributes meanwhile does not see that.
+#[test]
+fn a_copy_up_does_not_show_in_the_time_of_its_directory() {
+    const FILES: usize = 400;
+    let fill = |lower: &std::path::Path| {
+        fs::create_dir(lower.join("dir")).unwrap();
+        (0..FILES).for_each(|number| fs::write(lower.join(format!("dir/{number}")), "x").unwrap());
+    };
+    let union = Union::new(fill, |_| {});
+    let dir = union.at("dir");
+    let time = || union.overlay.getattr(dir, None).unwrap().0.mtime;
+    union.chmod(dir, 0o700).unwrap();
+    let before = time();
+    let over = AtomicBool::new(false);
+    let copy = || {
+        let _last = Last(&over);
+        for number in 0..FILES {
+            let file = union.at(&format!("dir/{number}"));
+            union.overlay.release(union.open(file, libc::O_RDWR).unwrap());
+        }
+    };
+    let look = || {
+        while !over.load(Ordering::Acquire) {
+            assert_eq!(time(), before);
+        }
+    };
+    both(copy, look);
+}
+
+/// The nodes whose attributes the kernel was told to forget.
+#[derive(Default)]
+struct Forgetting(Mutex<Vec<NodeId>>);
+
+impl Kernel for Forgetting {
+    fn register_backing(&self, _: BorrowedFd<'_>) -> Result<u32, Errno> {
+        Err(Errno::PERM)
+    }
+
+    fn unregister_backing(&self, _: u32) {}
+
+    fn invalidate_attr(&self, node: NodeId) {
+        self.0.lock().unwrap().push(node);
+    }
+
+    fn invalidate_pages(&self, _: NodeId) {}
+
+    fn invalidate_entry(&self, _: NodeId, _: &OsStr) {}
+
+    fn delete_entry(&self, _: NodeId, _: &OsStr, _: NodeId) {}
+}
+
+/// The attributes of a directory may be on their way to one client while another changes the directory: then the kernel is told
+/// to forget them. A client that was told them itself has them already.
+#[test]
+fn attributes_on_their_way_are_called_back() {
+    let union = Union::new(|lower| fs::write(lower.join("low"), "").unwrap(), |_| {});
+    let kernel = Arc::new(Forgetting::default());
+    union.overlay.attach(kernel.clone(), false);
+    let [a, b] = ["a", "b"].map(|name| union.mkdir(NodeId::ROOT, name).unwrap());
+    let file = union.create(a, "file").unwrap();
+    kernel.0.lock().unwrap().clear();
+    let told = || std::mem::take(&mut *kernel.0.lock().unwrap());
+    let look = |client: u32, node: NodeId| {
+        client::set(client);
+        union.overlay.getattr(node, None).unwrap();
+        client::set(1);
+    };
+    look(1, a);
+    union.create(a, "one").unwrap();
+    assert_eq!(told(), [], "told the same client");
+    union.create(a, "two").unwrap();
+    assert_eq!(told(), [], "told nobody since");
+    let changes: [(&str, &dyn Fn()); 7] = [
+        ("create", &|| _ = union.create(a, "three").unwrap()),
+        ("mkdir", &|| _ = union.mkdir(a, "dir").unwrap()),
+        ("link", &|| _ = union.overlay.link(file, a, OsStr::new("link")).unwrap()),
+        ("unlink", &|| union.unlink(a, "one").unwrap()),
+        ("rmdir", &|| union.overlay.rmdir(a, OsStr::new("dir")).unwrap()),
+        ("rename", &|| union.rename((a, "two"), (a, "four")).unwrap()),
+        ("exchange", &|| union.exchange((a, "three"), (a, "four")).unwrap()),
+    ];
+    for (verb, change) in changes {
+        look(2, a);
+        change();
+        assert_eq!(told(), [a], "{verb}");
+    }
+    look(2, a);
+    look(2, b);
+    union.rename((a, "four"), (b, "four")).unwrap();
+    assert_eq!(told(), [a, b], "both directories of a rename");
+    look(2, NodeId::ROOT);
+    union.unlink(NodeId::ROOT, "low").unwrap();
+    assert_eq!(told(), [NodeId::ROOT], "a whiteout");
+    client::set(0);
 }

@@ -278,6 +278,10 @@ impl Union {
         self.counting(node, || self.on_upper(node, copy))?;
         drop(grant);
         self.nodes.content_copied(copy_up);
+        if let Some(kernel) = self.kernel() {
+            // The times were others on the way.
+            kernel.invalidate_attr(node.id());
+        }
         Ok(())
     }
 

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::driver::node::listings::Listings;
 use crate::driver::node::sync::{Mutex, RwLock};
+use crate::driver::node::told::Told;
 use crate::driver::node::{Name, NodeRef};
 use crate::union::layer::{LayerId, LowerRef};
 
@@ -23,6 +24,8 @@ pub struct Dir {
     pub(super) upper: UpperId,
     /// The upper's id when the directory was last found up to date.
     pub(super) seen: AtomicU32,
+    /// Who was told its attributes.
+    told: Told,
 }
 
 /// The id of the upper, shared by all directories of a mount. It changes when the upper becomes a lower layer and another
@@ -115,7 +118,12 @@ impl Dir {
     pub fn new(lowers: Lowers, upper: UpperMarks, upper_id: &UpperId) -> Self {
         let state = DirState { lowers, upper, ..DirState::default() };
         let seen = AtomicU32::new(upper_id.get().number());
-        Self { names: RwLock::new(()), state: Mutex::new(state), upper: upper_id.clone(), seen }
+        Self { names: RwLock::new(()), state: Mutex::new(state), upper: upper_id.clone(), seen, told: Told::default() }
+    }
+
+    /// The clients that were told its attributes.
+    pub fn told(&self) -> &Told {
+        &self.told
     }
 
     /// The shared id of the upper, for a directory that enters the table.

@@ -51,6 +51,7 @@ pub mod sync;
 pub mod table;
 #[cfg(all(test, feature = "shuttle"))]
 mod tests;
+mod told;
 mod transitions;
 
 use std::ffi::CStr;
@@ -71,6 +72,7 @@ pub use rebase::{Parts, Remains};
 pub use state::{ContentRef, Dentry, Indexed, Residence, State};
 use sync::{AtomicBool, AtomicU8, AtomicU64, Mutex, MutexGuard, Ordering};
 pub use table::{Descriptors, LookupRef, NodeTable};
+pub use told::Told;
 pub use transitions::{Published, Replaced};
 
 /// The number under which the kernel knows an inode of this mount. Never reused, and never shown to users.

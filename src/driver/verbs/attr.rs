@@ -13,6 +13,7 @@ use crate::union::layer::{FileType, Stat, TimeTo, Times, UpperDir};
 impl Union {
     /// Attributes of a node.
     pub(in crate::driver) fn attr(&self, node: &NodeRef) -> Result<Attr> {
+        self.note_told(node);
         Ok(self.show(node, &self.real_stat(node)?))
     }
 

@@ -172,6 +172,8 @@ impl Union {
         if over_whiteout && let Some(dir) = node.dir() {
             dir.note_upper_part(|part| part.opaque = true);
         }
+        drop(names);
+        self.changed_dirs(&[&parent]);
         let attr = self.show(&node, &stat);
         Ok((node, attr, file))
     }

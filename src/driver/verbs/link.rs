@@ -35,6 +35,7 @@ impl Union {
             }
         };
         self.changed_under(&node, asked);
+        self.changed_dirs(&[&parent]);
         let attr = self.show(&node, &stat);
         Ok(self.entry(node, attr))
     }

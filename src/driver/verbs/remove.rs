@@ -31,6 +31,7 @@ impl Union {
         loop {
             let node = self.known(&parent, &name)?;
             if self.unlink_node(&parent, &name, &node)? == Attempt::Done {
+                self.changed_dirs(&[&parent]);
                 return Ok(());
             }
         }
@@ -132,6 +133,7 @@ impl Union {
         loop {
             let node = self.known(&parent, &name)?;
             if self.rmdir_node(&parent, &name, &node)? == Attempt::Done {
+                self.changed_dirs(&[&parent]);
                 return Ok(());
             }
         }

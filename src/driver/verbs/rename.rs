@@ -96,6 +96,7 @@ impl Union {
             let new = self.target(&to, &new_name)?;
             let new = new.as_deref();
             if self.rename_nodes((&from, &name), (&to, &new_name), (&old, new), flags, leaves)? == Attempt::Done {
+                self.changed_dirs(&[&from, &to]);
                 return Ok(());
             }
         }
