@@ -93,6 +93,8 @@ pub struct Attendance {
     pub terminal: bool,
     /// The keys that detach, if the container has a terminal.
     pub detach_keys: DetachKeys,
+    /// Do not show its output, its error output.
+    pub hidden: [bool; 2],
     /// The monitor that signals are forwarded to.
     pub signals_to: Option<Pid>,
 }
@@ -215,7 +217,7 @@ impl Attachment {
             reads: how.input,
             forwarding: None,
             told: None,
-            output_closed: [false; 2],
+            output_closed: how.hidden,
         };
         let ended = self.carry(&mut session);
         drop(raw);
@@ -331,7 +333,7 @@ struct Session<'a> {
     forwarding: Option<forward::Forwarding>,
     /// The end, if the monitor has reported it.
     told: Option<Ended>,
-    /// True if nothing reads this process's output, or error output, any more.
+    /// True if nothing reads this process's output, or error output, any more, or it is not to be shown.
     output_closed: [bool; 2],
 }
 

@@ -114,6 +114,16 @@ pub struct RunOptions {
     pub ipc_host: bool,
     /// It has the host's name.
     pub uts_host: bool,
+    /// It sees its own control group as the root of all.
+    pub cgroup_private: bool,
+    /// The control group in which its own is made; the root by default.
+    pub cgroup_parent: Option<String>,
+    /// Its output is not kept.
+    pub no_log: bool,
+    /// Bytes that its upper may hold.
+    pub upper_size: Option<u64>,
+    /// Annotations for the OCI runtime.
+    pub annotations: BTreeMap<String, String>,
     /// Kernel parameters of its namespaces: `NAME=VALUE`.
     pub sysctls: Vec<String>,
     /// Further groups: numbers, or names in the image.
@@ -171,7 +181,10 @@ fn assign(env: &mut Vec<String>, assignment: String) {
 }
 
 /// The configuration of one more process: that of the first one with the changes in `options`.
-pub(super) fn further_process(first: &Value, options: &RunOptions, identity: Option<&Identity>) -> Value {
+///
+/// # Errors
+/// When the user asks for a capability that does not exist.
+pub(super) fn further_process(first: &Value, options: &RunOptions, identity: Option<&Identity>) -> Result<Value> {
     let mut process = first.clone();
     process["terminal"] = json!(options.terminal);
     process["args"] = json!(options.command);
@@ -189,9 +202,16 @@ pub(super) fn further_process(first: &Value, options: &RunOptions, identity: Opt
         process["user"] = user(identity);
         process["capabilities"] = narrowed(identity, first["capabilities"]["bounding"].as_array());
     }
+    if options.privileges.privileged {
+        let id = |name: &str| first["user"][name].as_u64().and_then(|id| u32::try_from(id).ok()).unwrap_or(0);
+        let same = Identity { uid: id("uid"), gid: id("gid"), ..Identity::default() };
+        let all = options.privileges.capabilities()?;
+        process["capabilities"] = privileges::of_process(identity.unwrap_or(&same), &all);
+        process["noNewPrivileges"] = json!(false);
+    }
     options.assignments().for_each(|assignment| assign(&mut env, assignment));
     process["env"] = json!(env);
-    process
+    Ok(process)
 }
 
 fn user(identity: &Identity) -> Value {
@@ -257,6 +277,9 @@ pub(super) fn configuration(options: &RunOptions, setting: &Setting<'_>) -> Resu
         document["linux"]["maskedPaths"] = json!(MASKED);
         document["linux"]["readonlyPaths"] = json!(READ_ONLY);
     }
+    if !options.annotations.is_empty() {
+        document["annotations"] = json!(options.annotations);
+    }
     if let Some(filter) = privileges.seccomp()? {
         document["linux"]["seccomp"] = filter;
     }
@@ -273,6 +296,7 @@ fn namespaces(options: &RunOptions) -> Value {
         ("ipc", !options.ipc_host),
         ("uts", !options.uts_host),
         ("mount", true),
+        ("cgroup", options.cgroup_private),
         ("network", options.network != Network::Host),
     ];
     own.into_iter().filter(|(_, own)| *own).map(|(kind, _)| json!({ "type": kind })).collect()

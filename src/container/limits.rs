@@ -87,10 +87,22 @@ pub struct Limits {
     pub pids: Option<i64>,
     /// Number of processors; fractions are allowed.
     pub cpus: Option<f64>,
+    /// Microseconds of processors in each period, instead of `cpus`; -1 for no limit.
+    pub cpu_quota: Option<i64>,
+    /// Microseconds of a period; 100000 by default.
+    pub cpu_period: Option<u64>,
     /// Weight relative to other containers, 1024 by default.
     pub cpu_shares: Option<u64>,
     /// The processors that it may use, `0-2,4`.
     pub cpuset: Option<String>,
+    /// The memory nodes that it may use, `0-2,4`.
+    pub memory_nodes: Option<String>,
+    /// Weight relative to other containers for block devices, 10 to 1000.
+    pub block_weight: Option<u16>,
+    /// How willingly the kernel swaps it out, 0 to 100; only version 1 of control groups has this.
+    pub swappiness: Option<u64>,
+    /// The kernel does not end it when its memory runs out; only version 1 of control groups has this.
+    pub no_oom_kill: bool,
     /// Limits of each process.
     pub ulimits: Vec<Ulimit>,
     /// Bytes of `/dev/shm`.
@@ -111,10 +123,22 @@ impl Limits {
                 memory[name] = json!(value);
             }
         }
+        if let Some(swappiness) = self.swappiness {
+            memory["swappiness"] = json!(swappiness);
+        }
+        if self.no_oom_kill {
+            memory["disableOOMKiller"] = json!(true);
+        }
         let mut cpu = json!({});
         if let Some(cpus) = self.cpus {
             cpu["quota"] = json!((cpus * PERIOD).round() as i64);
             cpu["period"] = json!(PERIOD as u64);
+        }
+        if let Some(quota) = self.cpu_quota {
+            cpu["quota"] = json!(quota);
+        }
+        if let Some(period) = self.cpu_period {
+            cpu["period"] = json!(period);
         }
         if let Some(shares) = self.cpu_shares {
             cpu["shares"] = json!(shares);
@@ -122,8 +146,12 @@ impl Limits {
         if let Some(set) = &self.cpuset {
             cpu["cpus"] = json!(set);
         }
+        if let Some(nodes) = &self.memory_nodes {
+            cpu["mems"] = json!(nodes);
+        }
+        let block = self.block_weight.map_or_else(|| json!({}), |weight| json!({ "weight": weight }));
         let pids = self.pids.map_or_else(|| json!({}), |limit| json!({ "limit": limit }));
-        for (name, part) in [("memory", memory), ("cpu", cpu), ("pids", pids)] {
+        for (name, part) in [("memory", memory), ("cpu", cpu), ("pids", pids), ("blockIO", block)] {
             if part.as_object().is_some_and(|part| !part.is_empty()) {
                 resources[name] = part;
             }
@@ -161,6 +189,20 @@ mod tests {
             limits.rlimits(),
             json!([{"type": "RLIMIT_NOFILE", "soft": 10, "hard": 20},
                 {"type": "RLIMIT_CORE", "soft": u64::MAX, "hard": u64::MAX}])
+        );
+        let limits = Limits {
+            cpu_quota: Some(20_000),
+            cpu_period: Some(40_000),
+            memory_nodes: Some("0".to_owned()),
+            block_weight: Some(500),
+            swappiness: Some(0),
+            no_oom_kill: true,
+            ..Limits::default()
+        };
+        assert_eq!(
+            limits.resources(),
+            json!({"memory": {"swappiness": 0, "disableOOMKiller": true}, "blockIO": {"weight": 500},
+                "cpu": {"quota": 20_000, "period": 40_000, "mems": "0"}})
         );
         for bad in ["nofile", "nofile=x", "files=1", "nofile=2:1", "="] {
             assert!(bad.parse::<Ulimit>().is_err(), "{bad}");

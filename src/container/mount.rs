@@ -248,6 +248,9 @@ fn mount_stratafs(stack: &Stack, record: &Record, name: &str) -> Result<()> {
         options.push(escaped_option(work));
     }
     options.push(format!(",fsname=strata-{name}"));
+    if let Some(bytes) = record.options.upper_size.filter(|_| stack.writable.is_some()) {
+        options.push(format!(",size={bytes}"));
+    }
     if rustix::process::geteuid().is_root() {
         options.push(",allow_other,default_permissions,suid,dev");
     }

@@ -89,14 +89,17 @@ fn kind(file: &OwnedFd) -> Result<FileType> {
 }
 
 fn leads(view: &ContainerView<'_>, path: &Path, identity: &Identity) -> Result<Leads> {
-    let file = match view.resolve(path) {
-        Ok(Place::There(file, _)) => file,
+    let (file, place) = match view.resolve(path) {
+        Ok(Place::There(file, place)) => (file, place),
         Ok(Place::Missing(_)) | Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(Leads::Nowhere),
         // The runtime decides.
         Ok(Place::Kernel) => return Ok(Leads::Program),
         Err(error) => return Err(ImageError::refused(path.display().to_string(), error)),
     };
     let stat = fstat(&file).map_err(|error| ImageError::refused(path.display().to_string(), error))?;
+    if !may_search(view, &place, identity) {
+        return Ok(Leads::Elsewhere("this user may not search the directories that lead to it"));
+    }
     Ok(match FileType::from_raw_mode(stat.st_mode) {
         FileType::RegularFile if !may_execute(&stat, identity) => Leads::Elsewhere("is not executable"),
         FileType::RegularFile => match interpreter(&file) {
@@ -106,6 +109,15 @@ fn leads(view: &ContainerView<'_>, path: &Path, identity: &Identity) -> Result<L
         FileType::Directory => Leads::Elsewhere("is a directory"),
         _ => Leads::Elsewhere("is no program"),
     })
+}
+
+/// True if the process may search every directory above a path without links. A privileged process may always.
+fn may_search(view: &ContainerView<'_>, path: &Path, identity: &Identity) -> bool {
+    let open = |dir: &Path| match view.resolve(dir) {
+        Ok(Place::There(file, _)) => fstat(&file).is_ok_and(|stat| may_execute(&stat, identity)),
+        _ => true,
+    };
+    identity.uid == 0 || path.ancestors().skip(1).all(open)
 }
 
 /// Judges by the permission bits only. Root needs one of them.

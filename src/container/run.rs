@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::os::fd::AsFd;
+use std::path::Path;
 
 use serde_json::{Value, json};
 
@@ -69,7 +70,8 @@ impl Container {
         let anonymous: Vec<String> = image.volumes.iter().chain(&options.anonymous_volumes).cloned().collect();
         volumes.extend(self.make_image_volumes(&root, &anonymous, &options.volumes)?);
         self.fill_named_volumes(&root, &options.volumes)?;
-        let cgroup = format!("/strata-{}", self.runtime_id());
+        let parent = options.cgroup_parent.as_deref().unwrap_or_default().trim_matches('/');
+        let cgroup = Path::new("/").join(parent).join(format!("strata-{}", self.runtime_id())).display().to_string();
         let setting = Setting {
             name: &self.name,
             root: mountpoint,

@@ -205,7 +205,7 @@ impl Runtime {
         let document: Value = spec::parse(&path.display().to_string(), &fs::read(&path).at(&path)?)?;
         let view = self.inside(container)?;
         let user = options.user.as_ref().map(|user| users::resolve(view.as_fd(), user)).transpose()?;
-        let process = further_process(&document["process"], options, user.as_ref());
+        let process = further_process(&document["process"], options, user.as_ref())?;
         check_program(&ContainerView::new(view.as_fd(), std::iter::empty()).at("/")?, &process)?;
         let mut file = tempfile::NamedTempFile::new_in(&self.state).at(&self.state)?;
         file.write_all(&spec::serialize("process", &process)?).at(file.path())?;

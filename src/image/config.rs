@@ -237,6 +237,11 @@ fn stop_signal(name: &str) -> i32 {
     }
 }
 
+/// True for a signal's name, with or without `SIG`, or its number.
+pub fn is_signal(text: &str) -> bool {
+    signal::number(text).is_some()
+}
+
 /// Resolves `path` relative to `from`, without `.`, `..` and repeated slashes.
 fn absolute(path: &str, from: &str) -> String {
     let whole = if path.starts_with('/') { path.to_owned() } else { format!("/{from}/{path}") };

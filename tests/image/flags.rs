@@ -2,6 +2,8 @@
 
 use std::fs;
 
+use serde_json::{Value, json};
+
 use super::container::{World, worlds};
 
 /// The program does the same for every driver.
@@ -86,6 +88,128 @@ fn what_it_may_use() {
     }
     let told = world.run(&["run", "--ulimit", "files=1", "tool:1"]);
     assert_eq!(told.status.code(), Some(125));
+}
+
+/// The container's configuration for the runtime, after it has run.
+fn configuration(world: &World, args: &[&str]) -> Value {
+    world.ok(&[&["run", "--name", "c"], args, &["tool:1", "true"]].concat());
+    let path = world.root().join("containers/c/config.json");
+    let document = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
+    world.ok(&["rm", "c"]);
+    document
+}
+
+#[test]
+fn limits_and_annotations_reach_the_runtime() {
+    let Some(world) = world() else { return };
+    let document = configuration(&world, &["--cpu-quota", "20000", "--cpu-period=50000", "--annotation", "a=b"]);
+    let cpu = &document["linux"]["resources"]["cpu"];
+    assert_eq!((&cpu["quota"], &cpu["period"]), (&json!(20000), &json!(50000)));
+    assert_eq!(document["annotations"], json!({"a": "b"}));
+    let document = configuration(&world, &["--cgroup-parent", "strata-test/", "--cgroupns", "private"]);
+    let path = document["linux"]["cgroupsPath"].as_str().unwrap();
+    assert!(path.starts_with("/strata-test/strata-"), "{path}");
+    assert!(document["linux"]["namespaces"].as_array().unwrap().contains(&json!({"type": "cgroup"})));
+    assert_eq!(run(&world, &["--domainname", "example.org"], "cat /proc/sys/kernel/domainname"), "example.org\n");
+}
+
+#[test]
+fn the_upper_holds_no_more_than_its_size() {
+    let Some(world) = worlds().into_iter().find(|world| world.driver == "stratafs") else { return };
+    let fill = "s=0123456789abcdef; s=$s$s$s$s; s=$s$s$s$s; s=$s$s$s$s; i=0
+        while [ $i -lt 200 ] && echo $s; do i=$((i+1)); done >>/data/full 2>/dev/null
+        [ $i -lt 100 ] && echo refused";
+    world.ok(&["create", "--name", "c", "--storage-opt", "size=64k", "tool:1", fill]);
+    for again in ["first start", "second start"] {
+        let output = world.run(&["start", "-a", "c"]);
+        let told = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(told.contains("refused"), "{again}: {told} {:?}", String::from_utf8_lossy(&output.stderr));
+    }
+    let shown: Value = serde_json::from_str(&world.ok(&["inspect", "c"])).unwrap();
+    assert_eq!(shown[0]["HostConfig"]["StorageOpt"]["size"], "65536");
+    world.ok(&["rm", "c"]);
+    for (word, reason) in
+        [("size=much", "NUMBER[k|m|g|t]"), ("size=0", "not a possible size"), ("speed=1", "only size=")]
+    {
+        assert!(refusal(&world, &["run", "--storage-opt", word, "tool:1"]).contains(reason), "{word}");
+    }
+    let overlay = refusal(&world, &["run", "--storage-opt", "size=1m", "--driver", "overlay", "tool:1"]);
+    assert!(overlay.contains("needs --driver stratafs"), "{overlay}");
+}
+
+/// A wrong value is told in one line that names the flag and the value.
+#[test]
+fn wrong_values_are_told_in_one_line() {
+    let Some(world) = world() else { return };
+    for (flag, value) in [
+        ("--memory", "1k"),
+        ("--memory-swap", "5m"),
+        ("--cpus", "none"),
+        ("--cpu-quota", "10"),
+        ("--cpu-period", "10"),
+        ("--cpuset-cpus", "two"),
+        ("--oom-score-adj", "5000"),
+        ("--pids-limit", "x"),
+        ("--storage-opt", "x"),
+        ("--stop-signal", "FOO"),
+        ("--workdir", "relative"),
+        ("--sysctl", "x"),
+        ("--network", "nosuch"),
+        ("--log-driver", "syslog"),
+        ("--volumes-from", "nosuch"),
+        ("--link", "web"),
+        ("--ip", "10.0.0.1"),
+        ("--isolation", "hyperv"),
+        ("--cgroup-parent", "../x"),
+        ("--env", "=x"),
+        ("--attach", "x"),
+    ] {
+        let told = refusal(&world, &["run", flag, value, "tool:1"]);
+        assert!(told.contains(flag) && told.contains(value.trim_end_matches('m')), "{told}");
+    }
+    assert!(refusal(&world, &["create", "--nosuch", "tool:1"]).contains("--nosuch"));
+    assert!(refusal(&world, &["run"]).contains("<IMAGE>"));
+}
+
+#[test]
+fn streams_and_logs_as_asked() {
+    let Some(world) = world() else { return };
+    let both = "echo out; echo err >&2";
+    for (streams, shown) in [(&["-a", "stdout"][..], ("out\n", "")), (&["-a", "STDERR"], ("", "err\n"))] {
+        let output = world.run(&[&["run", "--rm"], streams, &["tool:1", both]].concat());
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        assert_eq!((text(&output.stdout), text(&output.stderr)), (shown.0.to_owned(), shown.1.to_owned()));
+    }
+    world.ok(&["run", "--name", "c", "--log-driver", "none", "tool:1", both]);
+    let output = world.run(&["logs", "c"]);
+    assert_eq!((output.status.code(), output.stdout.len()), (Some(1), 0));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("--log-driver none"));
+    world.ok(&["rm", "-fv", "c"]);
+    let file = world.dir.path().join("labels");
+    fs::write(&file, "# none\ntier=front\nempty\n").unwrap();
+    world.ok(&["create", "--name", "c", "--label-file", file.to_str().unwrap(), "-l", "tier=back", "tool:1", "true"]);
+    let shown: Value = serde_json::from_str(&world.ok(&["inspect", "c"])).unwrap();
+    assert_eq!(
+        (&shown[0]["Config"]["Labels"]["tier"], &shown[0]["Config"]["Labels"]["empty"]),
+        (&json!("back"), &json!(""))
+    );
+    world.ok(&["rm", "c"]);
+}
+
+#[test]
+fn volumes_of_another_container() {
+    let Some(world) = world() else { return };
+    world.ok(&["run", "--name", "c", "-v", "cache:/v", "-v", "/own", "tool:1", "echo kept >/own/x; echo shared >/v/x"]);
+    assert_eq!(run(&world, &["--volumes-from", "c"], "cat /own/x /v/x"), "kept\nshared\n");
+    assert_eq!(run(&world, &["--volumes-from", "c:ro"], "echo no >/own/x 2>/dev/null || echo ro"), "ro\n");
+    assert_eq!(run(&world, &["--volumes-from", "c", "-v", "other:/v"], "cat /own/x; ls /v"), "kept\n");
+    world.ok(&["rm", "c"]);
+    world.ok(&["create", "--name", "d", "-v", "cache:/v", "tool:1", "true"]);
+    world.ok(&["create", "--name", "e", "--volumes-from", "d", "tool:1", "true"]);
+    world.ok(&["rm", "d"]);
+    assert_eq!(world.run(&["volume", "rm", "cache"]).status.code(), Some(1), "e uses it");
+    world.ok(&["rm", "-a"]);
+    assert_eq!(world.ok(&["volume", "prune", "-af"]), "cache\nother\n");
 }
 
 #[test]

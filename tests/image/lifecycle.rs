@@ -1,6 +1,7 @@
 //! A container's life: made, started, paused, renamed, ended and started again; its monitor, and its recorded state.
 
 use std::io::Read;
+use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};
 
 use serde_json::Value;
@@ -78,7 +79,7 @@ fn a_running_container_is_paused_renamed_and_killed() {
     if world.run(&["pause", "c"]).status.success() {
         assert!(world.ok(&["ps"]).contains("(Paused)"));
         assert!(refusal(&world, 1, &["pause", "c"]).contains("is paused already"));
-        assert!(refusal(&world, 125, &["exec", "c", "/bin/id"]).contains("is paused"));
+        assert!(refusal(&world, 1, &["exec", "c", "/bin/id"]).contains("is paused"));
         world.ok(&["unpause", "c"]);
     } else {
         super::skip("lifecycle: pause", "the machine's cgroups cannot be frozen");
@@ -283,6 +284,26 @@ fn an_id_does_where_a_name_does() {
     world.ok(&["rename", &id[..12], "renamed"]);
     assert_eq!(world.ok(&["rm", "-f", id]), format!("{id}\n"));
     assert_eq!((world.ok(&["ps", "-aq"]), world.mounts()), (String::new(), 0));
+}
+
+/// The root of such an image is closed to other users than root.
+#[test]
+fn a_user_who_may_not_reach_a_program_is_told_in_one_line() {
+    let Some(world) = world() else { return };
+    world.ok(&["run", "-d", "--name", "c", "tool:1", "while :; do sleep 0.05; done"]);
+    let merged = world.root().join("containers/c/merged");
+    std::fs::set_permissions(merged, std::fs::Permissions::from_mode(0o700)).unwrap();
+    let told = refusal(&world, 126, &["exec", "-u", "1000", "c", "/bin/id"]);
+    assert!(told.contains("may not search the directories"), "{told}");
+    let file = world.dir.path().join("env");
+    std::fs::write(&file, "A=file\nB=file\n").unwrap();
+    let shown = ["exec", "--env-file", file.to_str().unwrap(), "-e", "B=word", "c", "/bin/sh", "-c", "echo $A $B"];
+    assert_eq!(world.ok(&shown), "file word\n");
+    let effective = "while read -r n v; do case $n in CapEff:) echo $v;; esac; done </proc/self/status";
+    let all = world.ok(&["exec", "--privileged", "c", "/bin/sh", "-c", effective]);
+    assert!(u64::from_str_radix(all.trim(), 16).unwrap() & (1 << 21) != 0, "{all}");
+    assert_eq!(world.ok(&["stop", "-a", "-t", "0"]).len(), 65);
+    world.ok(&["rm", "-a"]);
 }
 
 #[test]

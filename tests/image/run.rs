@@ -153,8 +153,8 @@ fn exec_uses_the_given_user_and_directory() {
         let told = refusal(&world, 125, &["exec", "-u", "nobody", "c", "/bin/id"]);
         assert!(told.contains("nobody: no such user"), "{told}");
         world.ok(&["stop", "-t", "0", "c"]);
-        assert!(refusal(&world, 125, &["exec", "c", "/bin/id"]).contains("c: does not run"));
-        assert!(refusal(&world, 125, &["exec", "d", "/bin/id"]).contains("d: no such container"));
+        assert!(refusal(&world, 1, &["exec", "c", "/bin/id"]).contains("c: does not run"));
+        assert!(refusal(&world, 1, &["exec", "d", "/bin/id"]).contains("d: no such container"));
         let told = refusal(&world, 125, &["run", "--name", "c", "tool:1"]);
         assert!(told.contains("there is a container of that name already"), "{told}");
     }

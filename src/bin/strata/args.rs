@@ -3,6 +3,7 @@
 mod checkpoints;
 mod containers;
 mod flags;
+mod foreign;
 mod groups;
 mod lifecycle;
 mod listing;
@@ -23,6 +24,7 @@ use stratafs::tar::compression::Compression;
 pub use checkpoints::*;
 pub use containers::*;
 pub use flags::*;
+pub use foreign::*;
 pub use groups::*;
 pub use lifecycle::*;
 pub use listing::*;
@@ -32,14 +34,24 @@ pub use volume::*;
 
 /// Container images on stratafs: load, run, change and save them, without a daemon
 #[derive(Parser)]
-#[command(name = "strata", version, max_term_width = 100, subcommand_required = true, arg_required_else_help = true)]
 #[command(
-    after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage; run and exec: the container's own,\n127 if its program is not there, 126 if it cannot be run, 125 if anything else fails.\n\nStart with:\n  strata pull debian:12\n  strata run --rm -it debian:12 bash"
+    name = "strata",
+    version,
+    disable_version_flag = true,
+    max_term_width = 100,
+    subcommand_required = true,
+    arg_required_else_help = true
+)]
+#[command(
+    after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage; run and exec: the container's own,\n127 if its program is not there, 126 if it cannot be run, 125 if anything else fails\n(exec: 1 if the container does not run).\n\nStart with:\n  strata pull debian:12\n  strata run --rm -it debian:12 bash"
 )]
 pub struct Cli {
     /// The store [default: /var/lib/strata for root, else $XDG_DATA_HOME/strata]
     #[arg(long, global = true, env = "STRATA_ROOT", value_name = "DIR", help_heading = "Global options")]
     pub root: Option<PathBuf>,
+    /// Print version
+    #[arg(short = 'v', long, short_alias = 'V', action = clap::ArgAction::Version)]
+    version: Option<bool>,
     #[command(subcommand)]
     pub verb: Verb,
 }
@@ -329,6 +341,9 @@ pub struct Rmi {
     /// Even if it has several names, or a container is made of it
     #[arg(short, long)]
     pub force: bool,
+    /// Accepted: there are no images between
+    #[arg(long, hide = true)]
+    pub no_prune: bool,
     #[arg(required = true, value_name = "IMAGE")]
     pub images: Vec<String>,
 }
@@ -390,27 +405,6 @@ pub struct Layers {
     pub json: bool,
     /// A name or an id, or the beginning of one
     pub image: String,
-}
-
-/// Make an image of a container: one more layer for what it changed, and one for each checkpoint before that
-#[derive(Args)]
-#[command(
-    after_help = "Examples:\n  strata commit --squash web@before-upgrade web:good\n  strata commit -m 'add curl' -a 'Me <me@example.org>' -c 'CMD [\"curl\"]' web web:2"
-)]
-pub struct Commit {
-    /// Make one layer of a container with checkpoints
-    #[arg(long)]
-    pub squash: bool,
-    /// The container's name, or one of its checkpoints
-    #[arg(value_name = "CONTAINER[@CHECKPOINT]")]
-    pub container: String,
-    #[arg(value_name = "NAME[:TAG]")]
-    pub name: Option<Reference>,
-    /// Who made it
-    #[arg(short, long)]
-    pub author: Option<String>,
-    #[command(flatten)]
-    pub authoring: AuthoringArgs,
 }
 
 /// Remove layers and blobs that nothing refers to

@@ -103,11 +103,13 @@ pub fn remove(store: &Store, args: &Rm) -> Result<()> {
 
 /// Removes containers and reports each one that was removed.
 pub fn remove_each(store: &Store, args: &Rm, told: impl Fn(&str) -> Result<()>) -> Result<()> {
-    each(&args.containers, |name| {
+    let all = || Ok::<_, anyhow::Error>(listed(store)?.iter().map(Container::id).collect());
+    let names: Vec<String> = if args.all { all()? } else { args.containers.clone() };
+    each(&names, |name| {
         let container = match Container::open(store, name) {
             Ok(container) => container,
             // The container does not exist, as wanted.
-            Err(ImageError::NoSuchContainer { .. }) if args.force => return Ok(()),
+            Err(ImageError::NoSuchContainer { .. }) if args.force || args.ignore => return Ok(()),
             Err(error @ (ImageError::NoSuchContainer { .. } | ImageError::Malformed { .. })) => {
                 return Err(error.into());
             }

@@ -77,6 +77,29 @@ pub fn elsewhere(error: &clap::Error) -> Option<String> {
     Some(format!("{verb}: {advice}"))
 }
 
+/// What is wrong with the command line, in one line; `None` for the text of `--help` and `--version`.
+pub fn complaint(error: &clap::Error) -> Option<String> {
+    use clap::error::ErrorKind;
+    if error.exit_code() == 0 || error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        return None;
+    }
+    let text = error.render().to_string();
+    let lines =
+        text.lines().take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more information"));
+    let mut complaint = String::new();
+    for line in lines.map(str::trim).filter(|line| !line.is_empty() && !line.starts_with("tip: to pass")) {
+        let between = if complaint.is_empty() {
+            ""
+        } else if line.starts_with("tip:") {
+            "; "
+        } else {
+            " "
+        };
+        complaint = format!("{complaint}{between}{}", line.strip_prefix("error: ").unwrap_or(line));
+    }
+    Some(complaint)
+}
+
 /// Parses the command line.
 ///
 /// # Errors

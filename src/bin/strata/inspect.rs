@@ -48,7 +48,7 @@ pub fn inspect(store: &Store, args: &Inspect) -> Result<()> {
     });
     match &args.format {
         Some(template) => template.print(&all, &[])?,
-        None if !args.config && (found.is_ok() || !all.is_empty()) => print_json(&Value::Array(all))?,
+        None if !args.config => print_json(&Value::Array(all))?,
         None => {}
     }
     found

@@ -7,10 +7,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use stratafs::container::attach::Attachment;
 use stratafs::container::{Container, Phase, Runtime, Status, finish};
+use stratafs::image::config::is_signal;
 use stratafs::store::Store;
 
 use super::args::{Kill, Pause, PortList, Rename, Restart, Stop, Top, Wait};
 use super::output::{each, print_line};
+use super::ps::listed;
 use super::running::{Front, begin};
 
 /// How long a container may take to end when asked, by default.
@@ -28,8 +30,22 @@ pub fn in_its_namespace(container: &Container, work: impl FnOnce() -> Result<()>
     container.in_its_namespace(|| work().map_err(|error| format!("{error:#}"))).map_err(anyhow::Error::msg)
 }
 
+/// The names, or the ids of all running containers.
+fn chosen(store: &Store, all: bool, names: &[String]) -> Result<Vec<String>> {
+    if !all {
+        return Ok(names.to_vec());
+    }
+    let mut ids = Vec::new();
+    for container in listed(store)? {
+        if container.status()?.is_running() {
+            ids.push(container.id());
+        }
+    }
+    Ok(ids)
+}
+
 pub fn stop(store: &Store, args: &Stop) -> Result<()> {
-    each(&args.containers, |name| {
+    each(&chosen(store, args.all, &args.containers)?, |name| {
         stop_one(store, name, args)?;
         Ok(print_line(name)?)
     })
@@ -38,6 +54,9 @@ pub fn stop(store: &Store, args: &Stop) -> Result<()> {
 fn stop_one(store: &Store, name: &str, args: &Stop) -> Result<()> {
     let container = Container::open(store, name)?;
     let runtime = Runtime::of(store, &container, args.runtime.as_deref())?;
+    if let Some(signal) = args.signal.as_ref().filter(|signal| !is_signal(signal)) {
+        bail!("--signal {signal}: no such signal");
+    }
     let options = &container.record.options;
     let signal = match args.signal.as_ref().or(options.stop_signal.as_ref()) {
         Some(signal) => signal.clone(),
@@ -51,7 +70,7 @@ pub fn restart(store: &Store, args: &Restart) -> Result<ExitCode> {
     // All are stopped before the first one is started: a user without privilege enters a namespace for the start, and
     // cannot return.
     let mut stopped = Vec::new();
-    let stops = each(&args.stop.containers, |name| {
+    let stops = each(&chosen(store, args.stop.all, &args.stop.containers)?, |name| {
         stop_one(store, name, &args.stop)?;
         stopped.push(name.clone());
         Ok(())
@@ -133,7 +152,10 @@ fn running(store: &Store, container: &Container, runtime: Option<&str>) -> Resul
 }
 
 pub fn kill(store: &Store, args: &Kill) -> Result<()> {
-    each(&args.containers, |name| {
+    if !is_signal(&args.signal) {
+        bail!("--signal {}: no such signal", args.signal);
+    }
+    each(&chosen(store, args.all, &args.containers)?, |name| {
         let container = Container::open(store, name)?;
         let runtime = running(store, &container, args.runtime.as_deref())?;
         in_its_namespace(&container, || Ok(runtime.kill(&container, &args.signal)?))?;

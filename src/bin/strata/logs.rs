@@ -69,6 +69,9 @@ fn duration(text: &str) -> Option<i64> {
 
 pub fn logs(store: &Store, args: &Logs) -> Result<()> {
     let container = Container::open(store, &args.container)?;
+    if container.record.options.no_log {
+        bail!("{}: has no log; it was made with --log-driver none", args.container);
+    }
     let path = container.dir().join("log");
     let Ok(mut log) = File::open(&path) else {
         match container.state()?.phase {

@@ -1,7 +1,8 @@
 //! `strata`: container images on layer directories. Arguments, output and exit codes; the work is the library's.
 //!
 //! Exit codes: 0 done, 1 failed, 2 wrong usage. `run`, `start -a` and `exec` exit with the container's code, with 127 or
-//! 126 if its program does not exist or cannot be run, and with 125 for any other failure.
+//! 126 if its program does not exist or cannot be run, and with 125 for any other failure (`exec` with 1 if the container does
+//! not run).
 
 mod archives;
 mod args;
@@ -41,12 +42,13 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
+use stratafs::container::Container;
 use stratafs::image::ImageError;
 use stratafs::registry::RemoteImage;
 use stratafs::store::Store;
 use tracing_subscriber::EnvFilter;
 
-use args::{Cli, Prune, Verb};
+use args::{Cli, OnlyLonger, Verb};
 
 /// Variables that this program reads. Scripts set them to nothing to unset them.
 const VARIABLES: [&str; 22] = [
@@ -133,11 +135,14 @@ fn remedy(error: &anyhow::Error) -> String {
     }
 }
 
-/// Wrong usage of `run` and `exec` has its own exit code, as in docker, to distinguish it from the container's.
+/// Wrong usage of `run`, `create` and `exec` has its own exit code, as in docker, to distinguish it from the container's.
 fn wrong_usage(error: &clap::Error) -> ExitCode {
-    error.print().unwrap_or(());
+    match help::complaint(error) {
+        Some(line) => output::tell(&format!("strata: {line}")),
+        None => error.print().unwrap_or(()),
+    }
     let words: Vec<_> = std::env::args_os().collect();
-    let is_run = words.iter().skip(1).any(|word| word == "run" || word == "exec");
+    let is_run = words.iter().skip(1).any(|word| word == "run" || word == "exec" || word == "create");
     match error.exit_code() {
         0 => ExitCode::SUCCESS,
         _ if is_run => ExitCode::from(125),
@@ -196,7 +201,7 @@ fn is_closed_pipe(error: &anyhow::Error) -> bool {
 fn run(cli: Cli) -> Result<ExitCode> {
     let verb = match cli.verb.plain() {
         Ok(verb) => verb,
-        Err(prune) => return run_prune(cli.root, &prune).map(|()| ExitCode::SUCCESS),
+        Err(verb) => return run_only_longer(cli.root, &verb),
     };
     let done = match &verb {
         Verb::Unpack(unpack) => archives::unpack(unpack),
@@ -223,13 +228,22 @@ fn root_of(wanted: Option<PathBuf>) -> Result<PathBuf> {
     Ok(wanted.map_or_else(Store::default_root, Ok)?)
 }
 
-fn run_prune(root: Option<PathBuf>, prune: &Prune) -> Result<()> {
-    let store = Store::open(&root_of(root)?)?;
-    match prune {
-        Prune::Containers(prune) => upkeep::prune_containers(&store, prune),
-        Prune::Images(prune) => upkeep::prune_images(&store, prune),
-        Prune::System(prune) => upkeep::prune_system(&store, prune),
+fn run_only_longer(root: Option<PathBuf>, verb: &OnlyLonger) -> Result<ExitCode> {
+    let root = root_of(root)?;
+    let store = match verb {
+        OnlyLonger::ContainerExists(_) | OnlyLonger::ImageExists(_) => Store::open_for_reading(&root)?,
+        _ => Store::open(&root)?,
+    };
+    match verb {
+        OnlyLonger::PruneContainers(prune) => upkeep::prune_containers(&store, prune)?,
+        OnlyLonger::PruneImages(prune) => upkeep::prune_images(&store, prune)?,
+        OnlyLonger::PruneSystem(prune) => upkeep::prune_system(&store, prune)?,
+        OnlyLonger::ContainerExists(exists) => {
+            return Ok(volumes::found(!store.is_nothing() && Container::open(&store, &exists.name).is_ok()));
+        }
+        OnlyLonger::ImageExists(exists) => return Ok(volumes::found(store.find(&exists.name).is_ok())),
     }
+    Ok(ExitCode::SUCCESS)
 }
 
 fn run_on_store(root: Option<PathBuf>, verb: Verb) -> Result<ExitCode> {
@@ -280,7 +294,7 @@ fn run_on_store(root: Option<PathBuf>, verb: Verb) -> Result<ExitCode> {
         Verb::Pause(pause) => lifecycle::pause(&store, &pause, true)?,
         Verb::Unpause(unpause) => lifecycle::pause(&store, &unpause.pause, false)?,
         Verb::Port(port) => lifecycle::port(&store, &port)?,
-        Verb::Volume(volume) => volumes::run(&store, &volume)?,
+        Verb::Volume(volume) => return volumes::run(&store, &volume),
         Verb::Top(top) => return lifecycle::top(&store, &top),
         Verb::Rm(rm) => containers::remove(&store, &rm)?,
         Verb::Logs(logs) => logs::logs(&store, &logs)?,

@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
+use stratafs::container::Container;
 use stratafs::container::bundle::{Network, RunOptions, Volume};
 use stratafs::container::devices::is_known;
 use stratafs::container::limits::Limits;
@@ -12,12 +13,14 @@ use stratafs::container::named::NamedVolume;
 use stratafs::container::network::Port;
 use stratafs::container::privileges::Privileges;
 use stratafs::container::rootless;
+use stratafs::image::config::is_signal;
 use stratafs::store::Store;
 
 use super::args::{
-    ContainerArgs, LimitArgsOfContainer, NetworkArg, NetworkArgs, PrivilegeArgs, StorageArgs, VolumeArg,
+    ContainerArgs, DriverArg, LimitArgsOfContainer, NetworkArg, NetworkArgs, PrivilegeArgs, StorageArgs, VolumeArg,
 };
 use super::output::{parse_size, tell};
+use super::seen::{Kind, Seen};
 
 /// The options for a run. Named volumes are made. `rootless`: a user without privileges makes the container.
 pub fn options_of(store: &Store, args: &ContainerArgs, command: Vec<String>, rootless: bool) -> Result<RunOptions> {
@@ -26,7 +29,7 @@ pub fn options_of(store: &Store, args: &ContainerArgs, command: Vec<String>, roo
     let mut options = RunOptions {
         command,
         entrypoint: args.entrypoint.clone(),
-        env: environment(args)?,
+        env: environment(&args.env_file, &args.env)?,
         working_dir: args.workdir.clone(),
         user: args.user.clone().or_else(|| keep_id.map(|(uid, gid)| format!("{uid}:{gid}"))),
         keep_id,
@@ -42,18 +45,23 @@ pub fn options_of(store: &Store, args: &ContainerArgs, command: Vec<String>, roo
         terminal: args.tty,
         interactive: args.interactive,
         read_only: args.storage.read_only,
-        labels: labels(&args.label),
+        labels: labels(&assignments(&args.label_file, &args.label)?),
+        annotations: labels(&args.annotation),
         stop_signal: args.stop_signal.clone(),
         stop_timeout: args.stop_timeout,
         privileges: privileges_of(&args.privileges)?,
-        limits: limits_of(&args.limits),
+        limits: limits_of(&args.limits)?,
+        upper_size: upper_size(args)?,
+        cgroup_parent: args.limits.cgroup_parent.clone(),
+        cgroup_private: args.privileges.cgroupns.as_deref() == Some("private"),
+        no_log: args.keep.log_driver.as_deref() == Some("none"),
         devices: devices_of(&args.storage)?,
         tmpfs: args.storage.tmpfs.clone(),
         init: args.privileges.init,
         pid_host: args.privileges.pid.as_deref() == Some("host"),
         ipc_host: args.privileges.ipc.as_deref() == Some("host"),
         uts_host: args.privileges.uts.as_deref() == Some("host"),
-        sysctls: args.privileges.sysctl.clone(),
+        sysctls: sysctls(args),
         groups: args.privileges.group_add.clone(),
         ..RunOptions::default()
     };
@@ -65,6 +73,9 @@ pub fn options_of(store: &Store, args: &ContainerArgs, command: Vec<String>, roo
     }
     for words in &args.storage.mount {
         add_mount(&mut options, words)?;
+    }
+    for word in &args.storage.volumes_from {
+        add_volumes_of(store, &mut options, word)?;
     }
     for word in &options.tmpfs {
         if !word.starts_with('/') || word.split(':').next() == Some("/") {
@@ -80,8 +91,73 @@ pub fn options_of(store: &Store, args: &ContainerArgs, command: Vec<String>, roo
     Ok(options)
 }
 
+/// `--storage-opt size=BYTES`
+fn upper_size(args: &ContainerArgs) -> Result<Option<u64>> {
+    let mut size = None;
+    for word in &args.storage.storage_opt {
+        let bytes = match word.split_once('=') {
+            Some(("size", bytes)) => parse_size(bytes),
+            _ => bail!("--storage-opt {word}: there is only size=BYTES"),
+        };
+        let bytes = bytes.map_err(|reason| anyhow!("--storage-opt {word}: {reason}"))?;
+        size = Some(u64::try_from(bytes)?);
+    }
+    if size.is_some() && !matches!(args.driver, DriverArg::Stratafs) {
+        bail!("--storage-opt size=: needs --driver stratafs; overlayfs has no limit of its own");
+    }
+    Ok(size)
+}
+
+/// `--sysctl`, and `--domainname`, which is a kernel parameter too.
+fn sysctls(args: &ContainerArgs) -> Vec<String> {
+    let domain = args.network.domainname.iter().map(|name| format!("kernel.domainname={name}"));
+    args.privileges.sysctl.iter().cloned().chain(domain).collect()
+}
+
+/// Adds the volumes of another container (`--volumes-from CONTAINER[:ro]`), except where there is one already.
+fn add_volumes_of(store: &Store, options: &mut RunOptions, word: &str) -> Result<()> {
+    let (name, read_only) = match word.split_once(':') {
+        None | Some((_, "rw" | "z" | "Z")) => (word.split(':').next().unwrap_or_default(), false),
+        Some((name, "ro")) => (name, true),
+        Some(_) => bail!("--volumes-from {word}: reads CONTAINER[:ro]"),
+    };
+    let other = Container::open(store, name).map_err(|error| anyhow!("--volumes-from {error}"))?;
+    for seen in Seen::by(&other) {
+        let volume = match seen.kind {
+            Kind::Memory(_) => continue,
+            // One of the other container's own has a number, not a name.
+            Kind::Volume(name) if seen.source.ends_with("_data") => Some(name),
+            Kind::Volume(_) | Kind::Bind => None,
+        };
+        if !options.volumes.iter().any(|volume| volume.destination == seen.destination) {
+            let (source, destination, read_only) = (seen.source, seen.destination, seen.read_only || read_only);
+            options.volumes.push(Volume { source, destination, read_only, volume });
+        }
+    }
+    Ok(())
+}
+
 /// Options that are not supported, and what to use instead.
 fn refuse(args: &ContainerArgs) -> Result<()> {
+    if let Some(reason) = args.foreign.refused() {
+        bail!(reason);
+    }
+    if let Some(dir) = args.workdir.as_ref().filter(|dir| !dir.starts_with('/')) {
+        bail!("--workdir {dir}: an absolute path is needed");
+    }
+    if let Some(signal) = args.stop_signal.as_ref().filter(|signal| !is_signal(signal)) {
+        bail!("--stop-signal {signal}: no such signal");
+    }
+    if let Some(path) = args.limits.cgroup_parent.as_ref().filter(|path| path.split('/').any(|step| step == "..")) {
+        bail!("--cgroup-parent {path}: must not lead upwards");
+    }
+    if let Some(word) = args.env.iter().find(|word| word.is_empty() || word.starts_with('=')) {
+        bail!("--env {word}: reads NAME[=VALUE]");
+    }
+    if let Some(word) = args.keep.log_opt.first() {
+        tell(&format!("strata: --log-opt {word} has no effect: the log is kept whole"));
+    }
+    args.foreign.without_effect().into_iter().for_each(|told| tell(&format!("strata: {told}")));
     let name = args.name.as_deref().unwrap_or("NAME");
     match args.keep.restart.as_deref() {
         None | Some("no") => {}
@@ -133,9 +209,15 @@ fn devices_of(args: &StorageArgs) -> Result<Vec<String>> {
     Ok(devices)
 }
 
-fn environment(args: &ContainerArgs) -> Result<Vec<String>> {
-    let mut env = Vec::new();
-    for file in &args.env_file {
+/// The variables in the files, then these.
+pub fn environment(files: &[PathBuf], words: &[String]) -> Result<Vec<String>> {
+    assignments(files, words)
+}
+
+/// The lines of the files, without comments, then these words.
+fn assignments(files: &[PathBuf], words: &[String]) -> Result<Vec<String>> {
+    let mut found = Vec::new();
+    for file in files {
         let text = fs::read_to_string(file).with_context(|| file.display().to_string())?;
         let lines = text.lines().map(str::trim_start).filter(|line| !line.is_empty() && !line.starts_with('#'));
         for line in lines {
@@ -143,11 +225,11 @@ fn environment(args: &ContainerArgs) -> Result<Vec<String>> {
             if name.is_empty() || name.contains(char::is_whitespace) {
                 bail!("{}: {line:?} is no NAME=VALUE", file.display());
             }
-            env.push(line.to_owned());
+            found.push(line.to_owned());
         }
     }
-    env.extend(args.env.iter().cloned());
-    Ok(env)
+    found.extend(words.iter().cloned());
+    Ok(found)
 }
 
 fn network_of(args: &NetworkArgs) -> Network {
@@ -194,19 +276,37 @@ fn privileges_of(args: &PrivilegeArgs) -> Result<Privileges> {
     Ok(privileges)
 }
 
-fn limits_of(args: &LimitArgsOfContainer) -> Limits {
-    Limits {
+fn limits_of(args: &LimitArgsOfContainer) -> Result<Limits> {
+    match (args.memory, args.memory_swap) {
+        (None, Some(swap)) if swap >= 0 => bail!("--memory-swap {swap}: needs --memory"),
+        (Some(memory), Some(swap)) if (0..memory).contains(&swap) => {
+            bail!("--memory-swap {swap}: is memory and swap together; at least as much as --memory ({memory})")
+        }
+        _ => {}
+    }
+    if let (Some(memory), Some(reservation)) = (args.memory, args.memory_reservation)
+        && reservation > memory
+    {
+        bail!("--memory-reservation {reservation}: at most as much as --memory ({memory})");
+    }
+    Ok(Limits {
         memory: args.memory,
         memory_swap: args.memory_swap,
         memory_reservation: args.memory_reservation,
         pids: args.pids_limit,
         cpus: args.cpus,
+        cpu_quota: args.cpu_quota,
+        cpu_period: args.cpu_period,
+        memory_nodes: args.cpuset_mems.clone(),
+        block_weight: args.blkio_weight,
+        swappiness: args.memory_swappiness,
+        no_oom_kill: args.oom_kill_disable,
         cpu_shares: args.cpu_shares,
         cpuset: args.cpuset_cpus.clone(),
         ulimits: args.ulimit.clone(),
         shm_size: args.shm_size,
         oom_score_adj: args.oom_score_adj,
-    }
+    })
 }
 
 /// Parses one `--mount`.

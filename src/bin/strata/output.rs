@@ -147,9 +147,10 @@ pub fn parse_size(text: &str) -> Result<i64, String> {
         Some(b'k') => (&lower[..lower.len() - 1], 10),
         Some(b'm') => (&lower[..lower.len() - 1], 20),
         Some(b'g') => (&lower[..lower.len() - 1], 30),
+        Some(b't') => (&lower[..lower.len() - 1], 40),
         _ => (lower, 0),
     };
-    let number: i64 = digits.parse().map_err(|_| "a size reads NUMBER[k|m|g]".to_owned())?;
+    let number: i64 = digits.parse().map_err(|_| "a size reads NUMBER[k|m|g|t]".to_owned())?;
     number.checked_mul(1 << shift).filter(|&bytes| bytes > 0).ok_or_else(|| "not a possible size".to_owned())
 }
 
@@ -179,6 +180,7 @@ mod tests {
         }
         assert_eq!(parse_size("512m"), Ok(512 << 20));
         assert_eq!(parse_size("2GB"), Ok(2 << 30));
+        assert_eq!(parse_size("1T"), Ok(1 << 40));
         assert!(parse_size("x").is_err() && parse_size("-1").is_err());
     }
 }

@@ -6,6 +6,7 @@ use std::path::Path;
 use anyhow::Result;
 use serde_json::{Map, Value, json};
 use stratafs::container::bundle::Network;
+use stratafs::container::network::Port;
 use stratafs::container::{Container, Damaged};
 use stratafs::image::time::Timestamp;
 use stratafs::store::Store;
@@ -40,11 +41,19 @@ const HEADINGS: Headings = &[
 
 const TABLE: &str = "table {{.ID}}\t{{.Image}}\t{{.Command}}\t{{.RunningFor}}\t{{.Status}}\t{{.Ports}}\t{{.Names}}";
 
-const FILTERS: [&str; 10] =
-    ["id", "name", "label", "status", "exited", "ancestor", "before", "since", "volume", "network"];
+const FILTERS: [&str; 13] = [
+    "id", "name", "label", "status", "exited", "ancestor", "before", "since", "volume", "network", "publish", "expose",
+    "health",
+];
 
 /// Width of a command in the table.
 const COMMAND_WIDTH: usize = 30;
+
+/// True if `value` is the port in the container, with or without its protocol.
+fn is_port(port: &Port, value: &str) -> bool {
+    let (number, protocol) = value.split_once('/').unwrap_or((value, port.protocol.word()));
+    number == port.container.to_string() && protocol == port.protocol.word()
+}
 
 /// A container and its data in `ps`.
 pub struct Listed {
@@ -146,6 +155,10 @@ impl Listed {
             "before" => other().is_some_and(|other| record.created < other.container.record.created),
             "since" => other().is_some_and(|other| record.created > other.container.record.created),
             "volume" => self.mounts.iter().any(|mount| mount.is_meant_by(value)),
+            "publish" => record.options.ports.iter().any(|port| is_port(port, value)),
+            "expose" => record.options.expose.iter().any(|port| port.split('/').next() == value.split('/').next()),
+            // There are no health checks.
+            "health" => value == "none",
             _ => self.network() == value,
         })
     }

@@ -90,8 +90,14 @@ fn options(args: &RegistryArgs) -> Options {
 }
 
 /// Pulls an image for a container. Reports only on standard error: standard output is the container's.
-pub fn fetch(store: &Store, image: &RemoteImage, platform: Option<Platform>, args: &RegistryArgs) -> Result<()> {
-    let report = Report::new(false);
+pub fn fetch(
+    store: &Store,
+    image: &RemoteImage,
+    platform: Option<Platform>,
+    args: &RegistryArgs,
+    quiet: bool,
+) -> Result<()> {
+    let report = Report::new(quiet);
     report.say(&format!("Pulling {} from {}", image.name, image.name.domain()));
     let how = LoadOptions { platform, ..LoadOptions::default() };
     let mut transaction = store.begin()?;

@@ -9,8 +9,9 @@ use anyhow::{Context, Result, bail};
 use rustix::process::Pid;
 use stratafs::container::attach::{Attachment, Attendance, Ended};
 use stratafs::container::bundle::RunOptions;
+use stratafs::container::privileges::Privileges;
 use stratafs::container::{
-    Container, CreateOptions, Monitor, RunLock, Runtime, Visit, finish, refuse_if_interrupted, rootless,
+    Container, CreateOptions, Monitor, RunLock, Runtime, Status, Visit, finish, refuse_if_interrupted, rootless,
 };
 use stratafs::image::ImageError;
 use stratafs::registry::RemoteImage;
@@ -18,9 +19,9 @@ use stratafs::store::{Image, Store};
 use stratafs::sys::forward;
 use stratafs::sys::session::start_in_new_session;
 
-use super::args::{Attach, AttachArgs, ContainerArgs, Create, Exec, PullArg, Rm, Run, Start, Supervise};
+use super::args::{Attach, AttachArgs, ContainerArgs, Create, Exec, PullArg, Rm, Run, Start, StreamArg, Supervise};
 use super::lifecycle::settle;
-use super::options::options_of;
+use super::options::{environment, options_of};
 use super::output::{each, print_line, tell};
 use super::registry::fetch;
 
@@ -77,6 +78,7 @@ impl<'s> Stay<'s> {
             input: front.input,
             terminal: options.terminal && front.attached,
             detach_keys: front.detach_keys.clone(),
+            hidden: front.hidden,
             signals_to: front.proxies.then(|| Pid::from_child(&monitor)),
         })?;
         match ended {
@@ -113,16 +115,26 @@ pub struct Front {
     input: bool,
     detach_keys: stratafs::container::attach::DetachKeys,
     proxies: bool,
+    /// Its output, and its error output, are not shown.
+    hidden: [bool; 2],
 }
 
 impl Front {
     /// Detaches as soon as the container runs.
     pub fn none() -> Self {
-        Self { attached: false, input: false, detach_keys: Default::default(), proxies: true }
+        Self { attached: false, input: false, detach_keys: Default::default(), proxies: true, hidden: [false; 2] }
     }
 
     fn of(args: &AttachArgs, input: bool) -> Self {
-        Self { attached: true, input, detach_keys: args.detach_keys.clone(), proxies: args.sig_proxy }
+        let detach_keys = args.detach_keys.clone();
+        Self { attached: true, input, detach_keys, proxies: args.sig_proxy, hidden: [false; 2] }
+    }
+
+    /// Attaches only these streams; none: all.
+    fn only(self, streams: &[StreamArg]) -> Self {
+        let has = |stream| streams.is_empty() || streams.contains(&stream);
+        let hidden = [!has(StreamArg::Stdout), !has(StreamArg::Stderr)];
+        Self { input: self.input && has(StreamArg::Stdin), hidden, ..self }
     }
 }
 
@@ -139,7 +151,7 @@ fn image_for(store: &Store, name: &str, args: &ContainerArgs) -> Result<Image> {
     if name.starts_with("sha256:") {
         return Ok(found?);
     }
-    if let Err(error) = fetch(store, &wanted, args.platform.clone(), &args.registry) {
+    if let Err(error) = fetch(store, &wanted, args.platform.clone(), &args.registry, args.quiet) {
         return Err(match found {
             Err(ImageError::NoSuchImage { near: Some(near), .. }) => {
                 error.context(format!("{name}: no such image here (did you mean {near}?)"))
@@ -187,7 +199,7 @@ fn create_container<'s>(store: &'s Store, args: ContainerArgs) -> Result<Stay<'s
 
 /// Removes the container with this name, if there is one.
 fn replace(store: &Store, name: &str) -> Result<()> {
-    let rm = Rm { force: true, runtime: None, containers: vec![name.to_owned()] };
+    let rm = Rm { force: true, containers: vec![name.to_owned()], ..Rm::default() };
     super::containers::remove_each(store, &rm, |_| Ok(()))
 }
 
@@ -198,7 +210,7 @@ pub fn run(store: &Store, args: Run) -> Result<ExitCode> {
     if !args.detach && interactive && tty && !io::stdin().is_terminal() {
         bail!("-it needs a terminal as standard input; leave -t out");
     }
-    let front = if args.detach { Front::none() } else { Front::of(&args.attach, interactive) };
+    let front = if args.detach { Front::none() } else { Front::of(&args.attach, interactive).only(&args.streams) };
     let mut stay = create_container(store, args.container)?;
     let id = stay.container()?.id();
     outcome(stay.launch(&front)?, &id)
@@ -285,6 +297,7 @@ fn join(store: &Store, name: &str, front: &Front) -> Result<ExitCode> {
         input: front.input && options.interactive,
         terminal: options.terminal,
         detach_keys: front.detach_keys.clone(),
+        hidden: front.hidden,
         signals_to: state.monitor.and_then(|monitor| monitor.alive()).filter(|_| front.proxies),
     })?;
     match (ended, container.state()?.exit_code) {
@@ -310,7 +323,17 @@ pub fn supervise(store: &Store, args: &Supervise) -> Result<ExitCode> {
 pub fn exec(store: &Store, args: Exec) -> Result<ExitCode> {
     forward::hold().context("signals")?;
     let (name, command) = args.words.split_first().context("a container is needed")?;
-    let container = Container::open(store, name)?;
+    // As in docker, exit code 125 is for wrong usage, and 1 for a container that is not there or does not run.
+    let unfit = |message: String| Err::<ExitCode, _>(ImageError::Told { code: 1, message }.into());
+    let container = match Container::open(store, name) {
+        Ok(container) => container,
+        Err(error) => return unfit(error.to_string()),
+    };
+    match container.status()? {
+        Status::Running => {}
+        Status::Paused => return unfit(format!("{name}: is paused; strata unpause it first")),
+        _ => return unfit(format!("{name}: does not run")),
+    }
     let runtime = Runtime::of(store, &container, args.runtime.as_deref())?;
     if args.tty && !io::stdin().is_terminal() {
         bail!("-t needs a terminal as standard input");
@@ -318,7 +341,8 @@ pub fn exec(store: &Store, args: Exec) -> Result<ExitCode> {
     container.join()?;
     let mut options = RunOptions {
         command: command.to_vec(),
-        env: args.env,
+        env: environment(&args.env_file, &args.env)?,
+        privileges: Privileges { privileged: args.privileged, ..Privileges::default() },
         working_dir: args.workdir,
         user: args.user,
         terminal: args.tty,

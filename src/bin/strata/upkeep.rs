@@ -13,7 +13,7 @@ use stratafs::text::shown_path;
 
 use super::args::{ContainerPrune, Gc, ImagePrune, PruneArgs, SystemPrune, Verify};
 use super::checkpoints;
-use super::filters::{all_hold, has_label, moment};
+use super::filters::{Filter, all_hold, has_label, moment};
 use super::images::labels;
 use super::output::{each, print_json, print_line, size, tell};
 use super::ps::{self, Listed};
@@ -174,9 +174,12 @@ pub fn prune_images(store: &Store, args: &ImagePrune) -> Result<()> {
 
 pub fn prune_system(store: &Store, args: &SystemPrune) -> Result<()> {
     let images = if args.all { "all images that no container is made of" } else { "all images without a name" };
-    confirm(&args.prune, &format!("all containers that neither run nor are mounted, and {images}"))?;
+    let volumes = if args.volumes { ", and all volumes that no container uses" } else { "" };
+    confirm(&args.prune, &format!("all containers that neither run nor are mounted, and {images}{volumes}"))?;
     let containers = remove_stopped(store, &args.prune)?;
     let images = remove_images(store, &args.prune, args.all)?;
     let layers = store.gc(false)?.bytes;
-    print_reclaimed(containers + images + layers)
+    let of_volumes: Vec<Filter> = args.prune.filter.iter().filter(|filter| filter.key == "label").cloned().collect();
+    let volumes = if args.volumes { super::volumes::prune(store, &of_volumes)? } else { 0 };
+    print_reclaimed(containers + images + layers + volumes)
 }

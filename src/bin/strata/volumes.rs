@@ -1,5 +1,7 @@
 //! `volume`: named volumes.
 
+use std::process::ExitCode;
+
 use anyhow::Result;
 use serde_json::{Value, json};
 use stratafs::container::named::NamedVolume;
@@ -10,6 +12,7 @@ use super::filters::{Filter, all_hold, has_label, truth};
 use super::format::{Headings, Template};
 use super::options::labels;
 use super::output::{each, print_json, print_line};
+use super::ps::tree_size;
 
 const HEADINGS: Headings = &[
     ("Name", "VOLUME NAME"),
@@ -28,10 +31,11 @@ const FILTERS: [&str; 4] = ["name", "label", "dangling", "driver"];
 /// The only driver that exists.
 const DRIVER: &str = "local";
 
-pub fn run(store: &Store, args: &VolumeArgs) -> Result<()> {
-    match &args.verb {
-        VolumeVerb::Create { label, name } => {
-            let volume = match name {
+pub fn run(store: &Store, args: &VolumeArgs) -> Result<ExitCode> {
+    let done = match &args.verb {
+        VolumeVerb::Exists { name } => return Ok(found(NamedVolume::open(store, name).is_ok())),
+        VolumeVerb::Create { label, name, named, driver: _ } => {
+            let volume = match name.as_ref().or(named.as_ref()) {
                 Some(name) => NamedVolume::create(store, name, &labels(label))?,
                 None => NamedVolume::create_unnamed(store)?,
             };
@@ -52,17 +56,30 @@ pub fn run(store: &Store, args: &VolumeArgs) -> Result<()> {
             }
             Ok(print_line(name)?)
         }),
-        VolumeVerb::Prune { force: _ } => {
-            let unused = NamedVolume::list(store)?;
-            each(&unused, |volume| {
-                if volume.users(store)?.is_empty() {
-                    volume.clone().remove(store)?;
-                    print_line(&volume.name)?;
-                }
-                Ok(())
-            })
+        VolumeVerb::Prune { filter, force: _, all: _ } => prune(store, filter).map(drop),
+    };
+    done.map(|()| ExitCode::SUCCESS)
+}
+
+/// The exit code of `exists`.
+pub fn found(is_there: bool) -> ExitCode {
+    if is_there { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Removes all volumes that no container uses; returns the bytes that this frees.
+pub fn prune(store: &Store, filter: &[Filter]) -> Result<u64> {
+    let mut freed = 0;
+    each(&NamedVolume::list(store)?, |volume| {
+        let is_meant = all_hold(filter, &["label"], |_, value| Ok(has_label(&json!(volume.labels), value)))?;
+        if is_meant && volume.users(store)?.is_empty() {
+            let bytes = tree_size(&volume.mountpoint);
+            volume.clone().remove(store)?;
+            freed += bytes;
+            print_line(&volume.name)?;
         }
-    }
+        Ok(())
+    })?;
+    Ok(freed)
 }
 
 /// docker's fields.

@@ -95,7 +95,7 @@ impl Monitor<'_> {
         relay.serve_owner(self.client.try_clone().at("client")?, self.is_attached).at("client")?;
         relay.tell(&Frame::Ready);
         relay.listen(listen(container)?).at("attach")?;
-        if !(self.is_attached && container.record.remove_at_exit) {
+        if !(self.is_attached && container.record.remove_at_exit || container.record.options.no_log) {
             let path = container.dir().join("log");
             relay.log_to(Log::open(&path).at(path)?);
         }

@@ -53,6 +53,7 @@ impl Visit<'_> {
                     until_started: false,
                     input: self.options.interactive,
                     terminal: true,
+                    hidden: [false; 2],
                     detach_keys,
                     signals_to: Some(host),
                 })

@@ -5,6 +5,9 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 use stratafs::container::Driver;
+use stratafs::image::reference::Reference;
+
+use super::AuthoringArgs;
 
 #[derive(Clone, Copy, ValueEnum)]
 pub enum DriverArg {
@@ -65,16 +68,25 @@ pub struct Umount {
 }
 
 /// Remove containers with all their changes
-#[derive(Args)]
+#[derive(Args, Default)]
 #[command(after_help = "Examples:\n  strata rm web\n  strata rm -f web db")]
 pub struct Rm {
     /// Kill and unmount it first
     #[arg(short, long)]
     pub force: bool,
+    /// Accepted: volumes of its own always go with a container, named ones stay
+    #[arg(short, long)]
+    pub volumes: bool,
+    /// One that is not there is no error
+    #[arg(short, long)]
+    pub ignore: bool,
+    /// All containers
+    #[arg(short, long, conflicts_with = "containers")]
+    pub all: bool,
     /// The OCI runtime [default: what it was started with]
     #[arg(long, value_name = "PROGRAM")]
     pub runtime: Option<String>,
-    #[arg(required = true, value_name = "CONTAINER")]
+    #[arg(required_unless_present = "all", value_name = "CONTAINER")]
     pub containers: Vec<String>,
 }
 
@@ -127,4 +139,28 @@ pub struct Cp {
     /// A path as above, or a tar stream on standard output
     #[arg(value_name = "CONTAINER:PATH|PATH|-")]
     pub destination: OsString,
+}
+
+/// Make an image of a container: one more layer for what it changed, and one for each checkpoint before that
+#[derive(Args)]
+#[command(
+    after_help = "Examples:\n  strata commit --squash web@before-upgrade web:good\n  strata commit -m 'add curl' -a 'Me <me@example.org>' -c 'CMD [\"curl\"]' web web:2"
+)]
+pub struct Commit {
+    /// Make one layer of a container with checkpoints
+    #[arg(long)]
+    pub squash: bool,
+    /// The container's name, or one of its checkpoints
+    #[arg(value_name = "CONTAINER[@CHECKPOINT]")]
+    pub container: String,
+    #[arg(value_name = "NAME[:TAG]")]
+    pub name: Option<Reference>,
+    /// Who made it
+    #[arg(short, long)]
+    pub author: Option<String>,
+    /// Accepted: a commit sees one moment of the files without a pause
+    #[arg(short, long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    pub pause: Option<bool>,
+    #[command(flatten)]
+    pub authoring: AuthoringArgs,
 }

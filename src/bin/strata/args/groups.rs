@@ -3,9 +3,9 @@
 use clap::Subcommand;
 
 use super::{
-    Attach, Commit, ContainerPrune, Cp, Create, Df, Diff, Exec, Export, History, ImagePrune, Images, Import, Info,
-    Inspect, Kill, KindArg, Load, Logs, Pause, PortList, Ps, Pull, Push, Rename, Restart, Rm, Rmi, Run, Save, Start,
-    Stats, Stop, SystemPrune, Tag, Top, Unpause, Verb, Wait,
+    Attach, Commit, ContainerPrune, Cp, Create, Df, Diff, Exec, Exists, Export, History, ImagePrune, Images, Import,
+    Info, Inspect, Kill, KindArg, Load, Logs, Pause, PortList, Ps, Pull, Push, Rename, Restart, Rm, Rmi, Run, Save,
+    Start, Stats, Stop, SystemPrune, Tag, Top, Unpause, Verb, Wait,
 };
 
 /// Manage containers: the verbs of containers by docker's longer names
@@ -37,6 +37,7 @@ pub enum ContainerVerb {
     Unpause(Unpause),
     Top(Top),
     Port(PortList),
+    Exists(Exists),
     Prune(ContainerPrune),
 }
 
@@ -56,6 +57,7 @@ pub enum ImageVerb {
     Import(Import),
     Pull(Pull),
     Push(Push),
+    Exists(Exists),
     Prune(ImagePrune),
 }
 
@@ -69,15 +71,17 @@ pub enum SystemVerb {
 }
 
 /// A verb that is not a longer name of another one.
-pub enum Prune {
-    Containers(ContainerPrune),
-    Images(ImagePrune),
-    System(SystemPrune),
+pub enum OnlyLonger {
+    PruneContainers(ContainerPrune),
+    PruneImages(ImagePrune),
+    PruneSystem(SystemPrune),
+    ContainerExists(Exists),
+    ImageExists(Exists),
 }
 
 impl Verb {
-    /// The same verb by its shorter name; or one of the `prune`s, which have none.
-    pub fn plain(self) -> Result<Self, Prune> {
+    /// The same verb by its shorter name; or one that has none.
+    pub fn plain(self) -> Result<Self, OnlyLonger> {
         let of_kind = |inspect: Inspect, kind| Inspect { r#type: Some(kind), ..inspect };
         Ok(match self {
             Self::Container(verb) => match verb {
@@ -104,7 +108,8 @@ impl Verb {
                 ContainerVerb::Unpause(args) => Self::Unpause(args),
                 ContainerVerb::Top(args) => Self::Top(args),
                 ContainerVerb::Port(args) => Self::Port(args),
-                ContainerVerb::Prune(args) => return Err(Prune::Containers(args)),
+                ContainerVerb::Exists(args) => return Err(OnlyLonger::ContainerExists(args)),
+                ContainerVerb::Prune(args) => return Err(OnlyLonger::PruneContainers(args)),
             },
             Self::Image(verb) => match verb {
                 ImageVerb::Ls(args) => Self::Images(args),
@@ -117,12 +122,13 @@ impl Verb {
                 ImageVerb::Import(args) => Self::Import(args),
                 ImageVerb::Pull(args) => Self::Pull(args),
                 ImageVerb::Push(args) => Self::Push(args),
-                ImageVerb::Prune(args) => return Err(Prune::Images(args)),
+                ImageVerb::Exists(args) => return Err(OnlyLonger::ImageExists(args)),
+                ImageVerb::Prune(args) => return Err(OnlyLonger::PruneImages(args)),
             },
             Self::System(verb) => match verb {
                 SystemVerb::Df(args) => Self::Df(args),
                 SystemVerb::Info(args) => Self::Info(args),
-                SystemVerb::Prune(args) => return Err(Prune::System(args)),
+                SystemVerb::Prune(args) => return Err(OnlyLonger::PruneSystem(args)),
             },
             other => other,
         })

@@ -12,10 +12,13 @@ pub struct Stop {
     /// The signal that asks it to end [default: what it was made with, else the image's]
     #[arg(short, long, value_name = "SIGNAL")]
     pub signal: Option<String>,
+    /// All that run
+    #[arg(short, long, conflicts_with = "containers")]
+    pub all: bool,
     /// The OCI runtime [default: what it was started with]
     #[arg(long, value_name = "PROGRAM")]
     pub runtime: Option<String>,
-    #[arg(required = true, value_name = "CONTAINER")]
+    #[arg(required_unless_present = "all", value_name = "CONTAINER")]
     pub containers: Vec<String>,
 }
 
@@ -34,10 +37,13 @@ pub struct Kill {
     /// The signal, a name or a number
     #[arg(short, long, value_name = "SIGNAL", default_value = "KILL")]
     pub signal: String,
+    /// All that run
+    #[arg(short, long, conflicts_with = "containers")]
+    pub all: bool,
     /// The OCI runtime [default: what it was started with]
     #[arg(long, value_name = "PROGRAM")]
     pub runtime: Option<String>,
-    #[arg(required = true, value_name = "CONTAINER")]
+    #[arg(required_unless_present = "all", value_name = "CONTAINER")]
     pub containers: Vec<String>,
 }
 
@@ -113,6 +119,9 @@ pub struct Logs {
     /// Begin each line with the time when it was written
     #[arg(short, long)]
     pub timestamps: bool,
+    /// Accepted: no log driver adds anything
+    #[arg(long, hide = true)]
+    pub details: bool,
     /// Only what was written since: a time (2026-01-31T12:00:00Z), a date, seconds since 1970, or how long ago (10m, 1h30m)
     #[arg(long, value_name = "TIME", value_parser = crate::logs::parse_time)]
     pub since: Option<stratafs::image::time::Timestamp>,

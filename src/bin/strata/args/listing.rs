@@ -98,7 +98,7 @@ pub struct History {
 /// List containers
 #[derive(Args)]
 #[command(
-    after_help = "Examples:\n  strata ps\n  strata ps -aq\n  strata ps --filter status=exited --format 'table {{.Names}}\\t{{.Status}}'\n\nFields: ID Image Command CreatedAt RunningFor Ports State Status Size Names Labels Mounts Networks\nFilters: id= name= label= status= exited= ancestor= before= since= volume= network="
+    after_help = "Examples:\n  strata ps\n  strata ps -aq\n  strata ps --filter status=exited --format 'table {{.Names}}\\t{{.Status}}'\n\nFields: ID Image Command CreatedAt RunningFor Ports State Status Size Names Labels Mounts Networks\nFilters: id= name= label= status= exited= ancestor= before= since= volume= network= publish= expose= health="
 )]
 pub struct Ps {
     /// Also those that neither run nor are mounted
@@ -167,6 +167,13 @@ pub struct Info {
     pub json: bool,
 }
 
+/// Exit with 0 if there is one of this name or id, else with 1
+#[derive(Args)]
+#[command(after_help = "Examples:\n  strata container exists web || strata run -d --name web web:1")]
+pub struct Exists {
+    pub name: String,
+}
+
 #[derive(Args)]
 pub struct PruneArgs {
     /// Do not ask
@@ -203,6 +210,9 @@ pub struct SystemPrune {
     /// All images that no container is made of
     #[arg(short, long)]
     pub all: bool,
+    /// And all volumes that no container uses
+    #[arg(long)]
+    pub volumes: bool,
     #[command(flatten)]
     pub prune: PruneArgs,
 }

@@ -6,7 +6,7 @@ use clap::{Args, ValueEnum};
 use stratafs::container::attach::DetachKeys;
 use stratafs::image::spec::Platform;
 
-use super::{DriverArg, KeepArgs, LimitArgsOfContainer, PrivilegeArgs, RegistryArgs, StorageArgs};
+use super::{DriverArg, ForeignArgs, KeepArgs, LimitArgsOfContainer, PrivilegeArgs, RegistryArgs, StorageArgs};
 
 #[derive(Clone, Copy, ValueEnum)]
 pub enum NetworkArg {
@@ -66,6 +66,12 @@ pub struct ContainerArgs {
     /// Add a label
     #[arg(short, long, value_name = "NAME[=VALUE]")]
     pub label: Vec<String>,
+    /// Add the labels listed in a file, one NAME=VALUE on each line
+    #[arg(long, value_name = "FILE")]
+    pub label_file: Vec<PathBuf>,
+    /// Add an annotation for the OCI runtime
+    #[arg(long, value_name = "NAME=VALUE")]
+    pub annotation: Vec<String>,
     /// The signal that asks it to end [default: the image's]
     #[arg(long, value_name = "SIGNAL")]
     pub stop_signal: Option<String>,
@@ -75,6 +81,9 @@ pub struct ContainerArgs {
     /// When to pull the image
     #[arg(long, value_enum, default_value = "missing")]
     pub pull: PullArg,
+    /// Say nothing while an image is pulled
+    #[arg(short, long)]
+    pub quiet: bool,
     /// Which image of an index with several [default: this machine's]
     #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
     pub platform: Option<Platform>,
@@ -101,6 +110,8 @@ pub struct ContainerArgs {
     pub keep: KeepArgs,
     #[command(flatten)]
     pub registry: RegistryArgs,
+    #[command(flatten)]
+    pub foreign: ForeignArgs,
 }
 
 /// The network of a container.
@@ -110,6 +121,9 @@ pub struct NetworkArgs {
     /// Its host name [default: its name]
     #[arg(short = 'h', long, value_name = "NAME")]
     pub hostname: Option<String>,
+    /// Its domain name
+    #[arg(long, value_name = "NAME")]
+    pub domainname: Option<String>,
     /// Its network [default: the host's; with -p or -P: pasta]
     #[arg(long, visible_alias = "net", value_enum, hide_possible_values = false)]
     pub network: Option<NetworkArg>,
@@ -136,6 +150,14 @@ pub struct NetworkArgs {
     pub add_host: Vec<String>,
 }
 
+/// A standard stream.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum StreamArg {
+    Stdin,
+    Stdout,
+    Stderr,
+}
+
 /// How to attach to a container.
 #[derive(Args)]
 pub struct AttachArgs {
@@ -158,6 +180,16 @@ pub struct Run {
     /// Run it in the background and print its id
     #[arg(short, long)]
     pub detach: bool,
+    /// Attach only these streams
+    #[arg(
+        short = 'a',
+        long = "attach",
+        value_enum,
+        ignore_case = true,
+        value_name = "STREAM",
+        conflicts_with = "detach"
+    )]
+    pub streams: Vec<StreamArg>,
     #[command(flatten)]
     pub attach: AttachArgs,
     #[command(flatten)]
@@ -223,9 +255,15 @@ pub struct Exec {
     /// The keys that detach from a terminal and leave the command running
     #[arg(long, value_name = "KEYS", default_value = "ctrl-p,ctrl-q")]
     pub detach_keys: DetachKeys,
-    /// Set a variable
-    #[arg(short, long, value_name = "NAME=VALUE")]
+    /// Set a variable; NAME alone passes yours on
+    #[arg(short, long, value_name = "NAME[=VALUE]")]
     pub env: Vec<String>,
+    /// Set the variables listed in a file, one NAME=VALUE on each line
+    #[arg(long, value_name = "FILE")]
+    pub env_file: Vec<PathBuf>,
+    /// Give it every capability
+    #[arg(long)]
+    pub privileged: bool,
     /// The working directory
     #[arg(short, long, value_name = "DIR")]
     pub workdir: Option<String>,

@@ -24,6 +24,12 @@ pub enum VolumeVerb {
         /// Add a label
         #[arg(short, long, value_name = "NAME[=VALUE]")]
         label: Vec<String>,
+        /// `local`: there is no other
+        #[arg(short, long, value_name = "DRIVER", value_parser = ["local"])]
+        driver: Option<String>,
+        /// The same as NAME
+        #[arg(long = "name", id = "named", value_name = "NAME", hide = true, conflicts_with = "name")]
+        named: Option<String>,
         /// Its name [default: made up]
         name: Option<String>,
     },
@@ -63,8 +69,19 @@ pub enum VolumeVerb {
         #[arg(required = true, value_name = "VOLUME")]
         names: Vec<String>,
     },
+    /// Exit with 0 if there is such a volume, else with 1
+    Exists {
+        #[arg(value_name = "VOLUME")]
+        name: String,
+    },
     /// Remove all volumes that no container uses
     Prune {
+        /// Accepted; volumes with a name go too
+        #[arg(short, long)]
+        all: bool,
+        /// Only what this is true of: label=KEY[=VALUE]
+        #[arg(long, value_name = "KEY=VALUE")]
+        filter: Vec<Filter>,
         /// Accepted; this verb never asks
         #[arg(short, long)]
         force: bool,

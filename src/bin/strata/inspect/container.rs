@@ -117,7 +117,6 @@ fn ports(store: &Store, Listed { container, condition, .. }: &Listed) -> Value {
 
 fn host_config(listed: &Listed, bundle: &Value) -> Value {
     let (record, options) = (&listed.container.record, &listed.container.record.options);
-    let limits = &options.limits;
     let is = |host: bool, other: &str| if host { "host".to_owned() } else { other.to_owned() };
     let binds: Vec<String> = listed.mounts.iter().filter_map(bind).collect();
     let tmpfs: Map<String, Value> = listed.mounts.iter().filter_map(in_memory).collect();
@@ -127,7 +126,7 @@ fn host_config(listed: &Listed, bundle: &Value) -> Value {
         .filter_map(|word| word.split_once('='))
         .map(|(name, value)| (name.to_owned(), value.into()))
         .collect();
-    json!({
+    let mut config = json!({
         "Binds": binds,
         "NetworkMode": listed.network(),
         "PortBindings": bindings(&options.ports, ""),
@@ -152,18 +151,39 @@ fn host_config(listed: &Listed, bundle: &Value) -> Value {
         "Devices": options.devices.iter().map(|word| device(word)).collect::<Value>(),
         "Tmpfs": tmpfs,
         "Sysctls": sysctls,
+        "LogConfig": {"Type": if options.no_log { "none" } else { "local" }, "Config": {}},
+        "Runtime": record.runtime.clone().unwrap_or_else(|| "oci".to_owned()),
+    });
+    if let (Value::Object(all), Value::Object(limits)) = (&mut config, limits(options)) {
+        all.extend(limits);
+    }
+    config
+}
+
+/// The part of docker's `HostConfig` that limits the container.
+fn limits(options: &RunOptions) -> Value {
+    let limits = &options.limits;
+    json!({
         "ShmSize": limits.shm_size.unwrap_or(64 << 20),
         "Memory": limits.memory.unwrap_or(0),
         "MemorySwap": limits.memory_swap.unwrap_or(0),
         "MemoryReservation": limits.memory_reservation.unwrap_or(0),
+        "CpuQuota": limits.cpu_quota.unwrap_or(0),
+        "CpuPeriod": limits.cpu_period.unwrap_or(0),
+        "CpusetMems": limits.memory_nodes.clone().unwrap_or_default(),
+        "BlkioWeight": limits.block_weight.unwrap_or(0),
+        "MemorySwappiness": limits.swappiness,
+        "OomKillDisable": limits.no_oom_kill,
+        "CgroupnsMode": if options.cgroup_private { "private" } else { "host" },
+        "CgroupParent": options.cgroup_parent.clone().unwrap_or_default(),
+        "StorageOpt": options.upper_size.map_or_else(|| json!({}), |bytes| json!({"size": bytes.to_string()})),
+        "Annotations": options.annotations,
         "NanoCpus": limits.cpus.map_or(0, |cpus| (cpus * 1e9).round() as i64),
         "CpuShares": limits.cpu_shares.unwrap_or(0),
         "CpusetCpus": limits.cpuset.clone().unwrap_or_default(),
         "PidsLimit": limits.pids.unwrap_or(0),
         "Ulimits": ulimits(options),
         "OomScoreAdj": limits.oom_score_adj.unwrap_or(0),
-        "LogConfig": {"Type": "local", "Config": {}},
-        "Runtime": record.runtime.clone().unwrap_or_else(|| "oci".to_owned()),
     })
 }
 
