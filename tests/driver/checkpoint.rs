@@ -182,6 +182,44 @@ fn a_hard_link_in_nested_directories_is_changed_after_a_checkpoint() {
     }
 }
 
+/// A hard link stays one file over a checkpoint, even if the directory of a name that the kernel has forgotten was moved since:
+/// under its old path there is nothing, or something else.
+#[test]
+fn a_hard_link_in_a_moved_directory_is_changed_after_a_checkpoint() {
+    for (shared, again) in [(false, false), (false, true), (true, false)] {
+        let union = union();
+        let outer = union.mkdir(NodeId::ROOT, "outer").unwrap();
+        let dir = union.mkdir(outer, "dir").unwrap();
+        let sub = union.mkdir(dir, "sub").unwrap();
+        let file = union.create(sub, "file").unwrap();
+        union.overlay.link(file, NodeId::ROOT, "linked".as_ref()).unwrap();
+        let layer = checkpoint(&union, "layer");
+        union.overlay.forget(file, 2);
+        union.overlay.forget(sub, 1);
+        union.rename((outer, "dir"), (NodeId::ROOT, "moved")).unwrap();
+        if again {
+            checkpoint(&union, "between");
+            union.rename((NodeId::ROOT, "moved"), (outer, "again")).unwrap();
+        }
+        let other = union.mkdir(outer, "dir").unwrap();
+        union.create(other, "sub").unwrap();
+        if shared {
+            union.overlay.share(std::slice::from_ref(&layer)).unwrap();
+        }
+        let file = union.at("linked");
+        let writer = union.open(file, libc::O_WRONLY).unwrap();
+        write(&union, writer, 0, b"new");
+        let path = if again { "outer/again/sub/file" } else { "moved/sub/file" };
+        assert_eq!(union.at(path), file, "{path}");
+        assert_eq!(union.overlay.getattr(file, None).unwrap().0.nlink, 2);
+        let upper = |name: &str| union.path().join("upper").join(name);
+        assert_eq!(fs::read(upper(path)).unwrap(), b"new");
+        assert_eq!(fs::metadata(upper(path)).unwrap().ino(), fs::metadata(upper("linked")).unwrap().ino());
+        assert_eq!(fs::read(layer.join("outer/dir/sub/file")).unwrap(), b"");
+        assert_eq!(fs::read(layer.join("linked")).unwrap(), b"");
+    }
+}
+
 fn switch(union: &Union, lowers: &[&str]) -> usize {
     switch_keeping(union, lowers, None)
 }

@@ -5,6 +5,7 @@
 //! upper with all its names, and the layer keeps a copy. Layers that another mount also uses are never written: of a hard link
 //! there, the upper gets a copy that has all its names. In layers that were never the upper, a hard link breaks.
 
+use std::collections::BTreeSet;
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -15,7 +16,7 @@ use crate::driver::Union;
 use crate::driver::checkpoint::find_names;
 use crate::driver::copy_up::keep_mtime;
 use crate::driver::locate::LowerPlace;
-use crate::driver::node::{CopyUpGuard, Dentry, Names, NamesMany, NodeRef, Published};
+use crate::driver::node::{CopyUpGuard, Dentry, Names, NamesMany, NodeId, NodeRef, Published};
 use crate::driver::types::{Errno, Result};
 use crate::union::layer::moving::{duplicate, duplicate_special, replace_names};
 use crate::union::layer::{Dir, FileType, Layer, LayerId, Stat, UpperDir};
@@ -105,7 +106,7 @@ impl Union {
         let _grant = self.grant_whole(&stat)?;
         let in_layer = names_in_layer(&root, &stat, (&part.path, place.name()))?;
         if stat.nlink > 1 {
-            self.learn_names_below(&root, &stat)?;
+            self.learn_names_in(layer, &in_layer)?;
         }
         let staged = self.stage_duplicate(&source, place.name(), &stat, &work)?;
         let remove = || rustix::fs::unlinkat(&work, &staged, AtFlags::empty());
@@ -171,6 +172,47 @@ impl Union {
         }
     }
 
+    /// Looks up the names that the file with the names `names` in `layer` has in the mount. Directories may have been moved since
+    /// `layer` was the upper; a moved one has a part in the upper or in a layer above `layer`, so these are searched for it.
+    fn learn_names_in(&self, layer: LayerId, names: &[(CString, CString)]) -> Result<()> {
+        let root = self.nodes.get(NodeId::ROOT).and_then(|root| self.nodes.count(&root)).ok_or(Errno::STALE)?;
+        let mut found = Vec::new();
+        let mut search = vec![root];
+        while let Some(dir) = search.pop() {
+            let lowers = dir.dir().ok_or(Errno::IO)?.lowers();
+            let mut below = BTreeSet::new();
+            let path = lowers.of_layer(layer).map(|part| part.path.clone());
+            for (parent, name) in names {
+                match path.as_deref().and_then(|path| path_within(parent, path)) {
+                    Some(b"") => found.extend(self.find(&dir, name)?.map(|(node, _)| node)),
+                    Some(rest) => {
+                        let next = rest.split(|&byte| byte == b'/').next().unwrap_or_default();
+                        below.insert(CString::new(next).map_err(|_| Errno::INVAL)?);
+                    }
+                    None => {}
+                }
+            }
+            let note_dirs = |part: &Dir, below: &mut BTreeSet<CString>| {
+                part.list(|entry| {
+                    if matches!(entry.kind, libc::DT_DIR | libc::DT_UNKNOWN) {
+                        below.insert(entry.name.to_owned());
+                    }
+                    Ok(())
+                })
+            };
+            if let Some(upper) = self.upper_dir_if_any(&dir)? {
+                note_dirs(upper.as_dir(), &mut below)?;
+            }
+            for part in lowers.iter().filter(|part| part.layer > layer) {
+                note_dirs(&self.lower_dir(&dir, part)?, &mut below)?;
+            }
+            for name in below {
+                search.extend(self.find(&dir, &name)?.map(|(node, _)| node).filter(|node| node.dir().is_some()));
+            }
+        }
+        Ok(())
+    }
+
     /// Makes a copy of the file `name` of `source` in the work directory `work`, with all attributes; its name there.
     fn stage_duplicate(&self, source: &Dir, name: &CStr, stat: &Stat, work: &OwnedFd) -> Result<CString> {
         let upper = self.upper()?;
@@ -232,6 +274,13 @@ impl Union {
         }
         given
     }
+}
+
+/// What follows `dir` in `path`, without a slash; `None` if `path` is not in `dir`.
+fn path_within<'p>(path: &'p CStr, dir: &CStr) -> Option<&'p [u8]> {
+    let (path, dir) = (path.to_bytes(), dir.to_bytes());
+    let rest = path.strip_prefix(dir)?;
+    if dir.is_empty() || rest.is_empty() { Some(rest) } else { rest.strip_prefix(b"/") }
 }
 
 /// All names of the file in its layer.
