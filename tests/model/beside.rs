@@ -219,8 +219,12 @@ fn beside(options: &[&str]) {
     while count < FEW || started.elapsed() < duration() {
         let next = Instant::now() + PERIOD;
         let shown = workers.frozen(|| {
-            // What was written through a mapping, and is not passed through, is the kernel's alone until then.
-            rustix::fs::syncfs(sys::open(mount.root(), OFlags::RDONLY | OFlags::DIRECTORY, 0).unwrap()).unwrap();
+            // What was written through a mapping, and is not passed through, is the kernel's alone until then. (`syncfs(2)` does
+            // not wait for a FUSE mount's pages with every kernel.)
+            for worker in 0..PROCESSES {
+                let log = mount.root().join(format!("log{worker}"));
+                rustix::fs::fsync(sys::open(&log, OFlags::RDONLY, 0).unwrap()).unwrap();
+            }
             let shown = tree::snapshot(mount.root(), true);
             let answer = mount.try_checkpoint().unwrap_or_else(|error| panic!("checkpoint {count}: {error}"));
             longest = longest.max(answer.paused_us.unwrap());
