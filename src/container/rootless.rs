@@ -1,7 +1,7 @@
 //! Containers of users without privilege.
 //!
 //! Such a user is root in its own user namespace. User 0 there is the user itself; 1 and up are its subordinate ids
-//! (`/etc/subuid`, `/etc/subgid`), set by `newuidmap` and `newgidmap`. Without these, the namespace has one id only. The driver
+//! (`/etc/subuid`, `/etc/subgid`), set by `newuidmap` and `newgidmap`. Without either, the namespace has one id only. The driver
 //! mounts in a mount namespace that belongs to the user namespace, so every process in it sees the mount. The OCI runtime runs
 //! there too. On disk, all files belong to the user. The owner and mode that a container sees are kept in an attribute
 //! (`user.containers.override_stat`), so a commit finds them independently of the ids that the next user has.
@@ -19,6 +19,7 @@ use serde_json::{Value, json};
 
 use super::Container;
 use super::mount::is_mountpoint_in;
+use super::runtime::in_path;
 use crate::image::{ImageError, IoContext, Result};
 use crate::sys::fork::{Forked, fork};
 use crate::sys::namespace::unshare_user_and_mounts;
@@ -48,12 +49,21 @@ pub fn enter() -> Result<bool> {
         return Ok(false);
     }
     let (users, groups) = own_rows();
-    if users.len() > 1 && groups.len() > 1 {
+    let has_ranges = users.len() > 1 && groups.len() > 1;
+    if has_ranges && let Some(program) = missing_program() {
+        tracing::warn!("{program} is not installed, so the container has one id only; apt-get install uidmap");
+    }
+    if has_ranges && missing_program().is_none() {
         enter_with_ranges(&users, &groups)?;
     } else {
         enter_alone(rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw())?;
     }
     Ok(true)
+}
+
+/// The first program that is missing and without which subordinate ids cannot be used.
+pub fn missing_program() -> Option<&'static str> {
+    ["newuidmap", "newgidmap"].into_iter().find(|program| in_path(program).is_none())
 }
 
 /// True if this user has subordinate ids.

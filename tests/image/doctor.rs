@@ -44,6 +44,52 @@ fn what_works_is_found_by_use_and_nothing_is_left() {
     assert_eq!(mounts_below(dir.path()), 0);
 }
 
+/// The directory for the trials is not in the store, and a store that is an empty directory stays one.
+#[test]
+fn an_empty_directory_does_not_become_a_store() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("store");
+    std::fs::create_dir(&root).unwrap();
+    let changed = || std::fs::metadata(&root).unwrap().modified().unwrap();
+    let before = changed();
+    let mut doctor = Command::new(env!("CARGO_BIN_EXE_strata"));
+    let output = doctor.arg("--root").arg(&root).args(["doctor", "--json"]).stdin(Stdio::null()).output().unwrap();
+    let found = checks(&output.stdout);
+    assert_eq!(is_well(&found, "store"), Some(true), "{found:?}");
+    assert_eq!(std::fs::read_dir(&root).unwrap().count(), 0);
+    assert_eq!(changed(), before, "nothing was made in it");
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+}
+
+/// Without `newuidmap`, a user's containers have one id, and work.
+#[test]
+fn a_user_without_newuidmap_runs_containers() {
+    if !super::fuse_for("doctor::a_user_without_newuidmap_runs_containers") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let at = dir.path().to_str().unwrap();
+    // A copy that the user may reach, a PATH without the two programs, and ranges for the user.
+    let script = r#"set -e; mkdir -p "$1/bin" "$1/home" "$1/run"; chmod 755 "$1"; chown 65534:65534 "$1/home" "$1/run"
+        cp "$2" "$(dirname "$2")/stratafs" "$1/bin/"
+        for dir in /usr/local/bin /usr/sbin /usr/bin; do for program in "$dir"/*; do name=${program##*/}
+            case $name in newuidmap|newgidmap) ;; *) [ -e "$1/bin/$name" ] || ln -s "$program" "$1/bin/$name";; esac
+        done; done
+        printf 'nobody:100000:65536\n' >"$1/sub"; mount --bind "$1/sub" /etc/subuid; mount --bind "$1/sub" /etc/subgid
+        export PATH="$1/bin" XDG_RUNTIME_DIR="$1/run" HOME="$1/home"; unset STRATA_ROOT STRATA_RUNTIME; cd "$1/home"
+        exec setpriv --reuid 65534 --regid 65534 --clear-groups strata --root "$1/home/store" doctor --json"#;
+    let mut doctor = Command::new("unshare");
+    doctor.args(["-m", "--propagation", "private", "sh", "-c", script, "sh", at, env!("CARGO_BIN_EXE_strata")]);
+    let output = doctor.stdin(Stdio::null()).output().unwrap();
+    assert!(!output.stdout.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
+    let found = checks(&output.stdout);
+    assert_eq!((is_well(&found, "newuidmap"), is_well(&found, "mount")), (Some(false), Some(true)), "{found:?}");
+    if is_well(&found, "user namespaces") == Some(true) {
+        assert_eq!(is_well(&found, "container"), Some(true), "{found:?}");
+        assert!(output.status.success(), "{found:?}");
+    }
+}
+
 #[test]
 fn a_runtime_that_fails_is_told() {
     let dir = tempfile::tempdir().unwrap();

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use rustix::fs::Access;
 use serde_json::{Value, json};
-use stratafs::container::{Runtime, stratafs_program};
+use stratafs::container::{Runtime, rootless, stratafs_program};
 use stratafs::store::Store;
 
 use super::args::Doctor;
@@ -99,8 +99,7 @@ fn tried(probe: &Probe, basics: &[Check]) -> Vec<Check> {
         checks.push(Check::needed("mount", "mounting with stratafs", probe.mount().err()));
     }
     let runtime = runtime_problem(&probe.root());
-    let can_run =
-        runtime.is_none() && !["stratafs", "/dev/fuse", "user namespaces", "newuidmap"].into_iter().any(lacks);
+    let can_run = runtime.is_none() && !["stratafs", "/dev/fuse", "user namespaces"].into_iter().any(lacks);
     checks.push(Check::needed("OCI runtime", "run and exec", runtime));
     if can_run {
         let ran = probe.run(&[]);
@@ -124,7 +123,12 @@ fn store_problem(root: &Path) -> Option<String> {
     if !root.exists() {
         return None;
     }
-    Store::open(root).and_then(|store| store.begin().map(drop)).err().map(|error| error.to_string())
+    if let Err(error) = rustix::fs::access(root, Access::WRITE_OK) {
+        return Some(format!("{}: {error}", root.display()));
+    }
+    let opened = Store::open_for_reading(root);
+    let tried = opened.and_then(|store| if store.is_nothing() { Ok(()) } else { store.begin().map(drop) });
+    tried.err().map(|error| error.to_string())
 }
 
 fn fuse_problem() -> Option<String> {
@@ -219,9 +223,9 @@ fn namespace_problem() -> Option<String> {
     off.then(|| "switched off; sysctl user.max_user_namespaces and kernel.unprivileged_userns_clone".to_owned())
 }
 
-/// Without ranges, a user's containers have a single id; if there are ranges that cannot be used, no container starts.
+/// Without ranges, or the programs that set them, a user's containers have a single id.
 fn subordinate_ids() -> Vec<Check> {
-    let has_ranges = stratafs::container::rootless::has_ranges();
+    let has_ranges = rootless::has_ranges();
     let ids = (!has_ranges).then(|| {
         "no lines for this user in /etc/subuid and /etc/subgid; usermod --add-subuids 100000-165535 --add-subgids \
          100000-165535 USER"
@@ -229,10 +233,9 @@ fn subordinate_ids() -> Vec<Check> {
     });
     let mut checks = vec![Check::optional("subordinate ids", "other users than root in a user's containers", ids)];
     if has_ranges {
-        let missing = ["newuidmap", "newgidmap"].into_iter().find_map(|program| {
-            program_problem(Path::new(program), "apt-get install uidmap").map(|problem| format!("{program}: {problem}"))
-        });
-        checks.push(Check::needed("newuidmap", "run as a user", missing));
+        let missing =
+            rootless::missing_program().map(|program| format!("{program}: not found; apt-get install uidmap"));
+        checks.push(Check::optional("newuidmap", "other users than root in a user's containers", missing));
     }
     checks
 }

@@ -27,11 +27,15 @@ pub struct Probe {
 }
 
 impl Probe {
-    /// Makes it on the file system of the store.
+    /// Makes it beside the store, or if this user may not write there, where temporary files are.
     pub fn new(root: &Path) -> Result<Self, String> {
-        let place = root.ancestors().find(|place| place.is_dir()).unwrap_or(Path::new("/"));
+        let root = std::path::absolute(root).unwrap_or_else(|_| root.to_owned());
+        let place = root.ancestors().skip(1).find(|place| place.is_dir()).unwrap_or(Path::new("/"));
         let told = |error: std::io::Error| format!("{}: {error}", place.display());
-        let dir = tempfile::Builder::new().prefix(".strata-doctor-").tempdir_in(place).map_err(told)?;
+        let make = |place: &Path| tempfile::Builder::new().prefix(".strata-doctor-").tempdir_in(place);
+        // If there is no store yet, its place must be writable.
+        let elsewhere = |error| if root.exists() { make(&std::env::temp_dir()) } else { Err(error) };
+        let dir = make(place).or_else(elsewhere).map_err(told)?;
         let mut probe = Self { dir, image: Ok(()) };
         probe.prepare().map_err(told)?;
         probe.image = probe.import();
