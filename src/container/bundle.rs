@@ -70,6 +70,8 @@ pub struct RunOptions {
     pub hostname: Option<String>,
     /// Its network.
     pub network: Network,
+    /// Containers whose namespaces it shares: `network` or `pid`, and the other container's id.
+    pub shared: BTreeMap<String, String>,
     /// Published ports.
     pub ports: Vec<Port>,
     /// Publish each port that the image or `expose` names.
@@ -232,6 +234,8 @@ pub(super) struct Setting<'a> {
     pub(super) cgroup: &'a str,
     pub(super) image: &'a Process,
     pub(super) identity: &'a Identity,
+    /// Namespaces of other containers that it joins: the kind, and the path of each.
+    pub(super) joined: &'a [(String, String)],
     /// Mounts in addition to the user's volumes: the host's network files, the image's own volumes.
     pub(super) volumes: &'a [Volume],
 }
@@ -261,7 +265,7 @@ pub(super) fn configuration(options: &RunOptions, setting: &Setting<'_>) -> Resu
         "linux": {
             "resources": resources(options),
             "cgroupsPath": setting.cgroup,
-            "namespaces": namespaces(options),
+            "namespaces": namespaces(options, setting),
         },
     });
     if !options.limits.ulimits.is_empty() {
@@ -290,7 +294,7 @@ pub(super) fn configuration(options: &RunOptions, setting: &Setting<'_>) -> Resu
     Ok(document)
 }
 
-fn namespaces(options: &RunOptions) -> Value {
+fn namespaces(options: &RunOptions, setting: &Setting<'_>) -> Value {
     let own = [
         ("pid", !options.pid_host),
         ("ipc", !options.ipc_host),
@@ -299,7 +303,10 @@ fn namespaces(options: &RunOptions) -> Value {
         ("cgroup", options.cgroup_private),
         ("network", options.network != Network::Host),
     ];
-    own.into_iter().filter(|(_, own)| *own).map(|(kind, _)| json!({ "type": kind })).collect()
+    let joined = setting.joined.iter().map(|(kind, path)| json!({"type": kind, "path": path}));
+    let is_joined = |kind: &str| setting.joined.iter().any(|(joined, _)| joined == kind);
+    let own = own.into_iter().filter(|(kind, own)| *own && !is_joined(kind)).map(|(kind, _)| json!({ "type": kind }));
+    own.chain(joined).collect()
 }
 
 /// Kernel parameters: the user's. In a separate network, any user may also listen on any port, as with docker.
@@ -349,7 +356,7 @@ fn mounts(options: &RunOptions, setting: &Setting<'_>) -> Vec<Value> {
         let access = if volume.read_only { "ro" } else { "rw" };
         mounts.push(json!({
             "destination": volume.destination, "type": "bind", "source": volume.source,
-            "options": ["rbind", "rprivate", access],
+            "options": ["rbind", volume.propagation.as_deref().unwrap_or("rprivate"), access],
         }));
     }
     mounts

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use super::bundle::{RunOptions, Setting, Volume, configuration};
 use super::paths::ContainerView;
 use super::runtime::in_path;
+use super::state::ProcessId;
 use super::users::Identity;
 use super::{Container, devices, program, rootless, stubs, users};
 use crate::image::{ImageError, IoContext, Result, spec};
@@ -48,6 +49,20 @@ fn put_init_first(document: &mut Value) -> Result<()> {
     Ok(())
 }
 
+/// The namespaces of running containers that this one shares.
+fn joined(store: &Store, options: &RunOptions) -> Result<Vec<(String, String)>> {
+    let mut joined = Vec::new();
+    for (kind, id) in &options.shared {
+        let other = Container::open(store, id)?;
+        let Some(pid) = other.state()?.process.as_ref().and_then(ProcessId::alive) else {
+            return Err(ImageError::refused(other.name(), format!("does not run; the container shares its {kind}")));
+        };
+        let file = if kind == "network" { "net" } else { kind };
+        joined.push((kind.clone(), format!("/proc/{}/ns/{file}", pid.as_raw_nonzero())));
+    }
+    Ok(joined)
+}
+
 impl Container {
     /// Writes the bundle's `config.json` for a mounted container.
     ///
@@ -72,12 +87,14 @@ impl Container {
         self.fill_named_volumes(&root, &options.volumes)?;
         let parent = options.cgroup_parent.as_deref().unwrap_or_default().trim_matches('/');
         let cgroup = Path::new("/").join(parent).join(format!("strata-{}", self.runtime_id())).display().to_string();
+        let joined = joined(store, options)?;
         let setting = Setting {
             name: &self.name,
             root: mountpoint,
             cgroup: &cgroup,
             image: &image,
             identity: &identity,
+            joined: &joined,
             volumes: &volumes,
         };
         let mut document = configuration(options, &setting)?;

@@ -20,12 +20,15 @@ pub struct Volume {
     /// The name, if it is a named volume.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub volume: Option<String>,
+    /// Which way mounts below it spread (`rslave`, mount_namespaces(7)); `rprivate` by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub propagation: Option<String>,
 }
 
 impl Volume {
     /// A writable file or directory of the host.
     pub(super) fn bind(source: PathBuf, destination: PathBuf) -> Self {
-        Self { source, destination, read_only: false, volume: None }
+        Self { source, destination, read_only: false, volume: None, propagation: None }
     }
 }
 
@@ -40,16 +43,20 @@ impl std::str::FromStr for Volume {
         let at = text.rfind(":/").ok_or_else(|| bad(form))?;
         let (source, rest) = (&text[..at], &text[at + 1..]);
         let (destination, options) = rest.split_once(':').unwrap_or((rest, "rw"));
-        let mut read_only = false;
+        let (mut read_only, mut propagation) = (false, None);
         for option in options.split(',') {
             match option {
                 "ro" | "readonly" => read_only = true,
-                // Accepted without effect: there are no labels, no other machine and no propagation here.
-                "rw" | "z" | "Z" | "nocopy" | "cached" | "delegated" | "consistent" | "rprivate" | "private" => {}
-                _ => return Err(bad("the options of a volume are ro and rw")),
+                // Accepted without effect: there are no labels and no other machine here.
+                "rshared" | "shared" | "rslave" | "slave" | "rprivate" | "private" => {
+                    propagation = Some(option.to_owned())
+                }
+                "rw" | "z" | "Z" | "nocopy" | "cached" | "delegated" | "consistent" => {}
+                _ => return Err(bad("the options of a volume are ro, rw, and rshared, rslave or rprivate")),
             }
         }
-        Self::new(source, destination, read_only).map_err(|reason| bad(&reason))
+        let volume = Self::new(source, destination, read_only).map_err(|reason| bad(&reason))?;
+        Ok(Self { propagation, ..volume })
     }
 }
 
@@ -71,10 +78,11 @@ impl Volume {
             if source.contains('/') {
                 return Err(format!("a directory begins with / or ./ (./{source})"));
             }
-            return Ok(Self { source: PathBuf::new(), destination, read_only, volume: Some(source.to_owned()) });
+            let volume = Some(source.to_owned());
+            return Ok(Self { source: PathBuf::new(), destination, read_only, volume, propagation: None });
         }
         let source = std::path::absolute(source).map_err(|error| error.to_string())?;
-        Ok(Self { source, destination, read_only, volume: None })
+        Ok(Self { source, destination, read_only, volume: None, propagation: None })
     }
 }
 
@@ -98,6 +106,8 @@ mod tests {
             let expected = Volume::bind(source.into(), destination.into());
             assert_eq!(volume, expected, "{text}");
         }
+        let spread: Volume = "/a:/b:ro,rslave".parse().expect("volume");
+        assert_eq!((spread.read_only, spread.propagation.as_deref()), (true, Some("rslave")));
         let named: Volume = "cache:/c".parse().expect("a name");
         assert_eq!((named.volume.as_deref(), named.source.as_os_str().is_empty()), (Some("cache"), true));
         assert!("./cache:/c".parse::<Volume>().expect("a directory").source.ends_with("cache"));

@@ -213,6 +213,32 @@ fn volumes_of_another_container() {
 }
 
 #[test]
+fn namespaces_of_another_container() {
+    let Some(world) = world() else { return };
+    world.ok(&["run", "-d", "--name", "c", "--network", "none", "tool:1", "while :; do sleep 0.05; done"]);
+    let namespace = |args: &[&str], kind: &str| {
+        let shown = world.ok(&[args, &["ls -l /proc/self/ns/$0", kind]].concat());
+        shown.rsplit(' ').next().unwrap().to_owned()
+    };
+    let inside = ["exec", "c", "/bin/sh", "-c"];
+    for (flag, kind) in [("--network", "net"), ("--pid", "pid")] {
+        let shares = namespace(&["run", "--rm", flag, "container:c", "--entrypoint", "/bin/sh", "tool:1", "-c"], kind);
+        assert_eq!(shares, namespace(&inside, kind), "{flag}");
+        assert_ne!(shares, namespace(&["run", "--rm", "--entrypoint", "/bin/sh", "tool:1", "-c"], kind), "{flag}");
+    }
+    world.ok(&["create", "--name", "d", "--network", "container:c", "tool:1", "true"]);
+    let id = world.ok(&["ps", "-q", "--no-trunc"]);
+    let shown = world.ok(&["inspect", "-f", "{{.HostConfig.NetworkMode}}", "d"]);
+    assert_eq!(shown, format!("container:{id}"));
+    world.ok(&["stop", "-t", "0", "c"]);
+    let refused = world.run(&["start", "d"]);
+    assert_eq!(String::from_utf8_lossy(&refused.stderr), "strata: c: does not run; the container shares its network\n");
+    world.ok(&["rm", "-a"]);
+    let published = refusal(&world, &["run", "--network", "container:c", "-p", "80", "tool:1"]);
+    assert!(published.contains("of that container"), "{published}");
+}
+
+#[test]
 fn what_it_sees() {
     let Some(world) = world() else { return };
     let dir = world.dir.path();

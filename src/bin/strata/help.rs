@@ -50,7 +50,7 @@ const GROUPS: [(&str, &[&str]); 5] = [
 ];
 
 /// Verbs of docker that another program does, or that mean nothing without a daemon, with what to do.
-const ELSEWHERE: [(&str, &str); 16] = [
+const ELSEWHERE: [(&str, &str); 26] = [
     ("build", "use buildah or podman build, then strata load or pull"),
     ("buildx", "use buildah or podman build, then strata load or pull"),
     ("builder", "use buildah; strata has no cache of builds"),
@@ -67,6 +67,16 @@ const ELSEWHERE: [(&str, &str); 16] = [
     ("search", "use skopeo list-tags"),
     ("events", "no daemon sees events; use ps and wait"),
     ("update", "limits are set when a container is made"),
+    ("plugin", "there are no plugins"),
+    ("trust", "use cosign"),
+    ("scout", "use trivy or grype on strata save"),
+    ("pod", "there are no pods; run --network container:NAME shares a network"),
+    ("kube", "use podman kube, or Kubernetes with strata snapshotter"),
+    ("play", "use podman kube, or Kubernetes with strata snapshotter"),
+    ("generate", "write a systemd unit with ExecStart=strata start -a NAME"),
+    ("machine", "there is no virtual machine; strata runs on Linux"),
+    ("healthcheck", "there are no health checks; use exec"),
+    ("unshare", "use unshare(1) with --map-auto"),
 ];
 
 /// What to do instead of a verb that strata does not have.

@@ -33,7 +33,8 @@ pub fn options_of(store: &Store, args: &ContainerArgs, command: Vec<String>, roo
         working_dir: args.workdir.clone(),
         user: args.user.clone().or_else(|| keep_id.map(|(uid, gid)| format!("{uid}:{gid}"))),
         keep_id,
-        network: network_of(&args.network),
+        network: network_of(&args.network)?,
+        shared: shared(store, args, rootless)?,
         ports: ports_of(&args.network)?,
         publish_all: args.network.publish_all,
         expose: args.network.expose.clone(),
@@ -131,7 +132,7 @@ fn add_volumes_of(store: &Store, options: &mut RunOptions, word: &str) -> Result
         };
         if !options.volumes.iter().any(|volume| volume.destination == seen.destination) {
             let (source, destination, read_only) = (seen.source, seen.destination, seen.read_only || read_only);
-            options.volumes.push(Volume { source, destination, read_only, volume });
+            options.volumes.push(Volume { source, destination, read_only, volume, propagation: None });
         }
     }
     Ok(())
@@ -232,10 +233,34 @@ fn assignments(files: &[PathBuf], words: &[String]) -> Result<Vec<String>> {
     Ok(found)
 }
 
-fn network_of(args: &NetworkArgs) -> Network {
+/// The containers whose network or processes it shares.
+fn shared(store: &Store, args: &ContainerArgs, rootless: bool) -> Result<BTreeMap<String, String>> {
+    let mut shared = BTreeMap::new();
+    let network = match &args.network.network {
+        Some(NetworkArg::Of(name)) => Some(name.as_str()),
+        _ => None,
+    };
+    let processes = args.privileges.pid.as_deref().and_then(|mode| mode.strip_prefix("container:"));
+    for (flag, kind, name) in [("--network", "network", network), ("--pid", "pid", processes)] {
+        let Some(name) = name else { continue };
+        if rootless {
+            bail!(
+                "{flag} container:{name}: each container of a user has a user namespace of its own; run them as root"
+            );
+        }
+        let other = Container::open(store, name).map_err(|error| anyhow!("{flag} container:{error}"))?;
+        shared.insert(kind.to_owned(), other.id());
+    }
+    Ok(shared)
+}
+
+fn network_of(args: &NetworkArgs) -> Result<Network> {
     let publishes = args.publish_all || !args.publish.is_empty();
-    match args.network {
-        Some(NetworkArg::Host) => {
+    Ok(match &args.network {
+        Some(NetworkArg::Of(name)) if publishes => {
+            bail!("--network container:{name}: publish the ports (-p) of that container")
+        }
+        Some(NetworkArg::Host | NetworkArg::Of(_)) => {
             if publishes {
                 tell("strata: on the host's network all ports are the host's; -p and -P have no effect");
             }
@@ -245,7 +270,7 @@ fn network_of(args: &NetworkArgs) -> Network {
         Some(NetworkArg::Pasta) => Network::Pasta,
         None if publishes => Network::Pasta,
         None => Network::Host,
-    }
+    })
 }
 
 fn ports_of(args: &NetworkArgs) -> Result<Vec<Port>> {
@@ -311,7 +336,7 @@ fn limits_of(args: &LimitArgsOfContainer) -> Result<Limits> {
 
 /// Parses one `--mount`.
 fn add_mount(options: &mut RunOptions, words: &str) -> Result<()> {
-    let (mut kind, mut source, mut destination, mut read_only) = ("volume", "", "", false);
+    let (mut kind, mut source, mut destination, mut read_only, mut propagation) = ("volume", "", "", false, None);
     let mut memory: Vec<String> = Vec::new();
     for word in words.split(',') {
         let (name, value) = word.split_once('=').unwrap_or((word, ""));
@@ -323,8 +348,11 @@ fn add_mount(options: &mut RunOptions, words: &str) -> Result<()> {
             ("readonly" | "ro", "false" | "0") => read_only = false,
             ("tmpfs-size", value) => memory.push(format!("size={}", parse_size(value).map_err(anyhow::Error::msg)?)),
             ("tmpfs-mode", value) => memory.push(format!("mode={value}")),
-            // Accepted without effect: there is no other machine and no propagation here.
-            ("bind-propagation" | "consistency" | "volume-nocopy" | "bind-nonrecursive", _) => {}
+            ("bind-propagation", "rshared" | "shared" | "rslave" | "slave" | "rprivate" | "private") => {
+                propagation = Some(value.to_owned());
+            }
+            // Accepted without effect: there is no other machine here.
+            ("consistency" | "volume-nocopy" | "bind-nonrecursive", _) => {}
             _ => bail!("--mount {words}: {word:?} is not known"),
         }
     }
@@ -337,7 +365,8 @@ fn add_mount(options: &mut RunOptions, words: &str) -> Result<()> {
         "volume" if !source.contains('/') => options.volumes.push(volume(words, source, destination, read_only)?),
         "bind" if !source.is_empty() => {
             let source = std::path::absolute(source)?.display().to_string();
-            options.volumes.push(volume(words, &source, destination, read_only)?);
+            let volume = volume(words, &source, destination, read_only)?;
+            options.volumes.push(Volume { propagation, ..volume });
         }
         _ => bail!("--mount {words}: type=bind with source=, type=volume with a name as source=, or type=tmpfs"),
     }

@@ -164,12 +164,14 @@ impl Listed {
     }
 
     /// The word that was given for `--network`.
-    pub fn network(&self) -> &'static str {
-        match self.container.record.options.network {
+    pub fn network(&self) -> String {
+        let options = &self.container.record.options;
+        let word = match options.network {
             Network::Host => "host",
             Network::None => "none",
             Network::Pasta => "pasta",
-        }
+        };
+        options.shared.get("network").map_or_else(|| word.to_owned(), |id| format!("container:{id}"))
     }
 
     /// The fields of docker's list as text.

@@ -71,8 +71,8 @@ pub struct PrivilegeArgs {
     /// A small program is its first process, passes signals on and reaps children
     #[arg(long)]
     pub init: bool,
-    /// `host`: it sees the host's processes
-    #[arg(long, value_name = "MODE", value_parser = ["host", "private"])]
+    /// `host`: it sees the host's processes; `container:NAME`: that container's
+    #[arg(long, value_name = "MODE", value_parser = parse_pid)]
     pub pid: Option<String>,
     /// `host`: it shares the host's IPC
     #[arg(long, value_name = "MODE", value_parser = ["host", "private", "shareable"])]
@@ -92,6 +92,14 @@ pub struct PrivilegeArgs {
     /// A further group, by the image's own names, or a number
     #[arg(long, value_name = "GROUP")]
     pub group_add: Vec<String>,
+}
+
+fn parse_pid(text: &str) -> Result<String, String> {
+    match text {
+        "host" | "private" => Ok(text.to_owned()),
+        _ if text.strip_prefix("container:").is_some_and(|name| !name.is_empty()) => Ok(text.to_owned()),
+        _ => Err("host, private or container:NAME".to_owned()),
+    }
 }
 
 /// A text with a name before its `=`.

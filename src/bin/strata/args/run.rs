@@ -8,15 +8,26 @@ use stratafs::image::spec::Platform;
 
 use super::{DriverArg, ForeignArgs, KeepArgs, LimitArgsOfContainer, PrivilegeArgs, RegistryArgs, StorageArgs};
 
-#[derive(Clone, Copy, ValueEnum)]
+/// The value of `--network`.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NetworkArg {
-    /// The host's
     Host,
-    /// Nothing but lo
     None,
-    /// One of its own, joined with the host's by pasta
-    #[value(alias = "bridge", alias = "default", alias = "private")]
     Pasta,
+    /// Another container's.
+    Of(String),
+}
+
+fn parse_network(text: &str) -> Result<NetworkArg, String> {
+    match text {
+        "host" => Ok(NetworkArg::Host),
+        "none" => Ok(NetworkArg::None),
+        "pasta" | "bridge" | "default" | "private" => Ok(NetworkArg::Pasta),
+        _ => match text.strip_prefix("container:") {
+            Some(name) if !name.is_empty() => Ok(NetworkArg::Of(name.to_owned())),
+            _ => Err("host, none, pasta or container:NAME".to_owned()),
+        },
+    }
 }
 
 /// When an image is pulled.
@@ -124,8 +135,9 @@ pub struct NetworkArgs {
     /// Its domain name
     #[arg(long, value_name = "NAME")]
     pub domainname: Option<String>,
-    /// Its network [default: the host's; with -p or -P: pasta]
-    #[arg(long, visible_alias = "net", value_enum, hide_possible_values = false)]
+    /// Its network: host; none: nothing but lo; pasta: one of its own, joined with the host's by pasta; container:NAME: that
+    /// container's [default: host; with -p or -P: pasta]
+    #[arg(long, visible_alias = "net", value_name = "NETWORK", value_parser = parse_network)]
     pub network: Option<NetworkArg>,
     /// Publish a port of the container on the host
     #[arg(short, long, value_name = "[ADDRESS:][HOST:]CONTAINER[/udp]")]

@@ -143,7 +143,7 @@ fn host_config(listed: &Listed, bundle: &Value) -> Value {
         "DnsOptions": options.dns_options,
         "ExtraHosts": options.add_hosts,
         "GroupAdd": options.groups,
-        "PidMode": is(options.pid_host, ""),
+        "PidMode": options.shared.get("pid").map_or_else(|| is(options.pid_host, ""), |id| format!("container:{id}")),
         "IpcMode": is(options.ipc_host, "private"),
         "UTSMode": is(options.uts_host, ""),
         "UsernsMode": if options.keep_id.is_some() { "keep-id" } else { "" },
