@@ -135,14 +135,30 @@ fn remedy(error: &anyhow::Error) -> String {
     }
 }
 
+/// True if the words of a command line begin with `run`, `create` or `exec`, or with these below `container`.
+fn is_verb_of_run<'w>(words: impl Iterator<Item = &'w str>) -> bool {
+    let mut words = words.peekable();
+    let mut verbs = std::iter::from_fn(|| {
+        loop {
+            match words.next()? {
+                "--root" => drop(words.next()),
+                option if option.starts_with('-') => {}
+                verb => return Some(verb),
+            }
+        }
+    });
+    let verb = verbs.next().filter(|&verb| verb != "container").or_else(|| verbs.next());
+    matches!(verb, Some("run" | "create" | "exec"))
+}
+
 /// Wrong usage of `run`, `create` and `exec` has its own exit code, as in docker, to distinguish it from the container's.
 fn wrong_usage(error: &clap::Error) -> ExitCode {
     match help::complaint(error) {
         Some(line) => output::tell(&format!("strata: {line}")),
         None => error.print().unwrap_or(()),
     }
-    let words: Vec<_> = std::env::args_os().collect();
-    let is_run = words.iter().skip(1).any(|word| word == "run" || word == "exec" || word == "create");
+    let words: Vec<_> = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
+    let is_run = is_verb_of_run(words.iter().map(String::as_str));
     match error.exit_code() {
         0 => ExitCode::SUCCESS,
         _ if is_run => ExitCode::from(125),
@@ -322,4 +338,26 @@ fn run_on_store(root: Option<PathBuf>, verb: Verb) -> Result<ExitCode> {
         Verb::Snapshotter(_) => {}
     }
     Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn verbs_that_run_are_told_by_their_place() {
+        for (line, expected) in [
+            ("run image", true),
+            ("--root /s exec -it c sh", true),
+            ("--root=/s create image", true),
+            ("container run image", true),
+            ("checkpoint create web", false),
+            ("volume create v", false),
+            ("rm run", false),
+            ("--root run", false),
+            ("", false),
+        ] {
+            assert_eq!(is_verb_of_run(line.split(' ')), expected, "{line}");
+        }
+    }
 }
