@@ -186,7 +186,7 @@ impl Container {
     /// # Errors
     /// When the mount does not answer.
     pub fn sync(&self) -> Result<()> {
-        if !self.is_mounted()? {
+        if self.write_back()? || !self.is_mounted()? {
             return Ok(());
         }
         let mountpoint = &self.record.mountpoint;

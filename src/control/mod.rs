@@ -55,6 +55,8 @@ pub enum Request {
         /// Their directories.
         layers: Vec<String>,
     },
+    /// Have the kernel write back what it keeps of open files.
+    WriteBack,
     /// Describe the mount.
     State,
 }
@@ -110,6 +112,7 @@ impl Request {
             }
             Self::Merged { lowers } => json!({"op": "merged", "lowers": lowers}),
             Self::Share { layers } => json!({"op": "share", "layers": layers}),
+            Self::WriteBack => json!({"op": "write-back"}),
             Self::State => json!({"op": "state"}),
         }
     }
@@ -130,6 +133,7 @@ impl Request {
             }
             "merged" => Self::Merged { lowers: texts(&value["lowers"])? },
             "share" => Self::Share { layers: texts(&value["layers"])? },
+            "write-back" => Self::WriteBack,
             "state" => Self::State,
             _ => return None,
         })
@@ -220,6 +224,7 @@ mod tests {
             (&keeping, r#"{"op":"switch","place":"/p","id":"a","lowers":["/l"],"keep":{"place":"/k","id":"b"}}"#),
             (&Request::Share { layers: lowers.clone() }, r#"{"op":"share","layers":["/l"]}"#),
             (&Request::Merged { lowers: lowers.clone() }, r#"{"op":"merged","lowers":["/l"]}"#),
+            (&Request::WriteBack, r#"{"op":"write-back"}"#),
             (&Request::State, r#"{"op":"state"}"#),
         ] {
             assert_eq!(request.to_json().to_string(), text);

@@ -1,5 +1,6 @@
 //! The verbs, behind the gate. The FUSE side and tests call them.
 
+use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -53,6 +54,23 @@ impl Overlay {
         // No flush is made under the gate, because it may take long.
         let to_sync = self.enter().to_sync()?;
         to_sync.map_or(Ok(()), rustix::fs::syncfs)
+    }
+
+    /// Has the kernel write back what it keeps of open files, and waits for that: pages that were written through a mapping,
+    /// and with `writeback` all writes. `syncfs(2)` on the mount only begins it with kernels that do not wait for FUSE
+    /// (`wait_sb_inodes()` of Linux 6.18). Files that are not open have no such pages.
+    ///
+    /// Must not be called by a thread that answers requests.
+    pub fn write_back(&self) {
+        let (kernel, nodes) = {
+            let union = self.enter();
+            let nodes: BTreeSet<NodeId> = union.handles.cached_writers().iter().map(|node| node.id()).collect();
+            (union.kernel.get().map(|attached| Arc::clone(&attached.kernel)), nodes)
+        };
+        // With the gate open, because the kernel's writes need it.
+        if let Some(kernel) = kernel {
+            nodes.into_iter().for_each(|node| kernel.invalidate_pages(node));
+        }
     }
 
     /// Flushes an open file to the disk, unless the mount never flushes.

@@ -5,6 +5,10 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::fs::OFlags;
+use stratafs::control::Request;
+
+use crate::common::sys::Mapping;
 use crate::common::{Driver, Stack, skip, sys};
 use crate::on_stratafs;
 
@@ -95,6 +99,30 @@ on_stratafs! {
         }
         let line = format!("pauses       3, the last {last} µs, the longest {longest} µs");
         assert!(ask(mount.root(), &[]).lines().any(|told| told == line), "{line}");
+    }
+
+    /// Pages that were written through a mapping, or through the write-back cache, are in the checkpoint; on request they are
+    /// in the upper.
+    fn what_the_kernel_keeps_is_written_back(driver) {
+        const LENGTH: u64 = 1 << 20;
+        for option in ["passthrough=off", "passthrough=off,writeback"] {
+            let mut mount = Stack::new().lower("dir d").stratafs_option(option).mount(driver);
+            let file = sys::open(&mount.at("d/f"), OFlags::RDWR | OFlags::CREATE, 0o644).unwrap();
+            rustix::fs::ftruncate(&file, LENGTH).unwrap();
+            let mapping = Mapping::new(&file, LENGTH as usize, true);
+            for round in 1..=20_u8 {
+                let pages = (0..LENGTH as usize).step_by(4096);
+                pages.clone().for_each(|at| mapping.store(at, &[round]));
+                let real = if round % 2 == 0 {
+                    mount.checkpoint().join("d/f")
+                } else {
+                    mount.ask(&Request::WriteBack).unwrap();
+                    mount.upper("d/f")
+                };
+                let content = sys::read(&real).unwrap();
+                assert!(pages.clone().all(|at| content[at] == round), "{option}, round {round}");
+            }
+        }
     }
 
     /// Layers do not take the descriptors that the mount needs for files.

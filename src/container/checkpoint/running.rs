@@ -41,6 +41,16 @@ impl Container {
         }
     }
 
+    /// Asks the driver to have the kernel write back this container's changes. False if no driver of the mount takes the request.
+    pub(in crate::container) fn write_back(&self) -> Result<bool> {
+        if self.record.driver != Driver::Stratafs {
+            return Ok(false);
+        }
+        let Ok(mut mount) = Client::connect(&self.work()) else { return Ok(false) };
+        // Drivers of earlier versions do not know the request.
+        Ok(mount.ask(&Request::WriteBack).is_ok())
+    }
+
     fn told(&self, error: &std::io::Error) -> ImageError {
         ImageError::refused(&self.name, error.to_string())
     }

@@ -89,6 +89,7 @@ impl Overlay {
     pub fn checkpoint(&self, place: &Path, id: ChainId, sync: bool) -> Result<Checkpoint, ChangeError> {
         let mut unfinished = self.changes.one.lock();
         self.finish(&mut unfinished).map_err(|errno| after("the last checkpoint is still not finished", errno))?;
+        self.write_back();
         let mut successor = {
             let union = self.enter();
             union.check_can_change()?;

@@ -121,6 +121,12 @@ impl HandleTable {
         self.handles.iter().filter(|handle| handle.writable).map(|handle| handle.node.clone()).collect()
     }
 
+    /// The files that are open for writing through the kernel's page cache; a file may be listed several times.
+    pub fn cached_writers(&self) -> Vec<NodeRef> {
+        let is_cached = |handle: &OpenFile| handle.writable && !handle.passthrough;
+        self.handles.iter().filter(|handle| is_cached(handle)).map(|handle| handle.node.clone()).collect()
+    }
+
     /// The files that are open; one may be there several times.
     pub fn nodes(&self) -> Vec<NodeRef> {
         self.handles.iter().map(|handle| handle.node.clone()).collect()

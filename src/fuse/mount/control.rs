@@ -33,6 +33,10 @@ pub(super) fn listen(overlay: &Arc<Overlay>, config: &OverlayConfig) -> Option<S
 fn answer(overlay: &Overlay, request: Request) -> Answer {
     let done = match request {
         Request::Checkpoint { place, id, sync } => checkpoint(overlay, &place, &id, sync),
+        Request::WriteBack => {
+            overlay.write_back();
+            Ok(Answer::done())
+        }
         Request::State => Ok(told(&overlay.state())),
         Request::Share { layers } => {
             let layers: Vec<_> = layers.iter().map(|layer| control::path(layer)).collect();

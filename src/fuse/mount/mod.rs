@@ -390,7 +390,7 @@ impl Mounted {
         match mountpoint.unmount(false)? {
             Unmounted::Gone => Ok(()),
             Unmounted::Busy => {
-                self.write_back()?;
+                self.write_back();
                 mountpoint.unmount(true).map(|_| ())
             }
             Unmounted::NotPermitted => self.unmounter.unmount(),
@@ -399,20 +399,16 @@ impl Mounted {
 
     /// Has the kernel write back the dirty pages of writable mappings, because after the process has ended nothing
     /// can. In a thread: a stuck file system must not stop us from ending.
-    fn write_back(&self) -> io::Result<()> {
-        let Some(path) = self.mountpoint.as_ref().map(Mountpoint::path).transpose()?.flatten() else { return Ok(()) };
+    fn write_back(&self) {
+        let overlay = Arc::clone(&self.overlay);
         let (done, finished) = std::sync::mpsc::channel();
         std::thread::spawn(move || {
-            let synced = fs::File::open(&path).and_then(|root| Ok(rustix::fs::syncfs(root)?));
-            if let Err(error) = synced {
-                tracing::warn!(%error, "cannot write back before a lazy unmount");
-            }
+            overlay.write_back();
             done.send(()).unwrap_or(());
         });
         if finished.recv_timeout(5 * GRACE).is_err() {
             tracing::warn!("writing back before a lazy unmount takes too long");
         }
-        Ok(())
     }
 }
 
