@@ -137,7 +137,7 @@ def section(results, chart):
 
 
 # The rows and columns of README.md, which links to the whole table.
-SUMMARY_ROWS = ["walk-cold", "walk-100", "read-cold", "read-warm", "write-4k-random", "untar", "remove", "rename", "git", "apt"]
+SUMMARY_ROWS = ["walk-cold", "walk-100", "read-cold", "read-warm", "write-4k-random", "untar", "remove", "rename", "git", "sqlite"]
 SUMMARY_DRIVERS = [REFERENCE, "stratafs", "fo1", "fo2"]
 
 
