@@ -7,7 +7,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::bundle::{RunOptions, Setting, Volume, configuration};
-use super::paths::ContainerView;
+use super::paths::{ContainerView, Place};
 use super::runtime::in_path;
 use super::state::ProcessId;
 use super::users::Identity;
@@ -30,6 +30,18 @@ pub(super) fn check_program(view: &ContainerView<'_>, process: &Value) -> Result
     };
     program::check_working_dir(view, working_dir)?;
     program::check(view, process["args"][0].as_str().unwrap_or_default(), path, working_dir, &identity)
+}
+
+/// Checks that one more process can be started. For the first one, the runtime makes a missing working directory.
+pub(super) fn check_further(view: &ContainerView<'_>, process: &Value) -> Result<()> {
+    let working_dir = process["cwd"].as_str().unwrap_or("/");
+    match view.resolve(Path::new(working_dir)) {
+        Ok(Place::Missing(_)) => {
+            let reason = "no such directory to start in".to_owned();
+            Err(ImageError::CannotRun { program: working_dir.to_owned(), reason, missing: true })
+        }
+        _ => check_program(view, process),
+    }
 }
 
 /// Makes a small program the first process; it starts the container's own.

@@ -15,7 +15,7 @@ use serde_json::Value;
 
 use super::bundle::{RunOptions, further_process};
 use super::paths::ContainerView;
-use super::run::check_program;
+use super::run::check_further;
 use super::{Container, users};
 use crate::image::digest::Digest;
 use crate::image::{ImageError, IoContext, Result, spec};
@@ -206,7 +206,8 @@ impl Runtime {
         let view = self.inside(container)?;
         let user = options.user.as_ref().map(|user| users::resolve(view.as_fd(), user)).transpose()?;
         let process = further_process(&document["process"], options, user.as_ref())?;
-        check_program(&ContainerView::new(view.as_fd(), std::iter::empty()).at("/")?, &process)?;
+        let tree = ContainerView::new(view.as_fd(), std::iter::empty()).at("/")?;
+        check_further(&tree, &process)?;
         let mut file = tempfile::NamedTempFile::new_in(&self.state).at(&self.state)?;
         file.write_all(&spec::serialize("process", &process)?).at(file.path())?;
         if let Some(recorded) = document["root"]["path"].as_str().map(Path::new)

@@ -163,6 +163,13 @@ fn wrong_values_are_told_in_one_line() {
         ("--cgroup-parent", "../x"),
         ("--env", "=x"),
         ("--attach", "x"),
+        ("--dns", "nosuch"),
+        ("--add-host", "bad"),
+        ("--expose", "x"),
+        ("--publish", "x"),
+        ("--env-file", "/nosuch"),
+        ("--label-file", "/nosuch"),
+        ("--name", "bad name"),
     ] {
         let told = refusal(&world, &["run", flag, value, "tool:1"]);
         assert!(told.contains(flag) && told.contains(value.trim_end_matches('m')), "{told}");

@@ -293,6 +293,10 @@ fn a_user_who_may_not_reach_a_program_is_told_in_one_line() {
     world.ok(&["run", "-d", "--name", "c", "tool:1", "while :; do sleep 0.05; done"]);
     let merged = world.root().join("containers/c/merged");
     std::fs::set_permissions(merged, std::fs::Permissions::from_mode(0o700)).unwrap();
+    let told = refusal(&world, 127, &["exec", "-w", "/nosuch", "c", "/bin/id"]);
+    assert_eq!(told, "strata: /nosuch: no such directory to start in\n");
+    let processes = world.ok(&["top", "c", "aux"]);
+    assert!(processes.contains("while :") && !processes.contains("strata"), "{processes}");
     let told = refusal(&world, 126, &["exec", "-u", "1000", "c", "/bin/id"]);
     assert!(told.contains("may not search the directories"), "{told}");
     let file = world.dir.path().join("env");

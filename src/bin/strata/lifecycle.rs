@@ -245,7 +245,18 @@ pub fn top(store: &Store, args: &Top) -> Result<ExitCode> {
         [] => command.arg("-f"),
         options => command.args(options),
     };
-    let status = command.arg("-p").arg(list).stdin(Stdio::null()).status();
-    let status = status.context("ps(1) is needed; apt-get install procps")?;
-    Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    let output = command.arg("-p").arg(list).stdin(Stdio::null()).stderr(Stdio::inherit()).output();
+    let output = output.context("ps(1) is needed; apt-get install procps")?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let mut lines = text.lines();
+    let heading = lines.next().unwrap_or_default();
+    print_line(heading)?;
+    // Options such as `aux` select further processes.
+    let column = heading.split_whitespace().position(|word| word == "PID");
+    let is_inside = |line: &&str| {
+        let pid = column.and_then(|column| line.split_whitespace().nth(column)?.parse().ok());
+        pid.is_none_or(|pid| pids.contains(&pid))
+    };
+    lines.filter(is_inside).try_for_each(print_line)?;
+    Ok(if output.status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -46,7 +47,7 @@ pub fn options_of(store: &Store, args: &ContainerArgs, command: Vec<String>, roo
         terminal: args.tty,
         interactive: args.interactive,
         read_only: args.storage.read_only,
-        labels: labels(&assignments(&args.label_file, &args.label)?),
+        labels: labels(&assignments("--label-file", &args.label_file, &args.label)?),
         annotations: labels(&args.annotation),
         stop_signal: args.stop_signal.clone(),
         stop_timeout: args.stop_timeout,
@@ -146,6 +147,15 @@ fn refuse(args: &ContainerArgs) -> Result<()> {
     if let Some(dir) = args.workdir.as_ref().filter(|dir| !dir.starts_with('/')) {
         bail!("--workdir {dir}: an absolute path is needed");
     }
+    if let Some(address) = args.network.dns.iter().find(|address| !is_address(address)) {
+        bail!("--dns {address}: not an address");
+    }
+    if let Some(word) = args.network.add_host.iter().find(|word| !is_host_line(word)) {
+        bail!("--add-host {word}: reads NAME:ADDRESS");
+    }
+    if let Some(port) = args.network.expose.iter().find(|port| !is_port_range(port)) {
+        bail!("--expose {port}: reads PORT[-PORT][/tcp|/udp]");
+    }
     if let Some(signal) = args.stop_signal.as_ref().filter(|signal| !is_signal(signal)) {
         bail!("--stop-signal {signal}: no such signal");
     }
@@ -169,6 +179,24 @@ fn refuse(args: &ContainerArgs) -> Result<()> {
         ),
     }
     Ok(())
+}
+
+/// An address of a name server may name the interface: `fe80::1%eth0`.
+fn is_address(text: &str) -> bool {
+    text.split('%').next().is_some_and(|address| address.parse::<IpAddr>().is_ok())
+}
+
+/// `NAME:ADDRESS` or `NAME=ADDRESS`, as docker takes both.
+fn is_host_line(word: &str) -> bool {
+    let parts = word.split_once([':', '=']);
+    parts.is_some_and(|(name, address)| !name.is_empty() && !address.is_empty())
+}
+
+fn is_port_range(text: &str) -> bool {
+    let (ports, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
+    let is_port = |port: &str| port.parse::<u16>().is_ok_and(|port| port > 0);
+    let (first, last) = ports.split_once('-').unwrap_or((ports, ports));
+    is_port(first) && is_port(last) && matches!(protocol, "tcp" | "udp")
 }
 
 /// The ids that `--userns keep-id` keeps. Root has its own ids anyway.
@@ -210,21 +238,21 @@ fn devices_of(args: &StorageArgs) -> Result<Vec<String>> {
     Ok(devices)
 }
 
-/// The variables in the files, then these.
+/// The variables in the files of `--env-file`, then these.
 pub fn environment(files: &[PathBuf], words: &[String]) -> Result<Vec<String>> {
-    assignments(files, words)
+    assignments("--env-file", files, words)
 }
 
 /// The lines of the files, without comments, then these words.
-fn assignments(files: &[PathBuf], words: &[String]) -> Result<Vec<String>> {
+fn assignments(flag: &str, files: &[PathBuf], words: &[String]) -> Result<Vec<String>> {
     let mut found = Vec::new();
     for file in files {
-        let text = fs::read_to_string(file).with_context(|| file.display().to_string())?;
+        let text = fs::read_to_string(file).with_context(|| format!("{flag} {}", file.display()))?;
         let lines = text.lines().map(str::trim_start).filter(|line| !line.is_empty() && !line.starts_with('#'));
         for line in lines {
             let name = line.split('=').next().unwrap_or_default();
             if name.is_empty() || name.contains(char::is_whitespace) {
-                bail!("{}: {line:?} is no NAME=VALUE", file.display());
+                bail!("{flag} {}: {line:?} is no NAME=VALUE", file.display());
             }
             found.push(line.to_owned());
         }
@@ -274,7 +302,8 @@ fn network_of(args: &NetworkArgs) -> Result<Network> {
 }
 
 fn ports_of(args: &NetworkArgs) -> Result<Vec<Port>> {
-    let ports: Vec<Vec<Port>> = args.publish.iter().map(|text| Port::parse(text)).collect::<Result<_, _>>()?;
+    let ports: Vec<Vec<Port>> =
+        args.publish.iter().map(|text| Port::parse(text).context("--publish")).collect::<Result<_>>()?;
     Ok(ports.concat())
 }
 

@@ -5,7 +5,7 @@ use std::io::{self, IsTerminal};
 use std::os::unix::net::UnixStream;
 use std::process::{Command, ExitCode, Stdio};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use rustix::process::Pid;
 use stratafs::container::attach::{Attachment, Attendance, Ended};
 use stratafs::container::bundle::RunOptions;
@@ -190,7 +190,10 @@ fn create_container<'s>(store: &'s Store, args: ContainerArgs) -> Result<Stay<'s
         runtime: Some(runtime.program().display().to_string()),
         ..CreateOptions::default()
     };
-    let (container, lock) = Container::create_locked(store, &image, &create)?;
+    let (container, lock) = Container::create_locked(store, &image, &create).map_err(|error| match error {
+        ImageError::Malformed { .. } => anyhow!("--name {error}"),
+        error => error.into(),
+    })?;
     if let Some(file) = &args.keep.cidfile {
         std::fs::write(file, &container.record.id).with_context(|| file.display().to_string())?;
     }

@@ -87,7 +87,7 @@ fn hosts(options: &RunOptions, hostname: &str, of_host: &str, routes: &str) -> R
     }
     for word in &options.add_hosts {
         let bad = || ImageError::malformed(word, "a host reads NAME:ADDRESS");
-        let (name, address) = word.split_once(':').ok_or_else(bad)?;
+        let (name, address) = word.split_once([':', '=']).ok_or_else(bad)?;
         let address = match address.trim_start_matches('[').trim_end_matches(']') {
             HOST if options.network == Network::Host => "127.0.0.1".to_owned(),
             HOST => gateway(routes).ok_or_else(|| ImageError::refused(word, "this host has no gateway"))?,
