@@ -77,7 +77,9 @@ impl Home {
         let message = String::from_utf8(output.stderr).unwrap();
         let lines: Vec<&str> = message.lines().filter(|line| line.starts_with("strata: ")).collect();
         assert_eq!((output.status.code(), lines.len()), (Some(1), 1), "{args:?}: {message}");
-        assert!(!message.contains("panicked") && output.stdout.is_empty(), "{args:?}: {message}");
+        // `inspect` prints the array of what it found, as docker does.
+        let printed: &[u8] = if args.contains(&"inspect") { b"[]\n" } else { b"" };
+        assert!(!message.contains("panicked") && output.stdout == printed, "{args:?}: {message}");
         assert_eq!(self.listing(), before, "{args:?}");
         lines[0].to_owned()
     }
