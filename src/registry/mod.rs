@@ -88,6 +88,8 @@ pub struct Options {
 pub trait Progress: Sync {
     /// A layer needs no transfer.
     fn skips(&self, layer: &Digest, why: &str);
+    /// So many of this number of bytes of a layer were compressed for its transfer.
+    fn compresses(&self, _layer: &Digest, _position: u64, _size: u64) {}
     /// The transfer of a layer of this size begins.
     fn begins(&self, layer: &Digest, size: u64);
     /// This many bytes of it have been transferred.

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use ureq::http::Method;
 
@@ -224,7 +224,12 @@ impl Sender<'_> {
         let plain = known.iter().any(|blob| blob.descriptor.digest == *diff_id);
         let compression = if plain { Compression::None } else { self.compression };
         let path = self.scratch.join(format!("sent-{}", diff_id.hex()));
-        let (digest, size) = compress(layer, compression, &path, &|_| {})?;
+        let done = AtomicU64::new(0);
+        let watch = |bytes| {
+            let position = done.fetch_add(bytes, Ordering::Relaxed) + bytes;
+            self.progress.compresses(diff_id, position, layer.record.size);
+        };
+        let (digest, size) = compress(layer, compression, &path, &watch)?;
         let suffix = match compression {
             Compression::None => "",
             Compression::Gzip => "+gzip",

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::fixture::noise;
 use super::fixture::*;
+use super::pty::Terminal;
 use super::server::{Server, Wants};
 use super::tar_build::Tar;
 use super::{Home, digest_in, trees};
@@ -18,6 +19,22 @@ fn insecure(name: &str) -> String {
 fn remote_digest(home: &Home, name: &str) -> String {
     let raw = home.skopeo(&["inspect", "--tls-verify=false", "--raw", &insecure(name)]);
     stratafs::image::digest::Digest::of(raw.as_bytes()).to_string()
+}
+
+/// A layer whose compressed form is not known is compressed first, which takes longer than to send it.
+#[test]
+fn a_push_shows_the_compression_on_a_terminal() {
+    let server = Server::start(Wants::default());
+    let home = Home::new();
+    let rootfs = home.path("rootfs.tar");
+    std::fs::write(&rootfs, Tar::new().file("big", noise(8 << 20, 1)).end()).unwrap();
+    home.ok(&["import", rootfs.to_str().unwrap(), "big:1"]);
+    let mut command = home.command(env!("CARGO_BIN_EXE_strata"));
+    command.args(["push", "--plain-http", "big:1", &server.name("big:1")]);
+    let mut terminal = Terminal::run(&command);
+    terminal.waits_for(" compressing: [");
+    terminal.waits_for(": Pushed");
+    assert_eq!(terminal.ends(), Some(0));
 }
 
 #[test]

@@ -54,12 +54,26 @@ impl Report {
 
 impl Progress for Report {
     fn skips(&self, layer: &Digest, why: &str) {
+        if let Some(bar) = self.bars.lock().ok().and_then(|mut bars| bars.remove(layer)) {
+            bar.finish_and_clear();
+        }
         self.say(&format!("{}: {why}", short_id(layer)));
     }
 
     fn begins(&self, layer: &Digest, size: u64) {
         if let Ok(mut bars) = self.bars.lock() {
-            bars.entry(*layer).or_insert_with(|| self.all.add(bar_of(layer, size)));
+            let bar = bars.entry(*layer).or_insert_with(|| self.all.add(bar_of(layer, size)));
+            // It may have shown the compression.
+            bar.set_prefix(short_id(layer));
+            bar.set_length(size);
+        }
+    }
+
+    fn compresses(&self, layer: &Digest, position: u64, size: u64) {
+        if let Ok(mut bars) = self.bars.lock() {
+            let bar = bars.entry(*layer).or_insert_with(|| self.all.add(bar_of(layer, size)));
+            bar.set_prefix(format!("{} compressing", short_id(layer)));
+            bar.set_position(position);
         }
     }
 
