@@ -170,6 +170,10 @@ impl Union {
     pub fn free_descriptors(&self) {
         tracing::debug!("out of descriptors: those that are kept for later are closed");
         self.nodes.descriptors().clear();
+        // Without privilege it is not certain that they can be opened again: their permissions may have changed.
+        if self.privileged {
+            self.handles.close_descriptors();
+        }
     }
 
     /// What to flush to get everything onto the disk; `None` for a mount that never flushes.

@@ -508,4 +508,34 @@ on_stratafs! {
         assert_eq!(sys::read_file(&reader).unwrap(), b"BEFOre");
         assert_eq!(rustix::fs::fstat(&reader).unwrap().st_nlink, 0);
     }
+
+    /// More files are open than the driver may have descriptors: those not in use are closed and opened again.
+    fn more_files_are_open_than_descriptors(driver) {
+        const FILES: usize = 500;
+        let lower: String = (0..FILES).map(|number| format!("file low{number} \"{number}\"\n")).collect();
+        for option in ["passthrough=off", "passthrough=programs"] {
+            let mount = Stack::new().lower(&lower).descriptors(128).stratafs_option(option).mount(driver);
+            let open = |name: String, flags| sys::open(&mount.at(&name), flags, 0o600).unwrap_or_else(|errno| panic!("{name}: {errno}"));
+            let readers: Vec<_> = (0..FILES).map(|number| open(format!("low{number}"), OFlags::RDONLY)).collect();
+            let create = OFlags::RDWR | OFlags::CREATE;
+            let writers: Vec<_> = (0..FILES).map(|number| open(format!("new{number}"), create)).collect();
+            let again: Vec<_> = (0..FILES).map(|number| open(format!("new{number}"), OFlags::WRONLY | OFlags::APPEND)).collect();
+            for (number, (writer, more)) in writers.iter().zip(&again).enumerate() {
+                sys::pwrite(writer, format!("{number}:").as_bytes(), 0).unwrap();
+                // Nothing can be opened by its mode any more.
+                rustix::fs::fchmod(writer, rustix::fs::Mode::empty()).unwrap();
+                rustix::io::write(more, b"more").unwrap();
+                rustix::fs::fsync(more).unwrap();
+            }
+            // A file without a name takes a descriptor.
+            for number in 0..20 {
+                sys::unlink(&mount.at(&format!("new{number}"))).unwrap();
+            }
+            for number in (0..FILES).rev() {
+                assert_eq!(sys::read_file(&writers[number]).unwrap(), format!("{number}:more").as_bytes(), "{option}");
+                assert_eq!(sys::read_file(&readers[number]).unwrap(), number.to_string().as_bytes(), "{option}");
+                assert_eq!(rustix::fs::fstat(&writers[number]).unwrap().st_nlink, u64::from(number >= 20), "{option}");
+            }
+        }
+    }
 }

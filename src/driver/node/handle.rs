@@ -7,6 +7,7 @@ use crate::driver::node::sync::{AtomicU64, Ordering, RwLock};
 use crate::driver::node::{NodeRef, ReadPattern};
 use crate::union::layer::LayerId;
 use dashmap::DashMap;
+use rustix::fs::OFlags;
 
 /// An open file.
 #[derive(Debug)]
@@ -15,6 +16,8 @@ pub struct OpenFile {
     pub node: NodeRef,
     /// The real file. A handle that reads a lower file switches to the upper one after a copy-up.
     pub real: RwLock<RealFile>,
+    /// Flags with which the real file is opened again.
+    pub flags: OFlags,
     /// True if it was opened for writing.
     pub writable: bool,
     /// True if the kernel reads and writes the backing file itself.
@@ -44,7 +47,8 @@ impl OpenFile {
 /// The real file behind an open one. Handles may share it, because it has no position of its own.
 #[derive(Clone, Debug)]
 pub enum RealFile {
-    /// A file of a lower layer, opened at its first read.
+    /// A file that is opened when it is next used: one of a lower layer that was not read yet, or one that was closed because
+    /// there were too few descriptors.
     Unopened,
     /// An open file of a lower layer.
     Lower(Arc<OwnedFd>, LayerId),
@@ -145,6 +149,13 @@ impl HandleTable {
     /// Notes that the node is no longer mapped.
     pub fn forget_mappable(&self, node: u64) {
         self.once_mappable.remove(&node);
+    }
+
+    /// Closes the descriptors of all handles. Each handle opens its file again when it is next used.
+    pub fn close_descriptors(&self) {
+        for handle in &self.handles {
+            *handle.real.write() = RealFile::Unopened;
+        }
     }
 
     /// Number of open handles.

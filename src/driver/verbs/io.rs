@@ -237,6 +237,7 @@ impl Union {
         let handle = Arc::new(OpenFile {
             node: node.clone(),
             real: RwLock::new(file),
+            flags: self.backing_flags(flags).difference(OFlags::TRUNC),
             writable,
             passthrough,
             mappable: passthrough && mappable,
@@ -312,20 +313,20 @@ impl Union {
         if let Some(fd) = handle.real.read().of_layer(layer) {
             return Ok(fd.clone());
         }
-        let real = match self.open_real(&handle.node, OFlags::RDONLY) {
+        let real = match self.open_real(&handle.node, handle.flags) {
             // The file was changed in its layer; the inventory is not trusted for it any more.
             Err(Errno::STALE) => {
                 if let Some(kernel) = self.kernel() {
                     kernel.invalidate_attr(handle.node.id());
                 }
-                self.open_real(&handle.node, OFlags::RDONLY)?
+                self.open_real(&handle.node, handle.flags)?
             }
             opened => opened?,
         };
         let fd = real.fd().ok_or(Errno::IO)?.clone();
         *handle.real.write() = real.clone();
         if let (RealFile::Upper(fd, layer), Some(mut state)) = (&real, handle.node.file_state()) {
-            state.open_mut().share(OFlags::RDONLY, *layer, fd);
+            state.open_mut().share(handle.flags & OFlags::ACCMODE, *layer, fd);
         }
         Ok(fd)
     }
