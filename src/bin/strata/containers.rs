@@ -122,7 +122,8 @@ pub fn remove_each(store: &Store, args: &Rm, told: impl Fn(&str) -> Result<()>) 
             in_its_namespace(&container, || force_down(store, &container, args.runtime.as_deref()))?;
         }
         settle(&container)?;
-        if container.dir().exists() {
+        // One that was ended by force may have removed itself. Otherwise another process was faster.
+        if !args.force || container.dir().exists() {
             container.clone().remove(store)?;
         }
         forget_state(store, &container, args.runtime.as_deref())?;
