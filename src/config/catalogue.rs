@@ -153,7 +153,7 @@ pub const GROUPS: &[Group] = &[
                 "programs",
                 "Which files the kernel reads and writes without asking the driver (Linux 6.9 and later, for root). \
                  `off`: none. `upper`: files in the upper, and all files of a mount without an upper. `programs`: also \
-                 ELF files (programs and shared libraries) and executed files of lower layers, so that all mounts of a \
+                 ELF files (programs and shared libraries), executed files and modules of interpreters (`.py`, `.pm`, `.js`, …) of lower layers, so that all mounts of a \
                  layer share one copy of them in memory. `all`: all files of lower layers. A process that has such a \
                  lower file open when it is first changed keeps reading the old content.",
             ),

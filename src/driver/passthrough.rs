@@ -4,9 +4,10 @@
 //! also the case for lower files that are programs or shared libraries (`passthrough=programs`, the default) or for
 //! all lower files (`passthrough=all`), so that all mounts of an image share one copy in the page cache.
 //!
-//! A file is a program if it is executed, or if it begins with the magic number of ELF (Debian's shared libraries have no
-//! `x` bit). The driver looks once for each node, at the first open. Programs are usually replaced by a rename and not
-//! written in place, so the limits below hardly matter for them.
+//! A file is a program if it is executed, if it begins with the magic number of ELF (Debian's shared libraries have no `x` bit),
+//! or if its name is that of an interpreter's module. The driver looks once for each node, at the first open. Programs are usually
+//! replaced by a rename and not written in place, and interpreters close a module once they have read it, so the limits below
+//! hardly matter for them.
 //!
 //! The kernel accepts one backing file for an inode at a time. As long as it has one, it accepts no other kind of open
 //! (`fuse_file_io_open`). So if a lower file is copied up while readers have it open, that inode cannot serve a further open: a
@@ -33,6 +34,15 @@ use crate::driver::types::{Errno, NodeId, Result, Validity};
 
 /// The first bytes of a program or a shared library (`elf(5)`, `ELFMAG`).
 const ELF_MAGIC: &[u8; 4] = b"\x7fELF";
+
+/// Ends of the names of modules that interpreters load.
+const MODULES: [&[u8]; 12] =
+    [b".cjs", b".class", b".jar", b".js", b".lua", b".mjs", b".php", b".pl", b".pm", b".py", b".pyc", b".rb"];
+
+/// True if `name` is that of a module that an interpreter loads.
+fn is_module(name: &[u8]) -> bool {
+    MODULES.iter().any(|end| name.len() > end.len() && name.ends_with(end))
+}
 
 impl Union {
     /// True if the kernel may read the real file of `node` itself, and write it if it is in the upper. What is written to an
@@ -61,7 +71,8 @@ impl Union {
             let mut magic = [0; ELF_MAGIC.len()];
             // If the file cannot be read, the read that follows reports it.
             let read = rustix::io::pread(file, &mut magic, 0);
-            node.classify(read == Ok(magic.len()) && magic == *ELF_MAGIC);
+            let is_elf = read == Ok(magic.len()) && magic == *ELF_MAGIC;
+            node.classify(is_elf || node.name().is_some_and(|(_, name)| is_module(name.to_bytes())));
         }
     }
 
@@ -102,6 +113,28 @@ impl Union {
             && let Some(kernel) = self.kernel()
         {
             kernel.invalidate_attr(node.id());
+        }
+    }
+}
+
+#[cfg(test)]
+#[cfg(not(feature = "shuttle"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn modules_are_told_by_the_ends_of_their_names() {
+        for (name, expected) in [
+            ("os.py", true),
+            ("os.cpython-311.pyc", true),
+            ("Carp.pm", true),
+            ("index.js", true),
+            (".py", false),
+            ("py", false),
+            ("data.json", false),
+            ("notes.py~", false),
+        ] {
+            assert_eq!(is_module(name.as_bytes()), expected, "{name}");
         }
     }
 }
