@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::OFlags;
 use stratafs::control::Request;
+use stratafs::union::layer::chain::new_id;
 
 use crate::common::sys::Mapping;
-use crate::common::{Driver, Stack, skip, sys};
+use crate::common::{Driver, Mount, Stack, skip, sys, tree};
 use crate::on_stratafs;
 
 /// The line that `strata` ends with, which must be one.
@@ -75,7 +76,61 @@ fn recovered(directory: &Path) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
 }
 
+/// Makes a checkpoint, changes much, and rolls back: the mount shows the checkpoint, open files of the abandoned state are like
+/// deleted ones, and unchanged ones go on. `LOWER` is below.
+pub fn roll_back(mut mount: Mount) -> Mount {
+    let create = OFlags::RDWR | OFlags::CREATE;
+    sys::mkdir(&mount.at("made"), 0o755).unwrap();
+    sys::create(&mount.at("made/f"), b"before").unwrap();
+    sys::create(&mount.at("stays"), b"stays").unwrap();
+    sys::append(&mount.at("d/low"), b"+before").unwrap();
+    sys::unlink(&mount.at("d/gone")).unwrap();
+    let before = tree::snapshot(mount.root(), true);
+    mount.checkpoint();
+    let unchanged = ["stays", "d/kept"].map(|name| sys::open(&mount.at(name), OFlags::RDONLY, 0).unwrap());
+    let new = sys::open(&mount.at("made/new"), create, 0o644).unwrap();
+    sys::pwrite(&new, b"new", 0).unwrap();
+    let changed = sys::open(&mount.at("made/f"), OFlags::RDWR, 0).unwrap();
+    sys::pwrite(&changed, b"AFTER", 0).unwrap();
+    sys::rename(&mount.at("d"), &mount.at("moved")).unwrap();
+    sys::create(&mount.at("moved/gone"), b"again").unwrap();
+    sys::create(&mount.at("d"), b"a file").unwrap();
+    sys::unlink(&mount.at("moved/low")).unwrap();
+    assert_ne!(tree::snapshot(mount.root(), true), before);
+    let layers = mount.layers();
+    let place = layers.checkpoint_place().with_file_name("abandoned");
+    let text = |path: &Path| path.to_str().unwrap().to_owned();
+    let lowers = layers.lowers.iter().map(|lower| text(lower)).collect();
+    let id = new_id().unwrap().to_string();
+    mount.ask(&Request::Switch { place: text(&place), id, lowers, keep: None }).unwrap();
+    std::fs::remove_dir_all(&place).unwrap();
+    let shown = tree::snapshot(mount.root(), true);
+    assert_eq!(shown, before, "{}", tree::diff(&shown, &before));
+    assert_eq!(unchanged.map(|file| sys::read_file(&file).unwrap()), [&b"stays"[..], b"kept"]);
+    for (file, content) in [(&new, &b"new"[..]), (&changed, b"AFTERe")] {
+        assert_eq!(rustix::fs::fstat(file).unwrap().st_nlink, 0);
+        assert_eq!(sys::read_file(file).unwrap(), content);
+        sys::pwrite(file, b"lost", 0).unwrap();
+        rustix::fs::fsync(file).unwrap();
+    }
+    assert_eq!(sys::text(&mount.at("made/f")), "before");
+    assert!(!sys::exists(&mount.at("made/new")));
+    sys::create(&mount.at("made/later"), b"later").unwrap();
+    assert_eq!(sys::names(&mount.upper("made")), ["later"]);
+    drop((new, changed));
+    mount
+}
+
+/// Below [`roll_back`].
+pub const LOWER: &str = "file d/low \"low\"\nfile d/gone \"gone\"\nfile d/kept \"kept\"";
+
 on_stratafs! {
+    fn a_mount_is_rolled_back_while_it_is_used(driver) {
+        for option in ["volatile", "passthrough=off", "passthrough=off,writeback", "writeback", "threads=1", "timeout=0"] {
+            roll_back(Stack::new().lower(LOWER).stratafs_option(option).mount(driver)).remount(driver);
+        }
+    }
+
     /// How long requests waited for checkpoints is told.
     fn pauses_are_told(driver) {
         let mut mount = Stack::new().lower("file f \"x\"").mount(driver);

@@ -13,6 +13,7 @@ use rustix::fs::{FlockOperation, OFlags, flock};
 use rustix::process::Signal;
 use rustix::thread::{CpuSet, sched_setaffinity};
 
+use crate::checkpoint;
 use crate::common::stack::Layers;
 use crate::common::sys;
 use crate::common::tree::pattern;
@@ -311,6 +312,14 @@ on_stratafs! {
             let stats: serde_json::Value = serde_json::from_slice(&value).unwrap();
             assert!(stats["transport"] == "ring" || stats["transport"] == "device", "{stats}");
             assert!(Command::new("umount").arg(&layers.point).status().unwrap().success());
+        }
+    }
+
+    /// A checkpoint and a rollback of a mount whose requests come through rings.
+    fn rolled_back_through_rings(driver) {
+        for option in ["volatile", "writeback", "passthrough=off,writeback"] {
+            let Some(mount) = on_rings(Stack::new().lower(checkpoint::LOWER).stratafs_option(option), driver) else { return };
+            drop(checkpoint::roll_back(mount).unmount());
         }
     }
 
