@@ -23,12 +23,12 @@ use crate::{Tree, kernel_reads, report, soaking, without_times};
 
 const LIMIT: Duration = Duration::from_secs(1800);
 
-fn stack() -> Stack {
+pub fn stack() -> Stack {
     Stack::new().lower(&scenes(1))
 }
 
 /// Changes of every kind; the files that stay open, each for writing.
-fn prepare(mount: &Mount) -> Vec<File> {
+pub fn prepare(mount: &Mount) -> Vec<File> {
     let at = mount.at("0");
     sys::create(&at.join("new"), b"new\n").unwrap();
     sys::mkdir(&at.join("made"), 0o2750).unwrap();
@@ -47,11 +47,11 @@ fn prepare(mount: &Mount) -> Vec<File> {
     files
 }
 
-fn look(mount: &Mount) -> Tree {
+pub fn look(mount: &Mount) -> Tree {
     without_times(&tree::snapshot(mount.root(), true))
 }
 
-fn mark(dir: &Path) -> Option<Chain> {
+pub fn mark(dir: &Path) -> Option<Chain> {
     let dir = File::open(dir).ok()?;
     read_chain(dir.as_fd(), chain_namespace(dir.as_fd()).unwrap()).unwrap()
 }
@@ -110,7 +110,7 @@ fn with_layer(mut layers: Layers, wanted: &Wanted) -> (bool, Layers) {
 }
 
 #[track_caller]
-fn assert_same(found: &Tree, expected: &Tree, when: &str) {
+pub fn assert_same(found: &Tree, expected: &Tree, when: &str) {
     let difference = tree::diff(&without_times(found), expected);
     assert!(difference.is_empty(), "{when}:\n{difference}");
 }
@@ -127,7 +127,7 @@ fn check(layers: Layers, wanted: &Wanted, shown: &Tree, when: &str) -> bool {
 }
 
 #[track_caller]
-fn check_mounted(layers: Layers, is_made: bool, shown: &Tree, when: &str) {
+pub fn check_mounted(layers: Layers, is_made: bool, shown: &Tree, when: &str) {
     let mount = layers.mount(Driver::Stratafs);
     assert_same(&look(&mount), shown, &format!("{when}: another tree"));
     sys::append(&mount.at("0/new"), b"later\n").unwrap();

@@ -27,6 +27,7 @@ mod gate;
 mod kill;
 mod observed;
 mod power;
+mod rollback;
 
 use std::collections::BTreeMap;
 use std::io::Write;
