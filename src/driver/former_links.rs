@@ -7,30 +7,35 @@ use crate::driver::Union;
 use crate::driver::locate::LowerPlace;
 use crate::driver::node::{Node, NodeRef};
 use crate::driver::types::{Errno, Result};
-use crate::union::layer::{FileId, Stat};
+use crate::union::layer::{FileId, LayerId, Stat};
 
-/// How many names of each file were removed.
+/// The names that were removed of each file: for each, the upper that had the whiteout, or the file that hides it.
 #[derive(Default)]
-pub(in crate::driver) struct FormerLinks(DashMap<FileId, u32>);
+pub(in crate::driver) struct FormerLinks(DashMap<FileId, Vec<LayerId>>);
 
 impl FormerLinks {
-    /// A name of the file is hidden by a whiteout, or by another file.
-    pub(in crate::driver) fn note_removed(&self, file: FileId) {
-        *self.0.entry(file).or_default() += 1;
+    /// A name of the file is hidden by a whiteout, or by another file, in `upper`.
+    pub(in crate::driver) fn note_removed(&self, file: FileId, upper: LayerId) {
+        self.0.entry(file).or_default().push(upper);
     }
 
-    /// Another stack of layers has all names of its files.
-    pub(in crate::driver) fn forget_all(&self) {
-        self.0.clear();
+    /// The stack has lost all layers above `top`, and what they hid.
+    pub(in crate::driver) fn forget_above(&self, top: LayerId) {
+        self.0.retain(|_, removed| {
+            removed.retain(|layer| *layer <= top);
+            !removed.is_empty()
+        });
     }
 
-    /// The file is in the upper, with exactly the names that the mount has.
-    pub(in crate::driver) fn forget(&self, file: FileId) {
-        self.0.remove(&file);
+    /// The file is in the upper, with exactly the names that the mount has, and `copy` has taken its names in its layer.
+    pub(in crate::driver) fn replace(&self, file: FileId, copy: FileId) {
+        if let Some((_, removed)) = self.0.remove(&file) {
+            self.0.insert(copy, removed);
+        }
     }
 
     fn removed(&self, file: FileId) -> u32 {
-        self.0.get(&file).map_or(0, |count| *count)
+        self.0.get(&file).map_or(0, |removed| u32::try_from(removed.len()).unwrap_or(u32::MAX))
     }
 }
 

@@ -404,3 +404,31 @@ fn a_checkpoint_that_cannot_be_made_changes_nothing() {
     let refused = indexed.overlay.checkpoint(&indexed.path().join("x"), new_id().unwrap(), false).unwrap_err();
     assert_eq!(refused.to_string(), "a mount with index=on has no checkpoints");
 }
+
+/// Names that were removed before a checkpoint do not count as links after a rollback to it, whether or not the file's inode
+/// went to the upper meanwhile. A rollback to before the removal brings them back.
+#[test]
+fn removed_links_are_counted_as_at_the_checkpoint() {
+    for changed in [false, true] {
+        let union = union();
+        let file = union.create(NodeId::ROOT, "one").unwrap();
+        union.overlay.link(file, NodeId::ROOT, "two".as_ref()).unwrap();
+        union.overlay.link(file, NodeId::ROOT, "three".as_ref()).unwrap();
+        let links = || union.overlay.getattr(union.at("one"), None).unwrap().0.nlink;
+        checkpoint(&union, "first");
+        union.unlink(NodeId::ROOT, "two").unwrap();
+        assert_eq!(links(), 2);
+        checkpoint(&union, "second");
+        if changed {
+            let writer = union.open(file, libc::O_WRONLY).unwrap();
+            write(&union, writer, 0, b"changed");
+            union.overlay.release(writer);
+        }
+        union.unlink(NodeId::ROOT, "three").unwrap();
+        assert_eq!(links(), 1);
+        switch(&union, &["second", "first", "lower"]);
+        assert_eq!(links(), 2, "changed: {changed}");
+        switch(&union, &["first", "lower"]);
+        assert_eq!(links(), 3, "changed: {changed}");
+    }
+}

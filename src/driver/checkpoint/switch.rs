@@ -22,7 +22,7 @@ use crate::driver::node::NodeRef;
 use crate::driver::types::{Errno, KernelRef};
 use crate::driver::{Overlay, Union};
 use crate::marks::chain::ChainId;
-use crate::union::layer::{Below, ChangeError, MergedLowers, NextLowers, Past, Successor, UpperDir};
+use crate::union::layer::{Below, ChangeError, LayerId, MergedLowers, NextLowers, Past, Successor, UpperDir};
 
 /// Where what is left behind becomes a layer.
 #[derive(Clone, Copy, Debug)]
@@ -160,6 +160,7 @@ impl Union {
         let fail =
             |errno| ChangeError { errno, line: format!("the layers cannot be read: {}", std::io::Error::from(errno)) };
         let upper = self.upper().map_err(fail)?.root().clone();
+        let before = self.stack.upper_id();
         let past = self.stack.replace_lowers(next);
         let planned = self.plan(&past, false).map_err(fail).and_then(|plan| {
             self.stack.replace_upper(successor)?;
@@ -174,7 +175,8 @@ impl Union {
         };
         // From here on it is done: nothing may fail any more.
         self.has_told.store(false, std::sync::atomic::Ordering::Release);
-        self.former_links.forget_all();
+        // Layers that the mount did not have before have higher ids than its upper.
+        self.former_links.forget_above(self.stack.ids().find(|id| *id <= before).unwrap_or(LayerId::LOWEST));
         self.stack.lowers().iter().for_each(|layer| self.origins.learn(layer));
         let abandoned = plan.abandoned.len();
         let news = self.rebase(plan);

@@ -142,6 +142,7 @@ impl Union {
             let dirs: Vec<&UpperDir> = dirs.iter().collect();
             match way {
                 Way::Inode => {
+                    let copy = Stat::of(work.as_fd(), &staged)?;
                     let taken = take(root, work, &in_layer, staged)?;
                     let give = || self.give_names(&taken.name, &names, &dirs);
                     if let Err(errno) = self.counting_dirs(&dirs, give) {
@@ -151,7 +152,7 @@ impl Union {
                     self.count_new(&stat);
                     let first = locked.first().ok_or(Errno::STALE)?;
                     self.nodes.publish(first, node, Published { carried_from: Some(layer), ..Published::default() });
-                    self.former_links.forget(stat.id());
+                    self.former_links.replace(stat.id(), copy.id());
                     drop(locked);
                     if let (Some(kernel), true) = (self.kernel(), stat.nlink > 1) {
                         // The link count was another one on the way.

@@ -64,7 +64,7 @@ impl Union {
         if !node.has_upper() {
             self.counting_dirs(&[&dir], || self.put_whiteout(parent, &dir, name))?;
             if let Some(file) = link {
-                self.former_links.note_removed(file);
+                self.former_links.note_removed(file, self.stack.upper_id());
             }
             self.nodes.hide(&names, name, node);
             return Ok(Attempt::Done);

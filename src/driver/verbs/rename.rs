@@ -270,7 +270,7 @@ impl Union {
             moved
         })?;
         if let Some(file) = link {
-            self.former_links.note_removed(file);
+            self.former_links.note_removed(file, self.stack.upper_id());
         }
         self.nodes.rename(names, old, &source.name, &target.name, replaced);
         if let Some(change) = change {
