@@ -597,6 +597,19 @@ impl Mount {
         layers.add_checkpoint(place);
     }
 
+    /// Rolls the mount back to its topmost layer, with an empty upper.
+    #[track_caller]
+    pub fn roll_back(&mut self) {
+        let layers = self.layers();
+        let place = layers.directory.path().join("abandoned");
+        let text = |path: &Path| path.to_str().unwrap().to_owned();
+        let lowers = layers.lowers.iter().map(|lower| text(lower)).collect();
+        let id = new_id().unwrap().to_string();
+        let request = Request::Switch { place: text(&place), id, lowers, keep: None };
+        self.ask(&request).unwrap_or_else(|error| panic!("no rollback: {error}"));
+        std::fs::remove_dir_all(&place).unwrap();
+    }
+
     /// Makes a checkpoint and other layers that stand on it, for a mount beside this one.
     #[track_caller]
     pub fn fork(&mut self) -> Layers {

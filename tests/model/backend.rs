@@ -192,7 +192,12 @@ impl Place {
                 return Ok(Outcome::Stat(stat.st_mode & 0o7777, stat.st_size.cast_unsigned(), stat.st_nlink));
             }
             Op::Close { slot } => self.handles[*slot] = None,
-            Op::Remount { .. } | Op::Restack { .. } | Op::Checkpoint | Op::Fork { .. } | Op::InFork(_) => {
+            Op::Remount { .. }
+            | Op::Restack { .. }
+            | Op::Checkpoint
+            | Op::Rollback
+            | Op::Fork { .. }
+            | Op::InFork(_) => {
                 panic!("a directory cannot be mounted again")
             }
         }
@@ -210,6 +215,7 @@ impl Backend for Mounted {
             Op::Remount { driver } => self.mount_again(*driver, |layers| layers),
             Op::Restack { driver } => self.mount_again(*driver, Layers::restack),
             Op::Checkpoint => drop(self.mount.as_mut().expect("mounted").checkpoint()),
+            Op::Rollback => self.mount.as_mut().expect("mounted").roll_back(),
             Op::Fork { driver } => self.make_fork(*driver),
             _ => return self.place.try_apply(op, step).unwrap_or_else(Outcome::Error),
         }

@@ -216,6 +216,16 @@ impl Library {
         layers.add_checkpoint(place);
     }
 
+    /// Back to the last checkpoint.
+    fn roll_back(&mut self) {
+        let layers = self.layers.as_ref().expect("layers");
+        let place = layers.directory.path().join("abandoned");
+        let id = stratafs::union::layer::chain::new_id().expect("random");
+        let switched = self.overlay().switch(&place, id, &layers.lowers, None);
+        switched.unwrap_or_else(|error| panic!("no rollback: {error}"));
+        std::fs::remove_dir_all(&place).expect("the old upper");
+    }
+
     fn make_fork(&mut self) {
         if let Some(last) = self.fork.take() {
             last.finish();
@@ -291,6 +301,7 @@ impl Library {
                 self.reopen(layers);
             }
             Op::Checkpoint => self.checkpoint(),
+            Op::Rollback => self.roll_back(),
             Op::Fork { .. } => self.make_fork(),
             _ => {
                 let mut lookups = Lookups { overlay: self.overlay(), taken: vec![] };
@@ -502,6 +513,7 @@ fn call(lookups: &mut Lookups<'_>, open: &[Option<Open>; SLOTS], op: &Op, step: 
         | Op::Remount { .. }
         | Op::Restack { .. }
         | Op::Checkpoint
+        | Op::Rollback
         | Op::Fork { .. }
         | Op::InFork(_) => unreachable!("{op:?}"),
     }

@@ -133,6 +133,8 @@ pub enum Op {
     },
     /// As before, while it is mounted and files are open.
     Checkpoint,
+    /// Back to the last checkpoint, while it is mounted and files are open.
+    Rollback,
     /// A checkpoint, and another union beside this one that begins there, mounted by this driver.
     Fork {
         driver: Driver,
@@ -141,7 +143,7 @@ pub enum Op {
     InFork(Box<Op>),
 }
 
-/// The sequence with checkpoints and forks in it. Some of the operations are done in a fork, too. `drivers`: who may mount
+/// The sequence with checkpoints, rollbacks and forks in it. Some of the operations are done in a fork, too. `drivers`: who may mount
 /// forks.
 pub fn with_checkpoints(rng: &mut Rng, ops: Vec<Op>, drivers: &[Driver]) -> Vec<Op> {
     let mut mixed = Vec::with_capacity(ops.len() * 3 / 2);
@@ -153,6 +155,7 @@ pub fn with_checkpoints(rng: &mut Rng, ops: Vec<Op>, drivers: &[Driver]) -> Vec<
                 mixed.push(Op::Fork { driver: *rng.pick(drivers) });
                 has_fork = true;
             }
+            13..18 => mixed.push(Op::Rollback),
             _ => {}
         }
         let in_fork = (has_fork && rng.chance(30)).then(|| Op::InFork(Box::new(op.clone())));

@@ -42,6 +42,8 @@ pub fn run(layers: &[Layer], ops: &[(u64, Op)], make: Make) -> Result<usize, Fai
 struct Known {
     union: Union,
     numbers: BTreeMap<Id, u64>,
+    /// Those of the last checkpoint.
+    saved_numbers: BTreeMap<Id, u64>,
     /// The upper has become a layer while it was mounted. Files that were copied up have their own numbers there for the kernel,
     /// those of their origins for stratafs.
     has_checkpoints: bool,
@@ -49,7 +51,7 @@ struct Known {
 
 impl Known {
     fn new(union: Union) -> Self {
-        Self { union, numbers: BTreeMap::new(), has_checkpoints: false }
+        Self { union, numbers: BTreeMap::new(), saved_numbers: BTreeMap::new(), has_checkpoints: false }
     }
 
     fn compare(&mut self, backend: &mut dyn Backend) -> Result<(), String> {
@@ -58,7 +60,7 @@ impl Known {
 
     /// Carries out one operation; false if it was not tried.
     fn step(&mut self, backend: &mut dyn Backend, op: &Op, seed: u64, in_any_case: bool) -> Result<bool, String> {
-        let is_checkpoint = matches!(op, Op::Checkpoint | Op::Fork { .. });
+        let is_checkpoint = matches!(op, Op::Checkpoint | Op::Rollback | Op::Fork { .. });
         if is_checkpoint {
             if backend.is_kernel() {
                 return Ok(false);
@@ -71,10 +73,19 @@ impl Known {
         if expected == Expected::Skip {
             return Ok(false);
         }
+        if is_checkpoint && !matches!(op, Op::Rollback) {
+            self.saved_numbers.clone_from(&self.numbers);
+            // The layer gets copies of these.
+            let written = self.union.written();
+            self.saved_numbers.retain(|id, _| !written.contains(id));
+        }
         let was_kernel = backend.is_kernel();
         let outcome = backend.apply(op, seed);
         if let Some(message) = disagreement(&expected, &outcome, backend.is_coherent()) {
             return Err(format!("{op:?}: {message}"));
+        }
+        if matches!(op, Op::Rollback) {
+            self.numbers.clone_from(&self.saved_numbers);
         }
         let is_restack = matches!(op, Op::Restack { .. });
         if is_restack || (self.has_checkpoints && was_kernel != backend.is_kernel()) {

@@ -101,6 +101,8 @@ pub struct Union {
     indexed: bool,
     /// With an index: the inode of each lower hard link.
     hard_links: BTreeMap<u64, Id>,
+    /// The last checkpoint of this mount.
+    saved: Option<Box<Union>>,
 }
 
 const ROOT: Id = 0;
@@ -125,7 +127,7 @@ impl Union {
             hidden: None,
         };
         let (handles, hard_links) = Default::default();
-        let mut union = Self { inodes: vec![root], handles, next_group: 1_000_000, indexed, hard_links };
+        let mut union = Self { inodes: vec![root], handles, next_group: 1_000_000, indexed, hard_links, saved: None };
         let stack: Vec<(&Layer, String)> = layers.iter().map(|layer| (layer, String::new())).collect();
         union.merge(ROOT, &stack);
         union
@@ -516,12 +518,17 @@ impl Union {
                 }
             }
             Op::Remount { .. } => {
+                self.saved = None;
                 self.handles = Default::default();
                 if !self.indexed {
                     self.split_links();
                 }
             }
             Op::Checkpoint | Op::Fork { .. } => self.checkpoint(),
+            Op::Rollback => match self.saved.take() {
+                Some(saved) => self.roll_back(saved),
+                None => return Ok(Expected::Skip),
+            },
             // The index stays behind.
             Op::Restack { .. } if self.indexed => return Ok(Expected::Skip),
             Op::Restack { .. } => {
@@ -649,8 +656,7 @@ impl Union {
 
     /// The upper has become a lower layer; nothing visible changes. Files that are open for writing are in the new upper.
     fn checkpoint(&mut self) {
-        let written: Vec<Id> =
-            self.handles.iter().flatten().filter(|handle| handle.write).map(|handle| handle.id).collect();
+        let written = self.written();
         for (id, inode) in self.inodes.iter_mut().enumerate() {
             if inode.copied_up == CopiedUp::No || inode.names == 0 || written.contains(&id) || id == ROOT {
                 continue;
@@ -659,6 +665,42 @@ impl Union {
             inode.copied_up = CopiedUp::No;
             inode.own = true;
         }
+        let mut saved = Self { saved: None, handles: Default::default(), ..self.clone() };
+        // In the layer, copies have the names of the files that are open for writing.
+        for id in written {
+            let inode = &mut saved.inodes[id];
+            (inode.lower_links, inode.copied_up, inode.own) = (inode.names, CopiedUp::No, true);
+        }
+        self.saved = Some(Box::new(saved));
+    }
+
+    /// The mount shows `saved` again. A file that is open is what it was if a name of it leads to it in `saved` too, and otherwise
+    /// like a deleted one.
+    fn roll_back(&mut self, saved: Box<Self>) {
+        let before = std::mem::replace(self, (*saved).clone());
+        let paths = before.entries();
+        let mut deleted: BTreeMap<Id, Id> = BTreeMap::new();
+        for (slot, handle) in before.handles.iter().enumerate() {
+            let Some(handle) = handle else { continue };
+            let inode = &before.inodes[handle.id];
+            let is_there = |path: &str| saved.lookup(path) == Ok(handle.id);
+            let stays =
+                inode.copied_up == CopiedUp::No && paths.iter().any(|(path, id)| *id == handle.id && is_there(path));
+            let id = match stays {
+                true => handle.id,
+                false => *deleted.entry(handle.id).or_insert_with(|| {
+                    self.inodes.push(Inode { names: 0, ..inode.clone() });
+                    self.inodes.len() - 1
+                }),
+            };
+            self.handles[slot] = Some(Handle { id, ..handle.clone() });
+        }
+        self.saved = Some(saved);
+    }
+
+    /// The files that are open for writing.
+    pub fn written(&self) -> Vec<Id> {
+        self.handles.iter().flatten().filter(|handle| handle.write).map(|handle| handle.id).collect()
     }
 
     /// Another union on the layers of a checkpoint that has just been made.
@@ -667,11 +709,13 @@ impl Union {
         fork.handles = Default::default();
         fork.checkpoint();
         fork.split_links();
+        fork.saved = None;
         fork
     }
 
     /// The upper has become a lower layer: its hard links are separate files when they are changed.
     fn restack(&mut self) {
+        self.saved = None;
         for inode in &mut self.inodes {
             if inode.copied_up != CopiedUp::No {
                 inode.lower_links = inode.names;

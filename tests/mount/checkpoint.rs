@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::OFlags;
 use stratafs::control::Request;
-use stratafs::union::layer::chain::new_id;
 
 use crate::common::sys::Mapping;
 use crate::common::{Driver, Mount, Stack, skip, sys, tree};
@@ -97,13 +96,7 @@ pub fn roll_back(mut mount: Mount) -> Mount {
     sys::create(&mount.at("d"), b"a file").unwrap();
     sys::unlink(&mount.at("moved/low")).unwrap();
     assert_ne!(tree::snapshot(mount.root(), true), before);
-    let layers = mount.layers();
-    let place = layers.checkpoint_place().with_file_name("abandoned");
-    let text = |path: &Path| path.to_str().unwrap().to_owned();
-    let lowers = layers.lowers.iter().map(|lower| text(lower)).collect();
-    let id = new_id().unwrap().to_string();
-    mount.ask(&Request::Switch { place: text(&place), id, lowers, keep: None }).unwrap();
-    std::fs::remove_dir_all(&place).unwrap();
+    mount.roll_back();
     let shown = tree::snapshot(mount.root(), true);
     assert_eq!(shown, before, "{}", tree::diff(&shown, &before));
     assert_eq!(unchanged.map(|file| sys::read_file(&file).unwrap()), [&b"stays"[..], b"kept"]);
