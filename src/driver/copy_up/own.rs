@@ -42,6 +42,23 @@ impl Taken {
     }
 }
 
+/// A copy in the work directory that is removed when it is dropped.
+struct Leftover {
+    work: OwnedFd,
+    /// `None` once it has another name.
+    name: Option<CString>,
+}
+
+impl Drop for Leftover {
+    fn drop(&mut self) {
+        if let Some(name) = &self.name
+            && let Err(errno) = rustix::fs::unlinkat(&self.work, name, AtFlags::empty())
+        {
+            tracing::warn!("work directory: {name:?} is left behind: {errno}");
+        }
+    }
+}
+
 /// How a file gets into the upper with all its names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Way {
@@ -108,25 +125,16 @@ impl Union {
         if stat.nlink > 1 {
             self.learn_names_in(layer, &in_layer)?;
         }
+        let mut leftover = Leftover { work: rustix::io::fcntl_dupfd_cloexec(&work, 0)?, name: None };
         let staged = self.stage_duplicate(&source, place.name(), &stat, &work)?;
-        let remove = || rustix::fs::unlinkat(&work, &staged, AtFlags::empty());
+        leftover.name = Some(staged.clone());
         loop {
             let names: Vec<Dentry> = node.state().names().cloned().collect();
             for (parent, _) in &names {
-                if let Err(errno) = self.copy_up(parent) {
-                    remove()?;
-                    return Err(errno);
-                }
+                self.copy_up(parent)?;
             }
             // Fetching the directories may need the locks of the names, so it comes first.
-            let dirs = names.iter().map(|(parent, _)| self.upper_dir(parent)).collect::<Result<Vec<_>>>();
-            let dirs = match dirs {
-                Ok(dirs) => dirs,
-                Err(errno) => {
-                    remove()?;
-                    return Err(errno);
-                }
-            };
+            let dirs = names.iter().map(|(parent, _)| self.upper_dir(parent)).collect::<Result<Vec<_>>>()?;
             let locked = NamesMany::lock(copy_up.after(), names.iter().map(|(parent, _)| parent))?;
             // The names may have changed while their locks were not held.
             let is_same = |a: &Dentry, b: &Dentry| NodeRef::ptr_eq(&a.0, &b.0) && a.1 == b.1;
@@ -136,7 +144,6 @@ impl Union {
             }
             if node.is_removed() {
                 // The file has no name by which it could be opened for writing, so a copy without a name serves as well.
-                remove()?;
                 return Ok(());
             }
             let dirs: Vec<&UpperDir> = dirs.iter().collect();
@@ -144,6 +151,8 @@ impl Union {
                 Way::Inode => {
                     let copy = Stat::of(work.as_fd(), &staged)?;
                     let taken = take(root, work, &in_layer, staged)?;
+                    // The name in the work directory is the file's own now.
+                    leftover.name = None;
                     let give = || self.give_names(&taken.name, &names, &dirs);
                     if let Err(errno) = self.counting_dirs(&dirs, give) {
                         taken.put_back();
@@ -161,10 +170,8 @@ impl Union {
                 }
                 Way::Copy => {
                     let copy = Stat::of(work.as_fd(), &staged)?;
-                    if let Err(errno) = self.counting_dirs(&dirs, || self.give_names(&staged, &names, &dirs)) {
-                        remove()?;
-                        return Err(errno);
-                    }
+                    self.counting_dirs(&dirs, || self.give_names(&staged, &names, &dirs))?;
+                    leftover.name = None;
                     self.count_new(&copy);
                     self.publish_duplicate(locked, node, &stat, &copy);
                 }
