@@ -236,7 +236,7 @@ fn the_daemon_is_in_a_session_of_its_own() {
 #[test]
 fn signals_unmount() {
     needs_fuse!();
-    for signal in ["TERM", "INT", "HUP"] {
+    for signal in ["TERM", "INT", "HUP", "QUIT"] {
         let scene = Scene::new();
         let daemon = scene.mount_writable();
         daemon.signal(signal);

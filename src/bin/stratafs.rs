@@ -350,11 +350,12 @@ fn given_device(mountpoint: &OsStr, inherited: &mut Inherited) -> Result<Option<
 
 fn resolve_mountpoint(mountpoint: &Path) -> Result<PathBuf, Failure> {
     let wrong = |error: &dyn std::fmt::Display| Failure::new(format!("mountpoint '{}': {error}", mountpoint.display()));
-    let resolved = mountpoint.canonicalize().map_err(|error| match error.raw_os_error() {
+    let failed = |error: io::Error| match error.raw_os_error() {
         Some(libc::ENOTCONN) => wrong(&"the driver of the mount there has died; umount -l it first"),
         _ => wrong(&reason(&error)),
-    })?;
-    if resolved.is_dir() { Ok(resolved) } else { Err(wrong(&"Not a directory")) }
+    };
+    let resolved = mountpoint.canonicalize().map_err(failed)?;
+    if resolved.metadata().map_err(failed)?.is_dir() { Ok(resolved) } else { Err(wrong(&"Not a directory")) }
 }
 
 /// The text of `strerror(3)`, without Rust's `(os error 2)`.

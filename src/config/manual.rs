@@ -77,9 +77,9 @@ An unknown mount option gives a warning and is ignored; if it looks like a missp
 /// The man page after the options.
 const REST: &str = r#".SH SIGNALS
 .TP
-.BR SIGTERM ", " SIGINT ", " SIGHUP
+.BR SIGTERM ", " SIGINT ", " SIGHUP ", " SIGQUIT
 Unmount and end.
-SIGINT and SIGHUP stay ignored if the caller ignores them, as with
+All but SIGTERM stay ignored if the caller ignores them, as with
 .BR nohup (1).
 .TP
 .B SIGUSR1

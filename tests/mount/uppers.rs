@@ -187,6 +187,25 @@ on_each! {
     everyday_steps_with_xattr_whiteouts XattrWhiteouts;
 }
 
+/// On a weak upper, `.wh.NAME` hides the lower file NAME while it is moved. A file that gets just this name stays.
+#[test]
+fn a_file_that_gets_the_name_of_its_own_whiteout_stays() {
+    run_test_within(Duration::from_secs(120), "uppers::a_file_that_gets_the_name…", Driver::Stratafs, |_| {
+        for upper in WEAK {
+            let mount =
+                Stack::new().lower("file g \"g\"\ndir d\nfile d/x \"x\"").upper_on(upper).mount(Driver::Stratafs);
+            match sys::rename(&mount.at("g"), &mount.at(".wh.g")) {
+                // An upper without attributes cannot record that the file is an ordinary one.
+                Err(Errno::PERM) if upper == Upper::BindfsWithoutXattrs => continue,
+                moved => moved.unwrap(),
+            }
+            let expected = "file .wh.g \"g\"\nfile d/x \"x\"";
+            mount.assert_tree(expected);
+            mount.remount(Driver::Stratafs).assert_tree(expected);
+        }
+    });
+}
+
 /// The content of the target was gone, and the rename had failed.
 #[test]
 fn rename_over_a_file_loses_nothing() {

@@ -158,7 +158,8 @@ impl Union {
             return Err(Errno::NOTEMPTY);
         }
         let in_lower = self.exists_in_lower(parent, name)?;
-        self.counting_dirs(&[&dir], || match (&held, in_lower) {
+        let changed: Vec<&UpperDir> = std::iter::once(&dir).chain(held.as_ref()).collect();
+        self.counting_dirs(&changed, || match (&held, in_lower) {
             (None, _) => self.put_whiteout(parent, &dir, name),
             (Some(_), true) => self.whiteout_for_dir(parent, &dir, name),
             (Some(_), false) => match dir.remove_dir(name) {

@@ -258,7 +258,8 @@ impl Union {
         let change = target.node.as_ref().map(|new| self.begin_nlink_change(names.target(), new)).transpose()?;
         let link = target.node.as_ref().map_or(Ok(None), |new| self.former_link(new))?;
         let gone = replaced.as_ref().and_then(|replaced| Some((replaced.node, replaced.held.clone()?)));
-        self.counting_dirs(&[&source.dir, &target.dir], || {
+        let changed: Vec<&UpperDir> = [&source.dir, &target.dir].into_iter().chain(target.held.as_ref()).collect();
+        self.counting_dirs(&changed, || {
             let emptied = match (occupant, &target.held) {
                 (Occupant::Directory, Some(held)) if held_entries(held)? => {
                     Some(self.clear_dir(&target.dir, &target.name, held)?)

@@ -22,6 +22,8 @@ pub(super) struct Wishes {
     /// Mounts of this mount may map ids (Linux 6.12). The kernel refuses `INIT` if it does not check permissions itself
     /// (`default_permissions`). With this, it sends the caller's ids only with requests that create files.
     pub(super) idmap: bool,
+    /// The kernel may keep the targets of symbolic links: no layer changes. It keeps them for as long as it knows the inode.
+    pub(super) keep_links: bool,
     /// Rings are wanted for requests, and this process may have them.
     pub(super) rings: bool,
 }
@@ -65,7 +67,6 @@ impl Handshake {
             | InitFlags::FUSE_DO_READDIRPLUS
             | InitFlags::FUSE_READDIRPLUS_AUTO
             | InitFlags::FUSE_PARALLEL_DIROPS
-            | InitFlags::FUSE_CACHE_SYMLINKS
             | InitFlags::FUSE_EXPLICIT_INVAL_DATA
             | InitFlags::FUSE_DONT_MASK
             | InitFlags::FUSE_HANDLE_KILLPRIV_V2
@@ -76,6 +77,9 @@ impl Handshake {
             | InitFlags::FUSE_ABORT_ERROR;
         if self.wishes.acls {
             flags |= InitFlags::FUSE_POSIX_ACL;
+        }
+        if self.wishes.keep_links {
+            flags |= InitFlags::FUSE_CACHE_SYMLINKS;
         }
         if self.wishes.idmap {
             flags |= InitFlags::FUSE_ALLOW_IDMAP;

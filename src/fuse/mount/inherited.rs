@@ -26,7 +26,7 @@ const LIMITS: [Resource; 9] = [
 
 /// Signals that end the mount, unless the starting process ignored them, as `nohup(1)` and shells without job control
 /// do. `SIGTERM` is never ignored.
-const IGNORABLE: [i32; 2] = [libc::SIGHUP, libc::SIGINT];
+const IGNORABLE: [i32; 3] = [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT];
 
 /// Frees the process from the limits, timers and masks of its caller as far as it may; root also from the hard limits.
 /// Must be called before other threads are started.

@@ -121,6 +121,7 @@ fn try_mount(overlay: &Arc<Overlay>, target: &Target, options: &MountOptions) ->
     let (handshake, agreed) = Handshake::new(Wishes {
         rings: prospect.is_some(),
         acls: overlay.has_acls(),
+        keep_links: options.overlay.timeout.is_none(),
         writeback: options.overlay.writeback && !read_only,
         passthrough: options.overlay.passthrough != Passthrough::Off && may_pass_through(),
         // Our own mounts have `default_permissions`. `allow_root` needs the user id of every request.

@@ -88,6 +88,15 @@ impl<'a> Hidden<'a> {
         Self { file: hidden.file.filter(|file| !is_users(file)), ..hidden }
     }
 
+    /// Creates the file for the old name of a move to `to`. There is none if `to` is its place.
+    fn behind(from: Place<'a>, to: Place<'_>) -> Result<Self, Errno> {
+        let named = Self::named(from);
+        if named.file.as_deref() == Some(to.name) && from.dir.stat_self()?.id() == to.dir.stat_self()?.id() {
+            return Ok(Self { file: None, ..named });
+        }
+        Self::new(from)
+    }
+
     /// The file, whether or not it exists.
     fn named(place: Place<'a>) -> Self {
         let bytes = [AUFS_PREFIX, place.name.to_bytes()].concat();
@@ -254,7 +263,7 @@ impl WorkDir {
         if !whiteout_behind {
             return moved();
         }
-        let hidden = Hidden::new(from)?;
+        let hidden = Hidden::behind(from, to)?;
         if let Err(errno) = moved() {
             hidden.reveal();
             return Err(errno);
