@@ -345,7 +345,7 @@ mod tests {
             ("src/driver/node/table.rs", "use crate::union::merge::A;", "`driver::node` may not use `union::merge`"),
             ("src/union/mod.rs", "fn f() { unsafe { g() } }", "unsafe outside"),
             ("src/union/mod.rs", "#![allow(unsafe_code)]", "unsafe allowed outside"),
-            ("src/bin/stratafs.rs", "use fuser::Session;", "fuser outside"),
+            ("src/bin/stratafs/main.rs", "use fuser::Session;", "fuser outside"),
             ("src/image/load.rs", "use ureq::Agent;", "ureq outside"),
             ("src/union/mod.rs", "let _ = f();", "drops a result"),
             ("src/driver/node/mod.rs", "f().unwrap();", "panics"),

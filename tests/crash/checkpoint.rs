@@ -182,11 +182,11 @@ fn crashed() -> (Layers, Wanted, Tree) {
     let shown = look(&mount);
     let mut wanted = Wanted::of(&mount, "layer");
     gate.give(Order { at: 0, act: Act::Kill, counted: Counted::Named("renameat") });
-    wanted.ask().unwrap_err();
-    assert!(gate.take().is_some());
+    let told = wanted.ask().unwrap_err();
+    let call = gate.take().unwrap();
     drop(open);
     let (is_made, layers) = with_layer(mount.crash(), &wanted);
-    assert!(is_made);
+    assert!(is_made, "killed at {call}: {told}");
     (layers, wanted, shown)
 }
 

@@ -220,8 +220,9 @@ impl State {
         let number = libc::c_long::from(notice.data.nr);
         if number == libc::SYS_write {
             // The reply: everything is done, but the caller does not know yet. A lookup's reply without a change
-            // before it is not counted.
-            let counts = self.reply_counts && !matches!(order.act, Act::Fail(_));
+            // before it is not counted, nor any if calls of one name are: it may be that of a release before the order.
+            let is_of_change = self.reply_counts && !matches!(order.counted, Counted::Named(_));
+            let counts = is_of_change && !matches!(order.act, Act::Fail(_));
             self.reply_counts = false;
             return counts.then_some(Call { name: "reply", looks: true });
         }
