@@ -190,6 +190,24 @@ fn crashed() -> (Layers, Wanted, Tree) {
     (layers, wanted, shown)
 }
 
+/// The control socket is there before the mount answers.
+#[test]
+fn who_sees_the_mount_can_ask() {
+    run_test_within(LIMIT, "checkpoint::who_sees_the_mount_can_ask", Driver::Stratafs, |_| {
+        // One of them is that of a socket that a killed mount has left.
+        for at in 0.. {
+            let gate = Gate::default();
+            gate.give(Order { at, act: Act::Wait(Duration::from_millis(300)), counted: Counted::Named("unlinkat") });
+            let mount = stack().build().mount_started_by(|command| gate.spawn(command));
+            Wanted::of(&mount, "layer").ask().unwrap();
+            if gate.take().is_none() {
+                assert!(at > 0);
+                return;
+            }
+        }
+    });
+}
+
 #[test]
 fn killed_at_every_call_of_the_next_mount() {
     run_test_within(LIMIT, "checkpoint::killed_at_every_call_of_the_next_mount", Driver::Stratafs, |_| {

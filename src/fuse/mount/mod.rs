@@ -240,6 +240,8 @@ fn start(
         // For a directory without open, the kernel keeps the listing for ever.
         no_opendir: agreed.no_opendir && options.overlay.timeout.is_none(),
     });
+    // Before the mount answers anything: who sees it can ask for a checkpoint at once.
+    let control = control::listen(overlay, &options.overlay);
     let transport = serve_on(&server, device, options, prospect.filter(|_| agreed.rings))?;
     // Not through the mount: a process that waits for an answer of its own threads cannot even be killed. The kernel gives up on
     // the request only when the device is closed, which happens when the last thread has ended.
@@ -251,7 +253,7 @@ fn start(
         mountpoint,
         unmounter,
         watcher: None,
-        control: control::listen(overlay, &options.overlay),
+        control,
         _session: session,
     })
 }
