@@ -130,9 +130,13 @@ impl Charge {
 
     /// What is to be counted for the file now.
     fn now(self, stat: &Stat) -> Self {
-        let is_ahead = !self.preallocated && bytes_behind(stat) > AHEAD;
-        let counted = if is_ahead { stat.size.next_multiple_of(4096) } else { bytes(stat) };
+        let counted = if self.is_ahead(stat) { stat.size.next_multiple_of(4096) } else { bytes(stat) };
         Self { bytes: counted, ..self }
+    }
+
+    /// True if the blocks behind the file's end are not counted.
+    fn is_ahead(self, stat: &Stat) -> bool {
+        !self.preallocated && bytes_behind(stat) > AHEAD
     }
 }
 
@@ -229,7 +233,7 @@ impl Usage {
         if self.reserve(blocks.end - blocks.start).is_ok() {
             return Ok((Grant { usage: Some(self), reserved: blocks.end - blocks.start }, length));
         }
-        let missing = missing(file, &blocks)?;
+        let missing = self.uncounted(file, &blocks)?;
         let needed = missing.iter().map(|hole| hole.end - hole.start).sum();
         if let Ok(grant) = self.grant(needed) {
             return Ok((grant, length));
@@ -251,6 +255,26 @@ impl Usage {
         }
         let grant = self.grant(missing.iter().map(|hole| end.min(hole.end).saturating_sub(hole.start)).sum())?;
         Ok((grant, granted))
+    }
+
+    /// The parts of `range`, which begins and ends with a block, whose blocks are not counted for `file`: holes, and what the
+    /// file system allocated ahead of a writer.
+    ///
+    /// # Errors
+    /// Those of `statx(2)`, `ioctl(2)` and `lseek(2)`.
+    fn uncounted(&self, file: BorrowedFd<'_>, range: &Range<u64>) -> Result<Vec<Range<u64>>> {
+        let stat = Stat::of(file, c"")?;
+        let tracked = self.track_as(&stat, |charge| charge);
+        let is_ahead = tracked.account.charged.lock().is_ahead(&stat);
+        self.let_go(tracked);
+        let end = stat.size.checked_next_multiple_of(self.block).unwrap_or(u64::MAX);
+        if !is_ahead || end >= range.end {
+            return missing(file, range);
+        }
+        let end = end.max(range.start);
+        let mut holes = if end > range.start { missing(file, &(range.start..end))? } else { Vec::new() };
+        holes.push(end..range.end);
+        Ok(holes)
     }
 
     /// Keeps the account of the node's file, which has the attributes `stat`.
