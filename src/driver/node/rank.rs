@@ -1,6 +1,7 @@
 //! Debug builds check at run time that each thread takes the locks in their order; other builds do nothing here.
 
-/// The locks, in the order in which a thread may take them (list: [`crate::driver::node`]).
+/// The locks, in the order in which a thread may take them (list: [`crate::driver::node`]). What is counted for a file of an upper
+/// with a limit has no rank: under that lock runs one `statx(2)`, which takes none of these.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Rank {
     CopyUpOfFile,
