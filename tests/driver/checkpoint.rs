@@ -220,6 +220,45 @@ fn a_hard_link_in_a_moved_directory_is_changed_after_a_checkpoint() {
     }
 }
 
+/// As before, while other directories appear and vanish, and the one with the other name moves about.
+#[test]
+fn a_hard_link_is_changed_after_a_checkpoint_while_directories_move() {
+    let union = union();
+    let places = ["a", "b"].map(|name| union.mkdir(NodeId::ROOT, name).unwrap());
+    let files: Vec<String> = (0..100).map(|number| format!("f{number}")).collect();
+    let dir = union.mkdir(places[0], "dir").unwrap();
+    for name in &files {
+        let file = union.create(dir, name).unwrap();
+        union.overlay.link(file, NodeId::ROOT, name.as_ref()).unwrap();
+        union.overlay.forget(file, 2);
+    }
+    checkpoint(&union, "layer");
+    let over = AtomicBool::new(false);
+    let disturb = || {
+        let mut at = 0;
+        while !over.load(Ordering::Acquire) {
+            union.rename((places[at], "dir"), (places[1 - at], "dir")).unwrap();
+            at = 1 - at;
+            let made = union.mkdir(places[at], "made").unwrap();
+            union.mkdir(made, "in").unwrap();
+            union.overlay.rmdir(made, "in".as_ref()).unwrap();
+            union.overlay.rmdir(places[at], "made".as_ref()).unwrap();
+        }
+        at
+    };
+    let change = || {
+        let opened: Vec<_> = files.iter().map(|name| union.open(union.at(name), libc::O_WRONLY)).collect();
+        over.store(true, Ordering::Release);
+        opened
+    };
+    let (at, opened) = crate::fixture::both(disturb, change);
+    for (name, opened) in files.iter().zip(opened) {
+        write(&union, opened.unwrap(), 0, b"new");
+        let upper = |path: &str| fs::metadata(union.path().join("upper").join(path)).unwrap().ino();
+        assert_eq!(upper(&format!("{}/dir/{name}", ["a", "b"][at])), upper(name), "{name}");
+    }
+}
+
 fn switch(union: &Union, lowers: &[&str]) -> usize {
     switch_keeping(union, lowers, None)
 }

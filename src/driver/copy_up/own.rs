@@ -16,7 +16,7 @@ use crate::driver::Union;
 use crate::driver::checkpoint::find_names;
 use crate::driver::copy_up::keep_mtime;
 use crate::driver::locate::LowerPlace;
-use crate::driver::node::{CopyUpGuard, Dentry, Names, NamesMany, NodeId, NodeRef, Published};
+use crate::driver::node::{CopyUpGuard, Dentry, LookupRef, Names, NamesMany, NodeId, NodeRef, Published};
 use crate::driver::types::{Errno, Result};
 use crate::union::layer::moving::{duplicate, duplicate_special, replace_names};
 use crate::union::layer::{Dir, FileType, Layer, LayerId, Stat, UpperDir};
@@ -123,23 +123,24 @@ impl Union {
         let _grant = self.grant_whole(&stat)?;
         let in_layer = names_in_layer(&root, &stat, (&part.path, place.name()))?;
         if stat.nlink > 1 {
-            self.learn_names_in(layer, &in_layer)?;
+            self.learn_names_in(copy_up, layer, &in_layer)?;
         }
         let mut leftover = Leftover { work: rustix::io::fcntl_dupfd_cloexec(&work, 0)?, name: None };
         let staged = self.stage_duplicate(&source, place.name(), &stat, &work)?;
         leftover.name = Some(staged.clone());
         loop {
             let names: Vec<Dentry> = node.state().names().cloned().collect();
-            for (parent, _) in &names {
-                self.copy_up(parent)?;
-            }
             // Fetching the directories may need the locks of the names, so it comes first.
-            let dirs = names.iter().map(|(parent, _)| self.upper_dir(parent)).collect::<Result<Vec<_>>>()?;
+            let fetch = |(parent, _): &Dentry| self.copy_up(parent).and_then(|()| self.upper_dir(parent));
+            let dirs = match names.iter().map(fetch).collect::<Result<Vec<_>>>() {
+                Ok(dirs) => dirs,
+                // A directory was removed after its last name, which was one of the file's.
+                Err(_) if !has_names(node, &names) => continue,
+                Err(errno) => return Err(errno),
+            };
             let locked = NamesMany::lock(copy_up.after(), names.iter().map(|(parent, _)| parent))?;
             // The names may have changed while their locks were not held.
-            let is_same = |a: &Dentry, b: &Dentry| NodeRef::ptr_eq(&a.0, &b.0) && a.1 == b.1;
-            let current: Vec<Dentry> = node.state().names().cloned().collect();
-            if current.len() != names.len() || !current.iter().zip(&names).all(|(a, b)| is_same(a, b)) {
+            if !has_names(node, &names) {
                 continue;
             }
             if node.is_removed() {
@@ -182,43 +183,71 @@ impl Union {
 
     /// Looks up the names that the file with the names `names` in `layer` has in the mount. Directories may have been moved since
     /// `layer` was the upper; a moved one has a part in the upper or in a layer above `layer`, so these are searched for it.
-    fn learn_names_in(&self, layer: LayerId, names: &[(CString, CString)]) -> Result<()> {
+    /// None moves during the search.
+    fn learn_names_in(
+        &self,
+        copy_up: &mut CopyUpGuard<'_>,
+        layer: LayerId,
+        names: &[(CString, CString)],
+    ) -> Result<()> {
+        let _rename = self.rename.lock(copy_up.after());
         let root = self.nodes.get(NodeId::ROOT).and_then(|root| self.nodes.count(&root)).ok_or(Errno::STALE)?;
+        // They keep their names as long as they are known.
         let mut found = Vec::new();
         let mut search = vec![root];
         while let Some(dir) = search.pop() {
-            let lowers = dir.dir().ok_or(Errno::IO)?.lowers();
-            let mut below = BTreeSet::new();
-            let path = lowers.of_layer(layer).map(|part| part.path.clone());
-            for (parent, name) in names {
-                match path.as_deref().and_then(|path| path_within(parent, path)) {
-                    Some(b"") => found.extend(self.find(&dir, name)?.map(|(node, _)| node)),
-                    Some(rest) => {
-                        let next = rest.split(|&byte| byte == b'/').next().unwrap_or_default();
-                        below.insert(CString::new(next).map_err(|_| Errno::INVAL)?);
-                    }
-                    None => {}
+            match self.find_names_in(&dir, layer, names) {
+                Ok((files, dirs)) => {
+                    found.extend(files);
+                    search.extend(dirs);
                 }
-            }
-            let note_dirs = |part: &Dir, below: &mut BTreeSet<CString>| {
-                part.list(|entry| {
-                    if matches!(entry.kind, libc::DT_DIR | libc::DT_UNKNOWN) {
-                        below.insert(entry.name.to_owned());
-                    }
-                    Ok(())
-                })
-            };
-            if let Some(upper) = self.upper_dir_if_any(&dir)? {
-                note_dirs(upper.as_dir(), &mut below)?;
-            }
-            for part in lowers.iter().filter(|part| part.layer > layer) {
-                note_dirs(&self.lower_dir(&dir, part)?, &mut below)?;
-            }
-            for name in below {
-                search.extend(self.find(&dir, &name)?.map(|(node, _)| node).filter(|node| node.dir().is_some()));
+                // It was empty.
+                Err(_) if dir.is_removed() => {}
+                Err(errno) => return Err(errno),
             }
         }
         Ok(())
+    }
+
+    /// As [`Self::learn_names_in`], in one directory; also the directories below it that must be searched.
+    fn find_names_in(
+        &self,
+        dir: &NodeRef,
+        layer: LayerId,
+        names: &[(CString, CString)],
+    ) -> Result<(Vec<LookupRef<'_>>, Vec<LookupRef<'_>>)> {
+        let lowers = dir.dir().ok_or(Errno::IO)?.lowers();
+        let path = lowers.of_layer(layer).map(|part| part.path.clone());
+        let (mut files, mut below) = (Vec::new(), BTreeSet::new());
+        for (parent, name) in names {
+            match path.as_deref().and_then(|path| path_within(parent, path)) {
+                Some(b"") => files.extend(self.find(dir, name)?.map(|(node, _)| node)),
+                Some(rest) => {
+                    let next = rest.split(|&byte| byte == b'/').next().unwrap_or_default();
+                    below.insert(CString::new(next).map_err(|_| Errno::INVAL)?);
+                }
+                None => {}
+            }
+        }
+        let mut note_dirs = |part: &Dir| {
+            part.list(|entry| {
+                if matches!(entry.kind, libc::DT_DIR | libc::DT_UNKNOWN) {
+                    below.insert(entry.name.to_owned());
+                }
+                Ok(())
+            })
+        };
+        if let Some(upper) = self.upper_dir_if_any(dir)? {
+            note_dirs(upper.as_dir())?;
+        }
+        for part in lowers.iter().filter(|part| part.layer > layer) {
+            note_dirs(&self.lower_dir(dir, part)?)?;
+        }
+        let mut dirs = Vec::new();
+        for name in below {
+            dirs.extend(self.find(dir, &name)?.map(|(node, _)| node).filter(|node| node.dir().is_some()));
+        }
+        Ok((files, dirs))
     }
 
     /// Makes a copy of the file `name` of `source` in the work directory `work`, with all attributes; its name there.
@@ -282,6 +311,13 @@ impl Union {
         }
         given
     }
+}
+
+/// True if `names` are the node's names, in the same order.
+fn has_names(node: &NodeRef, names: &[Dentry]) -> bool {
+    let state = node.state();
+    let is_same = |a: &Dentry, b: &Dentry| NodeRef::ptr_eq(&a.0, &b.0) && a.1 == b.1;
+    state.names().count() == names.len() && state.names().zip(names).all(|(a, b)| is_same(a, b))
 }
 
 /// What follows `dir` in `path`, without a slash; `None` if `path` is not in `dir`.

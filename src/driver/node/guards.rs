@@ -67,6 +67,17 @@
 //! # }
 //! ```
 //!
+//! The rename lock, while it is held:
+//!
+//! ```compile_fail,E0277
+//! # use stratafs::driver::node::{RenameLock, Turn};
+//! # fn wrong(lock: &RenameLock) {
+//! let mut turn = Turn::begin();
+//! let mut rename = lock.lock(&mut turn);
+//! let again = lock.lock(rename.after());
+//! # }
+//! ```
+//!
 //! A copy-up, while the rename lock is held:
 //!
 //! ```compile_fail,E0308
@@ -149,9 +160,16 @@ pub struct RenameGuard<'o> {
     after: Turn<Rename>,
 }
 
+/// The locks after which a [`RenameLock`] may be taken.
+pub trait BeforeRename {}
+
+impl BeforeRename for Nothing {}
+
+impl BeforeRename for CopyUp {}
+
 impl RenameLock {
     /// Takes the lock.
-    pub fn lock<'o>(&'o self, _turn: &'o mut Turn) -> RenameGuard<'o> {
+    pub fn lock<'o, Held: BeforeRename>(&'o self, _turn: &'o mut Turn<Held>) -> RenameGuard<'o> {
         let rank = Ranked::first(Rank::Rename);
         RenameGuard { _held: self.0.lock(), _rank: rank, after: Turn(PhantomData) }
     }

@@ -20,7 +20,8 @@
 //! 2. [`CopyUpGuard`] of a directory. Held over I/O. A thread holds one at a time: directories are copied up from the root down,
 //!    and each lock is released before the next is taken. That of a file stays held if the file's inode moves up with all its
 //!    names.
-//! 3. [`RenameGuard`]: a directory moves, or a file moves to another directory. Held over I/O.
+//! 3. [`RenameGuard`]: a directory moves, or a file moves to another directory, or no directory may move while the names of a file
+//!    are searched for. Held over I/O.
 //! 4. [`NamesRead`], [`NamesWrite`]: the names of one directory, or of several in the order of their node ids ([`NamesPair`],
 //!    [`NamesMany`]). Held over I/O.
 //! 5. [`LinksGuard`]: how many names an indexed file has. Held over I/O.
