@@ -127,10 +127,13 @@ def inventories(results):
     )
 
 
-def section(results, chart):
+TITLE = "Time relative to the kernel's overlayfs, by kind of work"
+
+
+def section(results, chart, title=TITLE):
     lines = []
     if chart:
-        lines += [f"![Time relative to the kernel's overlayfs, by kind of work]({chart})", ""]
+        lines += [f"![{title}]({chart})", ""]
     lines += ["Seconds for the kernel's overlayfs; for the others the ratio to it, below 1 is faster. Memory in MB.",
               "Measured by `scripts/bench/fs`: " + circumstances(results), inventories(results), "", table(results), ""]
     return "\n".join(lines)

@@ -54,7 +54,7 @@ def walked(entries, directories, count):
 
 
 MAIN_WALK = walked(ENTRIES, 521, SMALL_BYTES + HUGE)
-LAYERS = {count: sum(n % count == l or n % 10 == 0 for l in range(count) for n in range(500)) for count in (100, 200)}
+LAYERS = {count: sum(n % count == l or n % 10 == 0 for l in range(count) for n in range(500)) for count in trees.LAYER_COUNTS}
 
 
 def layers_walk(count):
@@ -222,12 +222,35 @@ ROWS = [
 ]
 
 
-def choose(wanted):
+def entries_walk(count):
+    directories = count // (trees.MILLION_EACH + 1)
+    above = min(directories, 40)
+    return walked(above + count, above + directories, 0)
+
+
+# Of which kind of curve, and for which number on its axis.
+CURVES = {
+    "layers": [
+        Row(f"layers-{count}", f"walk cold, {count} layers", f"layers{count}", "{ops} walk .", layers_walk(count))
+        for count in trees.LAYER_COUNTS
+    ],
+    "entries": [
+        Row(f"entries-{count}", f"walk cold, {count:,} entries", name, "{ops} walk .", entries_walk(count), patience=900)
+        for count, name in trees.ENTRY_COUNTS.items()
+    ],
+}
+
+
+def all_curves():
+    return [row for points in CURVES.values() for row in points]
+
+
+def choose(wanted, of=ROWS):
+    """The rows of `of` with these keys, separated by commas; all of them without any."""
     if not wanted:
-        return ROWS
-    known = {row.key: row for row in ROWS}
-    keys = wanted.split(",")
-    unknown = [key for key in keys if key not in known]
+        return of
+    known = {row.key: row for row in of}
+    unknown = [key for key in wanted.split(",") if key not in known]
     if unknown:
-        raise KeyError(f"no such row: {', '.join(unknown)} (there are {', '.join(known)})")
-    return [known[key] for key in keys]
+        raise KeyError(f"no row '{unknown[0]}'; there are: {', '.join(known)}")
+    return [known[key] for key in wanted.split(",")]

@@ -112,7 +112,7 @@ def run(given, chosen_drivers, chosen_rows, results, strata, requests=False):
         kept = {name: cell for name, cell in kept.items() if name not in {d.name for d in chosen_drivers}}
         results["rows"][row.key] = {"title": row.title, "unit": row.unit, "target": row.target, "drivers": kept}
     # In the order of the table, whatever was measured first.
-    order = [row.key for row in rows.ROWS]
+    order = [row.key for row in (*rows.ROWS, *rows.all_curves())]
     results["rows"] = {key: results["rows"][key] for key in order if key in results["rows"]}
     end = time.monotonic() + given.minutes * 60 if given.minutes else float("inf")
     took = {}

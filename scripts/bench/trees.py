@@ -18,6 +18,9 @@ CACHE_MB = 200
 DEEP = 60
 MILLION_DIRECTORIES = 2_000
 MILLION_EACH = 499
+LAYER_COUNTS = (1, 10, 50, 100, 200, 500)
+# The stack with so many files and directories of files.
+ENTRY_COUNTS = {1_000: "thousand", 10_000: "tenthousand", 100_000: "hundredthousand", 1_000_000: "million"}
 LARGE_FILES = 20
 LARGE_MIB = 10
 SOURCE_FILES = 8_000
@@ -104,13 +107,18 @@ def deep(base):
     write_lines(f"{base}/names.list", names)
 
 
-def million(base):
-    """1,000,000 entries in 4 layers: 2,000 directories of 499 files."""
-    for number in range(MILLION_DIRECTORIES):
-        path = f"{base}/l{number % 4}/m{number % 40}/d{number}"
-        os.makedirs(path)
-        for index in range(MILLION_EACH):
-            os.close(os.open(f"{path}/file{index}", os.O_CREAT | os.O_WRONLY, 0o644))
+def entries(directories):
+    def build(base):
+        """Directories of 499 files in 4 layers."""
+        for layer in range(4):
+            os.makedirs(f"{base}/l{layer}")
+        for number in range(directories):
+            path = f"{base}/l{number % 4}/m{number % 40}/d{number}"
+            os.makedirs(path)
+            for index in range(MILLION_EACH):
+                os.close(os.open(f"{path}/file{index}", os.O_CREAT | os.O_WRONLY, 0o644))
+
+    return build
 
 
 def large(base):
@@ -224,11 +232,10 @@ def is_source(line):
 def stacks(repository):
     return {
         "main": (MAIN_LAYERS, main),
-        "layers100": (100, many_layers(100)),
-        "layers200": (200, many_layers(200)),
+        **{f"layers{count}": (count, many_layers(count)) for count in LAYER_COUNTS},
         "hundred": (2, hundred_thousand),
         "deep": (MAIN_LAYERS, deep),
-        "million": (4, million),
+        **{name: (4, entries(count // (MILLION_EACH + 1))) for count, name in ENTRY_COUNTS.items()},
         "large": (1, large),
         "shared": (2, shared),
         "programs": (1, programs),
