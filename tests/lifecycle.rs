@@ -236,7 +236,8 @@ fn the_daemon_is_in_a_session_of_its_own() {
 #[test]
 fn signals_unmount() {
     needs_fuse!();
-    for signal in ["TERM", "INT", "HUP", "QUIT"] {
+    let by_default_end_a_process = ["USR2", "ALRM", "VTALRM", "PROF", "POLL", "PWR", "STKFLT", "34", "64"];
+    for signal in ["TERM", "INT", "HUP", "QUIT"].into_iter().chain(by_default_end_a_process) {
         let scene = Scene::new();
         let daemon = scene.mount_writable();
         daemon.signal(signal);

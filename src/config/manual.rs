@@ -78,7 +78,7 @@ An unknown mount option gives a warning and is ignored; if it looks like a missp
 const REST: &str = r#".SH SIGNALS
 .TP
 .BR SIGTERM ", " SIGINT ", " SIGHUP ", " SIGQUIT
-Unmount and end.
+Unmount and end, as do SIGUSR2, SIGALRM, SIGVTALRM, SIGPROF, SIGIO, SIGPWR, SIGSTKFLT and real-time signals.
 All but SIGTERM stay ignored if the caller ignores them, as with
 .BR nohup (1).
 .TP

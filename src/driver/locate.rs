@@ -34,6 +34,10 @@ impl Union {
         if part.path.is_empty() {
             return Ok(layer.root().clone());
         }
+        if self.config.timeout.is_some() {
+            // The layer may change: another directory may be there now.
+            return layer.open_dir(&part.path);
+        }
         let (cache, key) = (&self.nodes.descriptors().lower_dirs, (node.id().0, part.layer.number()));
         if let Some(dir) = cache.get(&key) {
             return Ok(dir);

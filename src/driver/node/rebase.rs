@@ -1,5 +1,5 @@
-//! What nodes become when the mount is given other layers (`driver/checkpoint/switch`). The gate is closed: nobody else is in
-//! the table, so no name is held.
+//! What nodes become when the mount is given other layers (`driver/checkpoint/switch`). The gate is closed, so no other thread
+//! uses the table and no name is held. [`NodeTable::replace_lowers`] is also for layers that change by themselves.
 
 use std::ffi::CStr;
 
@@ -47,7 +47,8 @@ impl NodeTable {
         }
     }
 
-    /// The lower parts of the directory are others, which show the same. Its upper part stays.
+    /// Gives the directory other lower parts. Its upper part stays. While the gate is open, the caller holds the name of the
+    /// directory for writing, and a directory without an upper part keeps the layer of its topmost part.
     pub fn replace_lowers(&self, node: &NodeRef, lowers: Vec<LowerRef>) {
         let Some(dir) = node.dir() else { return };
         let top = lowers.first().map(|part| part.layer);

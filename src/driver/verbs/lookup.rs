@@ -12,7 +12,7 @@ use crate::driver::types::{Attr, Entry, Errno, NodeId, Result, Validity};
 use crate::driver::{Union, checked_name};
 use crate::marks::Opaque;
 use crate::union::layer::{Dir as LayerFile, FileId, LowerRef, Stat, UpperDir};
-use crate::union::merge::{Resolution, Source};
+use crate::union::merge::{Found, Resolution, Source};
 
 impl Union {
     /// Resolves `name` in `parent`. `None` means that there is no such name, and that the kernel may remember that
@@ -51,34 +51,47 @@ impl Union {
     }
 
     /// With `timeout`, a lower layer may change: returns true if `name` no longer means the known `node`. The node has then
-    /// lost the name.
+    /// lost the name. A directory that stays gets its new lower parts.
     fn was_replaced(&self, parent: &NodeRef, name: &CStr, node: &NodeRef) -> Result<bool> {
-        let Some((_, layer)) = node.state().lower().map(|(at, layer)| (at.clone(), layer)) else { return Ok(false) };
-        if self.config.timeout.is_none() {
+        if self.config.timeout.is_none() || (node.has_upper() && node.dir().is_none()) {
             return Ok(false);
         }
         let upper = self.upper_dir_if_any(parent)?;
         let mut turn = Turn::begin();
         let names = NamesWrite::lock(&mut turn, parent)?;
-        if upper.is_some() != parent.has_upper() || node.has_upper() || !node.is_named(parent, name) {
+        if upper.is_some() != parent.has_upper() || !node.is_named(parent, name) {
             return Ok(false);
         }
-        let is_same = match self.resolve(parent, upper.as_ref(), name)? {
-            Resolution::Absent | Resolution::WhiteoutInUpper => false,
-            Resolution::Found(found) => {
-                let of = match (found.source, found.lowers.first()) {
-                    (Source::Upper, _) => None,
-                    (Source::Lower(_), Some(top)) => Some(top.layer),
-                    (Source::Lower(at), None) => names.dir().lowers().get(usize::from(at)).map(|part| part.layer),
-                };
-                of == Some(layer) && self.stack.shown_ino(&found.stat) == node.ino()
-            }
+        let found = match self.resolve(parent, upper.as_ref(), name)? {
+            Resolution::Absent | Resolution::WhiteoutInUpper => None,
+            Resolution::Found(found) => Some(found),
         };
-        if !is_same {
-            // Open handles keep their file, as if it had been removed.
-            self.nodes.hide(&names, name, node);
+        let in_lowers = node.state().lower().map(|(_, layer)| layer);
+        let found = found.filter(|found| match (in_lowers, found.source, found.lowers.first()) {
+            (None, source, _) => source == Source::Upper,
+            (Some(_), Source::Upper, _) => false,
+            (Some(layer), Source::Lower(_), Some(top)) => top.layer == layer && self.shows(found, node),
+            (Some(layer), Source::Lower(at), None) => {
+                let part = names.dir().lowers().get(usize::from(at)).map(|part| part.layer);
+                part == Some(layer) && self.shows(found, node)
+            }
+        });
+        let Some(found) = found else {
+            if in_lowers.is_some() {
+                // Open handles keep their file, as if it had been removed.
+                self.nodes.hide(&names, name, node);
+            }
+            return Ok(in_lowers.is_some());
+        };
+        if node.dir().is_some_and(|dir| !is_same_parts(&dir.lowers(), &found.lowers)) {
+            self.nodes.replace_lowers(node, found.lowers);
         }
-        Ok(!is_same)
+        Ok(false)
+    }
+
+    /// True if the lower file `found` is the one of the node. Inode numbers of removed files are used again.
+    fn shows(&self, found: &Found, node: &Node) -> bool {
+        found.stat.file_type() == node.file_type && self.stack.shown_ino(&found.stat) == node.ino()
     }
 
     /// As [`Self::find`], for a name without a node in the directory whose names are held.
@@ -117,7 +130,7 @@ impl Union {
         parent: &NodeRef,
         upper: Option<&UpperDir>,
         name: &CStr,
-        found: &mut crate::union::merge::Found,
+        found: &mut Found,
     ) -> Result<()> {
         if self.permissions.is_none() {
             return Ok(());
@@ -370,4 +383,9 @@ impl Union {
             crate::sys::memory::trim();
         }
     }
+}
+
+/// True if both are the same directories of the same layers.
+fn is_same_parts(a: &[LowerRef], b: &[LowerRef]) -> bool {
+    a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.layer == b.layer && a.path == b.path)
 }

@@ -90,7 +90,8 @@ impl Union {
         if node.is_bare() {
             return Ok(true);
         }
-        if self.permissions.is_some() || !self.bare.pays() {
+        let may_change = self.config.timeout.is_some() && !node.has_upper();
+        if self.permissions.is_some() || may_change || !self.bare.pays() {
             return Ok(false);
         }
         if self.has_no_xattrs(node)? {

@@ -25,8 +25,20 @@ const LIMITS: [Resource; 9] = [
 ];
 
 /// Signals that end the mount, unless the starting process ignored them, as `nohup(1)` and shells without job control
-/// do. `SIGTERM` is never ignored.
-const IGNORABLE: [i32; 3] = [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT];
+/// do. `SIGTERM` is never ignored. By default, the signals from `SIGUSR2` on and the real-time signals end the process,
+/// which would leave a dead mount.
+const IGNORABLE: [i32; 10] = [
+    libc::SIGHUP,
+    libc::SIGINT,
+    libc::SIGQUIT,
+    libc::SIGUSR2,
+    libc::SIGALRM,
+    libc::SIGVTALRM,
+    libc::SIGPROF,
+    libc::SIGIO,
+    libc::SIGPWR,
+    libc::SIGSTKFLT,
+];
 
 /// Frees the process from the limits, timers and masks of its caller as far as it may; root also from the hard limits.
 /// Must be called before other threads are started.
@@ -50,7 +62,7 @@ pub fn shed() -> io::Result<()> {
 /// The dispositions cannot be read.
 pub fn ending_signals() -> io::Result<Vec<i32>> {
     let mut ending = vec![libc::SIGTERM];
-    for signal in IGNORABLE {
+    for signal in IGNORABLE.into_iter().chain(libc::SIGRTMIN()..=libc::SIGRTMAX()) {
         if !signals::is_ignored(signal)? {
             ending.push(signal);
         }
