@@ -11,36 +11,15 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags};
 
-use crate::confined;
 use crate::driver::Union;
 use crate::driver::checkpoint::find_names;
 use crate::driver::copy_up::keep_mtime;
 use crate::driver::locate::LowerPlace;
 use crate::driver::node::{CopyUpGuard, Dentry, LookupRef, Names, NamesMany, NodeId, NodeRef, Published};
 use crate::driver::types::{Errno, Result};
-use crate::union::layer::moving::{duplicate, duplicate_special, replace_names};
+use crate::union::layer::moving::{duplicate, duplicate_special};
+use crate::union::layer::taken::Taken;
 use crate::union::layer::{Dir, FileType, Layer, LayerId, Stat, UpperDir};
-
-/// A file's inode that was taken out of its layer; it has this name in the work directory.
-struct Taken {
-    name: CString,
-    layer: OwnedFd,
-    dir: CString,
-    old_name: CString,
-    work: OwnedFd,
-}
-
-impl Taken {
-    /// Puts the inode back into the layer.
-    fn put_back(&self) {
-        let back = confined::open_dir(self.layer.as_fd(), self.dir.to_bytes()).and_then(|dir| {
-            confined::keeping_times(dir.as_fd(), || rustix::fs::renameat(&self.work, &self.name, &dir, &self.old_name))
-        });
-        if let Err(errno) = back {
-            tracing::error!("{:?}: the layer keeps a copy of it: {errno}", self.old_name);
-        }
-    }
-}
 
 /// A copy in the work directory that is removed when it is dropped.
 struct Leftover {
@@ -151,14 +130,15 @@ impl Union {
             match way {
                 Way::Inode => {
                     let copy = Stat::of(work.as_fd(), &staged)?;
-                    let taken = take(root, work, &in_layer, staged)?;
+                    let taken = Taken::take(root, work, stat.id(), &in_layer, &staged)?;
                     // The name in the work directory is the file's own now.
                     leftover.name = None;
-                    let give = || self.give_names(&taken.name, &names, &dirs);
+                    let give = || self.give_names(taken.name(), &names, &dirs);
                     if let Err(errno) = self.counting_dirs(&dirs, give) {
                         taken.put_back();
                         return Err(errno);
                     }
+                    taken.keep();
                     self.count_new(&stat);
                     let first = locked.first().ok_or(Errno::STALE)?;
                     self.nodes.publish(first, node, Published { carried_from: Some(layer), ..Published::default() });
@@ -343,19 +323,4 @@ fn names_in_layer(root: &OwnedFd, stat: &Stat, known: (&CStr, &CStr)) -> Result<
         Ok((text(dir)?, text(name)?))
     };
     paths.iter().map(split).collect()
-}
-
-/// Replaces the file's names in the layer with the copy `staged`, and moves the file itself into the work directory.
-fn take(layer: OwnedFd, work: OwnedFd, names: &[(CString, CString)], staged: CString) -> Result<Taken> {
-    let Some(((dir, name), further)) = names.split_last() else { return Err(Errno::STALE) };
-    if !further.is_empty() {
-        let second = CString::new([staged.to_bytes(), b".copy"].concat()).map_err(|_| Errno::INVAL)?;
-        rustix::fs::linkat(&work, &staged, &work, &second, AtFlags::empty())?;
-        replace_names(layer.as_fd(), &mut further.to_vec(), work.as_fd(), &second)?;
-    }
-    let held = confined::open_dir(layer.as_fd(), dir.to_bytes())?;
-    confined::keeping_times(held.as_fd(), || {
-        rustix::fs::renameat_with(&work, &staged, &held, name, RenameFlags::EXCHANGE)
-    })?;
-    Ok(Taken { name: staged, layer, dir: dir.clone(), old_name: name.clone(), work })
 }

@@ -15,6 +15,7 @@ mod origin;
 mod permissions;
 mod pivot;
 mod switch;
+pub(crate) mod taken;
 mod upper;
 mod whiteouts;
 mod work;
