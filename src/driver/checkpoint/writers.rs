@@ -253,17 +253,27 @@ pub(in crate::driver) fn find_names(
     at: &mut Vec<u8>,
     found: &mut Vec<Vec<u8>>,
 ) -> Result<()> {
-    let dir = confined::open_dir(root.as_fd(), at)?;
+    let dir = match confined::open_dir(root.as_fd(), at) {
+        // Another file system is mounted there.
+        Err(Errno::XDEV) => return Ok(()),
+        dir => dir?,
+    };
     let mut below = Vec::new();
     for entry in rustix::fs::Dir::read_from(&dir)? {
         let entry = entry?;
         let name = entry.file_name();
+        if name == c"." || name == c".." {
+            continue;
+        }
         let joined = || if at.is_empty() { name.to_bytes().to_vec() } else { [&**at, b"/", name.to_bytes()].concat() };
-        match entry.file_type() {
-            rustix::fs::FileType::Directory if name != c"." && name != c".." => below.push(joined()),
-            rustix::fs::FileType::Directory => {}
-            _ if entry.ino() == stat.ino => found.push(joined()),
-            _ => {}
+        let is_dir = match entry.file_type() {
+            rustix::fs::FileType::Unknown => Stat::of(dir.as_fd(), name)?.is_dir(),
+            kind => kind == rustix::fs::FileType::Directory,
+        };
+        if is_dir {
+            below.push(joined());
+        } else if entry.ino() == stat.ino {
+            found.push(joined());
         }
     }
     drop(dir);
