@@ -29,11 +29,15 @@ fn grown(call: impl Fn(&mut [u8]) -> Result<usize, Errno>) -> Result<Vec<u8>, Er
 /// Names of all extended attributes of `target`, each ended by a NUL; empty if the file system has none.
 ///
 /// # Errors
-/// `2BIG`: the names take more than 64 KiB, which no system call can list; each attribute can still be read by its name.
-/// Others of `listxattr(2)`.
+/// `2BIG`: the names take more than 64 KiB, which only xfs and btrfs can list, and only with `CAP_SYS_ADMIN`; each attribute can
+/// still be read by its name. Others of `listxattr(2)`.
 pub(crate) fn list(target: Target<'_>) -> Result<Vec<u8>, Errno> {
     match grown(|buffer| crate::sys::xattr::list(target, buffer)) {
         Err(Errno::OPNOTSUPP) => Ok(Vec::new()),
+        Err(Errno::TOOBIG) => crate::sys::xattr_search::names(target).map_err(|errno| {
+            tracing::debug!("{:?}: more attributes than can be listed: {errno}", target.shown_path());
+            Errno::TOOBIG
+        }),
         listed => listed,
     }
 }

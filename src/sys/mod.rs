@@ -22,3 +22,4 @@ pub mod session;
 pub mod signals;
 pub mod write_out;
 pub mod xattr;
+pub mod xattr_search;

@@ -180,6 +180,47 @@ on_both! {
         drop(mount);
     }
 
+    /// The same in a lower layer: the copy has all of them.
+    fn copy_up_with_more_attribute_names_than_can_be_listed(driver) {
+        let name = |number: usize| format!("user.{number:0>215}");
+        for kind in ["xfs", "btrfs"] {
+            let mut layers = Stack::new().lower("").build();
+            let place = layers.directory.path().join("image");
+            if !loop_mount(&place, kind, None) {
+                crate::common::skip(&format!("layers::xattr_names_{kind}"), "no such file system here");
+                continue;
+            }
+            upper_on(&mut layers, &place);
+            let lower = place.join("lower");
+            sys::mkdir(&lower, 0o755).unwrap();
+            tree::build(&lower, "dir d\nfile d/below \"b\"\nfile f \"f\"\nfile moved \"m\"");
+            for path in ["d", "f", "moved"] {
+                for number in 0..700 {
+                    sys::setxattr(&lower.join(path), &name(number), format!("{number}").as_bytes()).unwrap();
+                }
+                sys::setxattr(&lower.join(path), "trusted.t", b"t").unwrap();
+                sys::setxattr(&lower.join(path), "security.s", b"s").unwrap();
+            }
+            layers.lowers[0].clone_from(&lower);
+            layers.originals.clear();
+            let mount = layers.mount(driver);
+            sys::append(&mount.at("f"), b"+").unwrap();
+            sys::chmod(&mount.at("d"), 0o700).unwrap();
+            sys::rename(&mount.at("moved"), &mount.at("d/here")).unwrap();
+            sys::append(&mount.at("d/below"), b"+").unwrap();
+            for path in ["d", "f", "d/here"] {
+                for number in 0..700 {
+                    assert_eq!(sys::getxattr(&mount.upper(path), &name(number)), Ok(format!("{number}").into_bytes()));
+                }
+                assert_eq!(sys::getxattr(&mount.at(path), "trusted.t"), Ok(b"t".to_vec()), "{kind} {path}");
+                assert_eq!(sys::getxattr(&mount.at(path), "security.s"), Ok(b"s".to_vec()), "{kind} {path}");
+                assert_eq!(sys::listxattr(&mount.at(path)), Err(Errno::TOOBIG), "{kind} {path}");
+            }
+            assert_eq!((sys::text(&mount.at("f")), sys::text(&mount.at("d/below"))), ("f+".into(), "b+".into()));
+            drop(mount);
+        }
+    }
+
     fn lower_is_an_overlay(driver) {
         let inner = Stack::new().lower("file d/inner \"i\"\nfile hidden").upper("whiteout hidden\nfile up \"u\"").mount(Driver::Overlayfs);
         let mut layers = Stack::new().lower("").build();
