@@ -46,7 +46,7 @@ fn is_module(name: &[u8]) -> bool {
 
 impl Union {
     /// True if the kernel may read the real file of `node` itself, and write it if it is in the upper. What is written to an
-    /// upper with a limit must be counted, so the kernel has no file of it.
+    /// upper with a limit must be counted, and that it is appended must be checked, so the kernel has no file of these.
     pub(in crate::driver) fn may_pass_through(&self, node: &Node, upper: bool) -> bool {
         let lower = || match self.config.passthrough {
             Passthrough::Off | Passthrough::Upper => false,
@@ -55,7 +55,7 @@ impl Union {
         };
         self.kernel.get().is_some_and(|attached| attached.passthrough)
             && match upper {
-                true => self.usage.is_none(),
+                true => self.usage.is_none() && !node.protection().append_only,
                 false => self.is_read_only() || lower(),
             }
     }

@@ -2,6 +2,9 @@
 //! `may_setattr`, `xattr_permission`). A FUSE inode has none, so the driver checks. `access(2)` still says that such a
 //! file may be written.
 
+use std::os::fd::BorrowedFd;
+
+use crate::driver::Union;
 use crate::driver::node::Node;
 use crate::driver::types::{Errno, Result, SetAttr, SetTime};
 use crate::marks::Protection;
@@ -26,6 +29,18 @@ pub(in crate::driver) fn marked(stat: Stat, mark: Protection) -> Stat {
     Stat { immutable, append_only, ..stat }
 }
 
+impl Union {
+    /// Checks that a write to an append-only file begins at its end. The kernel lets users of a FUSE file clear `O_APPEND` of a
+    /// descriptor (`setfl`) and map the file for writing (`do_mmap`), and the driver only learns of the write. With the writeback
+    /// cache, allowed writes cannot be told from these: it hands over whole pages.
+    pub(in crate::driver) fn check_append(&self, node: &Node, file: BorrowedFd<'_>, offset: u64) -> Result<()> {
+        if !node.protection().append_only || self.config.writeback {
+            return Ok(());
+        }
+        refuse_if(offset < Stat::of(file, c"")?.size)
+    }
+}
+
 impl Node {
     /// Checks that an entry may be added to the directory.
     pub(in crate::driver) fn check_addition(&self) -> Result<()> {
@@ -46,6 +61,11 @@ impl Node {
     pub(in crate::driver) fn check_writing(&self, appends: bool) -> Result<()> {
         let Protection { immutable, append_only } = self.protection();
         refuse_if(immutable || (append_only && !appends))
+    }
+
+    /// True if the kernel's pages of the file may hold what was refused.
+    pub(in crate::driver) fn may_differ(&self) -> bool {
+        self.protection().append_only
     }
 
     /// Checks that attributes may change. `flushes` is true if the kernel writes back a change that it already allowed.

@@ -231,7 +231,7 @@ impl Union {
             (file.fd().and_then(|file| self.register(file)), true)
         } else {
             // With a timeout, the lower file may have changed.
-            (None, !bypassed && (upper || self.config.timeout.is_none()))
+            (None, !bypassed && (upper || self.config.timeout.is_none()) && !node.may_differ())
         };
         let passthrough = backing.is_some();
         let handle = Arc::new(OpenFile {
@@ -369,6 +369,7 @@ impl Union {
             return Err(Errno::BADF);
         }
         let file = self.current(&handle)?;
+        self.check_append(&handle.node, file.as_fd(), offset)?;
         let (grant, length) = self.grant_write(file.as_fd(), offset, bytes.len() as u64)?;
         let bytes = bytes.get(..usize::try_from(length).unwrap_or(usize::MAX)).unwrap_or(bytes);
         let written = Self::write_all(&file, offset, bytes);
@@ -485,6 +486,7 @@ impl Union {
         }
         to.node.check_writing(true)?;
         let (source, target) = (self.current(&*self.open_handle(from)?)?, self.current(&to)?);
+        self.check_append(&to.node, target.as_fd(), to_offset)?;
         let (mut read_at, mut write_at) = (from_offset, to_offset);
         // The reply has a 32-bit counter, and a killed process waits for the end of the call.
         let length = usize::try_from(length).unwrap_or(usize::MAX).min(1 << 27);
