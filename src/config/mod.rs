@@ -2,10 +2,13 @@
 
 mod catalogue;
 pub mod error;
+pub(crate) mod ids;
 pub mod manual;
 pub mod options;
 pub mod remount;
 mod value;
+
+pub use ids::IdRange;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -72,17 +75,6 @@ impl OverlayConfig {
     pub fn directories_mut(&mut self) -> impl Iterator<Item = &mut PathBuf> {
         self.lowers.iter_mut().chain(&mut self.data_only).chain(&mut self.upper).chain(&mut self.work)
     }
-}
-
-/// A range of ids that is shown with other numbers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct IdRange {
-    /// First id as the mount shows it.
-    pub shown: u32,
-    /// First id on disk.
-    pub on_disk: u32,
-    /// Number of ids.
-    pub count: u32,
 }
 
 /// `redirect_dir=`

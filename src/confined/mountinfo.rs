@@ -20,6 +20,8 @@ pub struct MountEntry {
     pub root: PathBuf,
     /// The mountpoint.
     pub point: PathBuf,
+    /// Options of the mount itself, separated by commas.
+    pub flags: Vec<u8>,
     /// Type of the file system.
     pub kind: Vec<u8>,
     /// Options of the file system, separated by commas.
@@ -38,9 +40,11 @@ fn parse_line(line: &[u8]) -> Option<MountEntry> {
     let device = str::from_utf8(fields.nth(1)?).ok()?.split_once(':')?;
     let root = PathBuf::from(unescape(fields.next()?));
     let point = PathBuf::from(unescape(fields.next()?));
+    let flags = fields.next()?.to_vec();
     let kind = fields.by_ref().skip_while(|&field| field != b"-").nth(1)?.to_vec();
     let options = fields.nth(1).unwrap_or_default().to_vec();
-    Some(MountEntry { id, device: (device.0.parse().ok()?, device.1.parse().ok()?), root, point, kind, options })
+    let device = (device.0.parse().ok()?, device.1.parse().ok()?);
+    Some(MountEntry { id, device, root, point, flags, kind, options })
 }
 
 /// Space, tab, newline and backslash are written as three octal digits.
@@ -81,18 +85,19 @@ mod tests {
         let table = b"40 28 0:38 / /mnt/a\\040b rw,nosuid master:3 propagate_from:2 - fuse.stratafs stratafs rw,x=1\n\
             28 1 8:1 / / rw - ext4 /dev/root rw\n\nrubbish\n41 28 0:39 / /\xff rw shared:1 - tmpfs  rw\n";
         let found: Vec<MountEntry> = parse(table).collect();
-        let line = |id, device, point: &[u8], kind: &[u8], options: &[u8]| MountEntry {
+        let line = |id, device, point: &[u8], flags: &[u8], kind: &[u8], options: &[u8]| MountEntry {
             id,
             device,
             root: "/".into(),
             point: OsString::from_vec(point.to_vec()).into(),
+            flags: flags.to_vec(),
             kind: kind.to_vec(),
             options: options.to_vec(),
         };
         let expected = [
-            line(40, (0, 38), b"/mnt/a b", b"fuse.stratafs", b"rw,x=1"),
-            line(28, (8, 1), b"/", b"ext4", b"rw"),
-            line(41, (0, 39), b"/\xff", b"tmpfs", b"rw"),
+            line(40, (0, 38), b"/mnt/a b", b"rw,nosuid", b"fuse.stratafs", b"rw,x=1"),
+            line(28, (8, 1), b"/", b"rw", b"ext4", b"rw"),
+            line(41, (0, 39), b"/\xff", b"rw", b"tmpfs", b"rw"),
         ];
         assert_eq!(found, expected);
     }

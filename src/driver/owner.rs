@@ -2,33 +2,14 @@
 
 use std::ffi::CStr;
 
-use crate::config::IdRange;
+use crate::config::ids::{on_disk, shown};
 use crate::driver::Union;
 use crate::driver::types::{Caller, Errno, Result};
 use crate::sys::namespace::OverflowIds;
 use crate::union::layer::{Dir, FileType, Stat};
 
-/// What an id without a mapping is shown as (the default of `/proc/sys/kernel/overflowuid`).
-const OVERFLOW: u32 = 65_534;
-
 /// The caller's id if the request does not tell it, or if an idmapped mount does not map it.
 const NOT_TOLD: u32 = u32::MAX;
-
-fn shown(mapping: &[IdRange], id: u32) -> u32 {
-    if mapping.is_empty() {
-        return id;
-    }
-    let find = |range: &IdRange| Some(range.shown + id.checked_sub(range.on_disk).filter(|&d| d < range.count)?);
-    mapping.iter().find_map(find).unwrap_or(OVERFLOW)
-}
-
-fn on_disk(mapping: &[IdRange], id: u32) -> u32 {
-    if mapping.is_empty() {
-        return id;
-    }
-    let find = |range: &IdRange| Some(range.on_disk + id.checked_sub(range.shown).filter(|&d| d < range.count)?);
-    mapping.iter().find_map(find).unwrap_or(OVERFLOW)
-}
 
 /// True if `gid` is one of the caller's groups. Supplementary groups are read from the caller's process, if that is known.
 /// So is its own group if the request does not tell it.
@@ -105,21 +86,5 @@ impl Union {
     /// If everything is shown with one owner, the ownership on disk cannot be changed.
     pub(in crate::driver) fn squashes(&self) -> bool {
         self.config.squash_to_uid.is_some() || self.config.squash_to_gid.is_some()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ranges_map_both_ways() {
-        let map =
-            [IdRange { shown: 0, on_disk: 1000, count: 1 }, IdRange { shown: 1, on_disk: 100_000, count: 65_536 }];
-        for (seen, real) in [(0, 1000), (1, 100_000), (65_536, 165_535)] {
-            assert_eq!((shown(&map, real), on_disk(&map, seen)), (seen, real));
-        }
-        assert_eq!((shown(&map, 0), on_disk(&map, 70_000)), (OVERFLOW, OVERFLOW));
-        assert_eq!((shown(&[], 7), on_disk(&[], 7)), (7, 7));
     }
 }

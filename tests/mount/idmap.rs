@@ -55,3 +55,27 @@ on_stratafs! {
         rustix::mount::unmount(&at, rustix::mount::UnmountFlags::empty()).unwrap();
     }
 }
+
+on_stratafs! {
+    /// Storage of podman 4.3 makes idmapped mounts of the layers and passes the same mapping to the driver: ids are mapped once.
+    fn idmapped_lowers_are_mapped_once(driver) {
+        let stack = Stack::new().lower("file f \"f\" uid=5 gid=6\nfile g uid=1 gid=1\ndir d/sub uid=7 gid=7");
+        let map = format!("0:{FIRST}:65536");
+        let mut layers = stack.stratafs_option(&format!("uidmapping={map},gidmapping={map}")).build();
+        let point = layers.directory.path().join("mapped");
+        sys::mkdir(&point, 0o755).unwrap();
+        sys::bind_idmapped(&layers.lowers[0], &point, FIRST).unwrap();
+        layers.lowers[0] = point.clone();
+        layers.originals.clear();
+        let mount = layers.mount(driver);
+        for (path, id) in [("f", (5, 6)), ("g", (1, 1)), ("d/sub", (7, 7))] {
+            assert_eq!(owner(&mount.at(path)), (FIRST + id.0, FIRST + id.1), "{path}");
+        }
+        sys::append(&mount.at("f"), b"+").unwrap();
+        assert_eq!((owner(&mount.at("f")), owner(&mount.upper("f"))), ((FIRST + 5, FIRST + 6), (5, 6)));
+        // The driver has its own way to the layer.
+        rustix::mount::unmount(&point, rustix::mount::UnmountFlags::empty()).unwrap();
+        assert_eq!(owner(&mount.at("g")), (FIRST + 1, FIRST + 1));
+        drop(mount);
+    }
+}

@@ -93,10 +93,10 @@ impl Holder {
     /// True if it serves a FUSE mount, and none of those it serves is in its own namespace.
     fn is_detached(&self) -> bool {
         let Ok(mountinfo) = fs::read(format!("/proc/{}/mountinfo", self.pid.as_raw_pid())) else { return false };
-        let mut connections =
-            self.files().filter_map(|(number, _)| field(&self.fdinfo(&number), "fuse_connection:")).peekable();
+        let minor = |number: &str| field(&self.fdinfo(number), "fuse_connection:")?.parse().ok();
+        let mut connections = self.files().filter_map(|(number, _)| minor(&number)).peekable();
         // Before Linux 6.16, the kernel does not say which mount a descriptor belongs to.
-        connections.peek().is_some() && connections.all(|minor| !is_mounted(&mountinfo, &format!("0:{minor}")))
+        connections.peek().is_some() && connections.all(|minor| !is_mounted(&mountinfo, (0, minor)))
     }
 
     /// Returns a file below one of `directories` that it has open for writing.

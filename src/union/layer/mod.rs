@@ -3,6 +3,7 @@
 
 mod capabilities;
 pub mod chain;
+mod idmapped;
 mod index_dir;
 mod inventories;
 mod layer_dir;
@@ -323,7 +324,7 @@ impl LayerStack {
         }
         let mut lowers = Vec::with_capacity(config.lowers.len());
         for path in config.lowers.iter().chain(&config.data_only) {
-            let mut layer = Layer::open(path)?;
+            let mut layer = Layer::open(&idmapped::unmapped(config, path).unwrap_or_else(|| path.clone()))?;
             layer.fs = filesystems.add_root(layer.device);
             layer.holds_traps = traps.are_in(lowers.len());
             layer.find_chain()?;
