@@ -318,6 +318,8 @@ fn an_image_that_is_not_there_is_not_made_up() {
         let told = refusal(&world, code, &[verb, "--pull", "never", "nosuch:1"]);
         assert!(told.contains("nosuch:1: no such image"), "{told}");
     }
+    let told = refusal(&world, 125, &["run", "--pull", "never", "--platform", "linux/riscv64", "tool:1"]);
+    assert!(told.contains("--platform linux/riscv64: ") && told.contains(" is here for linux/"), "{told}");
     // There is no registry at this address.
     let output = world.run(&["run", "--rm", "localhost:1/nosuch:1"]);
     let told = String::from_utf8(output.stderr).unwrap();

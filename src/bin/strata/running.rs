@@ -141,21 +141,34 @@ impl Front {
 /// The image, pulled if the policy demands it.
 fn image_for(store: &Store, name: &str, args: &ContainerArgs) -> Result<Image> {
     let found = store.find(name);
-    let wanted = match (&found, args.pull) {
-        (Ok(image), PullArg::Missing | PullArg::Never) => return Ok(image.clone()),
-        (Err(ImageError::NoSuchImage { .. }), PullArg::Missing) | (_, PullArg::Always) => name.parse::<RemoteImage>(),
-        _ => return Ok(found?),
+    let misfit = match (&found, &args.platform) {
+        (Ok(image), Some(wanted)) => image
+            .config
+            .platform()
+            .filter(|own| !own.serves(wanted))
+            .map(|own| format!("--platform {wanted}: {name} is here for {own}")),
+        _ => None,
     };
-    // An id, or a text that is not a name.
-    let Ok(wanted) = wanted else { return Ok(found?) };
-    if name.starts_with("sha256:") {
-        return Ok(found?);
-    }
+    let wanted = match (&found, args.pull, misfit.is_some()) {
+        (Ok(image), PullArg::Missing | PullArg::Never, false) => return Ok(image.clone()),
+        (Err(ImageError::NoSuchImage { .. }), PullArg::Missing, _)
+        | (_, PullArg::Always, _)
+        | (_, PullArg::Missing, true) => name.parse::<RemoteImage>().ok(),
+        _ => None,
+    };
+    // An id, or a text that is not a name, cannot be pulled.
+    let Some(wanted) = wanted.filter(|_| !name.starts_with("sha256:")) else {
+        return match misfit {
+            Some(line) => Err(anyhow!(line)),
+            None => Ok(found?),
+        };
+    };
     if let Err(error) = fetch(store, &wanted, args.platform.clone(), &args.registry, args.quiet) {
-        return Err(match found {
-            Err(ImageError::NoSuchImage { near: Some(near), .. }) => {
+        return Err(match (found, misfit) {
+            (Err(ImageError::NoSuchImage { near: Some(near), .. }), _) => {
                 error.context(format!("{name}: no such image here (did you mean {near}?)"))
             }
+            (_, Some(line)) => error.context(line),
             _ => error,
         });
     }
