@@ -36,7 +36,12 @@ pub fn is_known(word: &str) -> bool {
 
 /// `HOST[:CONTAINER][:PERMISSIONS]`
 fn add_path(document: &mut Value, word: &str, rootless: bool) -> Result<()> {
-    let bad = || ImageError::malformed(word, "a device reads PATH[:PATH-IN-CONTAINER][:rwm], or VENDOR/CLASS=NAME");
+    let bad = || {
+        ImageError::malformed(
+            format!("--device {word}"),
+            "a device reads PATH[:PATH-IN-CONTAINER][:rwm], or VENDOR/CLASS=NAME",
+        )
+    };
     let parts: Vec<&str> = word.split(':').collect();
     let is_access = |text: &str| !text.is_empty() && text.chars().all(|c| "rwm".contains(c));
     let (host, inside, access) = match parts[..] {
@@ -49,7 +54,7 @@ fn add_path(document: &mut Value, word: &str, rootless: bool) -> Result<()> {
     if !inside.starts_with('/') || !host.starts_with('/') {
         return Err(bad());
     }
-    let metadata = fs::metadata(host).at(host)?;
+    let metadata = fs::metadata(host).at(format!("--device {host}"))?;
     if metadata.is_dir() {
         for entry in fs::read_dir(host).at(host)? {
             let path = entry.at(host)?.path();
@@ -85,7 +90,7 @@ fn push(document: &mut Value, path: &[&str], value: Value) {
 fn add_node(document: &mut Value, host: &Path, inside: &Path, access: &str, rootless: bool) -> Result<()> {
     let metadata = fs::metadata(host).at(host)?;
     let Some(kind) = device_type(&metadata) else {
-        return Err(ImageError::refused(host.display().to_string(), "is no device"));
+        return Err(ImageError::refused(format!("--device {}", host.display()), "is no device"));
     };
     if rootless {
         // Devices cannot be made in a user namespace, so the host's is mounted.
@@ -149,7 +154,10 @@ fn add_cdi(document: &mut Value, word: &str, dirs: &[&Path], rootless: bool) -> 
         }
     }
     let Some((specification, device)) = found else {
-        return Err(ImageError::refused(word, "no specification in /etc/cdi or /var/run/cdi has this device"));
+        return Err(ImageError::refused(
+            format!("--device {word}"),
+            "no specification in /etc/cdi or /var/run/cdi has this device",
+        ));
     };
     for edits in [&specification["containerEdits"], &device["containerEdits"]] {
         edit(document, edits, rootless)?;

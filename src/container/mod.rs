@@ -363,12 +363,16 @@ impl Container {
     /// Removes a container that this process runs, with all its changes.
     ///
     /// # Errors
-    /// When it is mounted.
+    /// When it is mounted, or another container uses its volumes.
     pub fn remove_locked(self, store: &Store, _lock: &RunLock) -> Result<()> {
         // From here on it cannot be mounted.
         let _change = self.lock_change()?;
         if self.is_mounted()? || self.record.rootless && self.holder()?.is_some() {
             return Err(self.in_use());
+        }
+        if let Some(user) = self.user_of_volumes(store)? {
+            let reason = format!("container {user} uses its volumes (--volumes-from); remove that first");
+            return Err(ImageError::refused(&self.name, reason));
         }
         let has_layers = self.has_layers();
         damaged::discard(store, &self.dir)?;
@@ -377,6 +381,15 @@ impl Container {
             tracing::debug!("{error}");
         }
         Ok(())
+    }
+
+    /// Name of another container that uses a volume in the directory of this one.
+    fn user_of_volumes(&self, store: &Store) -> Result<Option<String>> {
+        let uses = |other: &Container| {
+            let mut volumes = other.record.options.volumes.iter();
+            other.dir != self.dir && volumes.any(|volume| Path::new(&volume.source).starts_with(&self.dir))
+        };
+        Ok(Container::list(store)?.containers.iter().find(|other| uses(other)).map(|other| other.name().to_owned()))
     }
 
     /// Keeps others from mounting, unmounting, committing or removing it in the meantime.

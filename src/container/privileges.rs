@@ -5,7 +5,6 @@
 //! capability, a container may use those too. Unknown calls fail with ENOSYS, as on an older kernel.
 
 use std::collections::BTreeSet;
-use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -190,7 +189,7 @@ impl Privileges {
         if self.privileged {
             return Ok(all_held().collect());
         }
-        let named = |words: &[String]| -> Result<BTreeSet<&'static str>> {
+        let named = |flag: &str, words: &[String]| -> Result<BTreeSet<&'static str>> {
             let mut found = BTreeSet::new();
             for word in words {
                 let upper = word.to_ascii_uppercase();
@@ -198,12 +197,15 @@ impl Privileges {
                 match ALL.iter().find(|known| **known == name) {
                     Some(known) => drop(found.insert(*known)),
                     None if name == "ALL" => found.extend(all_held()),
-                    None => return Err(ImageError::malformed(word, "no such capability (capabilities(7) lists them)")),
+                    None => {
+                        let reason = "no such capability (capabilities(7) lists them)";
+                        return Err(ImageError::malformed(format!("{flag} {word}"), reason));
+                    }
                 }
             }
             Ok(found)
         };
-        let (added, dropped) = (named(&self.cap_add)?, named(&self.cap_drop)?);
+        let (added, dropped) = (named("--cap-add", &self.cap_add)?, named("--cap-drop", &self.cap_drop)?);
         let all = |words: &[String]| words.iter().any(|word| word.eq_ignore_ascii_case("ALL"));
         // A capability that is named takes precedence over ALL.
         let has = |name: &&str| match (all(&self.cap_add), all(&self.cap_drop)) {
@@ -212,6 +214,15 @@ impl Privileges {
             (false, false) => added.contains(*name) || DEFAULT.contains(name) && !dropped.contains(*name),
         };
         Ok(ALL.into_iter().filter(has).collect())
+    }
+
+    /// Checks that all capabilities are known and that the seccomp profile can be read.
+    ///
+    /// # Errors
+    /// Names the option and what is wrong with it.
+    pub fn check(&self) -> Result<()> {
+        self.capabilities()?;
+        self.seccomp().map(drop)
     }
 
     /// `linux.seccomp` of an OCI runtime's configuration; `None` for no filter.
@@ -224,8 +235,9 @@ impl Privileges {
             Some("unconfined") => Ok(None),
             None | Some("default" | "builtin") => Ok(Some(default_filter(&self.capabilities()?))),
             Some(file) => {
-                let bytes = std::fs::read(file).at(Path::new(file))?;
-                spec::parse(file, &bytes).map(Some)
+                let option = format!("--security-opt seccomp={file}");
+                let bytes = std::fs::read(file).at(&option)?;
+                spec::parse(&option, &bytes).map(Some)
             }
         }
     }
@@ -244,7 +256,7 @@ impl Privileges {
             ("label", "disable") | ("apparmor", "unconfined") => {}
             _ => {
                 let known = "the options are no-new-privileges and seccomp=unconfined|FILE";
-                return Err(ImageError::malformed(option, known));
+                return Err(ImageError::malformed(format!("--security-opt {option}"), known));
             }
         }
         Ok(())

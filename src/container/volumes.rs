@@ -18,35 +18,56 @@ use crate::image::files::{make_dir, open_dir, remove_tree};
 use crate::image::snapshot::{self, SnapshotOptions, XattrPermissions};
 use crate::image::unpack::{self, UnpackOptions};
 use crate::image::{ImageError, IoContext, Result};
+use crate::store::Store;
 
 impl Container {
+    /// The volumes that the image or an option asks for without a name. If they are not there yet, it is mounted to make them.
+    ///
+    /// # Errors
+    /// Those of mounting it; if the image names something that is not one of its directories.
+    pub fn own_volumes(&self, store: &Store) -> Result<Vec<Volume>> {
+        let image = self.config(store)?.process();
+        let options = &self.record.options;
+        let wanted: Vec<String> = image.volumes.iter().chain(&options.anonymous_volumes).cloned().collect();
+        let volumes = self.image_volumes(&wanted, &options.volumes)?;
+        if volumes.iter().any(|volume| !volume.source.exists()) {
+            self.open_root(store, None)?.close()?;
+        }
+        Ok(volumes)
+    }
+
+    /// The directories for `wanted`, except those covered by the user's own volumes.
+    fn image_volumes(&self, wanted: &[String], users: &[Volume]) -> Result<Vec<Volume>> {
+        let mut found: Vec<Volume> = Vec::new();
+        for text in wanted {
+            let destination = normal(text).ok_or_else(|| {
+                ImageError::refused(&self.record.image_name, format!("its volume {text:?} is no directory of its own"))
+            })?;
+            let is_here = |volume: &Volume| volume.destination.components().eq(destination.components());
+            if !users.iter().chain(&found).any(is_here) {
+                found.push(Volume::bind(self.dir.join("volumes").join(found.len().to_string()), destination));
+            }
+        }
+        Ok(found)
+    }
+
     /// Makes the directories for `wanted`, except those covered by the user's own volumes.
     ///
     /// # Errors
     /// When the image names something that is not one of its directories, or the content cannot be copied.
     pub(super) fn make_image_volumes(&self, root: &File, wanted: &[String], users: &[Volume]) -> Result<Vec<Volume>> {
-        let mut made: Vec<Volume> = Vec::new();
-        for text in wanted {
-            let destination = normal(text).ok_or_else(|| {
-                ImageError::refused(&self.record.image_name, format!("its volume {text:?} is no directory of its own"))
-            })?;
-            if users.iter().chain(&made).any(|volume| volume.destination.components().eq(destination.components())) {
-                continue;
-            }
+        let volumes = self.image_volumes(wanted, users)?;
+        // Those that exist are kept from the last start.
+        for Volume { source, destination, .. } in volumes.iter().filter(|volume| !volume.source.exists()) {
             let parent = self.dir.join("volumes");
             make_dir(&parent, 0o700)?;
-            let source = parent.join(made.len().to_string());
-            // It is kept for the next start.
-            if !source.exists() {
-                let stage = parent.join("new");
-                remove_tree(&stage)?;
-                make_dir(&stage, 0o755)?;
-                fill(root, &destination, &stage, &self.dir)?;
-                fs::rename(&stage, &source).at(&source)?;
-            }
-            made.push(Volume::bind(source, destination));
+            let stage = parent.join("new");
+            remove_tree(&stage)?;
+            make_dir(&stage, 0o755)?;
+            fill(root, destination, &stage, &self.dir)?;
+            fs::rename(&stage, source).at(source)?;
         }
-        Ok(made)
+        Ok(volumes)
     }
 
     /// Copies the image's content into named volumes that are still empty, as docker does.

@@ -216,6 +216,24 @@ fn volumes_of_another_container() {
     world.ok(&["rm", "d"]);
     assert_eq!(world.run(&["volume", "rm", "cache"]).status.code(), Some(1), "e uses it");
     world.ok(&["rm", "-a"]);
+    // A container's own volumes stay as long as another one uses them.
+    let make = |names: [&str; 2]| {
+        world.ok(&["create", "--name", names[0], "-v", "/own", "tool:1", "true"]);
+        world.ok(&["create", "--name", names[1], "--volumes-from", names[0], "tool:1", "true"]);
+    };
+    make(["a", "z"]);
+    let output = world.run(&["rm", "-f", "a"]);
+    let message = String::from_utf8(output.stderr).unwrap();
+    assert_eq!((output.status.code(), message.lines().count()), (Some(1), 1), "{message}");
+    assert!(message.ends_with("a: container z uses its volumes (--volumes-from); remove that first\n"), "{message}");
+    world.ok(&["rm", "z", "a"]);
+    for names in [["a", "z"], ["z", "a"]] {
+        make(names);
+        world.ok(&["rm", "-a"]);
+        make(names);
+        world.ok(&["container", "prune", "-f"]);
+        assert_eq!(world.ok(&["ps", "-aq"]), "");
+    }
     assert_eq!(world.ok(&["volume", "prune", "-af"]), "cache\nother\n");
 }
 

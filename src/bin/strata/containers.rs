@@ -101,10 +101,18 @@ pub fn remove(store: &Store, args: &Rm) -> Result<()> {
     remove_each(store, args, |name| Ok(print_line(name)?))
 }
 
+/// In this order, a container that uses the volumes of another one comes before that.
+pub fn newest_first<T>(mut containers: Vec<T>, container: impl Fn(&T) -> &Container) -> Vec<T> {
+    containers.sort_by(|a, b| container(b).record.created.cmp(&container(a).record.created));
+    containers
+}
+
 /// Removes containers and reports each one that was removed.
 pub fn remove_each(store: &Store, args: &Rm, told: impl Fn(&str) -> Result<()>) -> Result<()> {
-    let all = || Ok::<_, anyhow::Error>(listed(store)?.iter().map(Container::id).collect());
-    let names: Vec<String> = if args.all { all()? } else { args.containers.clone() };
+    let names: Vec<String> = match args.all {
+        true => newest_first(listed(store)?, |one| one).iter().map(Container::id).collect(),
+        false => args.containers.clone(),
+    };
     each(&names, |name| {
         let container = match Container::open(store, name) {
             Ok(container) => container,

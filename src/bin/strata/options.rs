@@ -21,7 +21,6 @@ use super::args::{
     ContainerArgs, DriverArg, LimitArgsOfContainer, NetworkArg, NetworkArgs, PrivilegeArgs, StorageArgs, VolumeArg,
 };
 use super::output::{parse_size, tell};
-use super::seen::{Kind, Seen};
 
 /// The options for a run. Named volumes are made. `rootless`: a user without privileges makes the container.
 pub fn options_of(store: &Store, args: &ContainerArgs, command: Vec<String>, rootless: bool) -> Result<RunOptions> {
@@ -124,16 +123,10 @@ fn add_volumes_of(store: &Store, options: &mut RunOptions, word: &str) -> Result
         Some(_) => bail!("--volumes-from {word}: reads CONTAINER[:ro]"),
     };
     let other = Container::open(store, name).map_err(|error| anyhow!("--volumes-from {error}"))?;
-    for seen in Seen::by(&other) {
-        let volume = match seen.kind {
-            Kind::Memory(_) => continue,
-            // One of the other container's own has a number, not a name.
-            Kind::Volume(name) if seen.source.ends_with("_data") => Some(name),
-            Kind::Volume(_) | Kind::Bind => None,
-        };
-        if !options.volumes.iter().any(|volume| volume.destination == seen.destination) {
-            let (source, destination, read_only) = (seen.source, seen.destination, seen.read_only || read_only);
-            options.volumes.push(Volume { source, destination, read_only, volume, propagation: None });
+    let own = other.own_volumes(store).map_err(|error| anyhow!("--volumes-from {error}"))?;
+    for volume in other.record.options.volumes.iter().cloned().chain(own) {
+        if !options.volumes.iter().any(|known| known.destination == volume.destination) {
+            options.volumes.push(Volume { read_only: volume.read_only || read_only, propagation: None, ..volume });
         }
     }
     Ok(())
@@ -327,6 +320,7 @@ fn privileges_of(args: &PrivilegeArgs) -> Result<Privileges> {
     if let Some(file) = privileges.seccomp.as_mut().filter(|file| Path::new(file.as_str()).exists()) {
         *file = std::path::absolute(&*file)?.display().to_string();
     }
+    privileges.check()?;
     Ok(privileges)
 }
 

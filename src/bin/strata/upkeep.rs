@@ -13,6 +13,7 @@ use stratafs::text::shown_path;
 
 use super::args::{ContainerPrune, Gc, ImagePrune, PruneArgs, SystemPrune, Verify};
 use super::checkpoints;
+use super::containers::newest_first;
 use super::filters::{Filter, all_hold, has_label, moment};
 use super::images::labels;
 use super::output::{each, print_json, print_line, size, tell};
@@ -121,7 +122,7 @@ fn remove_stopped(store: &Store, args: &PruneArgs) -> Result<u64> {
         }
     }
     let mut freed = 0;
-    each(&doomed, |listed| {
+    each(&newest_first(doomed, |listed| &listed.container), |listed| {
         let bytes = ps::written(&listed.container);
         listed.container.clone().remove(store)?;
         freed += bytes;
