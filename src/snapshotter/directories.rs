@@ -38,8 +38,8 @@ const POLL: Duration = Duration::from_millis(5);
 /// How long the lock is waited for: a process that a snapshotter was starting as it ended holds the lock until it runs its program.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// The entries of ROOT.
-const NAMES: [&str; 6] = ["lock", "metadata.redb", "metadata.new", "empty", "snapshots", "removed"];
+/// The entries of ROOT. `lost+found` belongs to the file system, whose root ROOT may be.
+const NAMES: [&str; 7] = ["lock", "metadata.redb", "metadata.new", "empty", "snapshots", "removed", "lost+found"];
 
 /// The directories of one ROOT. One process serves a ROOT at a time.
 pub(super) struct Directories {

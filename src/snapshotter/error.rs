@@ -1,7 +1,11 @@
 //! Why a call of the snapshotter fails.
 
+use std::borrow::Cow;
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
+
+/// Longest name, label or reason in a message, in bytes.
+const LONGEST: usize = 1000;
 
 /// Shorthand for results of the snapshotter.
 pub type Result<T, E = SnapshotError> = std::result::Result<T, E>;
@@ -10,13 +14,13 @@ pub type Result<T, E = SnapshotError> = std::result::Result<T, E>;
 #[derive(Debug, thiserror::Error)]
 pub enum SnapshotError {
     /// `NOT_FOUND`: no snapshot has this name.
-    #[error("snapshot {0}: not found")]
+    #[error("snapshot {}: not found", beginning(_0))]
     NotFound(String),
     /// `ALREADY_EXISTS`: another snapshot has this name.
-    #[error("snapshot {0}: already exists")]
+    #[error("snapshot {}: already exists", beginning(_0))]
     Exists(String),
     /// `INVALID_ARGUMENT`: the request can never succeed.
-    #[error("{subject}: {reason}")]
+    #[error("{}: {}", beginning(subject), beginning(reason))]
     Invalid {
         /// The snapshot, label or filter.
         subject: String,
@@ -24,7 +28,7 @@ pub enum SnapshotError {
         reason: String,
     },
     /// `FAILED_PRECONDITION`: the request may succeed later, when the reason has been removed.
-    #[error("snapshot {key}: {reason}")]
+    #[error("snapshot {}: {reason}", beginning(key))]
     Refused {
         /// The snapshot.
         key: String,
@@ -32,12 +36,12 @@ pub enum SnapshotError {
         reason: String,
     },
     /// `INTERNAL`, or `RESOURCE_EXHAUSTED` on a full disk: a system call failed.
-    #[error("{}: {}", path.display(), without_number(source))]
+    #[error("{}: {}", path.display(), without_number(error))]
     Io {
         /// The file or directory.
         path: PathBuf,
-        /// The system's error.
-        source: io::Error,
+        /// The system's error. Not named `source`: the message has it already.
+        error: io::Error,
     },
     /// `INTERNAL`: the metadata cannot be read or written.
     #[error("{}: {reason}", path.display())]
@@ -63,7 +67,7 @@ impl SnapshotError {
     /// True if there is not enough space for the request.
     pub(super) fn is_full(&self) -> bool {
         match self {
-            Self::Io { source, .. } => is_full(source),
+            Self::Io { error, .. } => is_full(error),
             Self::Metadata { full, .. } => *full,
             _ => false,
         }
@@ -81,6 +85,15 @@ fn without_number(error: &io::Error) -> String {
     text.split(" (os error").next().unwrap_or_default().to_owned()
 }
 
+/// The beginning of a long text. A status is sent as a header, whose length clients limit.
+fn beginning(text: &str) -> Cow<'_, str> {
+    if text.len() <= LONGEST {
+        return Cow::Borrowed(text);
+    }
+    let end = (0..=LONGEST).rev().find(|&at| text.is_char_boundary(at)).unwrap_or(0);
+    Cow::Owned(format!("{}…", &text[..end]))
+}
+
 /// Names the file of a failed system call.
 pub(super) trait At<T> {
     fn at(self, path: &Path) -> Result<T>;
@@ -88,6 +101,6 @@ pub(super) trait At<T> {
 
 impl<T, E: Into<io::Error>> At<T> for Result<T, E> {
     fn at(self, path: &Path) -> Result<T> {
-        self.map_err(|error| SnapshotError::Io { path: path.to_owned(), source: error.into() })
+        self.map_err(|error| SnapshotError::Io { path: path.to_owned(), error: error.into() })
     }
 }

@@ -24,6 +24,9 @@ const NUMBERS: TableDefinition<&str, u64> = TableDefinition::new("numbers");
 /// Memory for the database's pages. A snapshot takes about half a KiB.
 const CACHE: usize = 8 << 20;
 
+/// Largest name and record, in bytes. A listing's message, of at most 4 MiB, must have room for it.
+const LARGEST: usize = 1 << 20;
+
 /// The database.
 pub(super) struct Metadata {
     path: PathBuf,
@@ -195,10 +198,17 @@ impl Change<'_> {
 
     /// Adds a snapshot above the one with the number `parent`, or replaces the one with the same name. A label with an
     /// empty value is dropped, as in containerd's own store.
+    ///
+    /// # Errors
+    /// `Invalid` if it is too large for a message.
     pub(super) fn put(&mut self, snapshot: &mut Snapshot, parent: Option<u64>) -> Result<()> {
         snapshot.labels.retain(|_, value| !value.is_empty());
         let record = serde_json::to_vec(snapshot)
             .map_err(|error| SnapshotError::invalid(format!("snapshot {}", snapshot.name), error.to_string()))?;
+        if snapshot.name.len() + record.len() > LARGEST {
+            let reason = "its name and labels take more than 1 MiB";
+            return Err(SnapshotError::invalid(format!("snapshot {}", snapshot.name), reason));
+        }
         let kept = self.snapshots.insert(snapshot.name.as_str(), record.as_slice()).map(drop);
         self.told(kept.map_err(Failure::from))?;
         if let Some(parent) = parent {

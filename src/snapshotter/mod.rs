@@ -280,7 +280,7 @@ impl Snapshotter {
     /// Changes labels of a snapshot. `fields` are `labels` (all) and `labels.NAME`; without any, all labels are replaced.
     ///
     /// # Errors
-    /// `NotFound`; `Invalid` for another field.
+    /// `NotFound`; `Invalid` for another field, or a malformed label.
     pub fn update(&self, name: &str, labels: &Labels, fields: &[String]) -> Result<Snapshot> {
         self.metadata.change(|tables| {
             let Some(mut snapshot) = tables.get(name)? else { return Err(SnapshotError::NotFound(name.to_owned())) };
@@ -299,6 +299,9 @@ impl Snapshotter {
                         return Err(SnapshotError::invalid(format!("snapshot {name}"), reason));
                     }
                 }
+            }
+            if snapshot.kind != Kind::Committed {
+                mounts::id_options(&snapshot.labels)?;
             }
             snapshot.updated = Moment::now();
             tables.put(&mut snapshot, None)?;

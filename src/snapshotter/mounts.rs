@@ -120,6 +120,7 @@ pub(super) fn id_options(labels: &Labels) -> Result<Vec<String>> {
         let Some(value) = labels.get(label) else { continue };
         let wrong = |reason: &str| SnapshotError::invalid(format!("label {label}={value}"), reason);
         let mut has_root = false;
+        let mut ranges = Vec::new();
         for range in value.split(',') {
             let numbers: Option<Vec<u32>> = range.split(':').map(|number| number.parse().ok()).collect();
             let Some([inside, outside, count]) = numbers.as_deref() else {
@@ -130,6 +131,10 @@ pub(super) fn id_options(labels: &Labels) -> Result<Vec<String>> {
                 return Err(wrong("holds no ids, or ids that do not exist"));
             }
             has_root |= *inside == 0;
+            if ranges.iter().any(|range: &[u32; 3]| overlap(range, &[*inside, *outside, *count])) {
+                return Err(wrong("maps ids twice"));
+            }
+            ranges.push([*inside, *outside, *count]);
         }
         if !has_root {
             return Err(wrong("does not map id 0, which owns the root of an image"));
@@ -137,6 +142,12 @@ pub(super) fn id_options(labels: &Labels) -> Result<Vec<String>> {
         options.push(format!("{option}={}", value.replace(',', ":")));
     }
     Ok(options)
+}
+
+/// True if two ranges have an id in common, of the container's or of the host's. No user namespace can be made of these.
+fn overlap(one: &[u32; 3], other: &[u32; 3]) -> bool {
+    let [a, b] = [one, other].map(|&[inside, outside, count]| [inside..inside + count, outside..outside + count]);
+    a.iter().zip(&b).any(|(a, b)| a.start < b.end && b.start < a.end)
 }
 
 #[cfg(test)]
@@ -155,6 +166,11 @@ mod tests {
             ("0:0:0", Err("holds no ids, or ids that do not exist")),
             ("0:4294967295:2", Err("holds no ids, or ids that do not exist")),
             ("1:100000:65536", Err("does not map id 0, which owns the root of an image")),
+            // Next to one another.
+            ("0:1000:10,10:1010:10", Ok("uidmapping=0:1000:10:10:1010:10")),
+            ("0:1000:10,9:2000:10", Err("maps ids twice")),
+            ("0:1000:10,10:1009:10", Err("maps ids twice")),
+            ("5:5:10,0:1000:6", Err("maps ids twice")),
         ] {
             let found = id_options(&labels(value)).map_err(|error| error.to_string());
             let expected = match expected {

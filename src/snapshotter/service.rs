@@ -17,8 +17,9 @@ use super::{Kind, Result, Snapshot, SnapshotError, Snapshotter, wire};
 /// The service's name, with which the paths of its calls begin.
 const PREFIX: &str = "/containerd.services.snapshots.v1.Snapshots/";
 
-/// Number of snapshots in one message of a listing: keeps messages far below gRPC's limit of 4 MiB.
-const BATCH: usize = 100;
+/// Size from which a message of a listing is full, in bytes. With one snapshot more, it is still below gRPC's limit of
+/// 4 MiB.
+const FULL: usize = 64 << 10;
 
 /// The reply to a request.
 type Reply = BoxFuture<http::Response<Body>, Infallible>;
@@ -207,14 +208,28 @@ impl ServerStreamingService<wire::ListRequest> for List {
         let filters = request.into_inner().filters;
         Box::pin(async move {
             let found = blocking(format!("{PREFIX}List"), move || snapshotter.list(&filters)).await?;
-            let batches: Vec<_> = found
-                .chunks(BATCH)
-                .map(|batch| Ok(wire::ListResponse { info: batch.iter().cloned().map(info).collect() }))
-                .collect();
-            let stream: Self::ResponseStream = Box::pin(tokio_stream::iter(batches));
+            let stream: Self::ResponseStream = Box::pin(tokio_stream::iter(messages(found).into_iter().map(Ok)));
             Ok(Response::new(stream))
         })
     }
+}
+
+/// A listing's messages, of moderate size.
+fn messages(found: Vec<Snapshot>) -> Vec<wire::ListResponse> {
+    let mut messages = Vec::new();
+    let (mut part, mut size) = (Vec::new(), 0);
+    for info in found.into_iter().map(info) {
+        size += info.encoded_len();
+        part.push(info);
+        if size >= FULL {
+            messages.push(wire::ListResponse { info: std::mem::take(&mut part) });
+            size = 0;
+        }
+    }
+    if !part.is_empty() {
+        messages.push(wire::ListResponse { info: part });
+    }
+    messages
 }
 
 /// Calls on a thread that may block. If the client goes away in the meantime, the call is still completed.

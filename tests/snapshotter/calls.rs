@@ -83,12 +83,16 @@ fn a_mapping_of_ids_is_left_to_the_driver() {
             assert!(mounts[0].options.contains(&empty), "{key}: {mounts:?}");
         }
     }
-    let error = snapshotter.prepare(Kind::Active, "bad", "base", labels(&[(UID_MAPPING, "5:1:1")])).unwrap_err();
-    assert_eq!(
-        error.to_string(),
-        format!("label {UID_MAPPING}=5:1:1: does not map id 0, which owns the root of an image")
-    );
+    let bad = labels(&[(UID_MAPPING, "5:1:1")]);
+    let told = format!("label {UID_MAPPING}=5:1:1: does not map id 0, which owns the root of an image");
+    let error = snapshotter.prepare(Kind::Active, "bad", "base", bad.clone()).unwrap_err();
+    assert_eq!(error.to_string(), told);
     assert!(matches!(snapshotter.stat("bad"), Err(SnapshotError::NotFound(_))));
+    // Nor later: it could not be mounted any more.
+    let key = "Active above 'base'";
+    let error = snapshotter.update(key, &bad, &[format!("labels.{UID_MAPPING}")]).unwrap_err();
+    assert_eq!(error.to_string(), told);
+    assert_eq!(snapshotter.stat(key).unwrap().labels, mapped);
 }
 
 #[test]

@@ -46,7 +46,23 @@ impl Client {
 
     /// All messages that answer a call.
     pub fn stream<R: Message + Default>(&self, call: &str, asked: &impl Message) -> Result<Vec<R>, Failed> {
-        let lost = |error: h2::Error| Failed { status: None, message: error.to_string() };
+        let (bytes, trailers) = self
+            .runtime
+            .block_on(self.send(call, asked))
+            .map_err(|error| Failed { status: None, message: error.to_string() })?;
+        let text = |name: &str| trailers.get(name).map(|value| value.to_str().unwrap().to_owned());
+        match text("grpc-status").expect("a status").parse().unwrap() {
+            0 => Ok(messages(&bytes)),
+            status => {
+                let message = text("grpc-message").unwrap_or_default();
+                let message = percent_encoding::percent_decode_str(&message).decode_utf8().unwrap().into_owned();
+                Err(Failed { status: Some(status), message })
+            }
+        }
+    }
+
+    /// The body and the trailers that answer a call.
+    async fn send(&self, call: &str, asked: &impl Message) -> Result<(Vec<u8>, http::HeaderMap), h2::Error> {
         let request =
             http::Request::post(format!("http://localhost/containerd.services.snapshots.v1.Snapshots/{call}"))
                 .header("content-type", "application/grpc")
@@ -57,29 +73,24 @@ impl Client {
         let mut framed = vec![0];
         framed.extend_from_slice(&u32::try_from(body.len()).unwrap().to_be_bytes());
         framed.extend_from_slice(&body);
-        self.runtime.block_on(async {
-            let mut requests = self.requests.clone().ready().await.map_err(lost)?;
-            let (response, mut sending) = requests.send_request(request, false).map_err(lost)?;
-            sending.send_data(Cursor::new(framed), true).map_err(lost)?;
-            let (head, mut body) = response.await.map_err(lost)?.into_parts();
-            let mut bytes = vec![];
-            while let Some(part) = body.data().await {
-                let part = part.map_err(lost)?;
-                body.flow_control().release_capacity(part.len()).map_err(lost)?;
-                bytes.extend_from_slice(&part);
-            }
-            // A call that fails at once has its status among the headers.
-            let trailers = body.trailers().await.map_err(lost)?.unwrap_or(head.headers);
-            let text = |name: &str| trailers.get(name).map(|value| value.to_str().unwrap().to_owned());
-            match text("grpc-status").expect("a status").parse().unwrap() {
-                0 => Ok(messages(&bytes)),
-                status => {
-                    let message = text("grpc-message").unwrap_or_default();
-                    let message = percent_encoding::percent_decode_str(&message).decode_utf8().unwrap().into_owned();
-                    Err(Failed { status: Some(status), message })
-                }
-            }
-        })
+        let mut requests = self.requests.clone().ready().await?;
+        let (response, mut sending) = requests.send_request(request, false)?;
+        sending.send_data(Cursor::new(framed), true)?;
+        let (head, mut body) = response.await?.into_parts();
+        let mut bytes = vec![];
+        while let Some(part) = body.data().await {
+            let part = part?;
+            body.flow_control().release_capacity(part.len())?;
+            bytes.extend_from_slice(&part);
+        }
+        // A call that fails at once has its status among the headers.
+        Ok((bytes, body.trailers().await?.unwrap_or(head.headers)))
+    }
+
+    /// Sends a call, and closes the connection `after` that without waiting for the answer.
+    pub fn vanish_after(self, after: Duration, call: &str, asked: &impl Message) {
+        let answer = self.runtime.block_on(async { tokio::time::timeout(after, self.send(call, asked)).await });
+        assert!(answer.is_err(), "{call} was answered: {:?}", answer.map(drop));
     }
 
     /// The only message that answers a call.

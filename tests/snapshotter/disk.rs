@@ -144,12 +144,16 @@ fn directories_that_cannot_serve_are_told_in_one_line() {
     assert_eq!(std::fs::read(at("foreign/letter")).unwrap(), b"dear");
     assert!(refusal(&at("a,b")).starts_with("the path may hold no colon, comma"));
     std::fs::write(at("file"), "").unwrap();
-    assert!(refusal(&at("file")).contains("File exists"), "{}", refusal(&at("file")));
+    assert_eq!(refusal(&at("file")), format!("{}: File exists", at("file").display()));
     let snapshotter = scratch.open();
     assert_eq!(refusal(&scratch.root()), "another snapshotter serves this directory");
     drop(snapshotter);
     std::fs::write(scratch.root().join("metadata.redb"), "rubbish").unwrap();
     assert!(refusal(&scratch.root()).contains("metadata.redb"), "{}", refusal(&scratch.root()));
+
+    // A file system of its own.
+    std::fs::create_dir_all(at("own/lost+found")).unwrap();
+    drop(Snapshotter::open(&Options { root: at("own"), sync: false }).unwrap());
 
     // A file system that has neither devices nor attributes to mark removals by.
     let small = Small::new("size=1m");

@@ -4,7 +4,7 @@
 //!
 //! strace kills at the n-th call of one kind in each thread, for every n until a run comes to its end unharmed.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::process::ExitStatusExt;
 use std::time::Duration;
 
@@ -43,10 +43,15 @@ const SHORT: &[(&str, u32)] =
 /// No kind comes more often in one thread.
 const MOST: u32 = 2000;
 
+/// The label that is changed.
+const LABEL: &str = "step";
+
 /// What is asked, one after the other.
 #[derive(Clone, Copy, Debug)]
 enum Step {
     Prepare(&'static str, &'static str),
+    View(&'static str, &'static str),
+    Label(&'static str, &'static str),
     Commit(&'static str, &'static str),
     Remove(&'static str),
     Cleanup,
@@ -59,25 +64,34 @@ const STEPS: &[Step] = &[
     Step::Commit("b", "make b"),
     Step::Prepare("web", "b"),
     Step::Prepare("db", "b"),
+    Step::View("look", "b"),
+    Step::Label("look", "1"),
     Step::Remove("web"),
     Step::Cleanup,
     Step::Prepare("web", "a"),
+    Step::Label("look", "2"),
     Step::Remove("db"),
+    Step::Remove("look"),
     Step::Remove("b"),
 ];
 
-/// The snapshots after some steps.
-fn after(steps: &[Step]) -> BTreeSet<String> {
-    let mut names = BTreeSet::new();
+/// The snapshots after some steps, with their label.
+fn after(steps: &[Step]) -> BTreeMap<String, String> {
+    let mut labels = BTreeMap::new();
     for step in steps {
         match *step {
-            Step::Prepare(key, _) => assert!(names.insert(key.to_owned())),
-            Step::Commit(name, key) => assert!(names.remove(key) && names.insert(name.to_owned())),
-            Step::Remove(key) => assert!(names.remove(key)),
+            Step::Prepare(key, _) | Step::View(key, _) => {
+                assert!(labels.insert(key.to_owned(), String::new()).is_none());
+            }
+            Step::Label(key, value) => value.clone_into(labels.get_mut(key).unwrap()),
+            Step::Commit(name, key) => {
+                assert!(labels.remove(key).is_some() && labels.insert(name.to_owned(), String::new()).is_none());
+            }
+            Step::Remove(key) => assert!(labels.remove(key).is_some()),
             Step::Cleanup => {}
         }
     }
-    names
+    labels
 }
 
 fn take(client: &Client, step: Step) -> Result<(), Failed> {
@@ -88,6 +102,18 @@ fn take(client: &Client, step: Step) -> Result<(), Failed> {
             std::fs::create_dir_all(upper.join("dir")).unwrap();
             std::fs::write(upper.join("dir/file"), key).unwrap();
             Ok(())
+        }
+        Step::View(key, parent) => {
+            let (key, parent) = (key.to_owned(), parent.to_owned());
+            let asked = wire::PrepareRequest { key, parent, labels: no_labels() };
+            client.call::<wire::MountsResponse>("View", &asked).map(drop)
+        }
+        Step::Label(name, value) => {
+            let info = wire::Info { name: name.to_owned(), labels: labels(&[(LABEL, value)]), ..Default::default() };
+            let update_mask = Some(wire::FieldMask { paths: vec![format!("labels.{LABEL}")] });
+            client
+                .call::<wire::InfoResponse>("Update", &wire::UpdateRequest { info: Some(info), update_mask })
+                .map(drop)
         }
         Step::Commit(name, key) => client.commit(name, key).map(drop),
         Step::Remove(key) => client.by_key::<wire::Empty>("Remove", key).map(drop),
@@ -125,11 +151,13 @@ fn killed_at(call: &str, number: u32) -> bool {
 
     let mut again = Service::start(&scratch, &[]);
     let client = again.client();
-    let found: BTreeSet<String> = client.list(&[]).unwrap().into_iter().map(|info| info.name).collect();
+    let label = |info: &wire::Info| info.labels.get(LABEL).cloned().unwrap_or_default();
+    let found: BTreeMap<String, String> =
+        client.list(&[]).unwrap().into_iter().map(|info| (info.name.clone(), label(&info))).collect();
     let (before, next) = (after(&STEPS[..done]), after(&STEPS[..STEPS.len().min(done + 1)]));
     assert!(found == before || found == next, "{what}: after {done} steps: {found:?}");
     for (name, file) in [("a", "make a"), ("b", "make b")] {
-        if found.contains(name) {
+        if found.contains_key(name) {
             let layer = client.by_key::<wire::MountsResponse>("Mounts", name);
             assert_eq!(layer.unwrap_err().status, Some(FAILED_PRECONDITION), "{what}");
             assert_eq!(content(&scratch, &client, name), file, "{what}");

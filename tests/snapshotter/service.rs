@@ -107,6 +107,9 @@ fn another_programs_socket_is_left_alone() {
         let line = format!("strata: {}: {reason}\n", address.display());
         assert_eq!((output.status.code(), String::from_utf8(output.stderr).unwrap()), (Some(1), line));
     }
+    let output = refused(&file, &other);
+    let line = format!("strata: {}: File exists\n", file.display());
+    assert_eq!((output.status.code(), String::from_utf8(output.stderr).unwrap()), (Some(1), line));
     assert_eq!(std::fs::read(&file).unwrap(), b"mine");
     let output = refused(&scratch.root(), &scratch.dir.path().join("second"));
     let line = format!("strata: {}: another snapshotter serves this directory\n", scratch.root().display());
@@ -131,4 +134,117 @@ fn systemd_is_told_when_calls_are_answered() {
     assert_eq!(&told[..length], b"READY=1");
     // At once, without waiting for the socket to come.
     assert!(std::os::unix::net::UnixStream::connect(&service.socket).is_ok());
+}
+
+#[test]
+fn names_of_every_kind_are_names() {
+    let scratch = Scratch::new();
+    let mut service = Service::start(&scratch, &[]);
+    let client = service.client();
+    client.prepare("making base", "").unwrap();
+    client.commit("base", "making base").unwrap();
+    let (long, longest) = ("x".repeat(300), "y".repeat(100_000));
+    let names = ["/", "..", "a/../b", " ", "a\nb", "a\u{1b}[2J\u{202e}", "a\0b", "é\u{301}", &long, &longest];
+    for name in names {
+        client.prepare(name, "base").unwrap_or_else(|failed| panic!("{name:?}: {failed:?}"));
+        let failed = client.prepare(name, "base").unwrap_err();
+        assert_eq!(failed.status, Some(ALREADY_EXISTS), "{name:?}");
+        // Of very long ones, the beginning.
+        assert!(failed.message.len() < 2000, "{}", failed.message.len());
+        assert!(failed.message.contains(&name[..name.len().min(300)]), "{name:?}: {}", failed.message);
+    }
+    let failed = client.by_key::<wire::UsageResponse>("Usage", &"z".repeat(3_000_000)).unwrap_err();
+    assert_eq!(failed.status, Some(NOT_FOUND));
+    let mut found: Vec<String> = client.list(&["kind==active"]).unwrap().into_iter().map(|info| info.name).collect();
+    let mut expected = names.map(str::to_owned).to_vec();
+    found.sort();
+    expected.sort();
+    assert_eq!(found, expected);
+    for name in names {
+        let committed = format!("{name} committed");
+        client.commit(&committed, name).unwrap();
+        let failed = client.by_key::<wire::MountsResponse>("Mounts", &committed).unwrap_err();
+        assert_eq!(failed.status, Some(FAILED_PRECONDITION), "{name:?}");
+        client.by_key::<wire::Empty>("Remove", &committed).unwrap();
+    }
+    let log = log_of(&scratch);
+    assert_eq!(log.lines().count(), names.len(), "{log}");
+    assert!(log.contains("Mounts: snapshot a\\nb committed: is committed; it has no mounts"), "{log}");
+    assert!(log.contains("Mounts: snapshot a\\u{1b}[2J\\u{202e} committed: is committed"), "{log}");
+}
+
+#[test]
+fn a_listing_of_large_snapshots_comes_in_messages_that_are_taken() {
+    let scratch = Scratch::new();
+    let mut service = Service::start(&scratch, &[]);
+    let client = service.client();
+    let prepare = |key: &str, size: usize| {
+        let asked = wire::PrepareRequest {
+            key: key.into(),
+            parent: String::new(),
+            labels: labels(&[("l", &"v".repeat(size))]),
+        };
+        client.call::<wire::MountsResponse>("Prepare", &asked).map(drop)
+    };
+    for number in 0..20 {
+        prepare(&format!("k{number}"), 500_000).unwrap();
+    }
+    let asked = wire::ListRequest { filters: vec![] };
+    let messages: Vec<wire::ListResponse> = client.stream("List", &asked).unwrap();
+    let sizes: Vec<usize> = messages.iter().map(prost::Message::encoded_len).collect();
+    // gRPC's clients take 4 MiB.
+    assert!(sizes.iter().all(|&size| size < 4 << 20), "{sizes:?}");
+    assert_eq!(messages.iter().map(|message| message.info.len()).sum::<usize>(), 20);
+    // What could not be listed is not kept.
+    let failed = prepare("large", 3_000_000).unwrap_err();
+    let told = (failed.status, failed.message.as_str());
+    assert_eq!(told, (Some(INVALID_ARGUMENT), "snapshot large: its name and labels take more than 1 MiB"));
+    assert_eq!(client.by_key::<wire::InfoResponse>("Stat", "large").unwrap_err().status, Some(NOT_FOUND));
+    assert_eq!(client.list(&[]).unwrap().len(), 20);
+    client.call::<wire::Empty>("Cleanup", &wire::Empty {}).unwrap();
+    drop(service);
+    assert_agreed(&scratch.open(), &scratch.root(), "after large snapshots");
+}
+
+#[test]
+fn calls_of_a_client_that_vanishes_are_completed() {
+    let scratch = Scratch::new();
+    drop(scratch.open());
+    let strace = "strace -D -f -qqq -o /dev/null --trace=?mkdir,mkdirat,syncfs,?rename,renameat,renameat2 \
+        --inject=?mkdir,mkdirat,syncfs,?rename,renameat,renameat2:delay_enter=400ms";
+    let wrapper: Vec<String> = strace.split_whitespace().map(str::to_owned).collect();
+    let mut service = Service::start(&scratch, &wrapper);
+    let client = service.client();
+    let prepare = wire::PrepareRequest { key: "k".into(), parent: String::new(), labels: no_labels() };
+    let commit = wire::CommitRequest { name: "layer".into(), key: "k".into(), ..wire::CommitRequest::default() };
+    let remove = wire::KeyRequest { key: "layer".into() };
+    let exists = |name: &str| client.by_key::<wire::InfoResponse>("Stat", name).is_ok();
+    let vanish = std::time::Duration::from_millis(50);
+    let eventually = |what: &str, done: &dyn Fn() -> bool| {
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+        while !done() {
+            assert!(std::time::Instant::now() < deadline, "{what}");
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+    };
+    service.client().vanish_after(vanish, "Prepare", &prepare);
+    assert!(!exists("k"), "not in the middle");
+    eventually("prepared", &|| exists("k"));
+    let upper = PathBuf::from(&client.by_key::<wire::MountsResponse>("Mounts", "k").unwrap().mounts[0].source);
+    std::fs::write(upper.join("file"), "content").unwrap();
+    service.client().vanish_after(vanish, "Commit", &commit);
+    assert!(exists("k"), "not in the middle");
+    eventually("committed", &|| exists("layer") && !exists("k"));
+    assert_eq!(std::fs::read(upper.join("file")).unwrap(), b"content");
+    service.client().vanish_after(vanish, "Remove", &remove);
+    eventually("removed", &|| !exists("layer"));
+    // SIGTERM waits for what is running.
+    service.client().vanish_after(vanish, "Prepare", &prepare);
+    service.signal(Signal::TERM);
+    assert!(service.child.wait().unwrap().success(), "{}", log_of(&scratch));
+    let snapshotter = scratch.open();
+    snapshotter.cleanup().unwrap();
+    assert_agreed(&snapshotter, &scratch.root(), "after clients vanished");
+    assert!(!upper.exists());
+    assert!(snapshotter.stat("k").is_ok());
 }
