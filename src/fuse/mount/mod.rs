@@ -319,23 +319,26 @@ impl Mounted {
     }
 
     /// Waits for an unmount from outside, or for a signal from `signals`: `SIGUSR1` logs the counters of
-    /// requests, every other one unmounts (lazily if the mount is in use). Then closes the overlay.
+    /// requests, every other one unmounts (lazily if the mount is in use). A mount that another one covers is served until it
+    /// is uncovered. Then closes the overlay.
     ///
     /// # Errors
     /// Waiting failed; the mount may still be there.
     pub fn serve(mut self, signals: &SignalQueue) -> io::Result<()> {
-        let mut patience = None;
+        let (mut patience, mut covered) = (None, None);
         loop {
-            match self.wait(signals, patience)? {
+            match self.wait(signals, patience, covered.as_ref())? {
                 Event::Signal(libc::SIGUSR1) => {
                     let (nodes, handles) = self.overlay.population();
                     let summary = self.server.counters.summary();
                     tracing::info!(target: "stratafs::requests", nodes, handles, "{summary}");
                 }
-                Event::Signal(signal) => {
-                    tracing::debug!(signal, "unmounting");
-                    self.unmount()?;
-                    patience = Some(GRACE);
+                Event::Signal(_) | Event::MountsChanged => {
+                    let changes = mountpoint::changes()?;
+                    match self.unmount()? {
+                        Unmounted::Covered => covered = Some(changes),
+                        _ => (patience, covered) = (Some(GRACE), None),
+                    }
                 }
                 Event::Ended | Event::OutOfPatience => break,
             }
@@ -365,16 +368,18 @@ impl Mounted {
         self.transport.stop(GRACE);
         drop(self.control.take());
         self.overlay.close();
-        unmounted
+        unmounted.map(|_| ())
     }
 
-    fn wait(&self, signals: &SignalQueue, patience: Option<Duration>) -> io::Result<Event> {
+    /// `covered` is `Some` if a change of mounts is an event.
+    fn wait(&self, signals: &SignalQueue, patience: Option<Duration>, covered: Option<&fs::File>) -> io::Result<Event> {
         let timeout = match patience {
             Some(patience) => Some(Timespec::try_from(patience).map_err(io::Error::other)?),
             None => None,
         };
         let ended = self.transport.ended();
-        let mut watched = [PollFd::new(&ended, PollFlags::IN), PollFd::new(signals, PollFlags::IN)];
+        let mut watched = vec![PollFd::new(&ended, PollFlags::IN), PollFd::new(signals, PollFlags::IN)];
+        watched.extend(covered.map(|changes| PollFd::new(changes, PollFlags::PRI)));
         loop {
             match poll(&mut watched, timeout.as_ref()) {
                 Ok(0) => return Ok(Event::OutOfPatience),
@@ -383,21 +388,43 @@ impl Mounted {
                 Err(errno) => return Err(errno.into()),
             }
         }
-        let [ended, _] = &watched;
-        if ended.revents().is_empty() { Ok(Event::Signal(signals.next()?)) } else { Ok(Event::Ended) }
+        let ready: Vec<bool> = watched.iter().map(|watched| !watched.revents().is_empty()).collect();
+        match ready.as_slice() {
+            [true, ..] => Ok(Event::Ended),
+            [_, true, ..] => Ok(Event::Signal(signals.next()?)),
+            _ => Ok(Event::MountsChanged),
+        }
     }
 
-    /// Unmounts our mount, if it is still there.
-    fn unmount(&mut self) -> io::Result<()> {
-        let Some(mountpoint) = &self.mountpoint else { return Ok(()) };
+    /// Unmounts our mount and those that were bound from it, if they are still there.
+    fn unmount(&mut self) -> io::Result<Unmounted> {
+        let Some(mountpoint) = &self.mountpoint else { return Ok(Unmounted::Gone) };
+        let copies = mountpoint.copies()?;
+        // If the connection has ended, these may be mounts of another file system.
+        if !copies.is_empty() && !self.has_ended()? {
+            self.write_back();
+            // One may cover our mount or an earlier copy.
+            for copy in copies.iter().rev() {
+                if copy.unmount(true)? == Unmounted::NotPermitted {
+                    tracing::warn!("a copy of the mount stays");
+                }
+            }
+        }
         match mountpoint.unmount(false)? {
-            Unmounted::Gone => Ok(()),
             Unmounted::Busy => {
                 self.write_back();
-                mountpoint.unmount(true).map(|_| ())
+                mountpoint.unmount(true)
             }
-            Unmounted::NotPermitted => self.unmounter.unmount(),
+            Unmounted::NotPermitted => self.unmounter.unmount().map(|()| Unmounted::Gone),
+            unmounted => Ok(unmounted),
         }
+    }
+
+    /// True if the last mount is gone or the connection was aborted.
+    fn has_ended(&self) -> io::Result<bool> {
+        let ended = self.transport.ended();
+        let mut watched = [PollFd::new(&ended, PollFlags::IN)];
+        Ok(retry_on_intr(|| poll(&mut watched, Some(&Timespec::default())))? > 0)
     }
 
     /// Has the kernel write back the dirty pages of writable mappings, because after the process has ended nothing
@@ -420,5 +447,6 @@ enum Event {
     Signal(i32),
     /// The last thread has noticed the end of the mount.
     Ended,
+    MountsChanged,
     OutOfPatience,
 }

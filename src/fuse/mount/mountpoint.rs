@@ -48,10 +48,21 @@ impl Identity {
 pub(super) enum Unmounted {
     /// None of our mounts is there (any more).
     Gone,
+    /// It is there, but another mount covers it and would be unmounted instead.
+    Covered,
     /// It is still in use.
     Busy,
     /// Only `fusermount3` may do it.
     NotPermitted,
+}
+
+/// Where a mount is.
+enum Place {
+    /// Nowhere.
+    Gone,
+    /// Under another mount.
+    Covered,
+    At(PathBuf),
 }
 
 impl Mountpoint {
@@ -77,15 +88,31 @@ impl Mountpoint {
         Ok(parse(&table()?).find(|mount| mount.device == (0, minor)).map(Self::of))
     }
 
+    /// The other mounts of the same file system. The file system must be in use: the kernel gives its number to another one soon.
+    pub(super) fn copies(&self) -> io::Result<Vec<Self>> {
+        let is_copy = |mount: &MountEntry| mount.device == self.identity.device && mount.id != self.identity.mount;
+        Ok(parse(&table()?).filter(is_copy).map(Self::of).collect())
+    }
+
     /// Its present path. `None` if it is gone, or if another mount covers it and would be unmounted instead.
     pub(super) fn path(&self) -> io::Result<Option<PathBuf>> {
+        Ok(if let Place::At(path) = self.place()? { Some(path) } else { None })
+    }
+
+    fn place(&self) -> io::Result<Place> {
         let shown = table()?;
         let is_this = |mount: &MountEntry| Identity::of(mount) == self.identity;
-        let Some(path) = parse(&shown).find(is_this).map(|mount| mount.point) else { return Ok(None) };
+        let Some(path) = parse(&shown).find(is_this).map(|mount| mount.point) else { return Ok(Place::Gone) };
         let is_topmost = parse(&shown).filter(|mount| mount.point == path).last().is_some_and(|mount| is_this(&mount));
         // Without a unique id, a mount at another path may be a different one.
         let is_ours = if self.unique.is_some() { unique_id(&path) == self.unique } else { path == self.path };
-        Ok((is_topmost && is_ours).then_some(path))
+        Ok(match (is_ours, is_topmost, self.unique) {
+            (true, true, _) => Place::At(path),
+            // Another one at this place has the number.
+            (false, true, Some(_)) if mount_id(&path) == Some(self.identity.mount) => Place::Gone,
+            (false, _, None) => Place::Gone,
+            _ => Place::Covered,
+        })
     }
 
     /// Sets the kernel's readahead to `kilobytes`. `INIT` can only lower its default.
@@ -96,7 +123,11 @@ impl Mountpoint {
 
     /// With `lazily`, unmounts even if it is in use.
     pub(super) fn unmount(&self, lazily: bool) -> io::Result<Unmounted> {
-        let Some(path) = self.path()? else { return Ok(Unmounted::Gone) };
+        let path = match self.place()? {
+            Place::Gone => return Ok(Unmounted::Gone),
+            Place::Covered => return Ok(Unmounted::Covered),
+            Place::At(path) => path,
+        };
         let flags = if lazily { UnmountFlags::NOFOLLOW | UnmountFlags::DETACH } else { UnmountFlags::NOFOLLOW };
         match unmount(&path, flags) {
             Ok(()) | Err(Errno::INVAL) => Ok(Unmounted::Gone),
@@ -115,13 +146,27 @@ pub fn is_mounted_at(path: &Path) -> bool {
         .is_some_and(|mount| KINDS.contains(&mount.kind.as_slice()))
 }
 
-/// The unique id of the topmost mount at `path`, if the kernel has such ids. Asks the file system nothing, so our own
-/// mount need not answer.
+/// The unique id of the topmost mount at `path`, if the kernel has such ids.
 fn unique_id(path: &Path) -> Option<u64> {
     const MNT_ID_UNIQUE: StatxFlags = StatxFlags::from_bits_retain(0x4000);
+    id_of(path, MNT_ID_UNIQUE)
+}
+
+/// The number in the table of the topmost mount at `path`.
+fn mount_id(path: &Path) -> Option<u64> {
+    id_of(path, StatxFlags::MNT_ID)
+}
+
+/// Asks the file system nothing, so our own mount need not answer.
+fn id_of(path: &Path, kind: StatxFlags) -> Option<u64> {
     let flags = AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT | AtFlags::SYMLINK_NOFOLLOW;
-    let shown = statx(CWD, path, flags, MNT_ID_UNIQUE).ok()?;
-    (shown.stx_mask & MNT_ID_UNIQUE.bits() != 0).then_some(shown.stx_mnt_id)
+    let shown = statx(CWD, path, flags, kind).ok()?;
+    (shown.stx_mask & kind.bits() != 0).then_some(shown.stx_mnt_id)
+}
+
+/// A file that is ready (`PRI`) whenever mounts have changed.
+pub(super) fn changes() -> io::Result<fs::File> {
+    fs::File::open(mountinfo::OWN)
 }
 
 /// True if the table has a mount of the file system `device`.
