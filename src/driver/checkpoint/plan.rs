@@ -1,10 +1,10 @@
-//! What becomes of each node when the mount gets other lower layers and an empty upper.
+//! Decides what each node becomes when the mount gets other lower layers and an empty upper.
 //!
-//! The walk goes through the directories that the kernel knows and that have a part in a layer which goes or comes. A directory
-//! stays if its path leads to a directory in the new layers too: then what is mounted in it stays mounted. A file stays if its
-//! name leads to the same inode. All else is abandoned: whoever has it open keeps it as if it had been deleted.
+//! The walk visits the directories that the kernel knows and that have a part in an added or a removed layer. A directory stays if
+//! its path leads to a directory in the new layers too, so anything mounted in it stays mounted. A file stays if its name leads to
+//! the same inode. Everything else is abandoned: open handles keep working as on a deleted file.
 //!
-//! Nothing is changed here. The stack has its new lower layers already, and still the old upper.
+//! This module changes nothing. The stack already has its new lower layers, and still the old upper.
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::CStr;
@@ -16,47 +16,47 @@ use crate::driver::types::{Errno, Result};
 use crate::union::layer::{Dir, Layer, LayerDir, LayerId, LowerRef, Past, UpperDir};
 use crate::union::merge::{self, Found, MergedDir, Resolution, Source, root_parts};
 
-/// Directories that nobody is known to have open, but may be somebody's working directory: so many are held.
+/// Number of directories without an open handle that are held nevertheless, because they may be a working directory.
 const MOST_HELD: usize = 1024;
 
-/// What becomes of the nodes.
+/// The result: what the nodes become.
 #[derive(Debug, Default)]
 pub(super) struct Plan {
-    /// Directories that stay, with other parts.
+    /// Directories that stay, with other parts in the layers.
     pub(super) dirs: Vec<(NodeRef, Parts)>,
-    /// Files that stay, and are in this layer now.
+    /// Files that stay, and the layer that each is in now.
     pub(super) files: Vec<(NodeRef, LayerId)>,
-    /// Names that files lose which have others.
+    /// Lost names of files that keep another name.
     pub(super) names: Vec<(Dentry, NodeRef)>,
-    /// Names that are lost, also those below.
+    /// All lost names, including those below a lost directory.
     pub(super) lost: Vec<(Dentry, NodeRef)>,
-    /// What is abandoned. What is in a directory comes before the directory.
+    /// Abandoned nodes. The entries of a directory come before the directory.
     pub(super) abandoned: Vec<(NodeRef, Remains)>,
     /// What the kernel must be told.
     pub(super) news: News,
 }
 
-/// What the kernel does not know yet.
+/// Changes that the kernel does not know yet.
 #[derive(Debug, Default)]
 pub(super) struct News {
-    /// Names that have nothing, or something else, now, and what they had. What is in a directory comes before the directory. Below
-    /// a directory that is gone only what may be in use: the rest goes with the directory.
+    /// Names that now lead to nothing or to another file, with the node that they had. The entries of a directory come before the
+    /// directory. Below a lost directory, only entries that may be in use: the kernel drops the others with the directory.
     pub(super) gone: Vec<(Dentry, NodeRef)>,
-    /// Directories with other parts.
+    /// Directories whose parts have changed.
     pub(super) changed: Vec<Changed>,
 }
 
-/// A directory that stays, with other parts.
+/// A directory that stays, and whose parts in the layers change.
 #[derive(Debug)]
 pub(super) struct Changed {
     pub(super) node: NodeRef,
-    /// Its path in the upper that the mount had, if it was there.
+    /// Its path in the old upper, if it had a part there.
     pub(super) upper: Option<Vec<u8>>,
-    /// The parts that it had.
+    /// Its old lower parts.
     pub(super) before: Lowers,
-    /// The parts that it has.
+    /// Its new lower parts.
     pub(super) after: Vec<LowerRef>,
-    /// It continues below at another place than before.
+    /// Its lower parts are at another path than before (a redirect has changed).
     pub(super) is_another: bool,
 }
 
@@ -65,7 +65,7 @@ struct Place<'a> {
     union: &'a Union,
     parts: &'a [LowerRef],
     opened: Vec<std::cell::OnceCell<Dir>>,
-    /// The part in the upper, if that stays; true if its entries may be xattr whiteouts.
+    /// The part in the upper, if the upper stays. The flag: its entries may be xattr whiteouts.
     upper: Option<(UpperDir, bool)>,
 }
 
@@ -88,7 +88,7 @@ impl<'a> Place<'a> {
         Ok(LayerDir::Held(cell.get_or_init(|| dir).clone()))
     }
 
-    /// What `name` is here; `None` also for what is damaged, which is told when it is looked up.
+    /// Resolves `name` here. `None` also for a damaged mark, which a later lookup reports.
     fn resolve(&self, name: &CStr) -> Result<Option<Found>> {
         let open_lower = |index| self.open(index);
         let dir = MergedDir {
@@ -111,23 +111,23 @@ impl<'a> Place<'a> {
     }
 }
 
-/// A known directory on the way.
+/// A known directory that the walk has reached.
 struct Visit {
     node: NodeRef,
     parts: Parts,
-    /// Its path in the mount as it was.
+    /// Its old path in the mount.
     path: Vec<u8>,
 }
 
-/// What becomes of the name of a known node.
+/// What the name of a known node leads to now.
 enum Fate {
-    /// It is what it was.
+    /// The same as before.
     Same,
-    /// A file: the same one, in this layer.
+    /// The same file, in this layer.
     Moved(LayerId),
-    /// A directory, to be looked into.
+    /// A directory; the walk continues in it.
     Directory(Parts),
-    /// Gone, or something else.
+    /// Nothing, or another file.
     Gone,
 }
 
@@ -139,7 +139,7 @@ fn are_same_parts(before: &[LowerRef], after: &[LowerRef]) -> bool {
     before.len() == after.len() && before.iter().zip(after).all(|(one, other)| is_same_part(one, other))
 }
 
-/// True if `after` is `before` without the parts in layers of the past.
+/// True if `after` is `before` without the parts in removed layers.
 fn continues(before: &Lowers, after: &[LowerRef], past: &Past) -> bool {
     let kept: Vec<LowerRef> = before.iter().filter(|part| past.layer(part.layer).is_none()).cloned().collect();
     let added = after.len().saturating_sub(kept.len());
@@ -150,20 +150,20 @@ fn continues(before: &Lowers, after: &[LowerRef], past: &Past) -> bool {
 struct Planner<'a> {
     union: &'a Union,
     past: &'a Past,
-    /// The upper stays what it is.
+    /// True if the upper stays.
     keeps_upper: bool,
     plan: Plan,
-    /// How many names each node loses.
+    /// Number of names that each node loses.
     lost: HashMap<NodeId, usize>,
     held: usize,
 }
 
 impl Union {
-    /// What becomes of the nodes, now that the stack has other lower layers than those of the `past`. `keeps_upper`: the layers
-    /// show the same as before, and the upper stays.
+    /// Walks the known directories after the lower layers of `past` were replaced. With `keeps_upper`, the new layers show the same
+    /// tree and the upper stays.
     ///
     /// # Errors
-    /// Those of reading the layers, but not of damaged names.
+    /// Those of reading the layers. A damaged name is no error.
     pub(super) fn plan(&self, past: &Past, keeps_upper: bool) -> Result<Plan> {
         let (plan, lost) = (Plan::default(), HashMap::new());
         let mut planner = Planner { union: self, past, keeps_upper, plan, lost, held: 0 };
@@ -177,7 +177,7 @@ impl Union {
 impl Planner<'_> {
     fn walk(&mut self) -> Result<()> {
         let root = self.union.node(NodeId::ROOT)?;
-        // That of the root stays what it was at the mount.
+        // The root keeps its inode number.
         let ino = root.ino();
         let is_opaque = self.keeps_upper && root.dir().is_some_and(|dir| dir.upper_part(|part| part.opaque));
         let lowers = if is_opaque { Vec::new() } else { root_parts(&self.union.stack)? };
@@ -230,14 +230,14 @@ impl Planner<'_> {
         Ok(())
     }
 
-    /// What becomes of `child`, called `name` in the directory whose lower parts were `before`.
+    /// Finds out what `name` leads to now. Before, it was `child`, in a directory with the lower parts `before`.
     fn fate(&self, place: &Place<'_>, before: &Lowers, name: &CStr, child: &NodeRef) -> Result<Fate> {
         let is_dir = child.dir().is_some();
         let Some(layer) = child.state().lower().map(|(_, layer)| layer) else {
             return match is_dir {
                 true => self.directory(place, name, child),
                 false if self.keeps_upper => Ok(Fate::Same),
-                // The upper goes, and all files in it.
+                // The upper is replaced, so its files are lost.
                 false => Ok(Fate::Gone),
             };
         };
@@ -252,12 +252,12 @@ impl Planner<'_> {
         };
         let Source::Lower(index) = found.source else { return Err(Errno::IO) };
         let part = place.parts.get(usize::from(index)).ok_or(Errno::IO)?;
-        // A merged layer has the id of one of those that it was made of.
+        // A merged layer has the id of one of its sources.
         let is_same = self.past.layer(layer).is_none();
         if is_same && before.of_layer(layer).is_some_and(|was| is_same_part(was, part)) {
             return Ok(Fate::Same);
         }
-        // A merged layer has the files of those that it was made of.
+        // A merged layer has the files of its sources.
         let is_same = self.past.has_added() && {
             let was = before.of_layer(layer).ok_or(Errno::IO)?;
             self.layer(layer)?.open_dir(&was.path)?.stat(name)?.is_some_and(|stat| stat.id() == found.stat.id())
@@ -265,7 +265,7 @@ impl Planner<'_> {
         Ok(if is_same { Fate::Moved(part.layer) } else { Fate::Gone })
     }
 
-    /// True if what the directory has in `layer` under any name, and showed, it still shows.
+    /// True if every entry of `layer` that the directory showed is still shown.
     fn is_untouched(&self, place: &Place<'_>, before: &Lowers, layer: LayerId) -> bool {
         if self.past.has_added() || self.past.layer(layer).is_some() {
             return false;
@@ -289,7 +289,7 @@ impl Planner<'_> {
         Ok(Fate::Directory(Parts { lowers: found.lowers, ino, protection }))
     }
 
-    /// The name of `node` goes, and with a directory all that is in it.
+    /// Notes that the name of `node` is lost, and with a directory all names in it.
     fn lose_all(&mut self, at: Dentry, node: NodeRef) {
         let from = self.plan.lost.len();
         let mut pending = vec![(at, node)];
@@ -309,7 +309,7 @@ impl Planner<'_> {
         self.plan.news.gone.extend(told.map(|(_, lost)| lost.clone()));
     }
 
-    /// Tells nodes that lost all their names from those that have others.
+    /// Separates nodes that lost all their names from those that keep one.
     fn settle_lost(&mut self) -> Result<()> {
         let gone = std::mem::take(&mut self.plan.lost);
         let mut done: HashSet<NodeId> = HashSet::new();
@@ -323,7 +323,7 @@ impl Planner<'_> {
             }
         }
         self.plan.lost = gone;
-        // A file that goes has not moved.
+        // An abandoned file has not moved.
         self.plan.files.retain(|(node, _)| !done.contains(&node.id()));
         Ok(())
     }
@@ -332,7 +332,7 @@ impl Planner<'_> {
         self.past.layer(id).map_or_else(|| self.union.stack.lower(id), Ok)
     }
 
-    /// What is to be held of a node that is abandoned.
+    /// Returns what an abandoned node keeps for its open handles.
     fn remains(&mut self, node: &NodeRef) -> Result<Remains> {
         let held = match node.dir() {
             Some(_) if self.held >= MOST_HELD => return Ok(Remains::Nothing),
@@ -344,7 +344,7 @@ impl Planner<'_> {
             None => self.held_file(node),
         };
         match held {
-            // Somebody has changed the layer.
+            // The layer was changed from outside.
             Err(Errno::NOENT | Errno::NOTDIR | Errno::STALE) => Ok(Remains::Nothing),
             held => held,
         }
@@ -376,7 +376,7 @@ impl Planner<'_> {
         Ok(Remains::Layer(dir.hold(dir.open_reference(&name)?)))
     }
 
-    /// Files that were deleted, are open and are still found by where they were: their directories change.
+    /// Deleted files that are still open are found through their old directory. That directory changes, so they are held now.
     fn hold_hidden(&mut self) -> Result<()> {
         let mut done = HashSet::new();
         for node in self.union.handles.nodes() {
@@ -390,7 +390,7 @@ impl Planner<'_> {
     }
 }
 
-/// The names by which the kernel may know that there is nothing.
+/// Names for which the kernel may have cached that they do not exist.
 pub(super) fn appeared(union: &Union, past: &Past, upper: &UpperDir, changed: &Changed) -> Result<Vec<Arc<CStr>>> {
     use crate::confined;
     use crate::union::view::UpperPart;

@@ -1,14 +1,14 @@
-//! Back to a checkpoint: other lower layers and an empty upper, while the mount is in use.
+//! Rollback: the mount gets other lower layers and an empty upper while it is in use.
 //!
 //! 1. With the gate open, the layers are opened and the new upper is prepared.
-//! 2. With the gate closed: what is to be kept becomes a layer, as at a checkpoint; `plan` finds what becomes of each node that
-//!    the kernel knows; one rename exchanges the upper; the nodes are changed. From then on each request is answered from the
-//!    new layers, also if it comes from a name that the kernel remembers.
-//! 3. With the gate open again, the kernel is told which names and directories have changed. It waits for requests on those
-//!    directories meanwhile, so no request may wait for this thread.
+//! 2. With the gate closed, the abandoned state becomes a layer if it is to be kept, as at a checkpoint. `plan` decides what each
+//!    node that the kernel knows becomes, one rename exchanges the upper, and the nodes are changed. From then on, requests are
+//!    answered from the new layers, even if they come through a name that the kernel has cached.
+//! 3. With the gate open again, the kernel is told which names and directories have changed. Meanwhile it waits for requests on
+//!    those directories, so no request may wait for this thread.
 //!
-//! The kernel's own way to look all names up again (`FUSE_NOTIFY_INC_EPOCH`) would unmount what is mounted in the tree:
-//! `d_invalidate()` does so for each directory that it drops. So single names are told, and directories that stay are not dropped.
+//! `FUSE_NOTIFY_INC_EPOCH` makes the kernel look up all names again, but `d_invalidate()` then unmounts everything that is mounted in
+//! the tree. So the driver invalidates names one by one, and directories that stay are not dropped.
 
 use std::ffi::{CStr, OsStr};
 use std::os::unix::ffi::OsStrExt;
@@ -24,25 +24,25 @@ use crate::driver::{Overlay, Union};
 use crate::marks::chain::ChainId;
 use crate::union::layer::{Below, ChangeError, LayerId, MergedLowers, NextLowers, Past, Successor, UpperDir};
 
-/// Where what is left behind becomes a layer.
+/// Where the abandoned state becomes a layer.
 #[derive(Clone, Copy, Debug)]
 pub struct Kept<'a> {
-    /// Where the layer goes. Nothing is there yet.
+    /// Path of the layer, which must not exist yet.
     pub place: &'a Path,
-    /// The id of the upper between the two.
+    /// Id of the temporary upper between the two exchanges.
     pub id: ChainId,
 }
 
-/// What a switch came to.
+/// Result of a switch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Switched {
-    /// How long verbs had to wait at most.
+    /// The longest time that verbs had to wait.
     pub paused: Duration,
-    /// Nodes that the mount does not show any more.
+    /// Number of nodes that the mount no longer shows.
     pub abandoned: usize,
 }
 
-/// What is left of the stack before.
+/// The parts of the old stack that are still needed.
 struct Turn {
     past: Past,
     upper: UpperDir,
@@ -51,15 +51,15 @@ struct Turn {
 }
 
 impl Overlay {
-    /// Makes `lowers` the lower layers, topmost first, and an empty directory of id `id` the upper. The old upper goes to `place`,
-    /// where nothing is yet; it belongs to the caller then. With `kept`, it becomes a layer there instead, and what
-    /// goes to `place` is another directory. Everything is on the disk when this returns, unless the mount flushes nothing.
+    /// Makes `lowers` (topmost first) the lower layers, and an empty directory with the id `id` the upper. The old upper moves to
+    /// `place`, which must not exist yet, and then belongs to the caller. With `kept`, the old upper becomes a layer at the path in
+    /// `kept`, and another directory moves to `place`. Everything is on the disk when this returns, unless the mount never flushes.
     ///
-    /// Files that are open and are not the same in the new layers behave as deleted ones. If nothing is mounted below it, the kernel
-    /// has forgotten each name that changed when this returns; what is mounted on a directory that is gone is unmounted.
+    /// Open files that are not the same in the new layers behave as deleted ones. When this returns, the kernel has forgotten each
+    /// changed name that nothing is mounted below. Anything mounted on a lost directory is unmounted.
     ///
     /// # Errors
-    /// One line. The state is that before, unless the line says that it is not; with `kept`, the layer may have been made.
+    /// One line. Nothing has changed, unless the line says otherwise; with `kept`, the layer may have been made.
     pub fn switch(
         &self,
         place: &Path,
@@ -94,8 +94,8 @@ impl Overlay {
         Ok(Switched { paused, abandoned: turn.abandoned })
     }
 
-    /// Makes `lowers` the lower layers, topmost first, which show the same as those that the mount has: some of them were merged.
-    /// The upper stays. Nothing is noticed of it, but that a directory which nobody has looked at yet may have another inode number.
+    /// Makes `lowers` (topmost first) the lower layers. They show the same tree as the present ones, some of which were merged. The
+    /// upper stays. Users notice nothing, except that a directory that was not looked up yet may get another inode number.
     ///
     /// # Errors
     /// One line. Nothing has changed on an error.
@@ -115,7 +115,7 @@ impl Overlay {
         if let Some(kernel) = kernel {
             turn.tell_gone(&kernel);
             for changed in &turn.news.changed {
-                // Not held while the kernel is told.
+                // The gate must not be held while the kernel is told.
                 let names = appeared(&self.enter(), &turn.past, &turn.upper, changed);
                 match names {
                     Ok(names) => {
@@ -139,7 +139,7 @@ impl Turn {
         for ((parent, name), node) in &self.news.gone {
             match node.is_abandoned() {
                 true => kernel.delete_entry(parent.id(), text(name), node.id()),
-                // It has other names.
+                // The node has other names.
                 false => kernel.invalidate_entry(parent.id(), text(name)),
             }
         }
@@ -147,7 +147,7 @@ impl Turn {
 }
 
 impl Union {
-    /// Nobody else is in the union.
+    /// The gate is closed: no other thread is in the union.
     fn turn(
         &mut self,
         next: NextLowers,
@@ -173,9 +173,9 @@ impl Union {
                 return Err(error);
             }
         };
-        // From here on it is done: nothing may fail any more.
+        // The switch is made: from here on, nothing may fail.
         self.has_told.store(false, std::sync::atomic::Ordering::Release);
-        // Layers that the mount did not have before have higher ids than its upper.
+        // New layers have higher ids than the old upper.
         self.former_links.forget_above(self.stack.ids().find(|id| *id <= before).unwrap_or(LayerId::LOWEST));
         self.stack.lowers().iter().for_each(|layer| self.origins.learn(layer));
         let abandoned = plan.abandoned.len();
@@ -184,7 +184,7 @@ impl Union {
         Ok(Turn { past, upper, news, abandoned })
     }
 
-    /// Nobody else is in the union.
+    /// The gate is closed: no other thread is in the union.
     fn turn_to_merged(&mut self, merged: MergedLowers) -> Result<(), ChangeError> {
         let fail = |errno| ChangeError {
             errno,
@@ -215,7 +215,7 @@ impl Union {
         Ok(())
     }
 
-    /// The upper becomes a layer, as at a checkpoint. Nobody writes to it any more after that.
+    /// Makes the upper a layer, as at a checkpoint. It is not written any more after that.
     fn keep(&mut self, keeper: &mut Successor) -> Result<(), ChangeError> {
         let mut moved = self.pivot(keeper)?;
         if moved.is_empty() {
@@ -247,8 +247,8 @@ impl Union {
         news
     }
 
-    /// What to answer for a directory that the mount does not show any more. As long as the kernel has not been told all, it may be
-    /// asked for by its path: then the kernel shall look that up again.
+    /// The error for a directory that the mount no longer shows. Until the kernel has been told about all changes, a request may
+    /// come by the directory's path; ESTALE makes the kernel look that path up again.
     pub(in crate::driver) fn gone(&self) -> Errno {
         if self.has_told.load(std::sync::atomic::Ordering::Acquire) { Errno::NOENT } else { Errno::STALE }
     }

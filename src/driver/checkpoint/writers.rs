@@ -1,7 +1,7 @@
 //! Files that are open for writing while a checkpoint is made.
 //!
-//! A descriptor that the kernel passes through goes on writing to its inode, and so does a mapping; the driver cannot redirect
-//! them. So such a file keeps its inode and moves to the new upper with all its names; the layer gets a copy of it.
+//! A passed-through descriptor and a shared mapping keep writing to their inode, and the driver cannot redirect them. So such a
+//! file keeps its inode and moves to the new upper with all its names, and the layer gets a copy.
 
 use std::collections::HashMap;
 use std::ffi::{CStr, CString};
@@ -25,7 +25,7 @@ pub(super) struct Moving {
     replacement: Replacement,
 }
 
-/// The copy of a file that moved, and where it must go in the layer.
+/// The copy of a file that moved, with the names that the copy must get in the layer.
 pub(super) struct Replacement {
     /// The directory `workdir/work`, and the name of the copy there.
     work: Arc<OwnedFd>,
@@ -60,16 +60,16 @@ impl Drop for Replacement {
     }
 }
 
-/// What a checkpoint has to do after the exchange. Until it is done, files in the layer are files of the upper as well.
+/// The remaining steps of a checkpoint after the exchange. Until they are done, the layer shares files with the upper.
 pub(super) struct Unfinished {
     pub(super) successor: Successor,
     pub(super) replacements: Vec<Replacement>,
-    /// There were replacements: the upper has a mark that says so.
+    /// True if files moved. The upper then has a mark that says so.
     pub(super) has_moved: bool,
 }
 
 impl Unfinished {
-    /// Gives the copies their names in the layer. If that fails, it can be tried again.
+    /// Gives the copies their names in the layer. After an error, it can be called again.
     pub(super) fn replace(&mut self, flushes: bool) -> Result<()> {
         while let Some(next) = self.replacements.last_mut() {
             next.run(self.successor.left(), flushes)?;
@@ -146,7 +146,7 @@ impl Union {
         for path in paths {
             let mut at = self.nodes.get(NodeId::ROOT).and_then(|root| self.nodes.count(&root)).ok_or(Errno::STALE)?;
             for name in path.split(|&byte| byte == b'/') {
-                // The name of a directory may belong to something else by now.
+                // Another file may have the name of the directory by now.
                 if at.dir().is_none() {
                     break;
                 }
@@ -215,7 +215,7 @@ impl Union {
         replacements
     }
 
-    /// Notes that the file of `node`, which was in `layer`, is in the upper now, and its directories too.
+    /// Notes that the file of `node`, which was in `layer`, and its directories are in the upper now.
     pub(in crate::driver) fn move_node(&self, node: &NodeRef, layer: LayerId) -> Result<()> {
         let parents: Vec<NodeRef> = node.state().names().map(|(parent, _)| parent.clone()).collect();
         for parent in &parents {

@@ -1,11 +1,10 @@
 //! Brings nodes up to date after the upper has become a lower layer.
 //!
-//! A checkpoint makes the upper the topmost lower layer, and an empty directory the new upper. The meaning of names does not
-//! change, only the place where files are: files of the upper are now in that layer. Nodes are not told, because there may be
-//! millions. A node in the upper remembers the upper's id ([`Residence::Upper`]), and the layer keeps that id. So
-//! [`Node::state`] and [`Node::dir`] can tell that a node is outdated, and bring it up to date before they return. This asks
-//! nothing of the layers. A directory is at the same path in the layer as it was in the upper: moving it would have brought
-//! it up to date first.
+//! A checkpoint makes the upper the topmost lower layer, and an empty directory the new upper. Names lead to the same files as
+//! before; only the files of the upper are in a layer now. Nodes are updated lazily, because there may be millions. A node in the
+//! upper stores the upper's id ([`Residence::Upper`]), and the layer keeps that id. So [`Node::state`] and [`Node::dir`] detect an
+//! outdated node, and bring it up to date before they return. No layer is read for that: a directory is at the same path in the
+//! layer as it was in the upper, because a move would have brought it up to date first.
 
 use crate::driver::node::{Dentry, Node, NodeRef};
 use crate::union::layer::LayerId;
@@ -14,7 +13,7 @@ use crate::union::layer::LayerId;
 use crate::driver::node::Residence;
 
 impl Node {
-    /// The id that the upper has now, if it is a directory.
+    /// Id of the present upper, for a directory.
     pub(super) fn current_upper(&self) -> Option<LayerId> {
         self.dir.as_ref().map(|dir| dir.upper_id().get())
     }
