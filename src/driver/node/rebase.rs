@@ -6,18 +6,18 @@ use std::ffi::CStr;
 use crate::driver::node::{CopyUpGuard, Lowers, NodeRef, NodeTable, UpperId, UpperMarks};
 use crate::union::layer::{Dir as LayerFile, LayerId, LowerRef, Protection, UpperDir};
 
-/// What is held of a file or directory that the new layers do not show.
+/// What a node keeps of a file or directory that the new layers do not show.
 #[derive(Debug)]
 pub enum Remains {
-    /// It was in the upper, which nobody else uses: it may be changed.
+    /// The file is in the old upper, which nothing else uses, so it may be changed.
     Upper(UpperDir),
-    /// It is in a layer.
+    /// The file is in a layer.
     Layer(LayerFile),
-    /// Nothing: nobody has it open.
+    /// Nothing, because it is not open.
     Nothing,
 }
 
-/// What a directory consists of in the new layers.
+/// The parts of a directory in the new layers.
 #[derive(Debug)]
 pub struct Parts {
     /// Its parts, topmost first.
@@ -29,7 +29,7 @@ pub struct Parts {
 }
 
 impl NodeTable {
-    /// The directory stays, and has no upper part any more.
+    /// Notes that the directory stays without an upper part.
     pub fn rebase_dir(&self, node: &NodeRef, parts: Parts) {
         let Some(dir) = node.dir() else { return };
         let top = parts.lowers.first().map(|part| part.layer);
@@ -62,18 +62,18 @@ impl NodeTable {
         }
     }
 
-    /// The file stays, and is found in `layer` now.
+    /// Notes that the file stays, and is in `layer` now.
     pub fn rebase_file(&self, node: &NodeRef, layer: LayerId) {
         node.state.lock().rebase(layer);
     }
 
-    /// The file stays, and loses one of its names.
+    /// Notes that the file stays, and loses one of its names.
     pub fn lose_name(&self, parent: &NodeRef, name: &CStr, node: &NodeRef) {
         Self::detach(parent, name, node);
         node.state.lock().lose_name(parent, name);
     }
 
-    /// The mount does not show the file or directory any more. What is in a directory comes before the directory.
+    /// Notes that the mount no longer shows the file or directory. Call this for the entries of a directory before the directory.
     pub fn abandon(&self, node: &NodeRef, remains: Remains) {
         node.note_abandoned();
         let (names, upper_file) = node.state.lock().abandon(remains);
@@ -90,7 +90,7 @@ impl NodeTable {
         }
     }
 
-    /// All is done, and the upper has another id. `shrunk`: directories that lost names.
+    /// Ends the switch: the upper has another id. `shrunk`: directories that lost names.
     pub fn end_rebasing(&self, current: &UpperId, upper: LayerId, shrunk: &[NodeRef]) {
         current.set(upper);
         self.descriptors().clear();

@@ -1,18 +1,18 @@
 //! `size=`: how much the upper may hold.
 //!
-//! Counted is what `du` counts: the blocks of every file and directory, a hard link once. A removed file counts until it is
+//! The count is that of `du`: the blocks of every file and directory, a hard link once. A removed file counts until it is
 //! closed. The count starts with a walk over the upper when it is mounted, and follows every change from then on: a verb that
-//! changes a file compares the file's blocks with those that are counted for it ([`Account`]). Writes must come through the
-//! driver for that, so files of the upper are not passed through (`passthrough`).
+//! changes a file compares the file's blocks with those that are counted for it ([`Account`]). All writes must therefore come
+//! through the driver, so files of the upper are not passed through (`passthrough`).
 //!
-//! What takes blocks reserves them first ([`Grant`]), so that verbs that run at the same time do not exceed the limit together.
-//! Reservations are upper bounds; near the limit the driver finds out which blocks are there already. The blocks that a
-//! directory takes for its entries, for marks of removals and for its own copy-up are counted but never refused: removing must
-//! always be possible. If they exceed the limit, no new name is made until something was removed.
+//! A verb that takes blocks reserves them first ([`Grant`]), so concurrent verbs cannot exceed the limit together. Reservations are
+//! upper bounds; near the limit the driver finds out which blocks exist already. The blocks that a directory takes for its entries,
+//! for whiteouts and for its own copy-up are counted but never refused, because removing must always be possible. If they exceed
+//! the limit, no new name is made until something was removed.
 //!
-//! The file system may give or take blocks when it writes what is dirty (ext4: a block for the list of extents). That is seen at
-//! the next change of the file. So that a file is taken out of the count with what was counted, the account of a file that was
-//! written stays as long as the kernel knows the node.
+//! The file system may add or free blocks during writeback (ext4: a block for the list of extents). The driver notices that at the
+//! next change of the file. The account of a written file stays as long as the kernel knows the node, so that the removal of the
+//! file subtracts exactly what was counted.
 
 mod verbs;
 
@@ -32,45 +32,45 @@ use crate::driver::types::{Errno, HandleId, Result};
 use crate::sys::extents;
 use crate::union::layer::{FileId, FileType, Stat, UpperDir, UpperLayer};
 
-/// `st_blocks` counts these.
+/// Unit of `st_blocks`, in bytes.
 const SECTOR: u64 = 512;
-/// Blocks behind the end of a file that was open when they came are not counted if there are at least so many bytes of them:
-/// xfs allocates ahead of a writer, and takes them back when the file is closed.
+/// If at least so many bytes are allocated behind the end of an open file, they are not counted: xfs allocates ahead of a
+/// writer, and frees these blocks when the file is closed.
 const AHEAD: u64 = 64 * 1024;
 /// How often, and for how long, an allocation waits for removed files to be closed: the kernel tells the driver of a close after
 /// `close(2)` has returned.
 const CLOSING: (u32, Duration) = (5, Duration::from_millis(1));
 
-/// What the upper holds, and may hold, in bytes.
+/// The usage and the limit of the upper, in bytes.
 #[derive(Debug)]
 pub(in crate::driver) struct Usage {
     limit: u64,
-    /// What is counted, with what is reserved.
+    /// The count, including reservations.
     used: AtomicU64,
     /// Size of a block of the upper's file system.
     block: u64,
     /// Files that are open or being changed. Leaf lock.
     accounts: Mutex<HashMap<FileId, Arc<Account>>>,
-    /// Those of open files of the upper, by handle. Leaf lock.
+    /// Accounts of open files of the upper, by handle. Leaf lock.
     handles: Mutex<HashMap<u64, Tracked>>,
-    /// Those of closed files that were written, by the address of the node, which is in the table. Leaf lock.
+    /// Accounts of closed files that were written, by the address of the node, which is in the table. Leaf lock.
     written: Mutex<HashMap<usize, Tracked>>,
     /// Number of removed files that are still open.
     lingering: AtomicU64,
 }
 
-/// What is counted for one file.
+/// The account of one file: what is counted for it.
 #[derive(Debug)]
 struct Account {
-    /// In bytes. Held over the `statx(2)` that tells what is to be counted, and taken with no other lock held but those that
-    /// verbs hold over I/O.
+    /// In bytes. The lock is held over the `statx(2)` of the file. When it is taken, only locks that verbs hold over I/O may be
+    /// held.
     charged: Mutex<Charge>,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Charge {
     bytes: u64,
-    /// A user allocated blocks behind the end of the file.
+    /// True if a user allocated blocks behind the end of the file (`fallocate(2)`).
     preallocated: bool,
 }
 
@@ -81,7 +81,7 @@ pub(in crate::driver) struct Tracked {
     account: Arc<Account>,
 }
 
-/// Leave to take blocks. What is reserved is given back when it is dropped: what was taken is counted by then.
+/// A reservation of blocks. Dropping it ends the reservation; the blocks that were really taken are counted by then.
 #[derive(Debug)]
 #[must_use]
 pub(in crate::driver) struct Grant<'u> {
@@ -90,10 +90,10 @@ pub(in crate::driver) struct Grant<'u> {
 }
 
 impl Grant<'_> {
-    /// Of a mount without a limit, and of what takes no blocks.
+    /// The reservation of a mount without a limit, and of a change that takes no blocks.
     pub(in crate::driver) const UNLIMITED: Self = Grant { usage: None, reserved: 0 };
 
-    /// Raises what is reserved to `bytes`.
+    /// Raises the reservation to `bytes`.
     ///
     /// # Errors
     /// `NOSPC`
@@ -128,7 +128,7 @@ impl Charge {
         Self { bytes: bytes(stat), preallocated: bytes_behind(stat) > AHEAD }
     }
 
-    /// What is to be counted for the file now.
+    /// Returns the bytes to count for the file now.
     fn now(self, stat: &Stat) -> Self {
         let counted = if self.is_ahead(stat) { stat.size.next_multiple_of(4096) } else { bytes(stat) };
         Self { bytes: counted, ..self }
@@ -160,7 +160,7 @@ impl Usage {
         Ok(usage)
     }
 
-    /// Counts anew. Nothing is changed meanwhile.
+    /// Counts again from the start. The upper must not change meanwhile.
     ///
     /// # Errors
     /// Those of listing directories.
@@ -179,7 +179,7 @@ impl Usage {
         Ok(())
     }
 
-    /// What may be held, and what is, in bytes.
+    /// The limit and the usage, in bytes.
     pub(in crate::driver) fn figures(&self) -> (u64, u64) {
         (self.limit, self.used.load(Ordering::Acquire))
     }
@@ -222,10 +222,10 @@ impl Usage {
         Ok(Grant { usage: Some(self), reserved: bytes })
     }
 
-    /// Reserves what a write to `range` of `file` takes. Gives back how much of the range may be written, from its start.
+    /// Reserves the blocks that a write to `range` of `file` takes. Returns how many bytes may be written, from the start of the range.
     ///
     /// # Errors
-    /// `NOSPC` if that is nothing; those of `ioctl(2)` and `lseek(2)`.
+    /// `NOSPC` if no byte may be written; those of `ioctl(2)` and `lseek(2)`.
     fn grant_range(&self, file: BorrowedFd<'_>, range: &Range<u64>) -> Result<(Grant<'_>, u64)> {
         let length = range.end - range.start;
         let round_up = |at: u64| at.checked_next_multiple_of(self.block).unwrap_or(u64::MAX);
@@ -257,8 +257,8 @@ impl Usage {
         Ok((grant, granted))
     }
 
-    /// The parts of `range`, which begins and ends with a block, whose blocks are not counted for `file`: holes, and what the
-    /// file system allocated ahead of a writer.
+    /// Returns the parts of `range` whose blocks are not counted for `file`: holes, and blocks that the file system allocated ahead
+    /// of a writer. The range begins and ends with a block.
     ///
     /// # Errors
     /// Those of `statx(2)`, `ioctl(2)` and `lseek(2)`.
@@ -279,7 +279,7 @@ impl Usage {
 
     /// Keeps the account of the node's file, which has the attributes `stat`.
     fn track(&self, node: &NodeRef, stat: &Stat) -> Tracked {
-        // It changes with the account locked, so not while there is none.
+        // The link count changes only with the account locked.
         self.track_as(stat, |charge| if node.is_uncounted() { Charge { bytes: 0, ..charge } } else { charge })
     }
 
@@ -294,7 +294,7 @@ impl Usage {
         Tracked { file: stat.id(), account }
     }
 
-    /// The file is not used any more: its account goes with its last user.
+    /// Ends one use of the file. The last user removes its account.
     fn let_go(&self, tracked: Tracked) {
         let mut accounts = self.accounts.lock();
         let Tracked { file, account } = tracked;
@@ -304,7 +304,7 @@ impl Usage {
         }
     }
 
-    /// Counts what the file has now; `None`: it does not count. If it cannot be told, what was counted stays.
+    /// Counts the present blocks of the file; none if `stat` returns `None`. After an error, the old count stays.
     fn settle(&self, tracked: &Tracked, stat: impl FnOnce() -> Result<Option<Stat>>) {
         let mut charged = tracked.account.charged.lock();
         match stat() {
@@ -326,7 +326,7 @@ impl Usage {
         *charged = now;
     }
 
-    /// The node's file counts no more. False if that was so before.
+    /// Takes the node's file out of the count. False if it did not count.
     fn remove(&self, node: &NodeRef, stat: &Stat) -> bool {
         let tracked = self.track(node, stat);
         let mut charged = tracked.account.charged.lock();
@@ -340,7 +340,7 @@ impl Usage {
         removed
     }
 
-    /// The node's file counts again, if it did not.
+    /// Counts the node's file again if it does not count.
     fn revive(&self, tracked: &Tracked, node: &NodeRef, stat: &Stat) {
         let mut charged = tracked.account.charged.lock();
         if node.note_counted() {
@@ -368,12 +368,12 @@ impl Usage {
         }
     }
 
-    /// A removed file is still open.
+    /// Notes that a removed file is still open.
     fn begin_lingering(&self) {
         self.lingering.fetch_add(1, Ordering::AcqRel);
     }
 
-    /// So many of them were closed.
+    /// Notes that `count` removed files were closed.
     fn end_lingering(&self, count: u64) {
         let less = |before: u64| Some(before.saturating_sub(count));
         let ended = self.lingering.fetch_update(Ordering::AcqRel, Ordering::Acquire, less);
@@ -385,7 +385,7 @@ impl Usage {
     }
 }
 
-/// Which blocks of `range`, which begins and ends with one, `file` does not have.
+/// Returns the holes of `file` in `range`, which begins and ends with a block.
 fn missing(file: BorrowedFd<'_>, range: &Range<u64>) -> Result<Vec<Range<u64>>> {
     let allocated = match extents::allocated(file, range.clone()) {
         Ok(allocated) => allocated,
@@ -405,7 +405,7 @@ fn missing(file: BorrowedFd<'_>, range: &Range<u64>) -> Result<Vec<Range<u64>>> 
     Ok(holes)
 }
 
-/// True if the file, which may become as long as `end`, has all blocks that it can have (`fallocate(2)`).
+/// True if no block up to `end` is missing in the file (`fallocate(2)`).
 fn is_full(file: BorrowedFd<'_>, end: u64) -> Result<bool> {
     let stat = Stat::of(file, c"")?;
     Ok(bytes(&stat) >= stat.size.max(end))
@@ -423,7 +423,7 @@ fn written(file: BorrowedFd<'_>, range: &Range<u64>) -> Result<Vec<Range<u64>>> 
             Err(errno) => return Err(errno),
         };
         let end = rustix::fs::seek(file, SeekFrom::Hole(start))?;
-        // The last block of the file is there as a whole.
+        // The last block of the file is allocated as a whole.
         found.push(start..end.next_multiple_of(4096));
         at = end;
     }
@@ -433,7 +433,7 @@ fn written(file: BorrowedFd<'_>, range: &Range<u64>) -> Result<Vec<Range<u64>>> 
 /// Counts a directory tree.
 struct Walk<'a> {
     accounts: &'a HashMap<FileId, Arc<Account>>,
-    /// Hard links that were counted.
+    /// Hard links that were counted already.
     linked: HashSet<FileId>,
     total: u64,
 }
@@ -454,7 +454,7 @@ impl Walk<'_> {
         self.total = self.total.saturating_add(now);
     }
 
-    /// Counts what is in `dir`.
+    /// Counts the entries of `dir`.
     fn directory(&mut self, dir: &UpperDir) -> Result<()> {
         let mut below: Vec<CString> = Vec::new();
         dir.list(|entry| {
@@ -468,7 +468,7 @@ impl Walk<'_> {
         for name in below {
             match dir.open_upper_dir(&name).and_then(|dir| self.directory(&dir)) {
                 Ok(()) | Err(Errno::NOENT) => {}
-                // Another file system is mounted there, or it belongs to a user that this one is not.
+                // Another file system is mounted there, or this user may not read it.
                 Err(errno @ (Errno::XDEV | Errno::ACCESS)) => {
                     tracing::warn!("{:?}: not counted for size=: {errno}", dir.shown_path(&name));
                 }

@@ -1,4 +1,4 @@
-//! What the verbs tell of the blocks that they take and free.
+//! The verbs' side of the count: reserving before a change, counting after it.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use crate::union::layer::{FileType, Stat, UpperDir};
 const LONG_SYMLINK: u64 = 60;
 
 impl Union {
-    /// Reserves what a copy of the first `length` bytes of `source` takes. A directory takes what it must.
+    /// Reserves the blocks for a copy of the first `length` bytes of `source`. A directory is never refused.
     ///
     /// # Errors
     /// `NOSPC`; those of opening the file and of `lseek(2)`.
@@ -31,7 +31,7 @@ impl Union {
         }
     }
 
-    /// Reserves what a copy of the first `length` bytes of `file` takes.
+    /// Reserves the blocks for a copy of the first `length` bytes of `file`.
     ///
     /// # Errors
     /// `NOSPC`; those of `lseek(2)`.
@@ -44,12 +44,12 @@ impl Union {
         if blocks >= whole {
             return usage.grant(whole);
         }
-        // The blocks of a compressed file tell too little.
+        // A compressed file has fewer blocks than its copy will have.
         let data: u64 = written(file, &range)?.iter().map(|data| data.end.min(whole) - data.start).sum();
         usage.grant(data.max(blocks))
     }
 
-    /// Reserves what a symbolic link takes to a target of `length` bytes.
+    /// Reserves the block of a symbolic link to a target of `length` bytes.
     ///
     /// # Errors
     /// `NOSPC`
@@ -58,7 +58,7 @@ impl Union {
         usage.grant(if length < LONG_SYMLINK { 0 } else { usage.block })
     }
 
-    /// Reserves what a new directory in `parent` takes. Not every file system gives one blocks.
+    /// Reserves the block of a new directory in `parent`, if directories of this file system take blocks.
     ///
     /// # Errors
     /// `NOSPC`; those of `statx(2)`.
@@ -67,7 +67,7 @@ impl Union {
         usage.grant(bytes(&parent.stat_self()?).min(usage.block))
     }
 
-    /// Reserves `bytes` that a file takes from another directory.
+    /// Reserves `bytes` for a file that comes from another directory.
     ///
     /// # Errors
     /// `NOSPC`
@@ -76,7 +76,7 @@ impl Union {
         usage.grant(bytes(stat))
     }
 
-    /// Reserves what a write of `length` bytes at `offset` of an open file takes, and how many of the bytes may be written.
+    /// Reserves the blocks for a write of `length` bytes at `offset` of an open file. Returns how many of the bytes may be written, too.
     ///
     /// # Errors
     /// `NOSPC` if none may; those of `ioctl(2)` and `lseek(2)`.
@@ -90,7 +90,7 @@ impl Union {
         usage.grant_range(file, &(offset..offset.saturating_add(length)))
     }
 
-    /// Reserves what `fallocate(2)` takes.
+    /// Reserves the blocks for `fallocate(2)`.
     ///
     /// # Errors
     /// `NOSPC`; those of `ioctl(2)` and `lseek(2)`.
@@ -108,7 +108,7 @@ impl Union {
         if granted < length { Err(Errno::NOSPC) } else { Ok(grant) }
     }
 
-    /// Reserves what a copy of `length` bytes between two open files and offsets takes, and how many of the bytes may be copied.
+    /// Reserves the blocks for a copy of `length` bytes between two open files and offsets. Returns how many of the bytes may be copied, too.
     ///
     /// # Errors
     /// `NOSPC` if none may; those of `statx(2)`, `ioctl(2)` and `lseek(2)`.
@@ -121,13 +121,13 @@ impl Union {
         if self.usage.is_none() {
             return Ok((Grant::UNLIMITED, length));
         }
-        // What the source does not have is not written.
+        // Nothing is written for bytes behind the end of the source.
         let wanted = Stat::of(source.0, c"")?.size.saturating_sub(source.1).min(length as u64);
         let (grant, granted) = self.grant_write(target.0, target.1, wanted)?;
         Ok((grant, if granted < wanted { usize::try_from(granted).unwrap_or(length) } else { length }))
     }
 
-    /// Fails if no name and no attribute may be added: more is held than may be.
+    /// Fails if the limit is exceeded: then no name and no attribute may be added.
     ///
     /// # Errors
     /// `NOSPC`
@@ -138,14 +138,14 @@ impl Union {
         }
     }
 
-    /// A file with the attributes `stat` came into the upper.
+    /// Counts a new file of the upper, which has the attributes `stat`.
     pub(in crate::driver) fn count_new(&self, stat: &Stat) {
         if let Some(usage) = &self.usage {
             usage.grow(bytes(stat));
         }
     }
 
-    /// Counts what `act` changes of the directories `dirs` themselves.
+    /// Calls `act`, and counts how it changes the blocks of the directories `dirs` themselves.
     ///
     /// # Errors
     /// Those of `act`, and of `statx(2)` before it.
@@ -161,7 +161,7 @@ impl Union {
         done
     }
 
-    /// Counts what `act` changes of the node's file or directory in the upper.
+    /// Calls `act`, and counts how it changes the blocks of the node's file or directory in the upper.
     ///
     /// # Errors
     /// Those of `act`, and of `statx(2)` before it.
@@ -174,7 +174,7 @@ impl Union {
         done
     }
 
-    /// Counts what a write to the open file `handle` has changed. `preallocated`: blocks behind its end are the user's wish.
+    /// Counts the blocks that a write to the open file `handle` has added. `preallocated`: the user asked for blocks behind its end.
     pub(in crate::driver) fn count_written(&self, handle: HandleId, file: BorrowedFd<'_>, preallocated: bool) {
         let Some((usage, tracked)) = self.usage.as_ref().and_then(|usage| Some((usage, usage.of_handle(handle)?)))
         else {
@@ -187,7 +187,7 @@ impl Union {
         usage.let_go(tracked);
     }
 
-    /// A file of the upper was opened.
+    /// Notes that a file of the upper was opened.
     ///
     /// # Errors
     /// Those of `statx(2)`.
@@ -195,18 +195,18 @@ impl Union {
         let Some(usage) = &self.usage else { return Ok(()) };
         let stat = Stat::of(file, c"")?;
         let tracked = usage.track(node, &stat);
-        // It may have been removed, and be opened again by a descriptor of a process that did not have it open.
+        // A removed file may be opened again, through a descriptor of another process.
         usage.revive(&tracked, node, &stat);
         usage.handles.lock().insert(handle.0, tracked);
         Ok(())
     }
 
-    /// An open file was closed, and its node knows it.
+    /// Notes that an open file was closed. The node's state shows that already.
     pub(in crate::driver) fn count_closed(&self, handle: HandleId, open: Arc<OpenFile>) {
         let Some(usage) = &self.usage else { return };
         let Some(tracked) = usage.handles.lock().remove(&handle.0) else { return };
         let (node, writable) = (open.node.clone(), open.writable);
-        // The file system may take blocks back now.
+        // The file system may free blocks now.
         drop(open);
         let (is_open, orphan) = {
             let state = node.state();
@@ -227,8 +227,8 @@ impl Union {
         usage.let_go(tracked);
     }
 
-    /// A name of the node's file, or its directory, is gone from the upper: it is counted no more if that was the last one and
-    /// nobody has it open. True if that is so now.
+    /// Notes that the node's file or directory has lost a name in the upper. After the last name, it is taken out of the count
+    /// unless it is open. True if it is out of the count.
     pub(in crate::driver) fn count_removed(&self, node: &NodeRef, held: &UpperDir) -> bool {
         let Some(usage) = &self.usage else { return false };
         let stat = match held.stat_self() {
@@ -238,7 +238,7 @@ impl Union {
                 return false;
             }
         };
-        // An abandoned file keeps its names in a directory that is the upper no more.
+        // An abandoned file keeps its names in a directory that is no longer the upper.
         if !stat.is_dir() && stat.nlink > 0 && !node.is_abandoned() {
             return false;
         }
@@ -253,7 +253,7 @@ impl Union {
         removed
     }
 
-    /// The kernel may forget the node in a moment.
+    /// Prepares for the kernel forgetting the node.
     pub(in crate::driver) fn count_again(&self, node: &NodeRef) {
         if let Some(usage) = &self.usage
             && let Some(tracked) = usage.written(node)
@@ -263,17 +263,17 @@ impl Union {
         }
     }
 
-    /// The kernel has forgotten the node.
+    /// Notes that the kernel has forgotten the node.
     pub(in crate::driver) fn count_forgotten(&self, node: &NodeRef) {
         if let Some(usage) = &self.usage {
             usage.forget(node);
         }
     }
 
-    /// Counts what the node's file in the upper has now. The names are held before the account, as in verbs that remove a name.
+    /// Counts the present blocks of the node's file in the upper. The names are locked before the account, as in verbs that remove a name.
     fn settle_upper(&self, usage: &Usage, tracked: &Tracked, node: &NodeRef) {
         let settled = self.on_upper(node, |dir, name| {
-            // It may have been removed meanwhile.
+            // The file may have been removed meanwhile.
             usage.settle(tracked, || if node.is_uncounted() { Ok(None) } else { dir.stat(name) });
             Ok(())
         });
@@ -286,7 +286,7 @@ impl Union {
         self.on_upper(node, |dir, name| dir.stat(name)?.ok_or(Errno::STALE))
     }
 
-    /// A removed file gets a name again.
+    /// Notes that a removed file gets a name again.
     pub(in crate::driver) fn count_revived(&self, node: &NodeRef, stat: &Stat) {
         if let Some(usage) = self.usage.as_ref().filter(|_| node.is_uncounted()) {
             let tracked = usage.track(node, stat);
@@ -295,12 +295,12 @@ impl Union {
         }
     }
 
-    /// The mount's limit and what is used of it, in bytes.
+    /// The mount's limit and usage, in bytes.
     pub(in crate::driver) fn quota(&self) -> Option<(u64, u64)> {
         self.usage.as_ref().map(Usage::figures)
     }
 
-    /// Another directory is the upper, and nobody else is in the union: counts what it holds.
+    /// Counts the new upper. The gate is closed: no other thread is in the union.
     pub(in crate::driver) fn count_successor(&self) {
         if let (Some(usage), Some(upper)) = (&self.usage, self.stack.upper())
             && let Err(errno) = usage.recount(upper)

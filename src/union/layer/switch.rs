@@ -1,7 +1,7 @@
-//! Other lower layers for a mount: those of an earlier checkpoint.
+//! Replaces the lower layers of a mount, by those of an earlier checkpoint or by merged ones.
 //!
-//! The layers that both stacks have at their lower ends keep their ids. The others that are new get ids above all that there
-//! were, so that no id ever means two layers.
+//! The lowest layers that both stacks have in common keep their ids. New layers get ids above all ids that were ever used, so an
+//! id never means two layers.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -13,12 +13,12 @@ use crate::marks::chain::ChainId;
 use crate::union::layer::pivot::open_dir;
 use crate::union::layer::{ChangeError, Dir, Layer, LayerId, LayerStack, Stat, Successor};
 
-/// The lower layers that a mount is about to have.
+/// The lower layers that a mount will have.
 #[derive(Debug)]
 pub struct NextLowers {
-    /// Those that the mount does not have, topmost first.
+    /// The new ones, topmost first.
     added: Vec<Layer>,
-    /// How many of the lowest layers stay.
+    /// Number of the lowest layers, which stay.
     common: usize,
     /// The root of the topmost one, open for reading.
     pub(super) root: OwnedFd,
@@ -26,25 +26,25 @@ pub struct NextLowers {
     pub(super) top: Option<ChainId>,
 }
 
-/// The lower layers that a mount had, and has not any more.
+/// The lower layers that were taken away from a mount.
 #[derive(Debug)]
 pub struct Past {
     /// Topmost first.
     layers: Vec<Layer>,
-    /// How many layers have taken their place.
+    /// Number of layers in their place.
     added: usize,
 }
 
-/// The lower layers that a mount is about to have instead of those that they were merged of.
+/// The lower layers that a mount will have after some were merged.
 #[derive(Debug)]
 pub struct MergedLowers(Vec<Slot>);
 
 /// One of these.
 #[derive(Debug)]
 enum Slot {
-    /// The mount has it, under this id.
+    /// A layer of the mount, with this id.
     Same(LayerId),
-    /// It gets the id of one that it was made of.
+    /// A merged layer. It gets the id of one of its sources.
     Merged(Box<Layer>),
 }
 
@@ -54,7 +54,7 @@ impl Past {
         self.layers.iter().find(|layer| layer.id == id)
     }
 
-    /// True if the mount has layers now that it had not before.
+    /// True if the mount has new layers.
     pub(crate) fn has_added(&self) -> bool {
         self.added > 0
     }
@@ -78,7 +78,7 @@ impl LayerStack {
         Ok(NextLowers { added, common, root, top })
     }
 
-    /// How many of the lowest layers of this mount are also the lowest of `paths`.
+    /// Returns how many of the lowest layers of this mount are also the lowest of `paths`.
     fn count_common(&self, paths: &[PathBuf]) -> Result<usize, ChangeError> {
         let mut common = 0;
         for (layer, path) in self.lowers().iter().rev().zip(paths.iter().rev()) {
@@ -92,7 +92,7 @@ impl LayerStack {
         Ok(common)
     }
 
-    /// Puts other lower layers in the place of those that are not among them. Returns the latter.
+    /// Replaces the lower layers that are not among the next ones. Returns the replaced ones.
     pub(crate) fn replace_lowers(&mut self, next: NextLowers) -> Past {
         let NextLowers { mut added, common, .. } = next;
         let mut id = self.upper_id;
@@ -129,7 +129,7 @@ impl LayerStack {
 }
 
 impl LayerStack {
-    /// Opens and checks the layers at `paths`, topmost first, of which some take the places of layers that the mount has.
+    /// Opens and checks the layers at `paths`, topmost first. Some of them replace layers of the mount.
     ///
     /// # Errors
     /// One line.
@@ -141,7 +141,7 @@ impl LayerStack {
         let mut slots = Vec::with_capacity(paths.len());
         let mut chains = Vec::with_capacity(paths.len() + 1);
         chains.push((Path::new("the upperdir"), self.upper_chain()));
-        // The layers that are not yet matched, and of those before the last match the ids that are free.
+        // Layers that are not matched yet, and the free ids of the mount's layers since the last match.
         let mut rest = self.lowers();
         let mut waiting: Vec<usize> = Vec::new();
         for path in paths {
@@ -170,7 +170,7 @@ impl LayerStack {
         Ok(MergedLowers(slots))
     }
 
-    /// Puts merged layers in the places of those that they were made of. Returns the latter.
+    /// Puts merged layers in the place of their sources. Returns the sources.
     pub(crate) fn replace_merged(&mut self, merged: MergedLowers) -> Past {
         let mut before: Vec<Layer> = self.lowers.drain(..self.visible).collect();
         let (mut layers, mut added) = (Vec::with_capacity(merged.0.len()), 0);
