@@ -51,6 +51,54 @@ fn a_directory_can_be_used_while_it_is_renamed() {
     }
 }
 
+/// A directory moves while a directory above it does: its redirect leads to where its lower part is.
+#[test]
+fn redirects_are_right_while_a_directory_above_is_renamed() {
+    let fill = |lower: &std::path::Path| {
+        fs::create_dir_all(lower.join("p/q/m")).unwrap();
+        fs::create_dir_all(lower.join("p/r")).unwrap();
+        fs::write(lower.join("p/q/m/file"), "x").unwrap();
+    };
+    let union = Union::new(fill, |config| config.redirect_dir = stratafs::RedirectDir::On);
+    let [p, q, r] = ["p", "p/q", "p/r"].map(|path| union.at(path));
+    let over = AtomicBool::new(false);
+    let move_above = || {
+        let mut names = ["p", "other"];
+        while !over.load(Ordering::Acquire) {
+            union.rename((NodeId::ROOT, names[0]), (NodeId::ROOT, names[1])).unwrap();
+            names.reverse();
+        }
+        names[0]
+    };
+    let move_it = || {
+        let _last = Last(&over);
+        let mut places = [(q, "q"), (r, "r")];
+        for round in 0..501 {
+            union.rename((places[0].0, "m"), (places[1].0, "m")).unwrap();
+            places.reverse();
+            let upper = union.path().join("upper");
+            let found = ["p", "other"].iter().find_map(|above| {
+                let mut redirect = [0; 64];
+                let at = upper.join(above).join(places[0].1).join("m");
+                let length = rustix::fs::getxattr(at, "trusted.overlay.redirect", &mut redirect).ok()?;
+                Some(redirect[..length].to_vec())
+            });
+            // It is looked for by path while the directory above moves, and so may be missed.
+            if let Some(redirect) = found {
+                assert_eq!(redirect, b"/p/q/m", "round {round}");
+            }
+        }
+        places[0].1
+    };
+    let (above, place) = both(move_above, move_it);
+    let at = union.path().join("upper").join(above).join(place).join("m");
+    let mut redirect = [0; 64];
+    let length = rustix::fs::getxattr(&at, "trusted.overlay.redirect", &mut redirect).unwrap();
+    assert_eq!(&redirect[..length], b"/p/q/m");
+    assert_eq!(union.list(union.at(&format!("{above}/{place}/m"))).unwrap(), ["file"]);
+    assert_eq!(union.at(above), p);
+}
+
 /// As before, for two names that change places.
 #[test]
 fn a_directory_can_be_used_while_it_changes_places() {
