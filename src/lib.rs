@@ -48,6 +48,7 @@
 //!
 //! The structure of the code is described in `docs/architecture.md`.
 
+#![warn(unreachable_pub)]
 #![cfg_attr(
     not(all(
         feature = "image",

@@ -3,7 +3,7 @@
 
 /// One option, or a pair of opposites.
 #[derive(Clone, Copy, Debug)]
-pub struct Entry {
+pub(super) struct Entry {
     /// Name, and further names of the same option or of its opposite.
     pub names: &'static [&'static str],
     /// The placeholder after `=`; empty for a flag. In brackets: optional.
@@ -16,7 +16,7 @@ pub struct Entry {
 
 /// Entries that belong together.
 #[derive(Clone, Copy, Debug)]
-pub struct Group {
+pub(super) struct Group {
     /// Heading.
     pub title: &'static str,
     /// Its options.
@@ -36,7 +36,7 @@ const fn entry(
 const SWITCH: &str = "[on|off]";
 
 /// The whole table.
-pub const GROUPS: &[Group] = &[
+pub(super) const GROUPS: &[Group] = &[
     Group {
         title: "Layers",
         entries: &[
@@ -239,12 +239,12 @@ pub const GROUPS: &[Group] = &[
 ];
 
 /// All entries in order.
-pub fn entries() -> impl Iterator<Item = &'static Entry> {
+pub(super) fn entries() -> impl Iterator<Item = &'static Entry> {
     GROUPS.iter().flat_map(|group| group.entries)
 }
 
 /// True if `name` is an option.
-pub fn is_known(name: &[u8]) -> bool {
+pub(super) fn is_known(name: &[u8]) -> bool {
     entries().flat_map(|entry| entry.names).any(|known| known.as_bytes() == name)
 }
 
@@ -258,7 +258,7 @@ pub(super) fn nearest(name: &str) -> Option<&'static str> {
 
 impl Entry {
     /// `name=VALUE`, `name[=on|off]`, `name, noname`.
-    pub fn usage(&self) -> String {
+    pub(super) fn usage(&self) -> String {
         let assigned = match self.value.strip_prefix('[') {
             _ if self.value.is_empty() => String::new(),
             Some(optional) if self.value == SWITCH => format!("[={optional}"),

@@ -18,7 +18,7 @@ const MOST_ID: u32 = i32::MAX as u32;
 
 /// The ids of a container's process.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Identity {
+pub(super) struct Identity {
     /// User id.
     pub uid: u32,
     /// Group id.
@@ -33,7 +33,7 @@ pub struct Identity {
 ///
 /// # Errors
 /// When a name is missing in the image's tables.
-pub fn resolve(root: impl AsFd, user: &str) -> Result<Identity> {
+pub(super) fn resolve(root: impl AsFd, user: &str) -> Result<Identity> {
     let passwd = read_table(&root, "etc/passwd");
     let group = read_table(&root, "etc/group");
     resolve_in(&passwd, &group, user)

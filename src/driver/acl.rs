@@ -14,7 +14,7 @@ const ENTRY: usize = 8;
 
 /// What a new file gets from its directory's default ACL.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Inherited {
+pub(super) struct Inherited {
     /// Permission bits.
     pub mode: u32,
     /// Access ACL, if it says more than the mode.
@@ -23,7 +23,7 @@ pub struct Inherited {
 
 /// Applies `default`, a directory's default ACL, to a file created with `mode` (kernel: `posix_acl_create`). The
 /// umask plays no part. Returns `None` if the ACL is malformed; the file then inherits nothing.
-pub fn inherit(default: &[u8], mode: u32) -> Option<Inherited> {
+pub(super) fn inherit(default: &[u8], mode: u32) -> Option<Inherited> {
     let version = u32::from_le_bytes(default.get(..HEADER)?.try_into().ok()?);
     let body = default.get(HEADER..)?;
     if version != VERSION || body.len() % ENTRY != 0 {

@@ -12,7 +12,7 @@ thread_local! {
 
 /// Sets how the calling thread finds out whether its request is still wanted. In a thread without this, requests are always
 /// wanted.
-pub fn ask_in_this_thread(is_wanted: impl Fn() -> bool + 'static) {
+pub(crate) fn ask_in_this_thread(is_wanted: impl Fn() -> bool + 'static) {
     WANTED.with_borrow_mut(|wanted| *wanted = Some(Box::new(is_wanted)));
 }
 
@@ -20,7 +20,7 @@ pub fn ask_in_this_thread(is_wanted: impl Fn() -> bool + 'static) {
 ///
 /// # Errors
 /// `INTR`: the request is no longer wanted.
-pub fn check() -> Result<(), Errno> {
+pub(crate) fn check() -> Result<(), Errno> {
     let is_wanted = WANTED.with_borrow(|wanted| wanted.as_ref().is_none_or(|is_wanted| is_wanted()));
     if is_wanted { Ok(()) } else { Err(Errno::INTR) }
 }

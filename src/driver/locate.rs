@@ -13,7 +13,7 @@ use crate::union::merge::{self, Listing, MergedDir, Resolution};
 
 impl Union {
     /// The path of a node in the mount, for messages: its first known name; empty if it has none.
-    pub fn path_of(&self, node: NodeId) -> PathBuf {
+    pub(super) fn path_of(&self, node: NodeId) -> PathBuf {
         let mut names = Vec::new();
         let mut current = self.nodes.get(node);
         while let Some((parent, name)) = current.as_ref().and_then(|node| node.name()) {

@@ -89,7 +89,7 @@ impl Union {
     ///
     /// # Errors
     /// One line naming the layer and what is wrong with it.
-    pub fn open(config: OverlayConfig) -> std::result::Result<Self, OpenError> {
+    pub(crate) fn open(config: OverlayConfig) -> std::result::Result<Self, OpenError> {
         let mut config = config;
         let mut stack = LayerStack::open(&config)?;
         let origins = OriginResolver::new(stack.lowers());
@@ -138,7 +138,7 @@ impl Union {
     }
 
     /// Connects to the kernel. Called once, when INIT has been answered and before the first request.
-    pub fn attach(&self, kernel: KernelRef, passthrough: bool) {
+    pub(crate) fn attach(&self, kernel: KernelRef, passthrough: bool) {
         let passthrough = passthrough && self.config.passthrough != Passthrough::Off;
         if self.kernel.set(Attached { kernel, passthrough }).is_err() {
             tracing::error!("attached twice; the first one counts");
@@ -147,27 +147,27 @@ impl Union {
     }
 
     /// True when POSIX ACLs are kept and shown.
-    pub fn has_acls(&self) -> bool {
+    pub(crate) fn has_acls(&self) -> bool {
         self.stack.upper().map_or(!self.config.no_acl, UpperLayer::has_acls)
     }
 
     /// True if the mount is read-only.
-    pub fn is_read_only(&self) -> bool {
+    pub(crate) fn is_read_only(&self) -> bool {
         self.stack.upper().is_none_or(UpperLayer::is_read_only)
     }
 
     /// Memory of the listings that are kept, in bytes.
-    pub fn listing_memory(&self) -> usize {
+    pub(crate) fn listing_memory(&self) -> usize {
         self.nodes.listing_memory()
     }
 
     /// Number of nodes that the kernel knows, and of open handles.
-    pub fn population(&self) -> (usize, usize) {
+    pub(crate) fn population(&self) -> (usize, usize) {
         (self.nodes.len(), self.handles.len())
     }
 
     /// Closes cached descriptors. Called when the process or the system has run out of descriptors.
-    pub fn free_descriptors(&self) {
+    pub(crate) fn free_descriptors(&self) {
         tracing::debug!("out of descriptors: those that are kept for later are closed");
         self.nodes.descriptors().clear();
         // Without privilege it is not certain that they can be opened again: their permissions may have changed.
@@ -189,7 +189,7 @@ impl Union {
 
     /// Notes that the mount is gone; its requests may still be running. A new mount of the same upper then
     /// waits for [`Self::close`] and the end of the process.
-    pub fn announce_end(&self) {
+    pub(crate) fn announce_end(&self) {
         self.read_ahead.end();
         self.inventories.end();
         if let Some(upper) = self.stack.upper() {
@@ -198,7 +198,7 @@ impl Union {
     }
 
     /// Called after the last request: closes what is open and empties the work directory.
-    pub fn close(&self) {
+    pub(crate) fn close(&self) {
         self.announce_end();
         self.handles.clear();
         if let Some(upper) = self.stack.upper()

@@ -8,7 +8,7 @@ use prost::Message;
 
 /// `PrepareSnapshotRequest` and `ViewSnapshotRequest`.
 #[derive(Clone, PartialEq, Message)]
-pub struct PrepareRequest {
+pub(super) struct PrepareRequest {
     #[prost(string, tag = "2")]
     pub key: String,
     #[prost(string, tag = "3")]
@@ -19,14 +19,14 @@ pub struct PrepareRequest {
 
 /// `PrepareSnapshotResponse`, `ViewSnapshotResponse` and `MountsResponse`.
 #[derive(Clone, PartialEq, Message)]
-pub struct MountsResponse {
+pub(super) struct MountsResponse {
     #[prost(message, repeated, tag = "1")]
     pub mounts: Vec<Mount>,
 }
 
 /// `containerd.types.Mount`
 #[derive(Clone, PartialEq, Message)]
-pub struct Mount {
+pub(super) struct Mount {
     #[prost(string, tag = "1")]
     pub r#type: String,
     #[prost(string, tag = "2")]
@@ -39,14 +39,14 @@ pub struct Mount {
 
 /// `MountsRequest`, `RemoveSnapshotRequest`, `StatSnapshotRequest` and `UsageRequest`.
 #[derive(Clone, PartialEq, Message)]
-pub struct KeyRequest {
+pub(super) struct KeyRequest {
     #[prost(string, tag = "2")]
     pub key: String,
 }
 
 /// `CommitSnapshotRequest`
 #[derive(Clone, PartialEq, Message)]
-pub struct CommitRequest {
+pub(super) struct CommitRequest {
     #[prost(string, tag = "2")]
     pub name: String,
     #[prost(string, tag = "3")]
@@ -59,7 +59,7 @@ pub struct CommitRequest {
 
 /// `Info`
 #[derive(Clone, PartialEq, Message)]
-pub struct Info {
+pub(super) struct Info {
     #[prost(string, tag = "1")]
     pub name: String,
     #[prost(string, tag = "2")]
@@ -86,7 +86,7 @@ pub enum Kind {
 
 /// `google.protobuf.Timestamp`
 #[derive(Clone, PartialEq, Message)]
-pub struct Timestamp {
+pub(super) struct Timestamp {
     #[prost(int64, tag = "1")]
     pub seconds: i64,
     #[prost(int32, tag = "2")]
@@ -95,14 +95,14 @@ pub struct Timestamp {
 
 /// `StatSnapshotResponse` and `UpdateSnapshotResponse`.
 #[derive(Clone, PartialEq, Message)]
-pub struct InfoResponse {
+pub(super) struct InfoResponse {
     #[prost(message, optional, tag = "1")]
     pub info: Option<Info>,
 }
 
 /// `UpdateSnapshotRequest`
 #[derive(Clone, PartialEq, Message)]
-pub struct UpdateRequest {
+pub(super) struct UpdateRequest {
     #[prost(message, optional, tag = "2")]
     pub info: Option<Info>,
     #[prost(message, optional, tag = "3")]
@@ -111,28 +111,28 @@ pub struct UpdateRequest {
 
 /// `google.protobuf.FieldMask`
 #[derive(Clone, PartialEq, Message)]
-pub struct FieldMask {
+pub(super) struct FieldMask {
     #[prost(string, repeated, tag = "1")]
     pub paths: Vec<String>,
 }
 
 /// `ListSnapshotsRequest`
 #[derive(Clone, PartialEq, Message)]
-pub struct ListRequest {
+pub(super) struct ListRequest {
     #[prost(string, repeated, tag = "2")]
     pub filters: Vec<String>,
 }
 
 /// `ListSnapshotsResponse`
 #[derive(Clone, PartialEq, Message)]
-pub struct ListResponse {
+pub(super) struct ListResponse {
     #[prost(message, repeated, tag = "1")]
     pub info: Vec<Info>,
 }
 
 /// `UsageResponse`
 #[derive(Clone, PartialEq, Message)]
-pub struct UsageResponse {
+pub(super) struct UsageResponse {
     #[prost(int64, tag = "1")]
     pub size: i64,
     #[prost(int64, tag = "2")]
@@ -141,4 +141,4 @@ pub struct UsageResponse {
 
 /// `CleanupRequest` and `google.protobuf.Empty`.
 #[derive(Clone, PartialEq, Message)]
-pub struct Empty {}
+pub(super) struct Empty {}

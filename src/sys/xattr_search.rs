@@ -66,7 +66,7 @@ fn number(bytes: &[u8], at: usize) -> Option<u32> {
 mod xfs {
     use super::*;
 
-    pub const MAGIC: u64 = 0x5846_5342;
+    pub(super) const MAGIC: u64 = 0x5846_5342;
 
     /// `struct xfs_fsop_handlereq`
     #[repr(C)]
@@ -108,7 +108,7 @@ mod xfs {
     ];
 
     /// xfs takes handles only together with a directory of the same file system.
-    pub fn names(dir: BorrowedFd<'_>, file: BorrowedFd<'_>) -> Result<Vec<u8>, Errno> {
+    pub(super) fn names(dir: BorrowedFd<'_>, file: BorrowedFd<'_>) -> Result<Vec<u8>, Errno> {
         let mut handle = handle_of(file)?;
         let mut names = Vec::new();
         for (flags, prefix) in NAMESPACES {
@@ -166,7 +166,7 @@ mod xfs {
     }
 
     /// Appends the names of one `struct xfs_attrlist` to `names`. Returns true if more follow; `None` if it is malformed.
-    pub fn append(listed: &[u8], prefix: &[u8], names: &mut Vec<u8>) -> Option<bool> {
+    pub(super) fn append(listed: &[u8], prefix: &[u8], names: &mut Vec<u8>) -> Option<bool> {
         let (count, more) = (number(listed, 0)?, number(listed, 4)?);
         for at in 0..count as usize {
             // A `struct xfs_attrlist_ent`: the length of the value, then the name with a NUL.
@@ -190,7 +190,7 @@ mod xfs {
 mod btrfs {
     use super::*;
 
-    pub const MAGIC: u64 = 0x9123_683e;
+    pub(super) const MAGIC: u64 = 0x9123_683e;
 
     /// `struct btrfs_ioctl_search_key`
     #[repr(C)]
@@ -226,7 +226,7 @@ mod btrfs {
     /// Size of `struct btrfs_dir_item`; its name and value follow.
     const ITEM: usize = 30;
 
-    pub fn names(file: BorrowedFd<'_>) -> Result<Vec<u8>, Errno> {
+    pub(super) fn names(file: BorrowedFd<'_>) -> Result<Vec<u8>, Errno> {
         let inode = rustix::fs::statx(file, c"", rustix::fs::AtFlags::EMPTY_PATH, StatxFlags::INO)?.stx_ino;
         let mut names = Vec::new();
         let key = Key {
@@ -253,7 +253,7 @@ mod btrfs {
     /// Appends the names in the first `items` found items to `names`. Returns the offset of the last item, if there is one;
     /// `None` if an item is malformed.
     #[expect(clippy::option_option, reason = "the outer one is for malformed items")]
-    pub fn append(found: &[u8], items: u32, names: &mut Vec<u8>) -> Option<Option<u64>> {
+    pub(super) fn append(found: &[u8], items: u32, names: &mut Vec<u8>) -> Option<Option<u64>> {
         let (mut rest, mut last) = (found, None);
         for _ in 0..items {
             let header = rest.get(..HEADER)?;

@@ -18,7 +18,7 @@ use crate::sys::xattr::{self, Target};
 use crate::union::layer::{Dir, FileType, Staged, Stat, TimeTo, Times, UpperLayer, classify};
 
 /// What to copy.
-pub struct CopySource<'a> {
+pub(crate) struct CopySource<'a> {
     /// Directory in its layer.
     pub dir: &'a Dir,
     /// Name in that directory; empty: the directory itself.
@@ -30,7 +30,7 @@ pub struct CopySource<'a> {
 }
 
 /// How to copy.
-pub struct Plan<'a> {
+pub(crate) struct Plan<'a> {
     /// Value of the origin mark (empty if the file system has no handles). Absent for a lower hard link, which breaks.
     pub origin: Option<&'a [u8]>,
     /// Copy only this many bytes: the caller truncates the file to this length.
@@ -50,7 +50,7 @@ pub struct Plan<'a> {
 }
 
 /// Attributes that are kept in an extended attribute instead of the inode.
-pub struct Kept {
+pub(crate) struct Kept {
     /// Name of the attribute.
     pub key: &'static CStr,
     /// Its value.
@@ -73,7 +73,7 @@ impl Plan<'_> {
 ///
 /// # Errors
 /// Errors of reading the layer and of writing the upper. Nothing of the attempt is left.
-pub fn stage<'u>(
+pub(crate) fn stage<'u>(
     upper: &'u UpperLayer,
     copier: &Copier,
     source: &CopySource<'_>,
@@ -110,7 +110,12 @@ pub fn stage<'u>(
 ///
 /// # Errors
 /// Those of reading and writing.
-pub fn copy_content(copier: &Copier, source: &CopySource<'_>, to: BorrowedFd<'_>, length: u64) -> Result<(), Errno> {
+pub(crate) fn copy_content(
+    copier: &Copier,
+    source: &CopySource<'_>,
+    to: BorrowedFd<'_>,
+    length: u64,
+) -> Result<(), Errno> {
     match source.content {
         Some(content) => copier.copy(content, to, &Stat::of(content, c"")?, length),
         None => copier.copy(source.dir.open_file(source.name)?.as_fd(), to, source.stat, length),
@@ -235,7 +240,7 @@ fn must_copy(key: &[u8]) -> bool {
 
 /// True for our marks, which belong to their layer and are not copied. Escaped marks are ordinary attributes
 /// of the user and are copied.
-pub fn is_mark(key: &[u8]) -> bool {
+pub(crate) fn is_mark(key: &[u8]) -> bool {
     classify(key).is_some_and(|(namespace, _)| {
         !key.strip_prefix(namespace.prefix().as_bytes()).unwrap_or_default().starts_with(b"overlay.")
     })

@@ -3,7 +3,7 @@
 /// The locks, in the order in which a thread may take them (list: [`crate::driver::node`]). What is counted for a file of an upper
 /// with a limit has no rank: under that lock runs one `statx(2)`, which takes none of these.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Rank {
+pub(super) enum Rank {
     CopyUpOfFile,
     CopyUpOfDirectory,
     Rename,
@@ -26,16 +26,16 @@ mod checked {
 
     /// Notes that this thread holds a lock.
     #[derive(Debug)]
-    pub struct Ranked(Rank);
+    pub(crate) struct Ranked(Rank);
 
     impl Ranked {
         /// A lock of this rank, before it is taken. Panics if the thread holds one of the same or a later rank.
-        pub fn first(rank: Rank) -> Self {
+        pub(crate) fn first(rank: Rank) -> Self {
             Self::checked(rank, |held| held < rank)
         }
 
         /// The same, where the caller orders several of one rank.
-        pub fn further(rank: Rank) -> Self {
+        pub(crate) fn further(rank: Rank) -> Self {
             Self::checked(rank, |held| held <= rank)
         }
 

@@ -21,7 +21,7 @@ impl Union {
     ///
     /// # Errors
     /// `STALE`; those of `statx(2)`.
-    pub fn getattr(&self, node: NodeId, handle: Option<HandleId>) -> Result<(Attr, Validity)> {
+    pub(crate) fn getattr(&self, node: NodeId, handle: Option<HandleId>) -> Result<(Attr, Validity)> {
         let asked = node;
         let node = self.node(asked)?;
         let open = handle.and_then(|id| self.handles.get(id.0)).filter(|open| NodeRef::ptr_eq(&open.node, &node));
@@ -42,7 +42,7 @@ impl Union {
     ///
     /// # Errors
     /// `ROFS`; those of copy-up, `chown(2)`, `chmod(2)`, `truncate(2)`, `utimensat(2)`.
-    pub fn setattr(
+    pub(crate) fn setattr(
         &self,
         caller: &Caller,
         node: NodeId,
@@ -140,7 +140,7 @@ impl Union {
     ///
     /// # Errors
     /// `INVAL` if the node is no symlink; errors of `readlinkat(2)`.
-    pub fn readlink(&self, node: NodeId) -> Result<OsString> {
+    pub(crate) fn readlink(&self, node: NodeId) -> Result<OsString> {
         let node = self.node(node)?;
         self.on_real(&node, |dir, name| dir.read_link(name))
     }
@@ -149,7 +149,7 @@ impl Union {
     ///
     /// # Errors
     /// Those of `fstatvfs(2)`.
-    pub fn statfs(&self) -> Result<StatFs> {
+    pub(crate) fn statfs(&self) -> Result<StatFs> {
         let vfs = match (self.stack.upper(), self.stack.lowers().first()) {
             (Some(upper), _) => rustix::fs::fstatvfs(upper.root().open_self()?)?,
             (None, Some(lower)) => rustix::fs::fstatvfs(lower.root().open_self()?)?,

@@ -50,7 +50,14 @@ impl Union {
     ///
     /// # Errors
     /// `EXIST`, `ROFS`, `PERM` for reserved names; those of the upper.
-    pub fn mknod(&self, caller: &Caller, parent: NodeId, name: &OsStr, mode: u32, rdev: (u32, u32)) -> Result<Entry> {
+    pub(crate) fn mknod(
+        &self,
+        caller: &Caller,
+        parent: NodeId,
+        name: &OsStr,
+        mode: u32,
+        rdev: (u32, u32),
+    ) -> Result<Entry> {
         if mode & libc::S_IFMT == libc::S_IFREG {
             let (node, attr, _) = self.make(caller, parent, name, mode, &New::Regular { flags: OFlags::RDWR })?;
             return Ok(self.entry(node, attr));
@@ -65,7 +72,7 @@ impl Union {
     ///
     /// # Errors
     /// As [`Self::mknod`].
-    pub fn mkdir(&self, caller: &Caller, parent: NodeId, name: &OsStr, mode: u32) -> Result<Entry> {
+    pub(crate) fn mkdir(&self, caller: &Caller, parent: NodeId, name: &OsStr, mode: u32) -> Result<Entry> {
         let mode = libc::S_IFDIR | (mode & 0o7777);
         let (node, attr, _) = self.make(caller, parent, name, mode, &New::Directory)?;
         Ok(self.entry(node, attr))
@@ -75,7 +82,7 @@ impl Union {
     ///
     /// # Errors
     /// As [`Self::mknod`].
-    pub fn symlink(&self, caller: &Caller, parent: NodeId, name: &OsStr, target: &OsStr) -> Result<Entry> {
+    pub(crate) fn symlink(&self, caller: &Caller, parent: NodeId, name: &OsStr, target: &OsStr) -> Result<Entry> {
         let (node, attr, _) = self.make(caller, parent, name, libc::S_IFLNK | 0o777, &New::Symlink(target))?;
         Ok(self.entry(node, attr))
     }
@@ -84,7 +91,7 @@ impl Union {
     ///
     /// # Errors
     /// As [`Self::mknod`].
-    pub fn create(
+    pub(crate) fn create(
         &self,
         caller: &Caller,
         parent: NodeId,
@@ -105,7 +112,7 @@ impl Union {
     ///
     /// # Errors
     /// `OPNOTSUPP` if the upper's file system does not support such files; otherwise as [`Self::mknod`].
-    pub fn tmpfile(&self, caller: &Caller, parent: NodeId, mode: u32, flags: u32) -> Result<(Entry, Opened)> {
+    pub(crate) fn tmpfile(&self, caller: &Caller, parent: NodeId, mode: u32, flags: u32) -> Result<(Entry, Opened)> {
         let parent = self.dir_node(parent)?;
         parent.check_addition()?;
         self.copy_up(&parent)?;

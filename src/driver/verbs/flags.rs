@@ -24,7 +24,7 @@ impl Union {
     ///
     /// # Errors
     /// `NOTTY` if the layer's file system has no flags; others of `ioctl(2)`.
-    pub fn flags(&self, node: NodeId) -> Result<u32> {
+    pub(crate) fn flags(&self, node: NodeId) -> Result<u32> {
         let node = self.node(node)?;
         let Protection { immutable, append_only } = node.protection();
         let mut flags = rustix::fs::ioctl_getflags(self.open_for_flags(&node)?)?;
@@ -37,7 +37,7 @@ impl Union {
     ///
     /// # Errors
     /// `ROFS`; `PERM` if the upper cannot store marks; those of copy-up and `ioctl(2)`.
-    pub fn set_flags(&self, node: NodeId, flags: u32) -> Result<()> {
+    pub(crate) fn set_flags(&self, node: NodeId, flags: u32) -> Result<()> {
         let flags = IFlags::from_bits_retain(flags);
         let protection =
             Protection { immutable: flags.contains(IFlags::IMMUTABLE), append_only: flags.contains(IFlags::APPEND) };
@@ -48,7 +48,7 @@ impl Union {
     ///
     /// # Errors
     /// As [`Self::flags`].
-    pub fn extended_flags(&self, node: NodeId) -> Result<[u8; FSXATTR]> {
+    pub(crate) fn extended_flags(&self, node: NodeId) -> Result<[u8; FSXATTR]> {
         let node = self.node(node)?;
         let Protection { immutable, append_only } = node.protection();
         let attributes = flags::get(self.open_for_flags(&node)?.as_fd())?;
@@ -63,7 +63,7 @@ impl Union {
     ///
     /// # Errors
     /// As [`Self::set_flags`].
-    pub fn set_extended_flags(&self, node: NodeId, attributes: [u8; FSXATTR]) -> Result<()> {
+    pub(crate) fn set_extended_flags(&self, node: NodeId, attributes: [u8; FSXATTR]) -> Result<()> {
         let asked = xflags(&attributes);
         let [immutable, append_only] = XFLAGS.map(|flag| asked & flag != 0);
         let real = with_xflags(attributes, asked & !(XFLAGS[0] | XFLAGS[1]));

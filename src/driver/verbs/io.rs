@@ -68,7 +68,7 @@ impl Union {
     ///
     /// # Errors
     /// `ROFS`; those of copy-up and `open(2)`.
-    pub fn open_file(&self, caller: &Caller, node: NodeId, flags: u32, kill_suidgid: bool) -> Result<Opened> {
+    pub(crate) fn open_file(&self, caller: &Caller, node: NodeId, flags: u32, kill_suidgid: bool) -> Result<Opened> {
         let asked = node;
         let node = self.node(asked)?;
         if node.file_type != FileType::Regular {
@@ -293,7 +293,7 @@ impl Union {
     }
 
     /// Closes a handle.
-    pub fn release(&self, handle: HandleId) {
+    pub(crate) fn release(&self, handle: HandleId) {
         let id = handle;
         let Some(handle) = self.handles.remove(id.0) else { return };
         let unused = handle.node.state().close(&handle);
@@ -335,7 +335,7 @@ impl Union {
     ///
     /// # Errors
     /// Those of `pread(2)`.
-    pub fn read(&self, handle: HandleId, offset: u64, buffer: &mut [u8]) -> Result<usize> {
+    pub(crate) fn read(&self, handle: HandleId, offset: u64, buffer: &mut [u8]) -> Result<usize> {
         let handle = self.open_handle(handle)?;
         let file = self.current(&handle)?;
         let mut done = self.read_ready(&handle, &file, offset, buffer)?;
@@ -355,7 +355,7 @@ impl Union {
     ///
     /// # Errors
     /// `BADF`; those of `pwrite(2)`.
-    pub fn write(
+    pub(crate) fn write(
         &self,
         caller: &Caller,
         handle: HandleId,
@@ -408,7 +408,7 @@ impl Union {
     ///
     /// # Errors
     /// `BADF`; those of opening the real file.
-    pub fn to_fsync(&self, handle: HandleId) -> Result<Option<Flush>> {
+    pub(crate) fn to_fsync(&self, handle: HandleId) -> Result<Option<Flush>> {
         if !self.flushes() {
             return Ok(None);
         }
@@ -438,7 +438,7 @@ impl Union {
     ///
     /// # Errors
     /// `BADF`; those of `fallocate(2)`.
-    pub fn fallocate(&self, handle: HandleId, mode: u32, offset: u64, length: u64) -> Result<()> {
+    pub(crate) fn fallocate(&self, handle: HandleId, mode: u32, offset: u64, length: u64) -> Result<()> {
         let id = handle;
         let handle = self.open_handle(id)?;
         if !handle.writable {
@@ -457,7 +457,7 @@ impl Union {
     ///
     /// # Errors
     /// `NXIO`; those of `lseek(2)`.
-    pub fn lseek(&self, handle: HandleId, offset: u64, whence: u32) -> Result<u64> {
+    pub(crate) fn lseek(&self, handle: HandleId, offset: u64, whence: u32) -> Result<u64> {
         let position = match i32::try_from(whence) {
             Ok(libc::SEEK_DATA) => SeekFrom::Data(offset),
             Ok(libc::SEEK_HOLE) => SeekFrom::Hole(offset),
@@ -471,7 +471,7 @@ impl Union {
     ///
     /// # Errors
     /// `BADF`; those of `copy_file_range(2)`.
-    pub fn copy_file_range(
+    pub(crate) fn copy_file_range(
         &self,
         from: HandleId,
         from_offset: u64,

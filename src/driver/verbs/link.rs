@@ -14,7 +14,7 @@ impl Union {
     ///
     /// # Errors
     /// `EXIST`, `MLINK`, `PERM` for directories and reserved names, `ROFS`; those of copy-up and of the upper.
-    pub fn link(&self, node: NodeId, parent: NodeId, name: &OsStr) -> Result<Entry> {
+    pub(crate) fn link(&self, node: NodeId, parent: NodeId, name: &OsStr) -> Result<Entry> {
         self.upper()?;
         let asked = node;
         let node = self.node(asked)?;

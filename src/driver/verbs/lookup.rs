@@ -20,7 +20,7 @@ impl Union {
     ///
     /// # Errors
     /// `NAMETOOLONG`, `NOTDIR`, `STALE`; `IO` for a damaged mark; those of the layers.
-    pub fn lookup(&self, parent: NodeId, name: &OsStr) -> Result<Option<Entry>> {
+    pub(crate) fn lookup(&self, parent: NodeId, name: &OsStr) -> Result<Option<Entry>> {
         let parent = self.dir_node(parent)?;
         let name = checked_name(name)?;
         match self.find(&parent, &name)? {
@@ -364,7 +364,7 @@ impl Union {
     }
 
     /// Called when the kernel drops `count` of its lookups of `node`.
-    pub fn forget(&self, node: NodeId, count: u64) {
+    pub(crate) fn forget(&self, node: NodeId, count: u64) {
         /// Number of freed nodes after which their memory is given back to the system.
         const TRIM: u64 = 16_384;
         let counted = self.usage.as_ref().and_then(|_| self.nodes.get(node));

@@ -26,7 +26,7 @@ impl Union {
     ///
     /// # Errors
     /// `NOTDIR`, `STALE`; those of the layers.
-    pub fn read_dir(&self, node: NodeId, offset: u64, sink: &mut dyn DirSink) -> Result<()> {
+    pub(crate) fn read_dir(&self, node: NodeId, offset: u64, sink: &mut dyn DirSink) -> Result<()> {
         let node = self.any_dir_node(node)?;
         let listing = self.merged_listing(&node, offset)?;
         if !self.push_dots(&node, offset, sink)? {
@@ -66,7 +66,7 @@ impl Union {
     ///
     /// # Errors
     /// `NOTDIR`, `STALE`; those of the layers.
-    pub fn read_dir_plus(&self, node: NodeId, offset: u64, sink: &mut dyn DirSink) -> Result<()> {
+    pub(crate) fn read_dir_plus(&self, node: NodeId, offset: u64, sink: &mut dyn DirSink) -> Result<()> {
         let parent = self.any_dir_node(node)?;
         let listing = self.merged_listing(&parent, offset)?;
         if !self.push_dots(&parent, offset, sink)? {
@@ -110,7 +110,7 @@ impl Union {
     ///
     /// # Errors
     /// `NOTDIR`, `STALE`; those of `openat(2)`.
-    pub fn to_fsync_dir(&self, node: NodeId) -> Result<Option<OwnedFd>> {
+    pub(crate) fn to_fsync_dir(&self, node: NodeId) -> Result<Option<OwnedFd>> {
         match self.upper_dir_if_any(&self.any_dir_node(node)?)? {
             Some(dir) if self.flushes() => dir.open_self().map(Some),
             _ => Ok(None),

@@ -24,7 +24,7 @@ impl Union {
     ///
     /// # Errors
     /// `NOENT`, `ISDIR`, `ROFS`; those of the upper.
-    pub fn unlink(&self, parent: NodeId, name: &OsStr) -> Result<()> {
+    pub(crate) fn unlink(&self, parent: NodeId, name: &OsStr) -> Result<()> {
         self.upper()?;
         let parent = self.dir_node(parent)?;
         let name = checked_name(name)?;
@@ -126,7 +126,7 @@ impl Union {
     ///
     /// # Errors
     /// `NOENT`, `NOTDIR`, `NOTEMPTY`, `ROFS`; those of the upper.
-    pub fn rmdir(&self, parent: NodeId, name: &OsStr) -> Result<()> {
+    pub(crate) fn rmdir(&self, parent: NodeId, name: &OsStr) -> Result<()> {
         self.upper()?;
         let parent = self.dir_node(parent)?;
         let name = checked_name(name)?;

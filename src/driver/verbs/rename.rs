@@ -53,7 +53,7 @@ impl Union {
     /// # Errors
     /// `NOENT`, `EXIST`, `NOTEMPTY`, `ISDIR`, `NOTDIR`, `ROFS`; `XDEV` for a directory with lower parts when
     /// `redirect_dir` is not `on`; `INVAL` for other flags; those of copy-up and of the upper.
-    pub fn rename(&self, from: NodeId, name: &OsStr, to: NodeId, new_name: &OsStr, flags: u32) -> Result<()> {
+    pub(crate) fn rename(&self, from: NodeId, name: &OsStr, to: NodeId, new_name: &OsStr, flags: u32) -> Result<()> {
         let flags = RenameFlags::from_bits(flags).ok_or(Errno::INVAL)?;
         self.rename_with((from, name), (to, new_name), flags, None)
     }
@@ -63,7 +63,7 @@ impl Union {
     ///
     /// # Errors
     /// As [`Self::rename`] and [`Self::mknod`].
-    pub fn rename_with_whiteout(
+    pub(crate) fn rename_with_whiteout(
         &self,
         caller: &Caller,
         (from, name): (NodeId, &OsStr),

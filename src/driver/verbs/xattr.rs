@@ -75,7 +75,7 @@ impl Union {
     ///
     /// # Errors
     /// `NODATA`, `OPNOTSUPP`; those of `getxattr(2)`.
-    pub fn getxattr(&self, node: NodeId, key: &OsStr) -> Result<Vec<u8>> {
+    pub(crate) fn getxattr(&self, node: NodeId, key: &OsStr) -> Result<Vec<u8>> {
         let node = self.node(node)?;
         // An attribute that users may not set does not exist for them.
         let stored = self.stored_key(key).map_err(|errno| if errno == Errno::PERM { Errno::NODATA } else { errno })?;
@@ -144,7 +144,7 @@ impl Union {
     ///
     /// # Errors
     /// Those of `listxattr(2)`.
-    pub fn listxattr(&self, node: NodeId) -> Result<Vec<u8>> {
+    pub(crate) fn listxattr(&self, node: NodeId) -> Result<Vec<u8>> {
         let node = self.node(node)?;
         if self.has_no_xattrs(&node)? {
             return Ok(Vec::new());
@@ -185,7 +185,7 @@ impl Union {
     ///
     /// # Errors
     /// Those of copy-up and `setxattr(2)`.
-    pub fn setxattr(
+    pub(crate) fn setxattr(
         &self,
         _caller: &Caller,
         node: NodeId,
@@ -222,7 +222,7 @@ impl Union {
     ///
     /// # Errors
     /// `NODATA`; those of copy-up and `removexattr(2)`.
-    pub fn removexattr(&self, node: NodeId, key: &OsStr) -> Result<()> {
+    pub(crate) fn removexattr(&self, node: NodeId, key: &OsStr) -> Result<()> {
         self.upper()?;
         let asked = node;
         let node = self.node(asked)?;

@@ -13,7 +13,7 @@ use crate::union::merge::redirect::{c_name, follow, redirect_of, with_last};
 use crate::union::merge::{MergedDir, listing};
 
 /// Layer and path of a file that holds content.
-pub type Data = (LayerId, Arc<CStr>);
+pub(super) type Data = (LayerId, Arc<CStr>);
 
 /// Finds the content of the upper's metacopy file `name`.
 ///
