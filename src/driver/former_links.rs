@@ -1,5 +1,5 @@
-//! Link counts of hard links in layers that were the upper. Names that were removed since do not count, as if the upper were
-//! still the upper. This knowledge ends with the mount: for the next one the layer is like any other lower layer.
+//! Link counts of hard links in layers that were this mount's upper. Names that were removed since a checkpoint do not
+//! count, just as without the checkpoint. The next mount treats such a layer like any other lower layer.
 
 use dashmap::DashMap;
 
@@ -9,17 +9,17 @@ use crate::driver::node::{Node, NodeRef};
 use crate::driver::types::{Errno, Result};
 use crate::union::layer::{FileId, LayerId, Stat};
 
-/// The names that were removed of each file: for each, the upper that had the whiteout, or the file that hides it.
+/// For each file, one entry for each removed name: the upper that has the whiteout or the file that hides it.
 #[derive(Default)]
 pub(in crate::driver) struct FormerLinks(DashMap<FileId, Vec<LayerId>>);
 
 impl FormerLinks {
-    /// A name of the file is hidden by a whiteout, or by another file, in `upper`.
+    /// Notes that a whiteout or another file in `upper` hides a name of the file.
     pub(in crate::driver) fn note_removed(&self, file: FileId, upper: LayerId) {
         self.0.entry(file).or_default().push(upper);
     }
 
-    /// The stack has lost all layers above `top`, and what they hid.
+    /// Notes that the stack has lost all layers above `top`, so that what they hid is visible again.
     pub(in crate::driver) fn forget_above(&self, top: LayerId) {
         self.0.retain(|_, removed| {
             removed.retain(|layer| *layer <= top);
@@ -27,7 +27,8 @@ impl FormerLinks {
         });
     }
 
-    /// The file is in the upper, with exactly the names that the mount has, and `copy` has taken its names in its layer.
+    /// Notes that `file` moved to the upper with exactly the names that the mount shows, and that `copy` took its names
+    /// in the layer.
     pub(in crate::driver) fn replace(&self, file: FileId, copy: FileId) {
         if let Some((_, removed)) = self.0.remove(&file) {
             self.0.insert(copy, removed);
@@ -46,13 +47,13 @@ impl Union {
         if node.dir().is_some() || !layer.is_some_and(|layer| self.was_upper(layer)) {
             return Ok(None);
         }
-        // It may have been copied up meanwhile.
+        // Another verb may have copied it up.
         let Some(place) = LowerPlace::of(node)? else { return Ok(None) };
         let stat = self.lower_dir(&place.dir, place.part()?)?.stat(place.name())?.ok_or(Errno::STALE)?;
         Ok((stat.nlink > 1).then(|| stat.id()))
     }
 
-    /// The link count of the file that `stat` is of.
+    /// The link count that the mount shows for the file with the attributes `stat`.
     pub(in crate::driver) fn shown_nlink(&self, node: &Node, stat: &Stat) -> u32 {
         if node.dir().is_some() {
             return stat.nlink;

@@ -53,7 +53,7 @@ impl Policy {
     }
 }
 
-/// From now on, the calling thread only runs and reads when no other thread wants to.
+/// Gives the calling thread the lowest priority: from now on it runs and reads only when no other thread wants to.
 ///
 /// # Errors
 /// Those of the two system calls; the effect of the first one remains.

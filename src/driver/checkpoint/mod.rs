@@ -1,13 +1,14 @@
-//! Checkpoints: the upper becomes the topmost lower layer, and an empty directory the upper, while the mount is in use.
+//! Checkpoints: the upper becomes the topmost lower layer, and an empty directory becomes the upper, while the mount is
+//! in use.
 //!
-//! 1. The slow part happens first, with the gate open: the new upper is prepared ([`Successor`]).
-//! 2. Then the gate is closed (`Overlay::exclusive`). Files that are open for writing get names in the new upper, and a copy
-//!    of their content is made for the layer (`writers`). One rename exchanges the directories: this is the checkpoint. The
-//!    stack gets one more layer. Nodes are brought up to date later, when they are next looked at (`node/settle`).
+//! 1. With the gate open, the new upper is prepared ([`Successor`]). This is the slow part.
+//! 2. With the gate closed (`Overlay::exclusive`), files that are open for writing get names in the new upper, and their
+//!    content is copied for the layer (`writers`). One rename exchanges the directories: this is the checkpoint. The
+//!    stack gets one more layer. Nodes are brought up to date at their next use (`node/settle`).
 //! 3. With the gate open again, the copies take their names in the layer, and everything is flushed to the disk.
 //!
-//! Verbs wait only for the second step, and only for a bounded time: if verbs that already hold the gate do not end, the gate
-//! opens for the others and is closed again later.
+//! Verbs wait only for the second step, and only for a bounded time: if a verb that already holds the gate does not end,
+//! the gate opens for the others and is closed again later.
 
 mod plan;
 mod switch;
@@ -31,10 +32,10 @@ pub use switch::{Kept, Switched};
 
 /// How long one attempt to close the gate makes verbs wait for a verb that still holds it.
 const PATIENCE: Duration = Duration::from_micros(300);
-/// How long the gate then stays open before the next attempt, at first and at most.
+/// How long the gate then stays open before the next attempt: the first time, and at most.
 const OPEN: Duration = Duration::from_micros(500);
 const MOST_OPEN: Duration = Duration::from_millis(10);
-/// Gives up after this long: some verb does not end.
+/// Gives up after this long, because some verb does not end.
 const LIMIT: Duration = Duration::from_secs(600);
 
 /// Result of a checkpoint.
@@ -44,7 +45,7 @@ pub struct Checkpoint {
     pub id: ChainId,
     /// The longest time that verbs had to wait.
     pub paused: Duration,
-    /// Files that went to the new upper because they are open for writing.
+    /// Number of files that moved to the new upper because they are open for writing.
     pub moved_files: usize,
 }
 
@@ -53,9 +54,9 @@ pub struct Checkpoint {
 pub struct Pauses {
     /// Number of changes so far.
     pub count: u64,
-    /// At the last one.
+    /// The pause of the last one.
     pub last: Duration,
-    /// At the longest one.
+    /// The longest pause.
     pub longest: Duration,
 }
 
@@ -73,16 +74,17 @@ pub struct StackState {
 /// Changes of the stack of layers of a mount.
 #[derive(Debug, Default)]
 pub(in crate::driver) struct Changes {
-    /// Held while the stack is changed, including the steps before and after. The first of all locks. It holds what the last
-    /// checkpoint has left to do because something failed.
+    /// Held while the stack is changed, including the steps before and after; it is taken before all other locks. It
+    /// protects what the last checkpoint could not finish.
     one: Mutex<Option<Unfinished>>,
     /// Leaf lock.
     pauses: Mutex<Pauses>,
 }
 
 impl Overlay {
-    /// Makes the upper the topmost lower layer, at `place`, which must not exist yet, and an empty directory with the id `id`
-    /// the new upper. With `sync`, everything is on the disk when this returns, unless the mount never flushes.
+    /// Makes the upper the topmost lower layer, and an empty directory with the id `id` the new upper. The layer is moved
+    /// to `place`, which must not exist yet. With `sync`, everything is on the disk when this returns, unless the mount
+    /// never flushes.
     ///
     /// # Errors
     /// One line of text. The mount is as before, unless the line says that it is not.
@@ -110,7 +112,7 @@ impl Overlay {
         Ok(Checkpoint { id: old, paused, moved_files })
     }
 
-    /// Does what is left to do of the last checkpoint.
+    /// Finishes the last checkpoint, if it is not finished.
     fn finish(&self, unfinished: &mut Option<Unfinished>) -> Result<(), Errno> {
         let Some(last) = unfinished else { return Ok(()) };
         let flushes = self.enter().flushes();
@@ -135,7 +137,7 @@ impl Overlay {
     /// write to them any more. Layers that were never its upper are not written in any case.
     ///
     /// # Errors
-    /// One line.
+    /// One line of text.
     pub fn share(&self, layers: &[PathBuf]) -> Result<(), ChangeError> {
         let mut unfinished = self.changes.one.lock();
         self.finish(&mut unfinished).map_err(|errno| after("the last checkpoint is still not finished", errno))?;
@@ -165,7 +167,7 @@ impl Overlay {
         *self.changes.pauses.lock()
     }
 
-    /// Calls `act` with the gate closed; returns its result and how long verbs had to wait.
+    /// Calls `act` with the gate closed. Returns its result and how long verbs had to wait.
     fn exclusive<R>(&self, act: impl FnOnce(&mut Union) -> R) -> Result<(R, Duration), ChangeError> {
         let start = Instant::now();
         let mut open = OPEN;
@@ -191,13 +193,13 @@ impl Overlay {
     }
 }
 
-/// What failed after, or because of, something that was done.
+/// An error in a step that comes after `what`.
 fn after(what: &str, errno: Errno) -> ChangeError {
     ChangeError { errno, line: format!("{what}: {}", std::io::Error::from(errno)) }
 }
 
 impl Union {
-    /// Fails if the options of the mount rule out the change.
+    /// Fails if the mount's options, layers or limits do not allow a checkpoint.
     fn check_can_change(&self) -> Result<(), ChangeError> {
         let Some(upper) = self.stack.upper().filter(|upper| !upper.is_read_only()) else {
             return Err(ChangeError { errno: Errno::ROFS, line: "the mount is read-only".to_owned() });
@@ -209,7 +211,7 @@ impl Union {
             (!upper.keeps_marks(), "an upperdir whose file system keeps no extended attributes"),
             (!work.capabilities().exchange, "an upperdir whose file system lacks RENAME_EXCHANGE"),
         ];
-        // Each layer holds two descriptors, and directories that are kept open may take a quarter of them.
+        // Each layer holds two descriptors, and directories that are kept open may take a quarter of the limit.
         let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX);
         let layers = self.stack.lowers().len();
         if layers as u64 >= limit / 4 {
@@ -223,7 +225,7 @@ impl Union {
         }
     }
 
-    /// Moves files that the kernel reads directly from `layers` to the upper. The ids of the layers that were the upper.
+    /// Copies files that the kernel reads directly from `layers` up. Returns the ids of those layers that were the upper.
     fn take_open_files_out(&self, layers: &[PathBuf]) -> Result<Vec<LayerId>, ChangeError> {
         let fail = |errno| ChangeError { errno, line: format!("an open file stays: {}", std::io::Error::from(errno)) };
         let ids = self.stack.own_layers(layers)?;
@@ -236,7 +238,7 @@ impl Union {
         Ok(ids)
     }
 
-    /// Makes the successor the upper. No other thread is in the union. Returns the copies that must take names in the layer next.
+    /// Makes the successor the upper. The gate is closed. Returns the copies that must take names in the layer next.
     fn pivot(&mut self, successor: &mut Successor) -> Result<Vec<writers::Replacement>, ChangeError> {
         let fail =
             |errno| ChangeError { errno, line: format!("not all could be copied: {}", std::io::Error::from(errno)) };

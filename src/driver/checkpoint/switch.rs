@@ -98,7 +98,7 @@ impl Overlay {
     /// upper stays. Users notice nothing, except that a directory that was not looked up yet may get another inode number.
     ///
     /// # Errors
-    /// One line. Nothing has changed on an error.
+    /// One line of text. Nothing has changed on an error.
     pub fn use_merged(&self, lowers: &[PathBuf]) -> Result<(), ChangeError> {
         let _one = self.changes.one.lock();
         let merged = {

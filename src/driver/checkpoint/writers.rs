@@ -139,7 +139,8 @@ impl Union {
         self.learn_names_below(&root, &stat)
     }
 
-    /// Looks up every name that the file `stat` has in the directory tree `root` of the upper or of a layer.
+    /// Looks up every name that the file with the attributes `stat` has in the directory tree `root` of the upper or of a
+    /// layer.
     pub(in crate::driver) fn learn_names_below(&self, root: &OwnedFd, stat: &Stat) -> Result<()> {
         let mut paths = Vec::new();
         find_names(root, stat, &mut Vec::new(), &mut paths)?;
@@ -246,7 +247,8 @@ impl Union {
     }
 }
 
-/// Paths below `root` of all names of the file `stat`, looked for below `at`.
+/// Adds to `found` the paths of all names that the file with the attributes `stat` has in the directory `at` of the tree
+/// `root`, and below.
 pub(in crate::driver) fn find_names(
     root: &OwnedFd,
     stat: &Stat,

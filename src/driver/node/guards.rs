@@ -1,6 +1,5 @@
-//! The guards of the locks that are held over I/O, in an order that the compiler checks: taking one needs a [`Turn`], and
-//! borrows it until the guard is gone. A lock that comes later is taken with the guard of the earlier one (order:
-//! [`crate::driver::node`]).
+//! The guards of the locks that are held over I/O. The compiler checks their order ([`crate::driver::node`]): taking a
+//! lock borrows a [`Turn`] until the guard is dropped, and the guard lends a turn for the locks that come later.
 //!
 //! ```
 //! use stratafs::driver::node::{CopyUpGuard, LinksGuard, NamesPair, NamesWrite, NodeRef, RenameLock, Turn};
@@ -28,7 +27,8 @@
 //! }
 //! ```
 //!
-//! The names of a second directory, while those of a first are held:
+//! Each of the following breaks the order and does not compile. The names of a second directory are taken while those of
+//! a first are held:
 //!
 //! ```compile_fail,E0499
 //! # use stratafs::driver::node::{NamesWrite, NodeRef, Turn};
@@ -41,7 +41,7 @@
 //! # }
 //! ```
 //!
-//! The rename lock, while names are held:
+//! The rename lock is taken while names are held:
 //!
 //! ```compile_fail,E0499
 //! # use stratafs::driver::node::{NamesWrite, NodeRef, RenameLock, Turn};
@@ -54,7 +54,7 @@
 //! # }
 //! ```
 //!
-//! A copy-up, while names are held:
+//! A copy-up begins while names are held:
 //!
 //! ```compile_fail,E0499
 //! # use stratafs::driver::node::{CopyUpGuard, NamesRead, NodeRef, Turn};
@@ -67,7 +67,7 @@
 //! # }
 //! ```
 //!
-//! The rename lock, while it is held:
+//! The rename lock is taken twice:
 //!
 //! ```compile_fail,E0277
 //! # use stratafs::driver::node::{RenameLock, Turn};
@@ -78,7 +78,7 @@
 //! # }
 //! ```
 //!
-//! A copy-up, while the rename lock is held:
+//! A copy-up begins while the rename lock is held:
 //!
 //! ```compile_fail,E0308
 //! # use stratafs::driver::node::{CopyUpGuard, NodeRef, RenameLock, Turn};
@@ -89,7 +89,7 @@
 //! # }
 //! ```
 //!
-//! Names, while a file's number of names is held, even after the guard that it was taken with:
+//! Names are taken while a file's link count is held. The link count must not outlive the names that it was taken with:
 //!
 //! ```compile_fail,E0505
 //! # use stratafs::driver::node::{LinksGuard, NamesWrite, NodeRef, Turn};
@@ -134,9 +134,9 @@ pub enum CopyUp {}
 #[derive(Debug)]
 pub enum Rename {}
 
-/// What a function takes its locks with: while one is held, the turn is borrowed. `Held` says which lock it comes after. A
-/// function that takes locks begins one turn; that it is not called with a later lock held is checked at run time, in
-/// debug builds.
+/// The right to take locks; a guard borrows it for as long as it is held. `Held` is the lock that was taken before. A
+/// function that takes locks begins one turn. Debug builds check at run time that its callers hold no lock that comes
+/// later.
 #[derive(Debug)]
 pub struct Turn<Held = Nothing>(PhantomData<Held>);
 
@@ -147,8 +147,7 @@ impl Turn {
     }
 }
 
-/// Held while a directory moves, or a file moves to another directory. While it is held, the paths of
-/// directories do not change.
+/// Held while a directory moves, or a file moves to another directory. It protects the paths of directories.
 #[derive(Debug, Default)]
 pub struct RenameLock(Mutex<()>);
 
@@ -176,7 +175,7 @@ impl RenameLock {
 }
 
 impl RenameGuard<'_> {
-    /// To take locks that come later.
+    /// Lends a turn for the locks that come later.
     pub fn after(&mut self) -> &mut Turn<Rename> {
         &mut self.after
     }
@@ -347,7 +346,7 @@ impl<'d> NamesMany<'d> {
     }
 }
 
-/// Holds the link count of a file with an index entry; a no-op for a directory.
+/// Holds the link count of a file with an index entry. For a directory, this is a no-op.
 #[derive(Debug)]
 pub struct LinksGuard<'n> {
     node: &'n Node,
@@ -360,7 +359,7 @@ impl<'n> LinksGuard<'n> {
         Self::take(node)
     }
 
-    /// Takes the lock, to reach the file through its index entry. The caller takes no lock of names later.
+    /// Takes the lock to reach the file through its index entry. The caller must not take a lock of names afterwards.
     pub fn alone<Held>(_turn: &'n mut Turn<Held>, node: &'n Node) -> Self {
         Self::take(node)
     }
@@ -396,7 +395,7 @@ impl<'n> CopyUpGuard<'n> {
         Self { node, _held: node.copy_up.lock(), _rank: rank, after: Turn(PhantomData) }
     }
 
-    /// To take locks that come later.
+    /// Lends a turn for the locks that come later.
     pub fn after(&mut self) -> &mut Turn<CopyUp> {
         &mut self.after
     }

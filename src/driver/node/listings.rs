@@ -18,8 +18,7 @@ use crate::union::merge::{Listing, Source};
 /// Memory that all listings of a mount may take, in bytes. Enough for about half a million names.
 pub const BUDGET: usize = 24 << 20;
 
-/// Number of lookups without a listing after which making one pays, for a directory of several layers and for
-/// one of a single layer.
+/// After this many lookups without a listing, making one pays: for a directory in several layers, and in a single layer.
 const PROBES_MERGED: u32 = 1;
 const PROBES_SINGLE: u32 = 16;
 
@@ -163,9 +162,9 @@ pub struct Surroundings {
     pub lowers: Lowers,
     /// Their merged listing, if there is one.
     pub listing: Option<Arc<Listing>>,
-    /// There is no listing, and after this lookup making one pays.
+    /// True if there is no listing, and making one pays now.
     pub wants_listing: bool,
-    /// The upper part holds files with an origin mark.
+    /// True if the upper part holds files with an origin mark.
     pub impure: bool,
 }
 
@@ -224,8 +223,8 @@ impl NewEntry {
 }
 
 impl NodeTable {
-    /// The merged listing of everything, to be read from the start (`in_progress` is false) or from a position in it
-    /// (true). For the latter, a listing that still has removed names is good enough.
+    /// The merged listing of everything, if a usable one is kept. If `in_progress`, the reader continues at a position,
+    /// and a listing that still has removed names is good enough; otherwise it reads from the start.
     pub fn merged_listing(&self, names: &NamesRead<'_>, in_progress: bool) -> Option<Arc<Listing>> {
         let listings = &mut names.parent().dir()?.state.lock().listings;
         let oldest = if in_progress { listings.grown } else { listings.version };
@@ -347,8 +346,8 @@ impl NodeTable {
         }
     }
 
-    /// Makes one round of the queue: drops listings that were not used since the last round, until the rest is within
-    /// the budget. `kept` has just got its listing.
+    /// Makes one round of the queue: drops listings that were not used since the last round, until the rest is within the
+    /// budget. The listing of `kept`, which is new, stays.
     fn drop_old_listings(&self, kept: NodeId) {
         let turns = self.budget.queue.lock().len();
         for _ in 0..turns {

@@ -1,7 +1,7 @@
 //! Debug builds check at run time that each thread takes the locks in their order; other builds do nothing here.
 
-/// The locks, in the order in which a thread may take them (list: [`crate::driver::node`]). What is counted for a file of an upper
-/// with a limit has no rank: under that lock runs one `statx(2)`, which takes none of these.
+/// The locks, in the order in which a thread may take them (list: [`crate::driver::node`]). The lock of a file's account
+/// (`size=`) has no rank: its holder calls only `statx(2)` and takes none of these.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Rank {
     CopyUpOfFile,
@@ -24,7 +24,7 @@ mod checked {
         static HELD: RefCell<Vec<Rank>> = const { RefCell::new(Vec::new()) };
     }
 
-    /// Notes that this thread holds a lock.
+    /// Records that this thread holds a lock.
     #[derive(Debug)]
     pub(crate) struct Ranked(Rank);
 

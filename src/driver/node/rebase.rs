@@ -1,5 +1,6 @@
-//! What nodes become when the mount is given other layers (`driver/checkpoint/switch`). The gate is closed, so no other thread
-//! uses the table and no name is held. [`NodeTable::replace_lowers`] is also for layers that change by themselves.
+//! Changes of nodes when the mount gets other layers (`driver/checkpoint/switch`). The gate is closed, so no other thread
+//! uses the table and no names are locked. Only [`NodeTable::replace_lowers`] is also called with the gate open, for
+//! layers that others change.
 
 use std::ffi::CStr;
 
@@ -24,7 +25,7 @@ pub struct Parts {
     pub lowers: Vec<LowerRef>,
     /// Its `st_ino`.
     pub ino: u64,
-    /// What may not be changed of it.
+    /// Changes that the directory refuses.
     pub protection: Protection,
 }
 
@@ -47,8 +48,9 @@ impl NodeTable {
         }
     }
 
-    /// Gives the directory other lower parts. Its upper part stays. While the gate is open, the caller holds the name of the
-    /// directory for writing, and a directory without an upper part keeps the layer of its topmost part.
+    /// Gives the directory other lower parts. Its upper part stays. If the gate is open, the caller must hold the names
+    /// of the directory's parent for writing, and the topmost part of a directory without an upper part must stay in its
+    /// layer.
     pub fn replace_lowers(&self, node: &NodeRef, lowers: Vec<LowerRef>) {
         let Some(dir) = node.dir() else { return };
         let top = lowers.first().map(|part| part.layer);
@@ -97,7 +99,7 @@ impl NodeTable {
         shrunk.iter().for_each(|dir| self.drop_if_unused(dir));
     }
 
-    /// The copy of what was left in a layer is in the upper, whose id is `upper`.
+    /// Notes that the copy of a node that was left in a layer is in the upper with the id `upper`.
     pub fn publish_left(&self, copy_up: &CopyUpGuard<'_>, held: UpperDir, upper: LayerId) {
         copy_up.node().state.lock().publish_left(held, upper);
     }

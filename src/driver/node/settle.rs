@@ -39,7 +39,7 @@ impl Node {
         self.settle_alone();
     }
 
-    /// Brings one node up to date; its parent already is. Several threads may do so at the same time, with the same result.
+    /// Brings one node up to date, after its parent. Several threads may do so at the same time, with the same result.
     fn settle_alone(&self) {
         let outdated = self.outdated();
         if let (Some(dir), Some(((parent, name), layer))) = (self.dir.as_deref(), &outdated) {

@@ -1,4 +1,4 @@
-//! Where a node's file is: one value, changed by the transitions of [`crate::driver::node::NodeTable`] alone.
+//! Where a node's file is: one value, which only the transitions of [`crate::driver::node::NodeTable`] change.
 
 use std::ffi::CStr;
 use std::sync::Arc;
@@ -19,7 +19,7 @@ pub type Dentry = (NodeRef, Name);
 ///   └────hide────▶ Hidden ──publish_nameless──▶ Orphan
 /// ```
 ///
-/// If other layers replace those of the mount, `abandon` makes an `Orphan` or a `Left` of what they do not show.
+/// If the mount gets other layers, `abandon` turns a node that they do not show into `Orphan` or `Left`.
 #[derive(Debug)]
 pub enum Residence {
     /// The root, which has no name.
@@ -57,15 +57,15 @@ pub enum Residence {
         /// The id of the upper.
         layer: LayerId,
     },
-    /// In a layer that is not one of the mount any more, or that does not show it any more; held by descriptor. It is only
-    /// read: others may use the layer.
+    /// In a layer, although the mount no longer shows it; held by descriptor. It is only read, because other mounts may
+    /// use the layer.
     Left {
         /// The file or directory.
         held: LayerFile,
         /// The id that the layer had.
         layer: LayerId,
     },
-    /// The node has left the table, or nothing is held of what the mount does not show any more.
+    /// The node has left the table, or the mount no longer shows it and no descriptor holds it.
     Gone,
 }
 
@@ -76,7 +76,7 @@ pub struct State {
     rare: Option<Box<Rare>>,
 }
 
-/// Parts that few nodes have, or only for a while.
+/// Parts that few nodes have, or that nodes have for a short time.
 #[derive(Debug, Default)]
 struct Rare {
     /// Names after the first.
@@ -89,7 +89,8 @@ struct Rare {
     index: Option<Box<Indexed>>,
     /// Present while the file is open.
     open: Option<Box<OpenState>>,
-    /// All names of the file are known. Its real link count may count names that it still has in a checkpoint layer.
+    /// True if all names of the file are known. The file's `st_nlink` may be higher: it includes names in a checkpoint
+    /// layer.
     all_names: bool,
 }
 
@@ -207,7 +208,7 @@ impl State {
         if let Residence::Orphan { held, .. } = &self.residence { Some(held) } else { None }
     }
 
-    /// The file or directory of a layer that is held because the mount does not show it any more.
+    /// The file or directory of a layer that is held because the mount no longer shows it.
     pub fn left(&self) -> Option<(&LayerFile, LayerId)> {
         if let Residence::Left { held, layer } = &self.residence { Some((held, *layer)) } else { None }
     }
@@ -270,7 +271,7 @@ impl State {
         self.rare_mut().upper_file.replace(id)
     }
 
-    /// The file has one more name. If it had none, this is its first name.
+    /// Adds a name. If the file had none, this is its first name.
     pub(super) fn add_name(&mut self, parent: &NodeRef, name: &Name) {
         if self.is_named(parent, name) {
             return;
@@ -284,7 +285,7 @@ impl State {
         }
     }
 
-    /// An upper file or directory loses a name. `held` is the file; it is kept if this was the last known name.
+    /// Removes a name of an upper file or directory. `held` is the file; it is kept if this was the last known name.
     pub(super) fn remove_name(&mut self, parent: &NodeRef, name: &CStr, held: UpperDir) {
         self.change_rare(|rare| rare.names.retain(|at| !is_at(at, parent, name)));
         let Residence::Upper { at, layer } = &self.residence else { return };
@@ -352,7 +353,7 @@ impl State {
         };
     }
 
-    /// The file, or a directory's topmost part, is in the lower layer `layer` now, under the names that it had.
+    /// Notes that the file, or a directory's topmost part, is in the lower layer `layer` now, under the same names.
     pub(super) fn rebase(&mut self, layer: LayerId) {
         self.residence = match std::mem::replace(&mut self.residence, Residence::Gone) {
             Residence::Lower { at, .. } | Residence::Upper { at, .. } => Residence::Lower { at, layer },
@@ -360,14 +361,15 @@ impl State {
         };
     }
 
-    /// A directory's topmost part, if it has none in the upper, is in the lower layer `layer` now.
+    /// Notes that the topmost part of a directory is in the lower layer `layer` now. A no-op for a directory with an
+    /// upper part.
     pub(super) fn move_in_lowers(&mut self, layer: LayerId) {
         if let Residence::Lower { layer: of, .. } = &mut self.residence {
             *of = layer;
         }
     }
 
-    /// A lower file loses a name and has others.
+    /// Takes one of its names from a lower file that keeps others.
     pub(super) fn lose_name(&mut self, parent: &NodeRef, name: &CStr) {
         self.change_rare(|rare| rare.names.retain(|at| !is_at(at, parent, name)));
         if !self.is_named(parent, name) {
@@ -379,8 +381,8 @@ impl State {
         }
     }
 
-    /// The mount does not show the file or directory any more. The names that it had, and the upper file under which the
-    /// table finds it.
+    /// Notes that the mount no longer shows the file or directory. Returns the names that it had, and the upper file by
+    /// which the table finds it.
     pub(super) fn abandon(&mut self, remains: Remains) -> (SmallVec<[Dentry; 1]>, Option<FileId>) {
         let upper_file = self.change_rare(|rare| rare.upper_file.take()).flatten();
         let residence = match (remains, self.layer()) {
@@ -393,7 +395,7 @@ impl State {
         (names, upper_file)
     }
 
-    /// The copy of what was left in a layer is in the upper, without a name.
+    /// Notes that the copy of a node that was left in a layer is in the upper, without a name.
     pub(super) fn publish_left(&mut self, held: UpperDir, upper: LayerId) {
         if matches!(self.residence, Residence::Left { .. }) {
             self.residence = Residence::Orphan { held, layer: upper };
@@ -438,12 +440,12 @@ impl State {
         self.rare.as_ref()?.open.as_deref()
     }
 
-    /// The same, to open or close it.
+    /// How the file is open, for opening or closing it.
     pub fn open_mut(&mut self) -> &mut OpenState {
         self.rare_mut().open.get_or_insert_default()
     }
 
-    /// All names of the file are known from now on.
+    /// Notes that all names of the file are known.
     pub fn note_all_names(&mut self) {
         self.rare_mut().all_names = true;
     }

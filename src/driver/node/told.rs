@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// No client was told. As a client: an unknown one.
+/// No client was told. As a client's number: an unknown client.
 const NONE: u32 = 0;
 /// Several clients were told, or an unknown one.
 const SEVERAL: u32 = u32::MAX;
@@ -20,7 +20,7 @@ impl Told {
             told if told == client || told == SEVERAL => None,
             _ => Some(SEVERAL),
         };
-        // It fails if there is nothing to change.
+        // `fetch_update` fails if there is nothing to change.
         let _unchanged = self.0.fetch_update(Ordering::AcqRel, Ordering::Acquire, with);
     }
 

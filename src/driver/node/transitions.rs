@@ -1,6 +1,6 @@
-//! Transitions: changes of where files are. Each is one call, made after the change on disk and under the same guard of the
-//! names, so that other threads see both or neither. Lookups of known names take no lock of names; they see the node either
-//! before or after the change.
+//! Transitions: changes of the place where a file is. Each is one call, made after the change on disk and under the same
+//! guard of the names, so that other threads see both changes or neither. Lookups of known names do not lock names; they
+//! see the node either before or after the change.
 
 use std::ffi::CStr;
 
@@ -25,7 +25,7 @@ pub struct Published {
     pub content: Option<ContentRef>,
     /// The new `st_ino`, if this is the copy of a lower hard link.
     pub ino: Option<u64>,
-    /// The layer that the inode itself came from, with its open handles; `None` if this is a copy.
+    /// If the inode itself moved, with its open handles: the layer that it came from. `None` for a copy.
     pub carried_from: Option<LayerId>,
 }
 
@@ -44,7 +44,7 @@ impl NodeTable {
         self.note_removal(names, name);
     }
 
-    /// Notes that `node` has the further name `name`.
+    /// Notes that `node` got one more name, `name`.
     pub fn link(&self, names: &NamesWrite<'_>, name: &Name, node: &LookupRef<'_>) {
         self.add_name(names, name, node);
         self.note_addition(names, name, NewEntry::of(node));
@@ -113,7 +113,7 @@ impl NodeTable {
         node.state.lock().publish_nameless(held, names.dir().upper_id().get(), content);
     }
 
-    /// Notes that the content was copied up of a file that had only its attributes in the upper.
+    /// Notes that the content was copied up too, for a file that had only its attributes in the upper.
     pub fn content_copied(&self, copy_up: &CopyUpGuard<'_>) {
         copy_up.node().state.lock().replace_content(None);
     }

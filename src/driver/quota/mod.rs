@@ -1,4 +1,4 @@
-//! `size=`: how much the upper may hold.
+//! `size=`: a limit on what the upper holds.
 //!
 //! The count is that of `du`: the blocks of every file and directory, a hard link once. A removed file counts until it is
 //! closed. The count starts with a walk over the upper when it is mounted, and follows every change from then on: a verb that
@@ -37,8 +37,8 @@ const SECTOR: u64 = 512;
 /// If at least so many bytes are allocated behind the end of an open file, they are not counted: xfs allocates ahead of a
 /// writer, and frees these blocks when the file is closed.
 const AHEAD: u64 = 64 * 1024;
-/// How often, and for how long, an allocation waits for removed files to be closed: the kernel tells the driver of a close after
-/// `close(2)` has returned.
+/// How often, and for how long each time, an allocation waits for removed files to be closed: the kernel tells the driver
+/// of a close only after `close(2)` has returned.
 const CLOSING: (u32, Duration) = (5, Duration::from_millis(1));
 
 /// The usage and the limit of the upper, in bytes.
@@ -118,7 +118,7 @@ fn bytes(stat: &Stat) -> u64 {
     stat.blocks.saturating_mul(SECTOR)
 }
 
-/// Bytes of a regular file that lie behind its end, with a block at its end.
+/// Bytes that the blocks of a regular file have beyond its size.
 fn bytes_behind(stat: &Stat) -> u64 {
     if stat.file_type() == FileType::Regular { bytes(stat).saturating_sub(stat.size) } else { 0 }
 }
@@ -418,7 +418,7 @@ fn written(file: BorrowedFd<'_>, range: &Range<u64>) -> Result<Vec<Range<u64>>> 
         let start = match rustix::fs::seek(file, SeekFrom::Data(at)) {
             Ok(start) => start,
             Err(Errno::NXIO) => break,
-            // All of it counts as a hole.
+            // The rest counts as a hole.
             Err(Errno::INVAL | Errno::OPNOTSUPP) => break,
             Err(errno) => return Err(errno),
         };

@@ -31,9 +31,11 @@ const PAUSE: u32 = 8;
 /// The members of one mount.
 #[derive(Debug)]
 pub(super) struct IdleClass {
-    /// Policy and processors of threads outside the class. `None`: threads could not leave the class again, so none may join.
+    /// Policy and processors of threads outside the class. If `None`, threads could not leave the class again, so none
+    /// may join.
     ordinary: Option<(Policy, CpuSet)>,
-    /// Threads that may join. The lock is held while another thread's policy is changed, so that the thread cannot end meanwhile.
+    /// Threads that may join. The lock is held while another thread's policy is changed, so that the thread cannot end
+    /// before.
     candidates: Mutex<Vec<Arc<Candidate>>>,
 }
 
@@ -42,7 +44,7 @@ pub(super) struct IdleClass {
 struct Candidate {
     thread: Pid,
     is_member: AtomicBool,
-    /// It was put on one processor, see [`Candidacy::move_to`].
+    /// True if it was put on one processor, see [`Candidacy::move_to`].
     is_moved: AtomicBool,
     /// Requests since the last review.
     answered: AtomicU32,
@@ -65,7 +67,7 @@ pub(super) struct Candidacy {
 impl IdleClass {
     /// A class without members. Asks the kernel whether threads could leave the class again.
     pub(super) fn new() -> Arc<Self> {
-        // It does so in a separate thread, which stays idle if they could not.
+        // The test runs in a separate thread, which stays idle if it cannot leave.
         let probe = std::thread::Builder::new().spawn(|| {
             let before = Policy::of_this_thread().ok().filter(|policy| policy.is_fair())?;
             let processors = sched_getaffinity(None).ok()?;

@@ -41,7 +41,7 @@ pub(crate) fn duplicate(
 /// Makes `name` in `dir` a copy of `from_name` in `from`, which is a symbolic link, a device, a pipe or a socket.
 ///
 /// # Errors
-/// Those of making it. Nothing is left on an error.
+/// The errors of making it. Nothing is left on an error.
 pub(crate) fn duplicate_special(from: &Dir, from_name: &CStr, dir: &UpperDir, name: &CStr) -> Result<(), Errno> {
     let stat = from.stat(from_name)?.ok_or(Errno::STALE)?;
     match stat.file_type() {
@@ -85,7 +85,8 @@ fn fill(copier: &Copier, from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<(),
 }
 
 /// Replaces `names`, which are in directories below `layer`, by the file `staged` of the directory `work`. The
-/// directories keep their times. Names that are replaced are taken out of `names`; if it fails, the rest can be tried again.
+/// directories keep their times. Removes each name from `names` when it is replaced. If this fails, it can be tried again
+/// with the rest.
 ///
 /// # Errors
 /// Those of `linkat(2)` and `renameat(2)`.
@@ -102,13 +103,13 @@ pub(crate) fn replace_names(
             Err(errno) => return Err(errno),
         }
         let replaced = replace(layer, last, work, &next);
-        // Still there if that failed, or if the name was the copy's already.
+        // It is still there if the rename failed, or did nothing because the name was the copy's already.
         missing_is_fine(rustix::fs::unlinkat(work, &next, AtFlags::empty()))?;
         replaced?;
         names.pop();
     }
     match names.first() {
-        // It is missing if the rename was done, and only the time could not be put back.
+        // It is missing if the rename was done and only the directory's times could not be restored.
         Some(last) => missing_is_fine(replace(layer, last, work, staged))?,
         None => missing_is_fine(rustix::fs::unlinkat(work, staged, AtFlags::empty()))?,
     }
@@ -146,7 +147,7 @@ impl UpperLayer {
         }
     }
 
-    /// Completes what a crash interrupted (see the module).
+    /// Completes a move that a crash interrupted (see the module).
     ///
     /// # Errors
     /// One line of text.

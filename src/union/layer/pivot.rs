@@ -1,11 +1,11 @@
-//! The pivot: an empty directory and the upper change places, in one rename.
+//! The pivot: one rename exchanges the upper and an empty directory.
 //!
 //! A [`Successor`] is prepared beside the mount: its root looks like the upper's root, and its chain mark names the layer
 //! below it. Files that must stay writable get further names in it ([`Successor::carry`]). Then [`Successor::exchange`]
 //! makes it the upper. Before that call nothing has changed; after it, everything has.
 //!
-//! The directories are reached through the paths given to the mount, and not through its private copies of mounts: a rename
-//! between two mounts is refused, and the successor may be anywhere on the file system.
+//! The directories are reached through the paths that were given to the mount, not through its private copies of mounts:
+//! the kernel refuses a rename between two mounts, and the successor may be anywhere on the file system.
 
 use std::ffi::{CStr, CString, OsStr};
 use std::os::fd::{AsFd, OwnedFd};
@@ -58,10 +58,10 @@ pub(super) struct UpperPlace {
     pub(super) name: CString,
 }
 
-/// An empty directory that will become the upper. It is removed if it is dropped before that.
+/// An empty directory that will become the upper. Dropping it before the exchange removes the directory.
 #[derive(Debug)]
 pub struct Successor {
-    /// Its parent and its name there; the old upper gets this place.
+    /// The directory's parent and its name there. The old upper is moved to this place.
     beside: OwnedFd,
     name: CString,
     path: PathBuf,
@@ -95,12 +95,12 @@ fn c_name(name: Option<&OsStr>) -> Option<CString> {
 pub enum Below<'a> {
     /// The upper, which becomes a layer.
     Upper,
-    /// The topmost of these, whose root the mount shows then.
+    /// The topmost of these. The mount will show the attributes of its root.
     Layers(&'a NextLowers),
 }
 
 impl Successor {
-    /// Makes `path`, which will have the id `id`. Gives the upper a chain mark if it has none.
+    /// Makes the directory `path`, which gets the id `id`. Gives the upper a chain mark if it has none.
     ///
     /// # Errors
     /// Nothing is left on an error.
@@ -210,7 +210,7 @@ impl Successor {
         })
     }
 
-    /// The directory `path` in the upper and in the successor, where it is made if necessary.
+    /// Opens the directory `path` in the upper and in the successor. In the successor, it is made if necessary.
     fn make_dirs(&self, path: &CStr) -> Result<(OwnedFd, OwnedFd), Errno> {
         let dup = |fd: &OwnedFd| rustix::io::fcntl_dupfd_cloexec(fd, 0);
         let (mut from, mut to) = (dup(&self.old)?, dup(&self.root)?);
@@ -234,7 +234,7 @@ impl Successor {
         Ok((from, to))
     }
 
-    /// Copies the marks that describe the files in a directory, and its origin.
+    /// Copies a directory's origin and the marks that describe the files in it.
     fn copy_marks(&self, from: &OwnedFd, to: &OwnedFd) -> Result<(), Errno> {
         for mark in [Mark::Impure, Mark::Origin] {
             let key = CString::new(self.namespace.xattr(mark)).map_err(|_| Errno::INVAL)?;
@@ -245,13 +245,12 @@ impl Successor {
         Ok(())
     }
 
-    /// Marks the successor: names of files in it are also names of files in the layer below, until
-    /// [`UpperLayer::end_moving`].
+    /// Marks the successor as sharing files with the layer below, until [`UpperLayer::end_moving`].
     pub(crate) fn begin_moving(&self) -> Result<(), Errno> {
         xattr::set(Target { dir: self.root.as_fd(), name: c"" }, moving_key(self.namespace), b"y", 0)
     }
 
-    /// Makes the successor the upper and puts the upper into its place.
+    /// Exchanges the successor and the upper.
     ///
     /// # Errors
     /// That of `renameat2(2)`. Nothing has changed on an error.
@@ -296,7 +295,7 @@ impl Drop for Successor {
     }
 }
 
-/// The id of the upper `root`; an upper without one gets one. `lower` is the id of the layer below it.
+/// The id of the upper `root`. If it has none, it gets one. `lower` is the id of the layer below it.
 fn id_of(root: &OwnedFd, namespace: Namespace, lower: Option<ChainId>) -> Result<ChainId, Errno> {
     if let Some(chain) = read_chain(root.as_fd(), namespace)? {
         return Ok(chain.id);
@@ -387,7 +386,7 @@ impl LayerStack {
     /// Prepares a directory that can replace the upper.
     ///
     /// # Errors
-    /// One line.
+    /// One line of text.
     pub(crate) fn prepare_successor(
         &self,
         path: &Path,
@@ -422,7 +421,7 @@ impl LayerStack {
     /// The ids of the layers at `paths` that were this mount's upper and that no other mount uses.
     ///
     /// # Errors
-    /// One of `paths` is no directory.
+    /// One of `paths` is not a directory.
     pub(crate) fn own_layers(&self, paths: &[PathBuf]) -> Result<Vec<LayerId>, ChangeError> {
         let mut found = Vec::new();
         for path in paths {
@@ -437,7 +436,7 @@ impl LayerStack {
         Ok(found)
     }
 
-    /// Notes that other mounts may use the layer: nothing in it changes from now on.
+    /// Notes that other mounts may use the layer: this mount never writes to it again.
     pub(crate) fn disown(&mut self, id: LayerId) {
         let position = self.position(id);
         if let Some(layer) = self.lowers.get_mut(position) {

@@ -20,9 +20,9 @@ pub struct NextLowers {
     added: Vec<Layer>,
     /// Number of the lowest layers, which stay.
     common: usize,
-    /// The root of the topmost one, open for reading.
+    /// The root of the topmost layer, open for reading.
     pub(super) root: OwnedFd,
-    /// The chain mark of the topmost one.
+    /// The id in the chain mark of the topmost layer.
     pub(super) top: Option<ChainId>,
 }
 
@@ -39,7 +39,7 @@ pub struct Past {
 #[derive(Debug)]
 pub struct MergedLowers(Vec<Slot>);
 
-/// One of these.
+/// One of these layers.
 #[derive(Debug)]
 enum Slot {
     /// A layer of the mount, with this id.
@@ -49,7 +49,7 @@ enum Slot {
 }
 
 impl Past {
-    /// The layer `id`, if it is one of these.
+    /// The layer with this id, if it is one of these.
     pub(crate) fn layer(&self, id: LayerId) -> Option<&Layer> {
         self.layers.iter().find(|layer| layer.id == id)
     }
@@ -108,16 +108,16 @@ impl LayerStack {
         Past { layers, added: count }
     }
 
-    /// Puts the layers back that [`Self::replace_lowers`] took away.
+    /// Undoes [`Self::replace_lowers`].
     pub(crate) fn restore_lowers(&mut self, past: Past) {
         self.visible = (self.visible + past.layers.len()).saturating_sub(past.added);
         drop(self.lowers.splice(..past.added, past.layers));
     }
 
-    /// The successor becomes the upper above the layers that [`Self::replace_lowers`] has put there.
+    /// Makes the successor the upper, above the layers that [`Self::replace_lowers`] put there.
     ///
     /// # Errors
-    /// One line. Nothing has changed then.
+    /// One line of text. Nothing has changed on an error.
     pub(crate) fn replace_upper(&mut self, successor: &mut Successor) -> Result<(), ChangeError> {
         let top = self.lowers.first().map_or(self.upper_id, |layer| layer.id.max(self.upper_id));
         let upper = self.upper_mut().ok_or_else(|| ChangeError::refused("there is no upperdir"))?;
@@ -132,7 +132,7 @@ impl LayerStack {
     /// Opens and checks the layers at `paths`, topmost first. Some of them replace layers of the mount.
     ///
     /// # Errors
-    /// One line.
+    /// One line of text.
     pub(crate) fn prepare_merged(
         &self,
         paths: &[PathBuf],
@@ -193,7 +193,7 @@ impl LayerStack {
         Past { layers: before, added }
     }
 
-    /// Puts the layers back that [`Self::replace_merged`] took away.
+    /// Undoes [`Self::replace_merged`].
     pub(crate) fn restore_unmerged(&mut self, past: Past) {
         let rest = self.lowers.split_off(self.visible);
         self.lowers.retain(|layer| past.layer(layer.id).is_none());
@@ -204,7 +204,7 @@ impl LayerStack {
     }
 }
 
-/// Gives the merged layers at `waiting` the ids of the layers `gone`, which are at the same place in the stack.
+/// Gives the merged layers at `waiting` ids of the layers `gone`, which had this place in the stack.
 fn give_ids(slots: &mut [Slot], waiting: &mut Vec<usize>, gone: &[Layer]) -> Result<(), ChangeError> {
     let mut ids = gone.iter().map(|layer| layer.id);
     for at in waiting.drain(..) {
@@ -226,7 +226,7 @@ fn open_layer(path: &Path, config: &OverlayConfig) -> Result<Layer, ChangeError>
     Ok(layer)
 }
 
-/// Each layer must be directly above the one that its chain mark names.
+/// Checks that each layer is directly above the layer that its chain mark names.
 fn check_order(layers: &[(&Path, Option<crate::marks::chain::Chain>)]) -> Result<(), ChangeError> {
     for (at, (path, chain)) in layers.iter().enumerate() {
         let below = layers.get(at + 1).and_then(|(_, chain)| *chain).map(|chain| chain.id);

@@ -27,7 +27,7 @@ pub(super) struct End {
     pub(super) path: Arc<CStr>,
 }
 
-/// The redirect in `marks`, if any. A malformed one has been logged.
+/// The redirect in `marks`, if any. A malformed one was logged before.
 ///
 /// # Errors
 /// `IO` if it is malformed; `PERM` if redirects must not be followed.
@@ -53,7 +53,7 @@ pub(super) fn follow(dir: &MergedDir<'_>, layer: LayerId, path: &[u8]) -> Result
     let mut real: Arc<CStr> = Arc::from(c"");
     let mut stop = false;
     let components: Vec<CString> = path.split(|&b| b == b'/').map(c_name).collect::<Result<_, _>>()?;
-    // The components so far as the layers below name them.
+    // The components so far, by their names in the layers below.
     let mut below: Vec<Vec<u8>> = Vec::new();
     let is_lowest = dir.stack.is_lowest(layer);
     let followed = |below: Vec<Vec<u8>>, at: usize, end, stop| {

@@ -1,21 +1,21 @@
 //! Keeping the waiting thread on its client's processor.
 //!
-//! A request that is answered on the processor where it was made wakes no other processor. `/dev/fuse` does not tell where a
-//! request was made, but `/proc/PID/stat` tells where its process ran last. So while nearly all requests come from one
-//! process, the thread that waits for them goes to its processor, into the idle class (see [`IdleClass`]), and looks again now
-//! and then.
+//! A request that is answered on the processor where it was made wakes no other processor. `/dev/fuse` does not tell that
+//! processor, but `/proc/PID/stat` tells where the process ran last. So while nearly all requests come from one process,
+//! the thread that waits for them joins the idle class (see [`IdleClass`]), moves to that process's processor, and looks
+//! again from time to time.
 //!
 //! [`IdleClass`]: crate::fuse::transport::idle_class::IdleClass
 
 use rustix::fs::{Mode, OFlags, open};
 
-/// The thread looks where a process is after this many requests in a row, ...
+/// The thread looks where a process runs after this many requests in a row, ...
 const FIRST_LOOK: u32 = 8;
-/// ... and again after each of this many.
+/// ... and again after each further group of this many.
 const NEXT_LOOK: u32 = 64;
-/// What a change of processes adds to the sum; a request without a change takes 1 away.
+/// A request of another process than the last adds this to the sum; any other request subtracts 1.
 const CHANGE: u32 = 8;
-/// From this sum on no single process makes nearly all requests.
+/// From this sum on, the requests are taken to come from several processes.
 const CROWD: u32 = 64;
 
 /// The process that the calling thread follows.
@@ -42,7 +42,7 @@ impl Follow {
         process != 0 && self.streak % NEXT_LOOK == FIRST_LOOK
     }
 
-    /// Returns true while several processes ask in turn.
+    /// Returns true while requests come from several processes.
     pub(super) fn is_crowded(&self) -> bool {
         self.changes >= CROWD
     }
