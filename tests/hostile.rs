@@ -1,6 +1,6 @@
-//! Malicious layers, built here block by block. Each is refused with a one-line reason, or handled as its case says.
-//! None writes outside its directory, blocks, or takes memory for sizes that it only claims.
-//! `fixtures/hostile/README.md` says which kind is tested where.
+//! Malicious layers, built here block by block. Each is refused with a one-line reason, or has the result that its case
+//! names. No layer writes outside its directory, blocks for ever, or makes the program allocate memory for sizes that it
+//! only claims. `fixtures/hostile/README.md` says which kind is tested where.
 
 #![allow(clippy::unwrap_used, clippy::too_many_lines, reason = "tables of cases")]
 
@@ -134,7 +134,7 @@ fn run(cases: Vec<Case>) {
     println!("{} cases", seen.len());
 }
 
-/// Marks that are not whiteouts of these cases.
+/// Number of marks of the lower layer; the whiteouts that these cases make are not counted.
 fn lower_marks(found: &BTreeMap<String, String>) -> usize {
     let smuggled =
         [" trusted.overlay.redirect", " trusted.overlay.metacopy", " user.overlay.whiteout", "override_stat"];

@@ -1,4 +1,5 @@
-//! Inventories of layers: a union is the same with and without them, and one that is damaged, outdated or foreign is ignored.
+//! Inventories of layers: a union shows the same with and without them, and a damaged, outdated or foreign inventory is
+//! ignored.
 
 #![allow(clippy::unwrap_used)]
 
@@ -198,7 +199,7 @@ const BOTTOM: &str = "file d/bottom \"3\" uid=1000 gid=100 mtime=-1000\nfile bef
     file many/1 \"1\"\nfile many/2 \"2\"\nfile many/3 \"3\"\ndir many/4 mode=2750 gid=9\nfile opaque/lowest \"l\"\n\
     file old/inner/lowest \"l\"\nfile wide user.long=0123456789 size=100000";
 
-/// Layers with one of everything, whose lowest has names of all kinds.
+/// Layers with every type of file; the lowest layer also has names of all kinds.
 fn everything(upper: &str) -> Layers {
     let mut layers =
         Stack::new().upper(upper).lower(TOP).lower(MIDDLE).lower(BOTTOM).data_only("file blob \"data\"").build();
@@ -329,7 +330,8 @@ fn a_damaged_one_is_not_believed() {
     });
 }
 
-/// The disk fails, or the file is truncated, while it is in use: that costs at most one error, then the layer is read.
+/// If the disk fails or the file is truncated while it is in use, at most one request fails; after that the layer is
+/// read.
 #[test]
 fn one_that_goes_away_while_in_use() {
     run_test("inventory::goes_away", Driver::Stratafs, |_| {

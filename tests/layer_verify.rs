@@ -1,4 +1,5 @@
-//! Layer directories compared with their recipes: every kind of damage is reported with its file, and nothing else is.
+//! Layer directories compared with their recipes: each kind of damage is reported with its file, and undamaged files are
+//! not reported.
 
 #![allow(clippy::unwrap_used)]
 
@@ -28,7 +29,7 @@ fn damages(layer: &Layer) -> Vec<String> {
 
 const ACL: &str = "user::rw-,group::r--,group:5:r--,user:4:r-x,mask::r-x,other::---";
 
-/// One of everything that an entry can make.
+/// A tar with one entry of each kind.
 fn one_of_each() -> Tar {
     let capability = [0x01, 0, 0, 2, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
     Tar::new()
@@ -171,7 +172,7 @@ fn damage_to_a_layer_of_a_user_is_found() {
     assert_eq!(damages(&layer), ["layer file x: its attribute user.x is gone"]);
 }
 
-/// Archives in which one entry replaces another, or in which names lead elsewhere: all undamaged.
+/// Archives in which one entry replaces another, or in which names lead elsewhere. All of them are undamaged.
 #[test]
 fn no_false_alarms() {
     let lower = unpack(&Tar::new().dir("usr").dir("usr/lib").symlink("lib", "usr/lib").file("base", "b").end());

@@ -127,7 +127,7 @@ fn a_mount_in_use_is_detached_and_one_from_outside_ends_the_wait() {
     waiting.join().unwrap().unwrap();
 }
 
-/// Several mounts of one process do not share anything but the process.
+/// Several mounts of one process are independent.
 #[test]
 fn a_process_has_many_mounts() {
     needs_fuse!();

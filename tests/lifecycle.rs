@@ -305,7 +305,7 @@ fn a_lazy_unmount_serves_open_files_to_the_end() {
     daemon.ends_within(PATIENCE);
 }
 
-/// fuser's own unmounting would hit the new one (see `fuse::mount`).
+/// Unmounting by fuser would unmount the new mount (see `fuse::mount`).
 #[test]
 fn a_mount_made_at_the_same_place_meanwhile_stays() {
     needs_fuse!();
@@ -417,7 +417,7 @@ fn statfs_says_fuse() {
     assert_eq!(shown.f_namelen, 255);
 }
 
-/// An engine is told about requested options that have no effect.
+/// If an engine requests options that have no effect, a warning names them.
 #[test]
 fn unsupported_options_of_engines_warn_and_mount() {
     needs_fuse!();
@@ -478,7 +478,8 @@ fn killing_the_caller_does_not_kill_the_mount() {
     assert!(fs::read(scene.path("mnt/file")).is_ok());
 }
 
-/// With `auto_unmount`, a second process unmounts after a `kill -9`, even a mount that was moved, and nothing else.
+/// With `auto_unmount`, a second process unmounts after a `kill -9`. It finds a mount that was moved, and unmounts
+/// nothing else.
 #[test]
 fn killed_with_auto_unmount() {
     needs_fuse!();
@@ -520,7 +521,7 @@ fn killed_with_auto_unmount() {
             child.wait_with_output().unwrap();
         }
     }
-    // After a mount that ends by itself there is nothing to do: another mount at the path stays.
+    // If the mount ends by itself, the second process does nothing: another mount at the path stays.
     start(false);
     assert!(scene.run("umount", &["mnt"]).status.success());
     let output = scene.stratafs(&["-o", "lowerdir=lower", "mnt"]);
@@ -551,7 +552,7 @@ fn in_the_foreground_it_stays_until_a_signal() {
     assert_eq!(scene.mounts(), []);
 }
 
-/// One line, although fuser logs the same.
+/// The message has one line, although fuser logs the same.
 #[test]
 fn delimiters_in_names_are_told_of() {
     needs_fuse!();
@@ -572,7 +573,7 @@ fn delimiters_in_names_are_told_of() {
     }
 }
 
-/// `MOUNTPOINT -- COMMAND`: the mount lives as long as the command, whose exit code it has.
+/// `MOUNTPOINT -- COMMAND`: the mount lives as long as the command, and the program exits with the command's code.
 #[test]
 fn with_a_command() {
     needs_fuse!();
@@ -599,7 +600,7 @@ fn with_a_command() {
     let output = scene.stratafs(&["-o", "lowerdir=missing", "mnt", "--", "touch", "ran"]);
     assert_eq!(output.status.code(), Some(1));
     assert!(!scene.path("ran").exists());
-    // A signal is the command's.
+    // A signal goes to the command.
     let mut child = scene.command(env!("CARGO_BIN_EXE_stratafs")).args(mount).args(["sleep", "100"]).spawn().unwrap();
     let until = Instant::now() + Duration::from_secs(20);
     while unmounted() && Instant::now() < until {

@@ -17,7 +17,7 @@ use common::{Driver, Errno, Mount, Stack, run_test_within, sys};
 use rustix::fs::OFlags;
 use rustix::process::Signal;
 
-/// Long enough for any of them on a busy machine.
+/// Longest time that a test may take on a busy machine.
 const LIMIT: Duration = Duration::from_secs(3000);
 
 /// `long` for the long form.
@@ -61,7 +61,8 @@ fn held(mount: &Mount) -> Held {
     Held { memory_kib: memory_kib(mount, "VmRSS"), descriptors: descriptors(mount) }
 }
 
-/// Does `work`, and tells the most that the daemon held: memory as the kernel notes it, descriptors of 20 samples a second.
+/// Does `work`. Also returns the most that the daemon held: memory as the kernel records it, descriptors from 20 samples
+/// a second.
 fn peak_of<T>(mount: &Mount, work: impl FnOnce() -> T) -> (T, Held) {
     let (done, most) = (AtomicBool::new(false), AtomicUsize::new(0));
     let result = std::thread::scope(|scope| {
@@ -251,7 +252,7 @@ fn stopped_and_continued() {
     });
 }
 
-/// The kernel's caches are dropped while they are dirty. It is the whole machine's cache.
+/// The kernel's caches, those of the whole machine, are dropped while they are dirty.
 #[test]
 #[ignore = "long: it drops the whole machine's cache, in scripts/soak"]
 fn caches_dropped_while_dirty() {
@@ -289,7 +290,7 @@ impl Dice {
 /// The content of every file, by name.
 type Files = BTreeMap<String, Vec<u8>>;
 
-/// One random operation near the limit; `files` follows the acknowledged state. True if there was no room.
+/// One random operation near the limit; `files` is updated to the acknowledged state. Returns true if there was no room.
 fn step(root: &Path, dice: &mut Dice, files: &mut Files) -> bool {
     let name = format!("f{}", dice.below(40));
     let other = format!("f{}", dice.below(40));

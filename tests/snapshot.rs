@@ -1,5 +1,5 @@
-//! Upper directories to layer tars and lists of changes: every form of mark, made here by hand as by the kernel
-//! and fuse-overlayfs.
+//! Layer tars and lists of changes from upper directories, with every form of mark that the kernel and fuse-overlayfs
+//! write.
 
 #![allow(clippy::unwrap_used)]
 
@@ -76,7 +76,7 @@ fn changes(upper: &Path, lowers: &[&Layer]) -> Vec<String> {
     list.iter().map(|change| format!("{} {}", change.kind, String::from_utf8_lossy(&change.path))).collect()
 }
 
-/// An upper directory, its root as an empty layer's.
+/// An upper directory whose root has the attributes of an empty layer's root.
 fn upper() -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
@@ -99,7 +99,7 @@ fn base() -> Layer {
     )
 }
 
-/// Anything mounted in the upper is not a change; the directory below it is.
+/// A file system that is mounted in the upper is no change; the directory that it is mounted on is.
 #[test]
 fn file_systems_mounted_in_the_upper_are_left_out() {
     let upper = upper();
@@ -491,6 +491,6 @@ fn kept_permissions_are_those_that_a_mount_shows() {
             }
         }
     }
-    // The real ones, seven that are kept beside files, and a device.
+    // The files with real attributes, seven with kept ones, and a device.
     assert_eq!(shown.len(), 9, "{shown:?}");
 }

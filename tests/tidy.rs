@@ -168,7 +168,7 @@ fn check(name: &str, text: &str, table: &Table) -> Vec<String> {
     findings
 }
 
-/// Notes to self, which belong into an issue.
+/// Notes to self, which belong in an issue.
 fn check_notes(name: &str, text: &str) -> Vec<String> {
     let notes = [concat!("TO", "DO"), concat!("FIX", "ME"), concat!("XX", "X")];
     let mut findings = vec![];

@@ -1,5 +1,5 @@
-//! One union: the same layers, made by hand with every kind of mark, looked at through the driver and through the image side
-//! (views, `strata diff`, commits, flattened images, `strata which`). Trees and answers must be the same.
+//! The driver and the image side (views, `strata diff`, commits, flattened images, `strata which`) must see the same
+//! union in the same layers, which are made by hand with every kind of mark.
 
 #![allow(clippy::unwrap_used)]
 
@@ -28,7 +28,7 @@ use stratafs::store::{Store, StoredLayer};
 use stratafs::union::layer::LowerRef;
 use stratafs::union::view::{self, View};
 
-/// What is at each path, or the error that says so.
+/// For each path, what is there or the error.
 type Tree = BTreeMap<String, Result<String, Errno>>;
 
 /// A stack of layers in a store, topmost first.
@@ -63,7 +63,7 @@ impl Layers {
     }
 }
 
-/// Gives everything the same time: a file is then changed only if something else of it is.
+/// Gives everything the same time, so that times do not count as changes.
 fn freeze(path: &Path) {
     if path.symlink_metadata().unwrap().is_dir() {
         path.read_dir().unwrap().for_each(|entry| freeze(&entry.unwrap().path()));
@@ -73,7 +73,7 @@ fn freeze(path: &Path) {
     rustix::fs::utimensat(rustix::fs::CWD, path, &times, rustix::fs::AtFlags::SYMLINK_NOFOLLOW).unwrap();
 }
 
-/// Names that any of the layers has anywhere, those of marks too, and what they delete.
+/// All names in any of the layers, including those of marks and of what they delete.
 fn all_names(dirs: &[PathBuf]) -> BTreeSet<String> {
     let mut names = BTreeSet::from(["nothing".to_owned()]);
     let mut pending = dirs.to_vec();
@@ -91,7 +91,7 @@ fn all_names(dirs: &[PathBuf]) -> BTreeSet<String> {
     names
 }
 
-/// What something shows of itself.
+/// A file's type, mode, owner and content as text.
 fn shown(mode: u32, owner: (u32, u32), inside: &[u8]) -> String {
     let kind = match mode & libc::S_IFMT {
         libc::S_IFDIR => "dir",
@@ -102,22 +102,22 @@ fn shown(mode: u32, owner: (u32, u32), inside: &[u8]) -> String {
     format!("{kind} {:o} {}:{} {}", mode & 0o7777, owner.0, owner.1, inside.escape_ascii())
 }
 
-/// What a name shows, and the directory if it is one.
+/// A file as text, and the directory if it is one.
 type Shown<D> = (String, Option<D>);
 
-/// A union to look at.
+/// A way to look at a union.
 trait Look {
     type Dir: Clone;
 
     fn root(&self) -> Self::Dir;
     /// The names that it lists.
     fn list(&self, dir: &Self::Dir) -> Result<BTreeSet<String>, Errno>;
-    /// What a name is, and the directory if it is one.
+    /// What a name leads to, and the directory if it is one.
     fn at(&self, dir: &Self::Dir, name: &str) -> Result<Option<Shown<Self::Dir>>, Errno>;
 }
 
-/// Everything that a union shows. It is asked for all of `names` in every directory: it must find those that it lists and no
-/// others.
+/// Everything that a union shows. All of `names` are looked up in every directory: the union must find those that it
+/// lists and no others.
 fn tree<L: Look>(union: &L, names: &BTreeSet<String>, what: &str) -> Tree {
     let mut tree = Tree::new();
     let mut pending = vec![(String::new(), union.root())];
@@ -274,8 +274,8 @@ fn assert_same(left: &Tree, right: &Tree, what: &str) {
     assert!(paths.is_empty(), "{what}:\n{}", lines.collect::<Vec<_>>().join("\n"));
 }
 
-/// The changes of one tree to another, as `strata diff` tells them: parents of what came or went are changed; of what went
-/// only the topmost is told.
+/// The changes from one tree to another, as `strata diff` lists them: the parent of an added or deleted file is changed,
+/// and of a deleted tree only the top is listed.
 fn changes(before: &Tree, after: &Tree) -> BTreeMap<String, char> {
     let mut changes = BTreeMap::new();
     let is_there = |tree: &Tree, path: &str| tree.contains_key(path);
@@ -302,7 +302,7 @@ fn changes(before: &Tree, after: &Tree) -> BTreeMap<String, char> {
     changes
 }
 
-/// Shows one stack to all readers.
+/// Asserts that all readers see the same in one stack.
 fn agree(name: &str, texts: &[&str], inventories: bool) {
     let what = format!("{name}{}", if inventories { ", inventories" } else { "" });
     let layers = Layers::new(texts, inventories);
@@ -334,7 +334,7 @@ fn agree(name: &str, texts: &[&str], inventories: bool) {
     let mut committed = Vec::new();
     let snapshot = layer::snapshot(fds[0], &fds[1..], &mut committed, &SnapshotOptions::default());
     assert!(!is_sound || snapshot.is_ok(), "{what}: {:?}", snapshot.err());
-    // What a damaged mark below would show is not known, so neither is what the layer changes.
+    // If a mark below is damaged, it is not known what the layer changes.
     if is_sound && below.values().all(Result::is_ok) {
         let path = scratch("committed");
         fs::create_dir(&path).unwrap();
@@ -365,13 +365,13 @@ fn agree(name: &str, texts: &[&str], inventories: bool) {
             .collect();
         assert_eq!(compared, expected, "{what}: diff of stacks");
     }
-    // Last: it may mark the upper.
+    // This comes last, because it may mark the upper.
     let writable = driver(&dirs, &scratch("work"), true, &names, &format!("{what}, upper"));
     assert_same(&whole, &writable, &format!("{what}: lower / upper"));
 }
 
-/// `strata which` names layers for what is there, the right one first, and none for what is not.
-/// `metacopy`: contents may be in other layers.
+/// `strata which` names the layers of each file that is there, the right one first, and no layer for a missing file. With
+/// `metacopy`, contents may be in other layers.
 fn check_which(layers: &Layers, whole: &Tree, metacopy: bool, what: &str) {
     let lowest_first: Vec<StoredLayer> = layers.layers.iter().rev().cloned().collect();
     let names = all_names(&layers.dirs());
@@ -404,10 +404,10 @@ fn check_which(layers: &Layers, whole: &Tree, metacopy: bool, what: &str) {
     }
 }
 
-/// Below everything: contents name their layer, and their lengths differ between layers.
+/// The lowest layer. Contents name their layer, and their lengths differ between layers.
 const BASE: &str = "dir a\nfile a/x \"in2--\"\nfile a/y \"in2--\"\ndir a/sub\nfile a/sub/deep \"in2--\"\nfile b \"in2--\"\n\
                     dir c\nfile c/z \"in2--\"\nlink l -> b\nfifo p\n";
-/// Between.
+/// The middle layer.
 const MIDDLE: &str =
     "dir a mode=750\nfile a/x \"in1-\"\nfile a/m \"in1-\"\ndir a/sub\nfile a/sub/mid \"in1-\"\nfile m \"in1-\"\n";
 

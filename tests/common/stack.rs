@@ -28,7 +28,7 @@ const DAEMON_LIMIT: Duration = Duration::from_secs(60);
 /// Options of every kernel mount: those that stratafs has by default.
 const KERNEL_OPTIONS: [&str; 4] = ["redirect_dir=on", "index=off", "xino=auto", "metacopy=off"];
 
-/// How a stack reaches its upper and work directory.
+/// The directory through which a stack reaches its upper and work directory.
 const WRITABLE: &str = "writable";
 
 /// The directory for tests' directories. Not `/tmp`, which may be a tmpfs.
@@ -419,7 +419,7 @@ impl Layers {
         self.directory.path().join(format!("checkpoint-{}", self.lowers.len()))
     }
 
-    /// The checkpoint at `place` is the topmost lower layer.
+    /// Notes that the checkpoint at `place` is the topmost lower layer.
     pub fn add_checkpoint(&mut self, place: std::path::PathBuf) {
         self.originals.insert(0, tree::snapshot(&place, true));
         if super::uses_inventories() {
@@ -428,8 +428,8 @@ impl Layers {
         self.lowers.insert(0, place);
     }
 
-    /// Another union on the same lower layers, the topmost of which is a checkpoint: with an empty upper that belongs on it. Must
-    /// not outlive these.
+    /// Another union with an empty upper on the same lower layers, the topmost of which is a checkpoint. It must not
+    /// outlive these.
     pub fn fork(&self) -> Self {
         let directory = Scratch::new(&base(), "stratafs-test-");
         let root = directory.path();
@@ -570,10 +570,11 @@ impl Mount {
         layers
     }
 
-    /// Makes the upper the topmost lower layer, while the mount is in use: what the driver answers. Nothing is flushed.
+    /// Makes the upper the topmost lower layer while the mount is in use. Returns the driver's answer. Nothing is
+    /// flushed.
     ///
     /// # Errors
-    /// What the driver says.
+    /// The error of the driver.
     pub fn try_checkpoint(&mut self) -> std::io::Result<Answer> {
         let place = self.layers().checkpoint_place();
         let id = new_id().unwrap().to_string();
@@ -583,14 +584,14 @@ impl Mount {
         Ok(answer)
     }
 
-    /// [`Self::try_checkpoint`]; the path of the layer.
+    /// [`Self::try_checkpoint`], which must succeed. Returns the path of the layer.
     #[track_caller]
     pub fn checkpoint(&mut self) -> PathBuf {
         self.try_checkpoint().unwrap_or_else(|error| panic!("no checkpoint: {error}"));
         self.layers().lowers[0].clone()
     }
 
-    /// A checkpoint that somebody else has asked for is at `name` in the directory of the layers.
+    /// Notes that another process made a checkpoint at `name` in the directory of the layers.
     pub fn note_checkpoint(&mut self, name: &str) {
         let layers = self.layers.as_mut().expect("mounted");
         let place = layers.directory.path().join(name);
@@ -610,7 +611,7 @@ impl Mount {
         std::fs::remove_dir_all(&place).unwrap();
     }
 
-    /// Makes a checkpoint and other layers that stand on it, for a mount beside this one.
+    /// Makes a checkpoint, and layers on top of it for a second mount.
     #[track_caller]
     pub fn fork(&mut self) -> Layers {
         self.checkpoint();
@@ -622,7 +623,7 @@ impl Mount {
     /// Asks the driver through the socket in its work directory.
     ///
     /// # Errors
-    /// What the driver says.
+    /// The error of the driver.
     pub fn ask(&self, request: &Request) -> std::io::Result<Answer> {
         Client::connect(self.layers().work.as_ref().expect("a work directory"))?.ask(request)
     }

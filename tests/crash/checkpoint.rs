@@ -1,7 +1,8 @@
-//! Checkpoints of a mount that is in use: the driver is killed, the power goes off, a call fails, at each call of one.
+//! Checkpoints of a mount that is in use. At each system call of a checkpoint, the driver is killed, the power fails, or
+//! the call fails.
 //!
-//! A checkpoint changes nothing of what the mount shows. So the tree is the same afterwards, whatever came in between, and the
-//! layer is there with all of it, or is not there.
+//! A checkpoint does not change what the mount shows. So the tree must be the same afterwards, and the layer must be
+//! complete or missing.
 
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd};
@@ -27,7 +28,7 @@ pub fn stack() -> Stack {
     Stack::new().lower(&scenes(1))
 }
 
-/// Changes of every kind; the files that stay open, each for writing.
+/// Makes changes of every kind. Returns the files that stay open for writing.
 pub fn prepare(mount: &Mount) -> Vec<File> {
     let at = mount.at("0");
     sys::create(&at.join("new"), b"new\n").unwrap();
@@ -56,7 +57,7 @@ pub fn mark(dir: &Path) -> Option<Chain> {
     read_chain(dir.as_fd(), chain_namespace(dir.as_fd()).unwrap()).unwrap()
 }
 
-/// A checkpoint to be asked for.
+/// A checkpoint that will be requested.
 struct Wanted {
     client: Client,
     place: PathBuf,
@@ -64,7 +65,7 @@ struct Wanted {
 }
 
 impl Wanted {
-    /// At `name`.
+    /// A checkpoint at `name`.
     fn of(mount: &Mount, name: &str) -> Self {
         let layers = mount.layers();
         Self {
@@ -79,7 +80,7 @@ impl Wanted {
         self.client.ask(&Request::Checkpoint { place, id: self.id.to_string(), sync: true }).map(drop)
     }
 
-    /// True if it was made. What there is of it otherwise is removed.
+    /// Returns true if it was made. Otherwise removes what is left of it.
     fn was_made(&self, layers: &Layers) -> bool {
         let upper = mark(layers.upper.as_ref().unwrap());
         let is_made = upper.is_some_and(|chain| chain.id == self.id);
@@ -92,8 +93,8 @@ impl Wanted {
     }
 }
 
-/// Puts the layer among the others, if it was made. Until the next mount has done what was left undone, files in it may still be
-/// those of the upper.
+/// Adds the layer to the others if it was made. Until the next mount finishes the checkpoint, the layer may share files
+/// with the upper.
 fn with_layer(mut layers: Layers, wanted: &Wanted) -> (bool, Layers) {
     let is_made = wanted.was_made(&layers);
     if is_made {
@@ -115,8 +116,8 @@ pub fn assert_same(found: &Tree, expected: &Tree, when: &str) {
     assert!(difference.is_empty(), "{when}:\n{difference}");
 }
 
-/// Asserts that nothing is lost, that no later write reaches the layer, and that the layer shows what the mount showed when the
-/// checkpoint was made; true if it was.
+/// Asserts that nothing is lost, that no later write reaches the layer, and that the layer shows what the mount showed at
+/// the checkpoint. Returns true if the checkpoint was made.
 #[track_caller]
 fn check(layers: Layers, wanted: &Wanted, shown: &Tree, when: &str) -> bool {
     let (is_made, layers) = with_layer(layers, wanted);
@@ -143,7 +144,8 @@ pub fn check_mounted(layers: Layers, is_made: bool, shown: &Tree, when: &str) {
     }
 }
 
-/// What a checkpoint that is interrupted at call number `at` comes to; `None`: it has fewer calls.
+/// Kills the driver at call number `at` of a checkpoint. Returns true if the checkpoint was made; `None` if it has fewer
+/// calls.
 fn kill_at(at: usize) -> Option<bool> {
     let gate = Gate::default();
     let mount = stack().build().mount_started_by(|command| gate.spawn(command));
@@ -174,7 +176,7 @@ fn killed_at_every_call() {
     });
 }
 
-/// A mount whose driver was killed right after the checkpoint, with files in it that are the layer's as well.
+/// A mount whose driver was killed right after the exchange, while the layer shares files with the upper.
 fn crashed() -> (Layers, Wanted, Tree) {
     let gate = Gate::default();
     let mount = stack().build().mount_started_by(|command| gate.spawn(command));
@@ -192,9 +194,9 @@ fn crashed() -> (Layers, Wanted, Tree) {
 
 /// The control socket is there before the mount answers.
 #[test]
-fn who_sees_the_mount_can_ask() {
-    run_test_within(LIMIT, "checkpoint::who_sees_the_mount_can_ask", Driver::Stratafs, |_| {
-        // One of them is that of a socket that a killed mount has left.
+fn the_control_socket_exists_before_the_mount_answers() {
+    run_test_within(LIMIT, "checkpoint::the_control_socket_exists_before_the_mount_answers", Driver::Stratafs, |_| {
+        // `unlinkat` is delayed: one call removes a socket that a killed mount left.
         for at in 0.. {
             let gate = Gate::default();
             gate.give(Order { at, act: Act::Wait(Duration::from_millis(300)), counted: Counted::Named("unlinkat") });
@@ -211,7 +213,7 @@ fn who_sees_the_mount_can_ask() {
 #[test]
 fn killed_at_every_call_of_the_next_mount() {
     run_test_within(LIMIT, "checkpoint::killed_at_every_call_of_the_next_mount", Driver::Stratafs, |_| {
-        // The first calls of a mount are those of every one.
+        // The short form counts only calls that finish the checkpoint, not those that every mount begins with.
         let kinds: &[Counted] = match soaking() {
             true => &[Counted::Changes],
             false => {
@@ -246,7 +248,7 @@ fn killed_at_every_call_of_the_next_mount() {
     });
 }
 
-/// The power goes off at call number `at`; `None`: there are fewer.
+/// The power fails at call number `at`. Returns `None` if there are fewer calls.
 fn cut_at(at: usize, disk: &Disk) -> Option<bool> {
     let gate = Gate::default();
     let mount = stack().build_in(&disk.root()).mount_started_by(|command| gate.spawn(command));
@@ -273,7 +275,7 @@ fn cut_everywhere(kind: &'static str) {
         let step = if soaking() { 1 } else { 7 };
         let made: Vec<bool> = (0..).step_by(step).map_while(|at| cut_at(at, &disk)).collect();
         assert!(made.len() > 5, "{made:?}");
-        // What was not on the disk before is, once the checkpoint is acknowledged.
+        // An acknowledged checkpoint is on the disk, with everything in it.
         let mount = stack().build_in(&disk.root()).mount(Driver::Stratafs);
         let open = prepare(&mount);
         let shown = look(&mount);
@@ -298,7 +300,8 @@ fn power_lost_on_xfs() {
     cut_everywhere("xfs");
 }
 
-/// A checkpoint at `name` of which a call fails: the call, if there is one, and whether the checkpoint was made.
+/// Requests a checkpoint at `name` and lets one call fail. Returns that call, if there is one, and whether the checkpoint
+/// was made.
 fn fail_at(mount: &Mount, gate: &Gate, name: &str, order: Order) -> (Option<Call>, bool) {
     let mut wanted = Wanted::of(mount, name);
     gate.give(order);
@@ -318,7 +321,7 @@ fn fail_at(mount: &Mount, gate: &Gate, name: &str, order: Order) -> (Option<Call
     (call, is_made)
 }
 
-/// Whatever fails, the mount goes on, and shows what it showed.
+/// Whichever call fails, the mount continues and shows the same.
 #[test]
 fn failing_at_every_call() {
     run_test_within(LIMIT, "checkpoint::failing_at_every_call", Driver::Stratafs, |_| {
@@ -342,7 +345,7 @@ fn failing_at_every_call() {
                 }
                 points += 1;
             }
-            // And once more, without a fault.
+            // A checkpoint without a fault succeeds afterwards.
             mount.checkpoint();
             rustix::io::pwrite(&open[0], b"LATER", 0).unwrap();
             drop(open);

@@ -1,4 +1,4 @@
-//! The driver may take long to end after the unmount: a new mount of the same upper waits until it has ended.
+//! If the driver takes long to end after the unmount, a new mount of the same upper waits for it.
 //!
 //! `umount(8)` of a FUSE file system returns before the driver has seen it (`fuse_conn_destroy()` waits for an answer only
 //! on block devices); overlayfs is gone by then (`generic_shutdown_super()` runs in `umount(2)`).
@@ -16,7 +16,7 @@ use crate::gate::{Act, Counted, Gate, Order};
 /// Longer than a mount waits for an upper that is in use.
 const SLOW: Duration = Duration::from_secs(6);
 
-/// A mount whose driver, once it ends, is held up at its first call that changes something.
+/// A mount whose driver is delayed, while it ends, at its first call that changes something.
 struct Slow {
     daemon: Child,
     gate: Gate,
@@ -52,7 +52,7 @@ fn stratafs(name: &'static str, body: fn()) {
     run_test_within(Duration::from_secs(120), name, Driver::Stratafs, move |_| body());
 }
 
-/// `upperdir … is in use by another mount`, three seconds after an unmount.
+/// Regression: `upperdir … is in use by another mount`, three seconds after an unmount.
 #[test]
 fn a_mount_waits_until_the_last_one_has_ended() {
     stratafs("a_mount_waits_until_the_last_one_has_ended", || {
@@ -90,7 +90,8 @@ fn a_mount_goes_on_when_the_last_one_dies_in_ending() {
     });
 }
 
-/// A new mount only waits for a driver that is ending: not for a working mount, nor for one that stays because its files are open.
+/// A new mount waits only for a driver that is ending. It does not wait for a working mount, or for one that stays
+/// because its files are open.
 #[test]
 fn an_upper_in_use_is_refused() {
     stratafs("an_upper_in_use_is_refused", || {

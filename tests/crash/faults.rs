@@ -1,4 +1,4 @@
-//! Each call on the layers fails, with each errno that a file system may give.
+//! Each call on the layers fails, with each errno that a file system may return.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -11,11 +11,11 @@ use crate::gate::{Act, Call, Counted, Gate, Order};
 use crate::verbs::{VERBS, Verb, scenes};
 use crate::{Tree, refuses, report, soaking, without_any_times, without_devices_of_users, without_times};
 
-/// Errors of calls that change something, and of all of them.
+/// Errors of calls that change something, and errors of all calls.
 const CHANGES: [Errno; 2] = [Errno::NOSPC, Errno::DQUOT];
 const ALL: [Errno; 3] = [Errno::IO, Errno::MFILE, Errno::NOMEM];
 
-/// Errors of a file system that does not know a flag of `renameat2(2)`, as it may turn out only when one is given.
+/// The error of a file system that does not know a flag of `renameat2(2)`.
 const REFUSALS: [Errno; 1] = [Errno::INVAL];
 const FLAGGED: Counted = Counted::Named("renameat2");
 
@@ -33,7 +33,7 @@ fn difference(verb: &Verb, found: &Tree, expected: &Tree, mount: &Mount) -> Stri
         return tree::diff(&without_devices_of_users(found), &without_devices_of_users(expected));
     }
     if verb.options.contains(&"metacopy=on") {
-        // Content that has begun to come into a metacopy file moves its time.
+        // Copying content into a metacopy file changes its time.
         return tree::diff(&without_any_times(found), &without_any_times(expected));
     }
     tree::diff(found, expected)
@@ -49,7 +49,7 @@ fn descriptors(mount: &Mount) -> usize {
     std::fs::read_dir(format!("/proc/{}/fd", mount.daemon().unwrap())).unwrap().count()
 }
 
-/// What one fault came to.
+/// The result of one fault.
 enum Outcome {
     /// The change has no call with this number.
     NoSuchCall,
@@ -84,8 +84,8 @@ impl Run<'_> {
             Ok(()) => Outcome::New,
             Err(errno) => {
                 assert_eq!(errno, self.errno, "{when}");
-                // What only fails to be looked at afterwards has happened all the same.
-                // So has truncation on opening, which a copy-up without content is (kernel: `ovl_open`).
+                // If only a later read fails, the change has happened. The same is true for truncation on opening: the
+                // copy-up leaves out the content (kernel: `ovl_open`).
                 if (call.looks || self.verb.name == "open_truncating_lower") && now == *new {
                     return Outcome::New;
                 }
@@ -97,9 +97,9 @@ impl Run<'_> {
     }
 }
 
-/// What the same changes come to without a fault.
+/// The results of the same changes without a fault.
 struct Control {
-    /// Descriptors that the daemon holds after so many scenes.
+    /// For each number of scenes, the descriptors that the daemon holds after them.
     held: Vec<usize>,
     /// A changed scene.
     new: Tree,
@@ -121,7 +121,7 @@ impl Control {
     }
 }
 
-/// Has every call of the change fail with `errno`, in as many mounts as needed; the number of calls.
+/// Lets every call of the change fail with `errno`, in as many mounts as needed. Returns the number of calls.
 fn fail_each(verb: &Verb, upper: Upper, errno: Errno, counted: Counted, control: &Control) -> usize {
     let mut at = 0;
     loop {
@@ -161,9 +161,9 @@ fn fail_each(verb: &Verb, upper: Upper, errno: Errno, counted: Counted, control:
     }
 }
 
-/// Waits until the daemon holds no more descriptors than after so many scenes without faults. Those are counted again
-/// when it holds more: the kernel may have taken the memory of the first count's dentries back in its midst, and the
-/// driver closes what the kernel has forgotten.
+/// Waits until the daemon holds no more descriptors than after the same number of scenes without faults. If it holds
+/// more, the scenes without faults are counted again: during the first count, the kernel may have forgotten dentries,
+/// whose files the driver then closed.
 #[track_caller]
 fn assert_descriptors_are_given_back(mount: &Mount, used: usize, control: &Control, verb: &Verb, errno: Errno) {
     let mut held = control.held[used];
@@ -187,8 +187,8 @@ fn assert_no_stage_is_left(mount: &Mount, verb: &Verb, errno: Errno) {
     let stage = mount.layers().work.as_ref().unwrap().join("work");
     let (shared, left): (Vec<String>, Vec<String>) =
         sys::names(&stage).into_iter().partition(|name| is_whiteout(&stage, name));
-    // One whiteout, of which the others are further names, stays in the work directory while the mount lives; and what
-    // could not be removed because that failed, which is said.
+    // While the mount lives, the work directory holds one whiteout, of which all others are links, and files whose
+    // removal failed, which the log names.
     let excused = mount.log().matches("cannot remove").count();
     let tidy = left.len() <= excused && shared.len() <= excused + 1;
     assert!(tidy, "{} with {errno:?}: left as stages: {left:?} {shared:?}", verb.name);

@@ -1,5 +1,5 @@
-//! Stands at the daemon's system calls: counts those that change a layer, and ends the daemon, or has the call fail, at
-//! the one that is asked for.
+//! Intercepts the daemon's system calls: counts those that change a layer, and kills the daemon or lets the call fail at
+//! the selected one.
 //!
 //! The daemon is started under a seccomp filter that passes these calls to a thread here before they are made
 //! (`seccomp_unotify(2)`). So the tested program is the shipped one, without any hook.
@@ -81,7 +81,7 @@ pub enum Act {
     Fail(Errno),
     /// The file system of this descriptor loses everything that was not flushed, and the daemon is killed.
     Shutdown(i32),
-    /// The call is delayed; every other counted call waits too.
+    /// The call is delayed, and with it every other counted call.
     Wait(Duration),
 }
 
@@ -136,7 +136,7 @@ struct State {
     order: Option<Order>,
     /// Counted calls since the order was given.
     count: usize,
-    /// A counted call came after the last counted reply.
+    /// True if a counted call came after the last counted reply.
     reply_counts: bool,
     /// The call at which the order was carried out.
     struck: Option<Call>,
@@ -206,7 +206,7 @@ impl Gate {
             Act::Shutdown(disk) => shut_down(disk),
             Act::Kill => {}
         }
-        // One that is only being started is known by its call.
+        // A daemon that is starting is known only by its call.
         crate::common::sys::kill(state.daemon.unwrap_or(notice.pid));
         // A killed process does not see the answer; but if it were told to continue, it could make the call before it dies.
         Some(Errno::INTR)
@@ -248,7 +248,7 @@ fn install() -> std::io::Result<OwnedFd> {
     let statement = |code: u32, k: u32| libc::sock_filter { code: code as u16, jt: 0, jf: 0, k };
     let numbers: Vec<libc::c_long> =
         CHANGING.iter().chain(&LOOKING).map(|(number, _)| *number).chain([libc::SYS_write]).collect();
-    // The number is the first word of what is examined.
+    // The call's number is the first word of `struct seccomp_data`.
     let mut program = vec![statement(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0)];
     for (at, number) in numbers.iter().enumerate() {
         let to_notify = u8::try_from(numbers.len() - at).expect("a short program");

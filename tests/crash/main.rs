@@ -2,14 +2,14 @@
 //!
 //! | file | does |
 //! |---|---|
-//! | `gate` | stands at the daemon's system calls |
+//! | `gate` | intercepts the daemon's system calls |
 //! | `verbs` | the changes that are interrupted |
 //! | `kill` | `kill -9` before each call |
 //! | `faults` | each call fails |
-//! | `power` | what is not on the disk is lost at each call; why by a shutdown and not by device mapper |
-//! | `checkpoint` | all of that at each call of a checkpoint, and of what the next mount does after one |
-//! | `ending` | the end after the unmount takes long |
-//! | `observed` | what failed is in the log and in the counts |
+//! | `power` | the power fails at each call; why this is a shutdown and not device mapper |
+//! | `checkpoint` | all of these at each call of a checkpoint, and of the next mount after one |
+//! | `ending` | the driver takes long to end after the unmount |
+//! | `observed` | failures are in the log and in the counts |
 //!
 //! `STRATAFS_SOAK=1` runs the long forms.
 

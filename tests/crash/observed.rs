@@ -33,7 +33,7 @@ fn fail_once<T>(gate: &Gate, errno: Errno, act: impl FnOnce() -> T) -> T {
     result
 }
 
-/// What `strata mounts` counts of an error, and how many in all by its list of mounts.
+/// The number of an error in `strata mounts MOUNT`, and the number of all errors in its list of mounts.
 fn counted(point: &Path, error: &str) -> (u64, u64) {
     let ask = |arguments: &[&str]| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_strata"));

@@ -119,7 +119,7 @@ fn before_and_after(verb: &Verb, disk: &Disk) -> (Tree, Tree) {
     (old, look(&mount))
 }
 
-/// The power goes off at call number `at`. Returns false if the change has fewer calls.
+/// The power fails at call number `at`. Returns false if the change has fewer calls.
 fn cut_at(verb: &Verb, at: usize, disk: &Disk, (old, new): &(Tree, Tree)) -> bool {
     let gate = Gate::default();
     let mount = ready(verb, disk, &gate);
@@ -137,7 +137,7 @@ fn cut_at(verb: &Verb, at: usize, disk: &Disk, (old, new): &(Tree, Tree)) -> boo
     true
 }
 
-/// All of the change was acknowledged, then the power goes off.
+/// The power fails after the whole change was acknowledged.
 fn cut_after(verb: &Verb, disk: &Disk, new: &Tree) {
     let mount = ready(verb, disk, &Gate::default());
     (verb.act)(&mount.at("0")).unwrap();

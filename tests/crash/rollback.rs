@@ -1,6 +1,6 @@
-//! Rollbacks of a mount that is in use: the driver is killed, or the power goes off, at each call of one.
+//! Rollbacks of a mount that is in use. At each system call of a rollback, the driver is killed or the power fails.
 //!
-//! Afterwards the mount shows the checkpoint, or what it showed before. What was to be kept is a layer, or still in the upper.
+//! Afterwards the mount shows the checkpoint or the state before. The state to be kept is a layer or still in the upper.
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
@@ -24,15 +24,15 @@ const LIMIT: Duration = Duration::from_secs(1800);
 /// What the mount shows after the interruption.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Shows {
-    /// What it showed before, and the upper is as it was.
+    /// The state before, with the same upper.
     Before,
-    /// What it showed before; the upper has become the layer that was to be kept.
+    /// The state before; the upper has become the layer that keeps it.
     Kept,
     /// The checkpoint.
     Checkpoint,
 }
 
-/// A rollback to be asked for.
+/// A rollback that will be requested.
 struct Wanted {
     client: Client,
     place: PathBuf,
@@ -62,8 +62,8 @@ impl Wanted {
         self.client.ask(&Request::Switch { place, id, lowers, keep }).map(drop)
     }
 
-    /// What the rollback came to. What is not needed is removed, and a layer that was kept is put among the others if the
-    /// upper is on it.
+    /// Finds out what the mount will show. Removes what is not needed, and adds a layer that was kept to the others if
+    /// the upper is on it.
     fn end(&self, mut layers: Layers) -> (Shows, Layers) {
         let upper = mark(layers.upper.as_ref().unwrap()).map(|chain| chain.id);
         let kept = self.keep.as_ref().filter(|(_, id)| upper == Some(*id));
@@ -84,7 +84,8 @@ impl Wanted {
     }
 }
 
-/// A mount with a checkpoint, changed since: what the checkpoint shows, what the mount shows, and files that stay open.
+/// Makes a checkpoint of the mount and changes it. Returns the trees of the checkpoint and of the mount, and files that
+/// stay open.
 fn changed(mount: &mut Mount) -> (Tree, Tree, Vec<File>) {
     let mut open = prepare(mount);
     let checkpoint = look(mount);
@@ -98,7 +99,7 @@ fn changed(mount: &mut Mount) -> (Tree, Tree, Vec<File>) {
     (checkpoint, look(mount), open)
 }
 
-/// Asserts that the mount shows one of the two, to stratafs and to the kernel, and that nothing that was to be kept is lost.
+/// Asserts that stratafs and the kernel show one of the two trees, and that the state to be kept is not lost.
 #[track_caller]
 fn check(layers: Layers, wanted: &Wanted, (checkpoint, before): (&Tree, &Tree), when: &str) -> Shows {
     let (shows, layers) = wanted.end(layers);
@@ -116,7 +117,8 @@ fn check(layers: Layers, wanted: &Wanted, (checkpoint, before): (&Tree, &Tree), 
     shows
 }
 
-/// What a rollback that is interrupted at call number `at` comes to; `None`: it has fewer calls. On `disk` the power goes off.
+/// Interrupts a rollback at call number `at`. Returns what the mount shows; `None` if there are fewer calls. With `disk`,
+/// the power fails; otherwise the driver is killed.
 fn interrupted_at(at: usize, keeps: bool, disk: Option<&Disk>) -> Option<Shows> {
     let gate = Gate::default();
     let layers = disk.map_or_else(|| stack().build(), |disk| stack().build_in(&disk.root()));
@@ -143,7 +145,7 @@ fn interrupted_at(at: usize, keeps: bool, disk: Option<&Disk>) -> Option<Shows> 
     Some(check(layers, &wanted, (&checkpoint, &before), &format!("interrupted at call {at}, {call}")))
 }
 
-/// Interrupts a rollback at every call, or at every `step`th one.
+/// Interrupts a rollback at every `step`th call.
 fn everywhere(step: usize, keeps: bool, disk: Option<&Disk>) -> usize {
     let seen: Vec<Shows> = (0..).step_by(step).map_while(|at| interrupted_at(at, keeps, disk)).collect();
     assert!(seen.is_sorted(), "back again: {seen:?}");

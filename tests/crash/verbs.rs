@@ -20,8 +20,8 @@ pub struct Verb {
 }
 
 impl Verb {
-    /// True if a user's device 0:0 takes the place of what moves away. That is a second step: after a crash in between, or if it fails,
-    /// the old name is free.
+    /// True if a user's device 0:0 takes the place of the file that moves away. This is a second step: if it fails, or
+    /// after a crash before it, the old name is free.
     pub fn leaves_device(&self) -> bool {
         self.name.starts_with("leave_device_")
     }
@@ -188,7 +188,7 @@ macro_rules! with_verbs {
 
 macro_rules! table {
     ($($name:ident $options:ident, $prepare:expr, $act:expr;)*) => {
-        /// All of them.
+        /// All changes.
         pub const VERBS: &[Verb] =
             &[$(Verb { name: stringify!($name), options: $options, prepare: $prepare, act: $act }),*];
     };

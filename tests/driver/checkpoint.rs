@@ -15,7 +15,7 @@ use stratafs::union::layer::chain::new_id;
 
 use crate::fixture::{ROOT, Union};
 
-/// A kernel that takes every file for passthrough.
+/// A simulated kernel that accepts every file for passthrough.
 #[derive(Default)]
 struct Taking(AtomicU32);
 
@@ -84,7 +84,7 @@ fn a_writer_goes_on_in_the_new_upper() {
     assert_eq!(fs::read(union.path().join("upper/linked")).unwrap(), b"later!");
 }
 
-/// While the layer still has the file itself and not a copy, nobody sees that as another link.
+/// While the layer still has the file itself instead of a copy, the link count does not show that.
 #[test]
 fn links_of_a_moving_file_are_not_counted_twice() {
     let union = union();
@@ -158,8 +158,8 @@ fn open_files_leave_a_layer_that_is_shared() {
     assert_eq!(union.overlay.lookup(NodeId::ROOT, "link".as_ref()).unwrap().unwrap().node, other);
 }
 
-/// A hard link stays one file over a checkpoint, even with a name in a directory whose parent has another of its names. (Once,
-/// the change waited for itself there.)
+/// A hard link stays one file over a checkpoint, even if one name is in a directory below that of another. Regression:
+/// the change waited for itself.
 #[test]
 fn a_hard_link_in_nested_directories_is_changed_after_a_checkpoint() {
     let union = union();
@@ -220,7 +220,7 @@ fn a_hard_link_in_a_moved_directory_is_changed_after_a_checkpoint() {
     }
 }
 
-/// As before, while other directories appear and vanish, and the one with the other name moves about.
+/// As before, while other directories appear and vanish, and the directory of the other name is renamed.
 #[test]
 fn a_hard_link_is_changed_after_a_checkpoint_while_directories_move() {
     let union = union();
@@ -263,7 +263,7 @@ fn switch(union: &Union, lowers: &[&str]) -> usize {
     switch_keeping(union, lowers, None)
 }
 
-/// Puts other layers below the union, as a rollback does. How many nodes are not shown any more.
+/// Puts other layers below the union, as a rollback does. Returns the number of nodes that are no longer shown.
 fn switch_keeping(union: &Union, lowers: &[&str], kept: Option<&str>) -> usize {
     static NUMBER: AtomicU32 = AtomicU32::new(0);
     let place = union.path().join(format!("abandoned-{}", NUMBER.fetch_add(1, Ordering::Relaxed)));
@@ -294,7 +294,8 @@ fn put(union: &Union, parent: NodeId, name: &str, bytes: &[u8]) -> NodeId {
     node
 }
 
-/// What changed is as it was, what did not is the same node, and what is open of the rest is as if it had been deleted.
+/// After a switch, changed files are as at the checkpoint, unchanged files keep their nodes, and open files of the
+/// abandoned state behave like deleted ones.
 #[test]
 fn a_switch_brings_the_checkpoint_back() {
     let union = union();
@@ -372,7 +373,7 @@ fn what_did_not_change_is_the_same_after_a_switch() {
     assert_eq!(union.list(union.at("base")).unwrap(), ["file"]);
 }
 
-/// There and back: also to a checkpoint that does not lie below.
+/// A switch there and back, also to a checkpoint that is not below the present state.
 #[test]
 fn a_switch_leads_anywhere() {
     let union = union();
@@ -402,7 +403,7 @@ fn a_switch_leads_anywhere() {
     assert_eq!(content(&union, "file"), b"two");
 }
 
-/// What a writer does after the switch does not reach the layer that was kept, nor the new tree.
+/// A writer whose file was abandoned changes neither the layer that was kept nor the new tree.
 #[test]
 fn kept_layers_do_not_change() {
     let union = union();
@@ -424,7 +425,7 @@ fn kept_layers_do_not_change() {
     assert_eq!((content(&union, "file"), content(&union, "other")), (b"two".to_vec(), b"other".to_vec()));
 }
 
-/// A union that cannot have a checkpoint says so, and nothing is left of the attempt.
+/// If a union cannot have a checkpoint, the error says so, and nothing is left of the attempt.
 #[test]
 fn a_checkpoint_that_cannot_be_made_changes_nothing() {
     let union = union();

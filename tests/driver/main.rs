@@ -1,5 +1,5 @@
-//! The driver's verbs called by several threads at once, and the state of nodes afterwards. Without FUSE: the
-//! library on temporary directories.
+//! Several threads call the driver's verbs at once; the state of nodes afterwards is checked. No FUSE: the library works
+//! on temporary directories.
 //!
 //! A test of a race is repeated until the old, wrong order of steps would have shown itself many times.
 

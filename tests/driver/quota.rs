@@ -1,4 +1,4 @@
-//! A limit for what the upper holds, over checkpoints. `scripts/conformance/reports.d/size` has the rest.
+//! A limit on what the upper holds, across checkpoints. `scripts/conformance/reports.d/size` has the other tests.
 
 use std::collections::HashSet;
 use std::fs;
@@ -43,8 +43,8 @@ fn checkpoint(union: &Union, name: &str) {
     union.overlay.checkpoint(&union.path().join(name), new_id().unwrap(), false).unwrap();
 }
 
-/// What a checkpoint has put into a layer does not count any more; files that are open for writing have moved to the new upper
-/// and do.
+/// Files that a checkpoint put into a layer no longer count. Files that are open for writing have moved to the new upper
+/// and still count.
 #[test]
 fn after_a_checkpoint_the_new_upper_counts() {
     let union = union();
@@ -90,8 +90,8 @@ fn a_file_that_was_removed_before_a_checkpoint_does_not_count_after_it() {
     assert_eq!(used(&union), held(&union));
 }
 
-/// What a rollback leaves behind does not count, even if it is still open. What is written to it from then on counts until it is
-/// closed.
+/// Files that a rollback abandons do not count, even if they are open. What is written to them afterwards counts until
+/// they are closed.
 #[test]
 fn after_a_rollback_only_the_new_upper_counts() {
     let union = union();

@@ -122,7 +122,7 @@ fn a_directory_can_be_used_while_it_changes_places() {
     both(swap, list);
 }
 
-/// Tells the other thread to stop when it is dropped, even by a panic.
+/// Tells the other thread to stop when it is dropped, even in a panic.
 struct Last<'a>(&'a AtomicBool);
 
 impl Drop for Last<'_> {
@@ -241,7 +241,8 @@ fn rename_never_says_try_again() {
     both(rename, make_and_remove);
 }
 
-/// A copy-up in a directory changes its time for a moment. Whoever reads the directory's attributes meanwhile does not see that.
+/// A copy-up in a directory changes its time for a moment. A concurrent read of the directory's attributes does not show
+/// that.
 #[test]
 fn a_copy_up_does_not_show_in_the_time_of_its_directory() {
     const FILES: usize = 400;
@@ -292,8 +293,8 @@ impl Kernel for Forgetting {
     fn delete_entry(&self, _: NodeId, _: &OsStr, _: NodeId) {}
 }
 
-/// The attributes of a directory may be on their way to one client while another changes the directory: then the kernel is told
-/// to forget them. A client that was told them itself has them already.
+/// If the attributes of a directory are on their way to one client while another client changes the directory, the kernel
+/// is told to forget them. The client that made the change needs no such notice.
 #[test]
 fn attributes_on_their_way_are_called_back() {
     let union = Union::new(|lower| fs::write(lower.join("low"), "").unwrap(), |_| {});

@@ -1,4 +1,4 @@
-//! Archives in and out.
+//! Loading and saving archives.
 
 use std::collections::BTreeMap;
 
@@ -303,7 +303,7 @@ fn kept_blobs_are_the_originals() {
     assert_eq!(std::fs::read_dir(scratch.store.root().join("blobs/sha256")).unwrap().count(), 0);
 }
 
-/// Layers that depend on those below in every way: whichever is ready first, the store is the same.
+/// Layers that depend on those below in every way. The store is the same, whichever layer is ready first.
 #[test]
 fn layers_unpacked_together_are_those_unpacked_one_by_one() {
     let big =

@@ -75,7 +75,7 @@ fn a_flipped_bit_in_a_layer() {
     }
 }
 
-/// An OCI archive with one thing changed.
+/// An OCI archive, changed by `change`.
 fn oci_with(change: &dyn Fn(&mut serde_json::Value)) -> Vec<u8> {
     let mut files = oci("x:1", &gzip, "+gzip");
     let at = files.len() - 2;

@@ -1,4 +1,4 @@
-//! Checkpoints of containers that are not mounted: made, gone back to, forked, merged and committed.
+//! Checkpoints of containers that are not mounted: creation, rollback, forks, merges and commits.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -66,7 +66,7 @@ impl Lab {
         self.ok(&["umount", name]);
     }
 
-    /// The files of a container, now or at a checkpoint: every path with all that a tar holds of it.
+    /// The files of a container, now or at a checkpoint: for every path, everything that a tar holds.
     pub(super) fn shows(&self, name: &str, checkpoint: Option<&str>) -> BTreeMap<String, String> {
         shown(self.store(), name, checkpoint)
     }
@@ -112,7 +112,7 @@ pub(super) fn shown(store: &Store, name: &str, checkpoint: Option<&str>) -> BTre
     shown
 }
 
-/// One for each driver that this machine has.
+/// One lab for each driver that this machine has.
 pub(super) fn labs() -> Vec<Lab> {
     let thread = std::thread::current();
     let test = thread.name().unwrap_or("checkpoint").to_owned();
@@ -238,8 +238,8 @@ pub(super) fn change_at_random(root: &Path, state: &mut u64) {
     }
 }
 
-/// Removing checkpoints merges their layers. The container and the other checkpoints stay the same, whatever was renamed,
-/// deleted and made again in between.
+/// Removing checkpoints merges their layers. The container and the other checkpoints stay the same, even if files were
+/// renamed, deleted and made again between them.
 #[test]
 fn removed_checkpoints_change_nothing() {
     let mut merged = 0;

@@ -1,5 +1,5 @@
-//! kill -9 of `strata` at every system call by which it makes, removes and goes back to checkpoints. Afterwards the container
-//! is in the state before or after, acknowledged checkpoints are there, and `gc` leaves no garbage.
+//! kill -9 of `strata` at every system call by which it creates, removes and rolls back to checkpoints. Afterwards the
+//! container is in the state before or after, acknowledged checkpoints are there, and `gc` leaves no garbage.
 
 use std::collections::BTreeMap;
 use std::path::Path;

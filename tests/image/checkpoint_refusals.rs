@@ -140,7 +140,7 @@ fn a_full_disk_makes_no_checkpoint() {
     stratafs::container::Container::create(&store, &image, &options).unwrap();
     fs::write(victim.root.join("containers/web/upper/new"), "n").unwrap();
     assert!(run(&["checkpoint", "create", "web", "zero"]).0);
-    // The limit of this file system is the number of files: one more each time, until there are enough.
+    // The disk is full when it has too many files. Each round allows one file more, until the checkpoint succeeds.
     let used = {
         let stat = rustix::fs::statvfs(disk.path()).unwrap();
         stat.f_files - stat.f_ffree

@@ -1,4 +1,4 @@
-//! Rollback of containers that are mounted, and of such that run: what the kernel remembers, what is open, what is mounted inside.
+//! Rollback of mounted and running containers: the kernel's caches, open files, and mounts inside.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -21,7 +21,7 @@ fn lab() -> Option<(Lab, PathBuf)> {
     Some((lab, merged))
 }
 
-/// What a mount shows, read through the kernel, but not what is mounted on `volume`.
+/// The tree of a mount, read through the kernel, without the content of `volume`, which is another mount.
 fn seen(merged: &Path) -> BTreeMap<String, String> {
     let mut seen = tree(merged);
     seen.retain(|path, _| !path.starts_with("volume"));
@@ -55,7 +55,7 @@ for line in sys.stdin:
     say(bytes(memory).decode(), os.fstat(file.fileno()).st_size, listed, made, where)
 "#;
 
-/// What is open of the state that is left goes on as if it had been deleted; what did not change is the same; mounts stay.
+/// Open files of the abandoned state behave like deleted ones, unchanged files stay the same, and mounts stay.
 #[test]
 fn a_mounted_container_is_rolled_back() {
     let Some((lab, merged)) = lab() else { return };
@@ -129,7 +129,7 @@ fn a_mounted_container_is_rolled_back() {
     let mut events = inotify::Reader::new(watch.as_fd(), &mut buffer);
     assert!(events.next().unwrap().events().contains(inotify::ReadFlags::DELETE_SELF));
 
-    // What was kept is what was left, whatever was written to it afterwards.
+    // The kept state is the state at the rollback, without later writes to its files.
     lab.ok(&["rollback", "web", "two"]);
     assert_eq!(seen(&merged), second);
     assert_eq!(fs::read_to_string(at("kept/file")).unwrap(), "first, second");
@@ -168,7 +168,7 @@ fn compare_with_overlayfs(lab: &Lab, expected: &BTreeMap<String, String>) {
     assert_eq!(&shown, expected);
 }
 
-/// Every path, attribute and listing is that of the checkpoint, also in caches: names that were there and such that were not.
+/// Every path, attribute and listing is that of the checkpoint, also where the kernel had cached a name or its absence.
 #[test]
 fn a_rollback_at_random_is_complete() {
     for seed in 1..=6u64 {
@@ -188,7 +188,7 @@ fn a_rollback_at_random_is_complete() {
                 known.insert(name, seen(&merged));
                 change_at_random(&merged, &mut changes);
             }
-            // What any of the states has, is looked up and remembered.
+            // Every name that exists in any of the states is looked up, so that the kernel caches it.
             for path in known.values().flat_map(BTreeMap::keys) {
                 drop(fs::symlink_metadata(merged.join(path)));
             }
@@ -224,7 +224,8 @@ fn a_rollback_at_random_is_complete() {
     }
 }
 
-/// Removing checkpoints of a mounted container merges their layers below it: the mount shows the same, and holds the merged ones.
+/// Removing checkpoints of a mounted container merges their layers below the mount, which shows the same and uses the
+/// merged layers.
 #[test]
 fn layers_are_merged_below_a_mount() {
     for seed in 1..=4u64 {
@@ -255,7 +256,7 @@ fn layers_are_merged_below_a_mount() {
             file.read_exact_at(&mut bytes, 0).unwrap();
             assert_eq!(bytes, format!("p{round}").as_bytes());
         }
-        // It can be changed, remembered, and brought back.
+        // The container can still be changed, get a checkpoint and be rolled back.
         change_at_random(&merged, &mut state);
         let later = seen(&merged);
         lab.ok(&["checkpoint", "create", "web", "later"]);
@@ -271,7 +272,8 @@ fn layers_are_merged_below_a_mount() {
     }
 }
 
-/// A file that is read while the container goes back and forth is wholly of one state, and so is a directory that is made with it.
+/// A file that is read during rollbacks has the content of one state, and so does a directory that was made together with
+/// it.
 #[test]
 fn readers_beside_rollbacks_see_whole_states() {
     const SIZE: usize = 300_000;
@@ -311,7 +313,7 @@ fn readers_beside_rollbacks_see_whole_states() {
         for round in 0..20 {
             let (name, other) = if round % 2 == 0 { ("a", "b") } else { ("b", "a") };
             lab.ok(&["rollback", "web", name]);
-            // Once it is done, nothing of the other state is seen.
+            // After the rollback, nothing of the other state is visible.
             assert_eq!(fs::read(merged.join("file")).unwrap(), vec![name.as_bytes()[0]; SIZE], "round {round}");
             assert_eq!(fs::read_to_string(merged.join("dir/name")).unwrap(), name);
             assert!(merged.join(format!("only-{name}")).exists() && !merged.join(format!("only-{other}")).exists());
@@ -324,7 +326,7 @@ fn readers_beside_rollbacks_see_whole_states() {
     lab.ok(&["verify"]);
 }
 
-/// A container that runs goes on, with its mounts, and finds the files of the checkpoint.
+/// A running container continues with its mounts and sees the files of the checkpoint.
 #[test]
 fn a_running_container_is_rolled_back() {
     let Some(world) = worlds().into_iter().find(|world| world.driver == "stratafs") else { return };
@@ -361,7 +363,7 @@ fn a_running_container_is_rolled_back() {
     world.ok(&["rollback", "web", "two"]);
     assert_eq!(world.ok(&["exec", "web", "/bin/sh", "-c", show]), shown);
     world.ok(&["rm", "-f", "web"]);
-    // A checkpoint from before it ran lacks what is mounted on.
+    // A checkpoint from before the first start lacks the mount points.
     world.ok(&["start", "early"]);
     let output = world.run(&["rollback", "early", "none"]);
     let told = String::from_utf8_lossy(&output.stderr);

@@ -1,5 +1,5 @@
-//! Checkpoints of containers with a running driver: the requests, and the handling of its refusals. The test plays the
-//! driver, and does on disk what a driver would.
+//! Checkpoints of containers with a running driver: the requests to it, and how its refusals are handled. The test plays
+//! the driver and changes the disk as a driver would.
 
 use std::fs;
 use std::os::fd::AsFd;
@@ -53,7 +53,7 @@ fn play(container: &Container) -> (Arc<Role>, Server) {
     let role = Arc::new(Role::default());
     let (answering, upper) = (Arc::clone(&role), container.dir().join("upper"));
     let answer = move |request: Request| {
-        // Whatever looks at the container's files asks for this first.
+        // Every verb that reads the container's files requests this first.
         if request == Request::WriteBack {
             return Answer::done();
         }
@@ -76,7 +76,7 @@ fn play(container: &Container) -> (Arc<Role>, Server) {
             }
             Request::Share { .. } => {}
             Request::WriteBack => unreachable!("answered above"),
-            // It goes on with the layers as they were.
+            // The driver keeps its layers.
             Request::Merged { .. } => return Answer::refused("no merged layers"),
             Request::State => {
                 let lowers = lowers.iter().map(|path| Lower { path: path.clone(), id: id_in(path) }).collect();
@@ -146,7 +146,7 @@ fn the_driver_is_asked() {
     let two = web.find_checkpoint(store, "two").unwrap().layer.dir();
     let dirs: Vec<String> = [&two, &one.layer.dir()].map(|dir| dir.to_str().unwrap().to_owned()).into();
     assert_eq!(shared, [Request::Share { layers: dirs.clone() }]);
-    // A merge tells them too. Files that the mount has open stay for it; the upper of a mount is not merged into.
+    // A merge tells them too. The mount keeps files that it has open, and its upper takes part in no merge.
     role.asked.lock().unwrap().clear();
     web.remove_checkpoint(store, "one").unwrap();
     tidy(store, true).unwrap();

@@ -1,4 +1,4 @@
-//! The program: exit codes, one-line errors, a kill in between.
+//! The program: exit codes, one-line errors, and kills.
 
 use std::path::Path;
 use std::process::{Command, Output, Stdio};

@@ -122,7 +122,7 @@ impl Drop for World {
     }
 }
 
-/// One for each driver that this machine has.
+/// One world for each driver that this machine has.
 pub(super) fn worlds() -> Vec<World> {
     let thread = std::thread::current();
     let test = thread.name().unwrap_or("container");
@@ -402,7 +402,8 @@ fn export_is_the_whole_tree() {
     }
 }
 
-/// A process that may write to a file of a container cannot make it another user's, or set-user-id, in the committed image.
+/// A process that may write to a file of a container cannot give the file another owner or the set-user-ID bit in the
+/// committed image.
 #[test]
 fn an_attribute_of_a_container_is_no_owner_in_its_image() {
     use std::os::unix::fs::MetadataExt;

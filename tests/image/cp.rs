@@ -10,12 +10,12 @@ use std::time::{Duration, Instant};
 use super::container::{World, wait_until, worlds};
 use super::tar_build::{Tar, spec};
 
-/// The program does the same for every driver.
+/// One driver is enough: the tested code is the same for all.
 fn world() -> Option<World> {
     worlds().into_iter().next_back()
 }
 
-/// What a command that must fail tells, in one line.
+/// The one-line message of a command that must fail.
 fn refusal(world: &World, args: &[&str]) -> String {
     let output = world.run(args);
     let message = String::from_utf8(output.stderr).unwrap();
@@ -70,10 +70,11 @@ fn container(world: &World, runs: bool) {
     }
 }
 
-/// docker's rules for what a destination means, the same out of a container and into one, running or not.
+/// docker's rules for destinations. They are the same out of a container and into one, running or not.
 #[test]
 fn destinations_mean_what_they_mean_to_docker() {
-    // From; to, where `@` is a fresh directory with the directory `d` and the file `g`; what is there then, or the refusal.
+    // Source; destination, where `@` is a new directory with the directory `d` and the file `g`; what is there
+    // afterwards, or the refusal.
     type Outcome = Result<&'static [&'static str], &'static str>;
     let table: &[(&str, &str, Outcome)] = &[
         ("file", "@/new", Ok(&["d/", "g", "new"])),
@@ -167,7 +168,7 @@ fn what_cannot_be_copied_is_told() {
         (&["cp", &dir, &dir], "CONTAINER:PATH"),
         (&["cp", "-", "-"], "CONTAINER:PATH"),
         (&["cp", "c:/etc", "/nosuch/x"], "/nosuch/x: No such file or directory"),
-        (&["cp", "-", "c:/etc/passwd"], "c:/etc/passwd: is no directory"),
+        (&["cp", "-", "c:/etc/passwd"], "c:/etc/passwd: is not a directory"),
         (&["cp", "-", "c:/nosuch"], "c:/nosuch: no such directory"),
         (&["cp", "/etc/passwd", "c@x:/etc"], "a checkpoint does not change"),
     ] {
@@ -398,7 +399,7 @@ fn volumes_and_mounts_are_seen() {
                 assert!(told.contains("Read-only file system"), "{driver}: {told}");
             }
             assert_eq!(listing(&at("read-only")), ["inside"], "{driver}");
-            // All of it, without the kernel's own.
+            // The whole container, without the kernel's file systems.
             world.ok(&["cp", "c:/", at("all").to_str().unwrap()]);
             let all = listing(&at("all"));
             let is_there = |name: &str| all.iter().any(|found| found == name);

@@ -132,7 +132,7 @@ impl Victim {
             .arg(&self.root)
             .args(args)
             .env("SOURCE_DATE_EPOCH", "1700000000")
-            // No passwords of the machine's users.
+            // So that it does not read passwords of the machine's users.
             .env("HOME", self.dir.path())
             .env_remove("REGISTRY_AUTH_FILE")
             .env_remove("DOCKER_CONFIG")
@@ -154,7 +154,7 @@ impl Victim {
         taken.then_some(output)
     }
 
-    /// True if the last [`Self::harmed`] also failed to write its message.
+    /// True if the last command of [`Self::harmed`] could not write its message either.
     fn could_not_tell(&self) -> bool {
         let log = std::fs::read_to_string(self.dir.path().join("strace")).unwrap();
         log.lines().any(|line| line.contains(" write(2, \"strata: ") && line.contains("(INJECTED)"))
@@ -197,7 +197,7 @@ fn arguments<'a>(start: &'a Start, verb: &str) -> Vec<&'a str> {
     }
 }
 
-/// What the command leaves if it is not harmed. Before `gc` there is something for it to do.
+/// The store after the command if nothing harms it. Before `gc`, the store has garbage.
 fn unharmed(start: &Start, verb: &str, args: &[&str]) -> Sides {
     let victim = prepared(start, verb);
     let before = victim.listing();

@@ -1,4 +1,4 @@
-//! `doctor` tries what it tells.
+//! `doctor` tries what it reports.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -10,7 +10,7 @@ fn checks(output: &[u8]) -> Vec<Value> {
     serde_json::from_slice::<Value>(output).unwrap().as_array().unwrap().clone()
 }
 
-/// Whether a check succeeded; `None` if there is no such check.
+/// True if the check succeeded; `None` if there is no such check.
 fn is_well(checks: &[Value], name: &str) -> Option<bool> {
     checks.iter().find(|check| check["Name"] == name).map(|check| check["Ok"] == true)
 }
@@ -61,7 +61,7 @@ fn an_empty_directory_does_not_become_a_store() {
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
 }
 
-/// Without `newuidmap`, a user's containers have one id, and work.
+/// Without `newuidmap`, a user's containers work and have one id.
 #[test]
 fn a_user_without_newuidmap_runs_containers() {
     if !super::fuse_for("doctor::a_user_without_newuidmap_runs_containers") {

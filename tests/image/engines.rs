@@ -1,4 +1,4 @@
-//! The same images in docker's and buildah's hands, and before the specification's own validator.
+//! The same images with docker, buildah and the specification's own validator.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -242,7 +242,7 @@ fn the_validator_of_the_specification_accepts_what_we_save() {
         let output = validate(&path);
         let told = String::from_utf8_lossy(&output.stdout);
         assert!(output.status.success() && told.contains("Validation succeeded"), "{output:?}");
-        // It can refuse.
+        // The validator can refuse an image.
         let config = path.join("blobs/sha256").join(scratch.store.find("x:1").unwrap().id().hex());
         std::fs::write(config, "{}").unwrap();
         assert!(!validate(&path).status.success(), "a damaged layout passed");

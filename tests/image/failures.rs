@@ -5,12 +5,12 @@ use std::path::PathBuf;
 
 use super::container::{World, processes, wait_until, worlds};
 
-/// The program does the same for every driver.
+/// One driver is enough: the tested code is the same for all.
 fn world() -> Option<World> {
     worlds().into_iter().next_back()
 }
 
-/// runc, except for the lines run before.
+/// A runtime that runs `lines` and then runc.
 fn runtime(world: &World, lines: &str) -> PathBuf {
     let path = world.dir.path().join("runtime");
     std::fs::write(&path, format!("#!/bin/sh\n{lines}\nexec runc \"$@\"\n")).unwrap();

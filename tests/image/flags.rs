@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::container::{World, worlds};
 
-/// The program does the same for every driver.
+/// One driver is enough: the tested code is the same for all.
 fn world() -> Option<World> {
     worlds().into_iter().next_back()
 }
@@ -137,7 +137,7 @@ fn the_upper_holds_no_more_than_its_size() {
     assert!(overlay.contains("needs --driver stratafs"), "{overlay}");
 }
 
-/// A wrong value is told in one line that names the flag and the value.
+/// A wrong value is reported in one line that names the flag and the value.
 #[test]
 fn wrong_values_are_told_in_one_line() {
     let Some(world) = world() else { return };

@@ -171,7 +171,7 @@ impl Podman {
         run("podman", &[&self.base()[..], args].concat())
     }
 
-    /// The same for a command that may fail; then `None`.
+    /// [`Self::run`] for a command that may fail; returns `None` then.
     pub(super) fn try_run(&self, args: &[&str]) -> Option<String> {
         let output = Command::new("podman").args(self.base()).args(args).output().unwrap();
         output.status.success().then(|| String::from_utf8(output.stdout).unwrap())

@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::container::{World, processes, wait_until, worlds};
 use super::pty::Terminal;
 
-/// The program does the same for every driver.
+/// One driver is enough: the tested code is the same for all.
 fn world() -> Option<World> {
     worlds().into_iter().next_back()
 }
@@ -258,7 +258,7 @@ fn exec_leaves_a_command_behind() {
     world.ok(&["rm", "-f", "c"]);
 }
 
-/// Scripts keep what `run -d` and `create` print, and give it, or its beginning, to other verbs.
+/// Scripts pass the id that `run -d` and `create` print, or its beginning, to other verbs.
 #[test]
 fn an_id_does_where_a_name_does() {
     let Some(world) = world() else { return };
@@ -286,7 +286,7 @@ fn an_id_does_where_a_name_does() {
     assert_eq!((world.ok(&["ps", "-aq"]), world.mounts()), (String::new(), 0));
 }
 
-/// The root of such an image is closed to other users than root.
+/// The root directory of such an image is closed to all users except root.
 #[test]
 fn a_user_who_may_not_reach_a_program_is_told_in_one_line() {
     let Some(world) = world() else { return };

@@ -5,7 +5,7 @@ use std::net::TcpStream;
 
 use super::container::{World, processes, wait_until, worlds};
 
-/// The program does the same for every driver.
+/// One driver is enough: the tested code is the same for all.
 fn world() -> Option<World> {
     worlds().into_iter().next_back()
 }

@@ -86,7 +86,8 @@ fn waste_is_counted_and_can_fail_a_build() {
     fails(&root, 2, &["layers", "--max-wasted", "much", "pic:1"]);
 }
 
-/// The page needs no other file, contains everything it shows as data, and no text of the image can act as a part of the page.
+/// The page needs no other file and holds as data everything that it shows, so that no text of the image becomes a part
+/// of the page.
 #[test]
 fn the_page_is_whole_and_quotes_what_others_wrote() {
     let dir = tempfile::tempdir().unwrap();

@@ -289,8 +289,8 @@ fn after_a_crash_of_everything_it_is_stopped_and_can_be_mounted() {
     }
 }
 
-/// While an image is run, it is loaded and removed, `gc` runs, and the store is verified. The image runs as a whole or does not
-/// exist, and a running container keeps it to the end.
+/// An image is loaded and removed, `gc` runs and the store is verified while the image is run. A run sees a whole image
+/// or none, and a running container keeps its image to the end.
 #[test]
 fn loads_and_collections_beside_a_run() {
     const ROUNDS: usize = 8;

@@ -1,4 +1,4 @@
-//! What the model is compared with: something that carries out operations and can be inspected.
+//! A backend is what the model is compared with: it carries out operations and can be inspected.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -63,12 +63,12 @@ pub trait Backend {
         !self.is_kernel()
     }
 
-    /// Whether link counts are those of the mount. Where checkpoint layers came from another mount, removed names count.
+    /// True if link counts are those of the mount. If checkpoint layers came from another mount, removed names count.
     fn counts_links(&self) -> bool {
         true
     }
 
-    /// Whether the names of a lower hard link stay one file (`index=on`).
+    /// True if the names of a lower hard link stay one file (`index=on`).
     fn is_indexed(&self) -> bool {
         false
     }

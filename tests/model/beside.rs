@@ -1,8 +1,8 @@
-//! Processes that change files all the time, by calls and through mappings, and a checkpoint every 50 ms. At each the processes
-//! are frozen and the mount is read. What the layers of the checkpoint hold must be just that; the processes have gone on by the
-//! time it is looked at.
+//! Processes change files all the time, by calls and through mappings, and a checkpoint is made every 50 ms. At each
+//! checkpoint, the processes are frozen and the mount is read. The layers of the checkpoint must hold exactly what was
+//! read; they are compared after the processes have continued.
 //!
-//! `STRATAFS_SOAK=1`: it goes on for a minute.
+//! With `STRATAFS_SOAK=1`, this takes a minute.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -26,7 +26,7 @@ const FEW: usize = 25;
 
 /// Tells a process where to work: the mount.
 const ROOT: &str = "STRATAFS_BESIDE_ROOT";
-/// And which of them it is.
+/// Tells a process its number.
 const WORKER: &str = "STRATAFS_BESIDE_WORKER";
 
 /// Names that all processes use; some are in the lower layer.
@@ -36,7 +36,7 @@ const PATHS: [&str; 14] =
 const LOWER: &str =
     "file low/a \"low\\n\"\nfile low/b fill=20000\nfile low/in/a \"in\\n\"\nhard low/in/hard low/a\nfile b \"b\\n\"";
 
-/// What the processes may be told: others change the same names.
+/// Errors that the processes may get, because others change the same names.
 const EXPECTED: [Errno; 9] = [
     Errno::NOENT,
     Errno::EXIST,
@@ -49,7 +49,7 @@ const EXPECTED: [Errno; 9] = [
     Errno::LOOP,
 ];
 
-/// A file of its own that a process has open and mapped for good: a page is written after the other, over and over.
+/// A file of its own that a process keeps open and mapped. It writes one page after the other, over and over.
 struct Log {
     file: File,
     mapping: Mapping,
@@ -98,7 +98,7 @@ fn step(rng: &mut Rng, root: &Path) -> Result<(), Errno> {
     }
 }
 
-/// One of the processes. Its end is to be killed.
+/// One of the processes. It works until it is killed.
 #[test]
 #[ignore = "a process of another test"]
 fn beside_worker() {
@@ -114,7 +114,7 @@ fn beside_worker() {
     }
 }
 
-/// The processes; killed in the end.
+/// The processes. They are killed when this is dropped.
 struct Workers(Vec<Child>);
 
 impl Workers {
@@ -161,7 +161,7 @@ impl Workers {
 impl Drop for Workers {
     fn drop(&mut self) {
         for child in &mut self.0 {
-            // Those that have ended say so.
+            // `kill` fails for a process that has ended.
             drop((child.kill(), child.wait()));
         }
     }
@@ -175,7 +175,7 @@ fn is_stopped(pid: u32) -> bool {
     })
 }
 
-/// What the layers hold that a mount has now, by a mount of their own.
+/// The tree of the layers that a mount has now, read through another mount.
 fn of_layers(mount: &Mount) -> BTreeMap<String, String> {
     let mut layers = mount.layers().fork();
     (layers.upper, layers.work) = (None, None);
@@ -219,8 +219,8 @@ fn beside(options: &[&str]) {
     while count < FEW || started.elapsed() < duration() {
         let next = Instant::now() + PERIOD;
         let shown = workers.frozen(|| {
-            // What was written through a mapping, and is not passed through, is the kernel's alone until then. (`syncfs(2)` does
-            // not wait for a FUSE mount's pages with every kernel.)
+            // If a mapping is not passed through, pages that were written are only in the kernel until `fsync(2)`. (With
+            // some kernels, `syncfs(2)` does not wait for a FUSE mount's pages.)
             for worker in 0..PROCESSES {
                 let log = mount.root().join(format!("log{worker}"));
                 rustix::fs::fsync(sys::open(&log, OFlags::RDONLY, 0).unwrap()).unwrap();

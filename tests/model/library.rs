@@ -1,4 +1,5 @@
-//! The library without FUSE: the overlay's verbs called as the kernel would, with the kernel's own checks made here.
+//! The library without FUSE. The verbs are called as the kernel would call them, after the kernel's own checks, which are
+//! made here.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -30,7 +31,7 @@ pub struct Library {
     open: [Option<Open>; SLOTS],
 }
 
-/// Gives nodes back after an operation, as the kernel does when it drops its caches.
+/// Forgets nodes after an operation, as the kernel does when it drops its caches.
 struct Lookups<'a> {
     overlay: &'a Overlay,
     taken: Vec<NodeId>,
@@ -216,7 +217,7 @@ impl Library {
         layers.add_checkpoint(place);
     }
 
-    /// Back to the last checkpoint.
+    /// Rolls back to the last checkpoint.
     fn roll_back(&mut self) {
         let layers = self.layers.as_ref().expect("layers");
         let place = layers.directory.path().join("abandoned");
@@ -285,7 +286,7 @@ impl Library {
                 let node = lookups.writable(path)?;
                 let flags = if *write { libc::O_RDWR } else { libc::O_RDONLY };
                 let opened = overlay.open_file(&ROOT_USER, node, flags.cast_unsigned(), false)?;
-                // The last lookup, of the file itself, is given back by close.
+                // `close` forgets the last lookup, that of the file itself.
                 lookups.taken.pop();
                 drop(lookups);
                 self.close_slot(*slot);

@@ -34,7 +34,7 @@ fn number(variable: &str, default: u64) -> u64 {
     std::env::var(variable).map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{variable} is no number")))
 }
 
-/// Sequences until `count` operations have been tried; the first mount is by the first driver.
+/// Runs sequences until `count` operations have been tried. The first of `drivers` makes the first mount.
 fn sequences(count: u64, first_seed: u64, drivers: &'static [Driver]) {
     sequences_with(count, first_seed, drivers, &[]);
 }
@@ -44,7 +44,8 @@ fn sequences_with(count: u64, first_seed: u64, drivers: &'static [Driver], optio
     sequences_of(count, first_seed, drivers, options, false);
 }
 
-/// [`sequences_with`]; if `checkpoints`, with those, and forks mounted by any of the drivers. The first mount is by stratafs then.
+/// [`sequences_with`]. With `checkpoints`, sequences have checkpoints, and forks that any of the drivers mounts; stratafs
+/// makes the first mount.
 fn sequences_of(
     count: u64,
     first_seed: u64,
@@ -123,7 +124,7 @@ fn library_with_checkpoints() {
     });
 }
 
-/// The same through the kernel, whose caches notice nothing either.
+/// The same through the kernel, with its caches.
 #[test]
 fn stratafs_with_checkpoints() {
     run_test_within(limit(), "model::stratafs_with_checkpoints", Driver::Stratafs, |_| {

@@ -123,7 +123,7 @@ pub enum Op {
     Close {
         slot: usize,
     },
-    /// Unmounts and mounts again, by this driver where the run is one of exchange.
+    /// Unmounts and mounts again; in a run with several drivers, by this one.
     Remount {
         driver: Driver,
     },
@@ -139,12 +139,12 @@ pub enum Op {
     Fork {
         driver: Driver,
     },
-    /// In the last fork.
+    /// An operation in the last fork.
     InFork(Box<Op>),
 }
 
-/// The sequence with checkpoints, rollbacks and forks in it. Some of the operations are done in a fork, too. `drivers`: who may mount
-/// forks.
+/// Adds checkpoints, rollbacks and forks to a sequence. Some of the operations are also done in a fork. Forks are mounted
+/// by one of `drivers`.
 pub fn with_checkpoints(rng: &mut Rng, ops: Vec<Op>, drivers: &[Driver]) -> Vec<Op> {
     let mut mixed = Vec::with_capacity(ops.len() * 3 / 2);
     let mut has_fork = false;

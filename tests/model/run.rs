@@ -42,10 +42,10 @@ pub fn run(layers: &[Layer], ops: &[(u64, Op)], make: Make) -> Result<usize, Fai
 struct Known {
     union: Union,
     numbers: BTreeMap<Id, u64>,
-    /// Those of the last checkpoint.
+    /// The numbers at the last checkpoint.
     saved_numbers: BTreeMap<Id, u64>,
-    /// The upper has become a layer while it was mounted. Files that were copied up have their own numbers there for the kernel,
-    /// those of their origins for stratafs.
+    /// True if the upper has become a layer while it was mounted. For files that were copied up into it, the kernel shows
+    /// their own inode numbers, and stratafs those of their origins.
     has_checkpoints: bool,
 }
 

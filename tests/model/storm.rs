@@ -4,7 +4,7 @@
 //! and appends to common lower files, and uses its names of common hard links. At the end, the whole tree equals all
 //! models together: on the mount, and on a new mount by each driver.
 //!
-//! A deadlock is found by the test's time limit. `STRATAFS_SOAK=1`: it goes on for a minute.
+//! The test's time limit finds a deadlock. With `STRATAFS_SOAK=1`, this takes a minute.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -37,7 +37,7 @@ const LOW: u64 = 5;
 /// Lower files that every process appends its line to: sixteen want to copy each of them up.
 const COMMON: u64 = 48;
 
-/// How long the processes go on at least: a minute, if a long run is wanted.
+/// How long the processes work at least: a minute in a long run.
 pub fn duration() -> Duration {
     let long = std::env::var_os("STRATAFS_SOAK").is_some_and(|value| value == "1");
     Duration::from_secs(if long { 60 } else { 0 })
@@ -57,11 +57,11 @@ fn rounds() -> u64 {
 
 /// Tells a process of the storm where to work: the mount.
 const ROOT: &str = "STRATAFS_STORM_ROOT";
-/// And which of the sixteen it is.
+/// Tells a process its number.
 const WORKER: &str = "STRATAFS_STORM_WORKER";
-/// Set: mounted by kernel overlayfs.
+/// Set if kernel overlayfs made the mount.
 const KERNEL: &str = "STRATAFS_STORM_KERNEL";
-/// Set: hard links stay one file.
+/// Set if hard links stay one file.
 const INDEXED: &str = "STRATAFS_STORM_INDEXED";
 
 /// A directory of a mount made by another process.
@@ -142,7 +142,8 @@ impl Sequence {
         }
     }
 
-    /// Compares the final tree with the model; `begun` is true if the process has started it. `counts_links`: also link counts.
+    /// Compares the final tree with the model; `begun` is true if the process has started the sequence. With
+    /// `counts_links`, also compares link counts.
     fn check(&self, mount: &Mount, begun: bool, counts_links: bool) {
         let (driver, indexed) = (mount.driver(), is_indexed(mount));
         let mut union = Union::new(&self.layers, indexed);
@@ -232,7 +233,7 @@ struct Wanderer<'a> {
     rng: Rng,
     /// Where each of its things is now, and what it is.
     things: Vec<(PathBuf, Thing)>,
-    /// What of the common work it has done.
+    /// Number of common files that it has appended to.
     appended: u64,
     removed: u64,
     linked: u64,
@@ -277,7 +278,7 @@ impl<'a> Wanderer<'a> {
         sys::rename(&from, &to).unwrap_or_else(|error| panic!("{} to {}: {error}", from.display(), to.display()));
     }
 
-    /// Of two of its things, whatever they are.
+    /// Exchanges two of its things.
     fn exchange(&mut self, at: usize) {
         let other = self.rng.below(THINGS) as usize;
         if other == at {
@@ -311,7 +312,7 @@ impl<'a> Wanderer<'a> {
         content.push('.');
     }
 
-    /// The next one; the first of the processes that come to it copies it up.
+    /// Appends to the next common file, which the first of the processes copies up.
     fn append_to_common(&mut self) {
         if self.appended < COMMON {
             let path = self.root.join(format!("common/c{}", self.appended));
@@ -339,7 +340,7 @@ impl<'a> Wanderer<'a> {
         self.removed += 1;
     }
 
-    /// Its own name of a lower hard link that every process has a name of.
+    /// Uses its own name of a lower hard link of which every process has a name.
     fn use_link(&mut self) {
         if self.linked >= LINKS {
             return;
@@ -384,7 +385,7 @@ impl<'a> Wanderer<'a> {
         self.made[number as usize] += 1;
     }
 
-    /// Nothing is missing in it at any moment.
+    /// Lists a moving directory. No file may be missing at any moment.
     fn list_moving(&mut self) {
         let number = self.rng.below(MOVING);
         let listed = self.in_moving(number, sys::readdir);
@@ -450,7 +451,7 @@ fn storm_worker() {
         });
         let outcome = sequences.join();
         if outcome.is_ok() {
-            // Where the sequences did not last.
+            // If the sequences took less than the wanted time.
             std::thread::sleep(duration().saturating_sub(started.elapsed()));
         }
         stop.store(true, Ordering::Relaxed);
@@ -465,7 +466,7 @@ pub const PERIOD: Duration = Duration::from_millis(50);
 /// The most layers of a mount by the kernel (`OVL_MAX_STACK`).
 pub const KERNEL_LAYERS: usize = 500;
 
-/// Says at the end of its life, also by a panic, that the other thread shall stop.
+/// Tells the other thread to stop when it is dropped, even in a panic.
 pub struct Last<'a>(pub &'a AtomicBool);
 
 impl Drop for Last<'_> {
@@ -477,7 +478,7 @@ impl Drop for Last<'_> {
 /// What a process prints before the number of its sequences.
 const RAN: &str = "sequences: ";
 
-/// The processes; killed when the test ends before them.
+/// The processes. They are killed if the test ends before them.
 struct Crowd(Vec<Child>);
 
 impl Crowd {
@@ -522,7 +523,7 @@ impl Crowd {
         })
     }
 
-    /// Waits for all; how many sequences each has run.
+    /// Waits for all. Returns the number of sequences that each has run.
     fn join(mut self) -> Vec<u64> {
         let ended: Vec<_> = self.0.drain(..).map(|child| child.wait_with_output().unwrap()).collect();
         let failed: Vec<_> = ended.iter().filter(|output| !output.status.success()).collect();
@@ -539,14 +540,14 @@ impl Crowd {
 impl Drop for Crowd {
     fn drop(&mut self) {
         for child in &mut self.0 {
-            // Those that have ended say so.
+            // `kill` fails for a process that has ended.
             drop((child.kill(), child.wait()));
         }
     }
 }
 
-/// Compares everything with the models; what is in the shared directories. `ran`: sequences of each process. `counts_links`: also
-/// link counts.
+/// Compares everything with the models. `ran` are the numbers of sequences of the processes. With `counts_links`, also
+/// compares link counts. Returns the content of the shared directories.
 fn check_all(mount: &Mount, ran: &[u64], counts_links: bool) -> BTreeMap<String, String> {
     for (worker, &ran) in (0..).zip(ran) {
         for (round, sequence) in (0..).zip(Sequence::all_of(worker)) {
@@ -632,7 +633,8 @@ fn shared_text() -> String {
     text
 }
 
-/// The storm on a mount by `driver` with `options`, its upper reached through `upper`; beside it, if wanted, checkpoints.
+/// Runs the storm on a mount by `driver` with `options`, whose upper is reached through `upper`. With `checkpoints`,
+/// these are made at the same time.
 fn storm(driver: Driver, options: &[&str], upper: Upper, checkpoints: bool) {
     let deepest = (0..PROCESSES).flat_map(Sequence::all_of).map(|sequence| sequence.layers.len()).max().unwrap();
     let mut stack = options.iter().fold(Stack::new().upper_on(upper), |stack, option| stack.option(option));
@@ -654,7 +656,8 @@ fn storm(driver: Driver, options: &[&str], upper: Upper, checkpoints: bool) {
     assert_eq!(check_all(&mount, &ran, !checkpoints), seen);
     if driver == Driver::Stratafs && mount.layers().lowers.len() <= KERNEL_LAYERS {
         let layers = mount.unmount();
-        // Of an upper, the kernel lists whiteouts by attribute that are not next to its root; of a lower layer it does not.
+        // In an upper, the kernel lists whiteouts by attribute that are not directly below its root; in a lower layer it
+        // does not.
         let layers = if upper == Upper::XattrWhiteouts { layers.restack() } else { layers };
         assert_eq!(check_all(&layers.mount(Driver::Overlayfs), &ran, !checkpoints), seen);
     }
@@ -673,7 +676,7 @@ macro_rules! storms {
     )*};
 }
 
-/// Nobody notices that the upper becomes a layer twenty times a second, and the kernel's overlayfs mounts these layers.
+/// Twenty checkpoints a second change nothing for the processes, and the kernel's overlayfs mounts the layers.
 #[test]
 fn stratafs_beside_checkpoints() {
     run_test_within(time_limit(), "model::storm::stratafs_beside_checkpoints", Driver::Stratafs, |driver| {

@@ -17,11 +17,11 @@ pub enum Kind {
     Node(u32, (u32, u32)),
 }
 
-/// Whether an inode has left its lower layer.
+/// Tells whether an inode was copied up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CopiedUp {
     No,
-    /// A driver may or may not have: opened for writing but not written.
+    /// Drivers differ: it was opened for writing but not written.
     Maybe,
     Yes,
 }
@@ -33,20 +33,20 @@ pub struct Inode {
     pub uid: u32,
     pub gid: u32,
     pub xattrs: BTreeMap<String, Vec<u8>>,
-    /// None: the time of some operation.
+    /// `None` if it is the time of some operation.
     pub mtime: Option<i64>,
     /// Names in the union.
     pub names: u64,
     pub copied_up: CopiedUp,
     /// Names in the lower layer.
     pub lower_links: u64,
-    /// That layer was the upper of the same mount, so that it is still one file and removed names do not count.
+    /// True if that layer was the upper of the same mount: then it is still one file, and removed names do not count.
     pub own: bool,
-    /// Inodes that are one file in a lower layer share this: also their `st_ino`, until copied up.
+    /// Inodes that are one file in a lower layer share this, and their `st_ino` until they are copied up.
     pub group: u64,
     /// A name has been added by link(2).
     pub linked: bool,
-    /// With an index: names of the lower file that upper layers hide. They are counted nevertheless.
+    /// With an index: number of names of the lower file that upper layers hide. They still count.
     pub hidden: Option<u64>,
 }
 
@@ -62,7 +62,7 @@ impl Inode {
         }
     }
 
-    /// Whether `st_ino` is the same before and after the copy-up.
+    /// True if `st_ino` is the same before and after the copy-up.
     pub fn keeps_number(&self) -> bool {
         matches!(self.kind, Kind::Dir(_)) || self.lower_links == 1 || self.hidden.is_some()
     }
@@ -80,7 +80,7 @@ pub struct Handle {
 /// The expected result of an operation.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Expected {
-    /// Not to be tried: not every driver or kernel can do it, or it would block.
+    /// The operation is not tried: not every driver or kernel can do it, or it would block.
     Skip,
     Done,
     Content(Vec<u8>),
@@ -97,7 +97,7 @@ pub struct Union {
     pub inodes: Vec<Inode>,
     pub handles: [Option<Handle>; SLOTS],
     next_group: u64,
-    /// Names of a lower hard link stay one file.
+    /// True if names of a lower hard link stay one file.
     indexed: bool,
     /// With an index: the inode of each lower hard link.
     hard_links: BTreeMap<u64, Id>,
@@ -498,7 +498,7 @@ impl Union {
             }
             Op::HandleChmod { slot, mode } => {
                 let Some(handle) = handle(self, slot) else { return Ok(Expected::Skip) };
-                // An unlinked lower file: the kernel tries to copy it up to its lost name.
+                // For an unlinked lower file, the kernel tries to copy up to the lost name.
                 let inode = &self.inodes[handle.id];
                 if inode.names == 0 && inode.copied_up == CopiedUp::No {
                     return Ok(Expected::Skip);
@@ -674,8 +674,8 @@ impl Union {
         self.saved = Some(Box::new(saved));
     }
 
-    /// The mount shows `saved` again. A file that is open is what it was if a name of it leads to it in `saved` too, and otherwise
-    /// like a deleted one.
+    /// The mount shows `saved` again. An open file stays if one of its names leads to it in `saved` too; otherwise it
+    /// behaves like a deleted one.
     fn roll_back(&mut self, saved: Box<Self>) {
         let before = std::mem::replace(self, (*saved).clone());
         let paths = before.entries();

@@ -1,4 +1,4 @@
-//! Programs that are known to find weaknesses of a file system.
+//! Programs that are known to expose weaknesses of a file system.
 
 use std::process::Command;
 

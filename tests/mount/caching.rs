@@ -153,7 +153,8 @@ fn file_of(mount: &Mount, number: usize) -> PathBuf {
 /// Files in `e`, several times as many as are kept open with 256 descriptors.
 pub const OTHERS: std::ops::Range<u32> = 0..600;
 
-/// Opens them all, so that the driver closes those opened before. Each several times: files opened once do not displace others.
+/// Opens them all several times, so that the driver closes files that were opened before. Files that are opened once do
+/// not displace others.
 pub fn open_others(mount: &Mount) {
     for n in OTHERS {
         for _ in 0..3 {
@@ -210,14 +211,14 @@ on_stratafs! {
         assert_read_ahead(&mount, &names);
     }
 
-    /// In the order of names as well.
+    /// The same in the order of names.
     fn files_are_read_ahead_by_name(driver) {
         let (mount, mut names) = files_in_order(driver);
         names.sort();
         assert_read_ahead(&mount, &names);
     }
 
-    /// If it does not, they are not.
+    /// If a process reads files in another order, none are read ahead.
     fn files_out_of_order_are_not_read_ahead(driver) {
         let (mount, names) = files_in_order(driver);
         let in_memory = || names.iter().filter(|name| is_in_memory(&mount.lower(0, name))).count();

@@ -12,7 +12,7 @@ use crate::common::sys::Mapping;
 use crate::common::{Driver, Mount, Stack, skip, sys, tree};
 use crate::on_stratafs;
 
-/// The line that `strata` ends with, which must be one.
+/// The message of `strata`, which must be one line.
 fn refused(args: &[&str]) -> String {
     let output = Command::new(env!("CARGO_BIN_EXE_strata")).args(args).output().unwrap();
     let told = String::from_utf8(output.stderr).unwrap();
@@ -20,7 +20,7 @@ fn refused(args: &[&str]) -> String {
     told
 }
 
-/// Transfers between accounts, and a history of which only the last rows are kept, for ever. The sum of all accounts is 0.
+/// Transfers between accounts for ever, with a history of the last ones. The sum of all accounts is 0.
 const TRANSFER: &str = "begin;
     update account set sum = sum - 1 where id = (select abs(random()) % 100);
     update account set sum = sum + 1 where id = (select abs(random()) % 100);
@@ -68,15 +68,15 @@ impl Drop for Database {
     }
 }
 
-/// What sqlite3 says of the database in `directory`, after its recovery.
+/// The result of sqlite3's check of the database in `directory`, after its recovery.
 fn recovered(directory: &Path) -> String {
     let script = "pragma integrity_check; select sum(sum), count(*) from account; select count(*) > 10 from history;";
     let output = Command::new("sqlite3").args(["db", script]).current_dir(directory).output().unwrap();
     String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
 }
 
-/// Makes a checkpoint, changes much, and rolls back: the mount shows the checkpoint, open files of the abandoned state are like
-/// deleted ones, and unchanged ones go on. `LOWER` is below.
+/// Makes a checkpoint, makes many changes, and rolls back. Then the mount must show the checkpoint; open files of the
+/// abandoned state behave like deleted ones, and unchanged ones are unaffected. The lower layer is `LOWER`.
 pub fn roll_back(mut mount: Mount) -> Mount {
     let create = OFlags::RDWR | OFlags::CREATE;
     sys::mkdir(&mount.at("made"), 0o755).unwrap();
@@ -84,7 +84,7 @@ pub fn roll_back(mut mount: Mount) -> Mount {
     sys::create(&mount.at("stays"), b"stays").unwrap();
     sys::append(&mount.at("d/low"), b"+before").unwrap();
     sys::unlink(&mount.at("d/gone")).unwrap();
-    // With `writeback`, times are the kernel's, and it forgets its own of what the rollback changes.
+    // With `writeback`, the kernel keeps times itself, and forgets those of files that the rollback changes.
     let has_times = !mount.layers().extra.iter().any(|option| option.contains("writeback"));
     let before = tree::snapshot(mount.root(), has_times);
     mount.checkpoint();
@@ -116,7 +116,7 @@ pub fn roll_back(mut mount: Mount) -> Mount {
     mount
 }
 
-/// Below [`roll_back`].
+/// The lower layer for [`roll_back`].
 pub const LOWER: &str = "file d/low \"low\"\nfile d/gone \"gone\"\nfile d/kept \"kept\"";
 
 on_stratafs! {
@@ -126,7 +126,7 @@ on_stratafs! {
         }
     }
 
-    /// How long requests waited for checkpoints is told.
+    /// The statistics tell how long requests waited for checkpoints.
     fn pauses_are_told(driver) {
         let mut mount = Stack::new().lower("file f \"x\"").mount(driver);
         let ask = |point: &Path, args: &[&str]| {
@@ -151,8 +151,8 @@ on_stratafs! {
         assert!(ask(mount.root(), &[]).lines().any(|told| told == line), "{line}");
     }
 
-    /// Pages that were written through a mapping, or through the write-back cache, are in the checkpoint; on request they are
-    /// in the upper.
+    /// Pages that were written through a mapping, or through the write-back cache, are in the checkpoint. `WriteBack`
+    /// brings them to the upper.
     fn what_the_kernel_keeps_is_written_back(driver) {
         const LENGTH: u64 = 1 << 20;
         for option in ["passthrough=off", "passthrough=off,writeback"] {
@@ -213,7 +213,7 @@ on_stratafs! {
         assert!(line.contains("is read-only"), "{line}");
     }
 
-    /// A database that is written to by calls is one of a moment in every checkpoint, though nobody stops the writer.
+    /// Every checkpoint holds a consistent database, although its writer is not stopped.
     fn a_database_survives_in_each_checkpoint(driver) {
         for journal in ["wal", "delete", "truncate", "persist"] {
             let mut mount = Stack::new().lower("dir d").stratafs_option("passthrough=off").mount(driver);

@@ -1,4 +1,5 @@
-//! Damaged layers: an error or a documented meaning for the one entry, a line in the log, and no effect on anything else.
+//! Damaged layers: the damaged entry gives an error or has a documented meaning, the log has a line, and nothing else is
+//! affected.
 
 use std::path::Path;
 

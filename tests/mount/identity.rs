@@ -104,7 +104,7 @@ on_stratafs! {
         assert_eq!(numbers(mount.root()), found, "read again");
     }
 
-    /// A mount inside the upper: whatever is visible of it has its own content.
+    /// Files of a mount inside the upper have their own content, if they are visible.
     fn hard_links_in_a_mount_inside_the_upper(driver) {
         let layers = Stack::new().lower("").upper("file pad\nfile a \"of a\"\nhard a2 a\ndir mnt").build();
         let inside = layers.upper.clone().unwrap().join("mnt");

@@ -106,7 +106,7 @@ on_both! {
         }
     }
 
-    /// With the last name the index entry goes.
+    /// Unlinking the last name removes the index entry.
     fn unlinking_all_names(driver) {
         let mount = stack().mount(driver);
         sys::append(&mount.at("b"), b"+").unwrap();
@@ -181,7 +181,7 @@ on_both! {
         mount.assert_tree_everywhere("file d/moved \"x+\" user.k=v\nhard b2 d/moved\nhard d/c b2\nfile p \"p\"\nhard e/q p\nfile single \"s\"");
     }
 
-    /// What is renamed over loses a name, and its other names live on.
+    /// A file that is renamed over loses that name and keeps the others.
     fn renaming_over_a_name(driver) {
         for copied_up in [false, true] {
             let mount = stack().mount(driver);
@@ -427,7 +427,7 @@ on_both! {
 }
 
 on_stratafs! {
-    /// A kernel-made upper works on here, and goes back.
+    /// An upper that the kernel made works here, and afterwards in the kernel again.
     fn kernel_made_upper(driver) {
         let mount = stack().mount(Driver::Overlayfs);
         sys::append(&mount.at("a"), b"+").unwrap();

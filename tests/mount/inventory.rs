@@ -24,7 +24,7 @@ on_stratafs! {
         assert_eq!(sys::names(&mount.at("d")), ["f", "run"]);
     }
 
-    /// It was opened before, so it is opened again only when it is read.
+    /// A file that was opened before is opened again only when it is read.
     fn a_file_changed_after_it_was_opened_can_be_read(driver) {
         use_inventories();
         let lower: String = OTHERS.map(|n| format!("file e/{n}\n")).collect();

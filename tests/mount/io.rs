@@ -410,7 +410,8 @@ on_both! {
 }
 
 on_stratafs! {
-    /// All of it was written in places that had nothing. (The kernel does that too, once the file has been read.)
+    /// Copying up a preallocated file does not write all of its blocks. (The kernel's copy-up does, once the file has
+    /// been read.)
     fn preallocated_files_are_not_written(driver) {
         const SIZE: u64 = 64 << 20;
         let mut layers = Stack::new().lower("file f \"start\"").build();
@@ -429,7 +430,7 @@ on_stratafs! {
         assert!(content.starts_with(b"start\0") && content.len() as u64 == SIZE);
     }
 
-    /// Otherwise each of these reads waits for the disk, and so do all others.
+    /// A read brings its surroundings into memory; otherwise every read would wait for the disk.
     fn surroundings_of_random_reads_come_into_memory(driver) {
         const PAGES: u64 = 1024;
         let mount = Stack::new().lower("file f fill=4194304").mount(driver);

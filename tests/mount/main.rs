@@ -24,7 +24,7 @@
 //!
 //! | behaviour | tests |
 //! |---|---|
-//! | open files over copy-up, unlink, rename-over, rmdir, remount-ro | `open_files_outlive_their_name` `open_files_follow_the_file` `atomic_replacement` `removed_directory_reads_empty` `in_a_removed_directory` `remounted_read_only` `o_trunc_with_other_handles` |
+//! | open files across copy-up, unlink, rename-over, rmdir, remount-ro | `open_files_outlive_their_name` `open_files_follow_the_file` `atomic_replacement` `removed_directory_reads_empty` `in_a_removed_directory` `remounted_read_only` `o_trunc_with_other_handles` |
 //! | what is read ahead of the reader | `files_are_read_ahead` `files_are_read_ahead_by_name` `files_out_of_order_are_not_read_ahead` |
 //! | an early reader sees later writes | `early_reader_sees_later_writes` `early_mapping_sees_later_writes` `writer_beside_an_early_reader` |
 //! | mappings: coherent, and they move the times | `mappings_are_coherent` `mapped_writes_move_the_times` |

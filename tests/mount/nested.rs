@@ -24,7 +24,7 @@ fn listed_type(path: &std::path::Path) -> std::fs::FileType {
 }
 
 on_stratafs! {
-    /// A user's device 0:0 is one, before and after a remount, and deletes nothing.
+    /// A user's device 0:0 is an ordinary device, before and after a remount, and deletes nothing.
     fn devices_of_users(driver) {
         use std::os::unix::fs::FileTypeExt;
         let mount = Stack::new().lower("file f \"f\"\nfile gone\ndir d").mount(driver);
@@ -51,7 +51,7 @@ on_stratafs! {
         mount.remount(driver).assert_tree("char f 0:0 mode=0 uid=7 gid=8\nhard d/linked f");
     }
 
-    /// Such a device of a lower layer is copied up as one.
+    /// A user's device 0:0 in a lower layer is copied up as an ordinary device.
     fn devices_of_users_are_copied_up(driver) {
         let layers = Stack::new().lower("dir d").build();
         sys::mknod(&layers.lowers[0].join("d/w"), libc::S_IFCHR | 0o1600, ZERO).unwrap();
@@ -160,7 +160,8 @@ on_stratafs! {
         }
     }
 
-    /// Upper directories without `RENAME_WHITEOUT` cover a change by a file `.wh.NAME`: not by a user's.
+    /// On uppers without `RENAME_WHITEOUT`, the driver hides a name during a change by a file `.wh.NAME`. A user's file
+    /// of that name stays.
     fn names_of_whiteouts_on_uppers_that_can_do_less(driver) {
         let mount = Stack::new().lower("file f \"f\"\nfile d/x\nfile g \"g\"").upper_on(Upper::Bindfs).mount(driver);
         for name in [".wh.f", ".wh.d"] {
@@ -173,7 +174,8 @@ on_stratafs! {
         mount.remount(driver).assert_tree(expected);
     }
 
-    /// A store of containers/storage on the mount, as it is with a mount program: whiteouts by name, and a mount of them.
+    /// A store of containers/storage on the mount, used with a mount program: it has whiteouts by name, and they are
+    /// mounted.
     fn lower_of_named_whiteouts(driver) {
         let outer = Stack::new().lower("dir inner").mount(driver);
         let inner = Stack::new().lower("file .wh.f \"\"\nfile d/.wh..wh..opq \"\"\nfile d/new").lower("file f\nfile d/x");

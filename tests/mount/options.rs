@@ -1,4 +1,4 @@
-//! Mount options as they show on the mount. Their syntax has its tests beside the parser.
+//! The effects of mount options on a mount. Tests of their syntax are beside the parser.
 
 use rustix::fs::{OFlags, StatVfsMountFlags};
 
@@ -391,7 +391,7 @@ on_stratafs! {
         mount.remount(driver).assert_tree(shown);
     }
 
-    /// What fuse-overlayfs leaves as an ordinary user.
+    /// Marks that fuse-overlayfs writes as an ordinary user.
     fn marks_of_fuse_overlayfs(driver) {
         let mount = Stack::new()
             .lower("dir d user.fuseoverlayfs.opaque=y\nfile d/own \"o\" user.fuseoverlayfs.origin=/d/own")

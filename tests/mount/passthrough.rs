@@ -63,7 +63,7 @@ on_stratafs! {
         mount.assert_tree_everywhere("file f \"UPwer+more+last\"");
     }
 
-    /// Every kind of open gets the upper file, and none fails.
+    /// Every kind of open succeeds and gets the upper file.
     fn every_way_to_open(driver) {
         let ways = [
             OFlags::RDONLY, OFlags::WRONLY, OFlags::RDWR, OFlags::RDWR | OFlags::CREATE, OFlags::WRONLY | OFlags::APPEND,

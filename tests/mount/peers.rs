@@ -358,7 +358,7 @@ on_stratafs! {
         mount.assert_tree_everywhere("file f \"lower+\"\ndir d");
     }
 
-    /// A name and its file descriptor disagree: fchmod of an unlinked lower file.
+    /// A name and its file descriptor disagree after fchmod of an unlinked lower file.
     fn fchmod_of_an_unlinked_lower_file(driver) {
         let mount = Stack::new().lower("file f \"x\"").mount(driver);
         let file = sys::open(&mount.at("f"), OFlags::RDONLY, 0).unwrap();

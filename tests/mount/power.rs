@@ -1,4 +1,4 @@
-//! What remains after a power failure: the file system below is stopped, with everything that it had not written lost.
+//! What remains after a power failure: the file system below is stopped and loses everything that it has not written.
 
 use std::fs;
 use std::path::Path;
@@ -25,13 +25,13 @@ fn cut_power(place: &Path) {
     assert!(cut.status.success(), "{}", String::from_utf8_lossy(&cut.stderr));
 }
 
-/// Commits the journal with the names made so far, but writes no content but that of one new file.
+/// Commits the journal with the names made so far, but writes only the content of one new file.
 fn commit(place: &Path) {
     let file = fs::File::create(place.join("other")).unwrap();
     file.sync_all().unwrap();
 }
 
-/// Not lazily: mounted again while it is still there, it would be the one that was stopped.
+/// The unmount is not lazy: if the file system were mounted again before it is gone, it would still be stopped.
 fn unmount(place: &Path) {
     let deadline = Instant::now() + Duration::from_secs(60);
     loop {

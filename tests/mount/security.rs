@@ -43,8 +43,8 @@ fn while_swapped(layer: &Path, secret: &Path, body: impl FnOnce()) {
     sys::utimens(layer, mtime, mtime).unwrap();
 }
 
-/// The directory `d` of the mount, if it is one at the moment. The test follows no link itself: only the driver could reach
-/// the secret.
+/// Opens the directory `d` of the mount, if it is a directory at the moment. The test itself follows no link, so only the
+/// driver could reach the secret.
 fn directory(mount: &Mount) -> Option<OwnedFd> {
     let root = sys::open(mount.root(), OFlags::PATH | OFlags::DIRECTORY, 0).unwrap();
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -110,7 +110,7 @@ on_stratafs! {
         assert_eq!(sys::names(&secret), ["f"]);
     }
 
-    /// Nor writes through one.
+    /// The driver never writes through such a link.
     fn upper_directory_swapped_for_a_link(driver) {
         let mount = Stack::new().lower("dir d").upper("file d/f \"public\\n\"").stratafs_option("timeout=0").mount(driver);
         let secret = secret(&mount);
@@ -237,7 +237,7 @@ on_stratafs! {
         assert_eq!(sys::as_user(1000, 1000, || sys::getxattr(mount.root(), STATS)), Err(Errno::NODATA));
     }
 
-    /// `strata mounts` says what the mount says, which layers it has, and that its process has gone.
+    /// `strata mounts` shows the statistics and the layers of a mount, and tells when its process has ended.
     fn strata_shows_the_statistics(driver) {
         let mount = Stack::new().lower("file f \"x\"").mount(driver);
         let ask = || {

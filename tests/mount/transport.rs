@@ -93,7 +93,7 @@ fn stop(process: u32) {
     }
 }
 
-/// Of each thread of a process the fields of `/proc/PID/task/TID/stat` from the third on.
+/// For each thread of a process, the fields of `/proc/PID/task/TID/stat` from the third on.
 fn thread_stats(process: u32) -> Vec<String> {
     let tasks = std::fs::read_dir(format!("/proc/{process}/task")).unwrap();
     // A thread may end meanwhile.
@@ -199,7 +199,8 @@ on_stratafs! {
         drop(mount);
     }
 
-    /// So that its clients stay on their processors, a thread is `SCHED_IDLE` while it answers much, and no longer.
+    /// A thread is `SCHED_IDLE` while it answers many requests, so that its clients stay on their processors, and no
+    /// longer.
     fn threads_give_way_while_they_answer_much(driver) {
         on_each_transport(driver, |mount| {
             let becomes = |what: &str, wanted: &dyn Fn(usize) -> bool| {

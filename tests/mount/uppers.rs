@@ -133,7 +133,7 @@ fn refused(upper: Upper) -> &'static [(&'static str, Errno)] {
 
 type Outcomes = Vec<(&'static str, Result<(), Errno>)>;
 
-/// The outcome of each step but those of `without`, which are not tried, and the tree in the end.
+/// Tries each step except those in `without`. Returns the outcomes and the final tree.
 fn walk(driver: Driver, upper: Upper, without: &[&str]) -> (Outcomes, std::collections::BTreeMap<String, String>) {
     let mount = Stack::new().lower(LOWER).upper_on(upper).mount(driver);
     let steps = STEPS.iter().filter(|(name, _)| !without.contains(name));
@@ -206,7 +206,7 @@ fn a_file_that_gets_the_name_of_its_own_whiteout_stays() {
     });
 }
 
-/// The content of the target was gone, and the rename had failed.
+/// Regression: the rename failed, but the target's content was gone.
 #[test]
 fn rename_over_a_file_loses_nothing() {
     run_test_within(Duration::from_secs(120), "uppers::rename_over_a_file_loses_nothing", Driver::Stratafs, |_| {

@@ -20,8 +20,8 @@ on_both! {
         mount.assert_tree_everywhere("file f \"x\" user.b=2 user.new=n trusted.t=3\ndir d user.new=n");
     }
 
-    /// Read while it is missing, then set: under every name of the file, and after more files with attributes than
-    /// the driver inspects.
+    /// An attribute is read while it is missing, and then set, under every name of the file. Before that come more files
+    /// with attributes than the driver inspects.
     fn asked_for_before_it_is_set(driver) {
         let many: String = (0..150).map(|number| format!("file many/f{number} user.a={number}\n")).collect();
         let mount = Stack::new().lower(&format!("{many}file f \"x\"\nfile g \"x\"\ndir d")).mount(driver);

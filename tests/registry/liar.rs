@@ -12,7 +12,7 @@ use stratafs::image::digest::Digest;
 use super::fixture::{config, descriptor, gzip, noise};
 use super::tar_build::Tar;
 
-/// A request that came.
+/// A request that arrived.
 #[derive(Clone, Debug)]
 pub struct Asked {
     pub method: String,
@@ -61,13 +61,13 @@ impl Answer {
         self
     }
 
-    /// It announces everything, but stops after this many bytes.
+    /// The answer announces everything, but stops after this many bytes.
     pub fn cut(mut self, after: usize) -> Self {
         self.body.truncate(after);
         self
     }
 
-    /// It announces no length, and never stops.
+    /// The answer announces no length, and never stops.
     pub fn flooding(mut self) -> Self {
         self.headers.retain(|(name, _)| name != "Content-Length");
         self.then = Then::Flood;

@@ -10,7 +10,7 @@ use super::Home;
 use super::fixture::{descriptor, docker_old};
 use super::liar::{Answer, Asked, Image, Liar};
 
-/// Pulls from a registry that answers by `lie` if that has an answer, and otherwise honestly; returns the message.
+/// Pulls from a registry that answers honestly unless `lie` returns an answer. Returns the message.
 fn refusal(image: &Image, lie: impl Fn(&Asked) -> Option<Answer> + Send + Sync + 'static) -> String {
     let honest = image.clone();
     let liar = Liar::start(move |asked, _| lie(asked).unwrap_or_else(|| honest.answer(asked)));
@@ -167,7 +167,7 @@ fn a_token_is_got_from_the_own_house_alone() {
     assert!(line.contains("wants the password to be sent to localhost, which is not done"), "{line}");
     assert!(other.asked("").is_empty());
 
-    // From its own.
+    // From a token server of its own.
     let tokens = Liar::start(|asked, _| match asked.header("authorization") {
         Some("Basic bWU6c2VjcmV0") => Answer::new(200, r#"{"access_token": "t1", "expires_in": 60}"#),
         _ => Answer::new(401, ""),

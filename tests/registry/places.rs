@@ -194,7 +194,7 @@ fn requests_in_the_clear_are_given_to_the_proxy() {
     }
     let (asked, _) = pull_through(&[("http_proxy", "http://me:p%40ss@PROXY")], "registry.invalid:5000");
     assert_eq!(asked[0], "GET http://registry.invalid:5000/v2/x/manifests/1 Basic bWU6cEBzcw==");
-    // Not for these.
+    // The proxy is not used for these.
     for (variables, host) in [
         (&[("HTTPS_PROXY", "http://PROXY")][..], "registry.invalid"),
         (&[("HTTP_PROXY", ""), ("http_proxy", "")], "registry.invalid"),
@@ -224,7 +224,7 @@ fn what_is_encrypted_goes_through_a_tunnel() {
     assert!(String::from_utf8_lossy(&output.stderr).contains("proxy server responded 403"), "{output:?}");
 }
 
-/// A SOCKS proxy is used by its own protocol; one that hangs up is an error and no panic.
+/// A SOCKS proxy is used by its own protocol. If it hangs up, this is an error and no panic.
 #[test]
 fn a_proxy_of_socks_is_asked() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();

@@ -36,9 +36,9 @@ pub enum Quirk {
     LosesTheEnd,
     /// The first piece of an upload is taken in part.
     CutsUploads,
-    /// The same, and the registry does not say how much of an upload it has.
+    /// Like [`Self::CutsUploads`], and the registry does not say how much of an upload it has.
     CutsUploadsAndForgets,
-    /// The same, and the registry is wrong about how much it has.
+    /// Like [`Self::CutsUploads`], and the registry is wrong about how much it has.
     CutsUploadsAndMiscounts,
     /// `Location` of an upload, with ID for its name.
     Location(&'static str),
@@ -213,7 +213,7 @@ fn serve(quirk: &Quirk, state: &mut State, asked: &Asked, bytes: &[u8]) -> Answe
 
 fn manifest(quirk: &Quirk, state: &mut State, asked: &Asked, key: (String, String), bytes: &[u8]) -> Answer {
     if asked.method == "PUT" {
-        // A registry takes no manifest whose blobs it does not have.
+        // A registry refuses a manifest if it lacks one of its blobs.
         let document: Value = serde_json::from_slice(bytes).unwrap();
         let blobs = document["layers"].as_array().unwrap().iter().chain([&document["config"]]);
         for blob in blobs {

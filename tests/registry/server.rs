@@ -13,7 +13,7 @@ pub struct Server {
     port: u16,
 }
 
-/// What it demands of clients.
+/// What the registry demands of clients.
 #[derive(Clone, Copy, Default)]
 pub struct Wants {
     /// The password `pa:ss` of `me`.
@@ -131,7 +131,7 @@ fn make_certificates(dir: &std::path::Path) {
     let sign =
         ["x509", "-req", "-in", "server.csr", "-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2"];
     openssl(&[&sign[..], &["-extfile", "extensions", "-out", "server.pem"]].concat());
-    // `--cert-dir` takes every certificate of a directory, which shall be the authority alone.
+    // `--cert-dir` reads every certificate of a directory, so this one holds only the authority's.
     std::fs::create_dir(dir.join("trusted")).unwrap();
     std::fs::copy(dir.join("ca.crt"), dir.join("trusted/ca.crt")).unwrap();
 }

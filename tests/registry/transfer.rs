@@ -73,7 +73,7 @@ fn an_image_goes_there_and_comes_back() {
     assert_eq!((&twice[0]["Id"], &twice[1]["Downloaded"]), (&twice[1]["Id"], &false.into()));
     assert_eq!(other.ok(&["pull", "-q", "--plain-http", &name]), format!("{name}\n"));
 
-    // By its digest, which the image is then found by.
+    // A pull by digest; the image is then found by that digest.
     let third = Home::new();
     let pinned = format!("{}@{digest}", server.name("a/tool"));
     third.ok(&["pull", "--plain-http", &pinned]);

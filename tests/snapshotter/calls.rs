@@ -161,7 +161,7 @@ fn labels_are_changed_one_by_one_or_all() {
     type Pairs = [(&'static str, &'static str)];
     let table: &[(&[&str], &Pairs, &Pairs)] = &[
         (&["labels.a"], &[("a", "3"), ("b", "9")], &[("a", "3"), ("b", "2")]),
-        // Not among those that are given: removed.
+        // A label that is named but has no value is removed.
         (&["labels.b"], &[], &[("a", "3")]),
         (&["labels.x.y/z"], &[("x.y/z", "4")], &[("a", "3"), ("x.y/z", "4")]),
         (&["labels"], &[("c", "5")], &[("c", "5")]),

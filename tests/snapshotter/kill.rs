@@ -36,11 +36,11 @@ const CALLS: &[&str] = &[
     "bind",
 ];
 
-/// Kinds that the short form tries, of the most frequent ones not every call.
+/// Kinds of calls that the short form tries, with the step between two tried calls.
 const SHORT: &[(&str, u32)] =
     &[("?rename", 1), ("?mkdir", 2), ("unlinkat", 3), ("fsync", 4), ("fdatasync", 5), ("syncfs", 1), ("pwrite64", 31)];
 
-/// No kind comes more often in one thread.
+/// No thread makes more calls of one kind.
 const MOST: u32 = 2000;
 
 /// The label that is changed.

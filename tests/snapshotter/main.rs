@@ -1,4 +1,4 @@
-//! containerd's snapshotter. Needs root (marks in `trusted.*`, small file systems), but no FUSE: what mounts is tried with
+//! containerd's snapshotter. Needs root (marks in `trusted.*`, small file systems), but no FUSE: mounts are tested with
 //! containerd itself, in `scripts/engines/containerd`.
 //!
 //! | file | does |
@@ -59,7 +59,7 @@ fn labels(pairs: &[(&str, &str)]) -> Labels {
     pairs.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect()
 }
 
-/// Where the changes of the snapshot that `mounts` show are.
+/// The directory with the changes of the snapshot that `mounts` show.
 fn upper_of(mounts: &[Mount]) -> PathBuf {
     let [mount] = mounts else { panic!("one mount: {mounts:?}") };
     let option = mount.options.iter().find_map(|option| option.strip_prefix("upperdir="));

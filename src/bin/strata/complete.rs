@@ -1,5 +1,5 @@
-//! `__complete`, which the shells' completions call: names of images, containers, checkpoints and volumes that may stand
-//! where the cursor is. What may stand where is said by the definitions of the command line: by the name of the value.
+//! `__complete`, which the shells' completions call: prints the names of images, containers, checkpoints or volumes that
+//! may stand at the cursor. The value's name in the definition of the command line tells which of these may stand there.
 
 use std::path::PathBuf;
 
@@ -16,9 +16,9 @@ use super::output::print_line;
 /// Where the cursor is.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Place {
-    /// `--root` on the line.
+    /// The value of `--root`.
     root: Option<PathBuf>,
-    /// The verb, `container rm` as `rm`.
+    /// The verb; `rm` also for `container rm`.
     verb: String,
     /// The name of the value that stands there: `IMAGE`, `CONTAINER[@CHECKPOINT]`.
     value: String,
@@ -33,7 +33,7 @@ pub fn asked() -> Option<Vec<String>> {
     is_asked.then(|| words.collect())
 }
 
-/// Prints the names that the last word may become. What goes wrong is not told: the user is typing.
+/// Prints the names that the last word may become. Errors are not reported, because the user is typing.
 pub fn complete(words: &[String]) {
     let Some((current, before)) = words.split_last() else { return };
     let mut command = Cli::command();
@@ -49,7 +49,7 @@ pub fn complete(words: &[String]) {
     candidates.iter().try_for_each(|name| print_line(name)).unwrap_or(());
 }
 
-/// Finds out where the cursor is; `None` where no name is wanted.
+/// Finds out where the cursor is. Returns `None` if no name may stand there.
 fn place(command: &Command, before: &[String], current: &str) -> Option<Place> {
     let mut place = Place::default();
     let (mut at, mut option, mut count, mut options_end) = (command, None::<&Arg>, 0, false);
@@ -71,7 +71,7 @@ fn place(command: &Command, before: &[String], current: &str) -> Option<Place> {
             at = verb;
         } else {
             place.first.get_or_insert_with(|| word.clone());
-            // What follows an image or a container there is the container's.
+            // The words after the image or the container belong to the container.
             options_end |= at.get_positionals().any(Arg::is_trailing_var_arg_set);
             count += 1;
         }
@@ -98,7 +98,7 @@ fn option_that_waits<'c>(command: &'c Command, word: &str) -> Option<&'c Arg> {
         };
         return command.get_opts().find(is_meant).filter(waits);
     }
-    // `-itv`: the value of one that takes one is the rest of the word.
+    // In `-itv`, the rest of the word is the value of the first letter that takes one.
     let mut letters = word.chars().skip(1);
     while let Some(letter) = letters.next() {
         let found = command.get_opts().find(|arg| arg.get_short() == Some(letter)).filter(waits);
@@ -109,7 +109,7 @@ fn option_that_waits<'c>(command: &'c Command, word: &str) -> Option<&'c Arg> {
     None
 }
 
-/// The name of the value at this place among those that are no options.
+/// The name of the value at this place among the values that are not options.
 fn value_at(command: &Command, mut index: usize) -> Option<String> {
     for arg in command.get_positionals() {
         let most = arg.get_num_args().map_or(1, |range| range.max_values());
@@ -156,7 +156,7 @@ fn checkpoints(store: &Store, container: &str) -> Result<Vec<String>> {
     Ok(all.into_iter().map(|checkpoint| checkpoint.name).collect())
 }
 
-/// True if the verb does something with a container in its state.
+/// True if the verb works on a container in this state.
 fn is_wanted(verb: &str, container: &Container) -> bool {
     let Ok(status) = container.status() else { return true };
     match verb {

@@ -31,7 +31,7 @@ enum Side<'a> {
 }
 
 impl<'a> Side<'a> {
-    /// docker's rule: what begins with `/` or `.` is a path of this machine, and so is what has no colon.
+    /// docker's rule: a word that begins with `/` or `.` or has no colon is a path of this machine.
     fn of(word: &'a OsStr) -> Self {
         let bytes = word.as_bytes();
         if bytes == b"-" {
@@ -49,7 +49,7 @@ impl<'a> Side<'a> {
     }
 }
 
-/// Standard input whose reads fail once a signal has asked this process to end.
+/// Standard input; reads fail once a signal has asked this process to end.
 struct UntilInterrupted(File);
 
 impl Read for UntilInterrupted {
@@ -71,12 +71,12 @@ fn open<'s>(store: &'s Store, name: &str) -> Result<OpenRoot<'s>> {
     Ok(Container::open(store, name)?.open_root(store, checkpoint)?)
 }
 
-/// Does something with the tree of a container.
+/// Calls `work` with the tree of a container.
 fn in_container(store: &Store, name: &str, work: impl FnOnce(&Root) -> Result<Copied>) -> Result<Copied> {
     let opened = open(store, name)?;
     let outcome = work(opened.root()?);
     let closed = opened.close();
-    // What an interrupt made fail is told as one.
+    // A failure that an interrupt caused is reported as an interrupt.
     let outcome = outcome.map_err(|error| refuse_if_interrupted().err().map_or(error, Into::into))?;
     closed?;
     Ok(outcome)
@@ -95,7 +95,7 @@ pub fn run(store: &Store, args: &Cp) -> Result<()> {
     let copied =
         match (Side::of(&args.source), Side::of(&args.destination)) {
             (Side::Container { name, path }, Side::Host(to)) => {
-                // Found before this process enters another namespace, which may lack newer mounts.
+                // Found before this process enters the container's namespace, which may lack newer mounts.
                 let host = Root::host()?;
                 let target = Target::find(&host, to)?;
                 in_container(store, name, |root| {
@@ -128,7 +128,7 @@ pub fn run(store: &Store, args: &Cp) -> Result<()> {
             (Side::Container { name, path }, Side::Container { name: to, path: target }) => {
                 between(store, (name, path), (to, target), args)?
             }
-            _ => bail!("one of the two must be a container's: CONTAINER:PATH"),
+            _ => bail!("one of the two paths must be in a container: CONTAINER:PATH"),
         };
     for warning in &copied.warnings {
         tracing::warn!("{warning}");

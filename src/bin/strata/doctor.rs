@@ -1,4 +1,4 @@
-//! `doctor`: checks what this machine lacks. Whatever can be tried is tried: a mount is made, a container is run.
+//! `doctor`: finds out what this machine lacks. It tries what can be tried: it mounts a union and runs a container.
 
 mod probe;
 
@@ -22,7 +22,7 @@ struct Check {
     needed_for: &'static str,
     /// The problem and its remedy; `None` if there is none.
     problem: Option<String>,
-    /// Mounts and containers work without it.
+    /// True if mounts and containers work without it.
     is_optional: bool,
 }
 
@@ -71,7 +71,7 @@ pub fn run(store: Option<PathBuf>, args: &Doctor) -> Result<ExitCode> {
     Ok(if lacking { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-/// What can be found out without a trial.
+/// Checks that need no trial.
 fn basics(root: &Path) -> Vec<Check> {
     let mut checks = vec![
         Check::needed("store", "everything", store_problem(root)),
@@ -136,12 +136,12 @@ fn fuse_problem() -> Option<String> {
     match std::fs::File::options().read(true).write(true).open(device) {
         Ok(_) => None,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            Some("it is not there; modprobe fuse; in a container, pass the device in (--device /dev/fuse)".to_owned())
+            Some("missing; run modprobe fuse; in a container, pass the device in (--device /dev/fuse)".to_owned())
         }
         // fusermount3 is set-user-id and opens it for the driver.
         Err(error) if is_root() => Some(format!("cannot be opened: {error}; in a container, pass the device in")),
         Err(_) if rustix::fs::access(device, Access::EXISTS).is_ok() => {
-            Some("cannot be opened by this user; chmod 666 /dev/fuse".to_owned())
+            Some("cannot be opened by this user; run chmod 666 /dev/fuse as root".to_owned())
         }
         Err(error) => Some(error.to_string()),
     }
@@ -199,7 +199,7 @@ fn limits_problem(probe: &Probe) -> Option<String> {
 fn init_problem() -> Option<String> {
     let programs = ["catatonit", "tini-static", "docker-init", "tini"];
     let found = programs.iter().any(|program| in_path(Path::new(program)).is_some());
-    (!found).then(|| "no small program for it is there; apt-get install catatonit".to_owned())
+    (!found).then(|| "no init program was found; apt-get install catatonit".to_owned())
 }
 
 /// Why requests cannot come through rings (`transport=`).

@@ -30,7 +30,7 @@ use crate::tar::{Limits, TarError, compression, holes};
 const BUFFER: usize = 256 << 10;
 
 impl Source {
-    /// Writes it as a tar stream, under its own name; the content of a directory under `.`.
+    /// Writes it as a tar stream, under its own name. The content of a directory gets the name `.`.
     ///
     /// # Errors
     /// Those of reading and writing.
@@ -141,7 +141,7 @@ impl Sink for TarSink<'_> {
 struct Extraction<'t> {
     target: &'t Target<'t>,
     options: CopyOptions,
-    /// Directories and the attributes, such as times, that they get when everything is there.
+    /// Directories, with the attributes that they get after everything in them was made.
     directories: Vec<(Vec<u8>, Given)>,
     copied: Copied,
 }
@@ -150,7 +150,7 @@ impl Target<'_> {
     /// Extracts a tar stream, which may be compressed, into this directory.
     ///
     /// # Errors
-    /// If it is no directory, the stream is damaged, or an entry cannot be made. What was made before stays.
+    /// If this is not a directory, the stream is damaged, or an entry cannot be made. What was made before stays.
     pub fn extract(&self, input: &mut dyn Read, options: CopyOptions) -> Result<Copied> {
         self.check_directory()?;
         self.root().check_writable(self.dir()).at(self.shown_below(b""))?;
@@ -318,7 +318,7 @@ impl Extraction<'_> {
             let whole = [self.target.path(), b"/", path].concat();
             let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW;
             let dir = match self.target.root().open(&whole, flags) {
-                // It was replaced since, by a later entry or by the container.
+                // A later entry or the container has replaced it.
                 Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => continue,
                 dir => WritableDir::new(dir.at(&shown)?),
             };

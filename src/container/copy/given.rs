@@ -12,7 +12,7 @@ use crate::confined::{FileType, Stat, TimeTo, Times, Timestamp, WritableDir};
 use crate::marks::override_stat::is_override;
 use crate::tar;
 
-/// The attribute that gives a program capabilities. It is removed with a change of owner, like the set-user-ID bit.
+/// The attribute that gives a program capabilities. A change of owner removes it, like the set-user-ID bit.
 const CAPABILITY: &[u8] = b"security.capability";
 
 /// Attributes of one file.
@@ -31,7 +31,7 @@ fn is_wanted(name: &[u8], options: CopyOptions) -> bool {
 }
 
 impl Given {
-    /// Those of an open file.
+    /// Reads the attributes of an open file.
     pub(super) fn of(node: &Node, options: CopyOptions) -> Result<Self, Errno> {
         let Stat { uid, gid, mode, .. } = node.stat;
         let mut xattrs = Vec::new();
@@ -47,7 +47,7 @@ impl Given {
         Ok(Self { uid, gid, mode: mode & 0o7777, times: Times::of(&node.stat), xattrs })
     }
 
-    /// Those of a member of a tar stream.
+    /// Takes the attributes of a member of a tar stream.
     pub(super) fn of_member(attributes: &tar::Attributes, options: CopyOptions) -> Self {
         let time = TimeTo::At(Timestamp { sec: attributes.mtime.seconds, nsec: attributes.mtime.nanoseconds });
         let wanted = attributes.xattrs.iter().filter(|(name, _)| is_wanted(name, options));
@@ -61,7 +61,7 @@ impl Given {
         }
     }
 
-    /// As a tar stream has them.
+    /// The attributes as a tar stream has them.
     pub(super) fn to_member(&self) -> tar::Attributes {
         let mtime = match self.times.mtime {
             Some(TimeTo::At(time)) => tar::Time { seconds: time.sec, nanoseconds: time.nsec },
@@ -71,8 +71,9 @@ impl Given {
         tar::Attributes { mode: self.mode, uid: self.uid, gid: self.gid, mtime, xattrs }
     }
 
-    /// Sets them on an open file, which may be `O_PATH`. The owner comes first: changing it removes the set-user-ID bit and
-    /// capabilities. What only a privileged process may keep, or the file system cannot store, is noted in `copied`.
+    /// Sets the attributes on an open file, which may be `O_PATH`. The owner comes first: changing it removes the
+    /// set-user-ID bit and capabilities. Attributes that only a privileged process may set, or that the file system
+    /// cannot store, are noted in `copied`.
     pub(super) fn put(
         &self,
         file: &WritableDir,

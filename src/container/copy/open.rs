@@ -1,4 +1,5 @@
-//! Opens the file tree of a container: as its processes see it if it runs, else mounted for as long as it is needed.
+//! Opens the file tree of a container. If the container runs, this is the tree that its processes see; otherwise it is
+//! mounted for as long as it is needed.
 
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -21,10 +22,10 @@ use crate::image::{ImageError, IoContext, Result};
 use crate::store::Store;
 use crate::sys::namespace::unshare_mounts;
 
-/// Longest wait for another process that mounts, starts or unmounts the container, or copies too.
+/// Longest wait for another process that mounts, starts, unmounts or copies the container.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The open tree of a container. What was mounted for it is unmounted whenever this is dropped.
+/// The open tree of a container. Dropping it unmounts what was mounted for it.
 #[derive(Debug)]
 pub struct OpenRoot<'s> {
     store: &'s Store,
@@ -41,9 +42,9 @@ struct Borrowed {
     container: Container,
     /// While this is held, the container cannot be started or removed.
     lock: RunLock,
-    /// Made for volumes.
+    /// Mount points in the container that were made for volumes.
     stubs: Vec<PathBuf>,
-    /// It was made for this.
+    /// True if the mount was made for this copy.
     is_new: bool,
 }
 
@@ -85,7 +86,7 @@ impl Container {
         }
     }
 
-    /// None: another process is about to change that.
+    /// Returns `None` while another process is changing how the container can be reached.
     fn find_root(&self) -> Result<Option<Found>> {
         if let Some(process) = self.state()?.process.filter(ProcessId::is_alive) {
             let root = open_dir(format!("/proc/{}/root", process.pid).as_ref());
@@ -99,7 +100,7 @@ impl Container {
         }
         let lock = match self.lock() {
             Ok(lock) => lock,
-            // A running container was found above, as soon as it runs.
+            // Another process is starting it; once it runs, it is found above.
             Err(ImageError::Refused { .. }) => return Ok(None),
             Err(error) => return Err(error),
         };
@@ -179,8 +180,8 @@ impl Container {
         Ok(volumes)
     }
 
-    /// Mounts the volumes so that only the returned namespace has them, and opens the root there. In the third place: mounts
-    /// that must not be written.
+    /// Mounts the volumes so that only the returned namespace has them, and opens the root there. Returns the root, the
+    /// namespace, and the ids of mounts that must not be written.
     fn with_volumes(&self, volumes: &[Volume]) -> Result<(OwnedFd, OwnedFd, Vec<u64>)> {
         let place = "mount namespace";
         let own = "/proc/self/ns/mnt";
@@ -220,10 +221,10 @@ impl Container {
 }
 
 impl OpenRoot<'_> {
-    /// The tree.
+    /// The root of the tree.
     ///
     /// # Errors
-    /// It was closed.
+    /// If it was closed.
     pub fn root(&self) -> Result<&Root> {
         self.root.as_ref().ok_or_else(|| ImageError::refused("container", "was closed"))
     }

@@ -45,7 +45,8 @@ impl Root {
         self.container.is_none()
     }
 
-    /// Opens an absolute path. Links are followed, in a container within its root; a link at the end is not with `NOFOLLOW`.
+    /// Opens an absolute path. Links are followed, in a container within its root. With `NOFOLLOW`, a link at the end is
+    /// not followed.
     pub(super) fn open(&self, path: &[u8], flags: OFlags) -> Result<OwnedFd, Errno> {
         match self.container {
             Some(_) => confined::in_root(self.fd.as_fd(), path, flags),
@@ -71,9 +72,9 @@ impl Root {
 pub(super) struct Wanted {
     /// Absolute; `.`, `..` and repeated slashes resolved without looking at any file, as docker does.
     pub(super) path: PathBuf,
-    /// It ends in `/` or `/.`, so it must be a directory.
+    /// True if it ends in `/` or `/.`, so it must be a directory.
     pub(super) is_dir: bool,
-    /// It ends in `/.`: the content of the directory is meant, not the directory.
+    /// True if it ends in `/.`: the content of the directory is meant, not the directory.
     pub(super) is_content: bool,
 }
 

@@ -18,8 +18,8 @@ use crate::confined::{self, FileType, Stat};
 use crate::image::layer::path::join;
 use crate::image::{ImageError, IoContext, Result};
 
-/// File systems that the kernel makes up (`statfs(2)`). They are copied as empty directories, unless the user names one, or a
-/// path in it: their content does not belong to the container.
+/// File systems whose content the kernel makes up (`statfs(2)`). Their content does not belong to the container: they are
+/// copied as empty directories, unless the user names one or a path in it.
 const MADE_UP: [u32; 10] = [
     0x9fa0,      // proc
     0x6265_6572, // sysfs
@@ -81,7 +81,7 @@ pub(super) trait Sink {
     /// The last directory that began and has not ended yet, ends.
     fn leave(&mut self) -> Result<()>;
 
-    /// Anything but a directory.
+    /// Something other than a directory.
     fn file(&mut self, path: &[u8], node: &Node) -> Result<()>;
 }
 
@@ -91,7 +91,7 @@ pub struct Source {
     node: Node,
     /// Its name in the user's words; empty for a root.
     name: Vec<u8>,
-    /// Without the directory itself.
+    /// True if the directory itself is not copied.
     is_content: bool,
     shown: PathBuf,
 }
@@ -106,11 +106,11 @@ struct Level {
 }
 
 impl Source {
-    /// The file that `path` names. `follows`: the target of a link, otherwise the link itself; the name is the link's in either
-    /// case.
+    /// Finds the file that `path` names. With `follows`, a link stands for its target, otherwise for itself; the copy has
+    /// the link's name in both cases.
     ///
     /// # Errors
-    /// If there is no such file, or it is no directory but the path ends like that of one.
+    /// If there is no such file, or if it is not a directory although the path ends in `/`.
     pub fn find(root: &Root, path: &Path, follows: bool) -> Result<Self> {
         let wanted = Wanted::new(root, path)?;
         let shown = root.shown(wanted.bytes());
@@ -151,7 +151,7 @@ impl Source {
         Ok(writer.copied)
     }
 
-    /// Passes the file, or the directory and everything in it, on under the name `top`.
+    /// Passes the file, or the directory and everything in it, to `sink` under the name `top`.
     pub(super) fn walk(&self, top: &[u8], sink: &mut dyn Sink) -> Result<()> {
         if !self.is_dir() {
             return sink.file(top, &self.node);
@@ -200,7 +200,7 @@ impl Source {
         Ok(is_dev || MADE_UP.iter().any(|known| i128::from(*known) == i128::from(kind)))
     }
 
-    /// The name in messages of something in it whose path in the walk is `path`, under the name `top`.
+    /// How messages name a file of the walk. `path` is its path in the walk, which begins with `top`.
     fn shown_below(&self, path: &[u8], top: &[u8]) -> PathBuf {
         let rest = below(path, top);
         if rest.is_empty() { self.shown.clone() } else { self.shown.join(OsStr::from_bytes(rest)) }

@@ -12,7 +12,7 @@ use crate::confined::FileType;
 use crate::image::layer::path::split;
 use crate::image::{ImageError, IoContext, Result};
 
-/// As many links as the kernel follows (path_resolution(7)).
+/// The number of links that the kernel follows (path_resolution(7)).
 const MOST_LINKS: usize = 40;
 
 /// What is at a target.
@@ -22,11 +22,13 @@ pub(super) enum Spot {
     Directory,
     /// Something else, with this name in the held directory.
     File(Vec<u8>),
-    /// Nothing, with this name in the held directory. `is_dir`: the user's path ends as a directory's.
+    /// Nothing; a file may be made under this name in the held directory. `is_dir` is true if the user's path ends in
+    /// `/`.
     Missing { name: Vec<u8>, is_dir: bool },
 }
 
-/// Where files are copied to. Links on the way were followed in its tree; the rest goes through the held directory.
+/// Where files are copied to. The links in the user's path were followed; from here on, files are reached through the
+/// held directory.
 #[derive(Debug)]
 pub struct Target<'r> {
     root: &'r Root,
@@ -111,7 +113,7 @@ impl<'r> Target<'r> {
     pub(super) fn check_directory(&self) -> Result<()> {
         match self.spot {
             Spot::Directory => Ok(()),
-            Spot::File(_) => Err(ImageError::refused(self.shown(), "is no directory")),
+            Spot::File(_) => Err(ImageError::refused(self.shown(), "is not a directory")),
             Spot::Missing { .. } => Err(ImageError::refused(self.shown(), "no such directory")),
         }
     }

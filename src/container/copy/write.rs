@@ -76,7 +76,7 @@ impl<'t> Writer<'t> {
         let copied = self.copier.copy(from.as_fd(), to.as_fd(), &node.stat, size);
         match copied {
             Ok(()) if size > 0 => {}
-            // It is shorter than before, or it is one of the kernel's files, whose size has no meaning.
+            // The file has become shorter, or it is one of the kernel's files, whose size has no meaning.
             Ok(()) | Err(Errno::IO) => {
                 to.set_len(0).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
                 let again = from.rewind().and_then(|()| to.rewind()).and_then(|()| std::io::copy(&mut from, to));
@@ -89,7 +89,7 @@ impl<'t> Writer<'t> {
         Ok(())
     }
 
-    /// Makes one more name of a file that was copied before; false if that does not work.
+    /// Makes one more name of a file that was copied before. Returns false if that does not work.
     fn link(&self, node: &Node, name: &CStr) -> bool {
         let Some(earlier) = self.links.get(&node.stat.id()) else { return false };
         let (parent, first) = split(earlier).unwrap_or((b"", earlier));
@@ -130,7 +130,7 @@ impl<'t> Writer<'t> {
         Ok(())
     }
 
-    /// True if something is not copied; this is noted.
+    /// Returns true if the file is not copied, and notes that.
     fn is_left_out(&mut self, path: &[u8], node: &Node) -> bool {
         let kind = Kind::from_raw_mode(node.stat.mode);
         let what = match kind {
@@ -145,15 +145,14 @@ impl<'t> Writer<'t> {
     }
 }
 
-/// Opens what was just made and has no descriptor yet, unless a file of another type was put there meanwhile: owner and mode
-/// are for this one.
+/// Opens a file that was just made, to set its owner and mode. Fails if a file of another type has taken its place.
 pub(super) fn reopened(dir: BorrowedFd<'_>, name: &CStr, mode: u32) -> Result<WritableDir, Errno> {
     let node = Node::open(dir, name.to_bytes())?;
     let same = node.stat.mode & libc::S_IFMT == mode & libc::S_IFMT;
     if same { Ok(WritableDir::new(node.fd)) } else { Err(Errno::STALE) }
 }
 
-/// Creates a regular file, which must not be there.
+/// Creates a regular file, which must not exist.
 pub(super) fn create(dir: BorrowedFd<'_>, name: &CStr) -> Result<File, Errno> {
     let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     Ok(rustix::fs::openat(dir, name, flags, Mode::RUSR | Mode::WUSR)?.into())

@@ -1,5 +1,5 @@
-//! Documents that other tools wrote carelessly, or long ago: they are read as by moby, keep their bytes until they are
-//! changed, and are then written correctly. skopeo judges the written form.
+//! Documents that other tools wrote carelessly or long ago. They are read as moby reads them, keep their bytes until they
+//! are changed, and are then written correctly, which skopeo checks.
 
 use serde_json::{Value, json};
 use stratafs::container::{Container, CreateOptions};

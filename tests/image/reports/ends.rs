@@ -1,11 +1,12 @@
-//! In whatever way `run` ends, its container is unmounted.
+//! However `run` ends, its container is unmounted.
 
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use super::super::container::{processes, wait_until, worlds};
 
-/// Ended by a signal a little later each time: while it makes the container, mounts, starts the runtime, runs, unmounts.
+/// A signal ends it a little later each time: while it makes the container, mounts, starts the runtime, runs and
+/// unmounts.
 #[test]
 fn a_signal_at_any_moment_leaves_no_mount() {
     for world in worlds() {

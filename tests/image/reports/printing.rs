@@ -143,8 +143,8 @@ fn columns_are_as_wide_as_they_look() {
     assert!(columns.iter().all(|at| *at == columns[0]), "{columns:?}: {table}");
 }
 
-/// Every verb that shows text of an image, a container or a volume, on a terminal and elsewhere. A file of that name lies
-/// in the container, and everything has such labels.
+/// Every verb that shows text of an image, a container or a volume, on a terminal and elsewhere. The container has a file
+/// with such a name, and everything has such labels.
 #[test]
 fn no_verb_prints_what_others_wrote_as_it_is() {
     let dir = tempfile::tempdir().unwrap();

@@ -211,7 +211,7 @@ fn parse_cpus(text: &str) -> Result<f64, String> {
 #[derive(Args)]
 #[command(next_help_heading = "How it is kept")]
 pub struct KeepArgs {
-    /// Write its id into a file, which must not be there
+    /// Write its id into a file, which must not exist
     #[arg(long, value_name = "FILE")]
     pub cidfile: Option<PathBuf>,
     /// Remove a container of that name first

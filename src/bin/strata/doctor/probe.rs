@@ -1,4 +1,4 @@
-//! Tries things in a directory of its own, which is beside the store and is removed at the end.
+//! Trials, in a directory of their own beside the store, which is removed at the end.
 
 use std::fs;
 use std::os::unix::fs::{DirBuilderExt, FileExt, symlink};
@@ -27,7 +27,8 @@ pub struct Probe {
 }
 
 impl Probe {
-    /// Makes it beside the store, or if this user may not write there, where temporary files are.
+    /// Makes the store beside the user's store, or if that directory is not writable, in the directory for temporary
+    /// files.
     pub fn new(root: &Path) -> Result<Self, String> {
         let root = std::path::absolute(root).unwrap_or_else(|_| root.to_owned());
         let place = root.ancestors().skip(1).find(|place| place.is_dir()).unwrap_or(Path::new("/"));
@@ -90,7 +91,11 @@ impl Probe {
         command.current_dir(self.dir.path()).args(["-o", "lowerdir=lower,upperdir=upper,workdir=work", "merged", "--"]);
         finish(command.args(["sh", "-c", "cat merged/file && echo written >merged/file"]))?;
         let written = fs::read(self.path("upper/file")).unwrap_or_default();
-        if written == b"written\n" { Ok(()) } else { Err("what is written to a mount does not arrive".to_owned()) }
+        if written == b"written\n" {
+            Ok(())
+        } else {
+            Err("a file that was written to a mount is not in the upper".to_owned())
+        }
     }
 
     /// Mounts the image by the kernel's overlayfs.

@@ -12,7 +12,7 @@ use crate::checkpoints;
 use crate::ps::{self, Listed};
 use crate::seen::{Kind, Seen};
 
-/// The document of a container. `with_size`: adds how much the container has written.
+/// The document of a container. With `with_size`, it says how much the container has written.
 pub fn describe(store: &Store, container: Container, with_size: bool) -> Result<Value> {
     let listed = Listed::of(store, container);
     let Listed { container, .. } = &listed;
@@ -97,7 +97,7 @@ fn bindings(ports: &[Port], anywhere: &str) -> Map<String, Value> {
     bindings
 }
 
-/// The ports that are published now; ports that are exposed but not published are null.
+/// The ports that are published now. Ports that are exposed but not published are null.
 fn ports(store: &Store, Listed { container, condition, .. }: &Listed) -> Value {
     let mut ports = bindings(&condition.published, "0.0.0.0");
     let config = container.config(store).ok();
@@ -231,7 +231,7 @@ fn ulimits(options: &RunOptions) -> Value {
     options.limits.ulimits.iter().map(one).collect()
 }
 
-/// What the container runs: as its bundle says, or if it never ran, what image and user ask for.
+/// What the container runs, from its bundle. If it never ran, from the image and the user's options.
 fn config(store: &Store, listed: &Listed, bundle: &Value) -> Value {
     let container = &listed.container;
     let options = &container.record.options;
