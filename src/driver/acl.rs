@@ -14,7 +14,7 @@ const ENTRY: usize = 8;
 
 /// What a new file gets from its directory's default ACL.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Inherited {
+pub(super) struct InheritedAcl {
     /// Permission bits.
     pub mode: u32,
     /// Access ACL, if it says more than the mode.
@@ -23,7 +23,7 @@ pub(super) struct Inherited {
 
 /// Applies `default`, a directory's default ACL, to a file created with `mode` (kernel: `posix_acl_create`). The
 /// umask plays no part. Returns `None` if the ACL is malformed; the file then inherits nothing.
-pub(super) fn inherit(default: &[u8], mode: u32) -> Option<Inherited> {
+pub(super) fn inherit(default: &[u8], mode: u32) -> Option<InheritedAcl> {
     let version = u32::from_le_bytes(default.get(..HEADER)?.try_into().ok()?);
     let body = default.get(HEADER..)?;
     if version != VERSION || body.len() % ENTRY != 0 {
@@ -52,7 +52,7 @@ pub(super) fn inherit(default: &[u8], mode: u32) -> Option<Inherited> {
         access.extend_from_slice(&u16::try_from(permissions).ok()?.to_le_bytes());
         access.extend_from_slice(entry.get(4..)?);
     }
-    Some(Inherited { mode: granted, access: extended.then_some(access) })
+    Some(InheritedAcl { mode: granted, access: extended.then_some(access) })
 }
 
 fn tag(entry: &[u8]) -> u16 {
@@ -79,7 +79,7 @@ mod tests {
     #[test]
     fn minimal_acl_only_limits_the_mode() {
         let default = acl(&[(USER_OBJ, 7, u32::MAX), (GROUP_OBJ, 5, u32::MAX), (OTHER, 0, u32::MAX)]);
-        assert_eq!(inherit(&default, 0o100_666), Some(Inherited { mode: 0o100_640, access: None }));
+        assert_eq!(inherit(&default, 0o100_666), Some(InheritedAcl { mode: 0o100_640, access: None }));
     }
 
     #[test]

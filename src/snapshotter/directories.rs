@@ -30,7 +30,7 @@ use super::{Kind, Result, SnapshotError};
 use crate::config::OverlayConfig;
 use crate::confined;
 use crate::marks::{self, Namespace};
-use crate::union::layer::{LayerStack, WhiteoutForm};
+use crate::union::layer::{LayerStack, UpperWhiteouts};
 
 /// Interval at which the end of a mount is checked.
 const POLL: Duration = Duration::from_millis(5);
@@ -288,7 +288,7 @@ impl Directories {
             let reason = "cannot hold snapshots: its file system is read-only";
             return Err(SnapshotError::invalid(self.root.display().to_string(), reason));
         };
-        let devices = upper_layer.work().is_ok_and(|work| work.capabilities().whiteouts == WhiteoutForm::Device);
+        let devices = upper_layer.work().is_ok_and(|work| work.capabilities().whiteouts == UpperWhiteouts::Device);
         let trusted = upper_layer.namespace() == Namespace::Trusted
             && rustix::fs::setxattr(
                 &upper,

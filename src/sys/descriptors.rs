@@ -8,9 +8,9 @@ use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 
 /// Open files of the process that nothing in it owns, except standard input, output and error.
 #[derive(Debug, Default)]
-pub struct Inherited(Vec<RawFd>);
+pub struct InheritedDescriptors(Vec<RawFd>);
 
-impl Inherited {
+impl InheritedDescriptors {
     /// Finds them. Must be called at the start of `main`, before the process opens anything that stays open.
     ///
     /// # Errors

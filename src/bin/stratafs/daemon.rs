@@ -7,7 +7,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::ExitCode;
 
 use rustix::process::{Pid, Signal, WaitOptions};
-use stratafs::sys::descriptors::Inherited;
+use stratafs::sys::descriptors::InheritedDescriptors;
 use stratafs::sys::fork::{Forked, fork};
 use stratafs::sys::forward;
 
@@ -17,7 +17,7 @@ use crate::{Failure, Order, reason};
 const READY: &[u8] = b"ready";
 
 /// Serves in a second process; returns when the mount answers.
-pub fn start(order: &Order, inherited: Inherited) -> Result<Pid, Failure> {
+pub fn start(order: &Order, inherited: InheritedDescriptors) -> Result<Pid, Failure> {
     let cannot = |error: io::Error| Failure::new(format!("cannot start the daemon: {error}"));
     let (mut news, report) = io::pipe().map_err(cannot)?;
     match fork().map_err(cannot)? {
@@ -68,7 +68,7 @@ pub fn attend(daemon: Pid, program: &OsStr, words: &[OsString]) -> Result<ExitCo
 }
 
 /// The daemon's main function.
-fn serve_as_daemon(order: &Order, inherited: Inherited, report: io::PipeWriter) -> ! {
+fn serve_as_daemon(order: &Order, inherited: InheritedDescriptors, report: io::PipeWriter) -> ! {
     let mut report = Some(report);
     let outcome = rustix::process::setsid()
         .map_err(|error| Failure::new(format!("cannot leave the session: {error}")))

@@ -22,7 +22,7 @@ use stratafs::config::options::MountOptions;
 use stratafs::config::remount::Remount;
 use stratafs::driver::Overlay;
 use stratafs::fuse::{self, Target};
-use stratafs::sys::descriptors::Inherited;
+use stratafs::sys::descriptors::InheritedDescriptors;
 use stratafs::sys::memory::share_pool;
 use stratafs::sys::signals::SignalQueue;
 use tracing_subscriber::EnvFilter;
@@ -151,7 +151,7 @@ fn main() -> ExitCode {
         return exit_with(remount(&arguments, &change));
     }
     // Without /proc nothing is found here, and the daemon reports that.
-    let mut inherited = Inherited::find().unwrap_or_default();
+    let mut inherited = InheritedDescriptors::find().unwrap_or_default();
     let outcome = Order::new(&arguments, &mut inherited).and_then(|order| {
         for warning in &order.options.warnings {
             tell(&format!("warning: {warning}"));
@@ -230,7 +230,7 @@ fn tell(message: &str) {
 }
 
 impl Order {
-    fn new(arguments: &Arguments, inherited: &mut Inherited) -> Result<Self, Failure> {
+    fn new(arguments: &Arguments, inherited: &mut InheritedDescriptors) -> Result<Self, Failure> {
         let (source, mountpoint) = match arguments.places.as_slice() {
             [mountpoint] => (None, mountpoint),
             [source, mountpoint] => (Some(source), mountpoint),
@@ -329,7 +329,7 @@ fn resolve_layers(options: &mut MountOptions) -> Result<(), Failure> {
 
 /// A mountpoint `/dev/fd/N` stands for a descriptor of `/dev/fuse` that the caller has opened and mounted, as in
 /// libfuse 3. Any other file there is an ordinary mountpoint.
-fn given_device(mountpoint: &OsStr, inherited: &mut Inherited) -> Result<Option<OwnedFd>, Failure> {
+fn given_device(mountpoint: &OsStr, inherited: &mut InheritedDescriptors) -> Result<Option<OwnedFd>, Failure> {
     /// `misc` devices, and the number of `/dev/fuse` among them (`FUSE_MINOR`).
     const FUSE: (u32, u32) = (10, 229);
     let number = mountpoint.to_str().and_then(|path| path.strip_prefix("/dev/fd/")).and_then(|n| n.parse().ok());

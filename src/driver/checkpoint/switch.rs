@@ -43,7 +43,7 @@ pub struct Switched {
 }
 
 /// The parts of the old stack that are still needed.
-struct Turn {
+struct OldStack {
     past: Past,
     upper: UpperDir,
     news: News,
@@ -84,14 +84,14 @@ impl Overlay {
             (next, keeper, successor)
         };
         let (turned, paused) = self.exclusive(|union| union.turn(next, keeper.as_mut(), &mut successor))?;
-        let turn = turned?;
-        self.tell(&turn);
+        let old = turned?;
+        self.tell(&old);
         if self.enter().flushes() {
             successor.settle()?;
             keeper.as_ref().map_or(Ok(()), Successor::settle)?;
             self.sync().map_err(|errno| ChangeError::new(place, errno))?;
         }
-        Ok(Switched { paused, abandoned: turn.abandoned })
+        Ok(Switched { paused, abandoned: old.abandoned })
     }
 
     /// Makes `lowers` (topmost first) the lower layers. They show the same tree as the present ones, some of which were merged. The
@@ -110,13 +110,13 @@ impl Overlay {
     }
 
     /// Tells the kernel what has changed. The gate is open.
-    fn tell(&self, turn: &Turn) {
+    fn tell(&self, old: &OldStack) {
         let kernel = self.enter().kernel.get().map(|attached| Arc::clone(&attached.kernel));
         if let Some(kernel) = kernel {
-            turn.tell_gone(&kernel);
-            for changed in &turn.news.changed {
+            old.tell_gone(&kernel);
+            for changed in &old.news.changed {
                 // The gate must not be held while the kernel is told.
-                let names = appeared(&self.enter(), &turn.past, &turn.upper, changed);
+                let names = appeared(&self.enter(), &old.past, &old.upper, changed);
                 match names {
                     Ok(names) => {
                         names.iter().for_each(|name| kernel.invalidate_entry(changed.node.id(), text(name)));
@@ -134,7 +134,7 @@ fn text(name: &CStr) -> &OsStr {
     OsStr::from_bytes(name.to_bytes())
 }
 
-impl Turn {
+impl OldStack {
     fn tell_gone(&self, kernel: &KernelRef) {
         for ((parent, name), node) in &self.news.gone {
             match node.is_abandoned() {
@@ -153,7 +153,7 @@ impl Union {
         next: NextLowers,
         keeper: Option<&mut Successor>,
         successor: &mut Successor,
-    ) -> Result<Turn, ChangeError> {
+    ) -> Result<OldStack, ChangeError> {
         if let Some(keeper) = keeper {
             self.keep(keeper)?;
         }
@@ -181,7 +181,7 @@ impl Union {
         let abandoned = plan.abandoned.len();
         let news = self.rebase(plan);
         self.count_successor();
-        Ok(Turn { past, upper, news, abandoned })
+        Ok(OldStack { past, upper, news, abandoned })
     }
 
     /// The gate is closed: no other thread is in the union.

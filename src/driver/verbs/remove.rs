@@ -6,7 +6,7 @@ use crate::driver::node::{LookupRef, NamesPair, NamesWrite, Node, NodeRef, Turn}
 use crate::driver::types::{Errno, NodeId, Result};
 use crate::driver::{Union, checked_name};
 use crate::marks::Mark;
-use crate::union::layer::{Cleared, Place, UpperDir, WhiteoutForm};
+use crate::union::layer::{Cleared, Place, UpperDir, UpperWhiteouts};
 use crate::union::merge::Listing;
 use crate::union::merge::listing::Moved;
 
@@ -110,7 +110,7 @@ impl Union {
     /// Xattr whiteouts are only recognized in directories with a mark that allows them.
     pub(in crate::driver) fn allow_whiteouts(&self, parent: &Node, dir: &UpperDir) -> Result<()> {
         let upper = self.upper()?;
-        if upper.whiteout_form() == WhiteoutForm::Device {
+        if upper.whiteout_form() == UpperWhiteouts::Device {
             return Ok(());
         }
         let known = parent.dir().ok_or(Errno::NOTDIR)?;

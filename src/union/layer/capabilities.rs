@@ -8,13 +8,13 @@ use rustix::fs::{OFlags, RenameFlags};
 use rustix::io::Errno;
 
 use crate::marks::{Mark, Namespace};
-use crate::union::layer::{UpperDir, WhiteoutForm};
+use crate::union::layer::{UpperDir, UpperWhiteouts};
 
 /// Capabilities of the upper's file system. `Display` writes them as one line.
 #[derive(Clone, Debug)]
 pub struct Capabilities {
     /// How deletions are marked.
-    pub whiteouts: WhiteoutForm,
+    pub whiteouts: UpperWhiteouts,
     /// Where marks are stored; `None` if the file system has no extended attributes.
     pub marks: Option<Namespace>,
     /// `RENAME_WHITEOUT`.
@@ -42,8 +42,8 @@ const B: &CStr = c"#probe-b";
 impl fmt::Display for Capabilities {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         let whiteouts = match self.whiteouts {
-            WhiteoutForm::Device => "devices",
-            WhiteoutForm::Xattr(_) => "attributes",
+            UpperWhiteouts::Device => "devices",
+            UpperWhiteouts::Xattr(_) => "attributes",
         };
         let marks = match self.marks {
             Some(Namespace::Trusted) => "trusted.*",
@@ -87,7 +87,7 @@ impl Capabilities {
         }
         let exchange = work.rename(A, work, B, RenameFlags::EXCHANGE).is_ok();
         work.remove_file(B)?;
-        let rename_whiteout = whiteouts == WhiteoutForm::Device && probe_rename_whiteout(work)?;
+        let rename_whiteout = whiteouts == UpperWhiteouts::Device && probe_rename_whiteout(work)?;
         let shared_blocks = probe_shared_blocks(work)?;
         work.remove_file(A)?;
         let nameless_files = probe_nameless_files(work)?;
@@ -146,11 +146,11 @@ fn key(namespace: Namespace, mark: Mark) -> CString {
     CString::new(namespace.xattr(mark)).unwrap_or_default()
 }
 
-fn probe_whiteouts(work: &UpperDir, marks: Option<Namespace>) -> Result<WhiteoutForm, Errno> {
+fn probe_whiteouts(work: &UpperDir, marks: Option<Namespace>) -> Result<UpperWhiteouts, Errno> {
     match work.make_node(A, libc::S_IFCHR, (0, 0)) {
         Ok(()) => {
             work.remove_file(A)?;
-            return Ok(WhiteoutForm::Device);
+            return Ok(UpperWhiteouts::Device);
         }
         Err(Errno::PERM | Errno::ACCESS | Errno::OPNOTSUPP | Errno::INVAL | Errno::NOSYS | Errno::IO) => {}
         Err(errno) => return Err(errno),
@@ -159,7 +159,7 @@ fn probe_whiteouts(work: &UpperDir, marks: Option<Namespace>) -> Result<Whiteout
     drop(work.create_file(A, 0o600, OFlags::WRONLY)?);
     let set = work.set_xattr(A, &key(namespace, Mark::Whiteout), b"y", 0);
     work.remove_file(A)?;
-    set.map(|()| WhiteoutForm::Xattr(namespace))
+    set.map(|()| UpperWhiteouts::Xattr(namespace))
 }
 
 /// Expects a file [`A`] and no [`B`]; leaves the same.

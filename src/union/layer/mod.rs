@@ -38,7 +38,7 @@ pub use origin::OriginResolver;
 pub use permissions::{override_key, read_override};
 pub use pivot::{Below, ChangeError, Successor};
 pub use switch::{MergedLowers, NextLowers, Past};
-pub use upper::{UpperDir, UpperLayer, WhiteoutForm};
+pub use upper::{UpperDir, UpperLayer, UpperWhiteouts};
 pub use whiteouts::{Cleared, Move, Place};
 pub use work::{Staged, WorkDir};
 

@@ -47,7 +47,7 @@ impl ChangeError {
 
 /// The places of the upper and the work directory, for renaming them.
 #[derive(Debug)]
-pub(super) struct UpperPlace {
+pub(super) struct UpperLocation {
     /// The upper, without symbolic links.
     pub(super) path: PathBuf,
     /// The work directory `workdir/work`.

@@ -14,7 +14,7 @@ use crate::config::OverlayConfig;
 use crate::confined::WritableDir;
 use crate::marks::{Mark, Namespace};
 use crate::union::layer::order::Order;
-use crate::union::layer::pivot::UpperPlace;
+use crate::union::layer::pivot::UpperLocation;
 use crate::union::layer::{Capabilities, ChangeError, OpenError, Stat, Successor, WorkDir, describe};
 
 /// A directory of the upper layer or of the work directory. Only these two create one.
@@ -61,7 +61,7 @@ impl UpperDir {
 
 /// The form of deletions in the upper.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum WhiteoutForm {
+pub enum UpperWhiteouts {
     /// A character device 0:0.
     Device,
     /// An empty regular file with the whiteout mark, in a directory whose opaque mark is `x`.
@@ -75,7 +75,7 @@ pub struct UpperLayer {
     /// The path given to the mount, for messages.
     path: PathBuf,
     /// Its place; absent on a read-only mount, and if the upper cannot be replaced.
-    place: Option<UpperPlace>,
+    place: Option<UpperLocation>,
     /// Absent on a read-only mount.
     work: Option<WorkDir>,
     /// `workdir/work`'s parent, where the volatile mark is.
@@ -163,7 +163,7 @@ impl UpperLayer {
             let name = CString::new(path.file_name()?.as_bytes()).ok()?;
             let of_mount = |dir: &UpperDir| dir.stat_self().ok().map(|stat| stat.mount);
             let is_movable = of_mount(&parent) == of_mount(&self.root);
-            is_movable.then(|| UpperPlace { path, work: work.join("work"), parent, name })
+            is_movable.then(|| UpperLocation { path, work: work.join("work"), parent, name })
         });
         if let Some(place) = place {
             let copied = UpperDir::private([&self.root, &work, &place.parent]);
@@ -174,7 +174,7 @@ impl UpperLayer {
                     (self.root.clone(), work, place.parent)
                 }
             };
-            (self.root, self.place) = (root, Some(UpperPlace { parent, ..place }));
+            (self.root, self.place) = (root, Some(UpperLocation { parent, ..place }));
             return work;
         }
         match UpperDir::private([&self.root, &work]) {
@@ -200,7 +200,7 @@ impl UpperLayer {
     }
 
     /// Its place, if it can be replaced.
-    pub(super) fn location(&self) -> Option<&UpperPlace> {
+    pub(super) fn location(&self) -> Option<&UpperLocation> {
         self.place.as_ref()
     }
 
@@ -287,8 +287,8 @@ impl UpperLayer {
     }
 
     /// The form in which whiteouts are written.
-    pub(crate) fn whiteout_form(&self) -> WhiteoutForm {
-        self.capabilities.as_ref().map_or(WhiteoutForm::Device, |can| can.whiteouts)
+    pub(crate) fn whiteout_form(&self) -> UpperWhiteouts {
+        self.capabilities.as_ref().map_or(UpperWhiteouts::Device, |can| can.whiteouts)
     }
 
     /// True if the file system stores marks.

@@ -14,7 +14,7 @@ use rustix::io::Errno;
 
 use crate::marks::{AUFS_PREFIX, AufsName, Mark, decode_aufs_name};
 use crate::union::layer::UpperDir;
-use crate::union::layer::upper::WhiteoutForm;
+use crate::union::layer::upper::UpperWhiteouts;
 use crate::union::layer::work::{Staged, WorkDir};
 
 /// Longest name of a file, in bytes.
@@ -178,8 +178,8 @@ impl WorkDir {
 
     fn make_whiteout(&self, name: &CStr) -> Result<(), Errno> {
         match self.capabilities().whiteouts {
-            WhiteoutForm::Device => self.dir().make_node(name, libc::S_IFCHR, (0, 0)),
-            WhiteoutForm::Xattr(namespace) => {
+            UpperWhiteouts::Device => self.dir().make_node(name, libc::S_IFCHR, (0, 0)),
+            UpperWhiteouts::Xattr(namespace) => {
                 let staged = self.staged(name.to_owned());
                 drop(self.dir().create_file(name, 0o600, OFlags::WRONLY)?);
                 // The file may also be linked to a name `.wh.NAME`, and must not delete NAME then.
