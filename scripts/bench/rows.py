@@ -228,7 +228,7 @@ def entries_walk(count):
     return walked(above + count, above + directories, 0)
 
 
-# Of which kind of curve, and for which number on its axis.
+# The kind of curve, and the number on its axis.
 CURVES = {
     "layers": [
         Row(f"layers-{count}", f"walk cold, {count} layers", f"layers{count}", "{ops} walk .", layers_walk(count))

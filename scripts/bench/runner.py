@@ -43,7 +43,7 @@ def halt_polling(nanoseconds):
             file.write(before)
 
 
-# Sparse; with inodes for a million files and their copies.
+# The file is sparse, and has inodes for a million files and their copies.
 EXT4_BYTES, EXT4_INODES = 16 << 30, 3_000_000
 
 
@@ -64,7 +64,7 @@ def own_ext4(given):
         attach = ["losetup", "--find", "--show", "--direct-io=on", image]
         device = subprocess.run(attach, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
         try:
-            # Without the kernel's thread that initializes inode tables, which would be measured too.
+            # Without lazy initialization of inode tables: the kernel's thread for it would be measured too.
             subprocess.run(["mount", "-o", "noinit_itable", device, point], check=True)
             given.dir = point
             try:

@@ -212,7 +212,7 @@ def debian(base):
             lists.append(f"/etc/apt/sources.list.d/{name}")
     active = [path for path in lists if os.path.exists(path) and any(is_source(line) for line in open(path))]
     dumped = subprocess.run(["apt-config", "dump"], check=True, capture_output=True, text=True).stdout.splitlines()
-    # What this machine needs to reach its mirror, the tree needs too.
+    # The tree needs the same settings as this machine to reach the mirror.
     kept = ("Acquire::http::Proxy ", "Acquire::https::Proxy ", "Acquire::Check-Valid-Until ", "Acquire::Check-Date ")
     write_lines(f"{base}/apt.conf", [line for line in dumped if line.startswith(kept)])
     with open("/etc/os-release") as release:
