@@ -134,7 +134,7 @@ fn run(cases: Vec<Case>) {
     println!("{} cases", seen.len());
 }
 
-/// Number of marks of the lower layer; the whiteouts that these cases make are not counted.
+/// Number of files with a smuggled mark. Whiteouts are not counted: these cases make them on purpose.
 fn lower_marks(found: &BTreeMap<String, String>) -> usize {
     let smuggled =
         [" trusted.overlay.redirect", " trusted.overlay.metacopy", " user.overlay.whiteout", "override_stat"];
