@@ -76,7 +76,7 @@ pub(super) fn check_working_dir(view: &ContainerView<'_>, working_dir: &str) -> 
     match is_none {
         true => Err(ImageError::CannotRun {
             program: working_dir.to_owned(),
-            reason: "is no directory to start in".to_owned(),
+            reason: "is not a directory".to_owned(),
             missing: false,
         }),
         false => Ok(()),

@@ -89,6 +89,7 @@ impl Drop for Mapping {
     fn drop(&mut self) {
         // This must come first: once the memory is free, another mapping of the process may be there, whose faults are not ours.
         self.region.start.store(0, Ordering::Release);
+        debug_assert!(Region::of(self.start.as_ptr() as usize).is_none(), "released before it is unmapped");
         // SAFETY: address and length are those of the mapping, and nothing borrows from it any more.
         unsafe { libc::munmap(self.start.as_ptr().cast(), self.length) };
     }

@@ -231,11 +231,11 @@ fn subordinate_ids() -> Vec<Check> {
          100000-165535 USER"
             .to_owned()
     });
-    let mut checks = vec![Check::optional("subordinate ids", "other users than root in a user's containers", ids)];
+    let mut checks = vec![Check::optional("subordinate ids", "several users in containers run without root", ids)];
     if has_ranges {
         let missing =
             rootless::missing_program().map(|program| format!("{program}: not found; apt-get install uidmap"));
-        checks.push(Check::optional("newuidmap", "other users than root in a user's containers", missing));
+        checks.push(Check::optional("newuidmap", "several users in containers run without root", missing));
     }
     checks
 }

@@ -216,7 +216,8 @@ impl Union {
         replacements
     }
 
-    /// Notes that the file of `node`, which was in `layer`, and its directories are in the upper now.
+    /// Notes that the file of `node`, which was in `layer`, and its directories are in the upper now. The gate is closed, so no
+    /// other thread sees one noted without the other.
     pub(in crate::driver) fn move_node(&self, node: &NodeRef, layer: LayerId) -> Result<()> {
         let parents: Vec<NodeRef> = node.state().names().map(|(parent, _)| parent.clone()).collect();
         for parent in &parents {
@@ -230,7 +231,7 @@ impl Union {
         Ok(())
     }
 
-    /// Notes that the directory and those above it have an upper part now.
+    /// Notes that the directory and those above it have an upper part now. The gate is closed.
     fn note_carried(&self, dir: &NodeRef) -> Result<()> {
         if !dir.has_upper() {
             let (parent, _) = dir.name().ok_or(Errno::STALE)?;

@@ -16,6 +16,9 @@
 //! From first to last: a thread that holds one may only take later ones. The types of `guards` enforce this inside a function:
 //! taking a lock borrows the function's [`Turn`], or the guard of the earlier lock. Debug builds check it over whole threads.
 //!
+//! Before all of them come `Changes::one` (one change of the stack of layers at a time, held over I/O) and then the gate
+//! (`Overlay::union`): every verb holds it for reading, and a change of the stack for writing.
+//!
 //! 1. [`CopyUpGuard`] of a file: it is copied up. Held over I/O.
 //! 2. [`CopyUpGuard`] of a directory. Held over I/O. A thread holds one at a time: directories are copied up from the root down,
 //!    and each lock is released before the next is taken. That of a file stays held if the file's inode moves up with all its
@@ -30,7 +33,8 @@
 //! 8. What is counted for one file of an upper with a limit (`driver/quota`). Held over a `statx(2)` of the file.
 //! 9. The leaf locks, each taken with no other leaf held: the state of a node, of a directory ([`Dir`]), `OpenFile::real` (also
 //!    taken under the state of its node), the queue of [`listings`], the shards of the tables and of [`Descriptors`],
-//!    `ReadAhead::state`. None is held over a system call, with one exception: the state of a file is held while its backing file
+//!    `ReadAhead::state`, the tables of accounts of `driver/quota`, the file systems met in `union/layer/numbers`,
+//!    `Changes::pauses`. None is held over a system call, with one exception: the state of a file is held while its backing file
 //!    is registered with the kernel (an ioctl that does not block), because two opens must agree on one registration.
 //!
 //! Fetch descriptors of directories before taking a lock of the fourth kind: fetching may take that lock of the parent.
