@@ -44,9 +44,9 @@ pub(super) const GROUPS: &[Group] = &[
                 &["lowerdir"],
                 "DIR[:DIR…][::DATA…]",
                 "needed",
-                "Read-only layers, the topmost first. Layers after `::` only hold data of files that were copied up \
-                 without it, are not visible themselves, and need \
-                 `metacopy=on`. `\\:`, `\\,` and `\\\\` stand for the characters.",
+                "Read-only layers, the topmost first. Layers after `::` are not visible: they only hold the data \
+                 of metacopy files, and need `metacopy=on`. Write `\\:`, `\\,` and `\\\\` for a colon, a comma and a \
+                 backslash in a name.",
             ),
             entry(&["lowerdir+"], "DIR", "", "One more layer below those so far; a colon in it needs no backslash."),
             entry(&["datadir+"], "DIR", "", "One more data-only layer. Needs `metacopy=on`."),
@@ -119,7 +119,8 @@ pub(super) const GROUPS: &[Group] = &[
                 &["volatile"],
                 SWITCH,
                 "off",
-                "Nothing is flushed to the disk before the unmount. After a crash of the machine, the upper is unusable.",
+                "Nothing is flushed to the disk before the unmount. After a crash of the machine, the upper may be damaged, \
+                 and further mounts of it are refused.",
             ),
             entry(&["fsync"], "0|1", "1", "`0`: fsync of files is answered but has no effect."),
             entry(&["noacl", "acl"], "", "acl", "POSIX access control lists are neither shown nor kept."),
