@@ -87,6 +87,21 @@ impl StoreLock {
     }
 }
 
+/// All that a store's directory may have in it.
+const ENTRIES: [&str; 11] = [
+    "blobs",
+    "layers",
+    "containers",
+    "checkpoints",
+    "volumes",
+    "lost",
+    "run",
+    "tmp",
+    "lock",
+    "index.json",
+    "oci-layout",
+];
+
 impl Store {
     /// Opens the store at `root`; makes it if it does not exist.
     ///
@@ -164,9 +179,7 @@ impl Store {
     fn refuse_foreign_directory(&self) -> Result<()> {
         for entry in fs::read_dir(&self.root).at(&self.root)? {
             let name = entry.at(&self.root)?.file_name();
-            let own =
-                ["blobs", "layers", "containers", "checkpoints", "lost", "tmp", "lock", "index.json", "oci-layout"];
-            if !own.iter().any(|own| name == *own) {
+            if !ENTRIES.iter().any(|own| name == *own) {
                 return Err(ImageError::refused(self.root.display().to_string(), "is not empty and not a store"));
             }
         }

@@ -1,8 +1,10 @@
 //! Promises of the store.
 
+use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use stratafs::container::named::NamedVolume;
 use stratafs::image::digest::Digest;
 use stratafs::image::reference::Reference;
 use stratafs::store::Store;
@@ -22,6 +24,11 @@ fn its_root_is_private_and_not_something_else() {
     assert!(error.ends_with("is not empty and not a store"), "{error}");
     assert!(Store::open(&scratch.dir.path().join("file")).is_err());
     Store::open(scratch.store.root()).unwrap();
+    // One that is not complete any more is completed.
+    NamedVolume::create(&scratch.store, "kept", &BTreeMap::new()).unwrap();
+    std::fs::remove_dir(scratch.store.root().join("tmp")).unwrap();
+    let again = Store::open(scratch.store.root()).unwrap();
+    assert_eq!(NamedVolume::list(&again).unwrap().len(), 1);
 }
 
 #[test]
