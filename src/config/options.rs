@@ -133,7 +133,7 @@ impl MountOptions {
     }
 
     fn set(&mut self, word: &Word<'_>) -> Result<(), OptionError> {
-        // An option that the manual does not describe does not exist.
+        // Only options that the manual describes are accepted.
         let ours = catalogue::is_known(word.name)
             && (self.set_layers(word)?
                 || self.set_behaviour(word)?
@@ -283,7 +283,7 @@ impl MountOptions {
             b"auto_unmount" => mount.auto_unmount = true,
             // Always on.
             b"default_permissions" => {}
-            // No option of a mount: `config::remount` handles it before.
+            // Not an option of a mount: `config::remount` has already handled it.
             b"remount" => {}
             _ => return false,
         }

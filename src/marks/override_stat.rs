@@ -1,11 +1,11 @@
-//! Owner, mode and type kept in an attribute of a file that really has others: `UID:GID:MODE[:TYPE]`, mode in
-//! octal, type `dir`, `file`, `symlink`, `pipe`, `socket`, `block-MAJOR-MINOR` or `char-MAJOR-MINOR`
+//! The attribute that overrides a file's real owner, mode and type: `UID:GID:MODE[:TYPE]`. The mode is in octal; the
+//! type is `dir`, `file`, `symlink`, `pipe`, `socket`, `block-MAJOR-MINOR` or `char-MAJOR-MINOR`
 //! (containers/storage `pkg/idtools`, "container override xattr"; fuse-overlayfs reads and writes the same).
 
 use std::ffi::CStr;
 use std::fmt;
 
-/// Prefix of an attribute that stands for one that ordinary users cannot set (`security.*`).
+/// Prefix of an attribute that replaces one that ordinary users cannot set (`security.*`).
 pub const PREFIX: &str = "user.containers.override_";
 
 /// The attributes that exist. A union uses one of them.
@@ -15,7 +15,7 @@ pub enum OverrideKey {
     Privileged,
     /// In `user.*`, for mounts by ordinary users (`xattr_permissions=2`).
     Containers,
-    /// What old versions of fuse-overlayfs used in place of [`Self::Containers`].
+    /// Used by old versions of fuse-overlayfs in place of [`Self::Containers`].
     FuseOverlayfs,
 }
 
@@ -109,7 +109,7 @@ pub struct OverrideStat {
     pub gid: u32,
     /// Permission bits (07777).
     pub mode: u32,
-    /// Type; `None` for that of the real file.
+    /// Type; `None` means the real file's type.
     pub kind: Option<FileKind>,
 }
 

@@ -129,13 +129,13 @@ impl Builder {
         self
     }
 
-    /// Shows ranges of users with other numbers. Default: none.
+    /// Maps ranges of user ids to other ids. Default: none.
     pub fn map_uids(mut self, ranges: impl IntoIterator<Item = IdRange>) -> Self {
         self.options.overlay.uid_mapping = ranges.into_iter().collect();
         self
     }
 
-    /// Shows ranges of groups with other numbers. Default: none.
+    /// Maps ranges of group ids to other ids. Default: none.
     pub fn map_gids(mut self, ranges: impl IntoIterator<Item = IdRange>) -> Self {
         self.options.overlay.gid_mapping = ranges.into_iter().collect();
         self
@@ -159,7 +159,7 @@ impl Builder {
         self
     }
 
-    /// Trusts names and attributes of lower layers only for this long. Default: for ever; layers must not change.
+    /// Trusts names and attributes of lower layers only for this long. Default: for ever, so layers must not change.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.options.overlay.timeout = Some(timeout);
         self

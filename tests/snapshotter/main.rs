@@ -4,7 +4,7 @@
 //! | file | does |
 //! |---|---|
 //! | `calls` | the life of snapshots, in this process |
-//! | `disk` | what is in the directory: attributes, usage, a full disk, what a crash has left, directories that cannot serve |
+//! | `disk` | what is in the directory: attributes, usage, a full disk, what a crash has left, unusable directories |
 //! | `client` | a gRPC client |
 //! | `service` | the program: gRPC statuses, its socket, its end |
 //! | `kill` | `kill -9` at system calls that change something |

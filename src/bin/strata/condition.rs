@@ -11,8 +11,8 @@ use super::output::tell;
 /// The state of a container.
 #[derive(Clone, Debug, Default)]
 pub struct Condition {
-    /// docker's `created running paused exited`; `mounted` if it is mounted and does not run; `stopped` if its end was
-    /// not recorded; `unknown`.
+    /// docker's `created`, `running`, `paused` or `exited`; or `mounted` (mounted, but not running), `stopped` (its end
+    /// was not recorded) or `unknown`.
     pub state: String,
     /// The state as a phrase: `Up 2 minutes`.
     pub status: String,
@@ -24,7 +24,7 @@ pub struct Condition {
     pub finished: Option<Timestamp>,
     /// Published ports in docker's form: `0.0.0.0:8888->80/tcp`.
     pub ports: String,
-    /// As above, one by one.
+    /// The same ports, one by one.
     pub published: Vec<Port>,
     /// The kernel killed a process in it for lack of memory.
     pub oom_killed: bool,

@@ -50,7 +50,7 @@ use tracing_subscriber::EnvFilter;
 
 use args::{Cli, OnlyLonger, Verb};
 
-/// Variables that this program reads. Scripts set them to nothing to unset them.
+/// Variables that this program reads. Scripts unset them by setting them to an empty value.
 const VARIABLES: [&str; 22] = [
     "STRATA_ROOT",
     "STRATA_DRIVER",
@@ -206,7 +206,7 @@ fn is_about_containers(verb: &Verb) -> bool {
     )
 }
 
-/// A closed pipe (`strata images | head -1`) is no failure.
+/// A closed pipe (`strata images | head -1`) is not a failure.
 fn is_closed_pipe(error: &anyhow::Error) -> bool {
     let broken = |cause: &(dyn std::error::Error + 'static)| {
         cause.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)

@@ -24,7 +24,7 @@ pub enum VolumeVerb {
         /// Add a label
         #[arg(short, long, value_name = "NAME[=VALUE]")]
         label: Vec<String>,
-        /// `local`: there is no other
+        /// The driver; only `local` exists
         #[arg(short, long, value_name = "DRIVER", value_parser = ["local"])]
         driver: Option<String>,
         /// The same as NAME
@@ -52,7 +52,7 @@ pub enum VolumeVerb {
         #[arg(long)]
         json: bool,
     },
-    /// Show all there is to know of volumes, as JSON
+    /// Show everything known about volumes, as JSON
     Inspect {
         /// Print with a Go template, such as '{{.Mountpoint}}'
         #[arg(short, long, value_name = "TEMPLATE")]
@@ -60,10 +60,10 @@ pub enum VolumeVerb {
         #[arg(required = true, value_name = "VOLUME")]
         names: Vec<String>,
     },
-    /// Remove volumes with all that is in them
+    /// Remove volumes and their content
     #[command(visible_alias = "remove")]
     Rm {
-        /// One that is not there is no error
+        /// Do not fail if a volume does not exist
         #[arg(short, long)]
         force: bool,
         #[arg(required = true, value_name = "VOLUME")]
@@ -76,10 +76,10 @@ pub enum VolumeVerb {
     },
     /// Remove all volumes that no container uses
     Prune {
-        /// Accepted; volumes with a name go too
+        /// Accepted; named volumes are always removed too
         #[arg(short, long)]
         all: bool,
-        /// Only what this is true of: label=KEY[=VALUE]
+        /// Only volumes for which this is true: label=KEY[=VALUE]
         #[arg(long, value_name = "KEY=VALUE")]
         filter: Vec<Filter>,
         /// Accepted; this verb never asks
