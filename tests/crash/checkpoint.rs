@@ -22,7 +22,7 @@ use crate::power::Disk;
 use crate::verbs::scenes;
 use crate::{Tree, kernel_reads, report, soaking, without_times};
 
-const LIMIT: Duration = Duration::from_secs(1800);
+pub const LIMIT: Duration = Duration::from_secs(1800);
 
 pub fn stack() -> Stack {
     Stack::new().lower(&scenes(1))

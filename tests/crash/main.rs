@@ -8,6 +8,7 @@
 //! | `faults` | each call fails |
 //! | `power` | the power fails at each call; why this is a shutdown and not device mapper |
 //! | `checkpoint` | all of these at each call of a checkpoint, and of the next mount after one |
+//! | `links` | kill and faults while a hard link of a checkpoint goes to the upper |
 //! | `ending` | the driver takes long to end after the unmount |
 //! | `observed` | failures are in the log and in the counts |
 //!
@@ -25,6 +26,7 @@ mod ending;
 mod faults;
 mod gate;
 mod kill;
+mod links;
 mod observed;
 mod power;
 mod rollback;

@@ -9,15 +9,16 @@ use std::os::fd::{AsFd, OwnedFd};
 use rustix::fs::{AtFlags, RenameFlags};
 use rustix::io::Errno;
 
-use crate::confined::{self, FileId, Stat};
+use crate::confined::{self, FileId, Stat, Times, set_times_of};
 
 /// A name of the file.
 #[derive(Debug)]
 struct Link {
     /// In the work directory: the copy's, and after the exchange the file's.
     staged: CString,
-    /// The directory in the layer.
+    /// The directory in the layer, and its times, which the exchange changes.
     dir: CString,
+    times: Times,
     name: CString,
 }
 
@@ -55,23 +56,28 @@ impl Taken {
 
     fn exchange_all(&mut self, names: &[(CString, CString)], staged: &CStr) -> Result<(), Errno> {
         for (at, (dir, name)) in names.iter().enumerate() {
+            // Read before the first exchange: several names may be in one directory.
+            let times = Times::of(&Stat::of(self.open(dir)?.as_fd(), c"")?);
             let mut link = staged.to_owned();
             if at > 0 {
                 link = CString::new([staged.to_bytes(), b".", at.to_string().as_bytes()].concat())
                     .map_err(|_| Errno::INVAL)?;
                 rustix::fs::linkat(&self.work, staged, &self.work, &link, AtFlags::empty())?;
             }
-            self.links.push(Link { staged: link, dir: dir.clone(), name: name.clone() });
+            self.links.push(Link { staged: link, dir: dir.clone(), times, name: name.clone() });
         }
         self.links.first().ok_or(Errno::STALE)?;
         self.links.iter().try_for_each(|link| self.exchange(link))
     }
 
+    fn open(&self, dir: &CStr) -> Result<OwnedFd, Errno> {
+        confined::open_dir(self.layer.as_fd(), dir.to_bytes())
+    }
+
     fn exchange(&self, link: &Link) -> Result<(), Errno> {
-        let dir = confined::open_dir(self.layer.as_fd(), link.dir.to_bytes())?;
-        confined::keeping_times(dir.as_fd(), || {
-            rustix::fs::renameat_with(&self.work, &link.staged, &dir, &link.name, RenameFlags::EXCHANGE)
-        })
+        let dir = self.open(&link.dir)?;
+        rustix::fs::renameat_with(&self.work, &link.staged, &dir, &link.name, RenameFlags::EXCHANGE)?;
+        set_times_of(dir.as_fd(), &link.times)
     }
 
     /// The file's name in the work directory.
@@ -187,7 +193,7 @@ mod tests {
             let scene = scene();
             let before = numbers(scene.path());
             let mut paths = ALL;
-            paths[wrong] = ("missing", "name");
+            paths[wrong].1 = "missing";
             assert_eq!(take(scene.path(), &paths).err(), Some(Errno::NOENT));
             assert_eq!(numbers(scene.path()), before, "name {wrong}");
             assert_eq!(staged(scene.path()), ["copy"]);
