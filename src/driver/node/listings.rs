@@ -275,11 +275,12 @@ impl NodeTable {
         });
     }
 
-    /// Drops the listings of a directory that are older than `most_age`: a lower layer may have changed since.
+    /// Drops the listings of a directory that are older than `most_age`: a lower layer may have changed since. A directory that is
+    /// only in the upper changes through the mount alone, so its listing stays.
     pub fn drop_outdated_listings(&self, node: &Node, most_age: Duration) {
         let Some(dir) = node.dir() else { return };
-        let listings = &mut dir.state.lock().listings;
-        if !listings.are_recent(Some(most_age)) {
+        let DirState { lowers, listings, .. } = &mut *dir.state.lock();
+        if !lowers.is_empty() && !listings.are_recent(Some(most_age)) {
             let before = listings.memory();
             (listings.lower, listings.merged) = (None, None);
             self.budget.settle(before, 0);
@@ -426,6 +427,20 @@ mod tests {
 
     fn has_listing(table: &NodeTable, node: &NodeRef) -> bool {
         table.merged_listing(&NamesRead::lock(&mut Turn::begin(), node).expect("a directory"), true).is_some()
+    }
+
+    /// With `timeout=`, only directories with lower parts are listed anew.
+    #[test]
+    fn a_directory_of_the_upper_keeps_its_listing() {
+        let (table, root) = table(usize::MAX);
+        let [upper, merged] = [0, 1].map(|n| add(&table, &root, n));
+        let part = crate::union::layer::LowerRef::root(LayerId::LOWEST, false, None);
+        table.replace_lowers(&merged, vec![part]);
+        for node in [&upper, &merged] {
+            keep(&table, node, listing());
+            table.drop_outdated_listings(node, Duration::ZERO);
+        }
+        assert_eq!((has_listing(&table, &upper), has_listing(&table, &merged)), (true, false));
     }
 
     #[test]
