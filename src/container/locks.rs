@@ -1,9 +1,11 @@
 //! Locks on a container's directory: one to run it, one to change it.
 
 use std::fs::File;
+use std::io;
 use std::path::Path;
 
 use rustix::fs::{FlockOperation, flock, fstat};
+use rustix::io::Errno;
 
 use super::Container;
 use crate::image::{ImageError, IoContext, Result};
@@ -48,10 +50,11 @@ impl RunLock {
     }
 }
 
-/// Held while a container is mounted, unmounted, read or removed.
+/// Held while a container is mounted, unmounted, read or removed, or while another one that uses its volumes, or a named volume,
+/// is made.
 #[derive(Debug)]
 pub struct ChangeLock {
-    pub(super) _lock: DirLock,
+    _lock: DirLock,
 }
 
 /// Takes the lock on a directory if it is free.
@@ -59,4 +62,21 @@ pub(super) fn lock_dir(path: &Path) -> Result<DirLock> {
     let file = File::open(path).at(path)?;
     retry_interrupted(|| flock(&file, FlockOperation::NonBlockingLockExclusive)).at(path)?;
     Ok(DirLock(Some(file)))
+}
+
+/// Waits for the lock on the directory `path`. `None` if there is no such directory, or its previous holder has removed it.
+pub(super) fn lock_existing(path: &Path, operation: FlockOperation) -> Result<Option<ChangeLock>> {
+    let file = match File::open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        file => file.at(path)?,
+    };
+    retry_interrupted(|| flock(&file, operation)).at(path)?;
+    let locked = fstat(&file).at(path)?;
+    match rustix::fs::stat(path) {
+        Ok(there) if (there.st_dev, there.st_ino) == (locked.st_dev, locked.st_ino) => {
+            Ok(Some(ChangeLock { _lock: DirLock(Some(file)) }))
+        }
+        Ok(_) | Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
+        Err(error) => Err(error).at(path),
+    }
 }

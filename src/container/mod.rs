@@ -46,11 +46,11 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, FlockOperation, Mode, OFlags, RenameFlags, flock, fstat, open, renameat_with};
+use rustix::fs::{CWD, FlockOperation, Mode, OFlags, RenameFlags, open, renameat_with};
 use rustix::io::Errno;
 
 use self::bundle::RunOptions;
-use self::locks::{DirLock, lock_dir};
+use self::locks::lock_dir;
 use self::naming::{Naming, check_name, may_be_id, names, new_id};
 use crate::confined;
 use crate::image::config::ImageConfig;
@@ -59,7 +59,7 @@ use crate::image::files::{make_dir, sync_dir};
 use crate::image::time::Timestamp;
 use crate::image::{ImageError, IoContext, Result, nearest, spec};
 use crate::marks::Namespace;
-use crate::store::{Image, Store, StoredLayer, replace_file, retry_interrupted};
+use crate::store::{Image, Store, StoredLayer, replace_file};
 
 pub use damaged::Damaged;
 pub use finish::finish;
@@ -407,22 +407,8 @@ impl Container {
 
     /// The lock is on a directory that nothing else locks; the driver locks `upper`.
     fn change_lock(&self, operation: FlockOperation) -> Result<ChangeLock> {
-        let path = self.dir.join("empty");
-        let gone = || ImageError::NoSuchContainer { name: self.name.clone(), near: None };
-        let file = match File::open(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(gone()),
-            file => file.at(&path)?,
-        };
-        retry_interrupted(|| flock(&file, operation)).at(&path)?;
-        // The previous holder of the lock may have removed it.
-        let locked = fstat(&file).at(&path)?;
-        match rustix::fs::stat(&path) {
-            Ok(there) if (there.st_dev, there.st_ino) == (locked.st_dev, locked.st_ino) => {
-                Ok(ChangeLock { _lock: DirLock(Some(file)) })
-            }
-            Ok(_) | Err(Errno::NOENT | Errno::NOTDIR) => Err(gone()),
-            Err(error) => Err(error).at(&path),
-        }
+        locks::lock_existing(&self.dir.join("empty"), operation)?
+            .ok_or_else(|| ImageError::NoSuchContainer { name: self.name.clone(), near: None })
     }
 
     fn save_record(&self) -> Result<()> {

@@ -10,11 +10,12 @@ use std::fs;
 use std::io::ErrorKind;
 use std::path::PathBuf;
 
-use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::fs::{CWD, FlockOperation, RenameFlags, renameat_with};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::Container;
+use super::locks::{ChangeLock, lock_existing};
 use super::naming::check_name;
 use crate::image::files::{make_dir, remove_tree, sync_dir};
 use crate::image::time::Timestamp;
@@ -59,15 +60,19 @@ impl NamedVolume {
     /// # Errors
     /// When there is none.
     pub fn open(store: &Store, name: &str) -> Result<Self> {
+        Self::find(store, name)?.ok_or_else(|| ImageError::refused(name, "no such volume"))
+    }
+
+    fn find(store: &Store, name: &str) -> Result<Option<Self>> {
         let dir = dir_of(store, name)?;
         let path = dir.join("volume.json");
         match fs::read(&path) {
             Ok(bytes) => {
                 let record: Record = spec::parse(&path.display().to_string(), &bytes)?;
                 let Record { created, labels } = record;
-                Ok(Self { name: name.to_owned(), created, labels, mountpoint: dir.join("_data") })
+                Ok(Some(Self { name: name.to_owned(), created, labels, mountpoint: dir.join("_data") }))
             }
-            Err(error) if error.kind() == ErrorKind::NotFound => Err(ImageError::refused(name, "no such volume")),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error).at(path),
         }
     }
@@ -87,15 +92,35 @@ impl NamedVolume {
         let path = stage.path().join("volume.json");
         fs::write(&path, spec::serialize("volume.json", &record)?).at(&path)?;
         sync_dir(stage.path())?;
-        match renameat_with(CWD, stage.path(), CWD, &dir, RenameFlags::NOREPLACE) {
-            Ok(()) => {
-                drop(stage.keep());
-                sync_dir(&parent)?;
+        loop {
+            match renameat_with(CWD, stage.path(), CWD, &dir, RenameFlags::NOREPLACE) {
+                Ok(()) => {
+                    drop(stage.keep());
+                    sync_dir(&parent)?;
+                    return Self::open(store, name);
+                }
+                Err(Errno::EXIST) => {
+                    if let Some(volume) = Self::find(store, name)? {
+                        return Ok(volume);
+                    }
+                    // It was removed meanwhile.
+                }
+                Err(error) => return Err(error).at(&dir),
             }
-            Err(Errno::EXIST) => {}
-            Err(error) => return Err(error).at(&dir),
         }
-        Self::open(store, name)
+    }
+
+    /// As [`create`](Self::create), and keeps the volume from being removed until a container that uses it exists.
+    ///
+    /// # Errors
+    /// As [`create`](Self::create).
+    pub fn hold(store: &Store, name: &str) -> Result<(Self, ChangeLock)> {
+        loop {
+            let volume = Self::create(store, name, &BTreeMap::new())?;
+            if let Some(lock) = lock_existing(&dir_of(store, name)?, FlockOperation::LockShared)? {
+                return Ok((volume, lock));
+            }
+        }
     }
 
     /// Makes a volume with a generated name.
@@ -142,11 +167,14 @@ impl NamedVolume {
     /// # Errors
     /// When a container uses it.
     pub fn remove(self, store: &Store) -> Result<()> {
+        let (dir, tmp) = (dir_of(store, &self.name)?, store.root().join("tmp"));
+        // A container that is being made holds it.
+        let _held = lock_existing(&dir, FlockOperation::LockExclusive)?
+            .ok_or_else(|| ImageError::refused(&self.name, "no such volume"))?;
         if let Some(user) = self.users(store)?.first() {
             return Err(ImageError::refused(self.name, format!("container {user} uses it; remove that first")));
         }
         let _lock = store.lock_shared()?;
-        let (dir, tmp) = (dir_of(store, &self.name)?, store.root().join("tmp"));
         let doomed = tempfile::Builder::new().prefix("removed-").tempdir_in(&tmp).at(&tmp)?;
         let inside = doomed.path().join("volume");
         fs::rename(&dir, &inside).at(&dir)?;

@@ -1,6 +1,9 @@
 //! Options of `run`: storage, privileges and limits of a container.
 
 use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -203,6 +206,22 @@ fn streams_and_logs_as_asked() {
     world.ok(&["rm", "c"]);
 }
 
+/// Makes the container `z` slowly. As soon as `place` is there, `removal` is tried: it is refused.
+fn while_it_is_made(world: &World, options: &[&str], place: &Path, removal: &[&str]) {
+    let slowly = world.command(&[&["create", "--name", "z"], options, &["tool:1", "true"]].concat());
+    let mut traced = Command::new("strace");
+    traced.args(["-f", "-qqq", "-o", "/dev/null", "--trace=/^rename", "--inject=/^rename:delay_enter=500000"]);
+    traced.env("STRATA_DRIVER", world.driver);
+    let mut user = traced.arg(slowly.get_program()).args(slowly.get_args()).stdout(Stdio::null()).spawn().unwrap();
+    while !place.exists() {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    std::thread::sleep(Duration::from_millis(200));
+    assert_eq!(world.run(removal).status.code(), Some(1), "{removal:?}");
+    assert!(user.wait().unwrap().success());
+    world.ok(&["rm", "z"]);
+}
+
 #[test]
 fn volumes_of_another_container() {
     let Some(world) = world() else { return };
@@ -227,6 +246,13 @@ fn volumes_of_another_container() {
     assert_eq!((output.status.code(), message.lines().count()), (Some(1), 1), "{message}");
     assert!(message.ends_with("a: container z uses its volumes (--volumes-from); remove that first\n"), "{message}");
     world.ok(&["rm", "z", "a"]);
+    // So it is, and so are named volumes, while the new container is being made.
+    world.ok(&["create", "--name", "a", "-v", "/own", "tool:1", "true"]);
+    let own = world.root().join("containers/a/volumes/0");
+    while_it_is_made(&world, &["--volumes-from", "a"], &own, &["rm", "a"]);
+    while_it_is_made(&world, &["-v", "held:/v"], &world.root().join("volumes/held"), &["volume", "rm", "held"]);
+    world.ok(&["rm", "a"]);
+    world.ok(&["volume", "rm", "held"]);
     for names in [["a", "z"], ["z", "a"]] {
         make(names);
         world.ok(&["rm", "-a"]);

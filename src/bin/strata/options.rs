@@ -6,7 +6,6 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
-use stratafs::container::Container;
 use stratafs::container::bundle::{Network, RunOptions, Volume};
 use stratafs::container::devices::is_known;
 use stratafs::container::limits::Limits;
@@ -14,6 +13,7 @@ use stratafs::container::named::NamedVolume;
 use stratafs::container::network::Port;
 use stratafs::container::privileges::Privileges;
 use stratafs::container::rootless;
+use stratafs::container::{ChangeLock, Container};
 use stratafs::image::config::is_signal;
 use stratafs::store::Store;
 
@@ -22,8 +22,14 @@ use super::args::{
 };
 use super::output::{parse_size, tell};
 
-/// The options for a run. Named volumes are made. `rootless`: a user without privileges makes the container.
-pub fn options_of(store: &Store, args: &ContainerArgs, command: Vec<String>, rootless: bool) -> Result<RunOptions> {
+/// The options for a run. Named volumes are made, and kept by the locks, which must be held until the container exists. `rootless`: a
+/// user without privileges makes the container.
+pub fn options_of(
+    store: &Store,
+    args: &ContainerArgs,
+    command: Vec<String>,
+    rootless: bool,
+) -> Result<(RunOptions, Vec<ChangeLock>)> {
     refuse(args)?;
     let keep_id = kept_ids(&args.privileges, rootless)?;
     let mut options = RunOptions {
@@ -83,13 +89,16 @@ pub fn options_of(store: &Store, args: &ContainerArgs, command: Vec<String>, roo
             bail!("--tmpfs {word}: an absolute path, and not the whole file system");
         }
     }
+    let mut kept = Vec::new();
     for volume in &mut options.volumes {
         if let Some(name) = &volume.volume {
-            volume.source = NamedVolume::create(store, name, &BTreeMap::new())?.mountpoint;
+            let (found, lock) = NamedVolume::hold(store, name)?;
+            volume.source = found.mountpoint;
+            kept.push(lock);
         }
     }
     options.settle_environment();
-    Ok(options)
+    Ok((options, kept))
 }
 
 /// `--storage-opt size=BYTES`
@@ -115,14 +124,29 @@ fn sysctls(args: &ContainerArgs) -> Vec<String> {
     args.privileges.sysctl.iter().cloned().chain(domain).collect()
 }
 
+fn owner_of_volumes(store: &Store, word: &str) -> Result<Container> {
+    let name = word.split(':').next().unwrap_or_default();
+    Container::open(store, name).map_err(|error| anyhow!("--volumes-from {error}"))
+}
+
+/// Keeps the containers of `--volumes-from` from being removed until the container that uses their volumes exists: from then on
+/// their removal is refused.
+pub fn keep_owners_of_volumes(store: &Store, args: &ContainerArgs) -> Result<Vec<ChangeLock>> {
+    let lock = |word: &String| {
+        let lock = owner_of_volumes(store, word)?.lock_for_reading();
+        lock.map_err(|error| anyhow!("--volumes-from {error}"))
+    };
+    args.storage.volumes_from.iter().map(lock).collect()
+}
+
 /// Adds the volumes of another container (`--volumes-from CONTAINER[:ro]`), except where there is one already.
 fn add_volumes_of(store: &Store, options: &mut RunOptions, word: &str) -> Result<()> {
-    let (name, read_only) = match word.split_once(':') {
-        None | Some((_, "rw" | "z" | "Z")) => (word.split(':').next().unwrap_or_default(), false),
-        Some((name, "ro")) => (name, true),
+    let read_only = match word.split_once(':') {
+        None | Some((_, "rw" | "z" | "Z")) => false,
+        Some((_, "ro")) => true,
         Some(_) => bail!("--volumes-from {word}: reads CONTAINER[:ro]"),
     };
-    let other = Container::open(store, name).map_err(|error| anyhow!("--volumes-from {error}"))?;
+    let other = owner_of_volumes(store, word)?;
     let own = other.own_volumes(store).map_err(|error| anyhow!("--volumes-from {error}"))?;
     for volume in other.record.options.volumes.iter().cloned().chain(own) {
         if !options.volumes.iter().any(|known| known.destination == volume.destination) {

@@ -21,7 +21,7 @@ use stratafs::sys::session::start_in_new_session;
 
 use super::args::{Attach, AttachArgs, ContainerArgs, Create, Exec, PullArg, Rm, Run, Start, StreamArg, Supervise};
 use super::lifecycle::settle;
-use super::options::{environment, options_of};
+use super::options::{environment, keep_owners_of_volumes, options_of};
 use super::output::{each, print_line, tell};
 use super::registry::fetch;
 
@@ -185,13 +185,15 @@ fn create_container<'s>(store: &'s Store, args: ContainerArgs) -> Result<Stay<'s
     if let Some(Err(reason)) = image.config.platform().map(|platform| platform.check_runs_here()) {
         return Err(ImageError::CannotRun { program: name, reason, missing: false }.into());
     }
-    let options = options_of(store, &args, command, rootless)?;
+    let (options, mut kept) = options_of(store, &args, command, rootless)?;
     if let Some(file) = args.keep.cidfile.as_ref().filter(|file| file.exists()) {
         bail!("{}: is there already; remove it first", file.display());
     }
     if let (true, Some(name)) = (args.keep.replace, &args.name) {
         replace(store, name)?;
     }
+    // A container that is replaced could not be removed before.
+    kept.extend(keep_owners_of_volumes(store, &args)?);
     let create = CreateOptions {
         name: args.name,
         image_name: name,
@@ -207,6 +209,7 @@ fn create_container<'s>(store: &'s Store, args: ContainerArgs) -> Result<Stay<'s
         ImageError::Malformed { .. } => anyhow!("--name {error}"),
         error => error.into(),
     })?;
+    drop(kept);
     if let Some(file) = &args.keep.cidfile {
         std::fs::write(file, &container.record.id).with_context(|| file.display().to_string())?;
     }
