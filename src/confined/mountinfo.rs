@@ -103,6 +103,15 @@ mod tests {
     }
 
     #[test]
+    fn lines_that_are_cut_off_are_left_out() {
+        let table = b"36 22 0:39 / /m rw,nodev - fuse.stratafs a rw\n37 22 0:40 / /with\\040space\\134 rw - ext4 b rw";
+        for length in 0..table.len() {
+            let found: Vec<u64> = parse(&table[..length]).map(|mount| mount.id).collect();
+            assert!([36, 37].starts_with(&found), "{length}: {found:?}");
+        }
+    }
+
+    #[test]
     fn own_table() {
         let table = std::fs::read(OWN).expect("the table");
         let lines = table.split(|&byte| byte == b'\n').filter(|line| !line.is_empty()).count();
