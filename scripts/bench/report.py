@@ -110,7 +110,7 @@ def circumstances(results):
     versions = ", ".join(f"{name} {number}" for name, number in results["versions"].items())
     counts = {len(c["values"]) for row in results["rows"].values() for c in row["drivers"].values() if c.get("values")}
     rounds = "1" if not counts else f"{min(counts)} to {max(counts)}" if len(counts) > 1 else str(max(counts))
-    return f"{results['machine']}; {rounds} rounds, medians; {results['date']}; {versions}."
+    return f"{results['machine']}; {rounds} {'round' if rounds == '1' else 'rounds, medians'}; {results['date']}; {versions}."
 
 
 def inventories(results):

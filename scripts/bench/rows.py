@@ -231,7 +231,7 @@ def entries_walk(count):
 # The kind of curve, and the number on its axis.
 CURVES = {
     "layers": [
-        Row(f"layers-{count}", f"walk cold, {count} layers", f"layers{count}", "{ops} walk .", layers_walk(count))
+        Row(f"layers-{count}", f"walk cold, {count} layer{'s' if count > 1 else ''}", f"layers{count}", "{ops} walk .", layers_walk(count))
         for count in trees.LAYER_COUNTS
     ],
     "entries": [
